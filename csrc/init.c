@@ -1,0 +1,787 @@
+/*
+ * nsrun-init becomes: it executes phase 4 of a plan inside the pod's namespaces and turns into the
+ * member (or into pause).
+ *
+ *   nsrun-init PLAN CHANNEL      PLAN: a descriptor of the encoded steps; CHANNEL: a SOCK_SEQPACKET to nsrun
+ *
+ * Theory of operation.  nsrun (Python, on the host) has turned everything that lives on the host into
+ * descriptors: mounts that are attached nowhere, pidfds, the cgroup.  It has also joined the net, IPC,
+ * UTS and PID namespaces before it cloned us.  We run the steps in order.  No step takes a path of the
+ * host: paths are resolved by the kernel inside the new root (openat2, RESOLVE_IN_ROOT), or in pause's
+ * own tiny root.  There is no malloc, no library, no environment; a step either succeeds or ends the
+ * program with one record that says which step, which errno, and which path.
+ *
+ *   nsrun-init → nsrun   {'E', step, errno, detail}   a step failed; exit 125 follows
+ *                        {'W'}                        all but exec is done; waiting
+ *                        end of file                  exec succeeded (or pause holds and says 'R' first)
+ *   nsrun → nsrun-init   'G'                          the note is written: exec
+ *                        end of file                  nsrun died: exit, leave nothing
+ *
+ * Before exec, privileged, in the pod: every step.  From `user` on, unprivileged: cwd, exec.
+ */
+#include "sys.h"
+
+#include <asm/ioctls.h>
+#include <asm/signal.h>
+#include <linux/capability.h>
+#include <linux/close_range.h>
+#include <linux/fcntl.h>
+#include <linux/keyctl.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/prctl.h>
+#include <linux/resource.h>
+#include <linux/sched.h>
+#include <linux/securebits.h>
+#include <linux/socket.h>
+#include <linux/sockios.h>
+#include <linux/stat.h>
+
+#ifndef S_IFMT
+#define S_IFMT  0170000
+#define S_IFDIR 0040000
+#define S_IFCHR 0020000
+#endif
+#ifndef AT_EMPTY_PATH
+#define AT_EMPTY_PATH 0x1000
+#endif
+#define AT_RECURSIVE_ 0x8000
+#define MAX_STRINGS 8192 /* of argv, of envp */
+#define MAX_DEVICES 16
+#define PATH_MAX_   4096
+
+struct arg {
+	const char *s;
+	long i;
+	uint32_t len;
+};
+
+static int channel;        /* to nsrun */
+static int root_fd = -1;   /* the new root, until and after pivot_root */
+static uint32_t step_no;   /* the step at work, counted from 0 */
+static char detail[512];   /* what the failing step was touching */
+static const char *strings[2][MAX_STRINGS + 1];
+
+/* ---- reporting ---------------------------------------------------------------------------------- */
+
+struct record {
+	uint32_t kind, step;
+	int32_t err;
+	char detail[512];
+};
+
+static void report(char kind, long err)
+{
+	struct record r = {.kind = (uint32_t)kind, .step = step_no, .err = (int32_t)-err};
+	memcpy(r.detail, detail, sizeof detail);
+	SYS3(write, channel, &r, offsetof(struct record, detail) + str_len(detail));
+}
+
+static void about(const char *text)
+{
+	size_t n = str_len(text);
+	if (n > sizeof detail - 1)
+		n = sizeof detail - 1;
+	memcpy(detail, text, n);
+	detail[n] = 0;
+}
+
+#define TRY(expr)                   \
+	({                              \
+		long r_ = (expr);           \
+		if (r_ < 0)                 \
+			return r_;              \
+		r_;                         \
+	})
+
+/* ---- paths: one resolver (threats R1) ------------------------------------------------------------ */
+
+static long open_in(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
+{
+	struct open_how how = {.flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve};
+	about(path);
+	return SYS4(openat2, dir, path, &how, sizeof how);
+}
+
+#define IN_ROOT (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+/* Targets that the user or the spec names must not pass a symlink: what is mounted would land elsewhere. */
+#define STRICT  (RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+
+static long kind_of(int fd)
+{
+	struct statx st;
+	TRY(SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &st));
+	return st.stx_mode & S_IFMT;
+}
+
+/*
+ * Opens `path` inside the root, making what is missing: directories 0755, and the last component a
+ * directory or an empty file.  A dangling symlink as last component is followed by hand, inside the root.
+ */
+static long open_or_make(const char *path, int want_dir, uint64_t resolve, int depth)
+{
+	char part[PATH_MAX_];
+	size_t n = str_len(path), i = 0;
+	long parent, fd = open_in(root_fd, path, O_PATH, 0, resolve);
+
+	if (fd != -ENOENT)
+		return fd;
+	if (n >= sizeof part)
+		return -ENAMETOOLONG;
+	if (depth > 8)
+		return -ELOOP;
+	parent = TRY(open_in(root_fd, "/", O_PATH | O_DIRECTORY, 0, IN_ROOT));
+	while (i < n) {
+		size_t start, last;
+		while (path[i] == '/')
+			i++;
+		if (!path[i])
+			break;
+		start = i;
+		while (path[i] && path[i] != '/')
+			i++;
+		memcpy(part, path, i);
+		part[i] = 0;
+		for (last = i; path[last] == '/'; last++)
+			;
+		last = !path[last];
+		fd = open_in(root_fd, part, O_PATH, 0, resolve);
+		if (fd == -ENOENT) {
+			if (str_eq(part + start, "..") || str_eq(part + start, "."))
+				return -EINVAL;
+			if (!last || want_dir)
+				fd = SYS3(mkdirat, parent, part + start, 0755);
+			else {
+				fd = SYS4(openat, parent, part + start, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0644);
+				if (fd >= 0)
+					SYS1(close, fd), fd = 0;
+			}
+			if (fd == -EEXIST && last && resolve == IN_ROOT) {
+				/* a symlink to nothing: make what it names */
+				char link[PATH_MAX_];
+				size_t at = 0;
+				long got = TRY(SYS4(readlinkat, parent, part + start, link, sizeof link - 1));
+				link[got] = 0;
+				if (link[0] != '/')
+					at = start;
+				if (at + (size_t)got >= sizeof part)
+					return -ENAMETOOLONG;
+				memcpy(part + at, link, (size_t)got + 1);
+				SYS1(close, parent);
+				return open_or_make(part, want_dir, resolve, depth + 1);
+			}
+			if (fd < 0)
+				return fd;
+			fd = open_in((int)parent, part + start, O_PATH | O_NOFOLLOW, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
+		}
+		if (fd < 0)
+			return fd;
+		SYS1(close, parent);
+		parent = fd;
+	}
+	return parent;
+}
+
+/* Mounts the detached `tree` on `target` inside the root. */
+static long attach(int tree, const char *target, uint64_t resolve)
+{
+	long kind = TRY(kind_of(tree)), r;
+	long at = TRY(open_or_make(target, kind == S_IFDIR, resolve, 0));
+	r = kind_of((int)at);
+	if (r >= 0 && (r == S_IFDIR) != (kind == S_IFDIR))
+		r = kind == S_IFDIR ? -ENOTDIR : -EISDIR;
+	if (r >= 0)
+		r = SYS5(move_mount, tree, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+	SYS1(close, at);
+	return r;
+}
+
+/* fsopen … fsmount with options "a=b,c": a new, detached mount of a file system. */
+static long new_mount(const char *type, const char *options, unsigned attrs)
+{
+	char opt[1024], *p = opt;
+	long fs, mnt;
+
+	if (str_len(options) >= sizeof opt)
+		return -ENAMETOOLONG;
+	put_str(opt, options)[0] = 0;
+	fs = TRY(SYS2(fsopen, type, FSOPEN_CLOEXEC));
+	TRY(SYS5(fsconfig, fs, FSCONFIG_SET_STRING, "source", type, 0));
+	while (*p) {
+		char *key = p, *value = NULL;
+		for (; *p && *p != ','; p++)
+			if (*p == '=' && !value)
+				*p = 0, value = p + 1;
+		if (*p)
+			*p++ = 0;
+		about(key);
+		TRY(value ? SYS5(fsconfig, fs, FSCONFIG_SET_STRING, key, value, 0)
+		          : SYS5(fsconfig, fs, FSCONFIG_SET_FLAG, key, NULL, 0));
+	}
+	about(type);
+	TRY(SYS5(fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0));
+	mnt = SYS3(fsmount, fs, FSMOUNT_CLOEXEC, attrs);
+	SYS1(close, fs);
+	return mnt;
+}
+
+static long set_attr(int fd, const char *path, unsigned flags, uint64_t set)
+{
+	struct mount_attr attr = {.attr_set = set};
+	return SYS5(mount_setattr, fd, path, flags, &attr, sizeof attr);
+}
+
+/* ---- the steps ----------------------------------------------------------------------------------- */
+
+/* Writing "0" to cgroup.procs moves the writer; the descriptor was opened on the host. */
+static long op_cgroup(struct arg *a)
+{
+	return SYS3(write, a[0].i, "0\n", 2);
+}
+
+static long op_setns(struct arg *a)
+{
+	return SYS2(setns, a[0].i, a[1].i);
+}
+
+static long op_unshare(struct arg *a)
+{
+	return SYS1(unshare, a[0].i);
+}
+
+static long op_private(struct arg *a)
+{
+	(void)a;
+	about("/");
+	return SYS5(mount, NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+}
+
+/* The new root: a detached mount, attached at a directory of the mount namespace we are in. */
+static long op_root(struct arg *a)
+{
+	about(a[1].s);
+	root_fd = (int)a[0].i;
+	return SYS5(move_mount, root_fd, "", AT_FDCWD, a[1].s, MOVE_MOUNT_F_EMPTY_PATH);
+}
+
+static long op_tmproot(struct arg *a)
+{
+	struct arg at[2] = {{.i = TRY(new_mount("tmpfs", a[0].s, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV))}, a[1]};
+	return op_root(at);
+}
+
+static long op_mount(struct arg *a)
+{
+	long mnt = TRY(new_mount(a[0].s, a[2].s, (unsigned)a[3].i)), r;
+	r = attach((int)mnt, a[1].s, STRICT);
+	SYS1(close, mnt);
+	return r;
+}
+
+/* A tree that nsrun opened on the host (a volume). */
+static long op_tree(struct arg *a)
+{
+	return attach((int)a[0].i, a[1].s, a[2].i ? STRICT : IN_ROOT);
+}
+
+/* A tree of pause's own root: /dev/shm, /etc/hosts, … */
+static long op_podtree(struct arg *a)
+{
+	long tree, r;
+	about(a[0].s);
+	tree = TRY(SYS3(open_tree, AT_FDCWD, a[0].s, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
+	r = a[2].i ? set_attr((int)tree, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY) : 0;
+	if (r >= 0)
+		r = attach((int)tree, a[1].s, IN_ROOT);
+	SYS1(close, tree);
+	return r;
+}
+
+static long op_mkdir(struct arg *a)
+{
+	long fd = TRY(open_or_make(a[0].s, 1, IN_ROOT, 0)), kind = kind_of((int)fd);
+	SYS1(close, fd);
+	return kind == S_IFDIR ? 0 : -ENOTDIR;
+}
+
+static long op_file(struct arg *a)
+{
+	long fd = TRY(open_in(root_fd, a[0].s, O_CREAT | O_EXCL | O_WRONLY, 0644, STRICT));
+	long r = SYS3(write, fd, a[1].s, str_len(a[1].s));
+	SYS1(close, fd);
+	return r;
+}
+
+static long op_symlink(struct arg *a)
+{
+	const char *rel = a[1].s;
+	while (*rel == '/')
+		rel++;
+	about(a[1].s);
+	/* only used below the fresh tmpfs of /dev: no component of rel is the image's */
+	return SYS3(symlinkat, a[0].s, root_fd, rel);
+}
+
+/*
+ * A fresh /dev.  The tmpfs is nodev, so a member with CAP_MKNOD can make nodes but never open one;
+ * the few real nodes are bind mounts of themselves, taken before the tmpfs was made nodev.
+ */
+static long op_dev(struct arg *a)
+{
+	long dev = TRY(new_mount("tmpfs", "mode=755,size=64k", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC));
+	long node[MAX_DEVICES];
+	const char *name[MAX_DEVICES], *p = a[1].s, *end = a[1].s + a[1].len;
+	int n = 0;
+
+	for (; p < end && n < MAX_DEVICES; n++) {
+		unsigned long major, minor;
+		name[n] = p;
+		p += str_len(p) + 1;
+		if (p >= end)
+			return -EINVAL;
+		major = (unsigned long)str_num(p, 0), p += str_len(p) + 1;
+		if (p >= end)
+			return -EINVAL;
+		minor = (unsigned long)str_num(p, 0), p += str_len(p) + 1;
+		about(name[n]);
+		TRY(SYS4(mknodat, dev, name[n], S_IFCHR | 0666, (major << 8) | minor));
+		node[n] = TRY(SYS3(open_tree, dev, name[n], OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
+	}
+	TRY(set_attr((int)dev, "", AT_EMPTY_PATH, MOUNT_ATTR_NODEV));
+	TRY(attach((int)dev, a[0].s, STRICT));
+	for (int i = 0; i < n; i++) {
+		about(name[i]);
+		TRY(SYS5(move_mount, node[i], "", dev, name[i], MOVE_MOUNT_F_EMPTY_PATH));
+		SYS1(close, node[i]);
+	}
+	SYS1(close, dev);
+	return 0;
+}
+
+/* Hide a path: a directory under an empty read-only tmpfs, a file under the null device. */
+static long op_mask(struct arg *a)
+{
+	long tree, r, at = open_in(root_fd, a[0].s, O_PATH, 0, STRICT);
+	if (at == -ENOENT)
+		return 0;
+	TRY(at);
+	if (TRY(kind_of((int)at)) == S_IFDIR) {
+		tree = TRY(new_mount("tmpfs", "size=0k,mode=0555,nr_inodes=2", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID));
+	} else {
+		struct statx st;
+		tree = TRY(open_in(root_fd, "/dev/null", O_PATH, 0, STRICT));
+		TRY(SYS5(statx, tree, "", AT_EMPTY_PATH, STATX_TYPE, &st));
+		if ((st.stx_mode & S_IFMT) != S_IFCHR || st.stx_rdev_major != 1 || st.stx_rdev_minor != 3)
+			return -EINVAL; /* not the null device: CVE-2025-31133 */
+		r = SYS3(open_tree, tree, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+		SYS1(close, tree);
+		tree = TRY(r);
+	}
+	about(a[0].s);
+	r = SYS5(move_mount, tree, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+	SYS1(close, tree);
+	SYS1(close, at);
+	return r;
+}
+
+static long op_readonly(struct arg *a)
+{
+	long tree, r, at = open_in(root_fd, a[0].s, O_PATH, 0, STRICT);
+	if (at == -ENOENT)
+		return 0;
+	TRY(at);
+	tree = TRY(SYS3(open_tree, at, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE_));
+	TRY(set_attr((int)tree, "", AT_EMPTY_PATH | AT_RECURSIVE_, MOUNT_ATTR_RDONLY));
+	r = SYS5(move_mount, tree, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+	SYS1(close, tree);
+	SYS1(close, at);
+	return r;
+}
+
+/* pivot_root(2): "." onto "." stacks the old root above the new one, then lets it go. */
+static long op_pivot(struct arg *a)
+{
+	(void)a;
+	TRY(SYS1(fchdir, root_fd));
+	TRY(SYS2(pivot_root, ".", "."));
+	TRY(SYS2(umount2, ".", 2 /* MNT_DETACH */));
+	return SYS1(chdir, "/");
+}
+
+static long op_rootro(struct arg *a)
+{
+	(void)a;
+	return set_attr(root_fd, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY);
+}
+
+static long op_hostname(struct arg *a)
+{
+	about(a[0].s);
+	return SYS2(sethostname, a[0].s, str_len(a[0].s));
+}
+
+/* A value below our own fresh /proc: a sysctl, oom_score_adj.  An optional one may be refused. */
+static long op_write(struct arg *a)
+{
+	long r, fd = open_in(root_fd, a[0].s, O_WRONLY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+	if (fd >= 0) {
+		r = SYS3(write, fd, a[1].s, str_len(a[1].s));
+		SYS1(close, fd);
+		fd = r;
+	}
+	return a[2].i && fd < 0 ? 0 : fd;
+}
+
+static long op_rlimit(struct arg *a)
+{
+	struct rlimit64 lim = {.rlim_cur = (uint64_t)a[1].i, .rlim_max = (uint64_t)a[2].i};
+	return SYS4(prlimit64, 0, a[0].i, &lim, NULL);
+}
+
+static long op_loopback(struct arg *a)
+{
+	struct { /* struct ifreq; <linux/if.h> would pull libc's headers in */
+		char name[16];
+		short flags;
+		char rest[22];
+	} ifr = {.name = "lo"};
+	long r, s = TRY(SYS3(socket, 2 /* AF_INET */, 2 | 02000000 /* SOCK_DGRAM|SOCK_CLOEXEC */, 0));
+	(void)a;
+	r = SYS3(ioctl, s, SIOCGIFFLAGS, &ifr);
+	if (r >= 0) {
+		ifr.flags |= 1; /* IFF_UP */
+		r = SYS3(ioctl, s, SIOCSIFFLAGS, &ifr);
+	}
+	SYS1(close, s);
+	return r;
+}
+
+/* A session of its own, so that no TIOCSTI reaches the caller's terminal; with one, it is controlling. */
+static long op_session(struct arg *a)
+{
+	long r = SYS0(setsid);
+	if (r < 0 && r != -EPERM)
+		return r;
+	return a[0].i ? SYS3(ioctl, 0, TIOCSCTTY, 1) : 0;
+}
+
+static long op_keyring(struct arg *a)
+{
+	long r = SYS2(keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
+	(void)a;
+	return r == -ENOSYS || r == -EPERM ? 0 : r;
+}
+
+/* Ids last, groups first; bounding set before either, because dropping it needs CAP_SETPCAP. */
+static long op_user(struct arg *a)
+{
+	uint32_t groups[256];
+	int n = 0;
+	const char *p = a[2].s, *end = a[2].s + a[2].len;
+	uint64_t keep = (uint64_t)a[3].i;
+
+	for (int cap = 0; cap < 64; cap++) {
+		long has = SYS5(prctl, PR_CAPBSET_READ, cap, 0, 0, 0);
+		if (has < 0)
+			break;
+		if (has && !(keep >> cap & 1))
+			TRY(SYS5(prctl, PR_CAPBSET_DROP, cap, 0, 0, 0));
+	}
+	for (; p < end && n < 256; p += str_len(p) + 1)
+		groups[n++] = (uint32_t)str_num(p, 65534);
+	TRY(SYS2(setgroups, n, groups));
+	TRY(SYS5(prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0));
+	TRY(SYS3(setresgid, a[1].i, a[1].i, a[1].i));
+	return SYS3(setresuid, a[0].i, a[0].i, a[0].i);
+}
+
+static long op_caps(struct arg *a)
+{
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct d[2] = {{0}};
+	uint64_t permitted = (uint64_t)a[0].i;
+
+	SYS5(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	for (int i = 0; i < 2; i++) {
+		d[i].permitted = (uint32_t)(permitted >> (32 * i));
+		d[i].effective = d[i].permitted;
+	}
+	return SYS2(capset, &head, d);
+}
+
+static long op_nonewprivs(struct arg *a)
+{
+	(void)a;
+	return SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+static long op_undumpable(struct arg *a)
+{
+	(void)a;
+	return SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+}
+
+/* chdir as the member's own user; a directory outside the root would show as "(unreachable)". */
+static long op_cwd(struct arg *a)
+{
+	char here[PATH_MAX_];
+	about(a[0].s);
+	TRY(SYS1(chdir, a[0].s));
+	TRY(SYS2(getcwd, here, sizeof here));
+	return here[0] == '/' ? 0 : -ENOENT;
+}
+
+/* ---- exec ---------------------------------------------------------------------------------------- */
+
+static long unpack(struct arg *list, const char **out)
+{
+	const char *p = list->s, *end = list->s + list->len;
+	int n = 0;
+	for (; p < end; p += str_len(p) + 1) {
+		if (n == MAX_STRINGS)
+			return -E2BIG;
+		out[n++] = p;
+	}
+	out[n] = NULL;
+	return n;
+}
+
+/* Says that everything is ready, and waits for the note to be written on the host. */
+static void wait_for_go(void)
+{
+	char go = 0;
+	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+	detail[0] = 0;
+	report('W', 0);
+	if (SYS3(read, channel, &go, 1) != 1 || go != 'G')
+		sys_exit(125);
+}
+
+/* Only a regular file that we may execute counts as found; what exec says of it then is the answer. */
+static int executable(const char *path)
+{
+	struct statx st;
+	if (SYS5(statx, AT_FDCWD, path, 0, STATX_TYPE, &st) < 0 || (st.stx_mode & S_IFMT) == S_IFDIR)
+		return -ENOENT;
+	return SYS3(faccessat, AT_FDCWD, path, 1) < 0 ? -EACCES : 0;
+}
+
+static long exec_in_path(const char **argv, const char **envp)
+{
+	char path[PATH_MAX_];
+	const char *search = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *name = argv[0];
+	long found = -ENOENT;
+
+	about(name);
+	if (!*name)
+		return -ENOENT;
+	for (const char *p = name; *p; p++)
+		if (*p == '/')
+			return SYS3(execve, name, argv, envp);
+	for (int i = 0; envp[i]; i++)
+		if (str_after(envp[i], "PATH="))
+			search = str_after(envp[i], "PATH=");
+	while (*search) {
+		char *end = path;
+		const char *dir = search;
+		int state;
+		while (*search && *search != ':')
+			search++;
+		if ((size_t)(search - dir) + str_len(name) + 2 <= sizeof path) {
+			memcpy(path, dir, (size_t)(search - dir));
+			end += search - dir;
+			if (end == path)
+				*end++ = '.';
+			*end++ = '/';
+			*put_str(end, name) = 0;
+			state = executable(path);
+			if (state == 0) {
+				about(path);
+				return SYS3(execve, path, argv, envp);
+			}
+			if (state == -EACCES) {
+				about(path);
+				found = state;
+			}
+		}
+		if (*search)
+			search++;
+	}
+	return found;
+}
+
+static long op_exec(struct arg *a)
+{
+	TRY(unpack(&a[0], strings[0]));
+	TRY(unpack(&a[1], strings[1]));
+	if (!strings[0][0])
+		return -EINVAL;
+	wait_for_go();
+	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
+	sys_sigmask(SIG_SETMASK_, 0);
+	return exec_in_path(strings[0], strings[1]);
+}
+
+/* pause: a sealed program, no environment, and only the descriptors that it is to hold. */
+static long op_execfd(struct arg *a)
+{
+	const char *p = a[2].s, *end = a[2].s + a[2].len;
+	char ready[24];
+	TRY(unpack(&a[1], strings[0]));
+	*put_num(ready, (unsigned long)channel, 1) = 0;
+	strings[0][1] = ready;
+	strings[0][2] = NULL;
+	strings[1][0] = NULL;
+	wait_for_go();
+	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
+	for (; p < end; p += str_len(p) + 1)
+		SYS3(fcntl, str_num(p, -1), F_SETFD, 0);
+	SYS3(fcntl, channel, F_SETFD, 0);
+	return SYS5(execveat, a[0].i, "", strings[0], strings[1], AT_EMPTY_PATH);
+}
+
+/* ---- the decoder --------------------------------------------------------------------------------- */
+
+/* Argument kinds: i = 64-bit integer, s = string, l = list of strings. */
+static const struct op {
+	const char *name, *args;
+	long (*run)(struct arg *);
+} ops[] = {
+	{"cgroup", "i", op_cgroup},
+	{"setns", "ii", op_setns},
+	{"unshare", "i", op_unshare},
+	{"private", "", op_private},
+	{"root", "is", op_root},
+	{"tmproot", "ss", op_tmproot},
+	{"mount", "sssi", op_mount},
+	{"tree", "isi", op_tree},
+	{"podtree", "ssi", op_podtree},
+	{"mkdir", "s", op_mkdir},
+	{"file", "ss", op_file},
+	{"symlink", "ss", op_symlink},
+	{"dev", "sl", op_dev},
+	{"mask", "s", op_mask},
+	{"readonly", "s", op_readonly},
+	{"pivot", "", op_pivot},
+	{"rootro", "", op_rootro},
+	{"hostname", "s", op_hostname},
+	{"write", "ssi", op_write},
+	{"rlimit", "iii", op_rlimit},
+	{"loopback", "", op_loopback},
+	{"session", "i", op_session},
+	{"keyring", "", op_keyring},
+	{"user", "iili", op_user},
+	{"caps", "i", op_caps},
+	{"nonewprivs", "", op_nonewprivs},
+	{"undumpable", "", op_undumpable},
+	{"cwd", "s", op_cwd},
+	{"exec", "ll", op_exec},
+	{"execfd", "ill", op_execfd},
+};
+#define N_OPS (sizeof ops / sizeof *ops)
+
+static int take(const char **p, const char *end, void *out, size_t n)
+{
+	if ((size_t)(end - *p) < n)
+		return 0;
+	memcpy(out, *p, n);
+	*p += n;
+	return 1;
+}
+
+/* One step: u32 op, then per argument u32 length and the bytes; strings end with their NUL. */
+static const struct op *decode(const char **p, const char *end, struct arg *a)
+{
+	uint32_t code;
+	const struct op *op;
+
+	if (!take(p, end, &code, sizeof code) || code >= N_OPS)
+		return NULL;
+	op = &ops[code];
+	for (int i = 0; op->args[i]; i++) {
+		uint32_t len;
+		if (!take(p, end, &len, sizeof len) || (size_t)(end - *p) < len)
+			return NULL;
+		a[i] = (struct arg){.s = *p, .len = len};
+		if (op->args[i] == 'i') {
+			if (len != sizeof a[i].i)
+				return NULL;
+			memcpy(&a[i].i, *p, len);
+		} else if (len ? (*p)[len - 1] != 0 : op->args[i] == 's') {
+			return NULL;
+		} else if (op->args[i] == 's' && str_len(*p) + 1 != len) {
+			return NULL;
+		}
+		*p += len;
+	}
+	return op;
+}
+
+/* A caught or ignored signal of the caller must not become the member's: reset all. */
+static void default_signals(void)
+{
+	struct {
+		void *handler;
+		unsigned long flags;
+		void *restorer;
+		sigbits mask;
+	} dfl = {0};
+	for (int sig = 1; sig <= 64; sig++)
+		SYS4(rt_sigaction, sig, &dfl, NULL, sizeof(sigbits));
+}
+
+static int list_ops(void)
+{
+	char line[64];
+	for (unsigned i = 0; i < N_OPS; i++) {
+		char *p = put_str(put_num(line, i, 1), " ");
+		p = put_str(put_str(put_str(p, ops[i].name), " "), ops[i].args);
+		*p++ = '\n';
+		SYS3(write, 1, line, p - line);
+	}
+	return 0;
+}
+
+int main(int argc, char **argv, char **envp)
+{
+	struct statx st;
+	struct arg a[8];
+	const char *p, *end;
+	long map;
+	uint32_t magic, count;
+	(void)envp;
+
+	if (argc == 2 && str_eq(argv[1], "--ops"))
+		return list_ops();
+	if (argc != 3) {
+		say("nsrun-init: started by nsrun, not by hand (see nsrun explain join)\n");
+		return 2;
+	}
+	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* we are visible in the pod from here on */
+	SYS5(prctl, PR_SET_NAME, "nsrun-init", 0, 0, 0);
+	channel = (int)str_num(argv[2], -1);
+	default_signals();
+	SYS1(umask, 0);
+	if (SYS5(statx, str_num(argv[1], -1), "", AT_EMPTY_PATH, STATX_SIZE, &st) < 0)
+		return 125;
+	map = SYS(mmap, 0, st.stx_size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, str_num(argv[1], -1), 0);
+	if (map < 0)
+		return 125;
+	p = (const char *)map;
+	end = p + st.stx_size;
+	if (!take(&p, end, &magic, 4) || magic != 0x3150534eU /* NSP1 */ || !take(&p, end, &count, 4))
+		return 125;
+	for (step_no = 0; step_no < count; step_no++) {
+		const struct op *op = decode(&p, end, a);
+		long r;
+		detail[0] = 0;
+		if (op && str_eq(op->name, "user"))
+			SYS1(umask, 022);
+		r = op ? op->run(a) : -EBADMSG;
+		if (r < 0) {
+			report('E', r);
+			return 125;
+		}
+	}
+	return 125;
+}

@@ -1,0 +1,272 @@
+/*
+ * kernel.c: the C side of nsrun._kernel.  Thin wrappers, and one function that is more: launching.
+ *
+ * Why launching is C.  Between clone and exec a child shares the memory of a Python that may have threads:
+ * no Python may run there.  And a caller that has joined a pod's namespaces must leave them again whatever
+ * happens, or it would pin them.  nsrun_do_launch therefore does, in one go and with all signals blocked:
+ *
+ *     [clone an intermediate child that will become nsrun-monitor; it does the rest]
+ *     keep descriptors of its own net, ipc, uts and pid namespaces
+ *     setns(pidfd of the pod, …)                       per thread: other threads of the process stay
+ *     clone(CLONE_VM|CLONE_VFORK|CLONE_PIDFD|…)        the child execs nsrun-init
+ *     setns back, one by one                           the monitor must not live in the pod
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#ifndef CLONE_PIDFD
+#define CLONE_PIDFD 0x1000
+#endif
+
+typedef struct {
+	int join_fd, join_flags, clone_flags, program;
+	char **argv;
+	int stdio[3];
+	int *keep, n_keep;
+	int monitor;
+	char **monitor_argv, **monitor_envp;
+	int *monitor_keep, n_monitor_keep, pidfd_slot;
+	int pid, pidfd, monitor_pid, failed;
+} nsrun_launch;
+
+#define CHILD_STACK (64 * 1024)
+
+static long result(long r)
+{
+	return r < 0 ? -errno : r;
+}
+
+static void inherit(const int *fds, int n)
+{
+	for (int i = 0; i < n; i++)
+		fcntl(fds[i], F_SETFD, 0);
+}
+
+/* In the child, which has its own descriptor table and our memory: exec nsrun-init. */
+static int become_init(void *arg)
+{
+	static char *const no_env[] = {NULL};
+	nsrun_launch *l = arg;
+	int high[3];
+
+	for (int i = 0; i < 3; i++)
+		high[i] = fcntl(l->stdio[i], F_DUPFD_CLOEXEC, 64);
+	for (int i = 0; i < 3; i++)
+		dup3(high[i], i, 0);
+	inherit(l->keep, l->n_keep);
+	syscall(SYS_execveat, l->program, "", l->argv, no_env, AT_EMPTY_PATH);
+	_exit(125);
+}
+
+static long clone_init(nsrun_launch *l)
+{
+	char *stack = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	long pid;
+
+	if (stack == MAP_FAILED)
+		return -errno;
+	l->pidfd = -1;
+	pid = clone(become_init, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD | l->clone_flags, l,
+	            &l->pidfd);
+	pid = result(pid);
+	munmap(stack, CHILD_STACK);
+	return pid;
+}
+
+static const struct {
+	const char *path;
+	int type;
+} mine[] = {{"/proc/thread-self/ns/net", CLONE_NEWNET},
+            {"/proc/thread-self/ns/ipc", CLONE_NEWIPC},
+            {"/proc/thread-self/ns/uts", CLONE_NEWUTS},
+            {"/proc/thread-self/ns/cgroup", CLONE_NEWCGROUP},
+            {"/proc/thread-self/ns/pid_for_children", CLONE_NEWPID}};
+#define N_MINE (int)(sizeof mine / sizeof *mine)
+
+static long join_and_clone(nsrun_launch *l)
+{
+	int saved[N_MINE], n = 0;
+	long r = 0;
+
+	if (l->join_fd >= 0) {
+		l->failed = 1;
+		for (; n < N_MINE && r >= 0; n++) {
+			saved[n] = l->join_flags & mine[n].type ? open(mine[n].path, O_RDONLY | O_CLOEXEC) : -2;
+			r = saved[n] == -1 ? -errno : 0;
+		}
+		if (r >= 0) {
+			l->failed = 2;
+			r = result(setns(l->join_fd, l->join_flags));
+		}
+	}
+	if (r >= 0) {
+		l->failed = 3;
+		r = clone_init(l);
+		if (r >= 0)
+			l->pid = (int)r, l->failed = 0;
+	}
+	for (int i = 0; i < n; i++)
+		if (saved[i] >= 0) {
+			if (setns(saved[i], mine[i].type) < 0 && l->failed != 1) {
+				/* Going on here would leave this thread half inside the pod. */
+				l->failed = 5;
+				r = -errno;
+			}
+			close(saved[i]);
+		}
+	return r;
+}
+
+/* In the intermediate child: launch, then become the monitor. */
+static int become_monitor(void *arg)
+{
+	nsrun_launch *l = arg;
+	int null;
+
+	setsid();
+	if (join_and_clone(l) < 0)
+		_exit(125);
+	dup3(l->pidfd, l->pidfd_slot, 0);
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	for (int i = 0; i < 3; i++)
+		dup3(null, i, 0);
+	inherit(l->monitor_keep, l->n_monitor_keep);
+	if (chdir("/") < 0)
+		_exit(125);
+	syscall(SYS_execveat, l->monitor, "", l->monitor_argv, l->monitor_envp, AT_EMPTY_PATH);
+	_exit(125);
+}
+
+static long nsrun_do_launch(nsrun_launch *l)
+{
+	sigset_t all, before;
+	long r;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	l->pid = l->monitor_pid = l->pidfd = -1;
+	l->failed = 0;
+	if (l->monitor < 0) {
+		r = join_and_clone(l);
+	} else {
+		char *stack = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+		l->failed = 4;
+		r = stack == MAP_FAILED ? -errno
+		                        : result(clone(become_monitor, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, l));
+		if (stack != MAP_FAILED)
+			munmap(stack, CHILD_STACK);
+		l->pidfd = -1; /* a number of the monitor's table, not of ours */
+		if (r >= 0) {
+			l->monitor_pid = (int)r;
+			if (l->pid < 0)
+				r = -ECHILD;
+			else
+				l->failed = 0;
+		}
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return r;
+}
+
+/* A network namespace that nobody is in: unshare, keep a descriptor, go back. */
+static long nsrun_new_netns(void)
+{
+	int old = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC), fd = -1;
+	long r;
+
+	if (old < 0)
+		return -errno;
+	r = result(unshare(CLONE_NEWNET));
+	if (r >= 0) {
+		fd = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+		r = fd < 0 ? -errno : fd;
+		if (setns(old, CLONE_NEWNET) < 0)
+			r = -errno;
+	}
+	close(old);
+	return r;
+}
+
+/* Moves the calling thread; the descriptor that leads back is the result. */
+static long nsrun_enter_netns(int fd)
+{
+	int old = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (old < 0)
+		return -errno;
+	if (setns(fd, CLONE_NEWNET) < 0) {
+		long r = -errno;
+		close(old);
+		return r;
+	}
+	return old;
+}
+
+static long nsrun_pidfd_open(int pid)
+{
+	return result(syscall(SYS_pidfd_open, pid, 0));
+}
+
+static long nsrun_pidfd_send_signal(int fd, int sig)
+{
+	return result(syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0));
+}
+
+static long nsrun_undumpable(void)
+{
+	return result(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+}
+
+static long nsrun_fsopen(const char *type)
+{
+	return result(syscall(SYS_fsopen, type, 1 /* FSOPEN_CLOEXEC */));
+}
+
+static long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *value)
+{
+	return result(syscall(SYS_fsconfig, fd, cmd, key, value, 0));
+}
+
+static long nsrun_fsmount(int fd, unsigned attrs)
+{
+	return result(syscall(SYS_fsmount, fd, 1 /* FSMOUNT_CLOEXEC */, attrs));
+}
+
+static long nsrun_open_tree(int dir, const char *path, unsigned flags)
+{
+	return result(syscall(SYS_open_tree, dir, path, flags));
+}
+
+static long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation)
+{
+	uint64_t attr[4] = {set, clear, propagation, 0}; /* struct mount_attr */
+	return result(syscall(SYS_mount_setattr, fd, "", flags | AT_EMPTY_PATH, attr, sizeof attr));
+}
+
+static long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve)
+{
+	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve};
+	return result(syscall(SYS_openat2, dir, path, &how, sizeof how));
+}
+
+static long nsrun_fs_magic(int fd)
+{
+	struct statfs st;
+	return fstatfs(fd, &st) < 0 ? -errno : (long)st.f_type;
+}
+
+static long nsrun_replace_process(int program, char **argv, char **envp)
+{
+	return result(syscall(SYS_execveat, program, "", argv, envp, AT_EMPTY_PATH));
+}

@@ -1,0 +1,56 @@
+"""The cffi build step: `nsrun._kernel`, the system calls that Python lacks (API mode).
+
+setuptools runs this file (`cffi_modules` in setup.py).  Every function gives what the kernel gave, a
+value or -errno; nsrun/kernel.py is the only caller and turns the negative ones into exceptions that
+carry the call.  nsrun/_kernel.pyi is the typed stub: change both together (a test compares them).
+"""
+
+import pathlib
+
+from cffi import FFI
+
+ffi = FFI()
+ffi.cdef(
+    """
+    typedef struct {
+        int join_fd;            /* setns(join_fd, join_flags) before the clone; -1: none */
+        int join_flags;
+        int clone_flags;        /* CLONE_NEW… for namespaces made with the process */
+        int program;            /* nsrun-init: a sealed memfd */
+        char **argv;
+        int stdio[3];
+        int *keep;              /* descriptors it inherits, by the same numbers */
+        int n_keep;
+        int monitor;            /* nsrun-monitor, or -1: the caller itself is the parent */
+        char **monitor_argv;
+        char **monitor_envp;
+        int *monitor_keep;
+        int n_monitor_keep;
+        int pidfd_slot;         /* with a monitor: the number under which it finds the member's pidfd */
+        int pid;                /* out */
+        int pidfd;              /* out; without a monitor */
+        int monitor_pid;        /* out */
+        int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore */
+    } nsrun_launch;
+
+    long nsrun_do_launch(nsrun_launch *);
+    long nsrun_new_netns(void);
+    long nsrun_enter_netns(int fd);
+    long nsrun_pidfd_open(int pid);
+    long nsrun_pidfd_send_signal(int fd, int sig);
+    long nsrun_undumpable(void);
+    long nsrun_fsopen(const char *type);
+    long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *value);
+    long nsrun_fsmount(int fd, unsigned attrs);
+    long nsrun_open_tree(int dir, const char *path, unsigned flags);
+    long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation);
+    long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve);
+    long nsrun_fs_magic(int fd);
+    long nsrun_replace_process(int program, char **argv, char **envp);
+    """
+)
+
+ffi.set_source("nsrun._kernel", (pathlib.Path(__file__).parent / "kernel.c").read_text())
+
+if __name__ == "__main__":
+    ffi.compile(verbose=True)

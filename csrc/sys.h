@@ -1,0 +1,186 @@
+/*
+ * sys.h: the part of a C library that three small static programs need.
+ *
+ * pause, nsrun-init and nsrun-monitor are linked without libc: what stays resident is one page of
+ * text and one of stack, nothing can be loaded after a namespace was entered (no NSS, no locale, no
+ * LD_*), and every function below is one system call that returns what the kernel returned: a value,
+ * or -errno.  x86-64 and aarch64.
+ */
+#ifndef NSRUN_SYS_H
+#define NSRUN_SYS_H
+
+#include <asm/unistd.h>
+#include <linux/errno.h>
+#include <linux/types.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef NSRUN_VERSION
+#define NSRUN_VERSION "dev"
+#endif
+
+#if defined(__x86_64__)
+static inline long sys6(long n, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
+	long ret;
+	__asm__ volatile("syscall"
+	                 : "=a"(ret)
+	                 : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+	                 : "rcx", "r11", "memory");
+	return ret;
+}
+__asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tmov %rsp,%rdi\n\tand $-16,%rsp\n\tcall start_c\n\thlt\n");
+#elif defined(__aarch64__)
+static inline long sys6(long n, long a, long b, long c, long d, long e, long f)
+{
+	register long x8 __asm__("x8") = n, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c;
+	register long x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
+	__asm__ volatile("svc 0"
+	                 : "+r"(x0)
+	                 : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+	                 : "memory", "cc");
+	return x0;
+}
+__asm__(".globl _start\n_start:\n\tmov x29,#0\n\tmov x0,sp\n\tand sp,x0,#-16\n\tbl start_c\n");
+#else
+#error "nsrun's programs know x86-64 and aarch64"
+#endif
+
+#define SYS(name, a, b, c, d, e, f) \
+	sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define SYS0(name)                SYS(name, 0, 0, 0, 0, 0, 0)
+#define SYS1(name, a)             SYS(name, a, 0, 0, 0, 0, 0)
+#define SYS2(name, a, b)          SYS(name, a, b, 0, 0, 0, 0)
+#define SYS3(name, a, b, c)       SYS(name, a, b, c, 0, 0, 0)
+#define SYS4(name, a, b, c, d)    SYS(name, a, b, c, d, 0, 0)
+#define SYS5(name, a, b, c, d, e) SYS(name, a, b, c, d, e, 0)
+
+int main(int argc, char **argv, char **envp);
+
+static inline __attribute__((noreturn)) void sys_exit(int code)
+{
+	for (;;)
+		SYS1(exit_group, code);
+}
+
+__attribute__((noreturn, used)) void start_c(long *sp)
+{
+	int argc = (int)*sp;
+	char **argv = (char **)(sp + 1);
+	sys_exit(main(argc, argv, argv + argc + 1));
+}
+
+/* The compiler may emit calls to these four for copies and initialisers. */
+__attribute__((used)) void *memcpy(void *d, const void *s, size_t n)
+{
+	char *p = d;
+	const char *q = s;
+	while (n--)
+		*p++ = *q++;
+	return d;
+}
+__attribute__((used)) void *memset(void *d, int c, size_t n)
+{
+	volatile char *p = d;
+	while (n--)
+		*p++ = (char)c;
+	return d;
+}
+__attribute__((used)) void *memmove(void *d, const void *s, size_t n)
+{
+	char *p = d;
+	const char *q = s;
+	if (p < q)
+		return memcpy(d, s, n);
+	while (n--)
+		p[n] = q[n];
+	return d;
+}
+__attribute__((used)) int memcmp(const void *a, const void *b, size_t n)
+{
+	const unsigned char *p = a, *q = b;
+	for (; n; n--, p++, q++)
+		if (*p != *q)
+			return *p - *q;
+	return 0;
+}
+
+static inline size_t str_len(const char *s)
+{
+	size_t n = 0;
+	while (s[n])
+		n++;
+	return n;
+}
+
+static inline int str_eq(const char *a, const char *b)
+{
+	while (*a && *a == *b)
+		a++, b++;
+	return *a == *b;
+}
+
+/* s = PREFIX…: the rest of s, else NULL */
+static inline const char *str_after(const char *s, const char *prefix)
+{
+	while (*prefix)
+		if (*s++ != *prefix++)
+			return NULL;
+	return s;
+}
+
+/* A decimal number with an optional minus; anything else gives `fallback`. */
+static inline long str_num(const char *s, long fallback)
+{
+	long v = 0, sign = 1;
+	if (*s == '-')
+		sign = -1, s++;
+	if (!*s)
+		return fallback;
+	for (; *s; s++) {
+		if (*s < '0' || *s > '9' || v > (1L << 50))
+			return fallback;
+		v = v * 10 + (*s - '0');
+	}
+	return sign * v;
+}
+
+/* v as decimal digits, at least `width` of them; returns the end. */
+static inline char *put_num(char *p, unsigned long v, int width)
+{
+	char tmp[24];
+	int n = 0;
+	do
+		tmp[n++] = (char)('0' + v % 10), v /= 10;
+	while (v || n < width);
+	while (n)
+		*p++ = tmp[--n];
+	return p;
+}
+
+static inline char *put_str(char *p, const char *s)
+{
+	while (*s)
+		*p++ = *s++;
+	return p;
+}
+
+static inline void say(const char *text)
+{
+	SYS3(write, 2, text, str_len(text));
+}
+
+/* signal sets: the kernel's are 64 bits wide, signal n is bit n-1 */
+typedef uint64_t sigbits;
+#define SIGBIT(n) (1UL << ((n) - 1))
+#define SIG_BLOCK_   0
+#define SIG_SETMASK_ 2
+
+static inline long sys_sigmask(int how, sigbits set)
+{
+	return SYS4(rt_sigprocmask, how, &set, NULL, sizeof set);
+}
+
+#endif

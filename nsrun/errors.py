@@ -1,0 +1,71 @@
+"""What can go wrong, as exceptions: which step, what the kernel said, what to do about it.
+
+`str(error)` is the whole message for people; `step`, `errno` and `hint` are its parts for programs.
+`exit_code` is what the command line exits with (docs/cli.md, "Exit status").
+"""
+
+from __future__ import annotations
+
+import os
+from errno import errorcode
+
+
+class NsrunError(Exception):
+    """nsrun itself failed: exit 125."""
+
+    exit_code = 125
+
+    def __init__(self, message: str, *, hint: str = "", errno: int = 0, step: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint, self.errno, self.step = message, hint, errno, step
+
+    def __str__(self) -> str:
+        return self.message + (f"\nhint: {self.hint}" if self.hint else "")
+
+
+class UsageError(NsrunError):
+    """The words of the command are off: exit 2."""
+
+    exit_code = 2
+
+
+class BadInput(NsrunError):
+    """The words are right but what they name can't be used (a missing rootfs, a taken name): exit 125."""
+
+
+class UnknownError(NsrunError):
+    """No such pod or member; the message lists those that exist: exit 125."""
+
+
+class CommandError(NsrunError):
+    """The member's command can't be executed: exit 126, or 127 when it was not found."""
+
+    def __init__(self, message: str, *, exit_code: int, hint: str = "", errno: int = 0, step: str = "") -> None:
+        super().__init__(message, hint=hint, errno=errno, step=step)
+        self.exit_code = exit_code
+
+
+class KernelError(OSError):
+    """A system call failed; `call` is how C would write it."""
+
+    def __init__(self, errno: int, call: str) -> None:
+        super().__init__(errno, os.strerror(errno))
+        self.call = call
+
+    def __str__(self) -> str:
+        return f"{self.call}: {errno_text(self.errno or 0)}"
+
+
+class StepError(NsrunError):
+    """A step of a plan failed; nothing of the plan is left."""
+
+    def __init__(self, number: int, total: int, call: str, errno: int, *, about: str = "", hint: str = "") -> None:
+        where = f" ({about})" if about and about not in call else ""
+        super().__init__(
+            f"step {number} of {total} failed: {call}{where}: {errno_text(errno)}", hint=hint, errno=errno, step=call
+        )
+        self.number = number
+
+
+def errno_text(errno: int) -> str:
+    return f"{os.strerror(errno)} [{errorcode.get(errno, errno)}]"

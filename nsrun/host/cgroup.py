@@ -1,0 +1,152 @@
+"""cgroups(7), version 2 only: every pod and every member is one, so that each can be killed and limited as a whole.
+
+    BASE/POD-ID/pause        BASE/POD-ID/m-MEMBER        BASE: NSRUN_CGROUP, or "nsrun"
+
+On the hybrid layout (v1 controllers, an empty v2 tree beside them) grouping and cgroup.kill work; a limit
+needs its controller on v2, and is an error that names it otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from errno import EBUSY, ENOENT
+
+from nsrun.errors import BadInput
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.state import State
+
+MOUNTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+LIMITS = {"memory": ("memory", "memory.max"), "cpus": ("cpu", "cpu.max"), "pids": ("pids", "pids.max")}
+
+
+def mount_point() -> str:
+    """Where the v2 tree is mounted; "" when it is not."""
+    for mount in MOUNTS:
+        if os.path.exists(f"{mount}/cgroup.procs") and os.path.exists(f"{mount}/cgroup.controllers"):
+            return mount
+    return ""
+
+
+def base() -> str:
+    return os.environ.get("NSRUN_CGROUP", "nsrun").strip("/")
+
+
+def pod_path(name: str, ident: str) -> str:
+    """The cgroup directory of a pod, "" on a machine without cgroup v2."""
+    mount = mount_point()
+    return f"{mount}/{base()}/{name}-{ident}" if mount else ""
+
+
+def _controllers(path: str) -> list[str]:
+    try:
+        with open(f"{path}/cgroup.controllers") as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def make(path: str, limits: dict[str, str]) -> int:
+    """Makes the cgroup with its limits and gives a descriptor of the directory; -1 without cgroup v2."""
+    if not path:
+        if limits:
+            raise BadInput("limits need cgroup v2, which is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup, or see nsrun doctor")
+        return -1
+    mount = mount_point()
+    parent = path[: path.rindex("/")]
+    wanted = sorted({LIMITS[key][0] for key in limits})
+    for controller in wanted:
+        if controller not in _controllers(mount):
+            raise BadInput(
+                f"the limit needs the cgroup v2 controller {controller!r}, which this machine does not offer",
+                hint=f"{mount}/cgroup.controllers lists those it has; boot with systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
+            )
+    for _ in range(20):  # a sweeper may remove an empty parent under our feet
+        try:
+            os.makedirs(path, 0o755, exist_ok=True)
+            if wanted:
+                enable = " ".join(f"+{c}" for c in wanted)
+                step = mount
+                for part in parent[len(mount) + 1 :].split("/"):
+                    _write(f"{step}/cgroup.subtree_control", enable)
+                    step += f"/{part}"
+                _write(f"{step}/cgroup.subtree_control", enable)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            break
+        except FileNotFoundError:
+            continue
+    else:
+        raise BadInput(f"can't make the cgroup {path}")
+    try:
+        for key, value in limits.items():
+            _write(f"{path}/{LIMITS[key][1]}", value)
+            if key == "memory":
+                try:
+                    _write(f"{path}/memory.swap.max", "0")
+                except FileNotFoundError:
+                    pass  # a kernel without swap accounting has nothing to limit
+    except BaseException:
+        os.close(fd)
+        remove(path)
+        raise
+    return fd
+
+
+def _write(path: str, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def kill(path: str) -> bool:
+    """cgroup.kill (Linux 5.14): SIGKILL to all in it, at once.  False when there is no such cgroup."""
+    try:
+        _write(f"{path}/cgroup.kill", "1")
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def pids(path: str) -> list[int]:
+    """The processes in a cgroup and below it."""
+    found: list[int] = []
+    for directory, _, _ in os.walk(path):
+        try:
+            with open(f"{directory}/cgroup.procs") as file:
+                found += [int(line) for line in file]
+        except OSError:
+            continue
+    return found
+
+
+def remove(path: str, kill: bool = False) -> None:
+    """Removes a cgroup and those below it; waits a little for what is dying in it.  An empty path is none."""
+    if not path or not os.path.isdir(path):
+        return
+    if kill:
+        globals()["kill"](path)
+    for directory, _, _ in os.walk(path, topdown=False):
+        for attempt in range(100):
+            try:
+                os.rmdir(directory)
+                break
+            except OSError as error:
+                if error.errno == ENOENT:
+                    break
+                if error.errno != EBUSY or attempt == 99:
+                    return  # something lives in it: not ours to end
+                time.sleep(0.002)
+
+
+def remove_empty(state: State) -> None:
+    """The base directory, once no pod is in it."""
+    mount = mount_point()
+    if mount and base():
+        try:
+            os.rmdir(f"{mount}/{base()}")
+        except OSError:
+            pass  # not there, or another pod is in it

@@ -1,0 +1,362 @@
+"""The netlink messages that nsrun sends, encoded by pyroute2.  The only module that imports it.
+
+Pure: values in, bytes out, no socket.  Importing pyroute2 costs ten times as much as creating a pod
+(asyncio, ssl and multiprocessing come with it), and every message is the same but for a few numbers.  So
+the build step calls these functions once with recognisable values (`SAMPLES`), keeps the bytes in
+`_templates.py`, and `wire.py` puts the real values in.  Tests hold both together, for random values.
+
+rtnetlink(7), netlink(7); nf_tables has no manual of its wire format: linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST
+from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nft_table_msg
+from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+IFF_UP = 1
+NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
+NEWTABLE, NEWCHAIN, NEWRULE = NFT | 0, NFT | 3, NFT | 6
+NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 2, 3, 4
+HOOKS = {
+    "prerouting": (NF_INET_PRE_ROUTING, -100, "nat"),
+    "output": (NF_INET_LOCAL_OUT, -100, "nat"),
+    "postrouting": (NF_INET_POST_ROUTING, 100, "nat"),
+    "guard": (NF_INET_PRE_ROUTING, -300, "filter"),
+    "forward": (NF_INET_FORWARD, 0, "filter"),
+}
+
+
+def _finish(msg, type_: int, flags: int) -> bytes:
+    msg["header"]["type"] = type_
+    msg["header"]["flags"] = NLM_F_REQUEST | flags
+    msg.encode()
+    return bytes(msg.data)
+
+
+# ---- rtnetlink ---------------------------------------------------------------------------------------
+
+
+def new_bridge(name: str) -> bytes:
+    msg = ifinfmsg()
+    msg["flags"], msg["change"] = IFF_UP, IFF_UP
+    msg["attrs"] = [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})]
+    return _finish(msg, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
+    """A veth pair whose far end, eth0, is made inside the pod: nothing to move, nothing to orphan (moby#31414)."""
+    peer = ifinfmsg()
+    peer["attrs"] = [
+        ("IFLA_IFNAME", "eth0"),
+        ("IFLA_ADDRESS", ":".join(f"{b:02x}" for b in mac)),
+        ("IFLA_NET_NS_FD", netns_fd),
+    ]
+    msg = ifinfmsg()
+    msg["flags"], msg["change"] = IFF_UP, IFF_UP
+    msg["attrs"] = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_MASTER", bridge),
+        (
+            "IFLA_LINKINFO",
+            {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]},
+        ),
+    ]
+    return _finish(msg, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def link_up(index: int) -> bytes:
+    msg = ifinfmsg()
+    msg["index"], msg["flags"], msg["change"] = index, IFF_UP, IFF_UP
+    return _finish(msg, RTM_NEWLINK, NLM_F_ACK)
+
+
+def del_link(index: int) -> bytes:
+    msg = ifinfmsg()
+    msg["index"] = index
+    return _finish(msg, RTM_DELLINK, NLM_F_ACK)
+
+
+def new_address(index: int, ip: str, prefix: int) -> bytes:
+    msg = ifaddrmsg()
+    msg["family"], msg["prefixlen"], msg["index"] = socket.AF_INET, prefix, index
+    msg["attrs"] = [("IFA_LOCAL", ip), ("IFA_ADDRESS", ip)]
+    return _finish(msg, RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def default_route(gateway: str) -> bytes:
+    msg = rtmsg()
+    msg["family"], msg["table"], msg["proto"], msg["scope"], msg["type"] = socket.AF_INET, 254, 4, 0, 1
+    msg["attrs"] = [("RTA_GATEWAY", gateway)]
+    return _finish(msg, RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+# ---- nf_tables ---------------------------------------------------------------------------------------
+
+
+def _nft(msg, type_: int, flags: int) -> bytes:
+    msg["nfgen_family"] = socket.AF_INET
+    return _finish(msg, type_, flags)
+
+
+def batch(begin: bool) -> bytes:
+    """NFNL_MSG_BATCH_BEGIN / _END: what stands between them happens at once or not at all."""
+    return struct.pack("=LHHLLBBH", 20, 0x10 if begin else 0x11, NLM_F_REQUEST, 0, 0, 0, 0, socket.htons(10))
+
+
+def new_table(table: str) -> bytes:
+    """NFT_TABLE_F_OWNER (2; Linux 5.12): the table goes when the socket that made it is closed."""
+    msg = nft_table_msg()
+    msg["attrs"] = [("NFTA_TABLE_NAME", table), ("NFTA_TABLE_FLAGS", 2)]
+    return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def new_chain(table: str, name: str) -> bytes:
+    hook, priority, kind = HOOKS[name]
+    msg = nft_chain_msg()
+    msg["attrs"] = [
+        ("NFTA_CHAIN_TABLE", table),
+        ("NFTA_CHAIN_NAME", name),
+        ("NFTA_CHAIN_HOOK", {"attrs": [("NFTA_HOOK_HOOKNUM", hook), ("NFTA_HOOK_PRIORITY", priority)]}),
+        ("NFTA_CHAIN_TYPE", kind),
+    ]
+    return _nft(msg, NEWCHAIN, NLM_F_ACK | NLM_F_CREATE)
+
+
+# A rule is a list of expressions over register 1 (and 2): load, compare, act.
+
+
+def _expr(name: str, *attrs) -> dict:
+    return {"attrs": [("NFTA_EXPR_NAME", name), ("NFTA_EXPR_DATA", {"attrs": list(attrs)})]}
+
+
+def _reg(name: str, n: int = 1):
+    return (name, {"value": n})
+
+
+def _num(name: str, n: int):
+    return (name, {"value": n})
+
+
+def _cmp(data: bytes, op: int = 0) -> dict:
+    return _expr(
+        "cmp",
+        _reg("NFTA_CMP_SREG"),
+        _num("NFTA_CMP_OP", op),
+        ("NFTA_CMP_DATA", {"attrs": [("NFTA_DATA_VALUE", data)]}),
+    )
+
+
+def _meta(key: int, data: bytes, op: int = 0) -> list[dict]:
+    return [_expr("meta", _reg("NFTA_META_DREG"), _num("NFTA_META_KEY", key)), _cmp(data, op)]
+
+
+def _payload(base: int, offset: int, length: int) -> dict:
+    return _expr(
+        "payload",
+        _reg("NFTA_PAYLOAD_DREG"),
+        _num("NFTA_PAYLOAD_BASE", base),
+        ("NFTA_PAYLOAD_OFFSET", offset),
+        ("NFTA_PAYLOAD_LEN", length),
+    )
+
+
+def _masked(mask: bytes) -> dict:
+    return _expr(
+        "bitwise",
+        _reg("NFTA_BITWISE_SREG"),
+        _reg("NFTA_BITWISE_DREG"),
+        ("NFTA_BITWISE_LEN", len(mask)),
+        ("NFTA_BITWISE_MASK", {"attrs": [("NFTA_DATA_VALUE", mask)]}),
+        ("NFTA_BITWISE_XOR", {"attrs": [("NFTA_DATA_VALUE", bytes(len(mask)))]}),
+    )
+
+
+def _verdict(code: int) -> dict:
+    """0 drop, 1 accept."""
+    data = {"attrs": [("NFTA_DATA_VERDICT", {"attrs": [("NFTA_VERDICT_CODE", {"value": code})]})]}
+    return _expr("immediate", _reg("NFTA_IMMEDIATE_DREG", 0), ("NFTA_IMMEDIATE_DATA", data))
+
+
+def _load(reg: int, data: bytes) -> dict:
+    return _expr(
+        "immediate",
+        _reg("NFTA_IMMEDIATE_DREG", reg),
+        ("NFTA_IMMEDIATE_DATA", {"attrs": [("NFTA_DATA_VALUE", data)]}),
+    )
+
+
+IIFNAME, OIFNAME = 6, 7
+SADDR, DADDR = 12, 16
+
+
+def _ifname(key: int, name: str, op: int = 0) -> list[dict]:
+    return _meta(key, name.encode().ljust(16, b"\0"), op)
+
+
+def _addr(offset: int, ip: str, prefix: int = 32, op: int = 0) -> list[dict]:
+    value = socket.inet_aton(ip)
+    mask = ((0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF).to_bytes(4, "big")
+    if prefix == 32:
+        return [_payload(1, offset, 4), _cmp(value, op)]
+    return [_payload(1, offset, 4), _masked(mask), _cmp(bytes(a & b for a, b in zip(value, mask, strict=True)), op)]
+
+
+def _local() -> list[dict]:
+    """fib daddr type local"""
+    return [
+        # pyroute2 models RESULT as flags (UNSPEC = 1, OIF = 2); on the wire it is a number:
+        # 3 = NFT_FIB_RESULT_ADDRTYPE, 2 = NFTA_FIB_F_DADDR
+        _expr(
+            "fib",
+            _reg("NFTA_FIB_DREG"),
+            ("NFTA_FIB_RESULT", ("NFT_FIB_RESULT_UNSPEC", "NFT_FIB_RESULT_OIF")),
+            _num("NFTA_FIB_FLAGS", 2),
+        ),
+        _cmp(struct.pack("=I", 2)),
+    ]
+
+
+def _dnatted() -> list[dict]:
+    """ct status dnat"""
+    bit = struct.pack("=I", 1 << 5)
+    return [
+        _expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", 2)),
+        _masked(bit),
+        _cmp(bytes(4), 1),
+    ]
+
+
+def _new_connection() -> list[dict]:
+    """ct state new"""
+    bit = struct.pack("=I", 1 << 3)
+    return [_expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", 0)), _masked(bit), _cmp(bytes(4), 1)]
+
+
+def _rule(table: str, chain: str, *parts: list[dict]) -> bytes:
+    msg = nft_rule_msg()
+    expressions = [e for part in parts for e in part]
+    msg["attrs"] = [
+        ("NFTA_RULE_TABLE", table),
+        ("NFTA_RULE_CHAIN", chain),
+        ("NFTA_RULE_EXPRESSIONS", expressions),
+    ]
+    return _nft(msg, NEWRULE, NLM_F_ACK | NLM_F_CREATE | 0x800)  # NLM_F_APPEND
+
+
+def rule_publish(table: str, chain: str, host_ip: str, port: int, pod_ip: str, pod_port: int) -> bytes:
+    """tcp to this host's port → the pod.  host_ip 0.0.0.0: whatever address is the host's own."""
+    to_host = _local() if host_ip == "0.0.0.0" else _addr(DADDR, host_ip)
+    nat = _expr(
+        "nat",
+        _num("NFTA_NAT_TYPE", 1),
+        ("NFTA_NAT_FAMILY", socket.AF_INET),
+        _reg("NFTA_NAT_REG_ADDR_MIN", 1),
+        _reg("NFTA_NAT_REG_PROTO_MIN", 2),
+    )
+    return _rule(
+        table,
+        chain,
+        to_host,
+        _meta(16, b"\x06"),
+        [_payload(2, 2, 2), _cmp(port.to_bytes(2, "big"))],
+        [_load(1, socket.inet_aton(pod_ip)), _load(2, pod_port.to_bytes(2, "big")), nat],
+    )
+
+
+def rule_masquerade_out(table: str, bridge: str, pod_ip: str) -> bytes:
+    """What the pod sends anywhere but over its bridge leaves with the host's address."""
+    return _rule(table, "postrouting", _addr(SADDR, pod_ip), _ifname(OIFNAME, bridge, 1), [_expr("masq")])
+
+
+def rule_masquerade_loopback(table: str, bridge: str, pod_ip: str) -> bytes:
+    """The host's 127.0.0.1 must not be the source of what reaches the pod: it could not answer."""
+    return _rule(
+        table, "postrouting", _addr(SADDR, "127.0.0.0", 8), _addr(DADDR, pod_ip), _ifname(OIFNAME, bridge), [_expr("masq")]
+    )
+
+
+def rule_masquerade_hairpin(table: str, bridge: str, pod_ip: str, gateway: str) -> bytes:
+    """A pod of this /24 that came through a published port must be answered through the host (hairpin)."""
+    return _rule(
+        table, "postrouting", _addr(SADDR, gateway, 24), _addr(DADDR, pod_ip), _dnatted(), _ifname(OIFNAME, bridge), [_expr("masq")]
+    )
+
+
+def rule_guard_loopback(table: str, bridge: str) -> bytes:
+    """route_localnet makes the bridge a way to 127.0.0.1: nobody may take it (CVE-2020-8558)."""
+    return _rule(table, "guard", _ifname(IIFNAME, bridge), _addr(DADDR, "127.0.0.0", 8), [_verdict(0)])
+
+
+def rule_forward_in(table: str, bridge: str, pod_ip: str) -> bytes:
+    """Published ports are let in …"""
+    return _rule(table, "forward", _addr(DADDR, pod_ip), _dnatted(), [_verdict(1)])
+
+
+def rule_forward_closed(table: str, bridge: str, pod_ip: str) -> bytes:
+    """… and nothing else that begins outside the bridge, even if a neighbour routes straight to the pod's address."""
+    return _rule(
+        table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _new_connection(), [_verdict(0)]
+    )
+
+
+# ---- templates ---------------------------------------------------------------------------------------
+
+#: Values that occur nowhere else in a message, and what they stand for.  Names have one fixed length.
+SAMPLES: dict[str, tuple[object, bytes]] = {
+    "bridge": ("nsrun0", b"nsrun0"),
+    "veth": ("nsr@@@@@@@@", b"nsr@@@@@@@@"),
+    "table": ("nsrun-############", b"nsrun-############"),
+    "bridge_index": (0x5A5B5C5D, struct.pack("=I", 0x5A5B5C5D)),
+    "netns_fd": (0x6A6B6C6D, struct.pack("=I", 0x6A6B6C6D)),
+    "index": (0x4A4B4C4D, struct.pack("=I", 0x4A4B4C4D)),
+    "mac": (bytes.fromhex("f2f3f4f5f6f7"), bytes.fromhex("f2f3f4f5f6f7")),
+    "pod_ip": ("237.238.239.241", bytes((237, 238, 239, 241))),
+    "host_ip": ("227.228.229.231", bytes((227, 228, 229, 231))),
+    "gateway": ("217.218.219.221", bytes((217, 218, 219, 221))),
+    "subnet": ("217.218.219.0", bytes((217, 218, 219, 0))),
+    "port": (0xB1B2, bytes.fromhex("b1b2")),
+    "pod_port": (0xC1C2, bytes.fromhex("c1c2")),
+}
+
+#: name → (function, its parameters as names of SAMPLES or constants)
+MESSAGES = {
+    "new_bridge": (new_bridge, ("bridge",)),
+    "new_veth": (new_veth, ("veth", "bridge_index", "netns_fd", "mac")),
+    "link_up": (link_up, ("index",)),
+    "del_link": (del_link, ("index",)),
+    "new_address": (new_address, ("index", "pod_ip", 24)),
+    "default_route": (default_route, ("gateway",)),
+    "batch_begin": (batch, (True,)),
+    "batch_end": (batch, (False,)),
+    "new_table": (new_table, ("table",)),
+    "publish_prerouting": (rule_publish, ("table", "'prerouting", "host_ip", "port", "pod_ip", "pod_port")),
+    "publish_output": (rule_publish, ("table", "'output", "host_ip", "port", "pod_ip", "pod_port")),
+    "publish_any_prerouting": (rule_publish, ("table", "'prerouting", "'0.0.0.0", "port", "pod_ip", "pod_port")),
+    "publish_any_output": (rule_publish, ("table", "'output", "'0.0.0.0", "port", "pod_ip", "pod_port")),
+    "masquerade_out": (rule_masquerade_out, ("table", "bridge", "pod_ip")),
+    "masquerade_loopback": (rule_masquerade_loopback, ("table", "bridge", "pod_ip")),
+    "masquerade_hairpin": (rule_masquerade_hairpin, ("table", "bridge", "pod_ip", "gateway")),
+    "guard_loopback": (rule_guard_loopback, ("table", "bridge")),
+    "forward_in": (rule_forward_in, ("table", "bridge", "pod_ip")),
+    "forward_closed": (rule_forward_closed, ("table", "bridge", "pod_ip")),
+    **{f"chain_{name}": (new_chain, ("table", f"'{name}")) for name in HOOKS},
+}
+
+
+def encode(name: str, values: dict) -> bytes:
+    """The message `name` with real values, by pyroute2 itself."""
+    function, parameters = MESSAGES[name]
+    args = [p[1:] if isinstance(p, str) and p[0] == "'" else values[p] if isinstance(p, str) else p for p in parameters]
+    return function(*args)
+
+
+def templates() -> dict[str, bytes]:
+    samples = {name: value for name, (value, _) in SAMPLES.items()}
+    return {name: encode(name, samples) for name in MESSAGES}

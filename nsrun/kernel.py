@@ -1,0 +1,236 @@
+"""System calls, one thin wrapper each, named like the call.  The only user of the cffi module.
+
+Every wrapper raises `KernelError`, whose text is the call as C would write it with its flags by name.
+Kernel versions are never checked: a call is tried, and the hint of its ENOSYS or EINVAL names the version
+that brought it.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import ENOENT, ESRCH
+
+from nsrun._kernel import ffi, lib
+from nsrun.errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+NAMESPACES = {
+    "net": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "pid": CLONE_NEWPID,
+    "mnt": CLONE_NEWNS,
+    "cgroup": CLONE_NEWCGROUP,
+    "user": CLONE_NEWUSER,
+}
+
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_NOSUID = 2
+MOUNT_ATTR_NODEV = 4
+MOUNT_ATTR_NOEXEC = 8
+MOUNT_ATTR_NOATIME = 0x10
+MS_PRIVATE, MS_SLAVE = 1 << 18, 1 << 19
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE, AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x8000, 0x1000
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
+O_PATH = os.O_PATH
+DEVPTS_MAGIC = 0x1CD1
+OVERLAY_MAGIC = 0x794C7630
+
+
+def flag_names(value: int, names: dict[str, int]) -> str:
+    """`CLONE_NEWNET|CLONE_NEWIPC` for a number."""
+    found = [name for name, bit in names.items() if value & bit == bit and bit]
+    rest = value & ~sum(names[n] for n in found)
+    return "|".join(found + ([hex(rest)] if rest else [])) or "0"
+
+
+CLONE_FLAGS = {f"CLONE_NEW{'NS' if k == 'mnt' else k.upper()}": v for k, v in NAMESPACES.items()}
+MOUNT_ATTRS = {
+    "MOUNT_ATTR_RDONLY": 1,
+    "MOUNT_ATTR_NOSUID": 2,
+    "MOUNT_ATTR_NODEV": 4,
+    "MOUNT_ATTR_NOEXEC": 8,
+    "MOUNT_ATTR_NOATIME": 16,
+}
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        raise KernelError(-result, call)
+    return result
+
+
+def pidfd_open(pid: int) -> int:
+    """pidfd_open(2).  ESRCH: no such process."""
+    return _check(lib.nsrun_pidfd_open(pid), f"pidfd_open({pid}, 0)")
+
+
+def pidfd_send_signal(pidfd: int, sig: int) -> None:
+    """pidfd_send_signal(2): never hits a process that reused the number.  ESRCH: it is dead."""
+    _check(lib.nsrun_pidfd_send_signal(pidfd, sig), f"pidfd_send_signal(pidfd, {int(sig)})")
+
+
+def undumpable() -> None:
+    """PR_SET_DUMPABLE 0 for this process: nothing that shares a PID namespace with it may look inside."""
+    _check(lib.nsrun_undumpable(), "prctl(PR_SET_DUMPABLE, 0)")
+
+
+def mount_new(fstype: str, options: Sequence[tuple[str, str]], attrs: int) -> int:
+    """fsopen, fsconfig…, fsmount: a detached mount.  Options are (key, value), value "" for a flag."""
+    call = f'fsopen("{fstype}")'
+    fs = _check(lib.nsrun_fsopen(fstype.encode()), call)
+    try:
+        for key, value in options:
+            command = 1 if value else 0
+            text = f'fsconfig(fs, FSCONFIG_SET_{"STRING" if value else "FLAG"}, "{key}", "{value}")'
+            _check(lib.nsrun_fsconfig(fs, command, key.encode(), os.fsencode(value) if value else ffi.NULL), text)
+        _check(lib.nsrun_fsconfig(fs, 6, ffi.NULL, ffi.NULL), f'fsconfig("{fstype}", FSCONFIG_CMD_CREATE)')
+        return _check(lib.nsrun_fsmount(fs, attrs), f"fsmount(fs, FSMOUNT_CLOEXEC, {flag_names(attrs, MOUNT_ATTRS)})")
+    finally:
+        os.close(fs)
+
+
+def open_tree(path: str, recursive: bool = False, dir_fd: int = -100) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount (or, recursive, the mounts) at a path."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+    text = f'open_tree(AT_FDCWD, "{path}", OPEN_TREE_CLONE{"|AT_RECURSIVE" if recursive else ""})'
+    return _check(lib.nsrun_open_tree(dir_fd, os.fsencode(path), flags), text)
+
+
+def mount_setattr(fd: int, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False) -> None:
+    """mount_setattr(2) (Linux 5.12) on a detached mount."""
+    text = f'mount_setattr(fd, "", AT_EMPTY_PATH, {flag_names(set, MOUNT_ATTRS)})'
+    _check(lib.nsrun_mount_setattr(fd, AT_RECURSIVE if recursive else 0, set, clear, propagation), text)
+
+
+def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, resolve: int = 0) -> int:
+    """openat2(2): the kernel resolves `path` inside `root`, symlinks included; magic links never."""
+    how = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | resolve
+    return _check(lib.nsrun_openat2(root, os.fsencode(path), flags, how), f'openat2(root, "{path}", RESOLVE_IN_ROOT)')
+
+
+def fs_magic(fd: int) -> int:
+    return _check(lib.nsrun_fs_magic(fd), "fstatfs(fd)")
+
+
+def new_netns() -> int:
+    """A descriptor of a new network namespace that nobody is in; the caller stays where it is."""
+    return _check(lib.nsrun_new_netns(), "unshare(CLONE_NEWNET)")
+
+
+class inside_netns:
+    """`with inside_netns(fd):` the calling thread is in that network namespace (setns(2) acts on one thread)."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __enter__(self) -> None:
+        self.back = _check(lib.nsrun_enter_netns(self.fd), "setns(netns, CLONE_NEWNET)")
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            os.close(_check(lib.nsrun_enter_netns(self.back), "setns(back, CLONE_NEWNET)"))
+        finally:
+            os.close(self.back)
+
+
+_LAUNCH_STAGE = {
+    1: "open(/proc/thread-self/ns)",
+    2: "setns(pod)",
+    3: "clone(nsrun-init)",
+    4: "clone(nsrun-monitor)",
+    5: "setns(back)",
+}
+
+
+def _strings(items: Sequence[str]) -> tuple[object, list[object]]:
+    keep = [ffi.new("char[]", os.fsencode(item)) for item in items]
+    return ffi.new("char *[]", [*keep, ffi.NULL]), keep
+
+
+def launch(
+    program: int,
+    argv: Sequence[str],
+    *,
+    stdio: Sequence[int],
+    keep: Sequence[int],
+    join_fd: int = -1,
+    join_flags: int = 0,
+    clone_flags: int = 0,
+    monitor: int = -1,
+    monitor_argv: Sequence[str] = (),
+    monitor_keep: Sequence[int] = (),
+    pidfd_slot: int = -1,
+) -> tuple[int, int, int]:
+    """Joins `join_fd`'s namespaces, clones `program` into them, leaves them again: (pid, pidfd, monitor's pid).
+
+    With `monitor`, that program becomes the parent instead of the caller and finds the pidfd at `pidfd_slot`.
+    csrc/kernel.c tells the order.  ENOMEM from the clone means: the PID namespace's PID 1 is dead.
+    """
+    launch = ffi.new("nsrun_launch *")
+    args, _a = _strings(argv)
+    m_args, _b = _strings(monitor_argv)
+    env, _c = _strings([f"{k}={v}" for k, v in os.environ.items()] if monitor >= 0 else [])
+    keeps, m_keeps = ffi.new("int[]", list(keep)), ffi.new("int[]", list(monitor_keep))
+    launch.join_fd, launch.join_flags, launch.clone_flags = join_fd, join_flags, clone_flags
+    launch.program, launch.argv, launch.stdio = program, args, list(stdio)
+    launch.keep, launch.n_keep = keeps, len(keep)
+    launch.monitor, launch.monitor_argv, launch.monitor_envp = monitor, m_args, env
+    launch.monitor_keep, launch.n_monitor_keep, launch.pidfd_slot = m_keeps, len(monitor_keep), pidfd_slot
+    result = lib.nsrun_do_launch(launch)
+    if result < 0:
+        raise KernelError(-result, _LAUNCH_STAGE.get(launch.failed, "launch"))
+    return launch.pid, launch.pidfd, launch.monitor_pid
+
+
+def replace_process(program: int, argv: Sequence[str]) -> NoReturn:
+    """execveat(2) of a sealed program in place of this process."""
+    args, _a = _strings(argv)
+    env, _b = _strings([f"{k}={v}" for k, v in os.environ.items()])
+    result = lib.nsrun_replace_process(program, args, env)
+    raise KernelError(-result, "execveat(program)")
+
+
+# ---- processes, as /proc tells them --------------------------------------------------------------------
+
+
+def process_start(pid: int) -> int:
+    """The start time of a live process in clock ticks since boot (proc_pid_stat(5), field 22); 0 when it is dead.
+
+    (pid, start time) names one process for as long as the machine is up; a pid alone is reused.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read(1024).rpartition(b")")[2].split()
+    except OSError as error:
+        if error.errno in (ENOENT, ESRCH):
+            return 0
+        raise
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def namespace_ids(pid: int) -> dict[str, int]:
+    """The inode of each namespace of a process, namespaces(7); {} when it is dead or not ours to see."""
+    found = {}
+    for name in NAMESPACES:
+        try:
+            found[name] = os.stat(f"/proc/{pid}/ns/{name}").st_ino
+        except OSError:
+            return {}
+    return found
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()

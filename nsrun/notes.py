@@ -1,0 +1,36 @@
+"""JSON for state files, at the price of one C call: importing `json` pulls `re` in, 5 ms of every command."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+try:
+    from _json import encode_basestring_ascii, make_encoder, make_scanner  # what json itself runs on
+
+    class _Context:
+        strict, object_hook, object_pairs_hook = True, None, None
+        parse_float, parse_int, parse_constant = float, int, float
+        memo: dict[str, str] = {}
+
+    def _refuse(value: object) -> object:
+        raise TypeError(f"{value!r} is not JSON")
+
+    _scan = make_scanner(_Context())
+    _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
+
+    def loads(text: str) -> Any:
+        """ValueError when it is not a JSON document."""
+        try:
+            return _scan(text, 0)[0]
+        except StopIteration:
+            raise ValueError("not JSON") from None
+
+    def dumps(value: object) -> str:
+        return "".join(_encode(value, 0))
+
+except ImportError:  # an interpreter without the accelerator
+    import json
+
+    loads, dumps = json.loads, json.dumps

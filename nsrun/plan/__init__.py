@@ -1,0 +1,125 @@
+"""What a plan is: a short list of typed, frozen steps in five phases, that can be read, printed, timed and run.
+
+    1 Open     Python          turns what lives on the host into descriptors
+    2 Host     Python          cgroup, bridge, veth, ports
+    3 Join     Python → C      setns, then clone nsrun-init into the namespaces
+    4 Init     nsrun-init      mounts, pivot_root, hostname, ids, capabilities, exec
+    5 Commit   Python          the note; release of the member; hand-over to the monitor
+
+Not a scripting language: no conditions, no loops, no registry.  The builders (`pod.py`, `member.py`) are the
+only place that knows the order.  What exists only later (descriptors, pids, the leased address) is a named
+handle such as `pod:pidfd`, so what `nsrun explain` prints is stable.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, dataclass_transform
+
+    from nsrun.run import Run
+else:
+
+    def dataclass_transform(**_):  # typing costs 8 ms to import
+        return lambda cls: cls
+
+
+PHASES = ("Open", "Host", "Join", "Init", "Commit")
+OPEN, HOST, JOIN, INIT, COMMIT = range(5)
+
+
+@dataclass_transform(frozen_default=True)
+class Step:
+    """One action.  Its five texts (call, shell, why, man, check) all derive from its fields.
+
+    `call` is the system call as C would show it; `shell` what a person would type instead, with `approx`
+    saying how that differs; `check` a command that shows the effect.  `calls` names the system calls, in
+    order, that a trace of the run shows for it.
+    """
+
+    _fields = ()  # type: tuple[str, ...]
+    phase = OPEN
+    why = ""
+    man = ""
+    approx = ""
+    hints = {}  # type: dict[int, str]
+
+    def __init_subclass__(cls) -> None:
+        cls._fields = cls._fields + tuple(n for n in cls.__dict__.get("__annotations__", ()) if n not in cls._fields)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        values = dict(zip(self._fields, args, strict=False), **kwargs)
+        if len(args) > len(self._fields) or not set(values) <= set(self._fields):
+            raise TypeError(f"{type(self).__name__}{args}{kwargs}")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        for name in self._fields:
+            if not hasattr(self, name):
+                raise TypeError(f"{type(self).__name__} needs {name}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in self._fields)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(getattr(self, n) == getattr(other, n) for n in self._fields)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def call(self) -> str:
+        raise NotImplementedError
+
+    def shell(self) -> str:
+        return ""
+
+    def check(self) -> str:
+        return ""
+
+    def calls(self) -> list[str]:
+        """The traced system calls of this step, by name."""
+        name = self.call().split("(", 1)[0]
+        return [name]
+
+    def do(self, run: Run) -> None:
+        """Carries the step out, in Python (phases 1, 2, 3, 5)."""
+        raise NotImplementedError
+
+    def undo(self, run: Run) -> None:
+        """Takes back what do() did on the host; descriptors are closed by the run."""
+
+
+class InitStep(Step):
+    """A step of phase 4: encoded, and carried out by nsrun-init (csrc/init.c has the same op)."""
+
+    phase = INIT
+    op = ""
+
+    def args(self, run: Run) -> Sequence[int | str | list[str]]:
+        return ()
+
+
+class Plan:
+    """The steps of one command, in order, and the title that explain prints."""
+
+    def __init__(self, title: str, steps: Sequence[Step], facts: dict[str, Any] | None = None) -> None:
+        order = [step.phase for step in steps]
+        assert order == sorted(order), f"phases out of order: {order}"
+        self.title, self.steps, self.facts = title, tuple(steps), facts or {}
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def init_steps(self) -> list[InitStep]:
+        return [step for step in self.steps if isinstance(step, InitStep)]
+
+
+def sh_quote(text: str) -> str:
+    """A word as the shell needs it (shlex imports re)."""
+    safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-")
+    return text if text and safe.issuperset(text) else "'" + text.replace("'", "'\"'\"'") + "'"

@@ -1,0 +1,765 @@
+"""Steps that Python carries out on the host: phases 1 (Open), 2 (Host), 3 (Join) and 5 (Commit)."""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH
+
+from nsrun import kernel
+from nsrun.errors import KernelError, UnknownError
+from nsrun.plan import COMMIT, HOST, JOIN, OPEN, Step, sh_quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.run import Run
+
+LIBEXEC = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "libexec")
+
+
+# ---- 1 Open ------------------------------------------------------------------------------------------------
+
+
+class ClaimName(Step):
+    why = "One rename(2) takes the name: of two at the same time, one gets it."
+    man = "rename(2)"
+    kind: str
+    name: str
+    note: dict[str, Any]
+    hints = {ENOSPC: "the disk that holds nsrun's state is full", EACCES: "needs root"}
+
+    def call(self) -> str:
+        return f'rename("{self.kind}/.new", "{self.kind}/{self.name}")'
+
+    def shell(self) -> str:
+        return f"mkdir -p {sh_quote('/run/nsrun-shell/' + self.kind)} && mkdir {sh_quote(f'/run/nsrun-shell/{self.kind}/{self.name}')}"
+
+    approx = "a directory of its own, so that nsrun does not take it for a note"
+
+    def check(self) -> str:
+        return "nsrun ls -a; nsrun pod ls"
+
+    def do(self, run: Run) -> None:
+        run.directory = run.state.claim(self.kind, self.name, self.note)
+
+    def undo(self, run: Run) -> None:
+        from nsrun.state import remove_tree
+
+        remove_tree(run.state.path(self.kind, self.name))
+
+
+class LoadProgram(Step):
+    why = "A sealed copy in memory: no member can reach a file of the host through /proc/PID/exe (CVE-2019-5736)."
+    man = "memfd_create(2), fcntl(2) F_ADD_SEALS"
+    program: str
+    handle: str
+    hints = {ENOENT: "the installation is incomplete: build nsrun again (make build)"}
+
+    def call(self) -> str:
+        return f'memfd_create("{self.program}", MFD_ALLOW_SEALING|MFD_EXEC); fcntl({self.handle}, F_ADD_SEALS, F_SEAL_WRITE|…)'
+
+    def calls(self) -> list[str]:
+        return ["memfd_create"]
+
+    def check(self) -> str:
+        return "readlink /proc/PID/exe   # memfd: (deleted)"
+
+    def do(self, run: Run) -> None:
+        with open(f"{LIBEXEC}/{self.program}", "rb", buffering=0) as file:
+            data = file.read()
+        run.hold(self.handle, sealed_memfd(self.program, data))
+
+
+def sealed_memfd(name: str, data: bytes) -> int:
+    from fcntl import F_ADD_SEALS, fcntl
+
+    try:
+        fd = os.memfd_create(name, 0x13)  # MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC (6.3; before it, EINVAL)
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+        fd = os.memfd_create(name, 0x3)
+    try:
+        os.write(fd, data)
+        try:
+            fcntl(fd, F_ADD_SEALS, 0x2F)  # SEAL, SHRINK, GROW, WRITE, EXEC (6.3)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            fcntl(fd, F_ADD_SEALS, 0xF)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class OpenProcess(Step):
+    """pidfd of pause, or of a member."""
+
+    why = "A pidfd names the process for good: a number may be reused, and a dead one gives ESRCH instead of a surprise."
+    man = "pidfd_open(2)"
+    what: str
+    process: tuple[Any, ...]
+    handle: str
+    hints = {ESRCH: "it has just ended"}
+
+    def call(self) -> str:
+        return f"pidfd_open({self.what}, 0)"
+
+    def shell(self) -> str:
+        return f"POD={self.process[0]}   # {self.what}"
+
+    approx = "a number instead of a descriptor"
+
+    def check(self) -> str:
+        return "ps -p PID"
+
+    def do(self, run: Run) -> None:
+        run.hold(self.handle, kernel.pidfd_open(self.process[0]))
+        if not run.state.alive(self.process):
+            raise UnknownError(f"{self.what} is dead: its process has ended", hint="nsrun pod ls, nsrun ls -a")
+
+
+class OverlayRoot(Step):
+    why = "Writes go to a directory of the member's own; the rootfs stays clean and can be shared."
+    man = "fsopen(2), https://docs.kernel.org/filesystems/overlayfs.html"
+    lower: str
+    ident: str
+    handle: str = "rootfs:fd"
+    hints = {
+        ENODEV: "this kernel has no overlay file system: modprobe overlay, or use --writable",
+        EINVAL: "the upper directory's file system can't carry an overlay (is it an overlay itself?): --root DIR on another, or --writable",
+        ENOSPC: "the disk that holds /var/lib/nsrun is full",
+        EPERM: "needs root",
+    }
+
+    def call(self) -> str:
+        return f'fsmount(fsopen("overlay"), "lowerdir={self.lower},upperdir=upper/{self.ident}", MOUNT_ATTR_NODEV)'
+
+    def calls(self) -> list[str]:
+        return ["fsopen", "fsmount"]
+
+    def shell(self) -> str:
+        up = f"/var/tmp/nsrun-shell/{self.ident}"
+        return f"mkdir -p {up}/upper {up}/work; ROOT_OPTIONS=lowerdir={sh_quote(self.lower)},upperdir={up}/upper,workdir={up}/work"
+
+    approx = "mounted later, inside: mount(8) can't make a mount that is attached nowhere"
+
+    def check(self) -> str:
+        return "head -1 /proc/PID/mountinfo   # overlay on /"
+
+    def do(self, run: Run) -> None:
+        upper = run.state.upper(self.ident)
+        lower = os.open(self.lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fds = [lower]
+        try:
+            os.mkdir(upper, 0o700)
+            for part in ("upper", "work"):
+                os.mkdir(f"{upper}/{part}", 0o700)
+                fds.append(os.open(f"{upper}/{part}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            st = os.fstat(lower)
+            os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
+            os.chown(f"{upper}/upper", st.st_uid, st.st_gid)
+            # By descriptor: fsconfig strings end at 256 bytes, and no ':' or ',' of a name is special here.
+            low, up, work = (f"/proc/self/fd/{fd}" for fd in fds)
+            options = [("source", "nsrun"), ("lowerdir", low), ("upperdir", up), ("workdir", work)]
+            run.hold(self.handle, kernel.mount_new("overlay", options, kernel.MOUNT_ATTR_NODEV))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def undo(self, run: Run) -> None:
+        from nsrun.state import remove_tree
+
+        remove_tree(run.state.upper(self.ident))
+
+
+class PlainRoot(Step):
+    man = "open_tree(2), mount_setattr(2)"
+    path: str
+    recursive: bool = False
+    handle: str = "rootfs:fd"
+    hints = {ENOENT: "no such directory", ENOTDIR: "it is not a directory", ENOSYS: "mount_setattr came with Linux 5.12"}
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        if self.recursive:
+            return "No rootfs was named: the member sees the host's own files, in a private copy of its mount tree."
+        return "--writable: the member writes to the directory itself."
+
+    def call(self) -> str:
+        flags = "OPEN_TREE_CLONE" + ("|AT_RECURSIVE" if self.recursive else "")
+        return f'open_tree(AT_FDCWD, "{self.path}", {flags}); mount_setattr({self.handle}, MS_PRIVATE)'
+
+    def calls(self) -> list[str]:
+        return ["open_tree", "mount_setattr"]
+
+    def shell(self) -> str:
+        return f"ROOT_BIND={sh_quote(self.path)}"
+
+    approx = "mounted later, inside: mount(8) can't make a mount that is attached nowhere"
+
+    def check(self) -> str:
+        return "head -1 /proc/PID/mountinfo"
+
+    def do(self, run: Run) -> None:
+        fd = run.hold(self.handle, kernel.open_tree(self.path, self.recursive))
+        attrs = 0 if self.recursive else kernel.MOUNT_ATTR_NODEV
+        kernel.mount_setattr(fd, set=attrs, propagation=kernel.MS_PRIVATE, recursive=self.recursive)
+
+
+class OpenVolume(Step):
+    man = "open_tree(2), mount_setattr(2)"
+    why = "The volume is opened here, as the host sees it; inside, only its descriptor is known."
+    source: str
+    handle: str
+    readonly: bool = False
+    attrs: int = 0
+    make: bool = False
+    hints = {ENOENT: "the source must exist", ENOSYS: "mount_setattr came with Linux 5.12"}
+
+    def call(self) -> str:
+        attrs = kernel.flag_names(self._attrs(), kernel.MOUNT_ATTRS)
+        return f'open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE); mount_setattr({self.handle}, {attrs})'
+
+    def _attrs(self) -> int:
+        return self.attrs | kernel.MOUNT_ATTR_NODEV | (kernel.MOUNT_ATTR_RDONLY if self.readonly else 0)
+
+    def calls(self) -> list[str]:
+        return ["open_tree", "mount_setattr"]
+
+    def shell(self) -> str:
+        return f"mkdir -p {sh_quote(self.source)}" if self.make else f"test -e {sh_quote(self.source)}"
+
+    def check(self) -> str:
+        return "cat /proc/PID/mountinfo"
+
+    def do(self, run: Run) -> None:
+        if self.make:
+            os.makedirs(self.source, 0o755, exist_ok=True)
+        fd = run.hold(self.handle, kernel.open_tree(self.source, recursive=True))
+        kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
+
+
+class OpenStdio(Step):
+    """Pipes for a member's stdout and stderr (and stdin), owned by its user so that /dev/stdout can be re-opened."""
+
+    why = "Pipes, never the caller's own terminal; they belong to the member's user, who may re-open /dev/stdout."
+    man = "pipe(7), fchown(2)"
+    stdin: bool
+    uid: int = 0
+
+    def call(self) -> str:
+        return f"pipe2(out); pipe2(err){'; pipe2(in)' if self.stdin else ''}; fchown(…, {self.uid}, -1)"
+
+    def calls(self) -> list[str]:
+        return []
+
+    def check(self) -> str:
+        return "ls -l /proc/PID/fd"
+
+    def do(self, run: Run) -> None:
+        for name in ("out", "err"):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            run.hold(f"{name}:read", read), run.hold(f"{name}:write", write)
+        if self.stdin:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            run.hold("in:read", read), run.hold("in:write", write)
+        else:
+            run.hold("in:read", os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        run.stdio = ("in:read", "out:write", "err:write")
+        if self.uid:
+            for name in run.stdio[0 if self.stdin else 1 :]:
+                os.fchown(run.fd(name), self.uid, -1)
+
+
+class InheritStdio(Step):
+    why = "The caller of the library is the parent: its own descriptors become the member's."
+    man = "dup2(2)"
+    fds: tuple[int, int, int]
+
+    def call(self) -> str:
+        return f"dup2({self.fds[0]}, 0); dup2({self.fds[1]}, 1); dup2({self.fds[2]}, 2)"
+
+    def calls(self) -> list[str]:
+        return []
+
+    def do(self, run: Run) -> None:
+        for name, fd in zip(("in:read", "out:write", "err:write"), self.fds, strict=True):
+            run.hold(name, os.dup(fd))
+        run.stdio = ("in:read", "out:write", "err:write")
+
+
+class OpenTerminal(Step):
+    why = "A terminal of the member's own: its devpts is new, and the master never leaves the host (CVE-2025-52565)."
+    man = "pty(7), ioctl_tty(2) TIOCGPTPEER"
+    uid: int = 0
+    member: tuple[Any, ...] = ()  # exec: the devpts that the member already has
+
+    def call(self) -> str:
+        if self.member:
+            return 'open("ptmx" in the member\'s devpts); ioctl(master, TIOCGPTPEER)'
+        return 'fsmount(fsopen("devpts"), "newinstance,ptmxmode=0666,mode=0620,gid=5"); openat("ptmx"); ioctl(TIOCGPTPEER)'
+
+    def calls(self) -> list[str]:
+        return [] if self.member else ["fsopen", "fsmount"]
+
+    def check(self) -> str:
+        return "ls -l /proc/PID/fd/0; tty"
+
+    def do(self, run: Run) -> None:
+        from fcntl import ioctl
+
+        if self.member:
+            root = os.open(f"/proc/{self.member[0]}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                devpts = run.hold("devpts:fd", kernel.open_in_root(root, "/dev/pts", os.O_PATH | os.O_DIRECTORY))
+            finally:
+                os.close(root)
+            if kernel.fs_magic(devpts) != kernel.DEVPTS_MAGIC:
+                raise KernelError(ENODEV, "the member's /dev/pts is no devpts")
+        else:
+            options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]
+            attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+            devpts = run.hold("devpts:fd", kernel.mount_new("devpts", options, attrs))
+        master = run.hold("tty:master", os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=devpts))
+        ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK
+        slave = run.hold("tty:slave", ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+        os.fchown(slave, self.uid, -1)
+        run.stdio = ("tty:slave", "tty:slave", "tty:slave")
+
+
+class ListenForAttach(Step):
+    why = "`nsrun attach` comes in here; a path that only root reaches, never an abstract name."
+    man = "unix(7)"
+
+    def call(self) -> str:
+        return 'bind(socket(AF_UNIX, SOCK_SEQPACKET), "members/NAME/attach"); listen(1)'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def do(self, run: Run) -> None:
+        import _socket
+
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        directory = os.open(run.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                os.unlink(f"{run.directory}/attach")
+            except FileNotFoundError:
+                pass
+            sock.bind(f"/proc/self/fd/{directory}/attach")  # a path of any length: sun_path holds 108 bytes
+            sock.listen(4)
+        finally:
+            os.close(directory)
+        run.hold("attach:fd", sock.detach())
+
+
+# ---- 2 Host ------------------------------------------------------------------------------------------------
+
+
+class MakeCgroup(Step):
+    phase = HOST
+    why = "A cgroup of its own: it is killed as a whole, and stopping it touches nobody else (moby#50523)."
+    man = "cgroups(7)"
+    path: str
+    limits: dict[str, str]
+    handle: str = "cgroup:fd"
+    pod_limits = False
+    hints = {EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there", EACCES: "the cgroup tree is read-only here"}
+
+    def call(self) -> str:
+        extra = "".join(f"; {key}.max = {value}" for key, value in self.limits.items())
+        return f'mkdir("{self.path}", 0755){extra}'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def shell(self) -> str:
+        lines = [f"CGROUP={sh_quote(self.path + '.shell')}; mkdir -p \"$CGROUP\""]
+        lines += [f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max"}[k] }"' for k, v in self.limits.items()]
+        return "\n".join(lines)
+
+    def check(self) -> str:
+        return f"cat {self.path}/cgroup.procs"
+
+    def do(self, run: Run) -> None:
+        from nsrun.host import cgroup
+
+        directory = cgroup.make(self.path, self.limits)
+        if directory >= 0:
+            run.hold("cgroup:dir", directory)
+            run.hold(self.handle, os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory))
+            parent, name = os.path.split(self.path)
+            run.hold("cgroup:parent", os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            run.values["cgroup:name"] = name
+
+    def undo(self, run: Run) -> None:
+        from nsrun.host import cgroup
+
+        cgroup.remove(self.path, kill=True)
+
+
+class LimitPod(Step):
+    """Limits of the whole pod: on the directory above pause's and the members'."""
+
+    phase = HOST
+    why = "The pod's limits hold for all members together."
+    man = "cgroups(7)"
+    path: str
+    limits: dict[str, str]
+    hints = MakeCgroup.hints
+
+    def call(self) -> str:
+        return f'mkdir("{self.path}", 0755)' + "".join(f"; {k}.max = {v}" for k, v in self.limits.items())
+
+    def calls(self) -> list[str]:
+        return []
+
+    def check(self) -> str:
+        return f"cat {self.path}/*.max"
+
+    def do(self, run: Run) -> None:
+        from nsrun.host import cgroup
+
+        fd = cgroup.make(self.path, self.limits)
+        if fd >= 0:
+            os.close(fd)
+
+    def undo(self, run: Run) -> None:
+        from nsrun.host import cgroup
+
+        cgroup.remove(self.path)
+
+
+class NewNetns(Step):
+    phase = HOST
+    why = "The pod's network exists before its first process; nothing is bind-mounted, so nothing can be left."
+    man = "network_namespaces(7), unshare(2)"
+    handle: str = "net:fd"
+
+    def call(self) -> str:
+        return f"unshare(CLONE_NEWNET); {self.handle} = open(/proc/thread-self/ns/net); setns(back)"
+
+    def calls(self) -> list[str]:
+        return ["unshare", "setns"]
+
+    approx = "a process holds the namespace instead of a descriptor"
+
+    def shell(self) -> str:
+        return "unshare --net sleep infinity & NET=$!; until [ \"$(readlink /proc/$NET/ns/net)\" != \"$(readlink /proc/self/ns/net)\" ]; do sleep 0.01; done"
+
+    def check(self) -> str:
+        return "readlink /proc/PID/ns/net"
+
+    def do(self, run: Run) -> None:
+        run.hold(self.handle, kernel.new_netns())
+
+
+class ConnectPod(Step):
+    """The bridge, the pair, the lease."""
+
+    phase = HOST
+    why = "The veth is named after the address: names are unique, so the kernel itself leases the address."
+    man = "veth(4), bridge(8), ip-link(8)"
+    ip: str = ""
+    subnet: str = ""
+    hints = {EPERM: "needs CAP_NET_ADMIN", EOPNOTSUPP: "this kernel has no veth or bridge: modprobe veth bridge"}
+
+    def call(self) -> str:
+        return f"ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd   # address: {self.ip or 'the first free one'}"
+
+    def calls(self) -> list[str]:
+        return []
+
+    def shell(self) -> str:
+        choose = f"IP={self.ip}" if self.ip else (
+            "IP=; n=2; while [ $n -lt 255 ]; do a=$(printf 'nsr%02x%02x%02x%02x' $(echo $NETWORK.$n | tr . ' '));"
+            " ip link show $a >/dev/null 2>&1 || { IP=$NETWORK.$n; break; }; n=$((n+1)); done"
+        )  # fmt: skip
+        default = self.subnet.rsplit(".", 1)[0] if self.subnet else "10.88.0"
+        return "\n".join(
+            [
+                f"GATEWAY=$(ip -4 -o address show nsrun0 2>/dev/null | awk '{{sub(\"/.*\", \"\", $4); print $4}}'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}",
+                "ip link show nsrun0 >/dev/null 2>&1 || { ip link add nsrun0 type bridge; ip address add $GATEWAY/24 dev nsrun0; ip link set nsrun0 up; }",
+                "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/nsrun0/route_localnet",
+                choose,
+                "VETH=$(printf 'nsr%02x%02x%02x%02x' $(echo $IP | tr . ' '))",
+                "ip link add $VETH type veth peer name eth0 netns $NET; ip link set $VETH master nsrun0 up",
+            ]
+        )
+
+    approx = "the search for a free address is not atomic"
+
+    def check(self) -> str:
+        return "ip -br link show master nsrun0"
+
+    def do(self, run: Run) -> None:
+        from nsrun.host import net, wire
+
+        lock = run.state.lock("net")
+        try:
+            with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+                gateway, index = net.ensure_bridge(sock, self.subnet)
+                ip = net.make_veth(sock, run.fd("net:fd"), gateway, index, self.ip)
+        finally:
+            os.close(lock)
+        run.values.update({"pod:ip": ip, "pod:gateway": gateway})
+
+    def undo(self, run: Run) -> None:
+        from nsrun.host import net
+
+        if "pod:ip" in run.values:
+            net.delete_link(net.veth_name(str(run.values["pod:ip"])))
+        net.remove_idle_bridge(run.state)
+
+
+class ConfigurePod(Step):
+    phase = HOST
+    why = "Inside: lo up (or localhost hangs), the address, the way out."
+    man = "rtnetlink(7), ip-address(8), ip-route(8)"
+    bridge: bool = True
+
+    def call(self) -> str:
+        if not self.bridge:
+            return "setns(net:fd, CLONE_NEWNET); ip link set lo up; setns(back)"
+        return "setns(net:fd, CLONE_NEWNET); ip link set lo up; ip address add pod:ip/24 dev eth0; ip link set eth0 up; ip route add default; setns(back)"
+
+    def calls(self) -> list[str]:
+        return ["setns", "setns"]
+
+    def shell(self) -> str:
+        run = "nsenter --target $NET --net ip"
+        if not self.bridge:
+            return f"{run} link set lo up"
+        return f"{run} link set lo up; {run} address add $IP/24 dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY"
+
+    def check(self) -> str:
+        return "nsenter --target PID --net ip -br address"
+
+    def do(self, run: Run) -> None:
+        from nsrun.host import net
+
+        with kernel.inside_netns(run.fd("net:fd")):
+            if self.bridge:
+                net.configure_pod(str(run.values["pod:ip"]), str(run.values["pod:gateway"]))
+            else:
+                net.loopback_up()
+
+
+class HoldPort(Step):
+    phase = HOST
+    why = "A bound socket that pause keeps: another pod or program gets EADDRINUSE from the kernel."
+    man = "bind(2)"
+    host_ip: str
+    host_port: int
+    pod_port: int
+
+    @property
+    def handle(self) -> str:
+        return f"port:{self.host_ip}:{self.host_port or 'free'}:{self.pod_port}"
+
+    def call(self) -> str:
+        return f"bind(socket(AF_INET, SOCK_STREAM), {self.host_ip}:{self.host_port or 'any free port'})"
+
+    def calls(self) -> list[str]:
+        return ["bind"]
+
+    approx = "no shell tool binds without listening: the port is not held"
+
+    def check(self) -> str:
+        return f"nsrun pod ls; curl http://127.0.0.1:{self.host_port or 'PORT'}/"
+
+    def do(self, run: Run) -> None:
+        from nsrun.host import net
+
+        sock, port = net.hold_port(self.host_ip, self.host_port)
+        run.hold(self.handle, sock.detach())
+        run.ports.append({"host_ip": self.host_ip, "host_port": port, "pod_port": self.pod_port, "protocol": "tcp"})
+
+
+class PublishTable(Step):
+    phase = HOST
+    why = "One nf_tables table of the pod's own, with an owner: when pause dies, by SIGKILL too, the kernel removes it."
+    man = "nft(8)"
+    table: str
+    ports: tuple[tuple[str, int, int], ...] = ()
+    handle: str = "table:fd"
+    hints = {
+        EOPNOTSUPP: "this kernel lacks nf_tables nat, fib or masquerade: modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq",
+        ENOENT: "this kernel lacks an nf_tables expression: modprobe nft_chain_nat nft_fib_ipv4 nft_masq nft_ct",
+        EINVAL: "tables with an owner came with Linux 5.12",
+        EPERM: "needs CAP_NET_ADMIN",
+    }
+
+    def call(self) -> str:
+        ports = ", ".join(f"{ip}:{port or 'free'}→{to}" for ip, port, to in self.ports)
+        return f"nft add table ip {self.table} {{ flags owner; … }}" + (f"   # {ports}" if ports else "")
+
+    def calls(self) -> list[str]:
+        return []
+
+    approx = "without the owner flag, which needs a socket that stays open: nft delete table removes it"
+
+    def shell(self) -> str:
+        dnat = "\n".join(
+            "  {} tcp dport {} dnat to $IP:{}".format("fib daddr type local" if ip == "0.0.0.0" else f"ip daddr {ip}", port, to)
+            for ip, port, to in self.ports
+        )
+        return f"""nft -f - <<EOF
+table ip {self.table} {{
+ chain prerouting {{ type nat hook prerouting priority -100;
+{dnat}
+ }}
+ chain output {{ type nat hook output priority -100;
+{dnat}
+ }}
+ chain postrouting {{ type nat hook postrouting priority 100;
+  ip saddr $IP oifname != "nsrun0" masquerade
+  ip saddr 127.0.0.0/8 ip daddr $IP oifname "nsrun0" masquerade
+  ip saddr $NETWORK.0/24 ip daddr $IP ct status dnat oifname "nsrun0" masquerade
+ }}
+ chain guard {{ type filter hook prerouting priority -300;
+  iifname "nsrun0" ip daddr 127.0.0.0/8 drop
+ }}
+ chain forward {{ type filter hook forward priority 0;
+  ip daddr $IP ct status dnat accept
+  ip daddr $IP iifname != "nsrun0" ct state new drop
+ }}
+}}
+EOF"""
+
+    def check(self) -> str:
+        return f"nft list table ip {self.table}"
+
+    def do(self, run: Run) -> None:
+        from nsrun.host import net
+
+        sock = net.publish(self.table, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), run.ports)
+        run.hold(self.handle, sock.detach())
+
+
+# ---- 3 Join ------------------------------------------------------------------------------------------------
+
+
+class Launch(Step):
+    """setns, clone, setns back (csrc/kernel.c); then nsrun-init runs phase 4 and says how it went."""
+
+    phase = JOIN
+    man = "setns(2), clone(2)"
+    join: str = ""
+    join_flags: int = 0
+    clone_flags: int = 0
+    detach: bool = False
+    hints = {
+        ENOMEM: "the pod's PID 1 is dead: nothing can be started in its PID namespace any more",
+        ESRCH: "the pod's PID 1 has just died",
+        EPERM: "needs root (CAP_SYS_ADMIN); a seccomp profile or AppArmor may forbid namespaces: nsrun doctor",
+        ENOSPC: "a limit on namespaces is reached: /proc/sys/user/max_*_namespaces",
+        11: "the pids limit of this cgroup or user is reached",
+    }
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        return (
+            "One call joins them all or none; the clone is born inside, and we go back out, so that we never pin the pod."
+            if self.join_flags
+            else "The clone is born in new namespaces; nothing of nsrun itself enters them."
+        )
+
+    def call(self) -> str:
+        join = f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)}); " if self.join else ""
+        flags = kernel.flag_names(self.clone_flags, kernel.CLONE_FLAGS)
+        clone = "CLONE_VM|CLONE_VFORK|CLONE_PIDFD" + (f"|{flags}" if self.clone_flags else "")
+        return f'{join}clone({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + ("; setns(back)" if self.join else "")
+
+    def calls(self) -> list[str]:
+        joined = bin(self.join_flags).count("1")
+        first = ["clone"] if self.detach else []
+        return first + (["setns"] if self.join else []) + ["clone", "execveat"] + ["setns"] * joined * bool(self.join)
+
+    def check(self) -> str:
+        return "ls -l /proc/PID/ns"
+
+    def do(self, run: Run) -> None:
+        run.launch(self)
+
+    def undo(self, run: Run) -> None:
+        run.kill_launched()
+
+
+# ---- 5 Commit ----------------------------------------------------------------------------------------------
+
+
+class WriteNote(Step):
+    phase = COMMIT
+    why = "From here on nsrun ls knows it. The note names a process; the kernel says whether it lives."
+    man = "rename(2)"
+    kind: str
+    name: str
+    note: dict[str, Any]
+    hints = {ENOSPC: "the disk that holds nsrun's state is full"}
+
+    def call(self) -> str:
+        return f'rename("{self.kind}/{self.name}/note.tmp", "{self.kind}/{self.name}/note")'
+
+    def check(self) -> str:
+        return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"
+
+    def do(self, run: Run) -> None:
+        process = [run.pid, kernel.process_start(run.pid), run.state.boot]
+        if self.kind == "pods":
+            note = {**self.note, "pause": process, "holder": process, "ports": run.ports}
+            note["namespaces"] = kernel.namespace_ids(run.pid)
+            if "pod:ip" in run.values:
+                from nsrun.host.net import veth_name
+
+                ip = str(run.values["pod:ip"])
+                note["network"] = {**note["network"], "ip": ip, "gateway": run.values["pod:gateway"], "veth": veth_name(ip)}
+        else:
+            monitor = run.monitor_pid
+            holder = [monitor, kernel.process_start(monitor), run.state.boot] if monitor > 0 else run.state.myself()
+            note = {**self.note, "process": process, "holder": holder}
+        run.note = note
+        run.state.save(self.kind, self.name, note)
+
+
+class Release(Step):
+    phase = COMMIT
+    why = "Only now the program starts: had we died before, nothing would be left."
+    man = "socketpair(2), unix(7) SOCK_SEQPACKET"
+
+    def call(self) -> str:
+        return 'send(channel, "G"); recv(channel)   # end of file: exec succeeded'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def do(self, run: Run) -> None:
+        run.release()
+
+
+class HandOver(Step):
+    phase = COMMIT
+    man = "execveat(2)"
+    detach: bool
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        if self.detach:
+            return "The monitor is the member's parent; it learns that all is well, and Python ends."
+        return "Python is no longer needed: it becomes the monitor, some tens of KiB, with the same pid."
+
+    def call(self) -> str:
+        return 'write(go, "G")' if self.detach else 'execveat(monitor:fd, "", ["nsrun-monitor", …], AT_EMPTY_PATH)'
+
+    def calls(self) -> list[str]:
+        return [] if self.detach else ["execveat"]
+
+    def check(self) -> str:
+        return "pgrep -a nsrun-monitor"
+
+    def do(self, run: Run) -> None:
+        run.hand_over(self.detach)

@@ -1,0 +1,312 @@
+"""The notes: what nsrun writes down about pods and members, and how it forgets.
+
+Files are notes, the kernel is the truth.  A note names its *holder*, a process as (pid, start time, boot
+id): the nsrun that is making the thing, then pause (of a pod) or the monitor (of a member).  A pod is there
+as long as pause lives; whatever a note says, it is believed only after the kernel was asked.
+
+    RUN/pods/NAME/note          RUN/members/NAME/note, config.json, log, log.1, exit, stop, attach
+    RUN/tmp/PID.START…/         a claim in the making; renamed into place, so a name is taken by one rename
+    LIB/upper/ID/{upper,work}   what a member wrote over its rootfs
+    LIB/volumes/NAME            named volumes
+
+RUN is /run/nsrun, LIB /var/lib/nsrun; --root DIR or NSRUN_ROOT moves both (DIR/run, DIR/lib).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
+
+from nsrun import kernel, notes
+from nsrun.errors import BadInput, UnknownError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Note = dict[str, Any]
+
+NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+def check_name(name: str, what: str) -> str:
+    """A name becomes a directory, a cgroup and a hostname: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or `-`."""
+    if not name or len(name) > 63 or not NAME_CHARS.issuperset(name) or name[0] in ".-":
+        raise UsageError(
+            f"bad {what} name {name!r}",
+            hint="letters, digits, '_', '.', '-'; at most 63; it begins with a letter, a digit or '_'",
+        )
+    return name
+
+
+def new_id() -> str:
+    return os.urandom(6).hex()
+
+
+def remove_tree(path: str) -> None:
+    """Removes a directory of ours; a foreign file system that somebody mounted there is not ours and stays."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class State:
+    """The notes below one root directory."""
+
+    def __init__(self, root: str = "") -> None:
+        root = root or os.environ.get("NSRUN_ROOT", "")
+        if root:
+            root = os.path.abspath(root)
+            self.run, self.lib = f"{root}/run", f"{root}/lib"
+        elif os.geteuid() == 0:
+            self.run, self.lib = "/run/nsrun", "/var/lib/nsrun"
+        else:
+            runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+            data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+            self.run, self.lib = f"{runtime}/nsrun", f"{data}/nsrun"
+        self.root = root
+        self._boot = ""
+
+    @property
+    def boot(self) -> str:
+        if not self._boot:
+            self._boot = kernel.boot_id()
+        return self._boot
+
+    def path(self, kind: str, name: str, file: str = "") -> str:
+        return f"{self.run}/{kind}/{name}/{file}" if file else f"{self.run}/{kind}/{name}"
+
+    def upper(self, ident: str) -> str:
+        return f"{self.lib}/upper/{ident}"
+
+    # ---- reading -------------------------------------------------------------------------------------
+
+    def names(self, kind: str) -> list[str]:
+        try:
+            return sorted(os.listdir(f"{self.run}/{kind}"))
+        except FileNotFoundError:
+            return []
+
+    def read(self, kind: str, name: str, file: str = "note") -> Note | None:
+        try:
+            with open(self.path(kind, name, file), encoding="utf-8") as stream:
+                note = notes.loads(stream.read())
+        except (OSError, ValueError):
+            return None
+        return note if isinstance(note, dict) else None
+
+    def alive(self, holder: Any) -> bool:
+        """Is this [pid, start time, boot id] a live process?"""
+        try:
+            pid, start, boot = holder
+        except (TypeError, ValueError):
+            return False
+        return boot == self.boot and start > 0 and kernel.process_start(pid) == start
+
+    def myself(self) -> list[Any]:
+        pid = os.getpid()
+        return [pid, kernel.process_start(pid), self.boot]
+
+    def pod(self, name: str) -> Note:
+        """The note of a pod whose pause lives; UnknownError lists the pods there are."""
+        note = self.read("pods", name) if NAME_CHARS.issuperset(name) and name else None
+        if note and note.get("pause") and self.alive(note["pause"]):
+            return note
+        live = [n for n in self.names("pods") if self._pod_alive(n)]
+        known = "known pods: " + ", ".join(live) if live else "there are no pods"
+        if note:
+            raise UnknownError(f"pod {name!r} is dead: its PID 1 has ended", hint=f"{known}; nsrun pod create {name}")
+        raise UnknownError(f"no pod {name!r}", hint=f"{known}; nsrun pod create makes one")
+
+    def _pod_alive(self, name: str) -> bool:
+        note = self.read("pods", name)
+        return bool(note and note.get("pause") and self.alive(note["pause"]))
+
+    def member(self, name: str) -> Note:
+        """The note of a member, whatever its state; UnknownError lists the members there are."""
+        note = self.read("members", name) if NAME_CHARS.issuperset(name) and name else None
+        if note:
+            return note
+        for other in self.names("members"):  # an unambiguous id will do
+            note = self.read("members", other)
+            if note and len(name) >= 4 and note["id"].startswith(name):
+                return note
+        known = ", ".join(self.names("members"))
+        raise UnknownError(
+            f"no member {name!r}", hint=f"known members: {known}" if known else "there are no members; nsrun join makes one"
+        )
+
+    def member_status(self, note: Note) -> tuple[str, int | None]:
+        """(created|running|stopping|stopped|lost, exit status): asked from the kernel, not from the note."""
+        name = note["name"]
+        code = self.exit_of(name)
+        if code is not None:
+            return "stopped", code[0]
+        if note.get("process") and self.alive(note["process"]):
+            return ("stopping" if os.path.exists(self.path("members", name, "stop")) else "running"), None
+        if self.alive(note["holder"]):
+            # the monitor is about to write `exit`, or nsrun about to start the process
+            return ("stopping" if note.get("process") else "created"), None
+        code = self.exit_of(name)
+        return ("stopped", code[0]) if code else ("lost", None)
+
+    def exit_of(self, name: str) -> tuple[int, str] | None:
+        """What the monitor recorded: (exit status, time)."""
+        try:
+            with open(self.path("members", name, "exit")) as file:
+                code, _, when = file.read().strip().partition(" ")
+            return int(code), when
+        except (OSError, ValueError):
+            return None
+
+    # ---- writing -------------------------------------------------------------------------------------
+
+    def _make_dirs(self, *kinds: str) -> None:
+        for base, parts in ((self.run, kinds), (self.lib, ("upper",))):
+            for part in parts:
+                os.makedirs(f"{base}/{part}", 0o700, exist_ok=True)
+            os.chmod(base, 0o700)
+
+    def claim(self, kind: str, name: str, note: Note) -> str:
+        """Takes the name by one rename(2); BadInput when somebody living has it.  Gives the directory."""
+        what = kind[:-1]
+        holder = self.myself()
+        note = {**note, "holder": holder}
+        tmp = f"{self.run}/tmp/{holder[0]}.{holder[1]}.{new_id()}"
+        target = self.path(kind, name)
+        try:
+            os.mkdir(tmp, 0o700)
+        except FileNotFoundError:
+            self._make_dirs("pods", "members", "tmp")
+            os.mkdir(tmp, 0o700)
+        self._write(f"{tmp}/note", note)
+        for attempt in (1, 2):
+            try:
+                os.rename(tmp, target)
+                return target
+            except OSError as error:
+                if error.errno not in (EEXIST, ENOTEMPTY, ENOTDIR):
+                    remove_tree(tmp)
+                    raise
+                if attempt == 1:
+                    Sweeper(self).one(kind, name)
+        remove_tree(tmp)
+        verb = "pod rm -f" if kind == "pods" else "rm -f"
+        raise BadInput(f"{what} name {name!r} is taken", hint=f"choose another name, or: nsrun {verb} {name}")
+
+    def _write(self, path: str, note: Note) -> None:
+        fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            data = notes.dumps(note).encode() + b"\n"
+            while data:
+                data = data[os.write(fd, data) :]
+        finally:
+            os.close(fd)
+        os.rename(f"{path}.tmp", path)
+
+    def save(self, kind: str, name: str, note: Note, file: str = "note") -> None:
+        self._write(self.path(kind, name, file), note)
+
+    def forget_member(self, note: Note) -> None:
+        """Removes a member's notes and what it wrote over its rootfs."""
+        remove_tree(self.path("members", note["name"]))
+        remove_tree(self.upper(note["id"]))
+
+    def lock(self, name: str) -> int:
+        """An exclusive flock(2) on RUN/NAME.lock; close the descriptor to let go.  It goes with its holder."""
+        try:
+            fd = os.open(f"{self.run}/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            self._make_dirs("pods", "members", "tmp")
+            return self.lock(name)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return fd
+
+
+class Sweeper:
+    """Removes the notes of what has died: what a crash, a kill -9 or a reboot left behind."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.removed: list[str] = []
+
+    def one(self, kind: str, name: str) -> None:
+        if kind == "pods":
+            self._pod(name)
+        else:
+            self._member(name)
+
+    def all(self) -> list[str]:
+        """Sweeps everything below this root; gives what was removed, for people."""
+        state = self.state
+        for name in state.names("pods"):
+            self._pod(name)
+        for name in state.names("members"):
+            self._member(name)
+        for entry in state.names("tmp"):
+            pid, _, rest = entry.partition(".")
+            start = rest.partition(".")[0]
+            if not (pid.isdigit() and start.isdigit() and kernel.process_start(int(pid)) == int(start)):
+                remove_tree(f"{state.run}/tmp/{entry}")
+                self.removed.append(f"claim {entry}")
+        self._uppers()
+        if self.removed:
+            from nsrun.host import cgroup, net
+
+            cgroup.remove_empty(state)
+            net.remove_idle_bridge(state)
+        return self.removed
+
+    def _uppers(self) -> None:
+        state = self.state
+        try:
+            idents = os.listdir(f"{state.lib}/upper")
+        except OSError as error:
+            if error.errno == ENOENT:
+                return
+            raise
+        if idents:
+            # listed before the notes: a member that is being made has its note first
+            known = {note["id"] for name in state.names("members") if (note := state.read("members", name))}
+            for ident in idents:
+                if ident not in known:
+                    remove_tree(state.upper(ident))
+                    self.removed.append(f"upper {ident}")
+
+    def _pod(self, name: str) -> None:
+        state = self.state
+        note = state.read("pods", name)
+        if note is None or (not state.alive(note.get("holder")) and not state.alive(note.get("pause"))):
+            from nsrun.host import cgroup, net
+
+            ident = note["id"] if note else ""
+            for other in state.names("members"):
+                member = state.read("members", other)
+                if member and member.get("pod_id") == ident:
+                    self._member(other, pod_dead=True)
+            if note:
+                net.forget_pod(note)
+                cgroup.remove(note.get("cgroup", ""))
+            remove_tree(state.path("pods", name))
+            self.removed.append(f"pod {name}")
+
+    def _member(self, name: str, pod_dead: bool = False) -> None:
+        """A member goes with its pod (unless it does not share the PID namespace and lives on), or when it never began."""
+        state = self.state
+        note = state.read("members", name)
+        if note is None:
+            remove_tree(state.path("members", name))
+            self.removed.append(f"member {name}")
+            return
+        if state.alive(note.get("holder")) or state.alive(note.get("process")):
+            return
+        if note.get("process") and not pod_dead:
+            pod = state.read("pods", note["pod"])
+            if pod and pod["id"] == note["pod_id"] and (state.alive(pod.get("pause")) or state.alive(pod.get("holder"))):
+                return  # stopped or lost in a living pod: kept until `nsrun rm`
+        from nsrun.host import cgroup
+
+        cgroup.remove(note.get("cgroup", ""), kill=True)
+        state.forget_member(note)
+        self.removed.append(f"member {name}")
