@@ -374,6 +374,7 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 		memcpy(argv, program, sizeof(char *) * (size_t)n);
 		argv[n] = text;
 		argv[n + 1] = NULL;
+		SYS3(close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
 		sys_sigmask(SIG_SETMASK_, 0);
 		SYS3(execve, argv[0], argv, envp);
 	}

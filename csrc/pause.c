@@ -24,8 +24,10 @@ int main(int argc, char **argv, char **envp)
 		SYS3(write, 1, version, sizeof version - 1);
 		return 0;
 	}
-	if (argc > 1)
+	if (argc > 1) {
 		ready = str_num(argv[1], -1);
+		memset(argv[1], 0, str_len(argv[1])); /* ps shows "/pause", whatever the number was */
+	}
 
 	/* Block before anything else: a SIGTERM that reaches PID 1 before it listens is lost for good. */
 	sys_sigmask(SIG_BLOCK_, wanted);

@@ -180,7 +180,10 @@ class State:
         except FileNotFoundError:
             self._make_dirs("pods", "members", "tmp")
             os.mkdir(tmp, 0o700)
+        files = note.pop("_files", {})
         self._write(f"{tmp}/note", note)
+        for file, content in files.items():
+            self._write(f"{tmp}/{file}", content)
         for attempt in (1, 2):
             try:
                 os.rename(tmp, target)

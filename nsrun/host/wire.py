@@ -49,8 +49,16 @@ def encode(name: str, **values: object) -> bytes:
     return data
 
 
-def open_socket(protocol: int) -> _socket.socket:
-    sock = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
+class Socket(_socket.socket):
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_socket(protocol: int) -> Socket:
+    sock = Socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
     sock.bind((0, 0))
     return sock
 
@@ -88,7 +96,7 @@ def address_of(interface: str) -> str:
     """The first IPv4 address of an interface (netdevice(7), SIOCGIFADDR); "" when it has none."""
     from fcntl import ioctl
 
-    with _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
+    with Socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
         try:
             answer = ioctl(sock.fileno(), 0x8915, struct.pack("16s24x", interface.encode()))
         except OSError:

@@ -126,6 +126,7 @@ class OverlayRoot(Step):
     man = "fsopen(2), https://docs.kernel.org/filesystems/overlayfs.html"
     lower: str
     ident: str
+    again: bool = False  # a restart: what was written before stays
     handle: str = "rootfs:fd"
     hints = {
         ENODEV: "this kernel has no overlay file system: modprobe overlay, or use --writable",
@@ -154,13 +155,16 @@ class OverlayRoot(Step):
         lower = os.open(self.lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         fds = [lower]
         try:
-            os.mkdir(upper, 0o700)
+            if not self.again:
+                os.mkdir(upper, 0o700)
             for part in ("upper", "work"):
-                os.mkdir(f"{upper}/{part}", 0o700)
+                if not self.again:
+                    os.mkdir(f"{upper}/{part}", 0o700)
                 fds.append(os.open(f"{upper}/{part}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             st = os.fstat(lower)
-            os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
-            os.chown(f"{upper}/upper", st.st_uid, st.st_gid)
+            if not self.again:
+                os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
+                os.chown(f"{upper}/upper", st.st_uid, st.st_gid)
             # By descriptor: fsconfig strings end at 256 bytes, and no ':' or ',' of a name is special here.
             low, up, work = (f"/proc/self/fd/{fd}" for fd in fds)
             options = [("source", "nsrun"), ("lowerdir", low), ("upperdir", up), ("workdir", work)]
@@ -172,7 +176,8 @@ class OverlayRoot(Step):
     def undo(self, run: Run) -> None:
         from nsrun.state import remove_tree
 
-        remove_tree(run.state.upper(self.ident))
+        if not self.again:
+            remove_tree(run.state.upper(self.ident))
 
 
 class PlainRoot(Step):
@@ -367,7 +372,6 @@ class MakeCgroup(Step):
     path: str
     limits: dict[str, str]
     handle: str = "cgroup:fd"
-    pod_limits = False
     hints = {EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there", EACCES: "the cgroup tree is read-only here"}
 
     def call(self) -> str:
@@ -400,6 +404,30 @@ class MakeCgroup(Step):
         from nsrun.host import cgroup
 
         cgroup.remove(self.path, kill=True)
+
+
+class OpenCgroup(Step):
+    phase = HOST
+    why = "What is started in a member belongs to its cgroup, and ends with it."
+    man = "cgroups(7)"
+    path: str
+    handle: str = "cgroup:fd"
+
+    def call(self) -> str:
+        return f'open("{self.path}/cgroup.procs", O_WRONLY)'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def shell(self) -> str:
+        return f"CGROUP={sh_quote(self.path)}"
+
+    def check(self) -> str:
+        return f"cat {self.path}/cgroup.procs"
+
+    def do(self, run: Run) -> None:
+        if self.path:
+            run.hold(self.handle, os.open(f"{self.path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
 
 
 class LimitPod(Step):

@@ -1,0 +1,391 @@
+"""What the commands do, for Python: make a pod, join a member, execute in it.
+
+Every function takes the `State` it works on, builds a plan and runs it; nothing is printed; what goes wrong
+is an `NsrunError` that carries step, errno and hint.  The rest of a life (list, stop, remove) is in
+manage.py, the friendly face in library.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from errno import EACCES, ENOENT, ENOEXEC
+
+from nsrun import spec as specs
+from nsrun.errors import BadInput, CommandError, NsrunError, StepError, UnknownError
+from nsrun.plan.inside import Execute
+from nsrun.run import Run
+from nsrun.state import NAME_CHARS, State, check_name, new_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from nsrun.plan import Plan
+
+    Options = dict[str, Any]
+
+NO_ID = "ID"  # what explain prints where a real run has a random id
+
+
+def timestamp() -> str:
+    """Now, as the logs write it: UTC, RFC 3339."""
+    import time
+
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e9):09d}Z"
+
+
+def need_root() -> None:
+    if os.geteuid() != 0:
+        raise BadInput("needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN) to make and join namespaces", hint="sudo nsrun …")
+
+
+# ---- pod create --------------------------------------------------------------------------------------------
+
+
+def _host_resolv_conf() -> str:
+    """The host's name servers; one on loopback can't be reached from a pod, so systemd-resolved's real ones are taken."""
+    text = ""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read(65536)
+        except OSError:
+            continue
+        if not any(line.split()[1:2] and line.startswith("nameserver") and line.split()[1].startswith("127.") for line in text.splitlines()):
+            break
+    return text.replace("\0", "")
+
+
+def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
+    """The plan of `pod create`, nothing done."""
+    from nsrun.host import cgroup
+    from nsrun.plan.pod import pod_plan
+
+    name = check_name(options.get("name") or "pause", "pod")
+    ident = ident or new_id()
+    facts = {
+        "id": ident,
+        "created": timestamp() if ident != NO_ID else "",
+        "cgroup": cgroup.pod_path(name, ident),
+        "resolv_conf": _host_resolv_conf(),
+        "owner": "root",
+        "subnet": os.environ.get("NSRUN_SUBNET", ""),
+    }
+    return pod_plan(specs.pod_spec({**options, "name": name}, facts))
+
+
+def create_pod(state: State, options: Options, observe: Callable[[Run], None] | None = None) -> dict[str, Any]:
+    """Makes a pod and gives its note."""
+    plan = plan_pod(state, options)
+    need_root()
+    run = Run(plan, state)
+    try:
+        run.execute()
+    finally:
+        if observe:
+            observe(run)
+        from nsrun.run import allow_signals
+
+        allow_signals()
+    return run.note
+
+
+# ---- join --------------------------------------------------------------------------------------------------
+
+
+def check_rootfs(path: str) -> str:
+    """The absolute path of a directory with something in it."""
+    real = os.path.realpath(path)
+    if not os.path.lexists(path):
+        raise BadInput(f"rootfs {path!r} does not exist", hint="rootfs/ has recipes that build one: make -C rootfs busybox")
+    if not os.path.isdir(real):
+        raise BadInput(f"rootfs {path!r} is not a directory", hint="unpack an archive first: mkdir DIR; tar -C DIR -xf FILE")
+    if not os.listdir(real):
+        raise BadInput(f"rootfs {path!r} is empty")
+    if real == "/":
+        raise BadInput("rootfs / is the host itself", hint="leave --rootfs out to run on the host's own filesystem")
+    return real
+
+
+def read_small(root: str, path: str) -> str:
+    """A regular file of at most 1 MiB, resolved inside `root`; "" when it is missing.
+
+    BadInput for anything else there: a FIFO would hang us, a huge file fill the memory (threats R19).
+    """
+    import stat
+
+    from nsrun import kernel, users
+    from nsrun.errors import KernelError
+
+    try:
+        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fd = kernel.open_in_root(directory, path, os.O_RDONLY | os.O_NONBLOCK)
+    except KernelError as error:
+        if error.errno == ENOENT:
+            return ""
+        raise BadInput(f"{path} of the rootfs can't be read: {error}", errno=error.errno or 0) from None
+    finally:
+        os.close(directory)
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode) or st.st_size > users.MAX_BYTES:
+            raise BadInput(f"{path} of the rootfs is not a regular file of at most 1 MiB")
+        return os.read(fd, users.MAX_BYTES).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+
+
+def read_environment_file(path: str) -> list[str]:
+    """NAME=VALUE lines; # comments; NAME alone takes the caller's value."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--env-file {path}: {error}") from None
+    return [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _bundle(path: str) -> dict[str, Any]:
+    from nsrun import notes
+
+    try:
+        with open(f"{path}/config.json", encoding="utf-8") as file:
+            document = notes.loads(file.read())
+    except OSError as error:
+        raise BadInput(f"bundle {path!r}: {error.strerror}: config.json", hint="a bundle holds config.json and the root it names") from None
+    except ValueError:
+        raise BadInput(f"bundle {path!r}: config.json is not JSON") from None
+    if not isinstance(document, dict) or not isinstance(document.get("root"), dict):
+        raise BadInput(f"bundle {path!r}: config.json has no root")
+    document["root"]["path"] = os.path.join(path, document["root"].get("path", "rootfs"))
+    return document
+
+
+def plan_join(state: State, pod_name: str, options: Options, how: dict[str, Any], pod: dict[str, Any] | None = None) -> Plan:
+    """The plan of `join`, nothing done.  `how`: see plan.member.join_plan."""
+    from nsrun.host import cgroup
+    from nsrun.plan.member import join_plan
+
+    pod = pod or state.pod(pod_name)
+    again = how.get("again")
+    ident = again["id"] if again else how.get("id") or new_id()
+    name = again["name"] if again else check_name(options.get("name") or f"m-{ident}", "member")
+    sources = [k for k in ("rootfs", "bundle") if options.get(k)]
+    if len(sources) > 1:
+        raise BadInput("--rootfs and --bundle exclude each other")
+    bundle: dict[str, Any] = {}
+    root = "/"
+    if options.get("bundle"):
+        bundle = _bundle(options["bundle"])
+        root = check_rootfs(bundle["root"]["path"])
+    elif options.get("rootfs"):
+        root = check_rootfs(options["rootfs"])
+    if root == "/" and options.get("writable"):
+        raise BadInput("--writable needs --rootfs", hint="without one, the member writes to the host's filesystem anyway")
+    if root == "/" and options.get("read_only"):
+        raise BadInput("--read-only needs --rootfs or --bundle")
+    env = list(options.get("env") or [])
+    for path in options.get("env_file") or []:
+        env = read_environment_file(path) + env
+    group = pod.get("cgroup") or ""
+    facts = {
+        "name": name,
+        "id": ident,
+        "pod": pod,
+        "root": root,
+        "bundle": bundle,
+        "passwd": read_small(root, "/etc/passwd"),
+        "group": read_small(root, "/etc/group"),
+        "environ": os.environ,
+        "cgroup": f"{group}/m-{name}" if group else "",
+        "cgroup_v2": bool(group) or bool(cgroup.mount_point()),
+    }
+    document = specs.member_spec({**options, "env": env}, facts)
+    for mount in document["mounts"]:
+        if mount["type"] == "volume":
+            mount["source"] = f"{state.lib}/volumes/{mount['source']}" if mount["source"] else f"{state.upper(ident)}/volume{mount['destination'].replace('/', '-')}"
+        elif mount["type"] == "bind" and not os.path.exists(mount["source"]):
+            raise BadInput(f"volume source {mount['source']!r} does not exist", hint="create it first; nsrun does not guess whether you mean a file or a directory")
+    note = {
+        "id": ident,
+        "name": name,
+        "pod": pod["name"],
+        "pod_id": pod["id"],
+        "created": timestamp() if ident != NO_ID else "",
+        "command": document["process"]["args"],
+        "rootfs": root,
+        "cgroup": document["linux"]["cgroupsPath"],
+        "shares_pid": (options.get("pid") or "pod") != "own",
+        "terminal": document["process"]["terminal"],
+        "stop_signal": int(document["annotations"]["nsrun.stop-signal"]),
+        "restart": document["annotations"]["nsrun.restart"],
+        "rm": bool(options.get("rm")),
+        "detached": bool(how.get("detach") or how.get("background")),
+        "restarts": again["restarts"] + 1 if again else 0,
+    }
+    if again:
+        note["created"] = again["created"]
+    return join_plan(document, pod, note, {**how, "again": bool(again)})
+
+
+def join(
+    state: State,
+    pod: str,
+    options: Options,
+    *,
+    detach: bool = False,
+    fds: tuple[int, int, int] | None = None,
+    status_fd: int = -1,
+    again: dict[str, Any] | None = None,
+    observe: Callable[[Run], None] | None = None,
+) -> dict[str, Any]:
+    """Starts a member and gives its note.
+
+    With `detach` a monitor keeps it; with `fds` the caller is its parent; with neither this process *becomes*
+    the monitor and the call does not return.  CommandError when the command can't be executed.
+    """
+    from nsrun.run import allow_signals
+
+    background = bool(again and again["detached"])
+    how = {"detach": detach, "interactive": options.get("interactive"), "fds": fds, "again": again, "background": background}
+    plan = plan_join(state, pod, options, how)
+    need_root()
+    run = Run(plan, state)
+    document = plan.facts["spec"]
+    note = plan.steps[0].note if not again else {}  # type: ignore[attr-defined]
+    if again:
+        run.directory = state.path("members", again["name"])
+    policy = document["annotations"]["nsrun.restart"].partition(":")[0]
+    name = document["annotations"]["nsrun.name"]
+    run.monitor_options = {"cap": options.get("log_cap") or 16 << 20, "status": status_fd}
+    if not detach and not background:
+        run.monitor_options.update({"foreground": 1, "stdin": int(bool(options.get("interactive")))})
+    if policy != "no" or options.get("rm"):
+        restarts = again["restarts"] + 1 if again else 0
+        run.monitor_options["delay"] = min(100 << min(restarts, 10), 60000) if policy != "no" else 0
+        run.after = [sys.executable, "-I", os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")]
+        run.after += (["--root", state.root] if state.root else []) + ["_ended", name]
+
+    def committed() -> None:
+        if observe:
+            observe(run)
+        tell(status_fd, {"event": "started", "pid": run.pid, "name": name})
+
+    run.before_handover = committed
+    try:
+        # what `exec` and a restart need to know again
+        original = plan.steps[0]
+        if not again:
+            _save_config(run, original, document, options)
+        run.execute()
+    except StepError as error:
+        if observe:
+            observe(run)
+        raise explain_exec(error, document["root"]["path"]) from None
+    finally:
+        allow_signals()
+    committed()
+    return run.note or note
+
+
+def _save_config(run: Run, claim: Any, document: dict[str, Any], options: Options) -> None:
+    """config.json (the document) and options.json lie beside the note; written by the claim, so they go with it."""
+    claim.note["_files"] = {"config.json": document, "options.json": {k: v for k, v in options.items() if v and k != "status_fd"}}
+
+
+def tell(fd: int, event: dict[str, Any]) -> None:
+    """One JSON line for --status-fd."""
+    if fd >= 0:
+        from nsrun import notes
+
+        try:
+            os.write(fd, notes.dumps(event).encode() + b"\n")
+        except OSError:
+            pass  # a reader that went away must not stop a member
+
+
+def explain_exec(error: StepError, root: str) -> NsrunError:
+    """The error of an exec in people's words: what is missing, and in which file."""
+    step, detail = getattr(error, "init_step", None), getattr(error, "detail", "")
+    if not isinstance(step, Execute):
+        return error
+    from nsrun.diagnose import why_not
+
+    message, hint = why_not(root, step, error.errno, detail)
+    code = 126 if error.errno in (EACCES, ENOEXEC) or (error.errno != ENOENT) else 127
+    return CommandError(message, exit_code=code, hint=hint, errno=error.errno, step=error.step)
+
+
+# ---- exec --------------------------------------------------------------------------------------------------
+
+
+def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) -> Plan:
+    from nsrun.plan.member import exec_plan
+
+    note = state.member(member)
+    status, _ = state.member_status(note)
+    if status not in ("running", "stopping"):
+        raise UnknownError(f"member {note['name']!r} is {status}", hint="nsrun ls -a; only a running member can execute something")
+    document = state.read("members", note["name"], "config.json")
+    if document is None:
+        raise BadInput(f"member {note['name']!r} has no config.json")
+    process = document["process"]
+    command = list(options.get("command") or [])
+    if not command:
+        raise specs.UsageError("no command", hint="nsrun exec MEMBER COMMAND [ARG...]")
+    terminal = bool(options.get("terminal"))
+    env = specs.parse_environment(process["env"], {})
+    if terminal:
+        env["TERM"] = os.environ.get("TERM", "xterm")
+    user = process["user"]
+    if options.get("user"):
+        root = f"/proc/{note['process'][0]}/root"
+        uid, gid, groups, home = specs.users.resolve(options["user"], read_small(root, "/etc/passwd"), read_small(root, "/etc/group"))
+        user = {"uid": uid, "gid": gid, "additionalGids": groups}
+        env["HOME"] = home
+    env.update(specs.parse_environment(options.get("env") or [], dict(os.environ)))
+    new = {
+        **process,
+        "terminal": terminal,
+        "args": command,
+        "env": [f"{k}={v}" for k, v in env.items()],
+        "cwd": options.get("workdir") or process["cwd"],
+        "user": user,
+    }
+    return exec_plan({**document, "process": new}, note, how)
+
+
+def execute(
+    state: State,
+    member: str,
+    options: Options,
+    *,
+    fds: tuple[int, int, int] | None = None,
+    observe: Callable[[Run], None] | None = None,
+) -> Run:
+    """Executes a command in a running member.  With `fds` the caller is the parent, else this process becomes the monitor."""
+    from nsrun.run import allow_signals
+
+    plan = plan_exec(state, member, options, {"interactive": options.get("interactive"), "fds": fds})
+    need_root()
+    run = Run(plan, state)
+    run.monitor_options = {"foreground": 1, "stdin": int(bool(options.get("interactive"))), "own_cgroup": False}
+    if observe:
+        run.before_handover = lambda: observe(run)
+    process = plan.steps[0].process  # type: ignore[attr-defined]
+    try:
+        run.execute()
+    except StepError as error:
+        raise explain_exec(error, f"/proc/{process[0]}/root") from None
+    finally:
+        allow_signals()
+    return run
+
+
+__all__ = ["NAME_CHARS", "create_pod", "execute", "join", "plan_exec", "plan_join", "plan_pod"]

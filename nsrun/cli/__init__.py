@@ -1,0 +1,402 @@
+"""The command line: a thin face over nsrun.api and nsrun.manage.  Each function below is one command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nsrun.cli.parse import parse
+from nsrun.errors import NsrunError, UsageError
+from nsrun.state import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.run import Run
+
+    Words = list[str]
+    Options = dict[str, Any]
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGHUP: undo and go, like Ctrl-C."""
+
+
+def main(words: Words | None = None) -> int:
+    """Runs one command and gives the exit status (docs/cli.md, "Exit status")."""
+    import _signal
+
+    words = sys.argv[1:] if words is None else words
+    debug = "--debug" in words[:4]
+    status_fd = -1
+
+    def interrupted(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    for number in (_signal.SIGTERM, _signal.SIGHUP):
+        if _signal.getsignal(number) == _signal.SIG_DFL:
+            _signal.signal(number, interrupted)
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    try:
+        if words[:1] == ["_complete"]:
+            from nsrun.cli import text
+
+            return text.complete(words[1:])
+        general, command, options, operands, rest = parse(_hidden(words))
+        if "help" in general or "version" in general or command is None:
+            from nsrun.cli import text
+
+            return text.general(general, command)
+        state = State(general.get("root", ""))
+        status_fd = _status_fd(options)
+        handler = _HANDLERS[command.name]
+        code = handler(state, options, operands, rest, general)
+        if command.name not in ("exec", "explain", "help", "completion", "doctor"):
+            _sweep(state)
+        return code
+    except NsrunError as error:
+        if debug:
+            raise
+        _say(error)
+        if status_fd >= 0:
+            from nsrun.api import tell
+
+            tell(status_fd, _event(error))
+        return error.exit_code
+    except (KeyboardInterrupt, Interrupted) as error:
+        print("nsrun: interrupted; nothing is left", file=sys.stderr)
+        return 128 + (error.args[0] if isinstance(error, Interrupted) else 2)
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        if debug:
+            raise
+        from nsrun.errors import errno_text
+
+        print(f"nsrun: {error.filename or ''}{': ' if error.filename else ''}{errno_text(error.errno or 0)}", file=sys.stderr)
+        print("hint: nsrun --debug shows where; nsrun doctor what this machine lacks", file=sys.stderr)
+        return 125
+
+
+def _hidden(words: Words) -> Words:
+    """`_ended` is what the monitor calls; it is no command for people."""
+    if "_ended" in words[:3]:
+        at = words.index("_ended")
+        from nsrun.manage import ended
+
+        state = State(words[words.index("--root") + 1] if "--root" in words[:at] else "")
+        sys.exit(ended(state, words[at + 1], int(words[at + 2])))
+    return words
+
+
+def _say(error: NsrunError) -> None:
+    print(f"nsrun: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def _event(error: NsrunError) -> dict[str, Any]:
+    from errno import errorcode
+
+    return {
+        "event": "error",
+        "step": getattr(error, "number", 0),
+        "errno": errorcode.get(error.errno, ""),
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+
+
+def _status_fd(options: Options) -> int:
+    text = options.get("status_fd")
+    if text is None:
+        return -1
+    if not text.isdigit():
+        raise UsageError(f"--status-fd {text!r} is not a descriptor")
+    try:
+        os.fstat(int(text))
+    except OSError:
+        raise UsageError(f"--status-fd {text}: no such descriptor is open") from None
+    return int(text)
+
+
+def _sweep(state: State) -> None:
+    """What died since the last command is forgotten now, quietly."""
+    if os.geteuid() == 0:
+        from nsrun.state import Sweeper
+
+        Sweeper(state).all()
+
+
+def _trace(general: Options) -> Any:
+    if not general.get("trace"):
+        return None
+
+    def observe(run: Run) -> None:
+        from nsrun.explain import trace
+
+        print(trace(run), file=sys.stderr, end="")
+
+    return observe
+
+
+# ---- pods --------------------------------------------------------------------------------------------------
+
+
+def pod_create(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import api
+
+    note = api.create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general))
+    for port in note["ports"]:
+        if port["host_ip"] not in ("127.0.0.1",):
+            print(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp", file=sys.stderr)
+    print(note["name"])
+    return 0
+
+
+def pod_ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+    from nsrun.cli import text
+
+    found = manage.pods(state)
+    if options.get("json"):
+        return text.json(found)
+    rows = [
+        [p["name"], p["status"], str(p["pid"] or "-"), p["network"]["ip"] or p["network"]["mode"], _ports(p["ports"]), ",".join(p["members"]) or "-"]
+        for p in found
+    ]  # fmt: skip
+    return text.table(["NAME", "STATUS", "PID", "ADDRESS", "PORTS", "MEMBERS"], rows)
+
+
+def _ports(ports: list[dict[str, Any]]) -> str:
+    return ",".join(f"{'' if p['host_ip'] == '0.0.0.0' else p['host_ip'] + ':'}{p['host_port']}->{p['pod_port']}" for p in ports) or "-"
+
+
+def pod_inspect(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+    from nsrun.cli import text
+
+    return text.json([manage.pod_json(state, manage.pod_note(state, name)) for name in operands])
+
+
+def pod_ps(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+    from nsrun.cli import text
+
+    rows = manage.processes(state, operands[0])
+    if options.get("json"):
+        return text.json(rows)
+    cells = [[str(r["pid_in_pod"] or "-"), str(r["pid"]), str(r["uid"]), r["member"] or "-", r["command"]] for r in rows]
+    return text.table(["PID", "HOSTPID", "UID", "MEMBER", "COMMAND"], cells)
+
+
+def _each(operands: Words, action: Any) -> int:
+    """Does it for each name; goes on after an error, and gives the first one's status."""
+    code = 0
+    for name in operands:
+        try:
+            action(name)
+            print(name)
+        except NsrunError as error:
+            _say(error)
+            code = code or error.exit_code
+    return code
+
+
+def _seconds(options: Options) -> float:
+    text = options.get("time", "10")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise UsageError(f"-t {text!r} is not a number of seconds")
+    return seconds
+
+
+def _signal_of(options: Options) -> int:
+    from nsrun.spec import parse_signal
+
+    return parse_signal(options.get("signal", "KILL"))
+
+
+def pod_stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    seconds = _seconds(options)
+    return _each(operands, lambda name: manage.stop_pod(state, name, seconds))
+
+
+def pod_kill(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    signal = _signal_of(options)
+    return _each(operands, lambda name: manage.kill_pod(state, name, signal))
+
+
+def pod_rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    return _each(operands, lambda name: manage.remove_pod(state, name, bool(options.get("force"))))
+
+
+def pod_prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+    from nsrun.state import Sweeper
+
+    for note in manage.member_notes(state):
+        if state.member_status(note)[0] in ("stopped", "lost"):
+            manage.remove_member(state, note, False)
+            print(f"member {note['name']}")
+    for line in Sweeper(state).all():
+        print(line)
+    return 0
+
+
+# ---- members -----------------------------------------------------------------------------------------------
+
+
+def join(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import api
+
+    options = {**options, "command": rest}
+    _check_terminal(options, bool(options.get("detach")))
+    status = _status_fd(options)
+    note = api.join(state, operands[0], options, detach=bool(options.get("detach")), status_fd=status, observe=_trace(general))
+    print(note["name"])
+    return 0
+
+
+def _check_terminal(options: Options, detach: bool) -> None:
+    if options.get("terminal") and options.get("interactive") and not detach and not os.isatty(0):
+        raise UsageError("-it: standard input is not a terminal", hint="leave -t out")
+
+
+def execute(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import api
+
+    options = {**options, "command": rest}
+    _check_terminal(options, False)
+    api.execute(state, operands[0], options, observe=_trace(general))
+    return 0
+
+
+def ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+    from nsrun.cli import text
+
+    found = manage.members(state, bool(options.get("all")))
+    if options.get("json"):
+        return text.json(found)
+    rows = []
+    for m in found:
+        status = m["status"] + (f" ({m['exit_code']})" if m["exit_code"] is not None else "") + (" (orphaned)" if m["orphaned"] else "")
+        rows.append([m["name"], m["pod"], status, str(m["pid_in_pod"] or "-"), str(m["pid"] or "-"), " ".join(m["command"])])
+    return text.table(["NAME", "POD", "STATUS", "PID", "HOSTPID", "COMMAND"], rows)
+
+
+def inspect(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+    from nsrun.cli import text
+
+    return text.json([manage.member_json(state, state.member(name)) for name in operands])
+
+
+def logs(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    tail = options.get("tail")
+    if tail is not None and not tail.isdigit() and tail != "all":
+        raise UsageError(f"--tail {tail!r} is not a number of lines")
+    lines = manage.logs(state, operands[0], int(tail) if tail and tail != "all" else None, bool(options.get("follow")))
+    for time, stream, line in lines:
+        out = sys.stderr if stream == "stderr" else sys.stdout
+        data = (f"{time} {line}" if options.get("timestamps") else line).encode("utf-8", "surrogateescape")
+        out.buffer.write(data)
+        out.buffer.flush()
+    return 0
+
+
+def wait(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    for name in operands:
+        print(manage.wait_member(state, name))
+    return 0
+
+
+def stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    seconds = _seconds(options)
+    return _each(operands, lambda name: manage.stop_member(state, state.member(name), seconds))
+
+
+def kill(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    signal = _signal_of(options)
+
+    def one(name: str) -> None:
+        note = state.member(name)
+        if signal == manage.SIGKILL and state.member_status(note)[0] in ("running", "stopping"):
+            manage.stop_member(state, {**note, "stop_signal": 9}, 0)
+        else:
+            manage.signal_member(state, note, signal)
+
+    return _each(operands, one)
+
+
+def rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    return _each(operands, lambda name: manage.remove_member(state, state.member(name), bool(options.get("force"))))
+
+
+def attach(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun.cli.attach import attach as connect
+
+    return connect(state, operands[0])
+
+
+# ---- teaching and help -------------------------------------------------------------------------------------
+
+
+def explain(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import explain as module
+
+    print(module.explain(state, rest, options.get("format", "text")), end="")
+    return 0
+
+
+def doctor(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import doctor as module
+    from nsrun.cli import text
+
+    findings = module.examine(state)
+    if options.get("json"):
+        text.json(findings)
+    else:
+        print(module.report(findings), end="")
+    return 0 if all(f["status"] != "missing" for f in findings) else 1
+
+
+def completion(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun.cli import text
+
+    return text.completion(operands[0])
+
+
+def help_(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun.cli import text
+
+    return text.help_for(" ".join(rest))
+
+
+_HANDLERS = {
+    "pod create": pod_create, "pod ls": pod_ls, "pod inspect": pod_inspect, "pod ps": pod_ps, "pod stop": pod_stop, "pod kill": pod_kill,
+    "pod rm": pod_rm, "pod prune": pod_prune, "join": join, "exec": execute, "ls": ls, "inspect": inspect, "logs": logs, "wait": wait,
+    "stop": stop, "kill": kill, "rm": rm, "attach": attach, "explain": explain, "doctor": doctor, "completion": completion, "help": help_,
+}  # fmt: skip

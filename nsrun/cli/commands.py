@@ -1,0 +1,143 @@
+"""The command line as data: parsing, --help, docs/cli.md and completion all read this table.
+
+argparse would cost 7 ms per command and has no place for an example; this has both.
+"""
+
+from __future__ import annotations
+
+
+class Option:
+    """flags "-p, --publish"; value "" for a switch, "?" for several times a value."""
+
+    __slots__ = ("flags", "help", "key", "many", "value")
+
+    def __init__(self, flags: str, value: str, help: str, many: bool = False) -> None:
+        self.flags = tuple(flags.split(", "))
+        self.value, self.help, self.many = value, help, many
+        self.key = self.flags[-1].lstrip("-").replace("-", "_")
+
+
+class Command:
+    """`rest`: what comes after the operands is the member's command, not ours to read."""
+
+    __slots__ = ("about", "example", "help", "name", "operands", "options", "rest")
+
+    def __init__(
+        self, name: str, operands: str, help: str, example: str, options: tuple[Option, ...] = (), about: str = "", rest: bool = False
+    ) -> None:
+        self.name, self.operands, self.help, self.example = name, operands, help, example
+        self.options, self.about, self.rest = options, about, rest
+
+
+O = Option  # noqa: E741
+
+GLOBAL = (
+    O("--root", "DIR", "keep all state below DIR; two roots never see each other's pods (NSRUN_ROOT; default /run/nsrun and /var/lib/nsrun)"),
+    O("--debug", "", "show Python's traceback with an error"),
+    O("--trace", "", "print every step with the time it took, to stderr"),
+    O("--version", "", "print the version"),
+    O("-h, --help", "", "print this help"),
+)
+
+JSON = O("--json", "", "print JSON")
+LIMITS = (
+    O("--memory", "SIZE", "memory limit, cgroup v2: 512m, 1g"),
+    O("--cpus", "N", "processors, cgroup v2: 1.5"),
+    O("--pids-limit", "N", "how many processes, cgroup v2"),
+)
+ENV = O("-e, --env", "NAME=VALUE", "an environment variable; NAME alone takes the caller's value", many=True)
+WORKDIR = O("-w, --workdir", "DIR", "working directory inside")
+USER = O("-u, --user", "USER[:GROUP]", "names of the rootfs's own passwd and group, or numbers")
+INTERACTIVE = O("-i, --interactive", "", "pass standard input on")
+TERMINAL = O("-t, --terminal", "", "a terminal of its own (job control, size, Ctrl-C)")
+SECONDS = O("-t, --time", "SECONDS", "how long to wait before SIGKILL (10)")
+SIGNAL = O("-s, --signal", "SIGNAL", "the signal (KILL)")
+FORCE = O("-f, --force", "", "end what runs")
+
+COMMANDS = (
+    Command(
+        "pod create", "[NAME]", "make a pod: namespaces held open by pause (default name: pause); prints the name",
+        "sudo nsrun pod create -p 8080:80 web",
+        (
+            O("-p, --publish", "[IP:][HOST]:POD[/tcp]", "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port)", many=True),
+            O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only lo; host: this host's network"),
+            O("--ip", "ADDR", "this address of the bridge's network"),
+            O("--subnet", "ADDR/24", "the bridge's network, when the bridge does not exist yet (NSRUN_SUBNET)"),
+            O("--hostname", "NAME", "hostname inside (default: the pod's name)"),
+            O("--add-host", "HOST:IP", "a line of /etc/hosts; host-gateway means this host", many=True),
+            O("--dns", "ADDR", "a name server for /etc/resolv.conf", many=True),
+            O("--sysctl", "KEY=VALUE", "a kernel setting of the pod's namespaces", many=True),
+            O("--shm-size", "SIZE", "size of the pod's /dev/shm (64m)"),
+            O("--label", "KEY=VALUE", "a label, shown by inspect", many=True),
+            *LIMITS,
+        ),
+        "Without an address a port is published on all addresses of this host, past most firewalls' INPUT rules; NSRUN_PUBLISH_IP changes the default.",
+    ),
+    Command("pod ls", "", "list pods", "nsrun pod ls --json", (JSON,)),
+    Command("pod inspect", "POD...", "everything about pods, as JSON", "nsrun pod inspect pause", (JSON,)),
+    Command("pod ps", "POD", "the processes of a pod, seen from the host", "nsrun pod ps pause", (JSON,)),
+    Command("pod stop", "POD...", "stop members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,)),
+    Command("pod kill", "POD...", "signal pause itself; when it ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,)),
+    Command("pod rm", "POD...", "remove pods", "nsrun pod rm -f pause", (FORCE,), "A pod is its pause: when pause has ended, little is left to remove. With -f, a pod that is not there is no error."),
+    Command("pod prune", "", "remove what died, and sweep what a crash left", "nsrun pod prune"),
+    Command(
+        "join", "POD", "start a member in a pod: its own rootfs, the pod's namespaces",
+        "sudo nsrun join pause -d --name mysql --rootfs ./mariadb -e MYSQL_DATABASE=exampledb -- docker-entrypoint.sh mysqld",
+        (
+            O("--rootfs", "DIR", "an unpacked root filesystem; written to through an overlay, so it stays clean"),
+            O("--bundle", "DIR", "an OCI bundle: config.json and its root"),
+            O("--name", "NAME", "the member's name (default: made up)"),
+            O("-d, --detach", "", "in the background; prints the name"),
+            INTERACTIVE,
+            TERMINAL,
+            O("--rm", "", "forget it when it has ended"),
+            ENV,
+            O("--env-file", "FILE", "lines of NAME=VALUE", many=True),
+            WORKDIR,
+            USER,
+            O("--entrypoint", "CMD", "put before the command"),
+            O("-v, --volume", "SRC:DST[:ro]", "a directory or file of this host, or a named volume, at DST", many=True),
+            O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…[,readonly]", many=True),
+            O("--tmpfs", "DST[:OPTIONS]", "an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
+            O("--read-only", "", "the root can't be written to"),
+            O("--writable", "", "no overlay: write to the --rootfs directory itself"),
+            O("--net", "pod|own|host", "which network namespace (pod)"),
+            O("--ipc", "pod|own", "which IPC namespace (pod)"),
+            O("--pid", "pod|nested|own", "which PID namespace (pod); nested: a child of the pod's; own: it outlives pause"),
+            O("--uts", "pod|own", "which hostname (pod)"),
+            O("--cap-add", "CAP", "a capability beside Docker's fourteen, or ALL", many=True),
+            O("--cap-drop", "CAP", "one of them less, or ALL", many=True),
+            O("--security-opt", "OPT", "no-new-privileges", many=True),
+            O("--ulimit", "NAME=SOFT[:HARD]", "a resource limit: nofile=1024:2048", many=True),
+            O("--stop-signal", "SIGNAL", "what stop sends (TERM)"),
+            O("--restart", "POLICY", "no, on-failure[:N] or always; delays double from 0.1 s to 1 min"),
+            *LIMITS,
+            O("--status-fd", "N", "write JSON lines about start, error and end to this descriptor"),
+        ),
+        "With neither --rootfs nor --bundle the member runs on the host's own filesystem, seen from inside the pod. Foreground: exits with the member's status; Ctrl-C reaches it.",
+        rest=True,
+    ),
+    Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, WORKDIR, USER), rest=True),
+    Command("ls", "", "list members", "nsrun ls -a", (O("-a, --all", "", "also those that have ended"), JSON)),
+    Command("inspect", "MEMBER...", "everything about members, as JSON", "nsrun inspect mysql", (JSON,)),
+    Command(
+        "logs", "MEMBER", "a member's output", "nsrun logs -f --tail 20 mysql",
+        (O("-f, --follow", "", "go on until it has ended"), O("--tail", "N", "only the last N lines"), O("-t, --timestamps", "", "with the time of each line")),
+    ),
+    Command("wait", "MEMBER...", "wait for the end of members; prints their exit statuses", "nsrun wait mysql"),
+    Command("stop", "MEMBER...", "stop members, touching no other", "nsrun stop -t 30 mysql", (SECONDS,)),
+    Command("kill", "MEMBER...", "signal the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,)),
+    Command("rm", "MEMBER...", "forget members, and what they wrote over their rootfs", "nsrun rm -f mysql", (FORCE,)),
+    Command("attach", "MEMBER", "connect to a detached member's output, input and terminal; Ctrl-P Ctrl-Q leaves it", "nsrun attach mysql"),
+    Command(
+        "explain", "COMMAND...", "the plan of pod create, join or exec, step by step; nothing is done",
+        "nsrun explain --format shell pod create -p 8080:80",
+        (O("--format", "text|shell|json", "text; a shell script that builds the same by hand; or JSON"),), rest=True,
+    ),
+    Command("doctor", "", "what this kernel and machine offer, what is missing, how to get it", "nsrun doctor", (JSON,)),
+    Command("completion", "bash|zsh|fish", "a completion script for a shell", "nsrun completion bash >/etc/bash_completion.d/nsrun"),
+    Command("help", "[COMMAND...]", "help about a command", "nsrun help pod create", rest=True),
+)  # fmt: skip
+
+BY_NAME = {command.name: command for command in COMMANDS}
+GROUPS = sorted({command.name.split()[0] for command in COMMANDS if " " in command.name})

@@ -1,0 +1,118 @@
+"""Words → command, options, operands.  Docker's manners: `-it`, `-p80:80`, `--env=X`, options up to the member's command."""
+
+from __future__ import annotations
+
+from nsrun.cli.commands import BY_NAME, GLOBAL, GROUPS, Command, Option
+from nsrun.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def _take(words: list[str], options: tuple[Option, ...], into: dict[str, Any], name: str) -> bool:
+    """Reads one option (or cluster) off the front of `words`; False when the front is no option."""
+    word = words[0]
+    if not word.startswith("-") or word == "-":
+        return False
+    words.pop(0)
+    see = f"see 'nsrun {name} --help'" if name else "see 'nsrun --help'"
+    known = {flag: option for option in options for flag in option.flags}
+    if word.startswith("--"):
+        flag, equals, value = word.partition("=")
+        option = known.get(flag)
+        if option is None:
+            near = [f for f in known if f.startswith(flag)]
+            raise UsageError(f"unknown option {flag}", hint=f"did you mean {' or '.join(near)}?" if near else see)
+        if not option.value:
+            if equals:
+                raise UsageError(f"{flag} takes no value", hint=see)
+            into[option.key] = True
+        else:
+            _store(option, value if equals else _value(words, flag, see), into)
+        return True
+    for at in range(1, len(word)):
+        flag = f"-{word[at]}"
+        option = known.get(flag)
+        if option is None:
+            raise UsageError(f"unknown option {flag}", hint=see)
+        if option.value:
+            rest = word[at + 1 :]
+            _store(option, rest.removeprefix("=") if rest else _value(words, flag, see), into)
+            break
+        into[option.key] = True
+    return True
+
+
+def _value(words: list[str], flag: str, see: str) -> str:
+    if not words:
+        raise UsageError(f"{flag} needs a value", hint=see)
+    return words.pop(0)
+
+
+def _store(option: Option, value: str, into: dict[str, Any]) -> None:
+    if "\0" in value:
+        raise UsageError(f"{option.flags[-1]}: a NUL byte")
+    if option.many:
+        into.setdefault(option.key, []).append(value)
+    else:
+        into[option.key] = value
+
+
+def parse(words: list[str]) -> tuple[dict[str, Any], Command | None, dict[str, Any], list[str], list[str]]:
+    """(global options, command, its options, operands, the member's command)."""
+    words = list(words)
+    general: dict[str, Any] = {}
+    while words and _take(words, GLOBAL, general, ""):
+        pass
+    if not words:
+        return general, None, {}, [], []
+    name = words.pop(0)
+    if name in GROUPS and words and not words[0].startswith("-"):
+        name = f"{name} {words.pop(0)}"
+    elif name in GROUPS:
+        if words and words[0] in ("-h", "--help"):
+            general["help"] = name
+            return general, None, {}, [], []
+        raise UsageError(f"nsrun {name} needs a subcommand", hint=" ".join(c.split()[1] for c in BY_NAME if c.startswith(f"{name} ")))
+    command = BY_NAME.get(name)
+    if command is None:
+        near = [c for c in BY_NAME if c.startswith(name) or name in c.split()]
+        raise UsageError(f"unknown command {name!r}", hint=f"did you mean {' or '.join(near)}?" if near else "see 'nsrun --help'")
+    wanted = len(command.operands.replace("[", "").split()) if command.rest else 0
+    if name in ("explain", "help"):
+        wanted = 0  # their operand is a whole command line
+    options: dict[str, Any] = {}
+    operands: list[str] = []
+    rest: list[str] = []
+    while words:
+        if words[0] == "--":
+            words.pop(0)
+            (rest if command.rest else operands).extend(words)
+            break
+        if words[0] in ("-h", "--help"):
+            general["help"] = name
+            return general, command, options, operands, rest
+        if _take(words, command.options, options, name):
+            continue
+        if command.rest and len(operands) == wanted:
+            rest.extend(words)
+            break
+        operands.append(words.pop(0))
+    _count(command, operands, wanted, options)
+    return general, command, options, operands, rest
+
+
+def _count(command: Command, operands: list[str], wanted: int, options: dict[str, Any]) -> None:
+    see = f"usage: nsrun {command.name} {command.operands}"
+    spec = command.operands
+    if command.rest:
+        low = high = wanted
+    elif spec.endswith("..."):
+        low, high = (0 if spec.startswith("[") else 1), 1 << 30
+    elif spec.startswith("["):
+        low, high = 0, 1
+    else:
+        low = high = len(spec.split())
+    if not low <= len(operands) <= high:
+        raise UsageError(f"nsrun {command.name}: {'missing ' + spec if len(operands) < low else 'too many words: ' + ' '.join(operands[high:])}", hint=see)

@@ -1,0 +1,205 @@
+"""The plans of `join` and `exec`: the only place that knows their order."""
+
+from __future__ import annotations
+
+from nsrun import kernel
+from nsrun.kernel import MOUNT_ATTRS, NAMESPACES
+from nsrun.plan import Plan, Step
+from nsrun.plan.inside import (
+    AttachRoot,
+    ChangeDirectory,
+    EnterCgroup,
+    EnterMountNamespace,
+    Execute,
+    LoopbackUp,
+    MakeDev,
+    MakeDirectory,
+    MakeSymlink,
+    Mask,
+    Mount,
+    MountFromPod,
+    MountTree,
+    NewKeyring,
+    NewSession,
+    NoNewPrivileges,
+    Pivot,
+    ReadonlyPath,
+    ReadonlyRoot,
+    SetCapabilities,
+    SetHostname,
+    SetLimit,
+    SetUser,
+    Undumpable,
+    Unshare,
+    capability_mask,
+)
+from nsrun.plan.outside import (
+    ClaimName,
+    HandOver,
+    InheritStdio,
+    Launch,
+    ListenForAttach,
+    LoadProgram,
+    MakeCgroup,
+    OpenCgroup,
+    OpenProcess,
+    OpenStdio,
+    OpenTerminal,
+    OpenVolume,
+    OverlayRoot,
+    PlainRoot,
+    Release,
+    WriteNote,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_OCI = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "mount": "mnt"}
+_LINKS = (
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("pts/ptmx", "/dev/ptmx"),
+)
+_ATTR_WORDS = {"ro": "RDONLY", "nosuid": "NOSUID", "nodev": "NODEV", "noexec": "NOEXEC", "noatime": "NOATIME"}
+_IGNORED = {"rw", "rbind", "bind", "rprivate", "private", "suid", "dev", "exec", "strictatime", "relatime"}
+
+
+def _attrs(options: list[str]) -> tuple[int, str]:
+    """Mount options → (MOUNT_ATTR bits, what the file system itself gets)."""
+    bits = sum(MOUNT_ATTRS[f"MOUNT_ATTR_{_ATTR_WORDS[o]}"] for o in set(options) if o in _ATTR_WORDS)
+    return bits, ",".join(o for o in options if o not in _ATTR_WORDS and o not in _IGNORED)
+
+
+def _ends(process: dict[str, Any], chroot: bool = True) -> list[Step]:
+    """What join and exec have in common: from the session to the program."""
+    user, caps = process["user"], capability_mask([c[4:].lower() for c in process["capabilities"]["bounding"]])
+    uid, gid, groups = user["uid"], user["gid"], tuple(user["additionalGids"])
+    steps: list[Step] = [NewSession(process["terminal"]), NewKeyring()]
+    steps += [SetLimit(r["type"][7:].lower(), r["soft"], r["hard"]) for r in process["rlimits"]]
+    steps += [SetUser(uid, gid, groups, caps), SetCapabilities(caps if uid == 0 else 0)]
+    if process["noNewPrivileges"]:
+        steps.append(NoNewPrivileges())
+    steps.append(ChangeDirectory(process["cwd"]))
+    argv, env = tuple(process["args"]), tuple(process["env"])
+    steps.append(Execute(argv, env, (uid, gid, groups), caps, process["noNewPrivileges"], process["cwd"], chroot))
+    return steps
+
+
+def _stdio(process: dict[str, Any], how: dict[str, Any], member: tuple[Any, ...] = ()) -> Step:
+    uid = process["user"]["uid"]
+    if process["terminal"]:
+        return OpenTerminal(uid, member)
+    if how.get("fds"):
+        return InheritStdio(tuple(how["fds"]))
+    return OpenStdio(bool(how.get("interactive")), uid)
+
+
+def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
+    """how: "detach", "interactive", "fds" (a library caller's own 0, 1, 2: no monitor), "again" (a restart:
+    the name and what was written are there) and then "background" (it had been detached)."""
+    process, linux, names = spec["process"], spec["linux"], spec["annotations"]
+    name, ident, detach, monitored = names["nsrun.name"], names["nsrun.id"], bool(how.get("detach")), not how.get("fds")
+    root = spec["root"]["path"]
+    host_root, overlay = root == "/", root != "/" and names["nsrun.writable"] != "true"
+
+    shared = clones = 0
+    for entry in linux["namespaces"]:
+        flag = NAMESPACES[_OCI[entry["type"]]]
+        if entry.get("path"):
+            shared |= flag
+        elif entry["type"] != "mount":
+            clones |= flag
+    if names["nsrun.pid"] == "nested":
+        shared |= kernel.CLONE_NEWPID  # a child namespace of the pod's: join it, then make one
+
+    # 1 Open
+    steps: list[Step] = [] if how.get("again") else [ClaimName("members", name, note)]
+    steps.append(OpenProcess(f"the pause of {pod['name']}", tuple(pod["pause"]), "pod:pidfd"))
+    steps.append(LoadProgram("nsrun-init", "init:fd"))
+    if monitored:
+        steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
+    if overlay:
+        steps.append(OverlayRoot(root, ident, bool(how.get("again"))))
+    else:
+        steps.append(PlainRoot(root, host_root))
+    volumes: list[Step] = []
+    inner: list[Step] = []
+    for number, mount in enumerate(spec["mounts"]):
+        kind, target = mount["type"], mount["destination"]
+        attrs, data = _attrs(mount["options"])
+        if kind in ("bind", "volume"):
+            handle, readonly = f"volume{number}:fd", "ro" in mount["options"]
+            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume"))
+            inner.append(MountTree(handle, target, mount["source"], readonly))
+        elif kind == "pod":
+            inner.append(MountFromPod(mount["source"], target, "ro" in mount["options"]))
+        elif kind == "devpts" and process["terminal"]:
+            inner.append(MountTree("devpts:fd", target, "devpts"))
+        elif kind == "tmpfs" and target == "/dev":
+            inner += [MakeDev(), *(MakeSymlink(to, path) for to, path in _LINKS)]
+            if process["terminal"]:
+                inner.append(MakeSymlink("pts/0", "/dev/console"))
+        else:
+            inner.append(Mount(kind, target, data, attrs))
+    steps += volumes
+    steps.append(_stdio(process, how))
+    if (detach or how.get("background")) and monitored:
+        steps.append(ListenForAttach())
+
+    # 2 Host, 3 Join
+    steps.append(MakeCgroup(linux["cgroupsPath"], linux["resources"]))
+    steps.append(Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored))
+
+    # 4 Init
+    steps += [Undumpable(), EnterCgroup(), EnterMountNamespace("pod:pidfd")]
+    steps.append(Unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWCGROUP))
+    steps.append(AttachRoot())
+    steps += inner
+    if clones & kernel.CLONE_NEWNET:
+        steps.append(LoopbackUp())
+    if clones & kernel.CLONE_NEWUTS:
+        steps.append(SetHostname(spec["hostname"]))
+    if process["cwd"] != "/" and not host_root:
+        steps.append(MakeDirectory(process["cwd"]))
+    steps += [Mask(p) for p in linux["maskedPaths"]]
+    steps += [ReadonlyPath(p) for p in linux["readonlyPaths"]]
+    if spec["root"]["readonly"]:
+        steps.append(ReadonlyRoot())
+    steps.append(Pivot())
+    steps += _ends(process)
+
+    # 5 Commit
+    steps += [WriteNote("members", name, note), Release()]
+    if monitored:
+        steps.append(HandOver(detach))
+    return Plan(f"join {pod['name']}", steps, {"spec": spec})
+
+
+def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
+    """One more process in a member: its namespaces, its cgroup, its capabilities and never more."""
+    process, member = spec["process"], tuple(note["process"])
+    everything = kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
+    monitored = not how.get("fds")
+    steps: list[Step] = [
+        OpenProcess(f"member {note['name']}", member, "member:ns"),
+        LoadProgram("nsrun-init", "init:fd"),
+    ]
+    if monitored:
+        steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
+    steps += [
+        _stdio(process, how, member),
+        OpenCgroup(spec["linux"]["cgroupsPath"]),
+        Launch("member:ns", everything),
+        Undumpable(),
+        EnterCgroup(),
+        EnterMountNamespace("member:ns"),
+        *_ends(process, chroot=False),
+        Release(),
+    ]
+    if monitored:
+        steps.append(HandOver(False))
+    return Plan(f"exec {note['name']}", steps, {"spec": spec})

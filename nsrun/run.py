@@ -1,0 +1,318 @@
+"""Running a plan: the steps of phases 1, 2, 3 and 5 here, those of phase 4 in nsrun-init.
+
+If a step fails, those done before it are undone in reverse and every descriptor is closed; the error says
+which step it was, what the kernel said, and what to do.  If nsrun is killed instead, the kernel undoes: the
+descriptors close, nsrun-init reads end of file and exits, and what is left is a note whose holder is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from errno import ENOENT, ESRCH
+
+from nsrun import kernel
+from nsrun.errors import KernelError, NsrunError, StepError
+from nsrun.plan import INIT, InitStep
+from nsrun.plan.outside import Launch, sealed_memfd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from nsrun.plan import Plan, Step
+    from nsrun.state import State
+
+#: The order of `ops` in csrc/init.c (`nsrun-init --ops` prints it; a test compares).
+OPS = (
+    "cgroup", "setns", "unshare", "private", "root", "tmproot", "mount", "tree", "podtree", "mkdir", "file", "symlink",
+    "dev", "mask", "readonly", "pivot", "rootro", "hostname", "write", "rlimit", "loopback", "session", "keyring",
+    "user", "caps", "nonewprivs", "undumpable", "cwd", "exec", "execfd",
+)  # fmt: skip
+_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT = 2, 15, 1, 3
+
+
+def encode(steps: list[InitStep], run: Run) -> bytes:
+    """The steps as nsrun-init reads them: u32 op, then each argument as u32 length and bytes."""
+    parts = [struct.pack("=4sI", b"NSP1", len(steps))]
+    for step in steps:
+        parts.append(struct.pack("=I", OPS.index(step.op)))
+        for arg in step.args(run):
+            if isinstance(arg, int):
+                data = struct.pack("=Q", arg & (1 << 64) - 1)
+            elif isinstance(arg, str):
+                data = os.fsencode(arg) + b"\0"
+            else:
+                data = b"".join(os.fsencode(item) + b"\0" for item in arg)
+            parts.append(struct.pack("=I", len(data)) + data)
+    return b"".join(parts)
+
+
+class Failed(Exception):
+    """nsrun-init reported that its step `index` failed."""
+
+    def __init__(self, index: int, errno: int, detail: str) -> None:
+        self.index, self.errno, self.detail = index, errno, detail
+
+
+#: Children of a library user's process that may have ended; see reap_children.
+_children: set[int] = set()
+
+
+def reap_children() -> None:
+    """Takes the exit status of monitors and pauses that this process started, as a long-lived caller must."""
+    for pid in list(_children):
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                _children.discard(pid)
+        except ChildProcessError:
+            _children.discard(pid)
+
+
+def allow_signals() -> None:
+    """After the commit: what release() blocked may come again."""
+    import _signal
+
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT})
+
+
+class Run:
+    """One run of one plan: the handles and values that its steps leave for each other."""
+
+    def __init__(self, plan: Plan, state: State) -> None:
+        self.plan, self.state = plan, state
+        self.handles: dict[str, int] = {}
+        self.values: dict[str, str | int] = {}
+        self.ports: list[dict[str, Any]] = []
+        self.stdio: tuple[str, str, str] = ("", "", "")
+        self.note: dict[str, Any] = {}
+        self.directory = ""
+        self.pid = self.pidfd = self.monitor_pid = -1
+        self.monitor_options: dict[str, Any] = {}
+        self.after: list[str] = []
+        self.before_handover: Callable[[], None] = lambda: None
+        self.timing: list[tuple[int, float]] = []
+        self._channel = -1
+        self._asked: set[int] = set()
+
+    # ---- handles ---------------------------------------------------------------------------------------
+
+    def hold(self, name: str, fd: int) -> int:
+        self.handles[name] = fd
+        return fd
+
+    def fd(self, name: str) -> int:
+        fd = self.handles.get(name, -1)
+        self._asked.add(fd)
+        return fd
+
+    def text(self, template: str) -> str:
+        """`{pod:ip}` and the like, replaced by what they turned out to be."""
+        for key, value in self.values.items():
+            template = template.replace("{" + key + "}", str(value))
+        return template
+
+    def close(self, *names: str) -> None:
+        for name in names or list(self.handles):
+            fd = self.handles.pop(name, -1)
+            if fd >= 0:
+                os.close(fd)
+
+    # ---- the loop --------------------------------------------------------------------------------------
+
+    def execute(self) -> None:
+        """Runs all steps.  Raises NsrunError after undoing; what it raises for the exec itself is api's to explain."""
+        from time import perf_counter
+
+        done: list[Step] = []
+        steps = self.plan.steps
+        number = 0
+        reap_children()
+        try:
+            for number, step in enumerate(steps, 1):
+                if step.phase == INIT:
+                    continue
+                started = perf_counter()
+                done.append(step)  # before: a step that fails half-way undoes its half
+                step.do(self)
+                self.timing.append((number, perf_counter() - started))
+        except BaseException as error:
+            self._undo(done)
+            if isinstance(error, Failed):
+                index = [n for n, s in enumerate(steps, 1) if s.phase == INIT][error.index]
+                step = steps[index - 1]
+                failure = StepError(
+                    index, len(steps), step.call(), error.errno, about=error.detail, hint=step.hints.get(error.errno, "")
+                )
+                failure.errno, failure.step = error.errno, step.call()
+                failure.init_step, failure.detail = step, error.detail  # type: ignore[attr-defined]
+                raise failure from None
+            if isinstance(error, NsrunError):
+                error.step = error.step or steps[number - 1].call()
+                raise
+            if isinstance(error, OSError):
+                step = steps[number - 1]
+                hint = step.hints.get(error.errno or 0, "")
+                call = error.call if isinstance(error, KernelError) else step.call()
+                about = str(error.filename) if error.filename else (step.call() if call != step.call() else "")
+                raise StepError(number, len(steps), call, error.errno or 0, about=about, hint=hint) from None
+            raise
+        self.close()
+
+    def _undo(self, done: list[Step]) -> None:
+        import _signal
+
+        blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, {_SIGINT, _SIGTERM, _SIGHUP})
+        try:
+            for step in reversed(done):
+                if isinstance(step, Launch):
+                    step.undo(self)
+            self.close()  # before the rest: what holds a mount, a port or a table lets go
+            for step in reversed(done):
+                if not isinstance(step, Launch):
+                    try:
+                        step.undo(self)
+                    except OSError:
+                        continue  # the next command sweeps what can't be undone now
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
+
+    # ---- phase 3 and 4 ---------------------------------------------------------------------------------
+
+    def launch(self, step: Launch) -> None:
+        """Encodes phase 4, starts nsrun-init inside, and waits until all but the exec is done."""
+        import _socket
+
+        steps = self.plan.init_steps()
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        self._channel = self.hold("channel:nsrun", ours.detach())
+        channel = self.hold("channel:init", theirs.detach())
+        self._asked.clear()
+        document = encode(steps, self)
+        inherited = self._asked - {-1}  # what phase 4 names, and nothing else, goes inside
+        program = self.hold("plan:fd", sealed_memfd("plan", document))
+        if self.stdio[0]:
+            stdio = [self.fd(name) for name in self.stdio]
+        else:
+            stdio = [self.hold("null:fd", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))] * 3
+        kernel.undumpable()
+        extra: dict[str, Any] = {}
+        if step.detach:
+            go_read, go_write = os.pipe2(os.O_CLOEXEC)
+            self.hold("go:read", go_read), self.hold("go:write", go_write)
+            slot = self.hold("pidfd:slot", os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            argv, keep = self.monitor_arguments({"pidfd": "pidfd:slot", "go": "go:read"})
+            extra = {
+                "monitor": self.fd("monitor:fd"),
+                "monitor_argv": argv,
+                "monitor_keep": keep,
+                "pidfd_slot": slot,
+            }
+        self.pid, self.pidfd, self.monitor_pid = kernel.launch(
+            self.fd("init:fd"),
+            ["nsrun-init", str(program), str(channel)],
+            stdio=stdio,
+            keep=sorted(inherited | {program, channel}),
+            join_fd=self.fd(step.join) if step.join else -1,
+            join_flags=step.join_flags,
+            clone_flags=step.clone_flags,
+            **extra,
+        )
+        if self.pidfd >= 0:
+            self.hold("member:pidfd", self.pidfd)
+        _children.add(self.monitor_pid if step.detach else self.pid)
+        # What the child has, we must not keep open: end of file has to mean that it is gone.
+        self.close("channel:init", "plan:fd", "in:read", "out:write", "err:write", "tty:slave", "go:read")
+        kind = self._hear()
+        if kind != "W":
+            raise KernelError(ESRCH, "nsrun-init ended before it was ready")
+
+    def _hear(self) -> str:
+        """The next record of nsrun-init: its kind, "" at end of file; Failed for an 'E'."""
+        data = os.read(self._channel, 1024)
+        if len(data) >= 12:
+            kind, index, errno = struct.unpack_from("=IIi", data)
+            if chr(kind) == "E":
+                raise Failed(index, errno, os.fsdecode(data[12:]))
+            return chr(kind)
+        return data.decode()
+
+    def release(self) -> None:
+        """Lets the program start.  From here on an interrupt is the member's, not ours."""
+        import _signal
+
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT})
+        os.write(self._channel, b"G")
+        ready = False
+        try:
+            while kind := self._hear():
+                ready = ready or kind == "R"
+        except Failed:
+            allow_signals()
+            raise
+        if self.plan.facts.get("ready") and not ready:
+            raise KernelError(ENOENT, "pause ended before it was ready")
+
+    def kill_launched(self) -> None:
+        """Undo: whatever was started is killed, and reaped when it is ours to reap."""
+        self.close("channel:nsrun", "go:write")
+        if self.pid < 0:
+            return
+        if self.pidfd >= 0:
+            try:
+                kernel.pidfd_send_signal(self.pidfd, 9)
+            except KernelError:
+                pass  # it is dead already, which is what we want
+        for pid in (self.pid if self.pidfd >= 0 else -1, self.monitor_pid):
+            if pid > 0:
+                try:
+                    os.waitpid(pid, 0)
+                except ChildProcessError:
+                    pass  # somebody else's waitpid(-1) took it
+                _children.discard(pid)
+
+    # ---- phase 5 ---------------------------------------------------------------------------------------
+
+    _MONITOR_FDS = {
+        "out": "out:read",
+        "err": "err:read",
+        "tty": "tty:master",
+        "cgroup": "cgroup:dir",
+        "parent": "cgroup:parent",
+        "listen": "attach:fd",
+        "dir": "directory:fd",
+    }
+
+    def monitor_arguments(self, fds: dict[str, str]) -> tuple[list[str], list[int]]:
+        """nsrun-monitor's words and the descriptors that it keeps."""
+        options = self.monitor_options
+        names = {**self._MONITOR_FDS, **fds}
+        if "in:write" in self.handles:
+            names["in"] = "in:write"
+        if self.directory and "directory:fd" not in self.handles:
+            self.hold("directory:fd", os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        if not options.get("own_cgroup", True):
+            names.pop("cgroup"), names.pop("parent")
+        words, keep = ["nsrun-monitor"], []
+        for key, name in names.items():
+            fd = self.fd(name)
+            if fd >= 0:
+                words.append(f"{key}={fd}")
+                keep.append(fd)
+        if "cgroup:name" in self.values and "parent" in names:
+            words.append(f"name={self.values['cgroup:name']}")
+        words += [f"{key}={value}" for key, value in options.items() if key in ("foreground", "stdin", "cap", "delay", "status")]
+        if options.get("status", -1) >= 0:
+            keep.append(options["status"])
+        return words + (["--", *self.after] if self.after else []), keep
+
+    def hand_over(self, detach: bool) -> None:
+        if detach:
+            os.write(self.fd("go:write"), b"G")
+            return
+        self.before_handover()
+        words, keep = self.monitor_arguments({"pidfd": "member:pidfd"})
+        for fd in keep:
+            os.set_inheritable(fd, True)
+        kernel.replace_process(self.fd("monitor:fd"), words)
