@@ -233,12 +233,6 @@ static long set_attr(int fd, const char *path, unsigned flags, uint64_t set)
 
 /* ---- the steps ----------------------------------------------------------------------------------- */
 
-/* Writing "0" to cgroup.procs moves the writer; the descriptor was opened on the host. */
-static long op_cgroup(struct arg *a)
-{
-	return a[0].i < 0 ? 0 : SYS3(write, a[0].i, "0\n", 2); /* -1: a machine without cgroup v2 */
-}
-
 static long op_setns(struct arg *a)
 {
 	return SYS2(setns, a[0].i, a[1].i);
@@ -647,7 +641,6 @@ static const struct op {
 	const char *name, *args;
 	long (*run)(struct arg *);
 } ops[] = {
-	{"cgroup", "i", op_cgroup},
 	{"setns", "ii", op_setns},
 	{"unshare", "i", op_unshare},
 	{"private", "", op_private},

@@ -8,7 +8,7 @@
  *     [clone an intermediate child that will become nsrun-monitor; it does the rest]
  *     keep descriptors of its own net, ipc, uts and pid namespaces
  *     setns(pidfd of the pod, …)                       per thread: other threads of the process stay
- *     clone(CLONE_VM|CLONE_VFORK|CLONE_PIDFD|…)        the child execs nsrun-init
+ *     clone3(CLONE_VM|CLONE_VFORK|CLONE_PIDFD|…)       the child, born in its cgroup, execs nsrun-init
  *     setns back, one by one                           the monitor must not live in the pod
  */
 #define _GNU_SOURCE
@@ -31,7 +31,7 @@
 #endif
 
 typedef struct {
-	int join_fd, join_flags, clone_flags, program;
+	int join_fd, join_flags, clone_flags, cgroup, program;
 	char **argv;
 	int stdio[3];
 	int *keep, n_keep;
@@ -41,7 +41,73 @@ typedef struct {
 	int pid, pidfd, monitor_pid, failed;
 } nsrun_launch;
 
+#ifndef CLONE_INTO_CGROUP
+#define CLONE_INTO_CGROUP 0x200000000ULL
+#endif
+
 #define CHILD_STACK (64 * 1024)
+
+struct clone3_args {
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+};
+
+/*
+ * clone3(2), which glibc does not offer: the child calls fn(arg) on its own stack.  We need it for one flag:
+ * CLONE_INTO_CGROUP.  Moving a process by cgroup.procs waits for an RCU grace period, ten milliseconds; being
+ * born there costs nothing.
+ */
+static long clone3(struct clone3_args *args, int (*fn)(void *), void *arg)
+{
+#if defined(__x86_64__)
+	register int (*f)(void *) __asm__("r12") = fn;
+	register void *a __asm__("r13") = arg;
+	long ret;
+	__asm__ volatile("syscall\n\ttest %%rax,%%rax\n\tjnz 1f\n\txor %%ebp,%%ebp\n\tmov %3,%%rdi\n\tcall *%2\n\t"
+	                 "mov %%eax,%%edi\n\tmov %4,%%eax\n\tsyscall\n1:"
+	                 : "=a"(ret)
+	                 : "0"((long)SYS_clone3), "r"(f), "r"(a), "i"(SYS_exit_group), "D"(args), "S"(sizeof *args)
+	                 : "rcx", "r11", "memory");
+#elif defined(__aarch64__)
+	register long x8 __asm__("x8") = SYS_clone3;
+	register long ret __asm__("x0") = (long)args;
+	register long x1 __asm__("x1") = sizeof *args;
+	register int (*f)(void *) __asm__("x19") = fn;
+	register void *a __asm__("x20") = arg;
+	__asm__ volatile("svc 0\n\tcbnz x0,1f\n\tmov x29,#0\n\tmov x0,%4\n\tblr %3\n\tmov x8,%5\n\tsvc 0\n1:"
+	                 : "+r"(ret)
+	                 : "r"(x8), "r"(x1), "r"(f), "r"(a), "i"(SYS_exit_group)
+	                 : "x30", "memory", "cc");
+#else
+#error "nsrun knows x86-64 and aarch64"
+#endif
+	if (ret < 0) {
+		errno = (int)-ret;
+		return -1;
+	}
+	return ret;
+}
+
+static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int cgroup)
+{
+	char *stack = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	struct clone3_args args = {
+		.flags = CLONE_VM | CLONE_VFORK | flags | (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
+		.pidfd = (uint64_t)(uintptr_t)pidfd,
+		.exit_signal = SIGCHLD,
+		.stack = (uint64_t)(uintptr_t)stack,
+		.stack_size = CHILD_STACK,
+		.cgroup = cgroup >= 0 ? (uint64_t)cgroup : 0,
+	};
+	long pid;
+
+	if (stack == MAP_FAILED)
+		return -errno;
+	pid = clone3(&args, fn, arg);
+	if (pid < 0)
+		pid = -errno;
+	munmap(stack, CHILD_STACK);
+	return pid;
+}
 
 static long result(long r)
 {
@@ -68,21 +134,6 @@ static int become_init(void *arg)
 	inherit(l->keep, l->n_keep);
 	syscall(SYS_execveat, l->program, "", l->argv, no_env, AT_EMPTY_PATH);
 	_exit(125);
-}
-
-static long clone_init(nsrun_launch *l)
-{
-	char *stack = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-	long pid;
-
-	if (stack == MAP_FAILED)
-		return -errno;
-	l->pidfd = -1;
-	pid = clone(become_init, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD | l->clone_flags, l,
-	            &l->pidfd);
-	pid = result(pid);
-	munmap(stack, CHILD_STACK);
-	return pid;
 }
 
 static const struct {
@@ -113,7 +164,7 @@ static long join_and_clone(nsrun_launch *l)
 	}
 	if (r >= 0) {
 		l->failed = 3;
-		r = clone_init(l);
+		r = spawn(become_init, l, CLONE_PIDFD | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
 		if (r >= 0)
 			l->pid = (int)r, l->failed = 0;
 	}
@@ -161,12 +212,8 @@ static long nsrun_do_launch(nsrun_launch *l)
 	if (l->monitor < 0) {
 		r = join_and_clone(l);
 	} else {
-		char *stack = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 		l->failed = 4;
-		r = stack == MAP_FAILED ? -errno
-		                        : result(clone(become_monitor, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, l));
-		if (stack != MAP_FAILED)
-			munmap(stack, CHILD_STACK);
+		r = spawn(become_monitor, l, 0, NULL, -1);
 		l->pidfd = -1; /* a number of the monitor's table, not of ours */
 		if (r >= 0) {
 			l->monitor_pid = (int)r;

@@ -16,6 +16,7 @@ ffi.cdef(
         int join_fd;            /* setns(join_fd, join_flags) before the clone; -1: none */
         int join_flags;
         int clone_flags;        /* CLONE_NEW… for namespaces made with the process */
+        int cgroup;             /* directory of the cgroup it is born in; -1: the caller's */
         int program;            /* nsrun-init: a sealed memfd */
         char **argv;
         int stdio[3];

@@ -148,8 +148,8 @@ class inside_netns:
 _LAUNCH_STAGE = {
     1: "open(/proc/thread-self/ns)",
     2: "setns(pod)",
-    3: "clone(nsrun-init)",
-    4: "clone(nsrun-monitor)",
+    3: "clone3(nsrun-init)",
+    4: "clone3(nsrun-monitor)",
     5: "setns(back)",
 }
 
@@ -168,6 +168,7 @@ def launch(
     join_fd: int = -1,
     join_flags: int = 0,
     clone_flags: int = 0,
+    cgroup: int = -1,
     monitor: int = -1,
     monitor_argv: Sequence[str] = (),
     monitor_keep: Sequence[int] = (),
@@ -184,7 +185,7 @@ def launch(
     env, _c = _strings([f"{k}={v}" for k, v in os.environ.items()] if monitor >= 0 else [])
     keeps, m_keeps = ffi.new("int[]", list(keep)), ffi.new("int[]", list(monitor_keep))
     launch.join_fd, launch.join_flags, launch.clone_flags = join_fd, join_flags, clone_flags
-    launch.program, launch.argv, launch.stdio = program, args, list(stdio)
+    launch.cgroup, launch.program, launch.argv, launch.stdio = cgroup, program, args, list(stdio)
     launch.keep, launch.n_keep = keeps, len(keep)
     launch.monitor, launch.monitor_argv, launch.monitor_envp = monitor, m_args, env
     launch.monitor_keep, launch.n_monitor_keep, launch.pidfd_slot = m_keeps, len(monitor_keep), pidfd_slot

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: The order of `ops` in csrc/init.c (`nsrun-init --ops` prints it; a test compares).
 OPS = (
-    "cgroup", "setns", "unshare", "private", "root", "tmproot", "mount", "tree", "podtree", "mkdir", "file", "symlink",
+    "setns", "unshare", "private", "root", "tmproot", "mount", "tree", "podtree", "mkdir", "file", "symlink",
     "dev", "mask", "readonly", "pivot", "rootro", "hostname", "write", "rlimit", "loopback", "session", "keyring",
     "user", "caps", "nonewprivs", "undumpable", "cwd", "exec", "execfd",
 )  # fmt: skip
@@ -217,6 +217,7 @@ class Run:
             join_fd=self.fd(step.join) if step.join else -1,
             join_flags=step.join_flags,
             clone_flags=step.clone_flags,
+            cgroup=self.fd("cgroup:dir"),
             **extra,
         )
         if self.pidfd >= 0:

@@ -247,11 +247,14 @@ def forget_pod(note: dict[str, Any]) -> None:
 
 
 def delete_link(name: str) -> None:
+    """Removes an interface; one that is not there (or just went) is no error."""
+    index = interfaces().get(name)
+    if index is None:
+        return
     try:
-        index = _socket.if_nametoindex(name)
         with wire.open_socket(wire.NETLINK_ROUTE) as sock:
             wire.talk(sock, [(f"ip link del {name}", wire.encode("del_link", index=index))])
-    except OSError as error:
+    except KernelError as error:
         if error.errno != ENODEV:
             raise
 

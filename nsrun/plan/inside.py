@@ -37,28 +37,6 @@ class Undumpable(InitStep):
         return "ls -l /proc/PID/fd   # from another member: Permission denied"
 
 
-class EnterCgroup(InitStep):
-    op = "cgroup"
-    why = "From here on everything we start is counted, limited and killed as one."
-    man = "cgroups(7)"
-    handle: str = "cgroup:fd"
-
-    def args(self, run: Run) -> Sequence[int]:
-        return (run.fd(self.handle),)
-
-    def call(self) -> str:
-        return f'write({self.handle}, "0\\n")   # its cgroup.procs'
-
-    def calls(self) -> list[str]:
-        return []
-
-    def shell(self) -> str:
-        return 'echo 0 >"$CGROUP/cgroup.procs"'
-
-    def check(self) -> str:
-        return "cat /proc/PID/cgroup"
-
-
 class EnterMountNamespace(InitStep):
     op = "setns"
     why = "Pause's mount namespace holds the pod's /dev/shm and files, and nothing of the host."

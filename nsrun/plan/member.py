@@ -8,7 +8,6 @@ from nsrun.plan import Plan, Step
 from nsrun.plan.inside import (
     AttachRoot,
     ChangeDirectory,
-    EnterCgroup,
     EnterMountNamespace,
     Execute,
     LoopbackUp,
@@ -155,7 +154,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     steps.append(Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored))
 
     # 4 Init
-    steps += [Undumpable(), EnterCgroup(), EnterMountNamespace("pod:pidfd")]
+    steps += [Undumpable(), EnterMountNamespace("pod:pidfd")]
     steps.append(Unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWCGROUP))
     steps.append(AttachRoot())
     steps += inner
@@ -195,7 +194,6 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
         OpenCgroup(spec["linux"]["cgroupsPath"]),
         Launch("member:ns", everything),
         Undumpable(),
-        EnterCgroup(),
         EnterMountNamespace("member:ns"),
         *_ends(process, chroot=False),
         Release(),

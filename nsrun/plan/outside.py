@@ -371,7 +371,6 @@ class MakeCgroup(Step):
     man = "cgroups(7)"
     path: str
     limits: dict[str, str]
-    handle: str = "cgroup:fd"
     hints = {EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there", EACCES: "the cgroup tree is read-only here"}
 
     def call(self) -> str:
@@ -395,7 +394,6 @@ class MakeCgroup(Step):
         directory = cgroup.make(self.path, self.limits)
         if directory >= 0:
             run.hold("cgroup:dir", directory)
-            run.hold(self.handle, os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory))
             parent, name = os.path.split(self.path)
             run.hold("cgroup:parent", os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             run.values["cgroup:name"] = name
@@ -411,10 +409,9 @@ class OpenCgroup(Step):
     why = "What is started in a member belongs to its cgroup, and ends with it."
     man = "cgroups(7)"
     path: str
-    handle: str = "cgroup:fd"
 
     def call(self) -> str:
-        return f'open("{self.path}/cgroup.procs", O_WRONLY)'
+        return f'open("{self.path}", O_DIRECTORY)'
 
     def calls(self) -> list[str]:
         return []
@@ -427,7 +424,7 @@ class OpenCgroup(Step):
 
     def do(self, run: Run) -> None:
         if self.path:
-            run.hold(self.handle, os.open(f"{self.path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+            run.hold("cgroup:dir", os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 class LimitPod(Step):
@@ -673,10 +670,10 @@ EOF"""
 
 
 class Launch(Step):
-    """setns, clone, setns back (csrc/kernel.c); then nsrun-init runs phase 4 and says how it went."""
+    """setns, clone3, setns back (csrc/kernel.c); then nsrun-init runs phase 4 and says how it went."""
 
     phase = JOIN
-    man = "setns(2), clone(2)"
+    man = "setns(2), clone3(2), cgroups(7)"
     join: str = ""
     join_flags: int = 0
     clone_flags: int = 0
@@ -692,7 +689,7 @@ class Launch(Step):
     @property
     def why(self) -> str:  # type: ignore[override]
         return (
-            "One call joins them all or none; the clone is born inside, and we go back out, so that we never pin the pod."
+            "One call joins them all or none; the clone is born inside, in its cgroup, and we go back out, so that we never pin the pod."
             if self.join_flags
             else "The clone is born in new namespaces; nothing of nsrun itself enters them."
         )
@@ -700,13 +697,13 @@ class Launch(Step):
     def call(self) -> str:
         join = f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)}); " if self.join else ""
         flags = kernel.flag_names(self.clone_flags, kernel.CLONE_FLAGS)
-        clone = "CLONE_VM|CLONE_VFORK|CLONE_PIDFD" + (f"|{flags}" if self.clone_flags else "")
-        return f'{join}clone({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + ("; setns(back)" if self.join else "")
+        clone = "CLONE_VM|CLONE_VFORK|CLONE_PIDFD|CLONE_INTO_CGROUP" + (f"|{flags}" if self.clone_flags else "")
+        return f'{join}clone3({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + ("; setns(back)" if self.join else "")
 
     def calls(self) -> list[str]:
         joined = bin(self.join_flags).count("1")
-        first = ["clone"] if self.detach else []
-        return first + (["setns"] if self.join else []) + ["clone", "execveat"] + ["setns"] * joined * bool(self.join)
+        first = ["clone3"] if self.detach else []
+        return first + (["setns"] if self.join else []) + ["clone3", "execveat"] + ["setns"] * joined * bool(self.join)
 
     def check(self) -> str:
         return "ls -l /proc/PID/ns"

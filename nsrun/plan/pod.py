@@ -6,7 +6,6 @@ from nsrun import kernel
 from nsrun.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID
 from nsrun.plan import Plan, Step
 from nsrun.plan.inside import (
-    EnterCgroup,
     ExecutePause,
     MakeDirectory,
     MakePrivate,
@@ -79,7 +78,6 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
 
     steps += [
         Undumpable(),
-        EnterCgroup(),
         MakePrivate(),
         TmpfsRoot("mode=755,size=256k"),
         Mount("proc", "/proc", "", SAFE, "PID 1's own view; members mount another, for themselves."),

@@ -1,0 +1,200 @@
+"""`nsrun explain` and `--trace`: a plan in words, as a shell script, as JSON.  Nothing is done.
+
+What is printed and what is run are the same steps: their texts derive from the fields that are executed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun.errors import UsageError
+from nsrun.plan import INIT, PHASES, Plan, Step
+from nsrun.plan.outside import Launch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.run import Run
+    from nsrun.state import State
+
+ENTER_CGROUP = '[ -z "$CGROUP" ] || echo 0 >"$CGROUP/cgroup.procs"'
+WHO = ("nsrun, on the host", "nsrun, on the host", "nsrun: setns, then clone", "nsrun-init, inside", "nsrun, on the host")
+
+
+def plan_of(state: State, words: list[str]) -> Plan:
+    """The plan of a whole command line: pod create, join or exec."""
+    from nsrun import api
+    from nsrun.cli.parse import parse
+
+    _, command, options, operands, rest = parse(words)
+    name = command.name if command else ""
+    if name == "pod create":
+        return api.plan_pod(state, {**options, **({"name": operands[0]} if operands else {})}, ident=api.NO_ID)
+    options["command"] = rest
+    if name == "join":
+        how = {"detach": options.get("detach"), "interactive": options.get("interactive"), "id": api.NO_ID}
+        return api.plan_join(state, operands[0], options, how, _pod_for(state, operands[0]))
+    if name == "exec":
+        return api.plan_exec(state, operands[0], options, {"interactive": options.get("interactive")})
+    raise UsageError(f"explain knows pod create, join and exec, not {name or 'nothing'!r}", hint="nsrun explain pod create -p 8080:80")
+
+
+def _pod_for(state: State, name: str) -> dict[str, Any]:
+    """The pod's note; of a pod that does not exist yet, what it would be, so that one can read before one does."""
+    from nsrun.errors import UnknownError
+    from nsrun.host import cgroup
+    from nsrun.state import check_name
+
+    try:
+        return state.pod(name)
+    except UnknownError:
+        check_name(name, "pod")
+        return {"name": name, "id": "ID", "hostname": name, "pause": ["PAUSE", 0, ""], "cgroup": cgroup.pod_path(name, "ID")}
+
+
+def explain(state: State, words: list[str], form: str = "text") -> str:
+    plan = plan_of(state, words)
+    if form == "text":
+        return text(plan)
+    if form == "json":
+        import json
+
+        return json.dumps(document(plan), indent=2) + "\n"
+    if form == "shell":
+        return shell(plan, words)
+    raise UsageError(f"--format {form!r}", hint="text, shell or json")
+
+
+def text(plan: Plan) -> str:
+    """One block per step: what is called, why, where to read on, how to see it."""
+    lines = [f"{plan.title}: {len(plan)} steps in five phases; nothing is done now", ""]
+    phase = -1
+    for number, step in enumerate(plan, 1):
+        if step.phase != phase:
+            phase = step.phase
+            lines += [f"{phase + 1} {PHASES[phase]}   ({WHO[phase]})", ""]
+        lines.append(f"{number:4}  {step.call()}")
+        lines += [f"{'':6}{line}" for line in _wrap(step.why)]
+        facts = [f"man: {step.man}"] if step.man else []
+        facts += [f"see: {step.check()}"] if step.check() else []
+        lines += [f"{'':6}{'   '.join(facts)}", ""] if facts else [""]
+    return "\n".join(lines)
+
+
+def _wrap(words: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(words, 94)
+
+
+def document(plan: Plan) -> dict[str, Any]:
+    steps = [
+        {
+            "number": number,
+            "phase": PHASES[step.phase],
+            "step": type(step).__name__,
+            "call": step.call(),
+            "calls": step.calls(),
+            "shell": step.shell(),
+            "approximation": step.approx,
+            "why": step.why,
+            "man": step.man,
+            "check": step.check(),
+        }
+        for number, step in enumerate(plan, 1)
+    ]
+    return {"title": plan.title, "steps": steps, "spec": plan.facts.get("spec", {})}
+
+
+# ---- the shell form ------------------------------------------------------------------------------------------
+
+
+def _comment(number: int, step: Step) -> list[str]:
+    approx = f"   ≈ {step.approx}" if step.approx else ""
+    return [f"# {number}. {step.call().splitlines()[0]}{approx}"]
+
+
+def _body(steps: list[tuple[int, Step]]) -> list[str]:
+    lines: list[str] = []
+    for number, step in steps:
+        lines += _comment(number, step)
+        if step.shell():
+            lines.append(step.shell())
+    return lines
+
+
+def shell(plan: Plan, words: list[str]) -> str:
+    """A script that a person could type, as root, to get an equivalent pod or member.
+
+    A line with ≈ says how it differs: a shell has no descriptors of mounts, no sealed programs, no table with an owner.
+    """
+    from nsrun.plan import sh_quote
+
+    is_pod = plan.title.startswith("pod create")
+    numbered = list(enumerate(plan, 1))
+    outside = [(n, s) for n, s in numbered if s.phase < 2]
+    launch = next((n, s) for n, s in numbered if isinstance(s, Launch))
+    inside = [(n, s) for n, s in numbered if s.phase == INIT]
+    last = [(n, s) for n, s in numbered if s.phase == 4]
+    lines = [
+        "#!/bin/sh",
+        f"# nsrun explain --format shell {' '.join(map(sh_quote, words))}",
+        "# Run it as root. What the shell can only approximate is marked with ≈.",
+        "set -eu",
+        "ROOT_BIND= ROOT_OPTIONS= CGROUP=",
+    ]
+    lines += _body(outside)
+    lines += _comment(*launch)
+    spec = plan.facts["spec"]
+    if is_pod:
+        root = f"/tmp/nsrun-shell-{spec['name']}"
+        net = "nsenter --target $NET --net " if spec["network"]["mode"] != "host" else ""
+        lines += [
+            f"export CGROUP ROOT={root} IP=${{IP:-}} GATEWAY=${{GATEWAY:-}}",
+            f"{net}unshare --mount --ipc --uts --pid --fork sh -eu <<'INIT' &",
+            ENTER_CGROUP,
+            *_body(inside),
+            "INIT",
+            "# the pod's PID 1, as the host sees it; what joins it goes by this number",
+            "UNSHARE=$!; POD=; until [ -n \"$POD\" ] && grep -qs sleep /proc/$POD/comm; do POD=$(cat /proc/$UNSHARE/task/$UNSHARE/children 2>/dev/null | tr -d ' '); sleep 0.05; done",
+            "${NET:+kill $NET}" if spec["network"]["mode"] != "host" else "",
+            *_body(last),
+            "echo $POD",
+        ]
+    else:
+        process = spec["process"]
+        flags = launch[1].join_flags  # type: ignore[attr-defined]
+        from nsrun.kernel import NAMESPACES
+
+        joined = [f"--{name}" for name in ("net", "ipc", "uts", "pid") if flags & NAMESPACES[name]]
+        clones = launch[1].clone_flags  # type: ignore[attr-defined]
+        fresh = [f"--{name}" for name in ("net", "ipc", "uts", "pid") if clones & NAMESPACES[name]]
+        fork = " --fork" if "--pid" in fresh else ""
+        lines[4] += f" POD=${{POD:-{spec['linux']['namespaces'][0].get('path', '/proc/0').split('/')[2]}}}"
+        lines += [
+            f"export CGROUP ROOT_BIND ROOT_OPTIONS ROOT=/tmp/nsrun-shell-{spec['annotations']['nsrun.name']} POD_ROOT=/tmp/nsrun-shell-{spec['annotations']['nsrun.pod']}",
+            f"nsenter --target $POD --mount {' '.join(joined)} unshare --mount {' '.join(fresh)}{fork} sh -eu <<'INIT'",
+            ENTER_CGROUP,
+            'mkdir -p "$ROOT"; if [ -n "$ROOT_OPTIONS" ]; then mount -t overlay -o "$ROOT_OPTIONS" overlay "$ROOT"; else mount --rbind "$ROOT_BIND" "$ROOT"; fi',
+            *_body(inside),
+            "INIT",
+            *_body(last),
+        ]
+        assert process["args"]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+# ---- --trace --------------------------------------------------------------------------------------------------
+
+
+def trace(run: Run) -> str:
+    """Every step of a run with the time it took; phase 4 is one number, taken in phase 3."""
+    times = dict(run.timing)
+    total = sum(times.values())
+    lines = []
+    for number, step in enumerate(run.plan, 1):
+        took = f"{times[number] * 1000:8.2f} ms" if number in times else f"{'':8}  ·"
+        lines.append(f"{number:4} {took}  {PHASES[step.phase]:6} {step.call()}")
+    lines.append(f"     {total * 1000:8.2f} ms  pid {os.getpid()}; the steps of Init are timed by the step of Join")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,202 @@
+"""The friendly face of nsrun for Python programs.  `import nsrun` offers what is below.
+
+    import nsrun
+
+    pod = nsrun.Pod.create("web", publish=["8080:80"])
+    db = pod.join(["docker-entrypoint.sh", "mysqld"], rootfs="mariadb", name="mysql", detach=True)
+    result = pod.run(["ps", "-ef"], rootfs="busybox")       # waits; result.exit_code, result.stdout
+    db.exec(["sh", "-c", "echo hello >/dev/shm/test"])
+    pod.stop()
+
+Options have the names of the command line, with `_` for `-`.  Nothing is printed.  Errors are `NsrunError`s;
+see nsrun.errors.  Safe to use from several threads: what joins a namespace is one thread, for the length of one call.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun import api, manage
+from nsrun.errors import NsrunError
+from nsrun.state import State, Sweeper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from nsrun.plan import Plan
+
+
+class Result:
+    """What a finished command left: its exit status (128+N for signal N) and, if asked for, its output."""
+
+    def __init__(self, exit_code: int, stdout: bytes, stderr: bytes) -> None:
+        self.exit_code, self.stdout, self.stderr = exit_code, stdout, stderr
+
+    def __repr__(self) -> str:
+        return f"Result(exit_code={self.exit_code}, stdout={self.stdout!r}, stderr={self.stderr!r})"
+
+    def check(self) -> Result:
+        """Itself, or NsrunError when the exit status is not 0."""
+        if self.exit_code:
+            raise NsrunError(f"exit status {self.exit_code}: {self.stderr.decode('utf-8', 'replace').strip()}")
+        return self
+
+
+class Member:
+    """One member of a pod, by name."""
+
+    def __init__(self, name: str, state: State) -> None:
+        self.name, self._state = name, state
+
+    def __repr__(self) -> str:
+        return f"Member({self.name!r})"
+
+    def _note(self) -> dict[str, Any]:
+        return self._state.member(self.name)
+
+    def inspect(self) -> dict[str, Any]:
+        """As `nsrun inspect` prints it."""
+        return manage.member_json(self._state, self._note())
+
+    @property
+    def status(self) -> str:
+        """created, running, stopping, stopped or lost."""
+        return self._state.member_status(self._note())[0]
+
+    @property
+    def pid(self) -> int:
+        """On the host; 0 when it is not running."""
+        return int(self.inspect()["pid"])
+
+    def exec(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
+        """Executes a command in it, waits, and gives its output.  Options: env, workdir, user."""
+        return _collect(input, lambda fds: api.execute(self._state, self.name, {**options, "command": list(command)}, fds=fds).pid)
+
+    def wait(self) -> int:
+        """Blocks until it has ended; its exit status."""
+        return manage.wait_member(self._state, self.name)
+
+    def logs(self, tail: int | None = None, follow: bool = False) -> Iterator[tuple[str, str, str]]:
+        """(time, stdout|stderr, text) of what it wrote."""
+        return manage.logs(self._state, self.name, tail, follow)
+
+    def signal(self, number: int) -> None:
+        """To its first process, by pidfd."""
+        manage.signal_member(self._state, self._note(), number)
+
+    def stop(self, seconds: float = 10) -> None:
+        """Its stop signal, and after `seconds` SIGKILL to its cgroup."""
+        manage.stop_member(self._state, self._note(), seconds)
+
+    def remove(self, force: bool = False) -> None:
+        manage.remove_member(self._state, self._note(), force)
+
+
+class Pod:
+    """One pod, by name."""
+
+    def __init__(self, name: str = "pause", *, root: str = "", state: State | None = None) -> None:
+        """A pod that exists; UnknownError when it is not running."""
+        self._state = state or State(root)
+        self.name = self._state.pod(name)["name"]
+
+    def __repr__(self) -> str:
+        return f"Pod({self.name!r})"
+
+    @classmethod
+    def create(cls, name: str = "pause", *, root: str = "", **options: Any) -> Pod:
+        """Makes it.  Options: publish, network, ip, subnet, hostname, add_host, dns, sysctl, shm_size, label, memory, cpus, pids_limit."""
+        state = State(root)
+        api.create_pod(state, {**options, "name": name})
+        return cls(name, state=state)
+
+    def inspect(self) -> dict[str, Any]:
+        """As `nsrun pod inspect` prints it."""
+        return manage.pod_json(self._state, manage.pod_note(self._state, self.name))
+
+    @property
+    def pid(self) -> int:
+        """Pause, on the host."""
+        return int(self.inspect()["pid"])
+
+    def members(self) -> list[Member]:
+        note = manage.pod_note(self._state, self.name)
+        return [Member(member["name"], self._state) for member in manage.members_of(self._state, note)]
+
+    def processes(self) -> list[dict[str, Any]]:
+        return manage.processes(self._state, self.name)
+
+    def join(self, command: Sequence[str], *, detach: bool = True, **options: Any) -> Member:
+        """Starts a member and does not wait.  Options: those of `nsrun join`.
+
+        Detached, a monitor keeps it and its log.  With `detach=False` this process is its parent: it inherits our
+        descriptors 0, 1, 2 (or those in `fds`), there is no log, and `os.waitpid` gives its status.
+        """
+        fds = None if detach else options.pop("fds", (0, 1, 2))
+        note = api.join(self._state, self.name, {**options, "command": list(command)}, detach=detach, fds=fds)
+        return Member(note["name"], self._state)
+
+    def run(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
+        """Starts a member, waits for it, gives its output, and forgets it."""
+        notes: list[dict[str, Any]] = []
+
+        def start(fds: tuple[int, int, int]) -> int:
+            notes.append(api.join(self._state, self.name, {**options, "command": list(command)}, fds=fds))
+            return int(notes[0]["process"][0])
+
+        try:
+            return _collect(input, start)
+        finally:
+            for note in notes:
+                manage.remove_member(self._state, note, True)
+
+    def stop(self, seconds: float = 10) -> None:
+        """Members first, pause last."""
+        manage.stop_pod(self._state, self.name, seconds)
+
+    def kill(self, number: int = 9) -> None:
+        """A signal to pause; KILL, TERM and INT end the pod at once."""
+        manage.kill_pod(self._state, self.name, number)
+
+
+def _collect(input: bytes, start: Any) -> Result:
+    """Runs `start((stdin, stdout, stderr))` with temporary files as pipes that never block; waits for the pid."""
+    import tempfile
+
+    from nsrun.run import _children
+
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        stdin.write(input)
+        stdin.seek(0)
+        pid = start((stdin.fileno(), out.fileno(), err.fileno()))
+        _children.discard(pid)
+        _, status = os.waitpid(pid, 0)
+        out.seek(0), err.seek(0)
+        code = os.waitstatus_to_exitcode(status)
+        return Result(code if code >= 0 else 128 - code, out.read(), err.read())
+
+
+def pods(root: str = "") -> list[Pod]:
+    """The pods that run."""
+    state = State(root)
+    return [Pod(p["name"], state=state) for p in manage.pods(state) if p["status"] == "running"]
+
+
+def member(name: str, root: str = "") -> Member:
+    """A member by name; UnknownError lists those that exist."""
+    state = State(root)
+    return Member(state.member(name)["name"], state)
+
+
+def plan_of(words: Sequence[str], root: str = "") -> Plan:
+    """The plan of a command line (pod create, join, exec), nothing done: `for step in nsrun.plan_of([...]): print(step.call())`."""
+    from nsrun import explain
+
+    return explain.plan_of(State(root), list(words))
+
+
+def prune(root: str = "") -> list[str]:
+    """Sweeps what died; gives what was removed, in words."""
+    return Sweeper(State(root)).all()
