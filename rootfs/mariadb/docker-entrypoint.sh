@@ -58,9 +58,8 @@ if [ ! -d "$data/mysql" ]; then
     "$@" --skip-networking --socket="$socket" &
     server=$!
     client=$(command -v mariadb || command -v mysql)
-    admin=$(command -v mariadb-admin || command -v mysqladmin)
     tries=0
-    until "$admin" --socket="$socket" -u root --silent ping >/dev/null 2>&1; do
+    until "$client" --socket="$socket" -u root -e 'SELECT 1' >/dev/null 2>&1; do
         tries=$((tries + 1))
         kill -0 $server 2>/dev/null && [ $tries -lt 600 ] || fail "the server did not start"
         sleep 0.1
@@ -87,7 +86,7 @@ if [ ! -d "$data/mysql" ]; then
         *.sql.gz) note "running $file" && gzip -dc "$file" | "$client" --socket="$socket" -u root ${MYSQL_DATABASE:+"$MYSQL_DATABASE"} ;;
         esac
     done
-    "$admin" --socket="$socket" -u root shutdown
+    echo SHUTDOWN | "$client" --socket="$socket" -u root
     wait $server
     unset MYSQL_PWD
     note "ready for the first start"
