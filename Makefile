@@ -1,0 +1,83 @@
+# make demo    real WordPress on real MariaDB in one pod, answering on a published port (sets up what is missing)
+# make test    all tests (sets up what is missing)
+# make help    the rest
+
+PYTHON ?= python3
+PREFIX ?= /usr/local
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' | grep -v _templates) setup.py pyproject.toml nsrun/cli/nsrun
+
+help:           ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+deps:           ## install the system packages (Debian, Ubuntu; named elsewhere)
+	@.ci/deps
+
+.venv/.deps:
+	@.ci/deps
+	@mkdir -p .venv && touch $@
+
+# A normal install with compiled bytecode; setuptools leaves again, because its .pth file would run in every command.
+define install_into
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nsrun needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	[ -x $(1)/bin/pip ] || $(PYTHON) -m venv $(1)
+	$(1)/bin/pip uninstall -q -y nsrun 2>/dev/null || true
+	env -u PYTHONDONTWRITEBYTECODE $(1)/bin/pip install -q --disable-pip-version-check .
+	$(1)/bin/pip uninstall -q -y setuptools 2>/dev/null || true
+	sed -i '1s|^\(#!.*/python[0-9.]*\).*|\1 -IS|' $(1)/bin/nsrun
+	rm -rf build nsrun.egg-info
+endef
+
+.venv/.built: .venv/.deps $(SOURCES)
+	@echo "building nsrun into .venv …"
+	@$(call install_into,.venv)
+	@touch $@
+
+build: .venv/.built   ## .venv/bin/nsrun
+
+.venv/.tested: .venv/.built
+	@.venv/bin/pip install -q --disable-pip-version-check 'pytest>=7' 'pytest-xdist>=3' 'pytest-timeout>=2' 'ruff>=0.4' 'mypy>=1.8'
+	@touch $@
+
+install: .venv/.deps   ## install for everybody, where sudo finds it (PREFIX=/usr/local)
+	@$(call install_into,$(PREFIX)/lib/nsrun)
+	@mkdir -p $(PREFIX)/bin && ln -sf ../lib/nsrun/bin/nsrun $(PREFIX)/bin/nsrun
+	@echo "installed $(PREFIX)/bin/nsrun"
+
+uninstall:      ## remove what install made
+	rm -rf $(PREFIX)/lib/nsrun $(PREFIX)/bin/nsrun
+
+test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
+	@$(SUDO) rootfs/build busybox
+	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv/bin/pytest -n 4 $(PYTEST)
+
+unit: .venv/.tested   ## only the tests that need no root
+	@.venv/bin/pytest -m 'not live' -n 2 $(PYTEST)
+
+scenario: .venv/.tested   ## the user's scenario as a test: builds the real roots first
+	@$(SUDO) rootfs/build mariadb && $(SUDO) rootfs/build wordpress
+	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv/bin/pytest tests/test_scenario.py $(PYTEST)
+
+check: .venv/.tested   ## linters
+	@.venv/bin/pytest tests/test_style.py $(PYTEST)
+
+docs: build     ## docs/cli.md from the table of commands
+	@.venv/bin/python -c 'from nsrun.cli import text; print(text.manual(), end="")' >docs/cli.md
+
+demo: build     ## WordPress on MariaDB in one pod (MYSQL=mysql: real MySQL; PORT=8080)
+	@$(SUDO) env PATH="$$PATH" rootfs/demo up
+
+demo-down:      ## remove the demo's pod
+	@$(SUDO) env PATH="$$PATH" rootfs/demo down
+
+demo-tiny: build   ## the same with a busybox, in seconds
+	@$(SUDO) env PATH="$$PATH" rootfs/demo tiny
+
+bench: build    ## nsrun beside its peers: ratios of medians (installs the peers it can)
+	@$(SUDO) env PATH="$$PATH" bench/run
+
+clean:          ## what was built here
+	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
+
+.PHONY: help deps build install uninstall test unit scenario check docs demo demo-down demo-tiny bench clean
+.DEFAULT_GOAL := help
