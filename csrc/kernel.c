@@ -19,11 +19,14 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #ifndef CLONE_PIDFD
@@ -38,7 +41,7 @@ typedef struct {
 	int monitor;
 	char **monitor_argv, **monitor_envp;
 	int *monitor_keep, n_monitor_keep, pidfd_slot;
-	int pid, pidfd, monitor_pid, failed;
+	int pid, pidfd, monitor_pid, failed, error;
 } nsrun_launch;
 
 #ifndef CLONE_INTO_CGROUP
@@ -89,11 +92,12 @@ static long clone3(struct clone3_args *args, int (*fn)(void *), void *arg)
 
 static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int cgroup)
 {
+	/* With CLONE_PARENT the signal to the parent is the parent's own: 0 has to stand here. */
 	char *stack = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 	struct clone3_args args = {
 		.flags = CLONE_VM | CLONE_VFORK | flags | (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
 		.pidfd = (uint64_t)(uintptr_t)pidfd,
-		.exit_signal = SIGCHLD,
+		.exit_signal = flags & CLONE_PARENT ? 0 : SIGCHLD,
 		.stack = (uint64_t)(uintptr_t)stack,
 		.stack_size = CHILD_STACK,
 		.cgroup = cgroup >= 0 ? (uint64_t)cgroup : 0,
@@ -136,6 +140,46 @@ static int become_init(void *arg)
 	_exit(125);
 }
 
+/*
+ * A PID namespace inside the pod's: clone3 makes one only for a caller whose own PID namespace is the parent.  So a
+ * helper is born in the pod, makes the child our child (CLONE_PARENT) and ends; it shares our descriptor table, so
+ * that the pidfd is ours.
+ */
+static int become_nest(void *arg)
+{
+	nsrun_launch *l = arg;
+	long r = spawn(become_init, l, CLONE_PIDFD | CLONE_PARENT | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
+	l->error = r < 0 ? (int)r : 0;
+	return 0;
+}
+
+/* The pid that a pidfd stands for, in our PID namespace: "Pid:" of its fdinfo. */
+static int pid_of(int pidfd)
+{
+	char path[64], text[1024], *at;
+	int fd;
+	ssize_t n;
+
+	snprintf(path, sizeof path, "/proc/thread-self/fdinfo/%d", pidfd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	at = strstr(text, "Pid:");
+	return at ? atoi(at + 4) : -1;
+}
+
+static long spawn_nested(nsrun_launch *l)
+{
+	long helper = spawn(become_nest, l, CLONE_FILES, NULL, -1);
+
+	if (helper < 0)
+		return helper;
+	waitpid((pid_t)helper, NULL, 0);
+	return l->error < 0 ? l->error : pid_of(l->pidfd);
+}
+
 static const struct {
 	const char *path;
 	int type;
@@ -164,7 +208,10 @@ static long join_and_clone(nsrun_launch *l)
 	}
 	if (r >= 0) {
 		l->failed = 3;
-		r = spawn(become_init, l, CLONE_PIDFD | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
+		if (l->join_flags & l->clone_flags & CLONE_NEWPID)
+			r = spawn_nested(l);
+		else
+			r = spawn(become_init, l, CLONE_PIDFD | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
 		if (r >= 0)
 			l->pid = (int)r, l->failed = 0;
 	}
@@ -187,7 +234,8 @@ static int become_monitor(void *arg)
 	int null;
 
 	setsid();
-	if (join_and_clone(l) < 0)
+	l->error = (int)join_and_clone(l);
+	if (l->error < 0)
 		_exit(125);
 	dup3(l->pidfd, l->pidfd_slot, 0);
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -208,7 +256,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	l->pid = l->monitor_pid = l->pidfd = -1;
-	l->failed = 0;
+	l->failed = l->error = 0;
 	if (l->monitor < 0) {
 		r = join_and_clone(l);
 	} else {
@@ -218,7 +266,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 		if (r >= 0) {
 			l->monitor_pid = (int)r;
 			if (l->pid < 0)
-				r = -ECHILD;
+				r = l->error < 0 ? l->error : -ECHILD;
 			else
 				l->failed = 0;
 		}

@@ -32,6 +32,7 @@ ffi.cdef(
         int pidfd;              /* out; without a monitor */
         int monitor_pid;        /* out */
         int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore */
+        int error;              /* out: what the intermediate child met, -errno */
     } nsrun_launch;
 
     long nsrun_do_launch(nsrun_launch *);

@@ -77,8 +77,14 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     return pod_plan(specs.pod_spec({**options, "name": name}, facts))
 
 
-def create_pod(state: State, options: Options, observe: Callable[[Run], None] | None = None) -> dict[str, Any]:
-    """Makes a pod and gives its note."""
+def create_pod(
+    state: State, options: Options, observe: Callable[[Run], None] | None = None, last: bool = False
+) -> dict[str, Any]:
+    """Makes a pod and gives its note.
+
+    `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
+    interrupt never looks like a failure of what has succeeded.
+    """
     plan = plan_pod(state, options)
     need_root()
     run = Run(plan, state)
@@ -89,7 +95,8 @@ def create_pod(state: State, options: Options, observe: Callable[[Run], None] | 
             observe(run)
         from nsrun.run import allow_signals
 
-        allow_signals()
+        if not (last and run.note):
+            allow_signals()
     return run.note
 
 
@@ -244,8 +251,9 @@ def join(
     status_fd: int = -1,
     again: dict[str, Any] | None = None,
     observe: Callable[[Run], None] | None = None,
+    last: bool = False,
 ) -> dict[str, Any]:
-    """Starts a member and gives its note.
+    """Starts a member and gives its note.  `last`: see create_pod.
 
     With `detach` a monitor keeps it; with `fds` the caller is its parent; with neither this process *becomes*
     the monitor and the call does not return.  CommandError when the command can't be executed.
@@ -287,8 +295,12 @@ def join(
     except StepError as error:
         if observe:
             observe(run)
+        allow_signals()
         raise explain_exec(error, document["root"]["path"]) from None
-    finally:
+    except BaseException:
+        allow_signals()
+        raise
+    if not last:
         allow_signals()
     committed()
     return run.note or note
@@ -319,7 +331,9 @@ def explain_exec(error: StepError, root: str) -> NsrunError:
 
     message, hint = why_not(root, step, error.errno, detail)
     code = 126 if error.errno in (EACCES, ENOEXEC) or (error.errno != ENOENT) else 127
-    return CommandError(message, exit_code=code, hint=hint, errno=error.errno, step=error.step)
+    failure = CommandError(message, exit_code=code, hint=hint, errno=error.errno, step=error.step)
+    failure.number = error.number
+    return failure
 
 
 # ---- exec --------------------------------------------------------------------------------------------------

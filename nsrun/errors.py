@@ -40,6 +40,8 @@ class UnknownError(NsrunError):
 class CommandError(NsrunError):
     """The member's command can't be executed: exit 126, or 127 when it was not found."""
 
+    number = 0  # of the step that failed
+
     def __init__(self, message: str, *, exit_code: int, hint: str = "", errno: int = 0, step: str = "") -> None:
         super().__init__(message, hint=hint, errno=errno, step=step)
         self.exit_code = exit_code

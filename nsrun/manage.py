@@ -285,7 +285,7 @@ def remove_member(state: State, note: Note, force: bool) -> None:
         stop_member(state, note, 0)
     from nsrun.host import cgroup
 
-    cgroup.remove(note.get("cgroup", ""), kill=True)
+    cgroup.remove_member(note.get("cgroup", ""))
     state.forget_member(note)
 
 

@@ -443,7 +443,7 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     sysctls = {}
     for word in options.get("sysctl") or []:
         key, equals, value = word.partition("=")
-        if not equals or not key or not all(c.isalnum() or c in "._-" for c in key) or ".." in key or "\n" in value:
+        if not equals or not key or not all(c.isalnum() or c in "._-" for c in key) or ".." in key or any(c in value for c in "\n+="):
             raise UsageError(f"--sysctl {word!r}: not KEY=VALUE")
         namespaced = (key.startswith("net.") and mode != "host") or key.startswith("fs.mqueue.") or key in (
             "kernel.shmmax", "kernel.shmall", "kernel.shmmni", "kernel.shm_rmid_forced", "kernel.msgmax", "kernel.msgmnb",

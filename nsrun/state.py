@@ -254,11 +254,10 @@ class Sweeper:
                 remove_tree(f"{state.run}/tmp/{entry}")
                 self.removed.append(f"claim {entry}")
         self._uppers()
-        if self.removed:
-            from nsrun.host import cgroup, net
+        from nsrun.host import cgroup, net
 
-            cgroup.remove_empty(state)
-            net.remove_idle_bridge(state)
+        cgroup.remove_empty(state)
+        net.remove_idle_bridge(state)
         return self.removed
 
     def _uppers(self) -> None:
@@ -310,6 +309,6 @@ class Sweeper:
                 return  # stopped or lost in a living pod: kept until `nsrun rm`
         from nsrun.host import cgroup
 
-        cgroup.remove(note.get("cgroup", ""), kill=True)
+        cgroup.remove_member(note.get("cgroup", ""))
         state.forget_member(note)
         self.removed.append(f"member {name}")

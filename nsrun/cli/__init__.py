@@ -148,7 +148,7 @@ def _trace(general: Options) -> Any:
 def pod_create(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import api
 
-    note = api.create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general))
+    note = api.create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general), last=True)
     for port in note["ports"]:
         if port["host_ip"] not in ("127.0.0.1",):
             print(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp", file=sys.stderr)
@@ -264,7 +264,7 @@ def join(state: State, options: Options, operands: Words, rest: Words, general: 
     options = {**options, "command": rest}
     _check_terminal(options, bool(options.get("detach")))
     status = _status_fd(options)
-    note = api.join(state, operands[0], options, detach=bool(options.get("detach")), status_fd=status, observe=_trace(general))
+    note = api.join(state, operands[0], options, detach=bool(options.get("detach")), status_fd=status, observe=_trace(general), last=True)
     print(note["name"])
     return 0
 

@@ -146,7 +146,18 @@ def remove_empty(state: State) -> None:
     """The base directory, once no pod is in it."""
     mount = mount_point()
     if mount and base():
-        try:
-            os.rmdir(f"{mount}/{base()}")
-        except OSError:
-            pass  # not there, or another pod is in it
+        _rmdir(f"{mount}/{base()}")
+
+
+def remove_member(path: str) -> None:
+    """A member's cgroup; with an orphan, the last of its dead pod, the pod's directory too."""
+    remove(path, kill=True)
+    if path:
+        _rmdir(os.path.dirname(path))
+
+
+def _rmdir(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        return  # not there, or somebody is in it

@@ -71,6 +71,19 @@ def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
     return _finish(msg, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 
+def hairpin(index: int) -> bytes:
+    """Lets the bridge send a frame back where it came from.
+
+    Where br_netfilter is loaded, a pod that calls its own published port is DNATed while still on the bridge,
+    and the bridge would drop the frame.
+    """
+    msg = ifinfmsg()
+    msg["index"] = index
+    port = {"attrs": [("IFLA_BRPORT_MODE", 1)]}
+    msg["attrs"] = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", port)]})]
+    return _finish(msg, RTM_NEWLINK, NLM_F_ACK)
+
+
 def link_up(index: int) -> bytes:
     msg = ifinfmsg()
     msg["index"], msg["flags"], msg["change"] = index, IFF_UP, IFF_UP
@@ -329,6 +342,7 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
 MESSAGES = {
     "new_bridge": (new_bridge, ("bridge",)),
     "new_veth": (new_veth, ("veth", "bridge_index", "netns_fd", "mac")),
+    "hairpin": (hairpin, ("index",)),
     "link_up": (link_up, ("index",)),
     "del_link": (del_link, ("index",)),
     "new_address": (new_address, ("index", "pod_ip", 24)),

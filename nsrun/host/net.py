@@ -148,6 +148,8 @@ def make_veth(sock: Any, netns: int, gateway: str, bridge_index: int, wanted_ip:
         message = wire.encode("new_veth", veth=veth_name(ip), bridge_index=bridge_index, netns_fd=netns, mac=mac_of(ip))
         try:
             wire.talk(sock, [(f"ip link add {veth_name(ip)} master {BRIDGE} type veth peer name eth0 netns {netns}", message)])
+            hairpin = wire.encode("hairpin", index=_socket.if_nametoindex(veth_name(ip)))
+            wire.talk(sock, [(f"bridge link set dev {veth_name(ip)} hairpin on", hairpin)])
             return ip
         except KernelError as error:
             if error.errno != EEXIST:
@@ -247,16 +249,21 @@ def forget_pod(note: dict[str, Any]) -> None:
 
 
 def delete_link(name: str) -> None:
-    """Removes an interface; one that is not there (or just went) is no error."""
-    index = interfaces().get(name)
-    if index is None:
-        return
-    try:
-        with wire.open_socket(wire.NETLINK_ROUTE) as sock:
-            wire.talk(sock, [(f"ip link del {name}", wire.encode("del_link", index=index))])
-    except KernelError as error:
-        if error.errno != ENODEV:
-            raise
+    """Removes an interface and waits until it is gone; one that is not there is no error."""
+    import time
+
+    for attempt in range(200):
+        index = interfaces().get(name)
+        if index is None:
+            return
+        try:
+            with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+                wire.talk(sock, [(f"ip link del {name}", wire.encode("del_link", index=index))])
+        except KernelError as error:
+            if error.errno != ENODEV:
+                raise
+        if attempt:
+            time.sleep(0.005)  # its namespace is dying: the kernel is at it
 
 
 def remove_idle_bridge(state: State) -> None:

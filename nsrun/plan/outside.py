@@ -46,7 +46,8 @@ class ClaimName(Step):
     def undo(self, run: Run) -> None:
         from nsrun.state import remove_tree
 
-        remove_tree(run.state.path(self.kind, self.name))
+        if run.directory:  # else somebody else has the name
+            remove_tree(run.state.path(self.kind, self.name))
 
 
 class LoadProgram(Step):
@@ -371,6 +372,7 @@ class MakeCgroup(Step):
     man = "cgroups(7)"
     path: str
     limits: dict[str, str]
+    whole: str = ""  # of a pod: the directory above, which goes with it
     hints = {EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there", EACCES: "the cgroup tree is read-only here"}
 
     def call(self) -> str:
@@ -401,7 +403,8 @@ class MakeCgroup(Step):
     def undo(self, run: Run) -> None:
         from nsrun.host import cgroup
 
-        cgroup.remove(self.path, kill=True)
+        cgroup.remove(self.whole or self.path, kill=True)
+        cgroup.remove_empty(run.state)
 
 
 class OpenCgroup(Step):
@@ -512,7 +515,7 @@ class ConnectPod(Step):
                 "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/nsrun0/route_localnet",
                 choose,
                 "VETH=$(printf 'nsr%02x%02x%02x%02x' $(echo $IP | tr . ' '))",
-                "ip link add $VETH type veth peer name eth0 netns $NET; ip link set $VETH master nsrun0 up",
+                "ip link add $VETH type veth peer name eth0 netns $NET; ip link set $VETH master nsrun0 up; bridge link set dev $VETH hairpin on",
             ]
         )
 

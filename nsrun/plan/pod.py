@@ -59,7 +59,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
 
     if spec["limits"]:
         steps.append(LimitPod(spec["cgroup"], spec["limits"]))
-    steps.append(MakeCgroup(f"{spec['cgroup']}/pause" if spec["cgroup"] else "", {}))
+    steps.append(MakeCgroup(f"{spec['cgroup']}/pause" if spec["cgroup"] else "", {}, spec["cgroup"]))
     held: list[str] = []
     if own_net:
         steps.append(NewNetns())

@@ -1,0 +1,225 @@
+"""A throwaway host for the live tests.
+
+Every test process (each xdist worker) moves itself into network, mount, IPC and UTS namespaces of its own and into
+a pids cgroup before the first live test: nothing is ever done to the machine's own network or mounts, and a fork
+bug ends at the limit.  Every test has its own state directory.  After each test the kernel is asked what is left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+NSRUN = os.path.join(os.path.dirname(sys.executable), "nsrun")
+CACHE = pathlib.Path(os.environ.get("NSRUN_CACHE", "/var/cache/nsrun")) / "roots"
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x40000000
+IN_CI = os.environ.get("CI") in ("true", "1")
+ROOT = os.geteuid() == 0
+os.environ.pop("NSRUN_ROOT", None)
+
+
+def need(condition: object, why: str, enable: str) -> None:
+    """Skips, saying how to enable the test; in CI a test that can't run fails."""
+    if not condition:
+        (pytest.fail if IN_CI else pytest.skip)(f"{why}; to enable: {enable}")
+
+
+def _libc(call: str, *args: object) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, call)(*args) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"{call}{args}: {os.strerror(errno)}")
+
+
+def sh(*command: object, timeout: float = 20, check: bool = True, **kwargs) -> subprocess.CompletedProcess[str]:
+    """Every command of a test is timed out; its words and output stand in the failure."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
+    if check:
+        assert done.returncode == 0, f"{' '.join(words)} → {done.returncode}\n{done.stdout}{done.stderr}"
+    return done
+
+
+class ThrowawayHost:
+    """Made once per test process."""
+
+    def __init__(self) -> None:
+        initial = os.stat("/proc/thread-self/ns/net").st_ino
+        self.cgroups: list[str] = []
+        self._limit_processes()
+        _libc("unshare", CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
+        assert os.stat("/proc/thread-self/ns/net").st_ino != initial, "live tests refuse to run in the initial network namespace"
+        _libc("mount", b"none", b"/", None, 0x4000 | (1 << 18), None)  # MS_REC|MS_PRIVATE
+        _libc("mount", b"tmpfs", b"/run", b"tmpfs", 0, b"mode=755")
+        sh("ip", "link", "set", "lo", "up")
+        # an uplink with a neighbour behind it: "another host"
+        self.neighbour = subprocess.Popen(["unshare", "--net", "sleep", "3600"], start_new_session=True)
+        while os.stat(f"/proc/{self.neighbour.pid}/ns/net").st_ino == os.stat("/proc/thread-self/ns/net").st_ino:
+            time.sleep(0.01)
+        sh("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1", "netns", self.neighbour.pid)
+        sh("ip", "address", "add", "192.0.2.1/24", "dev", "up0")
+        sh("ip", "link", "set", "up0", "up")
+        for words in ("address add 192.0.2.9/24 dev up1", "link set up1 up", "link set lo up"):
+            sh("nsenter", "-t", self.neighbour.pid, "-n", "ip", *words.split())
+
+    def _limit_processes(self) -> None:
+        name = f"nsrun-test-{os.getpid()}"
+        os.environ["NSRUN_CGROUP"] = name
+        for base, v2 in (("/sys/fs/cgroup/pids", False), ("/sys/fs/cgroup", True)):
+            if not os.path.exists(f"{base}/cgroup.procs") or (v2 and "pids" not in pathlib.Path(f"{base}/cgroup.subtree_control").read_text()):
+                continue
+            path = f"{base}/{name}-limit"
+            os.makedirs(path, exist_ok=True)
+            pathlib.Path(f"{path}/pids.max").write_text("700")
+            pathlib.Path(f"{path}/cgroup.procs").write_text(str(os.getpid()))
+            self.cgroups.append(path)
+            return
+
+    def close(self) -> None:
+        self.neighbour.kill()
+        self.neighbour.wait()
+        for path in self.cgroups:
+            pathlib.Path(os.path.dirname(path), "cgroup.procs").write_text(str(os.getpid()))
+            for _ in range(50):
+                try:
+                    os.rmdir(path)
+                    break
+                except OSError:
+                    time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def throwaway_host():
+    need(ROOT, "live tests need root", "sudo make test")
+    need(os.path.exists(NSRUN), f"{NSRUN} is not installed", "make build")
+    host = ThrowawayHost()
+    yield host
+    host.close()
+
+
+class Host:
+    """One test's view: `nsrun` with a state directory of its own."""
+
+    def __init__(self, throwaway: ThrowawayHost, root: pathlib.Path) -> None:
+        self.throwaway, self.root = throwaway, root
+        self.env = {**os.environ, "NSRUN_ROOT": str(root), "NSRUN_SUBNET": ""}
+
+    def run(self, *words: object, check: bool = True, timeout: float = 30, **kwargs) -> subprocess.CompletedProcess[str]:
+        return sh(NSRUN, *words, check=check, timeout=timeout, env={**self.env, **kwargs.pop("env", {})}, **kwargs)
+
+    def fails(self, code: int, *words: object, **kwargs) -> str:
+        """Must exit with `code`; gives stderr, which must hold a message and never a traceback."""
+        done = self.run(*words, check=False, **kwargs)
+        assert done.returncode == code, f"{words} → {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.stderr.startswith("nsrun: "), done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+        return done.stderr
+
+    def json(self, *words: object) -> list[dict]:
+        return json.loads(self.run(*words, "--json").stdout)
+
+    def member(self, name: str) -> dict:
+        return self.json("inspect", name)[0]
+
+    def pod(self, name: str = "pause") -> dict:
+        return self.json("pod", "inspect", name)[0]
+
+    def background(self, *words: object, **kwargs) -> subprocess.Popen:
+        return subprocess.Popen([NSRUN, *map(str, words)], env=self.env, **kwargs)
+
+    def snapshot(self) -> dict[str, object]:
+        """What the kernel knows and a leak would change."""
+        links = sorted(link["ifname"] for link in json.loads(sh("ip", "-j", "link").stdout))
+        tables = sorted(t["table"]["name"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t)
+        mounts = pathlib.Path("/proc/thread-self/mountinfo").read_text()
+        notes = sorted(str(p.relative_to(self.root)) for kind in ("run/pods", "run/members", "run/tmp", "lib/upper") for p in (self.root / kind).glob("*"))
+        return {"links": links, "tables": tables, "mounts": mounts, "notes": notes, "cgroups": self.cgroups(), "processes": processes()}
+
+    def cgroups(self) -> list[str]:
+        name = os.environ["NSRUN_CGROUP"]
+        return [str(p) for base in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") for p in pathlib.Path(base).glob(f"{name}/**/")] if name else []
+
+
+def processes() -> list[str]:
+    """nsrun's own processes in this throwaway host (by network namespace or parentage they are ours: by cgroup)."""
+    found = []
+    mine = os.stat("/proc/thread-self/ns/net").st_ino
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            comm = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+            if comm in ("nsrun-monitor", "nsrun-init") and os.stat(f"/proc/{pid}/ns/net").st_ino == mine:
+                found.append(f"{pid} {comm}")
+        except OSError:
+            continue
+    return sorted(found)
+
+
+@pytest.fixture
+def host(throwaway_host: ThrowawayHost, request: pytest.FixtureRequest):
+    root = pathlib.Path(f"/run/t{time.monotonic_ns()}")
+    root.mkdir(mode=0o700)
+    host = Host(throwaway_host, root)
+    before = host.snapshot()
+    yield host
+    names = [pod["name"] for pod in json.loads(host.run("pod", "ls", "--json").stdout)]
+    if names:
+        host.run("pod", "rm", "-f", *names)
+    for member in json.loads(host.run("ls", "-a", "--json").stdout):
+        host.run("rm", "-f", member["name"])
+    host.run("pod", "prune")
+    after = host.snapshot()
+    for key, value in before.items():
+        assert after[key] == value, f"{key} left behind by {request.node.name}"
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def busybox() -> str:
+    path = CACHE / "busybox"
+    need(path.is_dir(), "the busybox root is not built", "sudo rootfs/build busybox")
+    return str(path)
+
+
+@pytest.fixture
+def rootfs(busybox: str, host: Host) -> pathlib.Path:
+    """A copy of the busybox root that the test may spoil."""
+    path = host.root / "rootfs"
+    sh("cp", "-a", busybox, path)
+    return path
+
+
+@pytest.fixture
+def pod(host: Host) -> str:
+    """A pod without network, the cheapest one."""
+    return host.run("pod", "create", "--network", "none", "pause").stdout.strip()
+
+
+def wait_for(condition, seconds: float = 10, what: str = "condition"):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come true in {seconds} s")
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    os.kill(pid, number)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if "throwaway_host" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.live)

@@ -1,0 +1,177 @@
+"""Addresses, published ports, four ways to reach them; what stays closed."""
+
+import json
+import os
+import pathlib
+import socket
+import threading
+
+import pytest
+from conftest import kill, sh, wait_for
+
+
+@pytest.fixture
+def web(host, busybox):
+    """A pod that answers on port 8080 of the host with its name."""
+
+    def make(name="pause", *options):
+        host.run("pod", "create", *options, name)
+        host.run("join", name, "-d", "--name", f"{name}-web", "--rootfs", busybox, "sh", "-c", f"mkdir -p /w; echo {name} >/w/index.html; exec httpd -f -p 80 -h /w")
+        pid = host.pod(name)["pid"]
+        wait_for(lambda: ":0050 " in pathlib.Path(f"/proc/{pid}/net/tcp").read_text() + pathlib.Path(f"/proc/{pid}/net/tcp6").read_text(), what="httpd listens")
+        return host.pod(name)
+
+    return make
+
+
+def get(address: str, port: int, prefix=()) -> str:
+    done = sh(*prefix, "curl", "-sS", "-m", "3", f"http://{address}:{port}/", check=False)
+    return done.stdout.strip() if done.returncode == 0 else f"curl {done.returncode}"
+
+
+def test_four_ways(host, web):
+    """docker/docs#17312: from 127.0.0.1, from the host's address, from another host, from the pod itself."""
+    info = web("pause", "-p", "8080:80")
+    neighbour = ["nsenter", "-t", host.throwaway.neighbour.pid, "-n"]
+    inside = ["nsenter", "-t", info["pid"], "-n"]
+    assert get("127.0.0.1", 8080) == "pause"
+    assert get("192.0.2.1", 8080) == "pause"
+    assert get("192.0.2.1", 8080, neighbour) == "pause"
+    assert get("192.0.2.1", 8080, inside) == "pause"
+    assert get(info["network"]["gateway"], 8080, inside) == "pause"
+    assert get(info["network"]["ip"], 80) == "pause"
+
+
+def test_two_pods_reach_each_other(host, web):
+    one, two = web("one", "-p", "8081:80"), web("two", "-p", "8082:80")
+    inside = ["nsenter", "-t", one["pid"], "-n"]
+    assert get(two["network"]["ip"], 80, inside) == "two"
+    assert get("192.0.2.1", 8082, inside) == "two"
+    assert get("127.0.0.1", 8081) == "one" and get("127.0.0.1", 8082) == "two"
+
+
+def test_out_of_the_pod(host, busybox):
+    """Masqueraded: the neighbour, which knows nothing of 10.88.0.0/24, sees the host."""
+    host.run("pod", "create")
+    out = host.run("join", "pause", "--rootfs", busybox, "ping", "-c", "1", "-W", "2", "192.0.2.9")
+    assert "1 packets received" in out.stdout
+
+
+def test_bound_to_one_address(host, web):
+    web("pause", "-p", "127.0.0.1:8080:80")
+    assert get("127.0.0.1", 8080) == "pause"
+    assert get("192.0.2.1", 8080).startswith("curl")
+    assert get("192.0.2.1", 8080, ["nsenter", "-t", host.throwaway.neighbour.pid, "-n"]).startswith("curl")
+
+
+def test_ranges_and_random_ports(host, web):
+    info = web("pause", "-p", "8000-8002:80-82", "-p", ":80")
+    assert [(p["host_port"], p["pod_port"]) for p in info["ports"][:3]] == [(8000, 80), (8001, 81), (8002, 82)]
+    assert info["ports"][3]["host_port"] > 1023
+    assert get("127.0.0.1", 8000) == "pause" and get("127.0.0.1", info["ports"][3]["host_port"]) == "pause"
+
+
+def test_a_port_is_held(host, web):
+    """moby#13024: the kernel itself refuses the port to anybody else, and gives it back when pause is killed."""
+    info = web("pause", "-p", "8080:80")
+    with socket.socket() as sock, pytest.raises(OSError):
+        sock.bind(("0.0.0.0", 8080))
+    before = host.snapshot()
+    message = host.fails(125, "pod", "create", "-p", "8080:80", "other")
+    assert "8080" in message and "taken" in message
+    assert host.snapshot() == before
+    kill(info["pid"])
+
+    def free():
+        with socket.socket() as sock:
+            try:
+                sock.bind(("0.0.0.0", 8080))
+            except OSError:
+                return False
+            return True
+
+    wait_for(free, what="the port is free")
+
+
+def test_a_port_of_another_program(host):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        before = host.snapshot()
+        assert "taken" in host.fails(125, "pod", "create", "-p", f"{port}:80")
+        assert host.snapshot() == before
+
+
+def test_the_table_has_an_owner(host, web):
+    """Nobody can delete it while pause lives; the kernel does when pause is killed."""
+    info = web("pause", "-p", "8080:80")
+    (table,) = [t["table"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t]
+    done = sh("nft", "delete", "table", "ip", table["name"], check=False)
+    assert done.returncode != 0 and "not permitted" in done.stderr
+    kill(info["pid"])
+    wait_for(lambda: table["name"] not in sh("nft", "list", "tables").stdout)
+    host.run("pod", "ls")
+    assert "nsr" not in sh("ip", "-br", "link").stdout
+
+
+def test_route_localnet_is_no_way_in(host, web):
+    """CVE-2020-8558: neither a neighbour nor a pod reaches the host's 127.0.0.1 through the bridge."""
+    info = web("pause", "-p", "8080:80")
+    assert pathlib.Path("/proc/sys/net/ipv4/conf/nsrun0/route_localnet").read_text().strip() == "1"
+    assert pathlib.Path("/proc/sys/net/ipv4/conf/all/route_localnet").read_text().strip() == "0"
+    secret = socket.create_server(("127.0.0.1", 8099))
+    hits = []
+    thread = threading.Thread(target=lambda: hits.append(secret.accept()), daemon=True)
+    thread.start()
+    inside = ["nsenter", "-t", info["pid"], "-n"]
+    sh(*inside, "ip", "link", "set", "lo", "down")
+    sh(*inside, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet")
+    sh(*inside, "ip", "route", "add", "127.0.0.0/8", "via", info["network"]["gateway"], check=False)
+    sh(*inside, "sh", "-c", "ip route del local 127.0.0.0/8 table local; ip route del local 127.0.0.1 table local", check=False)
+    assert get("127.0.0.1", 8099, inside).startswith("curl")
+    neighbour = ["nsenter", "-t", host.throwaway.neighbour.pid, "-n"]
+    sh(*neighbour, "ip", "route", "add", "10.88.0.0/16", "via", "192.0.2.1", check=False)
+    assert get(info["network"]["ip"], 80, neighbour).startswith("curl"), "only published ports are let in"
+    assert not hits
+    secret.close()
+
+
+def test_own_address_and_bad_ones(host):
+    host.run("pod", "create", "--ip", "10.88.0.77", "a")
+    assert host.pod("a")["network"]["ip"] == "10.88.0.77" and host.pod("a")["network"]["veth"] == "nsr0a58004d"
+    assert "taken" in host.fails(125, "pod", "create", "--ip", "10.88.0.77", "b")
+    for bad in ("10.88.1.1", "10.88.0.0", "10.88.0.255", "10.88.0.1", "192.0.2.5"):
+        assert "not a free address" in host.fails(125, "pod", "create", "--ip", bad, "b")
+    assert "IPv4" in host.fails(125, "pod", "create", "--ip", "10.88.0", "b")
+    assert "not an address of this host" in host.fails(125, "pod", "create", "-p", "203.0.113.1:80:80", "b")
+    assert [p["name"] for p in host.json("pod", "ls")] == ["a"]
+
+
+def test_a_subnet_that_is_in_use_is_never_taken(host):
+    sh("ip", "link", "add", "dummyx", "type", "bridge")
+    try:
+        sh("ip", "address", "add", "10.88.0.9/16", "dev", "dummyx")
+        sh("ip", "link", "set", "dummyx", "up")
+        assert "in use" in host.fails(125, "pod", "create", "--subnet", "10.88.5.0/24", "b")
+        host.run("pod", "create", "a")
+        assert host.pod("a")["network"]["ip"].startswith("172.28.0.")
+        assert "pods are on it" in host.fails(125, "pod", "create", "--subnet", "10.99.0.0/24", "b")
+    finally:
+        sh("ip", "link", "del", "dummyx")
+
+
+def test_a_subnet_of_ones_own(host):
+    host.run("pod", "create", "--subnet", "10.99.3.0/24", "a")
+    assert host.pod("a")["network"]["ip"] == "10.99.3.2" and host.pod("a")["network"]["gateway"] == "10.99.3.1"
+
+
+def test_two_roots_do_not_see_each_other(host):
+    host.run("pod", "create", "a")
+    other = host.root / "other"
+    host.run("--root", other, "pod", "create", "a")
+    try:
+        pods = json.loads(host.run("--root", other, "pod", "ls", "--json").stdout) + host.json("pod", "ls")
+        assert len({p["id"] for p in pods}) == 2 and len({p["network"]["ip"] for p in pods}) == 2
+    finally:
+        host.run("--root", other, "pod", "rm", "-f", "a")

@@ -1,0 +1,185 @@
+"""Plans are data: their order, their texts, their encoding, and the C that reads them."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+
+import pytest
+
+from nsrun import _kernel, notes, run
+from nsrun import spec as specs
+from nsrun.host import messages, wire
+from nsrun.plan import INIT, PHASES, Plan, Step, inside, outside
+from nsrun.plan.member import exec_plan, join_plan
+from nsrun.plan.outside import LIBEXEC
+from nsrun.plan.pod import pod_plan
+
+HERE = pathlib.Path(__file__).parent
+GOLDEN = HERE / "golden"
+POD = {"name": "web", "id": "ID", "hostname": "web", "pause": [42, 1, "BOOT"], "cgroup": "/CGROUP/web-ID"}
+
+
+def make_pod(**options) -> Plan:
+    facts = {"id": "ID", "created": "", "cgroup": "/CGROUP/web-ID", "resolv_conf": "nameserver 192.0.2.53\n", "owner": "root"}
+    return pod_plan(specs.pod_spec({"name": "web", **options}, facts))
+
+
+def make_spec(root="/ROOTFS", **options):
+    facts = {"name": "m", "id": "ID", "pod": POD, "root": root, "cgroup": "/CGROUP/web-ID/m-m", "environ": {}}
+    return specs.member_spec({"command": ["mysqld", "--verbose"], **options}, facts)
+
+
+def make_join(root="/ROOTFS", how=None, **options) -> Plan:
+    return join_plan(make_spec(root, **options), POD, {"id": "ID", "name": "m"}, how or {})
+
+
+PLANS = {
+    "pod-create": lambda: make_pod(publish=["8080:80", "127.0.0.1:8443:443"]),
+    "pod-create-none": lambda: make_pod(network="none", sysctl=["net.core.somaxconn=512"], hostname="other"),
+    "pod-create-host": lambda: make_pod(network="host"),
+    "join": make_join,
+    "join-detached": lambda: make_join(how={"detach": True}, volume=["/srv:/data:ro"], tmpfs=["/tmp"], ulimit=["nofile=64:128"], user="1:2"),
+    "join-host": lambda: make_join(root="/"),
+    "join-own": lambda: make_join(net="own", ipc="own", pid="own", uts="own", read_only=True, security_opt=["no-new-privileges"]),
+    "join-nested": lambda: make_join(pid="nested", terminal=True, interactive=True, workdir="/srv"),
+    "exec": lambda: exec_plan(make_spec(), {"name": "m", "process": [43, 1, "BOOT"]}, {"interactive": True}),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_golden(name):
+    """A change in the order or the words of a plan is seen in the diff.  NSRUN_GOLDEN=write renews the files."""
+    text = "".join(f"{PHASES[s.phase]:7}{s.call()}\n" for s in PLANS[name]())
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("NSRUN_GOLDEN") == "write":
+        GOLDEN.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_phases_are_in_order_and_steps_are_frozen():
+    for make in PLANS.values():
+        plan = make()
+        assert [s.phase for s in plan] == sorted(s.phase for s in plan)
+    with pytest.raises(AttributeError):
+        plan.steps[0].what = "x"
+    with pytest.raises(AssertionError):
+        Plan("x", [inside.Pivot(), outside.LoadProgram("a", "b")])
+
+
+def test_every_step_has_its_texts():
+    for make in PLANS.values():
+        for step in make():
+            assert step.call() and step.why.endswith(".") or step.why == "--sysctl", step
+            assert isinstance(step.shell(), str) and isinstance(step.check(), str) and isinstance(step.calls(), list)
+
+
+def test_ops_are_those_of_nsrun_init():
+    out = subprocess.run([f"{LIBEXEC}/nsrun-init", "--ops"], capture_output=True, text=True, timeout=10, check=True).stdout
+    rows = [line.split() for line in out.splitlines()]
+    assert tuple(row[1] for row in rows) == run.OPS
+    kinds = {row[1]: row[2] if len(row) > 2 else "" for row in rows}
+
+    class Fake:
+        def fd(self, _):
+            return 7
+
+        def text(self, value):
+            return value
+
+    for make in PLANS.values():
+        for step in make().init_steps():
+            signature = "".join("i" if isinstance(a, int) else "s" if isinstance(a, str) else "l" for a in step.args(Fake()))
+            assert signature == kinds[step.op], step
+
+
+def test_every_init_step_is_in_some_plan():
+    used = {type(step) for make in PLANS.values() for step in make() if step.phase == INIT}
+    every = {c for c in vars(inside).values() if isinstance(c, type) and issubclass(c, inside.InitStep) and c.op}
+    assert every == used
+
+
+def test_the_decoder_refuses_garbage():
+    """nsrun-init reads what nsrun wrote; anything else ends it with 125, never a crash."""
+    good = run.encode(PLANS["join"]().init_steps(), type("F", (), {"fd": lambda s, n: 99, "text": lambda s, t: t})())
+    seed = random.Random(4)
+    for i in range(300):
+        data = bytearray(good)
+        for _ in range(seed.randrange(1, 6)):
+            data[seed.randrange(len(data))] = seed.randrange(256)
+        data = data[: seed.randrange(len(data))] if i % 3 == 0 else data
+        # never let a mutation run: the first step is one that does not exist
+        data[8:12] = (1000 + i).to_bytes(4, "little")
+        fd = outside.sealed_memfd("plan", bytes(data))
+        try:
+            done = subprocess.run([f"{LIBEXEC}/nsrun-init", str(fd), "1"], pass_fds=[fd], capture_output=True, timeout=10, check=False)
+        finally:
+            os.close(fd)
+        assert done.returncode == 125, (i, done)
+
+
+def test_stub_and_library_agree():
+    stub = (HERE.parent / "nsrun" / "_kernel.pyi").read_text()
+    declared = set(re.findall(r"def (nsrun_\w+)", stub))
+    assert declared == {name for name in dir(_kernel.lib) if name.startswith("nsrun_")}
+
+
+# ---- netlink ---------------------------------------------------------------------------------------------------
+
+
+def test_templates_equal_pyroute2():
+    """What wire.py fills in is what pyroute2 encodes, byte for byte, for any values."""
+    seed = random.Random(1)
+
+    def ip():
+        return ".".join(str(seed.randrange(1, 255)) for _ in range(4))
+
+    for _ in range(20):
+        values = {
+            "bridge": "nsrun0",
+            "veth": f"nsr{seed.randrange(1 << 32):08x}",
+            "table": f"nsrun-{seed.randrange(1 << 48):012x}",
+            "bridge_index": seed.randrange(1, 1 << 30),
+            "netns_fd": seed.randrange(3, 1 << 20),
+            "index": seed.randrange(1, 1 << 30),
+            "mac": b"\x02" + seed.randbytes(5),
+            "pod_ip": ip(),
+            "host_ip": ip(),
+            "gateway": ip(),
+            "port": seed.randrange(1, 1 << 16),
+            "pod_port": seed.randrange(1, 1 << 16),
+        }
+        filled = {**values, "subnet": values["gateway"].rsplit(".", 1)[0] + ".0"}
+        for name in messages.MESSAGES:
+            assert wire.encode(name, **filled) == messages.encode(name, values), name
+
+
+def test_samples_are_unmistakable():
+    """A sample must not occur by accident in any message, or wire.py would replace the wrong bytes."""
+    samples = [sample for _, sample in messages.SAMPLES.values()]
+    for name, template in messages.templates().items():
+        parameters = messages.MESSAGES[name][1]
+        for key, (_, sample) in messages.SAMPLES.items():
+            expected = key in parameters or (key == "subnet" and "gateway" in parameters)
+            if not expected:
+                assert sample not in template, (name, key)
+    assert len(set(samples)) == len(samples)
+
+
+def test_wrong_length_is_refused():
+    with pytest.raises(ValueError, match="bytes on the wire"):
+        wire.encode("new_bridge", bridge="toolongname")
+
+
+# ---- notes -----------------------------------------------------------------------------------------------------
+
+
+def test_notes_are_json():
+    value = {"a": [1, -2, 3.5, None, True, "ä\n\"\\", {"b": {}}], "": []}
+    assert json.loads(notes.dumps(value)) == value == notes.loads(json.dumps(value))
+    for text in ("", "{", "nope", "[1,]", "{'a': 1}"):
+        with pytest.raises(ValueError):
+            notes.loads(text)

@@ -1,0 +1,164 @@
+"""The words of the commands: parsed strictly, refused with a reason."""
+
+import pytest
+
+from nsrun import spec, users
+from nsrun.cli.parse import parse
+from nsrun.errors import BadInput, UsageError
+from nsrun.state import check_name
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("8080:80", [("0.0.0.0", 8080, 80)]),
+        ("127.0.0.1:8080:80", [("127.0.0.1", 8080, 80)]),
+        ("80", [("0.0.0.0", 0, 80)]),
+        (":80", [("0.0.0.0", 0, 80)]),
+        ("127.0.0.1::80/tcp", [("127.0.0.1", 0, 80)]),
+        ("8000-8002:9000-9002", [("0.0.0.0", 8000 + i, 9000 + i) for i in range(3)]),
+        ("65535:1", [("0.0.0.0", 65535, 1)]),
+    ],
+)
+def test_ports(word, expected):
+    assert [(p["host_ip"], p["host_port"], p["pod_port"]) for p in spec.parse_ports([word])] == expected
+
+
+@pytest.mark.parametrize(
+    "word", ["", "0:80", "65536:80", "80:0", "a:b", "1-2:3", "5-4:5-4", "1.2.3:80:80", "1.2.3.256:80:80", "80:80/udp", "80:80/sctp", "-1:80", "1:2:3:4", "[::1]:80:80", "٣:80"]
+)
+def test_ports_refused(word):
+    with pytest.raises(UsageError) as error:
+        spec.parse_ports([word])
+    assert word in str(error.value)
+
+
+def test_a_port_twice_is_refused():
+    with pytest.raises(UsageError, match="published twice"):
+        spec.parse_ports(["8080:80", "8080:81"])
+
+
+PASSWD = "root:x:0:0:root:/root:/bin/sh\nmysql:x:999:998:MySQL:/var/lib/mysql:/bin/false\nbad:x:4294967296:0::/:\nnohome:x:7:7::relative:/bin/sh\n"
+GROUP = "root:x:0:\nmysql:x:998:\naudio:x:29:mysql,root\nbig:x:99999999999:mysql\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("", (0, 0, [0, 29], "/root")),
+        ("mysql", (999, 998, [998, 29], "/var/lib/mysql")),
+        ("999", (999, 998, [998, 29], "/var/lib/mysql")),
+        ("mysql:audio", (999, 29, [29], "/var/lib/mysql")),
+        ("1:2", (1, 2, [2], "/")),
+        ("1234", (1234, 0, [0], "/")),
+        ("4294967294", (4294967294, 0, [0], "/")),
+        ("nohome", (7, 7, [7], "/")),
+    ],
+)
+def test_users(user, expected):
+    assert users.resolve(user, PASSWD, GROUP) == expected
+
+
+@pytest.mark.parametrize("user", [":2", "1:", "-1", "4294967295", "4294967296", "1x", "0x1", "+1", "nobody", "root:nogroup", "1:2:3", "bad", "1:4294967296"])
+def test_users_refused(user):
+    """CVE-2026-30892, CVE-2024-40635: what is no user must never become another one."""
+    with pytest.raises(BadInput):
+        users.resolve(user, PASSWD, GROUP)
+
+
+@pytest.mark.parametrize(("text", "size"), [("64m", 64 << 20), ("1g", 1 << 30), ("4096", 4096), ("2K", 2048), ("1kb", 1024)])
+def test_sizes(text, size):
+    assert spec.parse_size(text, "--memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1", "1.5m", "0", "64x", "9e9"])
+def test_sizes_refused(text):
+    with pytest.raises(UsageError):
+        spec.parse_size(text, "--memory")
+
+
+@pytest.mark.parametrize(("text", "number"), [("TERM", 15), ("sigkill", 9), ("SIGWINCH", 28), ("9", 9), ("RTMIN", 34), ("RTMIN+3", 37), ("SIGRTMIN+30", 64)])
+def test_signals(text, number):
+    assert spec.parse_signal(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "65", "NOPE", "RTMIN+31", "_DFL", "SIG_IGN", "15x"])
+def test_signals_refused(text):
+    with pytest.raises(UsageError):
+        spec.parse_signal(text)
+
+
+def test_volumes():
+    volume = spec.parse_volume("/srv/data:/data//x/../y:ro,nosuid")
+    assert (volume["source"], volume["destination"], volume["options"]) == ("/srv/data", "/data/y", ["rbind", "rprivate", "ro", "nosuid"])
+    assert spec.parse_volume("data:/d")["type"] == "volume"
+    assert spec.parse_mount("type=tmpfs,target=/t,tmpfs-size=1m")["options"] == ["nodev", "noexec", "nosuid", "size=1m", "mode=1777"]
+    assert spec.parse_mount("type=bind,src=/a,dst=/b,readonly")["options"][-1] == "ro"
+
+
+@pytest.mark.parametrize("word", ["/a:b", "/a:/", "/a:/b:what", ":/b", "/a:/b:ro:x", "../x y:/..", "a/b:/c"])
+def test_volumes_refused(word):
+    with pytest.raises(UsageError):
+        spec.parse_volume(word)
+
+
+@pytest.mark.parametrize("word", ["type=bind,target=/b", "type=bind,source=/a", "type=what,source=/a,target=/b", "type=tmpfs,target=/t,source=/x", "type=bind,source=/a,target=/b,x=1"])
+def test_mounts_refused(word):
+    with pytest.raises(UsageError):
+        spec.parse_mount(word)
+
+
+def test_capabilities():
+    default = spec.capabilities([], [])
+    assert len(default) == 14
+    assert spec.capabilities([], ["ALL"]) == []
+    assert spec.capabilities(["NET_ADMIN"], ["all"]) == ["net_admin"]
+    assert "chown" not in spec.capabilities(["ALL"], ["CAP_CHOWN"])
+    with pytest.raises(UsageError):
+        spec.capabilities(["FLY"], [])
+
+
+@pytest.mark.parametrize("word", ["kernel.core_pattern=x", "kernel.shm_rmid_forced=1+kernel.core_pattern=x", "vm.swappiness=1", "net", "net.ipv4/../../kernel.x=1", "net..x=1", "=1"])
+def test_sysctls_refused(word):
+    """R21, CVE-2022-0811: only what belongs to the pod's namespaces, and one at a time."""
+    with pytest.raises(UsageError):
+        spec.pod_spec({"sysctl": [word]}, {"id": "i", "created": "", "cgroup": "", "resolv_conf": "", "owner": "root"})
+
+
+def test_environment():
+    assert spec.parse_environment(["A=1", "B", "C", "A=2=3"], {"B": "b"}) == {"A": "2=3", "B": "b"}
+    with pytest.raises(UsageError):
+        spec.parse_environment(["=x"], {})
+
+
+@pytest.mark.parametrize("word", ["nofile", "nofile=a", "nofile=5:4", "what=1", "nofile=1:2:3", "nofile=-2"])
+def test_ulimits_refused(word):
+    with pytest.raises(UsageError):
+        spec.parse_ulimit(word)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "-x", "--root=/x", "a b", "a\n", "ä", "x" * 64])
+def test_names_refused(name):
+    with pytest.raises(UsageError):
+        check_name(name, "pod")
+
+
+def test_parse_like_docker():
+    general, command, options, operands, rest = parse(
+        ["--root", "/r", "join", "web", "-itd", "--env=A=1", "-eB=2", "-v", "/a:/b", "--", "cmd", "-x", "--name"]
+    )
+    assert general == {"root": "/r"} and command.name == "join" and operands == ["web"]
+    assert options == {"interactive": True, "terminal": True, "detach": True, "env": ["A=1", "B=2"], "volume": ["/a:/b"]}
+    assert rest == ["cmd", "-x", "--name"]
+    assert parse(["join", "web", "mysqld", "--verbose"])[4] == ["mysqld", "--verbose"]
+    assert parse(["exec", "-it", "mysql", "sh", "-c", "x"])[3:] == (["mysql"], ["sh", "-c", "x"])
+    assert parse(["pod", "create", "-p80:80", "-p", "81:81"])[2] == {"publish": ["80:80", "81:81"]}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["nope"], ["pod"], ["pod", "nope"], ["join"], ["join", "-x", "p"], ["pod", "create", "a", "b"], ["pod", "create", "-p"], ["ls", "--json=1"], ["wait"], ["pod", "create", "--publis", "1"]],
+)
+def test_parse_refused(words):
+    with pytest.raises(UsageError):
+        parse(words)
