@@ -116,7 +116,7 @@ static long kind_of(int fd)
 
 /*
  * Opens `path` inside the root, making what is missing: directories 0755, and the last component a
- * directory or an empty file.  A dangling symlink as last component is followed by hand, inside the root.
+ * directory or an empty file.  A dangling symlink is followed by hand, inside the root.
  */
 static long open_or_make(const char *path, int want_dir, uint64_t resolve, int depth)
 {
@@ -156,19 +156,22 @@ static long open_or_make(const char *path, int want_dir, uint64_t resolve, int d
 				if (fd >= 0)
 					SYS1(close, fd), fd = 0;
 			}
-			if (fd == -EEXIST && last && resolve == IN_ROOT) {
-				/* a symlink to nothing: make what it names */
-				char link[PATH_MAX_];
-				size_t at = 0;
-				long got = TRY(SYS4(readlinkat, parent, part + start, link, sizeof link - 1));
-				link[got] = 0;
-				if (link[0] != '/')
-					at = start;
-				if (at + (size_t)got >= sizeof part)
+			if (fd == -EEXIST && resolve == IN_ROOT) {
+				/* a symlink to nothing: make what it names, and go on from there */
+				char whole[PATH_MAX_];
+				long got = TRY(SYS4(readlinkat, parent, part + start, whole, sizeof whole - 1));
+				whole[got] = 0;
+				if (whole[0] != '/') {
+					if (start + (size_t)got >= sizeof whole)
+						return -ENAMETOOLONG;
+					memmove(whole + start, whole, (size_t)got + 1);
+					memcpy(whole, part, start);
+				}
+				if (str_len(whole) + (n - i) >= sizeof whole)
 					return -ENAMETOOLONG;
-				memcpy(part + at, link, (size_t)got + 1);
+				*put_str(whole + str_len(whole), path + i) = 0;
 				SYS1(close, parent);
-				return open_or_make(part, want_dir, resolve, depth + 1);
+				return open_or_make(whole, want_dir, resolve, depth + 1);
 			}
 			if (fd < 0)
 				return fd;

@@ -22,10 +22,14 @@ try:
 
     def loads(text: str) -> Any:
         """ValueError when it is not a JSON document."""
+        text = text.strip()
         try:
-            return _scan(text, 0)[0]
-        except StopIteration:
-            raise ValueError("not JSON") from None
+            value, end = _scan(text, 0)
+        except (StopIteration, SystemError):  # SystemError: it wants the exception of a json.decoder that is not imported
+            end = -1
+        if end != len(text):
+            raise ValueError("not JSON")
+        return value
 
     def dumps(value: object) -> str:
         return "".join(_encode(value, 0))

@@ -4,7 +4,7 @@ Files are notes, the kernel is the truth.  A note names its *holder*, a process 
 id): the nsrun that is making the thing, then pause (of a pod) or the monitor (of a member).  A pod is there
 as long as pause lives; whatever a note says, it is believed only after the kernel was asked.
 
-    RUN/pods/NAME/note          RUN/members/NAME/note, config.json, log, log.1, exit, stop, attach
+    RUN/pods/NAME/note          RUN/members/NAME/note, config.json, started, log, log.1, exit, stop, attach
     RUN/tmp/PID.START…/         a claim in the making; renamed into place, so a name is taken by one rename
     LIB/upper/ID/{upper,work}   what a member wrote over its rootfs
     LIB/volumes/NAME            named volumes
@@ -51,6 +51,13 @@ def remove_tree(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+#: What a note must hold to be one; anything else in its place is swept.
+REQUIRED = {
+    "pods": ("id", "name", "holder", "created", "owner", "hostname", "network", "labels", "cgroup"),
+    "members": ("id", "name", "holder", "pod", "pod_id", "created", "command", "rootfs", "cgroup", "shares_pid", "stop_signal", "restart", "restarts", "rm"),
+}
+
+
 class State:
     """The notes below one root directory."""
 
@@ -94,7 +101,9 @@ class State:
                 note = notes.loads(stream.read())
         except (OSError, ValueError):
             return None
-        return note if isinstance(note, dict) else None
+        if not isinstance(note, dict) or (file == "note" and not all(key in note for key in REQUIRED[kind])):
+            return None
+        return note
 
     def alive(self, holder: Any) -> bool:
         """Is this [pid, start time, boot id] a live process?"""
@@ -257,7 +266,10 @@ class Sweeper:
         from nsrun.host import cgroup, net
 
         cgroup.remove_empty(state)
-        net.remove_idle_bridge(state)
+        died = any(line.startswith("pod ") for line in self.removed)
+        pods = (state.read("pods", name) for name in state.names("pods")) if died else ()
+        known = {note["network"].get("veth", "") for note in pods if note}
+        net.remove_idle_bridge(state, known, 0.5 if died else 0.0)
         return self.removed
 
     def _uppers(self) -> None:
@@ -303,7 +315,8 @@ class Sweeper:
             return
         if state.alive(note.get("holder")) or state.alive(note.get("process")):
             return
-        if note.get("process") and not pod_dead:
+        began = os.path.exists(state.path("members", name, "started")) or state.exit_of(name)
+        if note.get("process") and began and not pod_dead:
             pod = state.read("pods", note["pod"])
             if pod and pod["id"] == note["pod_id"] and (state.alive(pod.get("pause")) or state.alive(pod.get("holder"))):
                 return  # stopped or lost in a living pod: kept until `nsrun rm`

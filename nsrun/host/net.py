@@ -266,16 +266,26 @@ def delete_link(name: str) -> None:
             time.sleep(0.005)  # its namespace is dying: the kernel is at it
 
 
-def remove_idle_bridge(state: State) -> None:
-    """The bridge goes when no pod is on it."""
-    if BRIDGE not in interfaces():
-        return
-    lock = state.lock("net")
-    try:
-        if not any(name.startswith("nsr") and len(name) == 11 for name in interfaces()):
-            delete_link(BRIDGE)
-    finally:
-        os.close(lock)
+def remove_idle_bridge(state: State, known: set[str] | None = None, patience: float = 0.0) -> None:
+    """The bridge goes when no pod is on it.
+
+    `patience`: seconds to wait for interfaces that are not among the `known` ones: what dies takes a moment.
+    """
+    import time
+
+    end = time.monotonic() + patience
+    while BRIDGE in interfaces():
+        lock = state.lock("net")
+        try:
+            pods = {name for name in interfaces() if name.startswith("nsr") and len(name) == 11}
+            if not pods:
+                delete_link(BRIDGE)
+                return
+        finally:
+            os.close(lock)
+        if pods <= (known or set()) or time.monotonic() >= end:
+            return
+        time.sleep(0.005)
 
 
 def foreign_drop() -> str:

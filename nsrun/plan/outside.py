@@ -767,6 +767,9 @@ class Release(Step):
 
     def do(self, run: Run) -> None:
         run.release()
+        if run.directory:
+            # A note alone does not tell a member that ended unseen from one that never began.
+            os.close(os.open(f"{run.directory}/started", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
 class HandOver(Step):

@@ -1,0 +1,30 @@
+"""Runs `pod create` or `join`, and kills itself with SIGKILL after the given step.  Started by test_faults.py.
+
+    killer.py pod|join STEP [ROOTFS]      STEP 0: print the number of steps that Python carries out, do nothing
+"""
+
+import os
+import signal
+import sys
+
+from nsrun import api
+from nsrun.plan import INIT
+from nsrun.run import Run
+from nsrun.state import State
+
+what, last = sys.argv[1], int(sys.argv[2])
+state = State()
+if what == "pod":
+    plan = api.plan_pod(state, {"name": "victim", "publish": ["127.0.0.1:20500:80"]})
+else:
+    options = {"name": "victim", "rootfs": sys.argv[3], "command": ["sleep", "1000"]}
+    plan = api.plan_join(state, "pause", options, {"detach": what == "detached"})
+steps = [step for step in plan if step.phase != INIT]
+if last == 0:
+    print(len(steps))
+    sys.exit()
+run = Run(plan, state)
+for number, step in enumerate(steps, 1):
+    step.do(run)
+    if number == last:
+        os.kill(os.getpid(), signal.SIGKILL)

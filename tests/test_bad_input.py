@@ -1,0 +1,231 @@
+"""Bad input: a clear message, the right exit status, nothing made, nothing lost."""
+
+import os
+import pathlib
+import struct
+
+import pytest
+from conftest import sh
+
+
+@pytest.fixture
+def refused(host, pod):
+    """Runs a join that must fail with `code`, and checks that the world is as before."""
+
+    def check(code, *words, options=(), **kwargs):
+        before = host.snapshot()
+        message = host.fails(code, "join", "pause", *options, "--", *words, **kwargs)
+        assert host.snapshot() == before
+        return message
+
+    return check
+
+
+def test_rootfs_missing_a_file_empty(refused, tmp_path):
+    assert "does not exist" in refused(125, "true", options=["--rootfs", tmp_path / "nope"])
+    (tmp_path / "f").write_text("x")
+    assert "not a directory" in refused(125, "true", options=["--rootfs", tmp_path / "f"])
+    (tmp_path / "d").mkdir()
+    assert "is empty" in refused(125, "true", options=["--rootfs", tmp_path / "d"])
+    assert "host itself" in refused(125, "true", options=["--rootfs", "/"])
+
+
+def test_command_not_found(refused, busybox):
+    message = refused(127, "nope", options=["--rootfs", busybox])
+    assert "'nope' not found" in message and "PATH" in message
+    assert "does not exist" in refused(127, "/bin/nope", options=["--rootfs", busybox])
+    assert "not found" in refused(127, "", options=["--rootfs", busybox])
+
+
+def test_command_not_executable(refused, rootfs):
+    (rootfs / "bin/data").write_text("#!/bin/sh\n")
+    assert "not executable" in refused(126, "/bin/data", options=["--rootfs", rootfs])
+    assert "not executable" in refused(126, "data", options=["--rootfs", rootfs])
+    assert "executable" in refused(126, "/bin", options=["--rootfs", rootfs])
+
+
+def test_missing_interpreter_crlf_and_no_format(refused, rootfs):
+    """moby#40859: the kernel says ENOENT for all of them; we look and say which."""
+    for name, content, code, words in (
+        ("script", "#!/usr/bin/python9\n", 127, "interpreter /usr/bin/python9"),
+        ("crlf", "#!/bin/sh\r\necho hi\r\n", 127, "CRLF"),
+        ("empty", "", 126, "neither a program nor a script"),
+        ("text", "echo hi\n", 126, "neither a program nor a script"),
+    ):
+        (rootfs / "bin" / name).write_text(content)
+        (rootfs / "bin" / name).chmod(0o755)
+        assert words in refused(code, name, options=["--rootfs", rootfs])
+
+
+def test_missing_loader_and_wrong_architecture(refused, rootfs):
+    data = bytearray(pathlib.Path("/bin/ls").read_bytes())
+    (rootfs / "bin/dynamic").write_bytes(data)
+    (rootfs / "bin/dynamic").chmod(0o755)
+    assert "needs the loader" in refused(127, "dynamic", options=["--rootfs", rootfs])
+    struct.pack_into("<H", data, 18, 22)  # s390x
+    (rootfs / "bin/foreign").write_bytes(data)
+    (rootfs / "bin/foreign").chmod(0o755)
+    assert "s390x" in refused(126, "foreign", options=["--rootfs", rootfs])
+
+
+@pytest.mark.parametrize("name", ["proc", "sys", "dev"])
+@pytest.mark.parametrize("to", ["{host}", "../../../../../..{host}", "tmp"])
+def test_symlinked_mount_points_are_never_followed(refused, rootfs, tmp_path, name, to):
+    """CVE-2019-19921, CVE-2026-41579: a rootfs whose /proc, /sys or /dev is a symlink."""
+    target = tmp_path / "victim"
+    target.mkdir()
+    (rootfs / name).rmdir()
+    (rootfs / name).symlink_to(to.format(host=target))
+    message = refused(125, "true", options=["--rootfs", rootfs])
+    assert "symlink" in message and f"/{name}" in message
+    assert list(target.iterdir()) == []
+
+
+def test_a_symlinked_etc_stays_inside(host, pod, rootfs, tmp_path):
+    """hosts, hostname and resolv.conf land inside the root, wherever its links lead."""
+    victim = tmp_path / "etc"
+    victim.mkdir()
+    (victim / "passwd").write_text("host\n")
+    sh("rm", "-r", rootfs / "etc")
+    (rootfs / "etc").symlink_to(victim)
+    host.run("join", "pause", "--rootfs", rootfs, "sh", "-c", f"cat {victim}/hostname")
+    assert sorted(p.name for p in victim.iterdir()) == ["passwd"]
+
+
+def test_resolv_conf_as_a_link_to_the_host(host, pod, rootfs, tmp_path):
+    """CVE-2025-24965's kin: what we put at /etc/resolv.conf must not be written through a link."""
+    victim = tmp_path / "victim"
+    victim.write_text("host\n")
+    (rootfs / "etc/resolv.conf").symlink_to(victim)
+    (rootfs / "etc/hosts").symlink_to("../run/dangling/hosts")
+    out = host.run("join", "pause", "--rootfs", rootfs, "cat", "/etc/hosts").stdout
+    assert "localhost" in out and victim.read_text() == "host\n"
+
+
+def test_volume_source_missing(refused, busybox, tmp_path):
+    assert "does not exist" in refused(125, "true", options=["--rootfs", busybox, "-v", f"{tmp_path}/nope:/x"])
+
+
+def test_volume_target_through_a_symlink(refused, rootfs, tmp_path):
+    (rootfs / "link").symlink_to("/tmp")
+    (tmp_path / "v").mkdir()
+    message = refused(125, "true", options=["--rootfs", rootfs, "-v", f"{tmp_path}/v:/link/x"])
+    assert "symlink" in message and "/link/x" in message
+    (rootfs / "out").symlink_to(tmp_path)
+    refused(125, "true", options=["--rootfs", rootfs, "-v", f"{tmp_path}/v:/out/made"])
+    assert [p.name for p in tmp_path.iterdir()] == ["v"]
+
+
+def test_volume_directory_on_a_file(refused, rootfs, tmp_path):
+    (tmp_path / "v").mkdir()
+    message = refused(125, "true", options=["--rootfs", rootfs, "-v", f"{tmp_path}/v:/etc/passwd"])
+    assert "directory" in message and "hint:" in message
+
+
+def test_users(refused, rootfs):
+    message = refused(125, "true", options=["--rootfs", rootfs, "-u", "nosuch"])
+    assert "no user 'nosuch'" in message and "www-data" in message
+    os.unlink(rootfs / "etc/passwd")
+    os.mkfifo(rootfs / "etc/passwd")
+    assert "regular file" in refused(125, "true", options=["--rootfs", rootfs, "-u", "root"], timeout=5)
+    os.unlink(rootfs / "etc/passwd")
+    with open(rootfs / "etc/passwd", "w") as file:
+        file.truncate(2 << 30)
+    assert "1 MiB" in refused(125, "true", options=["--rootfs", rootfs], timeout=5)
+
+
+def test_names(refused, host, busybox):
+    for name in ("", "../x", "-x", "a/b", "x" * 64):
+        refused(2, "true", options=["--rootfs", busybox, f"--name={name}"] if name else ["--rootfs", busybox, "--name", ".."])
+    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "100")
+    assert "taken" in refused(125, "true", options=["--rootfs", busybox, "--name", "a"])
+    assert host.member("a")["status"] == "running"
+
+
+def test_unknown_member_lists_the_known(host, pod, busybox):
+    host.run("join", "pause", "-d", "--name", "known", "--rootfs", busybox, "sleep", "100")
+    for words in (["exec", "nope", "true"], ["inspect", "nope"], ["logs", "nope"], ["wait", "nope"], ["stop", "nope"], ["kill", "nope"], ["rm", "nope"], ["attach", "nope"]):
+        message = host.fails(125, *words)
+        assert "no member 'nope'" in message and "known" in message
+
+
+def test_exec_in_what_has_ended(host, pod, busybox):
+    host.run("join", "pause", "--name", "a", "--rootfs", busybox, "true")
+    assert "stopped" in host.fails(125, "exec", "a", "true")
+    assert "not running" in host.fails(125, "kill", "-s", "TERM", "a")
+    assert "not running" in host.fails(125, "attach", "a")
+
+
+def test_working_directory(refused, rootfs):
+    (rootfs / "secret").mkdir(mode=0o700)
+    assert "chdir" in refused(125, "true", options=["--rootfs", rootfs, "-w", "/secret", "-u", "33"])
+    (rootfs / "file").write_text("")
+    refused(125, "true", options=["--rootfs", rootfs, "-w", "/file"])
+
+
+def test_limits_that_can_not_be_applied(refused, busybox):
+    """crun#223, podman#8330: never ignored silently."""
+    controllers = pathlib.Path("/sys/fs/cgroup/cgroup.controllers")
+    if controllers.exists() and "memory" in controllers.read_text():
+        pytest.skip("this machine has the controllers; to enable: a machine with the hybrid cgroup layout")
+    message = refused(125, "true", options=["--rootfs", busybox, "--memory", "64m"])
+    assert "'memory'" in message
+
+
+def test_ulimit_that_can_not_be_raised(refused, busybox):
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    capable = int(next(line for line in open("/proc/self/status") if line.startswith("CapEff")).split()[1], 16) >> 24 & 1
+    if capable:
+        pytest.skip("root may raise it here; to enable: drop CAP_SYS_RESOURCE")
+    message = refused(125, "true", options=["--rootfs", busybox, "--ulimit", f"nofile={hard + 1}"])
+    assert "prlimit" in message and "CAP_SYS_RESOURCE" in message
+
+
+def test_two_sources_and_other_contradictions(refused, rootfs, tmp_path):
+    refused(125, "true", options=["--rootfs", rootfs, "--bundle", tmp_path])
+    refused(125, "true", options=["--bundle", tmp_path])
+    refused(125, "true", options=["--writable"])
+    refused(2, options=["--rootfs", rootfs])
+    refused(2, "true", options=["--rootfs", rootfs, "--rm", "--restart", "always"])
+    refused(2, "true", options=["--rootfs", rootfs, "--status-fd", "77"])
+    refused(2, "true", options=["--rootfs", rootfs, "--security-opt", "nope"])
+    refused(125, "true", options=["--rootfs", rootfs, "--env-file", tmp_path / "nope"])
+    (tmp_path / "config.json").write_text("{")
+    assert "JSON" in refused(125, "true", options=["--bundle", tmp_path])
+
+
+def test_a_full_disk(host, pod, rootfs):
+    """State that can't be written: an error, nothing made."""
+    full = host.root / "full"
+    full.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", full)
+    try:
+        (full / "run").mkdir()
+        with open(full / "filler", "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 1024)
+            except OSError:
+                pass
+        done = host.run("--root", full, "pod", "create", "--network", "none", check=False)
+        assert done.returncode == 125 and "No space left" in done.stderr, done.stderr
+    finally:
+        sh("umount", full)
+
+
+def test_without_privilege(host, pod, busybox):
+    done = sh("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", host_python(), "-m", "nsrun", "pod", "create", "--network", "none", check=False, env={**host.env, "HOME": "/tmp", "NSRUN_ROOT": "/tmp/nobody"}, cwd="/")
+    assert done.returncode == 125 and "needs root" in done.stderr and "sudo" in done.stderr, done.stderr
+
+
+def host_python() -> str:
+    import sys
+
+    return sys.executable
+
+
+def test_words_exit_2(host):
+    for words in (["nope"], ["pod", "create", "-p", "x"], ["pod", "create", "--nope"], ["join"], ["logs", "--tail", "x", "a"], ["stop", "-t", "x", "a"], ["kill", "-s", "NOPE", "a"]):
+        host.fails(2, *words)

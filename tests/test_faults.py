@@ -1,0 +1,161 @@
+"""kill -9 at every step: what is left is gone after at most one later nsrun command."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import HERE, kill, sh
+
+KILLER = [sys.executable, str(HERE / "killer.py")]
+
+
+def steps_of(what: str) -> int:
+    return {"pod": 12, "join": 11, "detached": 12}[what]
+
+
+def killed_after(host, what: str, step: int, rootfs: str = "") -> None:
+    done = subprocess.run([*KILLER, what, str(step), rootfs], env=host.env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == -9, done
+
+
+def gone(host, before) -> None:
+    """One later command, and the kernel knows nothing of it any more."""
+    host.run("pod", "ls")
+    after = host.snapshot()
+    for _ in range(50):
+        if after == before:
+            break
+        time.sleep(0.05)  # processes and namespaces that die need a moment
+        after = host.snapshot()
+    assert after == before
+
+
+def test_the_number_of_steps(host, pod, busybox):
+    """The parametrized tests below must reach every step."""
+    for what in ("pod", "join", "detached"):
+        out = sh(*KILLER, what, 0, busybox, env=host.env).stdout
+        assert int(out) == steps_of(what), what
+
+
+@pytest.mark.parametrize("step", range(1, steps_of("pod") + 1))
+def test_pod_create_killed(host, step):
+    before = host.snapshot()
+    killed_after(host, "pod", step)
+    if step < steps_of("pod"):
+        gone(host, before)
+    else:  # all was done: the pod is there and works
+        assert [p["name"] for p in host.json("pod", "ls")] == ["victim"]
+
+
+@pytest.mark.parametrize("what", ["join", "detached"])
+@pytest.mark.parametrize("step", range(1, steps_of("detached") + 1))
+def test_join_killed(host, pod, busybox, what, step):
+    if step >= steps_of(what):
+        return  # the last step of a foreground join is an exec; of a detached one, success
+    host.run("pod", "ls")
+    before = host.snapshot()
+    killed_after(host, what, step, busybox)
+    if step < steps_of(what) - 1:
+        gone(host, before)
+    else:  # the member had been started: it is there, without anybody who could tell its exit status
+        status = host.member("victim")["status"]
+        assert status in ("running", "lost", "stopped", "stopping")
+        host.run("rm", "-f", "victim")
+        gone(host, before)
+
+
+def test_descriptors_do_not_leak(host, pod, busybox):
+    """A library user's process: after pods, members and errors it has the descriptors that it had."""
+    script = """
+import os, sys, nsrun
+def fds(): return sorted(os.listdir("/proc/self/fd"))
+pod = nsrun.Pod("pause")
+pod.run(["true"], rootfs=sys.argv[1])
+before = fds()
+for i in range(5):
+    assert pod.run(["true"], rootfs=sys.argv[1]).exit_code == 0
+    pod.join(["sleep", "100"], rootfs=sys.argv[1], name=f"m{i}").remove(force=True)
+    try:
+        pod.run(["nope"], rootfs=sys.argv[1])
+    except nsrun.CommandError as error:
+        assert error.exit_code == 127
+    try:
+        nsrun.Pod.create("other", network="none", sysctl=["net.nope=1"])
+    except nsrun.StepError as error:
+        assert error.errno == 2
+    nsrun.Pod.create("other", network="none").kill()
+assert fds() == before, (before, fds())
+children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+nsrun.prune()
+print("ok", len(children))
+"""
+    out = sh(sys.executable, "-c", script, busybox, env=host.env, timeout=60, cwd="/").stdout
+    assert out.startswith("ok")
+
+
+def test_a_member_holds_only_its_three_descriptors(host, pod, busybox):
+    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    assert sorted(os.listdir(f"/proc/{host.member('a')['pid']}/fd")) == ["0", "1", "2"]
+    out = host.run("exec", "a", "ls", "/proc/self/fd").stdout.split()
+    assert out[:3] == ["0", "1", "2"] and len(out) == 4  # the fourth is ls's own
+
+
+def test_a_note_that_lies_is_not_believed(host, pod, busybox):
+    """A reused pid: the note's start time does not fit, so nothing is signalled (podman#25104)."""
+    import json
+
+    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    innocent = subprocess.Popen(["sleep", "1000"])
+    try:
+        note = host.root / "run/members/a/note"
+        data = json.loads(note.read_text())
+        true_process = data["process"]
+        data["process"] = [innocent.pid, 12345, data["process"][2]]
+        note.write_text(json.dumps(data))
+        host.run("kill", "-s", "KILL", "a", check=False)
+        host.run("stop", "-t", "0", "a", check=False)
+        assert innocent.poll() is None
+        data["process"] = true_process
+        note.write_text(json.dumps(data))
+    finally:
+        innocent.kill()
+        innocent.wait()
+
+
+def test_notes_of_another_boot(host, pod, busybox):
+    """podman#12262: after a reboot a note means nothing, even if a pid and start time happen to fit."""
+    import json
+
+    note = host.root / "run/pods/pause/note"
+    data = json.loads(note.read_text())
+    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    kill(host.pod()["pid"])
+    innocent = subprocess.Popen(["sleep", "1000"])
+    try:
+        start = int(pathlib.Path(f"/proc/{innocent.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        for key in ("pause", "holder"):
+            data[key] = [innocent.pid, start, "another-boot"]
+        note.write_text(json.dumps(data))
+        assert "dead" in host.fails(125, "join", "pause", "true")
+        host.run("pod", "ls")
+        assert host.json("pod", "ls") == [] and host.json("ls", "-a") == []
+        assert innocent.poll() is None
+    finally:
+        innocent.kill()
+        innocent.wait()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"id": "x"}', "\x00" * 100])
+def test_broken_notes_break_nothing(host, pod, busybox, content):
+    for kind in ("pods", "members"):
+        directory = host.root / "run" / kind / "broken"
+        directory.mkdir()
+        (directory / "note").write_text(content)
+    host.run("pod", "ls")
+    host.run("ls", "-a")
+    assert host.run("join", "pause", "--rootfs", busybox, "echo", "works").stdout == "works\n"
+    host.run("pod", "prune")
+    assert not pathlib.Path(host.root / "run/pods/broken").exists() and not pathlib.Path(host.root / "run/members/broken").exists()

@@ -1,0 +1,130 @@
+"""-it: a terminal of the member's own; job control, size, Ctrl-C, attach."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+
+import pytest
+from conftest import NSRUN
+
+
+class Terminal:
+    """A person at a terminal: types, reads, resizes."""
+
+    def __init__(self, host, *words, rows=31, columns=101):
+        self.master, slave = pty.openpty()
+        self.resize(rows, columns)
+        self.process = subprocess.Popen(
+            [NSRUN, *map(str, words)], stdin=slave, stdout=slave, stderr=slave, env={**host.env, "TERM": "vt100"}, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+        )  # fmt: skip
+        self.slave = slave
+        self.seen = ""
+
+    def resize(self, rows, columns):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def expect(self, pattern, seconds=10):
+        end = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.seen)):
+            left = end - time.monotonic()
+            assert left > 0, f"no {pattern!r} in {self.seen!r}"
+            if select.select([self.master], [], [], min(left, 0.2))[0]:
+                self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
+        self.seen = self.seen[found.end() :]
+        return found.group(0)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait(timeout=10)
+        os.close(self.master), os.close(self.slave)
+
+
+@pytest.fixture
+def terminal(host):
+    made = []
+
+    def make(*words, **kwargs):
+        made.append(Terminal(host, *words, **kwargs))
+        return made[-1]
+
+    yield make
+    for item in made:
+        item.close()
+
+
+def test_join_it(host, pod, busybox, terminal):
+    t = terminal("join", "pause", "-it", "--name", "a", "--rootfs", busybox, "sh")
+    t.expect(r"# ")
+    t.type("tty; stty size; echo $TERM; ls -l /dev/console\n")
+    t.expect(r"/dev/pts/0\r\n31 101\r\nvt100\r\n")
+    t.expect(r"/dev/console -> pts/0")
+    t.resize(40, 120)
+    os.kill(t.process.pid, signal.SIGWINCH)
+    t.type("stty size\n")
+    t.expect(r"40 120")
+    t.type("sleep 100\n")
+    time.sleep(0.3)
+    t.type("\x03")
+    t.expect(r"# ")
+    t.type("sleep 99 &\njobs\n")
+    t.expect(r"\[1\]\+  Running")
+    t.type("exit 7\n")
+    assert t.process.wait(timeout=10) == 7
+    assert termios.tcgetattr(t.slave)[3] & termios.ECHO, "the caller's terminal is as before"
+    assert "exit 7" in host.run("logs", "a").stdout
+
+
+def test_exec_it(host, pod, busybox, terminal):
+    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    t = terminal("exec", "-it", "a", "sh")
+    t.expect(r"# ")
+    t.type("tty; stty size; ps -o pid,tty,args\n")
+    t.expect(r"/dev/pts/0\r\n31 101\r\n")
+    t.expect(r"PID(?s:.*)# ")
+    t.type("\x04")
+    assert t.process.wait(timeout=10) == 0
+    assert host.member("a")["status"] == "running"
+
+
+def test_no_keys_into_the_callers_terminal(host, pod, busybox, terminal):
+    """TIOCSTI (CVE-2017-5226): the member's terminal is another one, and without -t there is none."""
+    t = terminal("join", "pause", "--rootfs", busybox, "sh", "-c", "ls -l /proc/self/fd/0 /proc/self/fd/1; cat /proc/self/stat | cut -d' ' -f7; echo done")
+    seen = t.expect(r"(?s).*done")
+    assert "/dev/null" in seen and "pipe:" in seen and "pts" not in seen
+    assert re.search(r"\r\n0\r\n", seen), "no controlling terminal"
+
+
+def test_attach_and_leave(host, pod, busybox, terminal):
+    host.run("join", "pause", "-dit", "--name", "a", "--rootfs", busybox, "sh")
+    t = terminal("attach", "a")
+    t.expect(r"# \x1b\[J")  # the shell saw the new size
+    t.type("echo $((6*7)); stty size\n")
+    t.expect(r"42\r\n31 101")
+    t.type("\x10\x11")
+    assert t.process.wait(timeout=10) == 0
+    again = terminal("attach", "a", rows=20)
+    again.expect(r"# \x1b\[J")
+    again.type("exit 5\n")
+    assert again.process.wait(timeout=10) == 5
+    assert host.member("a")["exit_code"] == 5
+
+
+def test_attach_without_a_terminal(host, pod, busybox):
+    host.run("join", "pause", "-d", "-i", "--name", "a", "--rootfs", busybox, "sh", "-c", "read x; echo got $x; echo err >&2; exit 3")
+    done = host.run("attach", "a", input="line\n", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "got line\n", "err\n")
+
+
+def test_it_needs_a_terminal(host, pod, busybox):
+    assert "terminal" in host.fails(2, "join", "pause", "-it", "--rootfs", busybox, "sh", stdin=subprocess.DEVNULL)
