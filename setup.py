@@ -27,7 +27,14 @@ def compile_programs(out: pathlib.Path, version: str) -> None:
     cc = shlex.split(os.environ.get("CC", "cc"))
     out.mkdir(parents=True, exist_ok=True)
     for name in PROGRAMS:
-        command = [*cc, *FLAGS, f'-DNSRUN_VERSION="{version}"', "-o", str(out / f"nsrun-{name}"), str(HERE / "csrc" / f"{name}.c")]
+        command = [
+            *cc,
+            *FLAGS,
+            f'-DNSRUN_VERSION="{version}"',
+            "-o",
+            str(out / f"nsrun-{name}"),
+            str(HERE / "csrc" / f"{name}.c"),
+        ]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True)
 

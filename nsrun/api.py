@@ -12,7 +12,8 @@ import sys
 from errno import EACCES, ENOENT, ENOEXEC
 
 from nsrun import spec as specs
-from nsrun.errors import BadInput, CommandError, NsrunError, StepError, UnknownError
+from nsrun import users
+from nsrun.errors import BadInput, CommandError, NsrunError, StepError, UnknownError, UsageError
 from nsrun.plan.inside import Execute
 from nsrun.run import Run
 from nsrun.state import NAME_CHARS, State, check_name, new_id
@@ -54,7 +55,10 @@ def _host_resolv_conf() -> str:
                 text = file.read(65536)
         except OSError:
             continue
-        if not any(line.split()[1:2] and line.startswith("nameserver") and line.split()[1].startswith("127.") for line in text.splitlines()):
+        if not any(
+            line.split()[1:2] and line.startswith("nameserver") and line.split()[1].startswith("127.")
+            for line in text.splitlines()
+        ):
             break
     return text.replace("\0", "")
 
@@ -107,9 +111,13 @@ def check_rootfs(path: str) -> str:
     """The absolute path of a directory with something in it."""
     real = os.path.realpath(path)
     if not os.path.lexists(path):
-        raise BadInput(f"rootfs {path!r} does not exist", hint="rootfs/ has recipes that build one: make -C rootfs busybox")
+        raise BadInput(
+            f"rootfs {path!r} does not exist", hint="rootfs/ has recipes that build one: make -C rootfs busybox"
+        )
     if not os.path.isdir(real):
-        raise BadInput(f"rootfs {path!r} is not a directory", hint="unpack an archive first: mkdir DIR; tar -C DIR -xf FILE")
+        raise BadInput(
+            f"rootfs {path!r} is not a directory", hint="unpack an archive first: mkdir DIR; tar -C DIR -xf FILE"
+        )
     if not os.listdir(real):
         raise BadInput(f"rootfs {path!r} is empty")
     if real == "/":
@@ -124,7 +132,7 @@ def read_small(root: str, path: str) -> str:
     """
     import stat
 
-    from nsrun import kernel, users
+    from nsrun import kernel
     from nsrun.errors import KernelError
 
     try:
@@ -165,7 +173,9 @@ def _bundle(path: str) -> dict[str, Any]:
         with open(f"{path}/config.json", encoding="utf-8") as file:
             document = notes.loads(file.read())
     except OSError as error:
-        raise BadInput(f"bundle {path!r}: {error.strerror}: config.json", hint="a bundle holds config.json and the root it names") from None
+        raise BadInput(
+            f"bundle {path!r}: {error.strerror}: config.json", hint="a bundle holds config.json and the root it names"
+        ) from None
     except ValueError:
         raise BadInput(f"bundle {path!r}: config.json is not JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("root"), dict):
@@ -174,7 +184,9 @@ def _bundle(path: str) -> dict[str, Any]:
     return document
 
 
-def plan_join(state: State, pod_name: str, options: Options, how: dict[str, Any], pod: dict[str, Any] | None = None) -> Plan:
+def plan_join(
+    state: State, pod_name: str, options: Options, how: dict[str, Any], pod: dict[str, Any] | None = None
+) -> Plan:
     """The plan of `join`, nothing done.  `how`: see plan.member.join_plan."""
     from nsrun.host import cgroup
     from nsrun.plan.member import join_plan
@@ -194,7 +206,9 @@ def plan_join(state: State, pod_name: str, options: Options, how: dict[str, Any]
     elif options.get("rootfs"):
         root = check_rootfs(options["rootfs"])
     if root == "/" and options.get("writable"):
-        raise BadInput("--writable needs --rootfs", hint="without one, the member writes to the host's filesystem anyway")
+        raise BadInput(
+            "--writable needs --rootfs", hint="without one, the member writes to the host's filesystem anyway"
+        )
     if root == "/" and options.get("read_only"):
         raise BadInput("--read-only needs --rootfs or --bundle")
     env = list(options.get("env") or [])
@@ -216,9 +230,16 @@ def plan_join(state: State, pod_name: str, options: Options, how: dict[str, Any]
     document = specs.member_spec({**options, "env": env}, facts)
     for mount in document["mounts"]:
         if mount["type"] == "volume":
-            mount["source"] = f"{state.lib}/volumes/{mount['source']}" if mount["source"] else f"{state.upper(ident)}/volume{mount['destination'].replace('/', '-')}"
+            mount["source"] = (
+                f"{state.lib}/volumes/{mount['source']}"
+                if mount["source"]
+                else f"{state.upper(ident)}/volume{mount['destination'].replace('/', '-')}"
+            )
         elif mount["type"] == "bind" and not os.path.exists(mount["source"]):
-            raise BadInput(f"volume source {mount['source']!r} does not exist", hint="create it first; nsrun does not guess whether you mean a file or a directory")
+            raise BadInput(
+                f"volume source {mount['source']!r} does not exist",
+                hint="create it first; nsrun does not guess whether you mean a file or a directory",
+            )
     note = {
         "id": ident,
         "name": name,
@@ -261,7 +282,13 @@ def join(
     from nsrun.run import allow_signals
 
     background = bool(again and again["detached"])
-    how = {"detach": detach, "interactive": options.get("interactive"), "fds": fds, "again": again, "background": background}
+    how = {
+        "detach": detach,
+        "interactive": options.get("interactive"),
+        "fds": fds,
+        "again": again,
+        "background": background,
+    }
     plan = plan_join(state, pod, options, how)
     need_root()
     run = Run(plan, state)
@@ -308,7 +335,10 @@ def join(
 
 def _save_config(run: Run, claim: Any, document: dict[str, Any], options: Options) -> None:
     """config.json (the document) and options.json lie beside the note; written by the claim, so they go with it."""
-    claim.note["_files"] = {"config.json": document, "options.json": {k: v for k, v in options.items() if v and k != "status_fd"}}
+    claim.note["_files"] = {
+        "config.json": document,
+        "options.json": {k: v for k, v in options.items() if v and k != "status_fd"},
+    }
 
 
 def tell(fd: int, event: dict[str, Any]) -> None:
@@ -345,14 +375,16 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
     note = state.member(member)
     status, _ = state.member_status(note)
     if status not in ("running", "stopping"):
-        raise UnknownError(f"member {note['name']!r} is {status}", hint="nsrun ls -a; only a running member can execute something")
+        raise UnknownError(
+            f"member {note['name']!r} is {status}", hint="nsrun ls -a; only a running member can execute something"
+        )
     document = state.read("members", note["name"], "config.json")
     if document is None:
         raise BadInput(f"member {note['name']!r} has no config.json")
     process = document["process"]
     command = list(options.get("command") or [])
     if not command:
-        raise specs.UsageError("no command", hint="nsrun exec MEMBER COMMAND [ARG...]")
+        raise UsageError("no command", hint="nsrun exec MEMBER COMMAND [ARG...]")
     terminal = bool(options.get("terminal"))
     env = specs.parse_environment(process["env"], {})
     if terminal:
@@ -360,7 +392,9 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
     user = process["user"]
     if options.get("user"):
         root = f"/proc/{note['process'][0]}/root"
-        uid, gid, groups, home = specs.users.resolve(options["user"], read_small(root, "/etc/passwd"), read_small(root, "/etc/group"))
+        uid, gid, groups, home = users.resolve(
+            options["user"], read_small(root, "/etc/passwd"), read_small(root, "/etc/group")
+        )
         user = {"uid": uid, "gid": gid, "additionalGids": groups}
         env["HOME"] = home
     env.update(specs.parse_environment(options.get("env") or [], dict(os.environ)))

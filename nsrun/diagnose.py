@@ -17,7 +17,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsrun.plan.inside import Execute
 
-MACHINES = {3: "i386", 8: "MIPS", 20: "PowerPC", 21: "ppc64", 22: "s390x", 40: "ARM", 62: "x86-64", 183: "aarch64", 243: "RISC-V"}
+MACHINES = {
+    3: "i386",
+    8: "MIPS",
+    20: "PowerPC",
+    21: "ppc64",
+    22: "s390x",
+    40: "ARM",
+    62: "x86-64",
+    183: "aarch64",
+    243: "RISC-V",
+}
 
 
 def _read(root: int, path: str, size: int = 65536) -> bytes | None:
@@ -63,7 +73,10 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
     path = detail or command
     if errno == ENOENT and "/" not in path:
         search = next((e[5:] for e in step.env if e.startswith("PATH=")), "")
-        return f"command {command!r} not found in the member's PATH ({search})", "name it by its path, or set PATH with -e"
+        return (
+            f"command {command!r} not found in the member's PATH ({search})",
+            "name it by its path, or set PATH with -e",
+        )
     try:
         root = os.open(root_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -72,7 +85,10 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
         inside = path if path.startswith("/") else os.path.join(step.cwd, path)
         data = _read(root, inside)
         if errno == EACCES:
-            return f"{path} is not executable: {errno_text(errno)}", f"chmod +x {path} in the rootfs; is it a directory, or not the user's to execute?"
+            return (
+                f"{path} is not executable: {errno_text(errno)}",
+                f"chmod +x {path} in the rootfs; is it a directory, or not the user's to execute?",
+            )
         if errno in (ENOENT, ENOTDIR, ELOOP) and data is None:
             return f"{path} does not exist in the rootfs", "ls the rootfs; a symlink may lead to nothing there"
         data = data or b""
@@ -81,19 +97,34 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
             words = line.split()
             interpreter = os.fsdecode(words[0]) if words else ""
             if line.endswith(b"\r"):
-                return f"{path} is a script with CRLF line ends: its interpreter would be {interpreter!r} with a carriage return", f"sed -i 's/\\r$//' {path}"
+                return (
+                    f"{path} is a script with CRLF line ends: its interpreter would be {interpreter!r} with a carriage return",
+                    f"sed -i 's/\\r$//' {path}",
+                )
             if not _exists(root, interpreter):
-                return f"{path} is a script whose interpreter {interpreter} does not exist in the rootfs", "install the interpreter, or correct the first line"
+                return (
+                    f"{path} is a script whose interpreter {interpreter} does not exist in the rootfs",
+                    "install the interpreter, or correct the first line",
+                )
         elif data[:4] == b"\x7fELF":
             (machine,) = struct.unpack_from("<H", data, 18)
             ours = {"x86_64": 62, "aarch64": 183}.get(os.uname().machine, 0)
             if errno == ENOEXEC or (ours and machine != ours and not (ours == 62 and machine == 3)):
-                return f"{path} is for {MACHINES.get(machine, f'machine {machine}')}, this machine is {os.uname().machine}", "a rootfs of this architecture is needed, or qemu-user with binfmt_misc"
+                return (
+                    f"{path} is for {MACHINES.get(machine, f'machine {machine}')}, this machine is {os.uname().machine}",
+                    "a rootfs of this architecture is needed, or qemu-user with binfmt_misc",
+                )
             loader = _loader(data)
             if loader and not _exists(root, loader):
-                return f"{path} needs the loader {loader}, which does not exist in the rootfs", "the C library is missing or another one (glibc, musl); a static program needs none"
+                return (
+                    f"{path} needs the loader {loader}, which does not exist in the rootfs",
+                    "the C library is missing or another one (glibc, musl); a static program needs none",
+                )
         elif errno == ENOEXEC:
-            return f"{path} is neither a program nor a script with #!: {errno_text(errno)}", "add a first line such as #!/bin/sh"
+            return (
+                f"{path} is neither a program nor a script with #!: {errno_text(errno)}",
+                "add a first line such as #!/bin/sh",
+            )
         return f"{path}: {errno_text(errno)}", ""
     finally:
         os.close(root)

@@ -46,12 +46,32 @@ def _read(path: str) -> str:
 def _privileges() -> Finding:
     import prctl
 
-    wanted = ("sys_admin", "net_admin", "setuid", "setgid", "setpcap", "mknod", "chown", "dac_override", "kill", "sys_chroot")
+    wanted = (
+        "sys_admin",
+        "net_admin",
+        "setuid",
+        "setgid",
+        "setpcap",
+        "mknod",
+        "chown",
+        "dac_override",
+        "kill",
+        "sys_chroot",
+    )
     lacking = [name for name in wanted if not getattr(prctl.cap_effective, name)]
     if lacking:
-        return _finding("privileges", "missing", "without " + ", ".join(f"CAP_{n.upper()}" for n in lacking), "run as root: sudo nsrun …")
+        return _finding(
+            "privileges",
+            "missing",
+            "without " + ", ".join(f"CAP_{n.upper()}" for n in lacking),
+            "run as root: sudo nsrun …",
+        )
     if not prctl.cap_effective.sys_resource:
-        return _finding("privileges", "ok", "root without CAP_SYS_RESOURCE: hard limits can't be raised, oom_score_adj can't be lowered")
+        return _finding(
+            "privileges",
+            "ok",
+            "root without CAP_SYS_RESOURCE: hard limits can't be raised, oom_score_adj can't be lowered",
+        )
     return _finding("privileges", "ok", "root")
 
 
@@ -59,10 +79,25 @@ def _namespaces() -> Finding:
     lacking = [name for name in kernel.NAMESPACES if not os.path.exists(f"/proc/self/ns/{name}")]
     if lacking:
         needed = set(lacking) - {"user", "cgroup"}
-        return _finding("namespaces", "missing" if needed else "limited", f"the kernel has no {', '.join(lacking)}", "a kernel with CONFIG_NAMESPACES")
-    done = subprocess.run(["unshare", "--net", "--ipc", "--uts", "--pid", "--mount", "--fork", "true"], capture_output=True, timeout=20, check=False)
+        return _finding(
+            "namespaces",
+            "missing" if needed else "limited",
+            f"the kernel has no {', '.join(lacking)}",
+            "a kernel with CONFIG_NAMESPACES",
+        )
+    done = subprocess.run(
+        ["unshare", "--net", "--ipc", "--uts", "--pid", "--mount", "--fork", "true"],
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
     if done.returncode:
-        return _finding("namespaces", "missing", done.stderr.decode("utf-8", "replace").strip(), "root, and no seccomp profile that forbids unshare")
+        return _finding(
+            "namespaces",
+            "missing",
+            done.stderr.decode("utf-8", "replace").strip(),
+            "root, and no seccomp profile that forbids unshare",
+        )
     return _finding("namespaces", "ok", ", ".join(kernel.NAMESPACES))
 
 
@@ -130,14 +165,26 @@ def _cgroups() -> list[Finding]:
 
     mount = cgroup.mount_point()
     if not mount:
-        return [_finding("cgroups", "limited", "cgroup v2 is not mounted: members are not grouped, limits do not work", "mount -t cgroup2 none /sys/fs/cgroup")]
+        return [
+            _finding(
+                "cgroups",
+                "limited",
+                "cgroup v2 is not mounted: members are not grouped, limits do not work",
+                "mount -t cgroup2 none /sys/fs/cgroup",
+            )
+        ]
     controllers = set(_read(f"{mount}/cgroup.controllers").split())
     lacking = [name for name in ("cpu", "memory", "pids") if name not in controllers]
     layout = "pure v2" if mount == "/sys/fs/cgroup" else "hybrid: v1 controllers, v2 for grouping"
     found = [_finding("cgroups", "ok", f"{layout} at {mount}")]
     if lacking:
         found.append(
-            _finding("limits", "limited", f"no v2 controller for {', '.join(lacking)}: --memory, --cpus, --pids-limit are refused", "boot with systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all")
+            _finding(
+                "limits",
+                "limited",
+                f"no v2 controller for {', '.join(lacking)}: --memory, --cpus, --pids-limit are refused",
+                "boot with systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
+            )
         )
     else:
         found.append(_finding("limits", "ok", "cpu, memory, pids"))
@@ -147,10 +194,19 @@ def _cgroups() -> list[Finding]:
         has_kill = os.path.exists(f"{path}/cgroup.kill")
         os.rmdir(path)
         if not has_kill:
-            found.append(_finding("cgroup.kill", "limited", "came with Linux 5.14: a member's stray children are not killed with it", "a newer kernel"))
+            found.append(
+                _finding(
+                    "cgroup.kill",
+                    "limited",
+                    "came with Linux 5.14: a member's stray children are not killed with it",
+                    "a newer kernel",
+                )
+            )
     except OSError as error:
         if error.errno != EEXIST:
-            found.append(_finding("cgroup tree", "limited", f"{mount}: {errno_text(error.errno or 0)}", "a writable cgroup tree"))
+            found.append(
+                _finding("cgroup tree", "limited", f"{mount}: {errno_text(error.errno or 0)}", "a writable cgroup tree")
+            )
     return found
 
 
@@ -163,7 +219,12 @@ def _user_namespaces() -> Finding:
     for name, (path, bad) in limits.items():
         if _read(path) == bad:
             good = {"0": "1", "1": "0"}[bad] if name != "user.max_user_namespaces" else "15000"
-            return _finding("user namespaces", "limited", f"{name} = {bad}: a user can't make them (root's pods are not affected)", f"sysctl {name}={good}")
+            return _finding(
+                "user namespaces",
+                "limited",
+                f"{name} = {bad}: a user can't make them (root's pods are not affected)",
+                f"sysctl {name}={good}",
+            )
     return _finding("user namespaces", "ok", "users may make them")
 
 
@@ -174,10 +235,12 @@ def _firewall() -> Finding:
     if chain:
         return _finding(
             "forwarding", "limited", f"the chain {chain!r} drops what is forwarded; an accept elsewhere can't undo that",
-            f"nft insert rule {chain} oifname {net.BRIDGE} accept; nft insert rule {chain} iifname {net.BRIDGE} accept",
+            net.firewall_fix(chain),
         )  # fmt: skip
     on = _read("/proc/sys/net/ipv4/ip_forward") == "1"
-    return _finding("forwarding", "ok", "no foreign table drops it" + ("" if on else "; ip_forward is off, pod create turns it on"))
+    return _finding(
+        "forwarding", "ok", "no foreign table drops it" + ("" if on else "; ip_forward is off, pod create turns it on")
+    )
 
 
 def _programs() -> Finding:
@@ -192,14 +255,37 @@ def _programs() -> Finding:
 
 def examine(state: State) -> list[Finding]:
     """Everything, in the order in which a pod needs it."""
-    found = [_finding("kernel", "ok", f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"), _programs(), _privileges()]
+    found = [
+        _finding("kernel", "ok", f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"),
+        _programs(),
+        _privileges(),
+    ]
     found.append(_namespaces())
     found.append(_try("pidfd", _pidfd, "Linux 5.3 or newer"))
     found.append(_try("openat2", _openat2, "Linux 5.6 or newer"))
-    found.append(_try("detached mounts", lambda: os.close(kernel.mount_new("tmpfs", [], 0)), "Linux 5.2 or newer, and CAP_SYS_ADMIN"))
-    found.append(_try("overlay", lambda: _overlay(state), "modprobe overlay; or --root DIR on a file system that can carry one; or join --writable"))
+    found.append(
+        _try(
+            "detached mounts",
+            lambda: os.close(kernel.mount_new("tmpfs", [], 0)),
+            "Linux 5.2 or newer, and CAP_SYS_ADMIN",
+        )
+    )
+    found.append(
+        _try(
+            "overlay",
+            lambda: _overlay(state),
+            "modprobe overlay; or --root DIR on a file system that can carry one; or join --writable",
+        )
+    )
     found.append(_try("id-mapped mounts", lambda: _idmap(state), "Linux 5.12 or newer", needed=False))
-    found.append(_try("published ports", _owner_table, "modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq veth bridge; Linux 5.12 or newer", needed=False))
+    found.append(
+        _try(
+            "published ports",
+            _owner_table,
+            "modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq veth bridge; Linux 5.12 or newer",
+            needed=False,
+        )
+    )
     found += _cgroups()
     found.append(_user_namespaces())
     found.append(_firewall())

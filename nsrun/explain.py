@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from nsrun.state import State
 
 ENTER_CGROUP = '[ -z "$CGROUP" ] || echo 0 >"$CGROUP/cgroup.procs"'
-WHO = ("nsrun, on the host", "nsrun, on the host", "nsrun: setns, then clone", "nsrun-init, inside", "nsrun, on the host")
+WHO = (
+    "nsrun, on the host",
+    "nsrun, on the host",
+    "nsrun: setns, then clone",
+    "nsrun-init, inside",
+    "nsrun, on the host",
+)
 
 
 def plan_of(state: State, words: list[str]) -> Plan:
@@ -37,7 +43,10 @@ def plan_of(state: State, words: list[str]) -> Plan:
         return api.plan_join(state, operands[0], options, how, _pod_for(state, operands[0]))
     if name == "exec":
         return api.plan_exec(state, operands[0], options, {"interactive": options.get("interactive")})
-    raise UsageError(f"explain knows pod create, join and exec, not {name or 'nothing'!r}", hint="nsrun explain pod create -p 8080:80")
+    raise UsageError(
+        f"explain knows pod create, join and exec, not {name or 'nothing'!r}",
+        hint="nsrun explain pod create -p 8080:80",
+    )
 
 
 def _pod_for(state: State, name: str) -> dict[str, Any]:
@@ -50,7 +59,13 @@ def _pod_for(state: State, name: str) -> dict[str, Any]:
         return state.pod(name)
     except UnknownError:
         check_name(name, "pod")
-        return {"name": name, "id": "ID", "hostname": name, "pause": ["PAUSE", 0, ""], "cgroup": cgroup.pod_path(name, "ID")}
+        return {
+            "name": name,
+            "id": "ID",
+            "hostname": name,
+            "pause": ["PAUSE", 0, ""],
+            "cgroup": cgroup.pod_path(name, "ID"),
+        }
 
 
 def explain(state: State, words: list[str], form: str = "text") -> str:
@@ -152,7 +167,7 @@ def shell(plan: Plan, words: list[str]) -> str:
         net = "nsenter --target $NET --net " if spec["network"]["mode"] != "host" else ""
         lines += [
             f"export CGROUP ROOT={root} IP=${{IP:-}} GATEWAY=${{GATEWAY:-}}",
-            f"{net}unshare --mount --ipc --uts --pid --fork sh -eu <<'INIT' &",
+            f"{net}unshare --mount --ipc --uts --pid --fork sh -eu <<'INIT' >/dev/null &",
             ENTER_CGROUP,
             *_body(inside),
             "INIT",
@@ -164,14 +179,13 @@ def shell(plan: Plan, words: list[str]) -> str:
         ]
     else:
         process = spec["process"]
-        flags = launch[1].join_flags  # type: ignore[attr-defined]
+        flags = launch[1].join_flags
         from nsrun.kernel import NAMESPACES
 
         joined = [f"--{name}" for name in ("net", "ipc", "uts", "pid") if flags & NAMESPACES[name]]
-        clones = launch[1].clone_flags  # type: ignore[attr-defined]
+        clones = launch[1].clone_flags
         fresh = [f"--{name}" for name in ("net", "ipc", "uts", "pid") if clones & NAMESPACES[name]]
         fork = " --fork" if "--pid" in fresh else ""
-        lines[4] += f" POD=${{POD:-{spec['linux']['namespaces'][0].get('path', '/proc/0').split('/')[2]}}}"
         lines += [
             f"export CGROUP ROOT_BIND ROOT_OPTIONS ROOT=/tmp/nsrun-shell-{spec['annotations']['nsrun.name']} POD_ROOT=/tmp/nsrun-shell-{spec['annotations']['nsrun.pod']}",
             f"nsenter --target $POD --mount {' '.join(joined)} unshare --mount {' '.join(fresh)}{fork} sh -eu <<'INIT'",

@@ -72,7 +72,9 @@ class Member:
 
     def exec(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
         """Executes a command in it, waits, and gives its output.  Options: env, workdir, user."""
-        return _collect(input, lambda fds: api.execute(self._state, self.name, {**options, "command": list(command)}, fds=fds).pid)
+        return _collect(
+            input, lambda fds: api.execute(self._state, self.name, {**options, "command": list(command)}, fds=fds).pid
+        )
 
     def wait(self) -> int:
         """Blocks until it has ended; its exit status."""
@@ -165,13 +167,10 @@ def _collect(input: bytes, start: Any) -> Result:
     """Runs `start((stdin, stdout, stderr))` with temporary files as pipes that never block; waits for the pid."""
     import tempfile
 
-    from nsrun.run import _children
-
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         stdin.write(input)
         stdin.seek(0)
         pid = start((stdin.fileno(), out.fileno(), err.fileno()))
-        _children.discard(pid)
         _, status = os.waitpid(pid, 0)
         out.seek(0), err.seek(0)
         code = os.waitstatus_to_exitcode(status)

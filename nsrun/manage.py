@@ -281,7 +281,10 @@ def remove_member(state: State, note: Note, force: bool) -> None:
     status, _ = state.member_status(note)
     if status in ("running", "stopping", "created"):
         if not force:
-            raise BadInput(f"member {note['name']!r} is {status}", hint=f"nsrun stop {note['name']}, or: nsrun rm -f {note['name']}")
+            raise BadInput(
+                f"member {note['name']!r} is {status}",
+                hint=f"nsrun stop {note['name']}, or: nsrun rm -f {note['name']}",
+            )
         stop_member(state, note, 0)
     from nsrun.host import cgroup
 
@@ -376,7 +379,7 @@ def _log_lines(path: str) -> list[tuple[str, str, str]]:
 
 
 def _parse(line: str) -> tuple[str, str, str]:
-    """"TIME STREAM F|P TEXT\\n" → (time, stream, text with its newline if it is a whole line)."""
+    """ "TIME STREAM F|P TEXT\\n" → (time, stream, text with its newline if it is a whole line)."""
     time, _, rest = line.partition(" ")
     stream, _, rest = rest.partition(" ")
     flag, _, text = rest.partition(" ")

@@ -17,7 +17,7 @@ try:
     def _refuse(value: object) -> object:
         raise TypeError(f"{value!r} is not JSON")
 
-    _scan = make_scanner(_Context())
+    _scan = make_scanner(_Context())  # type: ignore[arg-type]
     _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
 
     def loads(text: str) -> Any:
@@ -25,7 +25,10 @@ try:
         text = text.strip()
         try:
             value, end = _scan(text, 0)
-        except (StopIteration, SystemError):  # SystemError: it wants the exception of a json.decoder that is not imported
+        except (
+            StopIteration,
+            SystemError,
+        ):  # SystemError: it wants the exception of a json.decoder that is not imported
             end = -1
         if end != len(text):
             raise ValueError("not JSON")
@@ -37,4 +40,4 @@ try:
 except ImportError:  # an interpreter without the accelerator
     import json
 
-    loads, dumps = json.loads, json.dumps
+    loads, dumps = json.loads, json.dumps  # type: ignore[assignment]

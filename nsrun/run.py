@@ -143,7 +143,12 @@ class Run:
                 index = [n for n, s in enumerate(steps, 1) if s.phase == INIT][error.index]
                 step = steps[index - 1]
                 failure = StepError(
-                    index, len(steps), step.call(), error.errno, about=error.detail, hint=step.hints.get(error.errno, "")
+                    index,
+                    len(steps),
+                    step.call(),
+                    error.errno,
+                    about=error.detail,
+                    hint=step.hints.get(error.errno, ""),
                 )
                 failure.errno, failure.step = error.errno, step.call()
                 failure.init_step, failure.detail = step, error.detail  # type: ignore[attr-defined]
@@ -222,7 +227,10 @@ class Run:
         )
         if self.pidfd >= 0:
             self.hold("member:pidfd", self.pidfd)
-        _children.add(self.monitor_pid if step.detach else self.pid)
+        if step.detach:
+            _children.add(self.monitor_pid)
+        elif self.plan.facts.get("ready"):
+            _children.add(self.pid)  # pause; a member without a monitor is the caller's to wait for
         # What the child has, we must not keep open: end of file has to mean that it is gone.
         self.close("channel:init", "plan:fd", "in:read", "out:write", "err:write", "tty:slave", "go:read")
         kind = self._hear()
@@ -303,7 +311,11 @@ class Run:
                 keep.append(fd)
         if "cgroup:name" in self.values and "parent" in names:
             words.append(f"name={self.values['cgroup:name']}")
-        words += [f"{key}={value}" for key, value in options.items() if key in ("foreground", "stdin", "cap", "delay", "status")]
+        words += [
+            f"{key}={value}"
+            for key, value in options.items()
+            if key in ("foreground", "stdin", "cap", "delay", "status")
+        ]
         if options.get("status", -1) >= 0:
             keep.append(options["status"])
         return words + (["--", *self.after] if self.after else []), keep

@@ -70,7 +70,9 @@ def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
         if slash and protocol != "tcp":
             raise UsageError(f"-p {word}: only tcp can be published", hint="leave /tcp out, or write it")
         if "[" in body:
-            raise UsageError(f"-p {word}: only IPv4 addresses can be published on", hint="write 127.0.0.1 or leave the address out")
+            raise UsageError(
+                f"-p {word}: only IPv4 addresses can be published on", hint="write 127.0.0.1 or leave the address out"
+            )
         parts = body.split(":")
         if len(parts) == 1:
             parts = ["", parts[0]]
@@ -102,7 +104,9 @@ def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
 def _port_range(text: str, word: str) -> list[int]:
     first, dash, last = text.partition("-")
     numbers = [first, last] if dash else [first, first]
-    if not all(n.isascii() and n.isdigit() and len(n) <= 5 and 1 <= int(n) <= 65535 for n in numbers) or int(numbers[0]) > int(numbers[1]):
+    if not all(n.isascii() and n.isdigit() and len(n) <= 5 and 1 <= int(n) <= 65535 for n in numbers) or int(
+        numbers[0]
+    ) > int(numbers[1]):
         raise UsageError(f"-p {word}: {text!r} is not a port or range", hint="ports go from 1 to 65535")
     return list(range(int(numbers[0]), int(numbers[1]) + 1))
 
@@ -130,7 +134,9 @@ def parse_ulimit(word: str) -> dict[str, Any]:
         if text in ("unlimited", "-1"):
             return UNLIMITED
         if not (text.isascii() and text.isdigit()):
-            raise UsageError(f"--ulimit {word}: {text!r} is not a number", hint="for example nofile=1024:2048, core=unlimited")
+            raise UsageError(
+                f"--ulimit {word}: {text!r} is not a number", hint="for example nofile=1024:2048, core=unlimited"
+            )
         return int(text)
 
     if name not in RESOURCES or not equals:
@@ -194,7 +200,22 @@ def parse_limits(options: dict[str, Any]) -> dict[str, str]:
 
 # ---- volumes -----------------------------------------------------------------------------------------------
 
-_FLAGS = {"ro", "rw", "nosuid", "nodev", "noexec", "suid", "dev", "exec", "z", "Z", "private", "rprivate", "rbind", "bind"}
+_FLAGS = {
+    "ro",
+    "rw",
+    "nosuid",
+    "nodev",
+    "noexec",
+    "suid",
+    "dev",
+    "exec",
+    "z",
+    "Z",
+    "private",
+    "rprivate",
+    "rbind",
+    "bind",
+}
 
 
 def _target(path: str, word: str) -> str:
@@ -301,7 +322,12 @@ def default_mounts(host_root: bool, terminal: bool) -> list[dict[str, Any]]:
     pts = {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}  # fmt: skip
     if host_root:
         return [proc, sysfs, cgroup, *([pts] if terminal else []), *shared, *pod]
-    dev = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "nodev", "mode=755"]}
+    dev = {
+        "destination": "/dev",
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": ["nosuid", "noexec", "nodev", "mode=755"],
+    }
     return [proc, dev, pts, *shared, sysfs, cgroup, *pod]
 
 
@@ -344,7 +370,11 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     env.setdefault("HOME", home)
 
     caps = capabilities(options.get("cap_add") or [], options.get("cap_drop") or [])
-    if (process.get("capabilities") or {}).get("bounding") and not options.get("cap_add") and not options.get("cap_drop"):
+    if (
+        (process.get("capabilities") or {}).get("bounding")
+        and not options.get("cap_add")
+        and not options.get("cap_drop")
+    ):
         wanted = {c.lower().removeprefix("cap_") for c in process["capabilities"]["bounding"]}
         caps = [c for c in CAPABILITIES if c in wanted]
     caps_upper = [f"CAP_{c.upper()}" for c in caps]
@@ -378,7 +408,11 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     policy, retries = parse_restart(options.get("restart") or "no")
     if policy != "no" and options.get("rm"):
         raise UsageError("--restart and --rm exclude each other")
-    stop_signal = options.get("stop_signal") or (bundle.get("annotations") or {}).get("org.opencontainers.image.stopSignal") or "TERM"
+    stop_signal = (
+        options.get("stop_signal")
+        or (bundle.get("annotations") or {}).get("org.opencontainers.image.stopSignal")
+        or "TERM"
+    )
     return {
         "ociVersion": "1.1.0",
         "process": {
@@ -443,14 +477,23 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     sysctls = {}
     for word in options.get("sysctl") or []:
         key, equals, value = word.partition("=")
-        if not equals or not key or not all(c.isalnum() or c in "._-" for c in key) or ".." in key or any(c in value for c in "\n+="):
+        if (
+            not equals
+            or not key
+            or not all(c.isalnum() or c in "._-" for c in key)
+            or ".." in key
+            or any(c in value for c in "\n+=")
+        ):
             raise UsageError(f"--sysctl {word!r}: not KEY=VALUE")
         namespaced = (key.startswith("net.") and mode != "host") or key.startswith("fs.mqueue.") or key in (
             "kernel.shmmax", "kernel.shmall", "kernel.shmmni", "kernel.shm_rmid_forced", "kernel.msgmax", "kernel.msgmnb",
             "kernel.msgmni", "kernel.sem", "kernel.domainname",
         )  # fmt: skip
         if not namespaced:
-            raise UsageError(f"--sysctl {key} belongs to the whole machine, not to a pod", hint="net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*")
+            raise UsageError(
+                f"--sysctl {key} belongs to the whole machine, not to a pod",
+                hint="net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*",
+            )
         sysctls[key] = value
     labels = {}
     for word in options.get("label") or []:

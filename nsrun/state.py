@@ -54,7 +54,22 @@ def remove_tree(path: str) -> None:
 #: What a note must hold to be one; anything else in its place is swept.
 REQUIRED = {
     "pods": ("id", "name", "holder", "created", "owner", "hostname", "network", "labels", "cgroup"),
-    "members": ("id", "name", "holder", "pod", "pod_id", "created", "command", "rootfs", "cgroup", "shares_pid", "stop_signal", "restart", "restarts", "rm"),
+    "members": (
+        "id",
+        "name",
+        "holder",
+        "pod",
+        "pod_id",
+        "created",
+        "command",
+        "rootfs",
+        "cgroup",
+        "shares_pid",
+        "stop_signal",
+        "restart",
+        "restarts",
+        "rm",
+    ),
 }
 
 
@@ -111,7 +126,7 @@ class State:
             pid, start, boot = holder
         except (TypeError, ValueError):
             return False
-        return boot == self.boot and start > 0 and kernel.process_start(pid) == start
+        return bool(boot == self.boot and start > 0 and kernel.process_start(pid) == start)
 
     def myself(self) -> list[Any]:
         pid = os.getpid()
@@ -143,7 +158,8 @@ class State:
                 return note
         known = ", ".join(self.names("members"))
         raise UnknownError(
-            f"no member {name!r}", hint=f"known members: {known}" if known else "there are no members; nsrun join makes one"
+            f"no member {name!r}",
+            hint=f"known members: {known}" if known else "there are no members; nsrun join makes one",
         )
 
     def member_status(self, note: Note) -> tuple[str, int | None]:
@@ -318,7 +334,11 @@ class Sweeper:
         began = os.path.exists(state.path("members", name, "started")) or state.exit_of(name)
         if note.get("process") and began and not pod_dead:
             pod = state.read("pods", note["pod"])
-            if pod and pod["id"] == note["pod_id"] and (state.alive(pod.get("pause")) or state.alive(pod.get("holder"))):
+            if (
+                pod
+                and pod["id"] == note["pod_id"]
+                and (state.alive(pod.get("pause")) or state.alive(pod.get("holder")))
+            ):
                 return  # stopped or lost in a living pod: kept until `nsrun rm`
         from nsrun.host import cgroup
 

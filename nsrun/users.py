@@ -47,7 +47,9 @@ def resolve(user: str, passwd: str, group: str) -> tuple[int, int, list[int], st
     if uid is None:
         if row is None:
             known = ", ".join(r[0] for r in users[:40])
-            raise BadInput(f"no user {name!r} in the rootfs's /etc/passwd", hint=f"it has: {known or 'none'}; a number works too")
+            raise BadInput(
+                f"no user {name!r} in the rootfs's /etc/passwd", hint=f"it has: {known or 'none'}; a number works too"
+            )
         uid = int(row[2])
     gid = 0
     if row is not None and row[3].isascii() and row[3].isdigit() and int(row[3]) <= MAX_ID:

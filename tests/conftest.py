@@ -58,7 +58,9 @@ class ThrowawayHost:
         self.cgroups: list[str] = []
         self._limit_processes()
         _libc("unshare", CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
-        assert os.stat("/proc/thread-self/ns/net").st_ino != initial, "live tests refuse to run in the initial network namespace"
+        assert os.stat("/proc/thread-self/ns/net").st_ino != initial, (
+            "live tests refuse to run in the initial network namespace"
+        )
         _libc("mount", b"none", b"/", None, 0x4000 | (1 << 18), None)  # MS_REC|MS_PRIVATE
         _libc("mount", b"tmpfs", b"/run", b"tmpfs", 0, b"mode=755")
         sh("ip", "link", "set", "lo", "up")
@@ -76,7 +78,9 @@ class ThrowawayHost:
         name = f"nsrun-test-{os.getpid()}"
         os.environ["NSRUN_CGROUP"] = name
         for base, v2 in (("/sys/fs/cgroup/pids", False), ("/sys/fs/cgroup", True)):
-            if not os.path.exists(f"{base}/cgroup.procs") or (v2 and "pids" not in pathlib.Path(f"{base}/cgroup.subtree_control").read_text()):
+            if not os.path.exists(f"{base}/cgroup.procs") or (
+                v2 and "pids" not in pathlib.Path(f"{base}/cgroup.subtree_control").read_text()
+            ):
                 continue
             path = f"{base}/{name}-limit"
             os.makedirs(path, exist_ok=True)
@@ -114,7 +118,9 @@ class Host:
         self.throwaway, self.root = throwaway, root
         self.env = {**os.environ, "NSRUN_ROOT": str(root), "NSRUN_SUBNET": ""}
 
-    def run(self, *words: object, check: bool = True, timeout: float = 30, **kwargs) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: object, check: bool = True, timeout: float = 30, **kwargs
+    ) -> subprocess.CompletedProcess[str]:
         return sh(NSRUN, *words, check=check, timeout=timeout, env={**self.env, **kwargs.pop("env", {})}, **kwargs)
 
     def fails(self, code: int, *words: object, **kwargs) -> str:
@@ -141,14 +147,35 @@ class Host:
     def snapshot(self) -> dict[str, object]:
         """What the kernel knows and a leak would change."""
         links = sorted(link["ifname"] for link in json.loads(sh("ip", "-j", "link").stdout))
-        tables = sorted(t["table"]["name"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t)
+        tables = sorted(
+            t["table"]["name"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t
+        )
         mounts = pathlib.Path("/proc/thread-self/mountinfo").read_text()
-        notes = sorted(str(p.relative_to(self.root)) for kind in ("run/pods", "run/members", "run/tmp", "lib/upper") for p in (self.root / kind).glob("*"))
-        return {"links": links, "tables": tables, "mounts": mounts, "notes": notes, "cgroups": self.cgroups(), "processes": processes()}
+        notes = sorted(
+            str(p.relative_to(self.root))
+            for kind in ("run/pods", "run/members", "run/tmp", "lib/upper")
+            for p in (self.root / kind).glob("*")
+        )
+        return {
+            "links": links,
+            "tables": tables,
+            "mounts": mounts,
+            "notes": notes,
+            "cgroups": self.cgroups(),
+            "processes": processes(),
+        }
 
     def cgroups(self) -> list[str]:
         name = os.environ["NSRUN_CGROUP"]
-        return [str(p) for base in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") for p in pathlib.Path(base).glob(f"{name}/**/")] if name else []
+        return (
+            [
+                str(p)
+                for base in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+                for p in pathlib.Path(base).glob(f"{name}/**/")
+            ]
+            if name
+            else []
+        )
 
 
 def processes() -> list[str]:

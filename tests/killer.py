@@ -1,6 +1,6 @@
 """Runs `pod create` or `join`, and kills itself with SIGKILL after the given step.  Started by test_faults.py.
 
-    killer.py pod|join STEP [ROOTFS]      STEP 0: print the number of steps that Python carries out, do nothing
+killer.py pod|join STEP [ROOTFS]      STEP 0: print the number of steps that Python carries out, do nothing
 """
 
 import os

@@ -136,7 +136,11 @@ def test_users(refused, rootfs):
 
 def test_names(refused, host, busybox):
     for name in ("", "../x", "-x", "a/b", "x" * 64):
-        refused(2, "true", options=["--rootfs", busybox, f"--name={name}"] if name else ["--rootfs", busybox, "--name", ".."])
+        refused(
+            2,
+            "true",
+            options=["--rootfs", busybox, f"--name={name}"] if name else ["--rootfs", busybox, "--name", ".."],
+        )
     host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "100")
     assert "taken" in refused(125, "true", options=["--rootfs", busybox, "--name", "a"])
     assert host.member("a")["status"] == "running"
@@ -144,7 +148,16 @@ def test_names(refused, host, busybox):
 
 def test_unknown_member_lists_the_known(host, pod, busybox):
     host.run("join", "pause", "-d", "--name", "known", "--rootfs", busybox, "sleep", "100")
-    for words in (["exec", "nope", "true"], ["inspect", "nope"], ["logs", "nope"], ["wait", "nope"], ["stop", "nope"], ["kill", "nope"], ["rm", "nope"], ["attach", "nope"]):
+    for words in (
+        ["exec", "nope", "true"],
+        ["inspect", "nope"],
+        ["logs", "nope"],
+        ["wait", "nope"],
+        ["stop", "nope"],
+        ["kill", "nope"],
+        ["rm", "nope"],
+        ["attach", "nope"],
+    ):
         message = host.fails(125, *words)
         assert "no member 'nope'" in message and "known" in message
 
@@ -176,7 +189,9 @@ def test_ulimit_that_can_not_be_raised(refused, busybox):
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    capable = int(next(line for line in open("/proc/self/status") if line.startswith("CapEff")).split()[1], 16) >> 24 & 1
+    capable = (
+        int(next(line for line in open("/proc/self/status") if line.startswith("CapEff")).split()[1], 16) >> 24 & 1
+    )
     if capable:
         pytest.skip("root may raise it here; to enable: drop CAP_SYS_RESOURCE")
     message = refused(125, "true", options=["--rootfs", busybox, "--ulimit", f"nofile={hard + 1}"])
@@ -216,7 +231,24 @@ def test_a_full_disk(host, pod, rootfs):
 
 
 def test_without_privilege(host, pod, busybox):
-    done = sh("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", host_python(), "-m", "nsrun", "pod", "create", "--network", "none", check=False, env={**host.env, "HOME": "/tmp", "NSRUN_ROOT": "/tmp/nobody"}, cwd="/")
+    done = sh(
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+        host_python(),
+        "-m",
+        "nsrun",
+        "pod",
+        "create",
+        "--network",
+        "none",
+        check=False,
+        env={**host.env, "HOME": "/tmp", "NSRUN_ROOT": "/tmp/nobody"},
+        cwd="/",
+    )
     assert done.returncode == 125 and "needs root" in done.stderr and "sudo" in done.stderr, done.stderr
 
 
@@ -227,5 +259,13 @@ def host_python() -> str:
 
 
 def test_words_exit_2(host):
-    for words in (["nope"], ["pod", "create", "-p", "x"], ["pod", "create", "--nope"], ["join"], ["logs", "--tail", "x", "a"], ["stop", "-t", "x", "a"], ["kill", "-s", "NOPE", "a"]):
+    for words in (
+        ["nope"],
+        ["pod", "create", "-p", "x"],
+        ["pod", "create", "--nope"],
+        ["join"],
+        ["logs", "--tail", "x", "a"],
+        ["stop", "-t", "x", "a"],
+        ["kill", "-s", "NOPE", "a"],
+    ):
         host.fails(2, *words)

@@ -17,7 +17,9 @@ def steps_of(what: str) -> int:
 
 
 def killed_after(host, what: str, step: int, rootfs: str = "") -> None:
-    done = subprocess.run([*KILLER, what, str(step), rootfs], env=host.env, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [*KILLER, what, str(step), rootfs], env=host.env, capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == -9, done
 
 
@@ -158,4 +160,7 @@ def test_broken_notes_break_nothing(host, pod, busybox, content):
     host.run("ls", "-a")
     assert host.run("join", "pause", "--rootfs", busybox, "echo", "works").stdout == "works\n"
     host.run("pod", "prune")
-    assert not pathlib.Path(host.root / "run/pods/broken").exists() and not pathlib.Path(host.root / "run/members/broken").exists()
+    assert (
+        not pathlib.Path(host.root / "run/pods/broken").exists()
+        and not pathlib.Path(host.root / "run/members/broken").exists()
+    )

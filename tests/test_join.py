@@ -26,7 +26,21 @@ def test_members_share_the_pod(host, pod, busybox):
     assert [line.split()[:3] for line in ps.splitlines()[1:2]] == [["1", "0", "65535"]]
     assert ps.count("sleep 1000") == 2
     assert p["members"] == ["a", "b"] or set(p["members"]) == {"a", "b"}
-    assert set(a) >= {"id", "name", "pod", "status", "pid", "pid_in_pod", "exit_code", "created", "started", "finished", "command", "rootfs", "namespaces"}
+    assert set(a) >= {
+        "id",
+        "name",
+        "pod",
+        "status",
+        "pid",
+        "pid_in_pod",
+        "exit_code",
+        "created",
+        "started",
+        "finished",
+        "command",
+        "rootfs",
+        "namespaces",
+    }
     assert a["pid_in_pod"] == 2 and a["status"] == "running" and a["command"] == ["sleep", "1000"]
 
 
@@ -40,7 +54,9 @@ def test_exit_by_signal(host, pod, busybox):
 
 
 def test_output_and_log(host, pod, busybox):
-    done = host.run("join", "pause", "--name", "a", "--rootfs", busybox, "sh", "-c", "echo out; echo err >&2; printf tail")
+    done = host.run(
+        "join", "pause", "--name", "a", "--rootfs", busybox, "sh", "-c", "echo out; echo err >&2; printf tail"
+    )
     assert (done.stdout, done.stderr) == ("out\ntail", "err\n")
     log = host.run("logs", "a")
     assert (log.stdout, log.stderr) == ("out\ntail", "err\n")
@@ -63,7 +79,9 @@ def test_big_output_is_not_lost(host, pod, busybox):
 
 def test_the_rootfs_stays_clean(host, pod, rootfs):
     before = sorted(str(p) for p in rootfs.rglob("*"))
-    host.run("join", "pause", "--name", "a", "--rootfs", rootfs, "sh", "-c", "echo x >/new; rm /etc/passwd; mkdir -p /a/b")
+    host.run(
+        "join", "pause", "--name", "a", "--rootfs", rootfs, "sh", "-c", "echo x >/new; rm /etc/passwd; mkdir -p /a/b"
+    )
     assert sorted(str(p) for p in rootfs.rglob("*")) == before
     host.run("rm", "a")
     host.run("join", "pause", "--writable", "--rootfs", rootfs, "sh", "-c", "echo x >/new")
@@ -71,29 +89,68 @@ def test_the_rootfs_stays_clean(host, pod, rootfs):
 
 
 def test_read_only(host, pod, busybox):
-    out = inside(host, busybox, "sh", "-c", "touch /x 2>&1; touch /tmp/y && echo ok; touch /dev/shm/z && echo shm", options=["--read-only", "--tmpfs", "/tmp"])
+    out = inside(
+        host,
+        busybox,
+        "sh",
+        "-c",
+        "touch /x 2>&1; touch /tmp/y && echo ok; touch /dev/shm/z && echo shm",
+        options=["--read-only", "--tmpfs", "/tmp"],
+    )
     assert "Read-only file system" in out and "ok" in out and "shm" in out
 
 
 def test_environment(host, pod, busybox, tmp_path):
     file = tmp_path / "env"
     file.write_text("# comment\nFROM=file\nBOTH=file\n\nMINE\n")
-    out = host.run("join", "pause", "--rootfs", busybox, "--env-file", file, "-e", "BOTH=flag", "-e", "A=b=c d", "env", env={"MINE": "m"}).stdout
+    out = host.run(
+        "join",
+        "pause",
+        "--rootfs",
+        busybox,
+        "--env-file",
+        file,
+        "-e",
+        "BOTH=flag",
+        "-e",
+        "A=b=c d",
+        "env",
+        env={"MINE": "m"},
+    ).stdout
     lines = set(out.splitlines())
-    assert lines == {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=pause", "HOME=/root", "FROM=file", "BOTH=flag", "A=b=c d", "MINE=m"}
+    assert lines == {
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOSTNAME=pause",
+        "HOME=/root",
+        "FROM=file",
+        "BOTH=flag",
+        "A=b=c d",
+        "MINE=m",
+    }
 
 
 def test_user_directory_and_entrypoint(host, pod, busybox):
-    out = inside(host, busybox, "-c", "id; pwd; echo $HOME", options=["-u", "www-data", "-w", "/made/here", "--entrypoint", "sh"])
+    out = inside(
+        host, busybox, "-c", "id; pwd; echo $HOME", options=["-u", "www-data", "-w", "/made/here", "--entrypoint", "sh"]
+    )
     assert out == "uid=33(www-data) gid=33(www-data) groups=29(audio),33(www-data)\n/made/here\n/var/www\n"
 
 
 def test_a_user_may_reopen_stdout(host, pod, busybox):
-    assert inside(host, busybox, "sh", "-c", "echo hi >/dev/stdout; echo ho >/dev/stderr", options=["-u", "33"]) == "hi\n"
+    assert (
+        inside(host, busybox, "sh", "-c", "echo hi >/dev/stdout; echo ho >/dev/stderr", options=["-u", "33"]) == "hi\n"
+    )
 
 
 def test_a_user_may_listen_on_port_80(host, pod, busybox):
-    out = inside(host, busybox, "sh", "-c", "httpd -f -p 80 -h / & sleep 0.2; netstat -ltn; grep CapEff /proc/self/status; kill $!", options=["-u", "33"])
+    out = inside(
+        host,
+        busybox,
+        "sh",
+        "-c",
+        "httpd -f -p 80 -h / & sleep 0.2; netstat -ltn; grep CapEff /proc/self/status; kill $!",
+        options=["-u", "33"],
+    )
     assert ":80 " in out and "CapEff:\t0000000000000000" in out
 
 
@@ -106,7 +163,13 @@ def test_volumes(host, pod, rootfs, tmp_path):
         "--mount", f"type=bind,source={tmp_path}/d,target=/m,readonly", "--tmpfs", "/t:size=1m", "--mount", "type=volume,source=named,target=/n",
         "sh", "-c", "cat /data/f /etc/conf/x; echo new >/data/g; touch /ro/x 2>&1; touch /m/x 2>&1; touch /t/x /n/kept && echo ok",
     )  # fmt: skip
-    assert out.stdout.splitlines() == ["inside", "file", "touch: /ro/x: Read-only file system", "touch: /m/x: Read-only file system", "ok"]
+    assert out.stdout.splitlines() == [
+        "inside",
+        "file",
+        "touch: /ro/x: Read-only file system",
+        "touch: /m/x: Read-only file system",
+        "ok",
+    ]
     assert (tmp_path / "d" / "g").read_text() == "new\n"
     assert not (rootfs / "data").exists()
     assert "kept" in host.run("join", "pause", "--rootfs", rootfs, "-v", "named:/again", "ls", "/again").stdout
@@ -115,9 +178,17 @@ def test_volumes(host, pod, rootfs, tmp_path):
 def test_the_hosts_own_filesystem(host, pod, tmp_path):
     """Without a rootfs: the host's files, the pod's processes, shared memory, names and network."""
     (tmp_path / "f").write_text("host\n")
-    out = host.run("join", "pause", "sh", "-c", f"cat {tmp_path}/f; hostname; ls /proc | grep -c '^[0-9]'; ls /sys/class/net; echo x >/dev/shm/from-host; cat /etc/hostname").stdout
+    out = host.run(
+        "join",
+        "pause",
+        "sh",
+        "-c",
+        f"cat {tmp_path}/f; hostname; ls /proc | grep -c '^[0-9]'; ls /sys/class/net; echo x >/dev/shm/from-host; cat /etc/hostname",
+    ).stdout
     lines = out.splitlines()
-    assert lines[0] == "host" and lines[1] == "pause" and int(lines[2]) < 8 and lines[3] == "lo" and lines[-1] == "pause"
+    assert (
+        lines[0] == "host" and lines[1] == "pause" and int(lines[2]) < 8 and lines[3] == "lo" and lines[-1] == "pause"
+    )
     assert not os.path.exists("/dev/shm/from-host")
 
 
@@ -138,7 +209,9 @@ def test_own_namespaces(host, pod, busybox, flag):
 def test_nested_pid(host, pod, busybox):
     host.run("join", "pause", "-d", "--name", "a", "--pid", "nested", "--rootfs", busybox, "sleep", "1000")
     assert host.member("a")["pid_in_pod"] == 1
-    levels = pathlib.Path(f"/proc/{host.member('a')['pid']}/status").read_text().split("NSpid:")[1].splitlines()[0].split()
+    levels = (
+        pathlib.Path(f"/proc/{host.member('a')['pid']}/status").read_text().split("NSpid:")[1].splitlines()[0].split()
+    )
     assert len(levels) == 3
     host.run("pod", "kill", "pause")
     assert host.json("ls", "-a") == []
@@ -181,7 +254,20 @@ def test_children_end_with_the_first_process(host, pod, busybox):
 
 
 def test_stop_signal(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--stop-signal", "USR1", "--rootfs", busybox, "sh", "-c", "trap 'exit 9' USR1; while :; do sleep 0.05; done")
+    host.run(
+        "join",
+        "pause",
+        "-d",
+        "--name",
+        "a",
+        "--stop-signal",
+        "USR1",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "trap 'exit 9' USR1; while :; do sleep 0.05; done",
+    )
     time.sleep(0.2)
     host.run("stop", "a")
     assert host.member("a")["exit_code"] == 9
@@ -189,14 +275,35 @@ def test_stop_signal(host, pod, busybox):
 
 
 def test_signals_reach_the_member(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sh", "-c", "trap 'echo got; exit 4' HUP; while :; do sleep 0.05; done")
+    host.run(
+        "join",
+        "pause",
+        "-d",
+        "--name",
+        "a",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "trap 'echo got; exit 4' HUP; while :; do sleep 0.05; done",
+    )
     time.sleep(0.2)
     host.run("kill", "-s", "HUP", "a")
     assert host.run("wait", "a").stdout == "4\n" and "got" in host.run("logs", "a").stdout
 
 
 def test_foreground_passes_signals_on(host, pod, busybox):
-    process = host.background("join", "pause", "--rootfs", busybox, "sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.05; done", stdout=-1, text=True)
+    process = host.background(
+        "join",
+        "pause",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "trap 'exit 5' INT; echo up; while :; do sleep 0.05; done",
+        stdout=-1,
+        text=True,
+    )
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 5
@@ -207,21 +314,52 @@ def test_rm(host, pod, busybox):
     assert "running" in host.fails(125, "rm", "a")
     host.run("rm", "-f", "a")
     assert host.json("ls", "-a") == []
-    assert host.run("join", "pause", "--rm", "--name", "b", "--rootfs", busybox, "sh", "-c", "exit 6", check=False).returncode == 6
+    assert (
+        host.run(
+            "join", "pause", "--rm", "--name", "b", "--rootfs", busybox, "sh", "-c", "exit 6", check=False
+        ).returncode
+        == 6
+    )
     assert host.json("ls", "-a") == []
     host.run("join", "pause", "-d", "--rm", "--name", "c", "--rootfs", busybox, "true")
     wait_for(lambda: host.json("ls", "-a") == [])
 
 
 def test_restart_on_failure(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--restart", "on-failure:3", "--rootfs", busybox, "sh", "-c", "echo run; echo x >>/count; exit 1")
+    host.run(
+        "join",
+        "pause",
+        "-d",
+        "--name",
+        "a",
+        "--restart",
+        "on-failure:3",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "echo run; echo x >>/count; exit 1",
+    )
     wait_for(lambda: host.member("a")["restarts"] == 3 and host.member("a")["status"] == "stopped", 20)
     assert host.run("logs", "a").stdout == "run\n" * 4
     assert host.member("a")["exit_code"] == 1
 
 
 def test_restart_always_until_stopped(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--restart", "always", "--rootfs", busybox, "sh", "-c", "cat /kept 2>/dev/null; echo kept >/kept; sleep 0.2")
+    host.run(
+        "join",
+        "pause",
+        "-d",
+        "--name",
+        "a",
+        "--restart",
+        "always",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "cat /kept 2>/dev/null; echo kept >/kept; sleep 0.2",
+    )
     wait_for(lambda: "kept" in host.run("logs", "a").stdout, 20)
     member = wait_for(lambda: (m := host.member("a"))["status"] == "running" and m)
     assert host.run("exec", "a", "echo", "there").stdout == "there\n" or member
@@ -235,7 +373,11 @@ def test_the_monitor_is_killed(host, pod, busybox):
     """podman#439: the exit status is lost, and says so; nothing is stuck."""
     host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
     member = host.member("a")
-    monitor = next(p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if _comm(p) == "nsrun-monitor" and _ppid(member["pid"]) == p)
+    monitor = next(
+        p
+        for p in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if _comm(p) == "nsrun-monitor" and _ppid(member["pid"]) == p
+    )
     kill(monitor)
     wait_for(lambda: not os.path.exists(f"/proc/{monitor}") or _comm(monitor) != "nsrun-monitor")
     assert host.member("a")["status"] == "running"
@@ -259,7 +401,19 @@ def _ppid(pid: int) -> int:
 
 def test_log_is_capped(host, pod, busybox):
     """R14: a flood of output fills neither the disk nor the memory."""
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sh", "-c", "yes 0123456789012345678901234567890123456789 | head -n 900000; echo end", timeout=60)
+    host.run(
+        "join",
+        "pause",
+        "-d",
+        "--name",
+        "a",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "yes 0123456789012345678901234567890123456789 | head -n 900000; echo end",
+        timeout=60,
+    )
     host.run("wait", "a", timeout=60)
     size = sum(f.stat().st_size for f in (host.root / "run/members/a").glob("log*"))
     assert size < 34 << 20
@@ -288,10 +442,22 @@ def test_bundle(host, pod, rootfs, tmp_path):
     bundle = tmp_path / "b"
     bundle.mkdir()
     sh("cp", "-a", rootfs, bundle / "rootfs")
-    config = {"ociVersion": "1.1.0", "root": {"path": "rootfs"}, "process": {"args": ["sh", "-c", "id -u; echo $X; pwd"], "env": ["PATH=/bin", "X=1"], "cwd": "/tmp", "user": {"uid": 33, "gid": 33}}}
+    config = {
+        "ociVersion": "1.1.0",
+        "root": {"path": "rootfs"},
+        "process": {
+            "args": ["sh", "-c", "id -u; echo $X; pwd"],
+            "env": ["PATH=/bin", "X=1"],
+            "cwd": "/tmp",
+            "user": {"uid": 33, "gid": 33},
+        },
+    }
     (bundle / "config.json").write_text(json.dumps(config))
     assert host.run("join", "pause", "--bundle", bundle).stdout == "33\n1\n/tmp\n"
-    assert host.run("join", "pause", "--bundle", bundle, "-e", "X=2", "-u", "0", "--", "sh", "-c", "id -u; echo $X").stdout == "0\n2\n"
+    assert (
+        host.run("join", "pause", "--bundle", bundle, "-e", "X=2", "-u", "0", "--", "sh", "-c", "id -u; echo $X").stdout
+        == "0\n2\n"
+    )
 
 
 def test_idle_memory(host, pod, rootfs):
@@ -302,5 +468,8 @@ def test_idle_memory(host, pod, rootfs):
     for name in "abc":
         host.run("join", "pause", "-d", "--name", name, "--rootfs", rootfs, "idle")
     pids = [host.pod()["pid"]] + [host.member(n)["pid"] for n in "abc"] + [_ppid(host.member(n)["pid"]) for n in "abc"]
-    total = sum(int(next(line for line in open(f"/proc/{pid}/smaps_rollup") if line.startswith("Pss:")).split()[1]) for pid in pids)
+    total = sum(
+        int(next(line for line in open(f"/proc/{pid}/smaps_rollup") if line.startswith("Pss:")).split()[1])
+        for pid in pids
+    )
     assert total <= 300, f"{total} KiB"

@@ -1,7 +1,6 @@
 """Addresses, published ports, four ways to reach them; what stays closed."""
 
 import json
-import os
 import pathlib
 import socket
 import threading
@@ -16,9 +15,26 @@ def web(host, busybox):
 
     def make(name="pause", *options):
         host.run("pod", "create", *options, name)
-        host.run("join", name, "-d", "--name", f"{name}-web", "--rootfs", busybox, "sh", "-c", f"mkdir -p /w; echo {name} >/w/index.html; exec httpd -f -p 80 -h /w")
+        host.run(
+            "join",
+            name,
+            "-d",
+            "--name",
+            f"{name}-web",
+            "--rootfs",
+            busybox,
+            "sh",
+            "-c",
+            f"mkdir -p /w; echo {name} >/w/index.html; exec httpd -f -p 80 -h /w",
+        )
         pid = host.pod(name)["pid"]
-        wait_for(lambda: ":0050 " in pathlib.Path(f"/proc/{pid}/net/tcp").read_text() + pathlib.Path(f"/proc/{pid}/net/tcp6").read_text(), what="httpd listens")
+        wait_for(
+            lambda: (
+                ":0050 "
+                in pathlib.Path(f"/proc/{pid}/net/tcp").read_text() + pathlib.Path(f"/proc/{pid}/net/tcp6").read_text()
+            ),
+            what="httpd listens",
+        )
         return host.pod(name)
 
     return make
@@ -128,7 +144,13 @@ def test_route_localnet_is_no_way_in(host, web):
     sh(*inside, "ip", "link", "set", "lo", "down")
     sh(*inside, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet")
     sh(*inside, "ip", "route", "add", "127.0.0.0/8", "via", info["network"]["gateway"], check=False)
-    sh(*inside, "sh", "-c", "ip route del local 127.0.0.0/8 table local; ip route del local 127.0.0.1 table local", check=False)
+    sh(
+        *inside,
+        "sh",
+        "-c",
+        "ip route del local 127.0.0.0/8 table local; ip route del local 127.0.0.1 table local",
+        check=False,
+    )
     assert get("127.0.0.1", 8099, inside).startswith("curl")
     neighbour = ["nsenter", "-t", host.throwaway.neighbour.pid, "-n"]
     sh(*neighbour, "ip", "route", "add", "10.88.0.0/16", "via", "192.0.2.1", check=False)

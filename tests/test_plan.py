@@ -12,7 +12,7 @@ import pytest
 from nsrun import _kernel, notes, run
 from nsrun import spec as specs
 from nsrun.host import messages, wire
-from nsrun.plan import INIT, PHASES, Plan, Step, inside, outside
+from nsrun.plan import INIT, PHASES, Plan, inside, outside
 from nsrun.plan.member import exec_plan, join_plan
 from nsrun.plan.outside import LIBEXEC
 from nsrun.plan.pod import pod_plan
@@ -23,7 +23,13 @@ POD = {"name": "web", "id": "ID", "hostname": "web", "pause": [42, 1, "BOOT"], "
 
 
 def make_pod(**options) -> Plan:
-    facts = {"id": "ID", "created": "", "cgroup": "/CGROUP/web-ID", "resolv_conf": "nameserver 192.0.2.53\n", "owner": "root"}
+    facts = {
+        "id": "ID",
+        "created": "",
+        "cgroup": "/CGROUP/web-ID",
+        "resolv_conf": "nameserver 192.0.2.53\n",
+        "owner": "root",
+    }
     return pod_plan(specs.pod_spec({"name": "web", **options}, facts))
 
 
@@ -41,9 +47,13 @@ PLANS = {
     "pod-create-none": lambda: make_pod(network="none", sysctl=["net.core.somaxconn=512"], hostname="other"),
     "pod-create-host": lambda: make_pod(network="host"),
     "join": make_join,
-    "join-detached": lambda: make_join(how={"detach": True}, volume=["/srv:/data:ro"], tmpfs=["/tmp"], ulimit=["nofile=64:128"], user="1:2"),
+    "join-detached": lambda: make_join(
+        how={"detach": True}, volume=["/srv:/data:ro"], tmpfs=["/tmp"], ulimit=["nofile=64:128"], user="1:2"
+    ),
     "join-host": lambda: make_join(root="/"),
-    "join-own": lambda: make_join(net="own", ipc="own", pid="own", uts="own", read_only=True, security_opt=["no-new-privileges"]),
+    "join-own": lambda: make_join(
+        net="own", ipc="own", pid="own", uts="own", read_only=True, security_opt=["no-new-privileges"]
+    ),
     "join-nested": lambda: make_join(pid="nested", terminal=True, interactive=True, workdir="/srv"),
     "exec": lambda: exec_plan(make_spec(), {"name": "m", "process": [43, 1, "BOOT"]}, {"interactive": True}),
 }
@@ -78,7 +88,9 @@ def test_every_step_has_its_texts():
 
 
 def test_ops_are_those_of_nsrun_init():
-    out = subprocess.run([f"{LIBEXEC}/nsrun-init", "--ops"], capture_output=True, text=True, timeout=10, check=True).stdout
+    out = subprocess.run(
+        [f"{LIBEXEC}/nsrun-init", "--ops"], capture_output=True, text=True, timeout=10, check=True
+    ).stdout
     rows = [line.split() for line in out.splitlines()]
     assert tuple(row[1] for row in rows) == run.OPS
     kinds = {row[1]: row[2] if len(row) > 2 else "" for row in rows}
@@ -92,7 +104,9 @@ def test_ops_are_those_of_nsrun_init():
 
     for make in PLANS.values():
         for step in make().init_steps():
-            signature = "".join("i" if isinstance(a, int) else "s" if isinstance(a, str) else "l" for a in step.args(Fake()))
+            signature = "".join(
+                "i" if isinstance(a, int) else "s" if isinstance(a, str) else "l" for a in step.args(Fake())
+            )
             assert signature == kinds[step.op], step
 
 
@@ -115,7 +129,9 @@ def test_the_decoder_refuses_garbage():
         data[8:12] = (1000 + i).to_bytes(4, "little")
         fd = outside.sealed_memfd("plan", bytes(data))
         try:
-            done = subprocess.run([f"{LIBEXEC}/nsrun-init", str(fd), "1"], pass_fds=[fd], capture_output=True, timeout=10, check=False)
+            done = subprocess.run(
+                [f"{LIBEXEC}/nsrun-init", str(fd), "1"], pass_fds=[fd], capture_output=True, timeout=10, check=False
+            )
         finally:
             os.close(fd)
         assert done.returncode == 125, (i, done)
@@ -178,7 +194,7 @@ def test_wrong_length_is_refused():
 
 
 def test_notes_are_json():
-    value = {"a": [1, -2, 3.5, None, True, "ä\n\"\\", {"b": {}}], "": []}
+    value = {"a": [1, -2, 3.5, None, True, 'ä\n"\\', {"b": {}}], "": []}
     assert json.loads(notes.dumps(value)) == value == notes.loads(json.dumps(value))
     for text in ("", "{", "nope", "[1,]", "{'a': 1}"):
         with pytest.raises(ValueError):

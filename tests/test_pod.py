@@ -35,7 +35,20 @@ def test_pause_is_harmless(host, pod):
 
 def test_json_has_the_contracts_keys(host, pod):
     info = host.json("pod", "ls")[0]
-    assert set(info) >= {"id", "name", "status", "pid", "created", "owner", "hostname", "namespaces", "network", "ports", "members", "labels"}
+    assert set(info) >= {
+        "id",
+        "name",
+        "status",
+        "pid",
+        "created",
+        "owner",
+        "hostname",
+        "namespaces",
+        "network",
+        "ports",
+        "members",
+        "labels",
+    }
     assert set(info["network"]) == {"mode", "ip", "ip6", "gateway", "bridge", "veth"}
     assert info["status"] == "running" and info["name"] == "pause" and info["network"]["mode"] == "none"
     for name in ("net", "ipc", "pid", "uts", "mnt", "user"):
@@ -53,7 +66,9 @@ def test_pause_is_small(host, pod):
 def test_two_pods_do_not_meet(host, pod):
     host.run("pod", "create", "--network", "none", "other")
     first, second = host.pod("pause"), host.pod("other")
-    assert not set(first["namespaces"][n] for n in ("net", "ipc", "pid", "uts", "mnt")) & set(second["namespaces"].values())
+    assert not set(first["namespaces"][n] for n in ("net", "ipc", "pid", "uts", "mnt")) & set(
+        second["namespaces"].values()
+    )
 
 
 def test_name_taken(host, pod):
@@ -64,7 +79,14 @@ def test_name_taken(host, pod):
 
 
 def test_unknown_pod_lists_the_known(host, pod):
-    for words in (["pod", "inspect", "nope"], ["pod", "stop", "nope"], ["pod", "kill", "nope"], ["pod", "rm", "nope"], ["pod", "ps", "nope"], ["join", "nope", "true"]):
+    for words in (
+        ["pod", "inspect", "nope"],
+        ["pod", "stop", "nope"],
+        ["pod", "kill", "nope"],
+        ["pod", "rm", "nope"],
+        ["pod", "ps", "nope"],
+        ["join", "nope", "true"],
+    ):
         message = host.fails(125, *words)
         assert "no pod 'nope'" in message and "pause" in message
     assert host.run("pod", "rm", "-f", "nope").returncode == 0
@@ -125,8 +147,31 @@ def test_orphans_are_reaped_by_pause(host, pod, busybox):
 
 
 def test_hostname_hosts_and_limits_of_shm(host, busybox):
-    host.run("pod", "create", "--network", "none", "--hostname", "hosty", "--add-host", "db:192.0.2.7", "--dns", "192.0.2.53", "--shm-size", "1m", "--label", "a=b")
-    out = host.run("join", "pause", "--rootfs", busybox, "sh", "-c", "hostname; cat /etc/hosts /etc/hostname /etc/resolv.conf; df -k /dev/shm | tail -1; id -u").stdout
+    host.run(
+        "pod",
+        "create",
+        "--network",
+        "none",
+        "--hostname",
+        "hosty",
+        "--add-host",
+        "db:192.0.2.7",
+        "--dns",
+        "192.0.2.53",
+        "--shm-size",
+        "1m",
+        "--label",
+        "a=b",
+    )
+    out = host.run(
+        "join",
+        "pause",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "hostname; cat /etc/hosts /etc/hostname /etc/resolv.conf; df -k /dev/shm | tail -1; id -u",
+    ).stdout
     assert out.splitlines()[0] == "hosty"
     assert "192.0.2.7\tdb" in out and "nameserver 192.0.2.53\n" in out and re.search(r"\s1024\s", out)
     assert host.pod()["labels"] == {"a": "b"}
@@ -152,7 +197,11 @@ def test_many_at_once(host):
     results: list[int] = []
 
     def one(number: int) -> None:
-        results.append(host.run("pod", "create", "-p", f"127.0.0.1:{20000 + number}:80", f"p{number}", check=False, timeout=100).returncode)
+        results.append(
+            host.run(
+                "pod", "create", "-p", f"127.0.0.1:{20000 + number}:80", f"p{number}", check=False, timeout=100
+            ).returncode
+        )
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(50)]
     for thread in threads:
@@ -168,7 +217,12 @@ def test_many_at_once(host):
 
 def test_the_same_name_at_once(host):
     codes: list[int] = []
-    threads = [threading.Thread(target=lambda: codes.append(host.run("pod", "create", "--network", "none", "x", check=False).returncode)) for _ in range(8)]
+    threads = [
+        threading.Thread(
+            target=lambda: codes.append(host.run("pod", "create", "--network", "none", "x", check=False).returncode)
+        )
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

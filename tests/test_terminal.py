@@ -99,7 +99,15 @@ def test_exec_it(host, pod, busybox, terminal):
 
 def test_no_keys_into_the_callers_terminal(host, pod, busybox, terminal):
     """TIOCSTI (CVE-2017-5226): the member's terminal is another one, and without -t there is none."""
-    t = terminal("join", "pause", "--rootfs", busybox, "sh", "-c", "ls -l /proc/self/fd/0 /proc/self/fd/1; cat /proc/self/stat | cut -d' ' -f7; echo done")
+    t = terminal(
+        "join",
+        "pause",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "ls -l /proc/self/fd/0 /proc/self/fd/1; cat /proc/self/stat | cut -d' ' -f7; echo done",
+    )
     seen = t.expect(r"(?s).*done")
     assert "/dev/null" in seen and "pipe:" in seen and "pts" not in seen
     assert re.search(r"\r\n0\r\n", seen), "no controlling terminal"
@@ -121,7 +129,19 @@ def test_attach_and_leave(host, pod, busybox, terminal):
 
 
 def test_attach_without_a_terminal(host, pod, busybox):
-    host.run("join", "pause", "-d", "-i", "--name", "a", "--rootfs", busybox, "sh", "-c", "read x; echo got $x; echo err >&2; exit 3")
+    host.run(
+        "join",
+        "pause",
+        "-d",
+        "-i",
+        "--name",
+        "a",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "read x; echo got $x; echo err >&2; exit 3",
+    )
     done = host.run("attach", "a", input="line\n", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "got line\n", "err\n")
 

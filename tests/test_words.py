@@ -25,7 +25,24 @@ def test_ports(word, expected):
 
 
 @pytest.mark.parametrize(
-    "word", ["", "0:80", "65536:80", "80:0", "a:b", "1-2:3", "5-4:5-4", "1.2.3:80:80", "1.2.3.256:80:80", "80:80/udp", "80:80/sctp", "-1:80", "1:2:3:4", "[::1]:80:80", "٣:80"]
+    "word",
+    [
+        "",
+        "0:80",
+        "65536:80",
+        "80:0",
+        "a:b",
+        "1-2:3",
+        "5-4:5-4",
+        "1.2.3:80:80",
+        "1.2.3.256:80:80",
+        "80:80/udp",
+        "80:80/sctp",
+        "-1:80",
+        "1:2:3:4",
+        "[::1]:80:80",
+        "٣:80",
+    ],
 )
 def test_ports_refused(word):
     with pytest.raises(UsageError) as error:
@@ -59,14 +76,33 @@ def test_users(user, expected):
     assert users.resolve(user, PASSWD, GROUP) == expected
 
 
-@pytest.mark.parametrize("user", [":2", "1:", "-1", "4294967295", "4294967296", "1x", "0x1", "+1", "nobody", "root:nogroup", "1:2:3", "bad", "1:4294967296"])
+@pytest.mark.parametrize(
+    "user",
+    [
+        ":2",
+        "1:",
+        "-1",
+        "4294967295",
+        "4294967296",
+        "1x",
+        "0x1",
+        "+1",
+        "nobody",
+        "root:nogroup",
+        "1:2:3",
+        "bad",
+        "1:4294967296",
+    ],
+)
 def test_users_refused(user):
     """CVE-2026-30892, CVE-2024-40635: what is no user must never become another one."""
     with pytest.raises(BadInput):
         users.resolve(user, PASSWD, GROUP)
 
 
-@pytest.mark.parametrize(("text", "size"), [("64m", 64 << 20), ("1g", 1 << 30), ("4096", 4096), ("2K", 2048), ("1kb", 1024)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("64m", 64 << 20), ("1g", 1 << 30), ("4096", 4096), ("2K", 2048), ("1kb", 1024)]
+)
 def test_sizes(text, size):
     assert spec.parse_size(text, "--memory") == size
 
@@ -77,7 +113,10 @@ def test_sizes_refused(text):
         spec.parse_size(text, "--memory")
 
 
-@pytest.mark.parametrize(("text", "number"), [("TERM", 15), ("sigkill", 9), ("SIGWINCH", 28), ("9", 9), ("RTMIN", 34), ("RTMIN+3", 37), ("SIGRTMIN+30", 64)])
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("TERM", 15), ("sigkill", 9), ("SIGWINCH", 28), ("9", 9), ("RTMIN", 34), ("RTMIN+3", 37), ("SIGRTMIN+30", 64)],
+)
 def test_signals(text, number):
     assert spec.parse_signal(text) == number
 
@@ -90,9 +129,19 @@ def test_signals_refused(text):
 
 def test_volumes():
     volume = spec.parse_volume("/srv/data:/data//x/../y:ro,nosuid")
-    assert (volume["source"], volume["destination"], volume["options"]) == ("/srv/data", "/data/y", ["rbind", "rprivate", "ro", "nosuid"])
+    assert (volume["source"], volume["destination"], volume["options"]) == (
+        "/srv/data",
+        "/data/y",
+        ["rbind", "rprivate", "ro", "nosuid"],
+    )
     assert spec.parse_volume("data:/d")["type"] == "volume"
-    assert spec.parse_mount("type=tmpfs,target=/t,tmpfs-size=1m")["options"] == ["nodev", "noexec", "nosuid", "size=1m", "mode=1777"]
+    assert spec.parse_mount("type=tmpfs,target=/t,tmpfs-size=1m")["options"] == [
+        "nodev",
+        "noexec",
+        "nosuid",
+        "size=1m",
+        "mode=1777",
+    ]
     assert spec.parse_mount("type=bind,src=/a,dst=/b,readonly")["options"][-1] == "ro"
 
 
@@ -102,7 +151,16 @@ def test_volumes_refused(word):
         spec.parse_volume(word)
 
 
-@pytest.mark.parametrize("word", ["type=bind,target=/b", "type=bind,source=/a", "type=what,source=/a,target=/b", "type=tmpfs,target=/t,source=/x", "type=bind,source=/a,target=/b,x=1"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "type=bind,target=/b",
+        "type=bind,source=/a",
+        "type=what,source=/a,target=/b",
+        "type=tmpfs,target=/t,source=/x",
+        "type=bind,source=/a,target=/b,x=1",
+    ],
+)
 def test_mounts_refused(word):
     with pytest.raises(UsageError):
         spec.parse_mount(word)
@@ -118,7 +176,18 @@ def test_capabilities():
         spec.capabilities(["FLY"], [])
 
 
-@pytest.mark.parametrize("word", ["kernel.core_pattern=x", "kernel.shm_rmid_forced=1+kernel.core_pattern=x", "vm.swappiness=1", "net", "net.ipv4/../../kernel.x=1", "net..x=1", "=1"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "kernel.core_pattern=x",
+        "kernel.shm_rmid_forced=1+kernel.core_pattern=x",
+        "vm.swappiness=1",
+        "net",
+        "net.ipv4/../../kernel.x=1",
+        "net..x=1",
+        "=1",
+    ],
+)
 def test_sysctls_refused(word):
     """R21, CVE-2022-0811: only what belongs to the pod's namespaces, and one at a time."""
     with pytest.raises(UsageError):
@@ -148,7 +217,13 @@ def test_parse_like_docker():
         ["--root", "/r", "join", "web", "-itd", "--env=A=1", "-eB=2", "-v", "/a:/b", "--", "cmd", "-x", "--name"]
     )
     assert general == {"root": "/r"} and command.name == "join" and operands == ["web"]
-    assert options == {"interactive": True, "terminal": True, "detach": True, "env": ["A=1", "B=2"], "volume": ["/a:/b"]}
+    assert options == {
+        "interactive": True,
+        "terminal": True,
+        "detach": True,
+        "env": ["A=1", "B=2"],
+        "volume": ["/a:/b"],
+    }
     assert rest == ["cmd", "-x", "--name"]
     assert parse(["join", "web", "mysqld", "--verbose"])[4] == ["mysqld", "--verbose"]
     assert parse(["exec", "-it", "mysql", "sh", "-c", "x"])[3:] == (["mysql"], ["sh", "-c", "x"])
@@ -157,7 +232,18 @@ def test_parse_like_docker():
 
 @pytest.mark.parametrize(
     "words",
-    [["nope"], ["pod"], ["pod", "nope"], ["join"], ["join", "-x", "p"], ["pod", "create", "a", "b"], ["pod", "create", "-p"], ["ls", "--json=1"], ["wait"], ["pod", "create", "--publis", "1"]],
+    [
+        ["nope"],
+        ["pod"],
+        ["pod", "nope"],
+        ["join"],
+        ["join", "-x", "p"],
+        ["pod", "create", "a", "b"],
+        ["pod", "create", "-p"],
+        ["ls", "--json=1"],
+        ["wait"],
+        ["pod", "create", "--publis", "1"],
+    ],
 )
 def test_parse_refused(words):
     with pytest.raises(UsageError):

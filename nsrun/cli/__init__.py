@@ -74,7 +74,10 @@ def main(words: Words | None = None) -> int:
             raise
         from nsrun.errors import errno_text
 
-        print(f"nsrun: {error.filename or ''}{': ' if error.filename else ''}{errno_text(error.errno or 0)}", file=sys.stderr)
+        print(
+            f"nsrun: {error.filename or ''}{': ' if error.filename else ''}{errno_text(error.errno or 0)}",
+            file=sys.stderr,
+        )
         print("hint: nsrun --debug shows where; nsrun doctor what this machine lacks", file=sys.stderr)
         return 125
 
@@ -152,6 +155,12 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
     for port in note["ports"]:
         if port["host_ip"] not in ("127.0.0.1",):
             print(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp", file=sys.stderr)
+    if note["network"]["mode"] == "bridge":
+        from nsrun.host import net
+
+        if chain := net.foreign_drop():
+            print(f"warning: the firewall chain {chain!r} drops what is forwarded to and from the pod", file=sys.stderr)
+            print(f"hint: {net.firewall_fix(chain)}", file=sys.stderr)
     print(note["name"])
     return 0
 
@@ -171,7 +180,12 @@ def pod_ls(state: State, options: Options, operands: Words, rest: Words, general
 
 
 def _ports(ports: list[dict[str, Any]]) -> str:
-    return ",".join(f"{'' if p['host_ip'] == '0.0.0.0' else p['host_ip'] + ':'}{p['host_port']}->{p['pod_port']}" for p in ports) or "-"
+    return (
+        ",".join(
+            f"{'' if p['host_ip'] == '0.0.0.0' else p['host_ip'] + ':'}{p['host_port']}->{p['pod_port']}" for p in ports
+        )
+        or "-"
+    )
 
 
 def pod_inspect(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -188,7 +202,9 @@ def pod_ps(state: State, options: Options, operands: Words, rest: Words, general
     rows = manage.processes(state, operands[0])
     if options.get("json"):
         return text.json(rows)
-    cells = [[str(r["pid_in_pod"] or "-"), str(r["pid"]), str(r["uid"]), r["member"] or "-", r["command"]] for r in rows]
+    cells = [
+        [str(r["pid_in_pod"] or "-"), str(r["pid"]), str(r["uid"]), r["member"] or "-", r["command"]] for r in rows
+    ]
     return text.table(["PID", "HOSTPID", "UID", "MEMBER", "COMMAND"], cells)
 
 
@@ -264,7 +280,15 @@ def join(state: State, options: Options, operands: Words, rest: Words, general: 
     options = {**options, "command": rest}
     _check_terminal(options, bool(options.get("detach")))
     status = _status_fd(options)
-    note = api.join(state, operands[0], options, detach=bool(options.get("detach")), status_fd=status, observe=_trace(general), last=True)
+    note = api.join(
+        state,
+        operands[0],
+        options,
+        detach=bool(options.get("detach")),
+        status_fd=status,
+        observe=_trace(general),
+        last=True,
+    )
     print(note["name"])
     return 0
 
@@ -292,8 +316,14 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
         return text.json(found)
     rows = []
     for m in found:
-        status = m["status"] + (f" ({m['exit_code']})" if m["exit_code"] is not None else "") + (" (orphaned)" if m["orphaned"] else "")
-        rows.append([m["name"], m["pod"], status, str(m["pid_in_pod"] or "-"), str(m["pid"] or "-"), " ".join(m["command"])])
+        status = (
+            m["status"]
+            + (f" ({m['exit_code']})" if m["exit_code"] is not None else "")
+            + (" (orphaned)" if m["orphaned"] else "")
+        )
+        rows.append(
+            [m["name"], m["pod"], status, str(m["pid_in_pod"] or "-"), str(m["pid"] or "-"), " ".join(m["command"])]
+        )
     return text.table(["NAME", "POD", "STATUS", "PID", "HOSTPID", "COMMAND"], rows)
 
 

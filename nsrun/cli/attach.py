@@ -29,7 +29,10 @@ def attach(state: State, name: str) -> int:
     try:
         sock.connect(f"/proc/self/fd/{directory}/attach")
     except OSError as error:
-        raise BadInput(f"member {note['name']!r} can't be attached to: {error.strerror}", hint="only a detached member with a living monitor can") from None
+        raise BadInput(
+            f"member {note['name']!r} can't be attached to: {error.strerror}",
+            hint="only a detached member with a living monitor can",
+        ) from None
     finally:
         os.close(directory)
     terminal = note["terminal"] and os.isatty(0)

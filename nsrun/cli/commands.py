@@ -23,7 +23,14 @@ class Command:
     __slots__ = ("about", "example", "help", "name", "operands", "options", "rest")
 
     def __init__(
-        self, name: str, operands: str, help: str, example: str, options: tuple[Option, ...] = (), about: str = "", rest: bool = False
+        self,
+        name: str,
+        operands: str,
+        help: str,
+        example: str,
+        options: tuple[Option, ...] = (),
+        about: str = "",
+        rest: bool = False,
     ) -> None:
         self.name, self.operands, self.help, self.example = name, operands, help, example
         self.options, self.about, self.rest = options, about, rest
@@ -32,7 +39,11 @@ class Command:
 O = Option  # noqa: E741
 
 GLOBAL = (
-    O("--root", "DIR", "keep all state below DIR; two roots never see each other's pods (NSRUN_ROOT; default /run/nsrun and /var/lib/nsrun)"),
+    O(
+        "--root",
+        "DIR",
+        "keep all state below DIR; two roots never see each other's pods (NSRUN_ROOT; default /run/nsrun and /var/lib/nsrun)",
+    ),
     O("--debug", "", "show Python's traceback with an error"),
     O("--trace", "", "print every step with the time it took, to stderr"),
     O("--version", "", "print the version"),

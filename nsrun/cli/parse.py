@@ -74,11 +74,15 @@ def parse(words: list[str]) -> tuple[dict[str, Any], Command | None, dict[str, A
         if words and words[0] in ("-h", "--help"):
             general["help"] = name
             return general, None, {}, [], []
-        raise UsageError(f"nsrun {name} needs a subcommand", hint=" ".join(c.split()[1] for c in BY_NAME if c.startswith(f"{name} ")))
+        raise UsageError(
+            f"nsrun {name} needs a subcommand", hint=" ".join(c.split()[1] for c in BY_NAME if c.startswith(f"{name} "))
+        )
     command = BY_NAME.get(name)
     if command is None:
         near = [c for c in BY_NAME if c.startswith(name) or name in c.split()]
-        raise UsageError(f"unknown command {name!r}", hint=f"did you mean {' or '.join(near)}?" if near else "see 'nsrun --help'")
+        raise UsageError(
+            f"unknown command {name!r}", hint=f"did you mean {' or '.join(near)}?" if near else "see 'nsrun --help'"
+        )
     wanted = len(command.operands.replace("[", "").split()) if command.rest else 0
     if name in ("explain", "help"):
         wanted = 0  # their operand is a whole command line
@@ -115,4 +119,7 @@ def _count(command: Command, operands: list[str], wanted: int, options: dict[str
     else:
         low = high = len(spec.split())
     if not low <= len(operands) <= high:
-        raise UsageError(f"nsrun {command.name}: {'missing ' + spec if len(operands) < low else 'too many words: ' + ' '.join(operands[high:])}", hint=see)
+        raise UsageError(
+            f"nsrun {command.name}: {'missing ' + spec if len(operands) < low else 'too many words: ' + ' '.join(operands[high:])}",
+            hint=see,
+        )

@@ -133,8 +133,8 @@ def manual() -> str:
         "# The command line\n\nGenerated from `nsrun/cli/commands.py` by `make docs`; do not edit.\n",
         f"```\n{overview()}```\n",
         f"## Exit status\n\n{EXIT_STATUS}",
-        "`--status-fd N` writes JSON lines: `{\"event\": \"started\", \"pid\", \"name\"}`, `{\"event\": \"exited\", \"exit_code\"}`,\n"
-        "`{\"event\": \"error\", \"step\", \"errno\", \"message\", \"hint\", \"exit_code\"}`.\n",
+        '`--status-fd N` writes JSON lines: `{"event": "started", "pid", "name"}`, `{"event": "exited", "exit_code"}`,\n'
+        '`{"event": "error", "step", "errno", "message", "hint", "exit_code"}`.\n',
     ]
     parts += [f"## nsrun {command.name}\n\n```\n{command_help(command)}```\n" for command in COMMANDS]
     return "\n".join(parts)
@@ -195,9 +195,17 @@ def candidates(words: list[str]) -> list[str]:
     name = " ".join(before[:2]) if before[:1] and before[0] in GROUPS else "".join(before[:1])
     if not before:
         found = sorted({c.name.split()[0] for c in COMMANDS})
-        return [w for w in found + [f for o in GLOBAL for f in o.flags] if w.startswith(current) and (current or not w.startswith("-"))]
+        return [
+            w
+            for w in found + [f for o in GLOBAL for f in o.flags]
+            if w.startswith(current) and (current or not w.startswith("-"))
+        ]
     if name in GROUPS:
-        return [c.name.split()[1] for c in COMMANDS if c.name.startswith(f"{name} ") and c.name.split()[1].startswith(current)]
+        return [
+            c.name.split()[1]
+            for c in COMMANDS
+            if c.name.startswith(f"{name} ") and c.name.split()[1].startswith(current)
+        ]
     command = BY_NAME.get(name)
     if command is None:
         return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from errno import EBUSY, ENOENT
+from errno import EBUSY, ENODEV, ENOENT
 
 from nsrun.errors import BadInput
 
@@ -52,7 +52,10 @@ def make(path: str, limits: dict[str, str]) -> int:
     """Makes the cgroup with its limits and gives a descriptor of the directory; -1 without cgroup v2."""
     if not path:
         if limits:
-            raise BadInput("limits need cgroup v2, which is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup, or see nsrun doctor")
+            raise BadInput(
+                "limits need cgroup v2, which is not mounted",
+                hint="mount -t cgroup2 none /sys/fs/cgroup, or see nsrun doctor",
+            )
         return -1
     mount = mount_point()
     parent = path[: path.rindex("/")]
@@ -103,12 +106,14 @@ def _write(path: str, value: str) -> None:
 
 
 def kill(path: str) -> bool:
-    """cgroup.kill (Linux 5.14): SIGKILL to all in it, at once.  False when there is no such cgroup."""
+    """cgroup.kill (Linux 5.14): SIGKILL to all in it, at once.  False when there is no such cgroup (any more)."""
     try:
         _write(f"{path}/cgroup.kill", "1")
         return True
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in (ENOENT, ENODEV):  # ENODEV: removed between open and write
+            return False
+        raise
 
 
 def pids(path: str) -> list[int]:

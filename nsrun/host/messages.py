@@ -20,6 +20,13 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Expr = dict[str, Any]
+
 IFF_UP = 1
 NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NEWTABLE, NEWCHAIN, NEWRULE = NFT | 0, NFT | 3, NFT | 6
@@ -33,7 +40,7 @@ HOOKS = {
 }
 
 
-def _finish(msg, type_: int, flags: int) -> bytes:
+def _finish(msg: Any, type_: int, flags: int) -> bytes:
     msg["header"]["type"] = type_
     msg["header"]["flags"] = NLM_F_REQUEST | flags
     msg.encode()
@@ -113,7 +120,7 @@ def default_route(gateway: str) -> bytes:
 # ---- nf_tables ---------------------------------------------------------------------------------------
 
 
-def _nft(msg, type_: int, flags: int) -> bytes:
+def _nft(msg: Any, type_: int, flags: int) -> bytes:
     msg["nfgen_family"] = socket.AF_INET
     return _finish(msg, type_, flags)
 
@@ -142,22 +149,29 @@ def new_chain(table: str, name: str) -> bytes:
     return _nft(msg, NEWCHAIN, NLM_F_ACK | NLM_F_CREATE)
 
 
+def get_chains() -> bytes:
+    """A dump of all chains of all families."""
+    msg = nft_chain_msg()
+    msg["nfgen_family"] = 0
+    return _finish(msg, NFT | 4, 0x300)  # NLM_F_DUMP
+
+
 # A rule is a list of expressions over register 1 (and 2): load, compare, act.
 
 
-def _expr(name: str, *attrs) -> dict:
+def _expr(name: str, *attrs: object) -> Expr:
     return {"attrs": [("NFTA_EXPR_NAME", name), ("NFTA_EXPR_DATA", {"attrs": list(attrs)})]}
 
 
-def _reg(name: str, n: int = 1):
+def _reg(name: str, n: int = 1) -> tuple[str, Expr]:
     return (name, {"value": n})
 
 
-def _num(name: str, n: int):
+def _num(name: str, n: int) -> tuple[str, Expr]:
     return (name, {"value": n})
 
 
-def _cmp(data: bytes, op: int = 0) -> dict:
+def _cmp(data: bytes, op: int = 0) -> Expr:
     return _expr(
         "cmp",
         _reg("NFTA_CMP_SREG"),
@@ -166,11 +180,11 @@ def _cmp(data: bytes, op: int = 0) -> dict:
     )
 
 
-def _meta(key: int, data: bytes, op: int = 0) -> list[dict]:
+def _meta(key: int, data: bytes, op: int = 0) -> list[Expr]:
     return [_expr("meta", _reg("NFTA_META_DREG"), _num("NFTA_META_KEY", key)), _cmp(data, op)]
 
 
-def _payload(base: int, offset: int, length: int) -> dict:
+def _payload(base: int, offset: int, length: int) -> Expr:
     return _expr(
         "payload",
         _reg("NFTA_PAYLOAD_DREG"),
@@ -180,7 +194,7 @@ def _payload(base: int, offset: int, length: int) -> dict:
     )
 
 
-def _masked(mask: bytes) -> dict:
+def _masked(mask: bytes) -> Expr:
     return _expr(
         "bitwise",
         _reg("NFTA_BITWISE_SREG"),
@@ -191,13 +205,13 @@ def _masked(mask: bytes) -> dict:
     )
 
 
-def _verdict(code: int) -> dict:
+def _verdict(code: int) -> Expr:
     """0 drop, 1 accept."""
     data = {"attrs": [("NFTA_DATA_VERDICT", {"attrs": [("NFTA_VERDICT_CODE", {"value": code})]})]}
     return _expr("immediate", _reg("NFTA_IMMEDIATE_DREG", 0), ("NFTA_IMMEDIATE_DATA", data))
 
 
-def _load(reg: int, data: bytes) -> dict:
+def _load(reg: int, data: bytes) -> Expr:
     return _expr(
         "immediate",
         _reg("NFTA_IMMEDIATE_DREG", reg),
@@ -209,11 +223,11 @@ IIFNAME, OIFNAME = 6, 7
 SADDR, DADDR = 12, 16
 
 
-def _ifname(key: int, name: str, op: int = 0) -> list[dict]:
+def _ifname(key: int, name: str, op: int = 0) -> list[Expr]:
     return _meta(key, name.encode().ljust(16, b"\0"), op)
 
 
-def _addr(offset: int, ip: str, prefix: int = 32, op: int = 0) -> list[dict]:
+def _addr(offset: int, ip: str, prefix: int = 32, op: int = 0) -> list[Expr]:
     value = socket.inet_aton(ip)
     mask = ((0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF).to_bytes(4, "big")
     if prefix == 32:
@@ -221,7 +235,7 @@ def _addr(offset: int, ip: str, prefix: int = 32, op: int = 0) -> list[dict]:
     return [_payload(1, offset, 4), _masked(mask), _cmp(bytes(a & b for a, b in zip(value, mask, strict=True)), op)]
 
 
-def _local() -> list[dict]:
+def _local() -> list[Expr]:
     """fib daddr type local"""
     return [
         # pyroute2 models RESULT as flags (UNSPEC = 1, OIF = 2); on the wire it is a number:
@@ -236,7 +250,7 @@ def _local() -> list[dict]:
     ]
 
 
-def _dnatted() -> list[dict]:
+def _dnatted() -> list[Expr]:
     """ct status dnat"""
     bit = struct.pack("=I", 1 << 5)
     return [
@@ -246,13 +260,13 @@ def _dnatted() -> list[dict]:
     ]
 
 
-def _new_connection() -> list[dict]:
+def _new_connection() -> list[Expr]:
     """ct state new"""
     bit = struct.pack("=I", 1 << 3)
     return [_expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", 0)), _masked(bit), _cmp(bytes(4), 1)]
 
 
-def _rule(table: str, chain: str, *parts: list[dict]) -> bytes:
+def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
     msg = nft_rule_msg()
     expressions = [e for part in parts for e in part]
     msg["attrs"] = [
@@ -291,14 +305,25 @@ def rule_masquerade_out(table: str, bridge: str, pod_ip: str) -> bytes:
 def rule_masquerade_loopback(table: str, bridge: str, pod_ip: str) -> bytes:
     """The host's 127.0.0.1 must not be the source of what reaches the pod: it could not answer."""
     return _rule(
-        table, "postrouting", _addr(SADDR, "127.0.0.0", 8), _addr(DADDR, pod_ip), _ifname(OIFNAME, bridge), [_expr("masq")]
+        table,
+        "postrouting",
+        _addr(SADDR, "127.0.0.0", 8),
+        _addr(DADDR, pod_ip),
+        _ifname(OIFNAME, bridge),
+        [_expr("masq")],
     )
 
 
 def rule_masquerade_hairpin(table: str, bridge: str, pod_ip: str, gateway: str) -> bytes:
     """A pod of this /24 that came through a published port must be answered through the host (hairpin)."""
     return _rule(
-        table, "postrouting", _addr(SADDR, gateway, 24), _addr(DADDR, pod_ip), _dnatted(), _ifname(OIFNAME, bridge), [_expr("masq")]
+        table,
+        "postrouting",
+        _addr(SADDR, gateway, 24),
+        _addr(DADDR, pod_ip),
+        _dnatted(),
+        _ifname(OIFNAME, bridge),
+        [_expr("masq")],
     )
 
 
@@ -314,9 +339,7 @@ def rule_forward_in(table: str, bridge: str, pod_ip: str) -> bytes:
 
 def rule_forward_closed(table: str, bridge: str, pod_ip: str) -> bytes:
     """… and nothing else that begins outside the bridge, even if a neighbour routes straight to the pod's address."""
-    return _rule(
-        table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _new_connection(), [_verdict(0)]
-    )
+    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _new_connection(), [_verdict(0)])
 
 
 # ---- templates ---------------------------------------------------------------------------------------
@@ -339,7 +362,7 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
 }
 
 #: name → (function, its parameters as names of SAMPLES or constants)
-MESSAGES = {
+MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "new_bridge": (new_bridge, ("bridge",)),
     "new_veth": (new_veth, ("veth", "bridge_index", "netns_fd", "mac")),
     "hairpin": (hairpin, ("index",)),
@@ -347,6 +370,7 @@ MESSAGES = {
     "del_link": (del_link, ("index",)),
     "new_address": (new_address, ("index", "pod_ip", 24)),
     "default_route": (default_route, ("gateway",)),
+    "get_chains": (get_chains, ()),
     "batch_begin": (batch, (True,)),
     "batch_end": (batch, (False,)),
     "new_table": (new_table, ("table",)),
@@ -364,7 +388,7 @@ MESSAGES = {
 }
 
 
-def encode(name: str, values: dict) -> bytes:
+def encode(name: str, values: dict[str, Any]) -> bytes:
     """The message `name` with real values, by pyroute2 itself."""
     function, parameters = MESSAGES[name]
     args = [p[1:] if isinstance(p, str) and p[0] == "'" else values[p] if isinstance(p, str) else p for p in parameters]

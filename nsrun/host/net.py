@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 BRIDGE = "nsrun0"
 PREFIX = 24
 #: Tried in this order until one is free on this machine; NSRUN_SUBNET (or --subnet) names another.
-SUBNETS = [f"10.88.{n}.0" for n in range(16)] + [f"172.28.{n}.0" for n in range(16)] + [f"192.168.{n}.0" for n in range(200, 232)]
+SUBNETS = (
+    [f"10.88.{n}.0" for n in range(16)]
+    + [f"172.28.{n}.0" for n in range(16)]
+    + [f"192.168.{n}.0" for n in range(200, 232)]
+)
 
 
 def ip_number(ip: str) -> int:
@@ -88,7 +92,9 @@ def pick_subnet(wanted: str) -> str:
             raise BadInput(f"--subnet {wanted}: the bridge's network is a /24")
         net = ip_text(ip_number(address) & 0xFFFFFF00)
         if subnet_in_use(net):
-            raise BadInput(f"--subnet {net}/24 is in use on this machine", hint="ip route shows by whom; choose another")
+            raise BadInput(
+                f"--subnet {net}/24 is in use on this machine", hint="ip route shows by whom; choose another"
+            )
         return net
     for net in SUBNETS:
         if not subnet_in_use(net):
@@ -110,7 +116,8 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
     gateway = current_gateway()
     if gateway and wanted and ip_number(gateway) & 0xFFFFFF00 != ip_number(wanted.partition("/")[0]) & 0xFFFFFF00:
         raise BadInput(
-            f"the bridge {BRIDGE} is {gateway}/{PREFIX}: pods are on it", hint="all pods of a machine share one network; leave --subnet out"
+            f"the bridge {BRIDGE} is {gateway}/{PREFIX}: pods are on it",
+            hint="all pods of a machine share one network; leave --subnet out",
         )
     if not gateway:
         gateway = ip_text(ip_number(pick_subnet(wanted)) + 1)
@@ -121,7 +128,13 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
                 raise
         index = _socket.if_nametoindex(BRIDGE)
         wire.talk(
-            sock, [(f"ip address add {gateway}/{PREFIX} dev {BRIDGE}", wire.encode("new_address", index=index, pod_ip=gateway))]
+            sock,
+            [
+                (
+                    f"ip address add {gateway}/{PREFIX} dev {BRIDGE}",
+                    wire.encode("new_address", index=index, pod_ip=gateway),
+                )
+            ],
         )
     with open("/proc/sys/net/ipv4/ip_forward") as file:
         forwards = file.read().strip() == "1"
@@ -147,7 +160,9 @@ def make_veth(sock: Any, netns: int, gateway: str, bridge_index: int, wanted_ip:
         ip = ip_text(number)
         message = wire.encode("new_veth", veth=veth_name(ip), bridge_index=bridge_index, netns_fd=netns, mac=mac_of(ip))
         try:
-            wire.talk(sock, [(f"ip link add {veth_name(ip)} master {BRIDGE} type veth peer name eth0 netns {netns}", message)])
+            wire.talk(
+                sock, [(f"ip link add {veth_name(ip)} master {BRIDGE} type veth peer name eth0 netns {netns}", message)]
+            )
             hairpin = wire.encode("hairpin", index=_socket.if_nametoindex(veth_name(ip)))
             wire.talk(sock, [(f"bridge link set dev {veth_name(ip)} hairpin on", hairpin)])
             return ip
@@ -155,7 +170,9 @@ def make_veth(sock: Any, netns: int, gateway: str, bridge_index: int, wanted_ip:
             if error.errno != EEXIST:
                 raise
             if wanted_ip:
-                raise BadInput(f"--ip {wanted_ip} is taken by another pod", hint="nsrun pod ls shows the addresses") from None
+                raise BadInput(
+                    f"--ip {wanted_ip} is taken by another pod", hint="nsrun pod ls shows the addresses"
+                ) from None
     raise BadInput(f"all addresses of {ip_text(net)}/{PREFIX} are in use", hint="remove a pod: nsrun pod ls")
 
 
@@ -193,7 +210,9 @@ def hold_port(host_ip: str, port: int) -> tuple[_socket.socket, int]:
                 errno=EADDRINUSE,
             ) from None
         if error.errno == EADDRNOTAVAIL:
-            raise BadInput(f"{host_ip} is not an address of this host", hint="ip address shows them", errno=EADDRNOTAVAIL) from None
+            raise BadInput(
+                f"{host_ip} is not an address of this host", hint="ip address shows them", errno=EADDRNOTAVAIL
+            ) from None
         raise
     return sock, sock.getsockname()[1]
 
@@ -212,7 +231,10 @@ def rules(table: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) ->
         ("guard", wire.encode("guard_loopback", table=table, bridge=BRIDGE)),
         ("postrouting", wire.encode("masquerade_out", **on_bridge)),
         ("postrouting", wire.encode("masquerade_loopback", **on_bridge)),
-        ("postrouting", wire.encode("masquerade_hairpin", **on_bridge, subnet=ip_text(ip_number(gateway) & 0xFFFFFF00))),
+        (
+            "postrouting",
+            wire.encode("masquerade_hairpin", **on_bridge, subnet=ip_text(ip_number(gateway) & 0xFFFFFF00)),
+        ),
         ("forward", wire.encode("forward_in", table=table, pod_ip=pod_ip)),
         ("forward", wire.encode("forward_closed", **on_bridge)),
     ):
@@ -288,20 +310,29 @@ def remove_idle_bridge(state: State, known: set[str] | None = None, patience: fl
         time.sleep(0.005)
 
 
+_FAMILIES = {1: "inet", 2: "ip", 10: "ip6", 5: "netdev", 7: "bridge", 3: "arp"}
+
+
 def foreign_drop() -> str:
-    """The name of a firewall whose FORWARD policy drops what we publish, as far as /proc can tell; "" if none.
+    """The chain of another firewall that drops what is forwarded, as nft names it ("ip filter FORWARD"); "" if none.
 
-    An accept in our table can't undo another table's drop (netavark#977).
+    An accept in our table can't undo another table's drop (netavark#977): Docker, ufw and firewalld have such chains.
     """
-    import json
-    import subprocess
-
     try:
-        out = subprocess.run(["nft", "-j", "list", "chains"], capture_output=True, timeout=10, check=True).stdout
-        chains = [c["chain"] for c in json.loads(out)["nftables"] if "chain" in c]
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
-        return ""
-    for chain in chains:
-        if chain.get("hook") == "forward" and chain.get("policy") == "drop" and not chain["table"].startswith("nsrun-"):
-            return f"{chain['family']} {chain['table']} {chain['name']}"
+        with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
+            chains = wire.dump(sock, wire.encode("get_chains"))
+    except OSError:
+        return ""  # no nf_tables here: nothing of it can drop
+    for body in chains:
+        chain = wire.attributes(body[4:])
+        if 4 not in chain or 5 not in chain:  # NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY
+            continue
+        hook = wire.attributes(chain[4]).get(1, b"")
+        table, name = (chain[key].rstrip(b"\0").decode() for key in (1, 3))
+        if hook[-1:] == b"\2" and chain[5][-1:] == b"\0" and body[0] in (1, 2) and not table.startswith("nsrun-"):
+            return f"{_FAMILIES[body[0]]} {table} {name}"
     return ""
+
+
+def firewall_fix(chain: str) -> str:
+    return f"nft insert rule {chain} oifname {BRIDGE} accept; nft insert rule {chain} iifname {BRIDGE} accept"

@@ -24,7 +24,7 @@ except ImportError:  # not built (an editable checkout): let pyroute2 encode the
     TEMPLATES = messages.templates()
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
-NLMSG_ERROR = 2
+NLMSG_ERROR, NLMSG_DONE = 2, 3
 _NUMBERS = ("bridge_index", "netns_fd", "index")
 _PORTS = ("port", "pod_port")
 _ADDRESSES = ("pod_ip", "host_ip", "gateway", "subnet")
@@ -90,6 +90,34 @@ def talk(sock: _socket.socket, requests: Sequence[tuple[str, bytes]]) -> None:
             data = data[max(16, (length + 3) & ~3) :]
     if error:
         raise error
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Netlink attributes, type → bytes; netlink(7)."""
+    found = {}
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[4:length]
+        data = data[(length + 3) & ~3 :]
+    return found
+
+
+def dump(sock: Socket, request: bytes) -> list[bytes]:
+    """The bodies of all messages that answer a dump request."""
+    sock.send(request)
+    bodies: list[bytes] = []
+    while True:
+        data = sock.recv(65536)
+        while len(data) >= 16:
+            length, kind = struct.unpack_from("=LH", data)
+            if kind == NLMSG_ERROR:
+                raise KernelError(-struct.unpack_from("=i", data, 16)[0], "netlink dump")
+            if kind == NLMSG_DONE:
+                return bodies
+            bodies.append(data[16:length])
+            data = data[max(16, (length + 3) & ~3) :]
 
 
 def address_of(interface: str) -> str:

@@ -218,7 +218,7 @@ class MountFromPod(InitStep):
         return f'move_mount(open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE), "", rootfs, "{self.target}"{attrs})'
 
     def calls(self) -> list[str]:
-        return ["open_tree", "move_mount"]
+        return ["open_tree", *(["mount_setattr"] if self.readonly else []), "move_mount"]
 
     def shell(self) -> str:
         make = 'mkdir -p "$ROOT{0}"' if self.source.startswith("/dev") else '{{ [ -e "$ROOT{0}" ] || : >"$ROOT{0}"; }}'
@@ -280,7 +280,10 @@ class MakeDev(InitStep):
     man = "null(4), full(4), random(4), tty(4), tmpfs(5)"
     why = "A member gets six harmless devices; what it makes with mknod itself can't be opened (nodev)."
     target: str = "/dev"
-    hints = {ELOOP: "the rootfs has a symlink at /dev: it is never followed", EPERM: "mknod needs CAP_MKNOD on the host"}
+    hints = {
+        ELOOP: "the rootfs has a symlink at /dev: it is never followed",
+        EPERM: "mknod needs CAP_MKNOD on the host",
+    }
     nodes = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 
     def args(self, run: Run) -> Sequence[str | list[str]]:
@@ -398,7 +401,9 @@ class WriteProc(InitStep):
         return (self.path, self.value, int(self.optional))
 
     def call(self) -> str:
-        return f'write(openat2(rootfs, "{self.path}", O_WRONLY), "{self.value}")' + ("   # may be refused" if self.optional else "")
+        return f'write(openat2(rootfs, "{self.path}", O_WRONLY), "{self.value}")' + (
+            "   # may be refused" if self.optional else ""
+        )
 
     def calls(self) -> list[str]:
         return []
@@ -417,10 +422,10 @@ class Pivot(InitStep):
     approx = "the shell keeps the old root: its own programs lie there; the exec line uses chroot"
 
     def call(self) -> str:
-        return 'pivot_root(".", "."); umount2(".", MNT_DETACH)'
+        return 'pivot_root(".", "."); umount2(".", MNT_DETACH); chdir("/")'
 
     def calls(self) -> list[str]:
-        return ["pivot_root", "umount2"]
+        return ["pivot_root", "umount2", "chdir"]
 
     def check(self) -> str:
         return "wc -l /proc/PID/mountinfo"
@@ -634,10 +639,24 @@ class Execute(InitStep):
         uid, gid, groups = self.user
         names = capability_names(self.caps)
         bounding = ",".join(["-all"] + [f"+{n}" for n in names])
-        words = ["exec", "env", "-i", *map(sh_quote, self.env), '"$(command -v setpriv)"', "--inh-caps=-all", f"--bounding-set={bounding}"]
+        words = [
+            "exec",
+            "env",
+            "-i",
+            *map(sh_quote, self.env),
+            '"$(command -v setpriv)"',
+            "--inh-caps=-all",
+            f"--bounding-set={bounding}",
+        ]
         words += ["--no-new-privs"] if self.no_new_privs else []
         words += ['"$(command -v chroot)"', f"--userspec={uid}:{gid}", f"--groups={','.join(map(str, groups)) or gid}"]
-        words += ['"$ROOT"' if self.chroot else "/", "/bin/sh", "-c", sh_quote('cd "$0" && exec "$@"'), sh_quote(self.cwd)]
+        words += [
+            '"$ROOT"' if self.chroot else "/",
+            "/bin/sh",
+            "-c",
+            sh_quote('cd "$0" && exec "$@"'),
+            sh_quote(self.cwd),
+        ]
         return " ".join(words + [sh_quote(a) for a in self.argv])
 
     approx = "setpriv and chroot stand for capset, setresuid and pivot_root; a /bin/sh of the rootfs does the chdir"
@@ -666,7 +685,9 @@ class ExecutePause(InitStep):
     approx = "sleep stands for pause: it neither reaps nor holds the ports"
 
     def shell(self) -> str:
-        return "exec setpriv --reuid 65535 --regid 65535 --clear-groups --bounding-set=-all --inh-caps=-all sleep infinity"
+        return (
+            "exec setpriv --reuid 65535 --regid 65535 --clear-groups --bounding-set=-all --inh-caps=-all sleep infinity"
+        )
 
     def check(self) -> str:
         return "ps -o uid,pid,args -p PID; ls -l /proc/PID/fd"

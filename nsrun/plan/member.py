@@ -181,7 +181,9 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
 def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
     """One more process in a member: its namespaces, its cgroup, its capabilities and never more."""
     process, member = spec["process"], tuple(note["process"])
-    everything = kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
+    everything = (
+        kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
+    )
     monitored = not how.get("fds")
     steps: list[Step] = [
         OpenProcess(f"member {note['name']}", member, "member:ns"),

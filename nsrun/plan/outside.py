@@ -7,7 +7,7 @@ from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS,
 
 from nsrun import kernel
 from nsrun.errors import KernelError, UnknownError
-from nsrun.plan import COMMIT, HOST, JOIN, OPEN, Step, sh_quote
+from nsrun.plan import COMMIT, HOST, JOIN, Step, sh_quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def sealed_memfd(name: str, data: bytes) -> int:
 class OpenProcess(Step):
     """pidfd of pause, or of a member."""
 
-    why = "A pidfd names the process for good: a number may be reused, and a dead one gives ESRCH instead of a surprise."
+    why = (
+        "A pidfd names the process for good: a number may be reused, and a dead one gives ESRCH instead of a surprise."
+    )
     man = "pidfd_open(2)"
     what: str
     process: tuple[Any, ...]
@@ -109,7 +111,7 @@ class OpenProcess(Step):
         return f"pidfd_open({self.what}, 0)"
 
     def shell(self) -> str:
-        return f"POD={self.process[0]}   # {self.what}"
+        return f"POD=${{POD:-{self.process[0]}}}   # {self.what}"
 
     approx = "a number instead of a descriptor"
 
@@ -186,7 +188,11 @@ class PlainRoot(Step):
     path: str
     recursive: bool = False
     handle: str = "rootfs:fd"
-    hints = {ENOENT: "no such directory", ENOTDIR: "it is not a directory", ENOSYS: "mount_setattr came with Linux 5.12"}
+    hints = {
+        ENOENT: "no such directory",
+        ENOTDIR: "it is not a directory",
+        ENOSYS: "mount_setattr came with Linux 5.12",
+    }
 
     @property
     def why(self) -> str:  # type: ignore[override]
@@ -227,7 +233,9 @@ class OpenVolume(Step):
 
     def call(self) -> str:
         attrs = kernel.flag_names(self._attrs(), kernel.MOUNT_ATTRS)
-        return f'open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE); mount_setattr({self.handle}, {attrs})'
+        return (
+            f'open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE); mount_setattr({self.handle}, {attrs})'
+        )
 
     def _attrs(self) -> int:
         return self.attrs | kernel.MOUNT_ATTR_NODEV | (kernel.MOUNT_ATTR_RDONLY if self.readonly else 0)
@@ -306,7 +314,9 @@ class OpenTerminal(Step):
     def call(self) -> str:
         if self.member:
             return 'open("ptmx" in the member\'s devpts); ioctl(master, TIOCGPTPEER)'
-        return 'fsmount(fsopen("devpts"), "newinstance,ptmxmode=0666,mode=0620,gid=5"); openat("ptmx"); ioctl(TIOCGPTPEER)'
+        return (
+            'fsmount(fsopen("devpts"), "newinstance,ptmxmode=0666,mode=0620,gid=5"); openat("ptmx"); ioctl(TIOCGPTPEER)'
+        )
 
     def calls(self) -> list[str]:
         return [] if self.member else ["fsopen", "fsmount"]
@@ -341,10 +351,10 @@ class ListenForAttach(Step):
     man = "unix(7)"
 
     def call(self) -> str:
-        return 'bind(socket(AF_UNIX, SOCK_SEQPACKET), "members/NAME/attach"); listen(1)'
+        return 'bind(socket(AF_UNIX, SOCK_SEQPACKET), "members/NAME/attach"); listen(4)'
 
     def calls(self) -> list[str]:
-        return []
+        return ["bind"]
 
     def do(self, run: Run) -> None:
         import _socket
@@ -373,7 +383,10 @@ class MakeCgroup(Step):
     path: str
     limits: dict[str, str]
     whole: str = ""  # of a pod: the directory above, which goes with it
-    hints = {EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there", EACCES: "the cgroup tree is read-only here"}
+    hints = {
+        EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there",
+        EACCES: "the cgroup tree is read-only here",
+    }
 
     def call(self) -> str:
         extra = "".join(f"; {key}.max = {value}" for key, value in self.limits.items())
@@ -383,8 +396,11 @@ class MakeCgroup(Step):
         return []
 
     def shell(self) -> str:
-        lines = [f"CGROUP={sh_quote(self.path + '.shell')}; mkdir -p \"$CGROUP\""]
-        lines += [f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max"}[k] }"' for k, v in self.limits.items()]
+        lines = [f'CGROUP={sh_quote(self.path + ".shell")}; mkdir -p "$CGROUP"']
+        lines += [
+            f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max"}[k] }"'
+            for k, v in self.limits.items()
+        ]
         return "\n".join(lines)
 
     def check(self) -> str:
@@ -477,7 +493,7 @@ class NewNetns(Step):
     approx = "a process holds the namespace instead of a descriptor"
 
     def shell(self) -> str:
-        return "unshare --net sleep infinity & NET=$!; until [ \"$(readlink /proc/$NET/ns/net)\" != \"$(readlink /proc/self/ns/net)\" ]; do sleep 0.01; done"
+        return 'unshare --net sleep infinity >/dev/null & NET=$!; until [ "$(readlink /proc/$NET/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done'
 
     def check(self) -> str:
         return "readlink /proc/PID/ns/net"
@@ -510,7 +526,7 @@ class ConnectPod(Step):
         default = self.subnet.rsplit(".", 1)[0] if self.subnet else "10.88.0"
         return "\n".join(
             [
-                f"GATEWAY=$(ip -4 -o address show nsrun0 2>/dev/null | awk '{{sub(\"/.*\", \"\", $4); print $4}}'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}",
+                f'GATEWAY=$(ip -4 -o address show nsrun0 2>/dev/null | awk \'{{sub("/.*", "", $4); print $4}}\'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}',
                 "ip link show nsrun0 >/dev/null 2>&1 || { ip link add nsrun0 type bridge; ip address add $GATEWAY/24 dev nsrun0; ip link set nsrun0 up; }",
                 "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/nsrun0/route_localnet",
                 choose,
@@ -633,7 +649,9 @@ class PublishTable(Step):
 
     def shell(self) -> str:
         dnat = "\n".join(
-            "  {} tcp dport {} dnat to $IP:{}".format("fib daddr type local" if ip == "0.0.0.0" else f"ip daddr {ip}", port, to)
+            "  {} tcp dport {} dnat to $IP:{}".format(
+                "fib daddr type local" if ip == "0.0.0.0" else f"ip daddr {ip}", port, to
+            )
             for ip, port, to in self.ports
         )
         return f"""nft -f - <<EOF
@@ -701,12 +719,15 @@ class Launch(Step):
         join = f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)}); " if self.join else ""
         flags = kernel.flag_names(self.clone_flags, kernel.CLONE_FLAGS)
         clone = "CLONE_VM|CLONE_VFORK|CLONE_PIDFD|CLONE_INTO_CGROUP" + (f"|{flags}" if self.clone_flags else "")
-        return f'{join}clone3({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + ("; setns(back)" if self.join else "")
+        return f'{join}clone3({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + (
+            "; setns(back)" if self.join else ""
+        )
 
     def calls(self) -> list[str]:
-        joined = bin(self.join_flags).count("1")
-        first = ["clone3"] if self.detach else []
-        return first + (["setns"] if self.join else []) + ["clone3", "execveat"] + ["setns"] * joined * bool(self.join)
+        """Outside; nsrun-init's own first call is the execveat."""
+        back = ["setns"] * bin(self.join_flags).count("1") if self.join else []
+        calls = ["memfd_create", *(["setns"] if self.join else []), "clone3", *back]
+        return [calls[0], "clone3", *calls[1:], "execveat"] if self.detach else calls
 
     def check(self) -> str:
         return "ls -l /proc/PID/ns"
@@ -745,7 +766,12 @@ class WriteNote(Step):
                 from nsrun.host.net import veth_name
 
                 ip = str(run.values["pod:ip"])
-                note["network"] = {**note["network"], "ip": ip, "gateway": run.values["pod:gateway"], "veth": veth_name(ip)}
+                note["network"] = {
+                    **note["network"],
+                    "ip": ip,
+                    "gateway": run.values["pod:gateway"],
+                    "veth": veth_name(ip),
+                }
         else:
             monitor = run.monitor_pid
             holder = [monitor, kernel.process_start(monitor), run.state.boot] if monitor > 0 else run.state.myself()
@@ -769,7 +795,9 @@ class Release(Step):
         run.release()
         if run.directory:
             # A note alone does not tell a member that ended unseen from one that never began.
-            os.close(os.open(f"{run.directory}/started", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            os.close(
+                os.open(f"{run.directory}/started", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            )
 
 
 class HandOver(Step):

@@ -89,10 +89,20 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         SetHostname(spec["hostname"]),
     ]  # fmt: skip
     if own_net:
-        steps.append(WriteProc("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0", "A member that is not root may listen on :80, with no capability."))
-    steps += [WriteProc(f"/proc/sys/{key.replace('.', '/')}", value, "--sysctl") for key, value in spec["sysctls"].items()]
+        steps.append(
+            WriteProc(
+                "/proc/sys/net/ipv4/ip_unprivileged_port_start",
+                "0",
+                "A member that is not root may listen on :80, with no capability.",
+            )
+        )
     steps += [
-        WriteProc("/proc/self/oom_score_adj", "-998", "If the OOM killer took PID 1, the whole pod would go.", optional=True),
+        WriteProc(f"/proc/sys/{key.replace('.', '/')}", value, "--sysctl") for key, value in spec["sysctls"].items()
+    ]
+    steps += [
+        WriteProc(
+            "/proc/self/oom_score_adj", "-998", "If the OOM killer took PID 1, the whole pod would go.", optional=True
+        ),
         Pivot(),
         ReadonlyRoot(),
         SetUser(PAUSE_UID, PAUSE_UID, (), 0),

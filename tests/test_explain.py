@@ -1,0 +1,313 @@
+"""What explain prints is what is run: strace shows the same calls in the same order, and the shell form builds the same."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+from conftest import NSRUN, need, sh, wait_for
+
+TRACED = (
+    "memfd_create,fsopen,fsmount,open_tree,move_mount,mount_setattr,mount,unshare,setns,clone3,pivot_root,umount2,sethostname,"
+    "setgroups,setresgid,setresuid,capset,chdir,symlinkat,mknodat,setsid,execve,execveat,bind,pidfd_open,keyctl,prlimit64"
+).split(",")
+
+
+def traced(host, words, tmp_path, code=0):
+    """(calls of nsrun itself, calls of nsrun-init), by name, in the order in which the kernel saw them."""
+    need(os.path.exists("/usr/bin/strace"), "strace is missing", "apt-get install strace")
+    file = tmp_path / "trace"
+    options = "trace=" + ",".join(f"?{name}" for name in TRACED)
+    strace = subprocess.Popen(
+        ["strace", "-f", "-o", file, "-e", options, NSRUN, *map(str, words)],
+        env=host.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:  # it would follow pause, and the member, for as long as they live
+        first = wait_for(lambda: file.exists() and re.match(r"(\d+) ", file.read_text()), 20).group(1)
+        ended = wait_for(
+            lambda: re.search(rf"^{first} +\+\+\+ exited with (\d+)", file.read_text(), re.M), 30, "nsrun ends"
+        )
+    finally:
+        strace.kill()
+        strace.wait(timeout=10)
+    assert int(ended.group(1)) == code, file.read_text()[-2000:]
+    outside: list[str] = []
+    inits: dict[str, list[str]] = {}
+    for line in file.read_text().splitlines():
+        match = re.match(r"(\d+) +(\w+)\((.*)", line)
+        if not match:
+            continue
+        pid, name, rest = match.groups()
+        if pid in inits:
+            inits[pid].append(name)
+        elif name == "execveat" and '"nsrun-init"' in rest:
+            inits[pid] = [name]
+        elif name == "prlimit64" or "AF_NETLINK" in rest or (name == "execve" and not outside):
+            continue  # Python's start, and netlink, whose words explain shows instead
+        else:
+            outside.append(name)
+    (init,) = inits.values()
+    return outside, init
+
+
+def expected(host, words):
+    document = json.loads(host.run("explain", "--format", "json", *words).stdout)
+    outside, inside = [], ["execveat"]
+    for step in document["steps"]:
+        path = (
+            step["call"].split('"')[3]
+            if step["step"] in ("Mask",)
+            else step["call"].split('"')[1]
+            if step["step"] == "ReadonlyPath"
+            else ""
+        )
+        calls = [c for c in step["calls"] if c in TRACED or c == "close_range"]
+        if step["step"] == "Mask" and os.path.exists(path):
+            calls = ["fsopen", "fsmount", "move_mount"] if os.path.isdir(path) else ["open_tree", "move_mount"]
+        if step["step"] == "ReadonlyPath" and os.path.exists(path):
+            calls = ["open_tree", "mount_setattr", "move_mount"]
+        if step["step"] == "OpenStdio":
+            calls = []
+        (inside if step["phase"] == "Init" else outside).extend(c for c in calls if c != "close_range")
+    return outside, inside
+
+
+def upto_exec(calls):
+    """nsrun-init's trace goes on in the program that it became."""
+    last = max(i for i, name in enumerate(calls) if name in ("execve", "execveat") and i > 0)
+    first = next(i for i, name in enumerate(calls) if i > 0 and name in ("execve", "execveat"))
+    assert first <= last
+    return calls[: first + 1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pod", "create", "x"],
+        ["pod", "create", "--network", "none", "x"],
+        ["pod", "create", "-p", "127.0.0.1:20900:80", "x"],
+    ],
+)
+def test_pod_create_is_what_strace_shows(host, tmp_path, words):
+    want_outside, want_inside = expected(host, words)
+    outside, inside = traced(host, words, tmp_path)
+    assert outside == want_outside
+    assert upto_exec(inside) == want_inside
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["-d"],
+        ["--net", "own", "--uts", "own"],
+        ["--read-only", "--tmpfs", "/t", "-u", "33", "--ulimit", "nofile=64:64"],
+        ["-v", "/usr:/mnt/usr:ro", "-w", "/tmp"],
+    ],
+)
+def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):
+    words = ["join", "pause", "--name", "m", *options, "--rootfs", busybox, "true"]
+    want_outside, want_inside = expected(host, words)
+    outside, inside = traced(host, words, tmp_path)
+    if "-d" in options:  # the intermediate child's own session and directory
+        outside = [c for c in outside if c not in ("setsid", "chdir")]
+    assert outside == want_outside
+    assert upto_exec(inside) == want_inside
+
+
+def test_exec_is_what_strace_shows(host, pod, busybox, tmp_path):
+    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    words = ["exec", "a", "true"]
+    want_outside, want_inside = expected(host, words)
+    outside, inside = traced(host, words, tmp_path)
+    assert outside == want_outside
+    assert upto_exec(inside) == want_inside
+
+
+def test_nothing_is_done(host, pod, busybox):
+    before = host.snapshot()
+    for form in ("text", "shell", "json"):
+        assert host.run("explain", "--format", form, "pod", "create", "-p", "8080:80", "web").stdout
+        assert host.run("explain", "--format", form, "join", "pause", "--rootfs", busybox, "true").stdout
+        assert host.run("explain", "--format", form, "join", "not-yet-there", "true").stdout
+    assert host.snapshot() == before
+    assert "explain knows" in host.fails(2, "explain", "pod", "ls")
+
+
+def test_the_text_is_stable(host):
+    one, two = (host.run("explain", "pod", "create", "-p", "8080:80", "web").stdout for _ in range(2))
+    assert one == two and "5 Commit" in one and "see: " in one and "man: " in one
+
+
+def test_trace_names_every_step(host):
+    done = host.run("--trace", "pod", "create", "--network", "none", "web")
+    lines = [line for line in done.stderr.splitlines() if re.match(r" +\d+ ", line)]
+    steps = json.loads(host.run("explain", "--format", "json", "pod", "create", "--network", "none", "web").stdout)[
+        "steps"
+    ]
+    assert len(
+        [line for line in lines if re.match(r" +\d+ +(\d+\.\d+ ms|·) +(Open|Host|Join|Init|Commit)", line)]
+    ) == len(steps)
+
+
+# ---- the shell form, run as root in the throwaway host --------------------------------------------------------
+
+
+@pytest.fixture
+def by_hand(host, busybox, tmp_path):
+    """A pod and a member built by the scripts that explain prints."""
+    sh("mount", "-t", "tmpfs", "tmpfs", "/var/tmp")  # overlay directories of the script; never the machine's
+    (tmp_path / "pod.sh").write_text(
+        host.run("explain", "--format", "shell", "pod", "create", "-p", "20800:80", "byhand").stdout
+    )
+    with open(tmp_path / "errors", "w") as errors:
+        done = subprocess.run(
+            ["sh", tmp_path / "pod.sh"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 0, (tmp_path / "errors").read_text()
+    pid = int(done.stdout.split()[-1])
+    words = [
+        "join",
+        "byhand",
+        "--name",
+        "m",
+        "--rootfs",
+        busybox,
+        "-e",
+        "A=b",
+        "--",
+        "sh",
+        "-c",
+        "mkdir -p /w; echo by-hand >/w/index.html; echo x >/dev/shm/shared; exec httpd -f -p 80 -h /w",
+    ]
+    (tmp_path / "join.sh").write_text(host.run("explain", "--format", "shell", *words).stdout)
+    log = open(tmp_path / "log", "w")
+    member = subprocess.Popen(
+        ["sh", tmp_path / "join.sh"],
+        env={**os.environ, "POD": str(pid)},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        wait_for(
+            lambda: (
+                member.poll() is not None
+                or ":0050 "
+                in pathlib.Path(f"/proc/{pid}/net/tcp6").read_text() + pathlib.Path(f"/proc/{pid}/net/tcp").read_text()
+            ),
+            what="httpd by hand",
+        )
+        assert member.poll() is None, (tmp_path / "log").read_text()
+        yield pid, member.pid
+    finally:
+        host.run("pod", "rm", "-f", "real")
+        sh("kill", "-9", pid)
+        member.wait(timeout=10)
+        log.close()
+        wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+        for table in re.findall(r"table ip (\S+)", sh("nft", "list", "tables").stdout):
+            sh("nft", "delete", "table", "ip", table)
+        for link in json.loads(sh("ip", "-j", "link").stdout):
+            if link["ifname"].startswith("nsr"):
+                sh("ip", "link", "del", link["ifname"], check=False)
+        for path in sorted(host.cgroups(), key=len, reverse=True):
+            wait_for(lambda path=path: not pathlib.Path(path, "cgroup.procs").read_text())
+            os.rmdir(path)
+        sh("umount", "/var/tmp")
+        sh("rm", "-r", "/run/nsrun-shell")
+
+
+def checks(pid: int, port: int) -> dict[str, object]:
+    """What can be seen of a pod, whoever built it."""
+    found: dict[str, object] = {}
+    for name in ("net", "ipc", "uts", "pid", "mnt"):
+        found[f"own {name}"] = (
+            os.stat(f"/proc/{pid}/ns/{name}").st_ino != os.stat(f"/proc/thread-self/ns/{name}").st_ino
+        )
+    found["uid"] = re.search(r"Uid:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)
+    found["caps"] = re.search(r"CapBnd:\s+(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)
+    found["pid 1"] = re.search(r"NSpid:.*\s(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)
+    net = ["nsenter", "-t", str(pid), "-n", "-u"]
+    found["hostname"] = sh(*net, "hostname").stdout.strip()
+    found["ports"] = sh(*net, "sysctl", "-n", "net.ipv4.ip_unprivileged_port_start").stdout.strip()
+    found["address"] = [
+        a["local"] for i in json.loads(sh(*net, "ip", "-j", "-4", "address").stdout) for a in i["addr_info"]
+    ]
+    found["routes"] = sorted(r["dst"] for r in json.loads(sh(*net, "ip", "-j", "-4", "route").stdout))
+    for address in ("127.0.0.1", "192.0.2.1"):
+        found[address] = sh("curl", "-sS", "-m", "3", f"http://{address}:{port}/", check=False).stdout.strip()
+    return found
+
+
+def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
+    hand = checks(by_hand[0], 20800)
+    member = next(int(p) for p in os.listdir("/proc") if p.isdigit() and _is_httpd(p, by_hand[0]))
+    status = pathlib.Path(f"/proc/{member}/status").read_text()
+    hand_member = (
+        re.search(r"CapEff:\s+(\w+)", status).group(1),
+        sorted(os.listdir(f"/proc/{member}/root/dev")),
+        pathlib.Path(f"/proc/{member}/environ").read_bytes().split(b"\0"),
+    )
+    host.run("pod", "create", "-p", "20801:80", "--hostname", "byhand", "--ip", "10.88.0.9", "real")
+    host.run(
+        "join",
+        "real",
+        "-d",
+        "--name",
+        "m",
+        "--rootfs",
+        busybox,
+        "-e",
+        "A=b",
+        "--",
+        "sh",
+        "-c",
+        "mkdir -p /w; echo by-hand >/w/index.html; exec httpd -f -p 80 -h /w",
+    )
+    pid = host.pod("real")["pid"]
+    wait_for(
+        lambda: (
+            ":0050 "
+            in pathlib.Path(f"/proc/{pid}/net/tcp6").read_text() + pathlib.Path(f"/proc/{pid}/net/tcp").read_text()
+        )
+    )
+    real = checks(pid, 20801)
+    real["address"] = [a.replace("10.88.0.9", "10.88.0.2") for a in real["address"]]
+    assert hand == real
+    member = host.member("m")["pid"]
+    status = pathlib.Path(f"/proc/{member}/status").read_text()
+    real_member = (
+        re.search(r"CapEff:\s+(\w+)", status).group(1),
+        sorted(os.listdir(f"/proc/{member}/root/dev")),
+        pathlib.Path(f"/proc/{member}/environ").read_bytes().split(b"\0"),
+    )
+    assert hand_member[0] == real_member[0] and hand_member[1] == real_member[1]
+    wanted = {
+        b"A=b",
+        b"HOME=/root",
+        b"HOSTNAME=byhand",
+        b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    }
+    assert wanted <= set(real_member[2]) and wanted <= set(hand_member[2])
+
+
+def _is_httpd(pid: str, pod: int) -> bool:
+    try:
+        command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        return (
+            command.startswith(b"httpd\0")
+            and os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(f"/proc/{pod}/ns/net").st_ino
+        )
+    except OSError:
+        return False

@@ -1,0 +1,114 @@
+"""`import nsrun`: what the commands do, for programs; nothing printed, typed errors."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import nsrun
+
+
+@pytest.fixture
+def root(host, monkeypatch):
+    monkeypatch.setenv("NSRUN_ROOT", str(host.root))
+    return host
+
+
+def test_a_life(root, busybox, capfd):
+    pod = nsrun.Pod.create("web", network="none", hostname="h")
+    assert repr(pod) == "Pod('web')" and [p.name for p in nsrun.pods()] == ["web"]
+    result = pod.run(["sh", "-c", "cat; hostname; echo e >&2; exit 3"], rootfs=busybox, input=b"in\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (3, b"in\nh\n", b"e\n")
+    with pytest.raises(nsrun.NsrunError, match="exit status 3"):
+        result.check()
+    member = pod.join(["sh", "-c", "echo up; exec sleep 1000"], rootfs=busybox, name="m", env=["A=1"])
+    assert member.status == "running" and member.pid > 1 and [m.name for m in pod.members()] == ["m"]
+    assert member.exec(["sh", "-c", "echo $A; cat"], input=b"x").stdout == b"1\nx"
+    assert any(row["command"] == "sleep 1000" for row in pod.processes())
+    member.stop(2)
+    assert member.status == "stopped" and member.wait() == 143 and nsrun.member("m").inspect()["exit_code"] == 143
+    assert [text for _, _, text in member.logs()] == ["up\n"]
+    member.remove()
+    pod.stop()
+    assert nsrun.pods() == [] and capfd.readouterr() == ("", "")
+
+
+def test_errors_carry_their_parts(root, busybox):
+    pod = nsrun.Pod.create("web", network="none")
+    with pytest.raises(nsrun.UnknownError) as unknown:
+        nsrun.Pod("nope")
+    assert unknown.value.exit_code == 125 and "web" in unknown.value.hint
+    with pytest.raises(nsrun.CommandError) as command:
+        pod.run(["nope"], rootfs=busybox)
+    assert (
+        command.value.exit_code == 127
+        and command.value.errno == 2
+        and command.value.step.startswith("execve(")
+        and command.value.hint
+    )
+    with pytest.raises(nsrun.StepError) as step:
+        nsrun.Pod.create("other", network="none", sysctl=["net.nope=1"])
+    assert step.value.errno == 2 and step.value.number > 10 and "net/nope" in step.value.step and step.value.hint
+    with pytest.raises(nsrun.UsageError):
+        nsrun.Pod.create("other", publish=["x"])
+    pod.kill()
+
+
+def test_plans_can_be_read(root):
+    plan = nsrun.plan_of(["pod", "create", "-p", "8080:80", "web"])
+    assert "setns" in " ".join(step.call() for step in plan) and all(step.why for step in plan)
+
+
+def test_threads(root, busybox):
+    """setns acts on the calling thread: others go on undisturbed, and all come back to the host's namespaces."""
+    pod = nsrun.Pod.create("web", network="none")
+    before = {
+        name: os.readlink(f"/proc/self/ns/{name}") for name in ("net", "ipc", "uts", "pid", "pid_for_children", "mnt")
+    }
+    results: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda i=i: results.append(pod.run(["echo", str(i)], rootfs=busybox).stdout))
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(t.is_alive() for t in threads):
+        assert os.readlink("/proc/thread-self/ns/net") == before["net"]
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [f"{i}\n".encode() for i in range(8)]
+    assert {name: os.readlink(f"/proc/thread-self/ns/{name}") for name in before} == before
+    pod.kill()
+
+
+def test_importing_is_cheap():
+    """The command line imports nothing heavy: pyroute2, argparse, json, re, typing, dataclasses, subprocess, asyncio stay out."""
+    script = "import sys; import nsrun.cli, nsrun.api, nsrun.run, nsrun.plan.member, nsrun.plan.pod, nsrun.host.net, nsrun.host.cgroup; print(*sys.modules)"
+    words = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path[:0] = {[p for p in sys.path if 'site-packages' in p]!r}; {script}",
+    ]
+    loaded = set(subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.split())
+    heavy = {
+        "pyroute2",
+        "argparse",
+        "json",
+        "re",
+        "typing",
+        "dataclasses",
+        "subprocess",
+        "asyncio",
+        "socket",
+        "enum",
+        "pathlib",
+        "inspect",
+        "ctypes",
+        "threading",
+        "shutil",
+    }
+    assert not heavy & loaded, heavy & loaded

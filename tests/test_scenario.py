@@ -1,0 +1,131 @@
+"""The user's scenario on real software: MariaDB and WordPress in one pod, with nsrun alone."""
+
+import html
+import os
+import pathlib
+import re
+import urllib.parse
+
+from conftest import CACHE, need, sh, wait_for
+
+
+def page(path="/", data=None):
+    post = ["--data", urllib.parse.urlencode(data)] if data else []
+    return sh("curl", "-sSL", "-m", "30", *post, f"http://127.0.0.1:8080{path}", timeout=40, check=False).stdout
+
+
+def test_wordpress_on_mariadb(host):
+    for name in ("mariadb", "wordpress"):
+        need((CACHE / name).is_dir(), f"the {name} root is not built", f"sudo rootfs/build {name}, or make scenario")
+    before = host.snapshot()
+    assert host.run("pod", "create", "-p", "8080:80").stdout == "pause\n"
+    host.run(
+        "join", "pause", "-d", "--name", "mysql", "--rootfs", CACHE / "mariadb", "-e", "MYSQL_DATABASE=exampledb", "-e", "MYSQL_USER=exampleuser",
+        "-e", "MYSQL_PASSWORD=examplepass", "-e", "MYSQL_RANDOM_ROOT_PASSWORD=1", "--", "docker-entrypoint.sh", "mysqld",
+    )  # fmt: skip
+    host.run(
+        "join", "pause", "-d", "--name", "wordpress", "--rootfs", CACHE / "wordpress", "--stop-signal", "WINCH", "-e", "WORDPRESS_OFFLINE=1",
+        "-e", "WORDPRESS_DB_HOST=127.0.0.1", "-e", "WORDPRESS_DB_USER=exampleuser", "-e", "WORDPRESS_DB_PASSWORD=examplepass", "-e", "WORDPRESS_DB_NAME=exampledb",
+        "--", "docker-entrypoint.sh", "apache2-foreground",
+    )  # fmt: skip
+    wait_for(lambda: "weblog_title" in page("/wp-admin/install.php"), 90, "WordPress's install page")
+
+    title = "Ünique title & more"
+    form = {
+        "weblog_title": title,
+        "user_name": "admin",
+        "admin_password": "Xy12345678z!",
+        "admin_password2": "Xy12345678z!",
+        "pw_weak": "on",
+        "admin_email": "a@example.com",
+        "language": "",
+    }
+    page("/wp-admin/install.php?step=2", form)
+    assert title in html.unescape(re.search(r"<title>(.*?)</title>", page()).group(1))
+    # the title lies in the database
+    query = "SELECT option_value FROM wp_options WHERE option_name='blogname'"
+    stored = host.run(
+        "exec",
+        "mysql",
+        "mariadb",
+        "--default-character-set=utf8mb4",
+        "-h",
+        "127.0.0.1",
+        "-u",
+        "exampleuser",
+        "-pexamplepass",
+        "-N",
+        "exampledb",
+        "-e",
+        query,
+    ).stdout
+    assert html.unescape(stored.strip()) == title
+
+    host.run("exec", "mysql", "sh", "-c", "echo hello > /dev/shm/test")
+    assert host.run("exec", "wordpress", "cat", "/dev/shm/test").stdout == "hello\n"
+
+    rows = [line.split(None, 7) for line in host.run("exec", "wordpress", "ps", "-ef").stdout.splitlines()[1:]]
+    by_command = {row[7]: row for row in rows}
+    assert by_command["/pause"][:3] == ["65535", "1", "0"]
+    assert by_command["mysqld"][0] == "999" and by_command["mysqld"][2] == "0"
+    apaches = [row for row in rows if row[7].startswith("apache2")]
+    master = next(row for row in apaches if row[0] == "root")
+    assert master[2] == "0" and all(
+        row[0] == "www-data" and row[2] == master[1] for row in apaches if row is not master
+    )
+    assert "GENERATED ROOT PASSWORD" in host.run("logs", "mysql").stdout
+
+    pids = [row["pid"] for row in host.json("pod", "ps", "pause")]
+    host.run("pod", "kill", "pause")
+    wait_for(
+        lambda: not any(os.path.exists(f"/proc/{pid}") and "Z" not in _state(pid) for pid in pids),
+        what="all members end",
+    )
+    assert host.snapshot() == before
+
+
+def _state(pid):
+    try:
+        return re.search(r"State:\s+(\w)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)
+    except OSError:
+        return "Z"
+
+
+def test_real_mysql(host):
+    """The option: MySQL itself, when its root has been built (rootfs/build mysql; Debian has it in unstable only)."""
+    if not (CACHE / "mysql").is_dir():
+        import pytest
+
+        pytest.skip("the mysql root is not built; to enable: sudo rootfs/build mysql")
+    host.run("pod", "create", "--network", "none", "m")
+    host.run(
+        "join",
+        "m",
+        "-d",
+        "--name",
+        "mysql",
+        "--rootfs",
+        CACHE / "mysql",
+        "-e",
+        "MYSQL_ROOT_PASSWORD=secret",
+        "-e",
+        "MYSQL_DATABASE=d",
+        "--",
+        "docker-entrypoint.sh",
+        "mysqld",
+    )
+    words = [
+        "exec",
+        "mysql",
+        "mysql",
+        "-h",
+        "127.0.0.1",
+        "-u",
+        "root",
+        "-psecret",
+        "-N",
+        "-e",
+        "SELECT VERSION(); SHOW DATABASES LIKE 'd'",
+    ]
+    out = wait_for(lambda: (done := host.run(*words, check=False)).returncode == 0 and done.stdout, 90, "MySQL answers")
+    assert "Maria" not in out and out.split()[-1] == "d"

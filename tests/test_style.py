@@ -1,0 +1,75 @@
+"""Linters are tests: a missing tool skips here and fails in CI."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import need
+
+TOP = pathlib.Path(__file__).parent.parent
+BIN = pathlib.Path(sys.executable).parent
+
+
+def check(*words, timeout=300):
+    done = subprocess.run(
+        [str(w) for w in words], cwd=TOP, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff():
+    need((BIN / "ruff").exists(), "ruff is missing", "pip install ruff")
+    check(BIN / "ruff", "check", "--no-cache", ".")
+
+
+def test_mypy():
+    need((BIN / "mypy").exists(), "mypy is missing", "pip install mypy")
+    check(BIN / "mypy", "--cache-dir", os.devnull, "nsrun")
+
+
+def test_shellcheck():
+    need(shutil.which("shellcheck"), "shellcheck is missing", "apt-get install shellcheck")
+    scripts = [TOP / p for p in (".ci/deps", ".ci/run", "rootfs/build", "rootfs/demo", "bench/run")]
+    scripts += [*TOP.glob("rootfs/*/*.sh"), TOP / "rootfs/wordpress/apache2-foreground"]
+    check("shellcheck", "-S", "warning", "-e", "SC1090,SC1091,SC2034,SC2154", *scripts)
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_c_compiles_without_a_warning(compiler, tmp_path):
+    if not shutil.which(compiler):
+        pytest.skip(f"{compiler} is missing; to enable: apt-get install {compiler}")
+    flags = "-std=gnu11 -Os -Wall -Wextra -Wshadow -Werror -ffreestanding -fno-builtin -fno-stack-protector -nostdlib -nostartfiles -static"
+    for name in ("pause", "init", "monitor"):
+        check(compiler, *flags.split(), "-o", tmp_path / name, f"csrc/{name}.c")
+
+
+def test_only_its_layer_uses_it():
+    """One module imports pyroute2, one the cffi module; spec, plan and explain touch no machine."""
+    uses = {
+        p.relative_to(TOP / "nsrun"): p.read_text() for p in (TOP / "nsrun").rglob("*.py") if p.name != "_templates.py"
+    }
+    importers = {str(p) for p, body in uses.items() if re.search(r"^\s*(from|import) pyroute2", body, re.M)}
+    assert importers == {"host/messages.py"}
+    importers = {str(p) for p, body in uses.items() if re.search(r"from nsrun\._kernel import", body)}
+    assert importers == {"kernel.py"}
+    for name in ("spec.py", "plan/pod.py", "plan/member.py", "plan/inside.py", "plan/__init__.py", "users.py"):
+        body = uses[pathlib.Path(name)]
+        assert (
+            not re.search(
+                r"\bopen\(|os\.(open|mkdir|stat|listdir|unlink)\(|subprocess",
+                body.replace("fsopen(", "").replace("pidfd_open(", ""),
+            )
+            or name == "plan/inside.py"
+        ), name
+
+
+def test_no_unsafe_paths_below_a_rootfs():
+    """R1: nobody joins strings below a rootfs and opens them; the kernel resolves."""
+    for path in (TOP / "nsrun").rglob("*.py"):
+        body = path.read_text()
+        assert not re.search(r"os\.path\.join\(root(fs|_path)?,", body), path
+        assert "shell=True" not in body and "preexec_fn" not in body and "extractall" not in body, path
