@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -359,6 +360,38 @@ static long nsrun_fs_magic(int fd)
 {
 	struct statfs st;
 	return fstatfs(fd, &st) < 0 ? -errno : (long)st.f_type;
+}
+
+/* A file in memory that nobody can change any more; MFD_EXEC and F_SEAL_EXEC are tried first (Linux 6.3). */
+static long nsrun_sealed_memfd(const char *name, const char *data, size_t size)
+{
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | 0x10 /* MFD_EXEC */);
+	const int seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
+
+	if (fd < 0 && errno == EINVAL)
+		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return -errno;
+	for (size_t at = 0; at < size;) {
+		ssize_t n = write(fd, data + at, size - at);
+		if (n < 0) {
+			long r = -errno;
+			close(fd);
+			return r;
+		}
+		at += (size_t)n;
+	}
+	if (fcntl(fd, F_ADD_SEALS, seals | 0x20 /* F_SEAL_EXEC */) < 0 && fcntl(fd, F_ADD_SEALS, seals) < 0) {
+		long r = -errno;
+		close(fd);
+		return r;
+	}
+	return fd;
+}
+
+static long nsrun_channel(int *two)
+{
+	return result(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, two));
 }
 
 static long nsrun_replace_process(int program, char **argv, char **envp)

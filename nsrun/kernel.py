@@ -124,6 +124,18 @@ def fs_magic(fd: int) -> int:
     return _check(lib.nsrun_fs_magic(fd), "fstatfs(fd)")
 
 
+def sealed_memfd(name: str, data: bytes) -> int:
+    """memfd_create(2) with this content, sealed against every change."""
+    return _check(lib.nsrun_sealed_memfd(name.encode(), data, len(data)), f'memfd_create("{name}", MFD_ALLOW_SEALING)')
+
+
+def channel() -> tuple[int, int]:
+    """socketpair(2), SOCK_SEQPACKET: whole records, and end of file when the other end is gone."""
+    two = ffi.new("int[2]")
+    _check(lib.nsrun_channel(two), "socketpair(AF_UNIX, SOCK_SEQPACKET)")
+    return two[0], two[1]
+
+
 def new_netns() -> int:
     """A descriptor of a new network namespace that nobody is in; the caller stays where it is."""
     return _check(lib.nsrun_new_netns(), "unshare(CLONE_NEWNET)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from errno import ESRCH
 
-from nsrun import kernel
+from nsrun import children, kernel
 from nsrun.errors import BadInput, KernelError, UnknownError
 from nsrun.state import Sweeper
 
@@ -236,9 +236,7 @@ def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> None:
             _wait_dead(fd, seconds)
         finally:
             os.close(fd)
-    from nsrun.run import reap_children
-
-    reap_children()
+    children.reap()
 
 
 def wait_member(state: State, name: str) -> int:
@@ -340,15 +338,15 @@ def end_pod(state: State, note: Note, signal: int) -> None:
     for member in members_of(state, note):
         if member["shares_pid"]:
             wait_monitor(state, member)
-    from nsrun.run import reap_children
-
-    reap_children()
+    children.reap()
     sweeper = Sweeper(state)
     sweeper.one("pods", note["name"])
-    from nsrun.host import cgroup, net
+    from nsrun.host import cgroup
 
     cgroup.remove_empty(state)
     if note["network"]["mode"] == "bridge":
+        from nsrun.host import net
+
         net.remove_idle_bridge(state)
 
 

@@ -11,10 +11,10 @@ import os
 import struct
 from errno import ENOENT, ESRCH
 
-from nsrun import kernel
+from nsrun import children, kernel
 from nsrun.errors import KernelError, NsrunError, StepError
 from nsrun.plan import INIT, InitStep
-from nsrun.plan.outside import Launch, sealed_memfd
+from nsrun.plan.outside import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,20 +54,6 @@ class Failed(Exception):
 
     def __init__(self, index: int, errno: int, detail: str) -> None:
         self.index, self.errno, self.detail = index, errno, detail
-
-
-#: Children of a library user's process that may have ended; see reap_children.
-_children: set[int] = set()
-
-
-def reap_children() -> None:
-    """Takes the exit status of monitors and pauses that this process started, as a long-lived caller must."""
-    for pid in list(_children):
-        try:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                _children.discard(pid)
-        except ChildProcessError:
-            _children.discard(pid)
 
 
 def allow_signals() -> None:
@@ -128,7 +114,7 @@ class Run:
         done: list[Step] = []
         steps = self.plan.steps
         number = 0
-        reap_children()
+        children.reap()
         try:
             for number, step in enumerate(steps, 1):
                 if step.phase == INIT:
@@ -187,16 +173,14 @@ class Run:
 
     def launch(self, step: Launch) -> None:
         """Encodes phase 4, starts nsrun-init inside, and waits until all but the exec is done."""
-        import _socket
-
         steps = self.plan.init_steps()
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-        self._channel = self.hold("channel:nsrun", ours.detach())
-        channel = self.hold("channel:init", theirs.detach())
+        ours, theirs = kernel.channel()
+        self._channel = self.hold("channel:nsrun", ours)
+        channel = self.hold("channel:init", theirs)
         self._asked.clear()
         document = encode(steps, self)
         inherited = self._asked - {-1}  # what phase 4 names, and nothing else, goes inside
-        program = self.hold("plan:fd", sealed_memfd("plan", document))
+        program = self.hold("plan:fd", kernel.sealed_memfd("plan", document))
         if self.stdio[0]:
             stdio = [self.fd(name) for name in self.stdio]
         else:
@@ -228,9 +212,9 @@ class Run:
         if self.pidfd >= 0:
             self.hold("member:pidfd", self.pidfd)
         if step.detach:
-            _children.add(self.monitor_pid)
+            children.started.add(self.monitor_pid)
         elif self.plan.facts.get("ready"):
-            _children.add(self.pid)  # pause; a member without a monitor is the caller's to wait for
+            children.started.add(self.pid)  # pause; a member without a monitor is the caller's to wait for
         # What the child has, we must not keep open: end of file has to mean that it is gone.
         self.close("channel:init", "plan:fd", "in:read", "out:write", "err:write", "tty:slave", "go:read")
         kind = self._hear()
@@ -279,7 +263,7 @@ class Run:
                     os.waitpid(pid, 0)
                 except ChildProcessError:
                     pass  # somebody else's waitpid(-1) took it
-                _children.discard(pid)
+                children.started.discard(pid)
 
     # ---- phase 5 ---------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import os
 from nsrun import users
 from nsrun.errors import BadInput, UsageError
 from nsrun.plan.inside import CAPABILITIES, RESOURCES, UNLIMITED
+from nsrun.signals import parse_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,22 +45,6 @@ def parse_size(text: str, flag: str) -> int:
     if not (number.isascii() and number.isdigit()) or unit not in factors or int(number) == 0:
         raise UsageError(f"{flag} {text!r} is not a size", hint="a number with k, m or g: 64m")
     return int(number) * factors[unit]
-
-
-def parse_signal(text: str) -> int:
-    """A number from TERM, SIGTERM, 15, RTMIN+3; signal(7)."""
-    import _signal
-
-    word = text.upper().removeprefix("SIG")
-    if word.isascii() and word.isdigit() and 1 <= int(word) <= 64:
-        return int(word)
-    base, _, plus = word.partition("+")
-    if base == "RTMIN" and (not plus or plus.isdigit()) and int(plus or 0) <= 30:
-        return 34 + int(plus or 0)
-    number = getattr(_signal, f"SIG{word}", None)
-    if isinstance(number, int) and word.isalnum():
-        return int(number)
-    raise UsageError(f"{text!r} is no signal", hint="a name like TERM, a number, or RTMIN+N; kill -l lists them")
 
 
 def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:

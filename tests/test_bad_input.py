@@ -176,26 +176,87 @@ def test_working_directory(refused, rootfs):
     refused(125, "true", options=["--rootfs", rootfs, "-w", "/file"])
 
 
-def test_limits_that_can_not_be_applied(refused, busybox):
-    """crun#223, podman#8330: never ignored silently."""
+def test_limits_are_applied_or_refused(host, pod, busybox, refused):
+    """crun#223, podman#8330: never ignored silently.  With the controllers on cgroup v2 the limits hold; without, an error names one."""
     controllers = pathlib.Path("/sys/fs/cgroup/cgroup.controllers")
-    if controllers.exists() and "memory" in controllers.read_text():
-        pytest.skip("this machine has the controllers; to enable: a machine with the hybrid cgroup layout")
-    message = refused(125, "true", options=["--rootfs", busybox, "--memory", "64m"])
-    assert "'memory'" in message
+    if not controllers.exists() or not {"memory", "pids", "cpu"} <= set(controllers.read_text().split()):
+        message = refused(125, "true", options=["--rootfs", busybox, "--memory", "64m"])
+        assert "'memory'" in message and "hint:" in message
+        assert "'pids'" in host.fails(125, "pod", "create", "--network", "none", "--pids-limit", "9", "other")
+        return
+    host.run(
+        "join",
+        "pause",
+        "-d",
+        "--name",
+        "a",
+        "--memory",
+        "64m",
+        "--cpus",
+        "0.5",
+        "--pids-limit",
+        "20",
+        "--rootfs",
+        busybox,
+        "sleep",
+        "1000",
+    )
+    group = next(pathlib.Path(g) for g in host.cgroups() if g.endswith("m-a"))
+    assert [(group / f).read_text().strip() for f in ("memory.max", "cpu.max", "pids.max")] == [
+        str(64 << 20),
+        "50000 100000",
+        "20",
+    ]
+    done = host.run(
+        "join",
+        "pause",
+        "--memory",
+        "16m",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "x=$(head -c 60000000 /dev/zero | tr '\\0' a); echo survived",
+        check=False,
+    )
+    assert "survived" not in done.stdout and done.returncode != 0
+    done = host.run(
+        "join",
+        "pause",
+        "--pids-limit",
+        "5",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait",
+        check=False,
+    )
+    assert "fork" in done.stderr
+    host.run("pod", "create", "--network", "none", "--memory", "128m", "limited")
+    group = next(pathlib.Path(g) for g in host.cgroups() if "/limited-" in g and not g.endswith("pause"))
+    assert (group / "memory.max").read_text().strip() == str(128 << 20)
 
 
-def test_ulimit_that_can_not_be_raised(refused, busybox):
+def test_ulimit_is_set_or_refused(host, pod, refused, busybox):
     import resource
 
+    out = host.run(
+        "join", "pause", "--ulimit", "nofile=99:100", "--rootfs", busybox, "sh", "-c", "ulimit -n; ulimit -Hn"
+    ).stdout
+    assert out.split() == ["99", "100"]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     capable = (
         int(next(line for line in open("/proc/self/status") if line.startswith("CapEff")).split()[1], 16) >> 24 & 1
     )
     if capable:
-        pytest.skip("root may raise it here; to enable: drop CAP_SYS_RESOURCE")
-    message = refused(125, "true", options=["--rootfs", busybox, "--ulimit", f"nofile={hard + 1}"])
-    assert "prlimit" in message and "CAP_SYS_RESOURCE" in message
+        out = host.run(
+            "join", "pause", "--ulimit", f"nofile={hard + 1}", "--rootfs", busybox, "sh", "-c", "ulimit -Hn"
+        ).stdout
+        assert int(out) == hard + 1
+    else:
+        message = refused(125, "true", options=["--rootfs", busybox, "--ulimit", f"nofile={hard + 1}"])
+        assert "prlimit" in message and "CAP_SYS_RESOURCE" in message
 
 
 def test_two_sources_and_other_contradictions(refused, rootfs, tmp_path):

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from nsrun import _kernel, notes, run
+from nsrun import _kernel, kernel, notes, run
 from nsrun import spec as specs
 from nsrun.host import messages, wire
 from nsrun.plan import INIT, PHASES, Plan, inside, outside
@@ -127,7 +127,7 @@ def test_the_decoder_refuses_garbage():
         data = data[: seed.randrange(len(data))] if i % 3 == 0 else data
         # never let a mutation run: the first step is one that does not exist
         data[8:12] = (1000 + i).to_bytes(4, "little")
-        fd = outside.sealed_memfd("plan", bytes(data))
+        fd = kernel.sealed_memfd("plan", bytes(data))
         try:
             done = subprocess.run(
                 [f"{LIBEXEC}/nsrun-init", str(fd), "1"], pass_fds=[fd], capture_output=True, timeout=10, check=False

@@ -233,7 +233,7 @@ def _seconds(options: Options) -> float:
 
 
 def _signal_of(options: Options) -> int:
-    from nsrun.spec import parse_signal
+    from nsrun.signals import parse_signal
 
     return parse_signal(options.get("signal", "KILL"))
 

@@ -69,30 +69,7 @@ class LoadProgram(Step):
     def do(self, run: Run) -> None:
         with open(f"{LIBEXEC}/{self.program}", "rb", buffering=0) as file:
             data = file.read()
-        run.hold(self.handle, sealed_memfd(self.program, data))
-
-
-def sealed_memfd(name: str, data: bytes) -> int:
-    from fcntl import F_ADD_SEALS, fcntl
-
-    try:
-        fd = os.memfd_create(name, 0x13)  # MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC (6.3; before it, EINVAL)
-    except OSError as error:
-        if error.errno != EINVAL:
-            raise
-        fd = os.memfd_create(name, 0x3)
-    try:
-        os.write(fd, data)
-        try:
-            fcntl(fd, F_ADD_SEALS, 0x2F)  # SEAL, SHRINK, GROW, WRITE, EXEC (6.3)
-        except OSError as error:
-            if error.errno != EINVAL:
-                raise
-            fcntl(fd, F_ADD_SEALS, 0xF)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        run.hold(self.handle, kernel.sealed_memfd(self.program, data))
 
 
 class OpenProcess(Step):
