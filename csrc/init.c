@@ -330,6 +330,8 @@ static long op_dev(struct arg *a)
 	const char *name[MAX_DEVICES], *p = a[1].s, *end = a[1].s + a[1].len;
 	int n = 0;
 
+	/* Attached first: before Linux 6.15 nothing can be cloned from a mount that is attached nowhere. */
+	TRY(attach((int)dev, a[0].s, STRICT));
 	for (; p < end && n < MAX_DEVICES; n++) {
 		unsigned long major, minor;
 		name[n] = p;
@@ -345,7 +347,6 @@ static long op_dev(struct arg *a)
 		node[n] = TRY(SYS3(open_tree, dev, name[n], OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
 	}
 	TRY(set_attr((int)dev, "", AT_EMPTY_PATH, MOUNT_ATTR_NODEV));
-	TRY(attach((int)dev, a[0].s, STRICT));
 	for (int i = 0; i < n; i++) {
 		about(name[i]);
 		TRY(SYS5(move_mount, node[i], "", dev, name[i], MOVE_MOUNT_F_EMPTY_PATH));

@@ -52,6 +52,13 @@ def attach(state: State, name: str) -> int:
         resize()
     watched = [sock.fileno(), 0]
     tail = b""
+
+    def send(packet: bytes) -> None:
+        try:
+            sock.send(packet)
+        except (BrokenPipeError, ConnectionResetError):
+            watched[1:] = []  # it has just ended; its last packets are still to be read
+
     try:
         while True:
             ready = select.select(watched, [], [])[0]
@@ -66,13 +73,13 @@ def attach(state: State, name: str) -> int:
             if 0 in ready:
                 data = os.read(0, 4000)
                 if not data:
-                    sock.send(b"c")
                     watched.remove(0)
+                    send(b"c")
                     continue
                 if terminal and (tail + data).find(LEAVE) >= 0:
                     return 0
                 tail = data[-1:]
-                sock.send(b"i" + data)
+                send(b"i" + data)
     finally:
         sock.close()
         if saved:

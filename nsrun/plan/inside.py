@@ -295,9 +295,9 @@ class MakeDev(InitStep):
 
     def calls(self) -> list[str]:
         return (
-            ["fsopen", "fsmount"]
+            ["fsopen", "fsmount", "move_mount"]
             + ["mknodat", "open_tree"] * len(self.nodes)
-            + ["mount_setattr", "move_mount"]
+            + ["mount_setattr"]
             + ["move_mount"] * len(self.nodes)
         )
 
