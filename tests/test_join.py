@@ -473,3 +473,41 @@ def test_idle_memory(host, pod, rootfs):
         for pid in pids
     )
     assert total <= 300, f"{total} KiB"
+
+
+def test_interrupt_leaves_nothing(host, pod, busybox):
+    """SIGINT and SIGTERM at any moment of a detached join: the member is there, or nothing of it is."""
+    host.run("pod", "ls")
+    before = host.snapshot()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for delay in (0.004, 0.008, 0.012, 0.016, 0.02, 0.03):
+            process = host.background(
+                "join",
+                "pause",
+                "-d",
+                "--name",
+                "i",
+                "--rootfs",
+                busybox,
+                "sleep",
+                "1000",
+                stdout=-1,
+                stderr=-1,
+                text=True,
+            )
+            try:
+                process.wait(timeout=delay)
+            except Exception:
+                process.send_signal(number)
+            out, _ = process.communicate(timeout=20)
+            members = host.json("ls", "-a")
+            assert [m["status"] for m in members] == (["running"] if process.returncode == 0 else []), (
+                number,
+                delay,
+                process.returncode,
+                members,
+            )
+            assert out == ("i\n" if process.returncode == 0 else "")
+            if members:
+                host.run("rm", "-f", "i")
+            wait_for(lambda: host.snapshot() == before)

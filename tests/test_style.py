@@ -23,7 +23,8 @@ def check(*words, timeout=300):
 
 def test_ruff():
     need((BIN / "ruff").exists(), "ruff is missing", "pip install ruff")
-    check(BIN / "ruff", "check", "--no-cache", ".")
+    check(BIN / "ruff", "check", "--no-cache", ".", "bench/run")
+    check(BIN / "ruff", "format", "--check", "--no-cache", ".")
 
 
 def test_mypy():
@@ -33,7 +34,7 @@ def test_mypy():
 
 def test_shellcheck():
     need(shutil.which("shellcheck"), "shellcheck is missing", "apt-get install shellcheck")
-    scripts = [TOP / p for p in (".ci/deps", ".ci/run", "rootfs/build", "rootfs/demo", "bench/run")]
+    scripts = [TOP / p for p in (".ci/deps", ".ci/run", "rootfs/build", "rootfs/demo")]
     scripts += [*TOP.glob("rootfs/*/*.sh"), TOP / "rootfs/wordpress/apache2-foreground"]
     check("shellcheck", "-S", "warning", "-e", "SC1090,SC1091,SC2034,SC2154", *scripts)
 
