@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -249,6 +250,25 @@ static int become_monitor(void *arg)
 	_exit(125);
 }
 
+/*
+ * Until it execs, the child is a process of the pod with *our* memory: while any thread launches, this process is
+ * not dumpable, so that no member can look into it (CVE-2016-9962).
+ */
+static void hide(int on)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static int launching, before;
+
+	pthread_mutex_lock(&lock);
+	if (on && launching++ == 0) {
+		before = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	}
+	if (!on && --launching == 0 && before == 1)
+		prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+	pthread_mutex_unlock(&lock);
+}
+
 static long nsrun_do_launch(nsrun_launch *l)
 {
 	sigset_t all, before;
@@ -256,6 +276,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
+	hide(1);
 	l->pid = l->monitor_pid = l->pidfd = -1;
 	l->failed = l->error = 0;
 	if (l->monitor < 0) {
@@ -272,6 +293,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 				l->failed = 0;
 		}
 	}
+	hide(0);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return r;
 }
@@ -317,11 +339,6 @@ static long nsrun_pidfd_open(int pid)
 static long nsrun_pidfd_send_signal(int fd, int sig)
 {
 	return result(syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0));
-}
-
-static long nsrun_undumpable(void)
-{
-	return result(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
 }
 
 static long nsrun_fsopen(const char *type)

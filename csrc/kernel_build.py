@@ -40,7 +40,6 @@ ffi.cdef(
     long nsrun_enter_netns(int fd);
     long nsrun_pidfd_open(int pid);
     long nsrun_pidfd_send_signal(int fd, int sig);
-    long nsrun_undumpable(void);
     long nsrun_fsopen(const char *type);
     long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *value);
     long nsrun_fsmount(int fd, unsigned attrs);

@@ -97,10 +97,8 @@ def create_pod(
     finally:
         if observe:
             observe(run)
-        from nsrun.run import allow_signals
-
         if not (last and run.note):
-            allow_signals()
+            run.restore_signals()
     return run.note
 
 
@@ -279,8 +277,6 @@ def join(
     With `detach` a monitor keeps it; with `fds` the caller is its parent; with neither this process *becomes*
     the monitor and the call does not return.  CommandError when the command can't be executed.
     """
-    from nsrun.run import allow_signals
-
     background = bool(again and again["detached"])
     how = {
         "detach": detach,
@@ -322,13 +318,13 @@ def join(
     except StepError as error:
         if observe:
             observe(run)
-        allow_signals()
+        run.restore_signals()
         raise explain_exec(error, document["root"]["path"]) from None
     except BaseException:
-        allow_signals()
+        run.restore_signals()
         raise
     if not last:
-        allow_signals()
+        run.restore_signals()
     committed()
     return run.note or note
 
@@ -418,8 +414,6 @@ def execute(
     observe: Callable[[Run], None] | None = None,
 ) -> Run:
     """Executes a command in a running member.  With `fds` the caller is the parent, else this process becomes the monitor."""
-    from nsrun.run import allow_signals
-
     plan = plan_exec(state, member, options, {"interactive": options.get("interactive"), "fds": fds})
     need_root()
     run = Run(plan, state)
@@ -432,7 +426,7 @@ def execute(
     except StepError as error:
         raise explain_exec(error, f"/proc/{process[0]}/root") from None
     finally:
-        allow_signals()
+        run.restore_signals()
     return run
 
 

@@ -81,11 +81,6 @@ def pidfd_send_signal(pidfd: int, sig: int) -> None:
     _check(lib.nsrun_pidfd_send_signal(pidfd, sig), f"pidfd_send_signal(pidfd, {int(sig)})")
 
 
-def undumpable() -> None:
-    """PR_SET_DUMPABLE 0 for this process: nothing that shares a PID namespace with it may look inside."""
-    _check(lib.nsrun_undumpable(), "prctl(PR_SET_DUMPABLE, 0)")
-
-
 def mount_new(fstype: str, options: Sequence[tuple[str, str]], attrs: int) -> int:
     """fsopen, fsconfig…, fsmount: a detached mount.  Options are (key, value), value "" for a flag."""
     call = f'fsopen("{fstype}")'

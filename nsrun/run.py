@@ -56,13 +56,6 @@ class Failed(Exception):
         self.index, self.errno, self.detail = index, errno, detail
 
 
-def allow_signals() -> None:
-    """After the commit: what release() blocked may come again."""
-    import _signal
-
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT})
-
-
 class Run:
     """One run of one plan: the handles and values that its steps leave for each other."""
 
@@ -80,6 +73,7 @@ class Run:
         self.before_handover: Callable[[], None] = lambda: None
         self.timing: list[tuple[int, float]] = []
         self._channel = -1
+        self._mask: set[int] | None = None
         self._asked: set[int] = set()
 
     # ---- handles ---------------------------------------------------------------------------------------
@@ -185,7 +179,6 @@ class Run:
             stdio = [self.fd(name) for name in self.stdio]
         else:
             stdio = [self.hold("null:fd", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))] * 3
-        kernel.undumpable()
         extra: dict[str, Any] = {}
         if step.detach:
             go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -235,17 +228,20 @@ class Run:
         """Lets the program start.  From here on an interrupt is the member's, not ours."""
         import _signal
 
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT})
+        self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, {_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT})
         os.write(self._channel, b"G")
         ready = False
-        try:
-            while kind := self._hear():
-                ready = ready or kind == "R"
-        except Failed:
-            allow_signals()
-            raise
+        while kind := self._hear():
+            ready = ready or kind == "R"
         if self.plan.facts.get("ready") and not ready:
             raise KernelError(ENOENT, "pause ended before it was ready")
+
+    def restore_signals(self) -> None:
+        """Takes back what release() blocked."""
+        import _signal
+
+        if self._mask is not None:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
 
     def kill_launched(self) -> None:
         """Undo: whatever was started is killed, and reaped when it is ours to reap."""

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -131,6 +132,10 @@ class Host:
         assert "Traceback" not in done.stderr
         assert done.stdout == ""
         return done.stderr
+
+    def start(self, name: str, rootfs: object, *command: str, options: Sequence[object] = (), **kwargs):
+        """A detached member of the pod "pause"."""
+        return self.run("join", "pause", "-d", "--name", name, *options, "--rootfs", rootfs, "--", *command, **kwargs)
 
     def json(self, *words: object) -> list[dict]:
         return json.loads(self.run(*words, "--json").stdout)

@@ -141,13 +141,13 @@ def test_names(refused, host, busybox):
             "true",
             options=["--rootfs", busybox, f"--name={name}"] if name else ["--rootfs", busybox, "--name", ".."],
         )
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "100")
+    host.start("a", busybox, "sleep", "100")
     assert "taken" in refused(125, "true", options=["--rootfs", busybox, "--name", "a"])
     assert host.member("a")["status"] == "running"
 
 
 def test_unknown_member_lists_the_known(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "known", "--rootfs", busybox, "sleep", "100")
+    host.start("known", busybox, "sleep", "100")
     for words in (
         ["exec", "nope", "true"],
         ["inspect", "nope"],
@@ -184,23 +184,7 @@ def test_limits_are_applied_or_refused(host, pod, busybox, refused):
         assert "'memory'" in message and "hint:" in message
         assert "'pids'" in host.fails(125, "pod", "create", "--network", "none", "--pids-limit", "9", "other")
         return
-    host.run(
-        "join",
-        "pause",
-        "-d",
-        "--name",
-        "a",
-        "--memory",
-        "64m",
-        "--cpus",
-        "0.5",
-        "--pids-limit",
-        "20",
-        "--rootfs",
-        busybox,
-        "sleep",
-        "1000",
-    )
+    host.start("a", busybox, "sleep", "1000", options=["--memory", "64m", "--cpus", "0.5", "--pids-limit", "20"])
     group = next(pathlib.Path(g) for g in host.cgroups() if g.endswith("m-a"))
     assert [(group / f).read_text().strip() for f in ("memory.max", "cpu.max", "pids.max")] == [
         str(64 << 20),

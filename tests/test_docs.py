@@ -65,7 +65,7 @@ def test_completion():
 
 
 def test_completion_of_names(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "mymember", "--rootfs", busybox, "sleep", "100")
+    host.start("mymember", busybox, "sleep", "100")
     assert host.run("_complete", "exec", "my").stdout == "mymember\n"
     assert host.run("_complete", "pod", "kill", "pa").stdout == "pause\n"
     script = host.run("completion", "bash").stdout

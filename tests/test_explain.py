@@ -120,7 +120,7 @@ def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):
 
 
 def test_exec_is_what_strace_shows(host, pod, busybox, tmp_path):
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     words = ["exec", "a", "true"]
     want_outside, want_inside = expected(host, words)
     outside, inside = traced(host, words, tmp_path)

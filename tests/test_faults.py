@@ -99,7 +99,7 @@ print("ok", len(children))
 
 
 def test_a_member_holds_only_its_three_descriptors(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     assert sorted(os.listdir(f"/proc/{host.member('a')['pid']}/fd")) == ["0", "1", "2"]
     out = host.run("exec", "a", "ls", "/proc/self/fd").stdout.split()
     assert out[:3] == ["0", "1", "2"] and len(out) == 4  # the fourth is ls's own
@@ -109,7 +109,7 @@ def test_a_note_that_lies_is_not_believed(host, pod, busybox):
     """A reused pid: the note's start time does not fit, so nothing is signalled (podman#25104)."""
     import json
 
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     innocent = subprocess.Popen(["sleep", "1000"])
     try:
         note = host.root / "run/members/a/note"
@@ -133,7 +133,7 @@ def test_notes_of_another_boot(host, pod, busybox):
 
     note = host.root / "run/pods/pause/note"
     data = json.loads(note.read_text())
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     kill(host.pod()["pid"])
     innocent = subprocess.Popen(["sleep", "1000"])
     try:

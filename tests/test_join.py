@@ -14,8 +14,8 @@ def inside(host, busybox, *words, options=()):
 
 
 def test_members_share_the_pod(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
-    host.run("join", "pause", "-d", "--name", "b", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
+    host.start("b", busybox, "sleep", "1000")
     a, b, p = host.member("a"), host.member("b"), host.pod()
     for name in ("net", "ipc", "uts", "pid", "user"):
         assert a["namespaces"][name] == b["namespaces"][name] == p["namespaces"][name], name
@@ -194,7 +194,7 @@ def test_the_hosts_own_filesystem(host, pod, tmp_path):
 
 @pytest.mark.parametrize("flag", ["net", "ipc", "uts", "pid"])
 def test_own_namespaces(host, pod, busybox, flag):
-    host.run("join", "pause", "-d", "--name", "a", f"--{flag}", "own", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000", options=[f"--{flag}", "own"])
     member, p = host.member("a")["namespaces"], host.pod()["namespaces"]
     for name in ("net", "ipc", "uts", "pid"):
         assert (member[name] == p[name]) == (name != flag), name
@@ -207,7 +207,7 @@ def test_own_namespaces(host, pod, busybox, flag):
 
 
 def test_nested_pid(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--pid", "nested", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000", options=["--pid", "nested"])
     assert host.member("a")["pid_in_pod"] == 1
     levels = (
         pathlib.Path(f"/proc/{host.member('a')['pid']}/status").read_text().split("NSpid:")[1].splitlines()[0].split()
@@ -218,12 +218,12 @@ def test_nested_pid(host, pod, busybox):
 
 
 def test_net_host(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--net", "host", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000", options=["--net", "host"])
     assert host.member("a")["namespaces"]["net"] == os.stat("/proc/thread-self/ns/net").st_ino
 
 
 def test_a_member_with_its_own_pids_outlives_pause(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--pid", "own", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000", options=["--pid", "own"])
     host.run("pod", "kill", "pause")
     member = host.member("a")
     assert member["status"] == "running" and member["orphaned"] is True
@@ -237,7 +237,7 @@ def test_stop_touches_nobody_else(host, pod, busybox):
     """moby#50523: a member of many processes is stopped; the others live."""
     script = "for i in 1 2 3; do sleep 1000 & done; trap '' TERM; wait"
     for name in ("a", "b"):
-        host.run("join", "pause", "-d", "--name", name, "--rootfs", busybox, "sh", "-c", script)
+        host.start(name, busybox, "sh", "-c", script)
     wait_for(lambda: host.run("pod", "ps", "pause").stdout.count("sleep 1000") >= 6)
     started = time.monotonic()
     host.run("stop", "-t", "0.3", "a")
@@ -254,19 +254,8 @@ def test_children_end_with_the_first_process(host, pod, busybox):
 
 
 def test_stop_signal(host, pod, busybox):
-    host.run(
-        "join",
-        "pause",
-        "-d",
-        "--name",
-        "a",
-        "--stop-signal",
-        "USR1",
-        "--rootfs",
-        busybox,
-        "sh",
-        "-c",
-        "trap 'exit 9' USR1; while :; do sleep 0.05; done",
+    host.start(
+        "a", busybox, "sh", "-c", "trap 'exit 9' USR1; while :; do sleep 0.05; done", options=["--stop-signal", "USR1"]
     )
     time.sleep(0.2)
     host.run("stop", "a")
@@ -275,18 +264,7 @@ def test_stop_signal(host, pod, busybox):
 
 
 def test_signals_reach_the_member(host, pod, busybox):
-    host.run(
-        "join",
-        "pause",
-        "-d",
-        "--name",
-        "a",
-        "--rootfs",
-        busybox,
-        "sh",
-        "-c",
-        "trap 'echo got; exit 4' HUP; while :; do sleep 0.05; done",
-    )
+    host.start("a", busybox, "sh", "-c", "trap 'echo got; exit 4' HUP; while :; do sleep 0.05; done")
     time.sleep(0.2)
     host.run("kill", "-s", "HUP", "a")
     assert host.run("wait", "a").stdout == "4\n" and "got" in host.run("logs", "a").stdout
@@ -310,7 +288,7 @@ def test_foreground_passes_signals_on(host, pod, busybox):
 
 
 def test_rm(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     assert "running" in host.fails(125, "rm", "a")
     host.run("rm", "-f", "a")
     assert host.json("ls", "-a") == []
@@ -321,44 +299,20 @@ def test_rm(host, pod, busybox):
         == 6
     )
     assert host.json("ls", "-a") == []
-    host.run("join", "pause", "-d", "--rm", "--name", "c", "--rootfs", busybox, "true")
+    host.start("c", busybox, "true", options=["--rm"])
     wait_for(lambda: host.json("ls", "-a") == [])
 
 
 def test_restart_on_failure(host, pod, busybox):
-    host.run(
-        "join",
-        "pause",
-        "-d",
-        "--name",
-        "a",
-        "--restart",
-        "on-failure:3",
-        "--rootfs",
-        busybox,
-        "sh",
-        "-c",
-        "echo run; echo x >>/count; exit 1",
-    )
+    host.start("a", busybox, "sh", "-c", "echo run; echo x >>/count; exit 1", options=["--restart", "on-failure:3"])
     wait_for(lambda: host.member("a")["restarts"] == 3 and host.member("a")["status"] == "stopped", 20)
     assert host.run("logs", "a").stdout == "run\n" * 4
     assert host.member("a")["exit_code"] == 1
 
 
 def test_restart_always_until_stopped(host, pod, busybox):
-    host.run(
-        "join",
-        "pause",
-        "-d",
-        "--name",
-        "a",
-        "--restart",
-        "always",
-        "--rootfs",
-        busybox,
-        "sh",
-        "-c",
-        "cat /kept 2>/dev/null; echo kept >/kept; sleep 0.5",
+    host.start(
+        "a", busybox, "sh", "-c", "cat /kept 2>/dev/null; echo kept >/kept; sleep 0.5", options=["--restart", "always"]
     )
     wait_for(lambda: "kept" in host.run("logs", "a").stdout, 20)
     # between two runs there is nothing to execute in: try until one is met
@@ -371,7 +325,7 @@ def test_restart_always_until_stopped(host, pod, busybox):
 
 def test_the_monitor_is_killed(host, pod, busybox):
     """podman#439: the exit status is lost, and says so; nothing is stuck."""
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     member = host.member("a")
     monitor = next(
         p
@@ -401,18 +355,8 @@ def _ppid(pid: int) -> int:
 
 def test_log_is_capped(host, pod, busybox):
     """R14: a flood of output fills neither the disk nor the memory."""
-    host.run(
-        "join",
-        "pause",
-        "-d",
-        "--name",
-        "a",
-        "--rootfs",
-        busybox,
-        "sh",
-        "-c",
-        "yes 0123456789012345678901234567890123456789 | head -n 900000; echo end",
-        timeout=60,
+    host.start(
+        "a", busybox, "sh", "-c", "yes 0123456789012345678901234567890123456789 | head -n 900000; echo end", timeout=60
     )
     host.run("wait", "a", timeout=60)
     size = sum(f.stat().st_size for f in (host.root / "run/members/a").glob("log*"))
@@ -466,7 +410,7 @@ def test_idle_memory(host, pod, rootfs):
 
     sh("cp", f"{LIBEXEC}/nsrun-pause", rootfs / "bin/idle")
     for name in "abc":
-        host.run("join", "pause", "-d", "--name", name, "--rootfs", rootfs, "idle")
+        host.start(name, rootfs, "idle")
     pids = [host.pod()["pid"]] + [host.member(n)["pid"] for n in "abc"] + [_ppid(host.member(n)["pid"]) for n in "abc"]
     total = sum(
         int(next(line for line in open(f"/proc/{pid}/smaps_rollup") if line.startswith("Pss:")).split()[1])

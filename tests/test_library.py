@@ -83,6 +83,24 @@ def test_threads(root, busybox):
     pod.kill()
 
 
+def test_the_callers_process_stays_as_it_was(root, busybox):
+    """Dumpable, with its own signal mask, in its own namespaces."""
+    import signal
+
+    import prctl
+
+    pod = nsrun.Pod.create("web", network="none")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        assert pod.run(["true"], rootfs=busybox).exit_code == 0
+        pod.join(["sleep", "100"], rootfs=busybox, name="m")
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask | {signal.SIGHUP}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert prctl.get_dumpable() == 1
+    pod.kill()
+
+
 def test_importing_is_cheap():
     """The command line imports nothing heavy: pyroute2, argparse, json, re, typing, dataclasses, subprocess, asyncio stay out."""
     script = "import sys; import nsrun.cli, nsrun.api, nsrun.run, nsrun.plan.member, nsrun.plan.pod, nsrun.host.net, nsrun.host.cgroup; print(*sys.modules)"

@@ -93,7 +93,7 @@ def test_unknown_pod_lists_the_known(host, pod):
 
 
 def test_kill_ends_everything(host, pod, busybox):
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     pids = [host.pod()["pid"], host.member("a")["pid"]]
     host.run("pod", "kill", "pause")
     for pid in pids:
@@ -103,7 +103,7 @@ def test_kill_ends_everything(host, pod, busybox):
 
 def test_stop_stops_members_first(host, pod, busybox):
     script = 'trap "echo bye >/dev/shm/bye; exit 3" TERM; while :; do sleep 0.1; done'
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sh", "-c", script)
+    host.start("a", busybox, "sh", "-c", script)
     log = host.background("logs", "-f", "a")
     waiter = host.background("wait", "a", stdout=-1, text=True)
     wait_for(lambda: len(host.run("pod", "ps", "pause").stdout.splitlines()) > 2)
@@ -115,7 +115,7 @@ def test_stop_stops_members_first(host, pod, busybox):
 
 def test_kill_dash_nine_from_outside(host, pod, busybox):
     """The kernel ends all members; the next command forgets them."""
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     member = host.member("a")["pid"]
     kill(host.pod()["pid"])
     wait_for(lambda: not os.path.exists(f"/proc/{member}"))

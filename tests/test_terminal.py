@@ -86,7 +86,7 @@ def test_join_it(host, pod, busybox, terminal):
 
 
 def test_exec_it(host, pod, busybox, terminal):
-    host.run("join", "pause", "-d", "--name", "a", "--rootfs", busybox, "sleep", "1000")
+    host.start("a", busybox, "sleep", "1000")
     t = terminal("exec", "-it", "a", "sh")
     t.expect(r"# ")
     t.type("tty; stty size; ps -o pid,tty,args\n")
@@ -129,19 +129,7 @@ def test_attach_and_leave(host, pod, busybox, terminal):
 
 
 def test_attach_without_a_terminal(host, pod, busybox):
-    host.run(
-        "join",
-        "pause",
-        "-d",
-        "-i",
-        "--name",
-        "a",
-        "--rootfs",
-        busybox,
-        "sh",
-        "-c",
-        "read x; echo got $x; echo err >&2; exit 3",
-    )
+    host.start("a", busybox, "sh", "-c", "read x; echo got $x; echo err >&2; exit 3", options=["-i"])
     done = host.run("attach", "a", input="line\n", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "got line\n", "err\n")
 
