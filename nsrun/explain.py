@@ -140,63 +140,97 @@ def _body(steps: list[tuple[int, Step]]) -> list[str]:
 
 
 def shell(plan: Plan, words: list[str]) -> str:
-    """A script that a person could type, as root, to get an equivalent pod or member.
+    """A script that a person could type, as root, to get an equivalent pod, member or process.
 
     A line with ≈ says how it differs: a shell has no descriptors of mounts, no sealed programs, no table with an owner.
+    The script of a join goes with a pod that was built by the script of a pod create: POD=PID sh join.sh.
     """
     from nsrun.plan import sh_quote
 
-    is_pod = plan.title.startswith("pod create")
     numbered = list(enumerate(plan, 1))
-    outside = [(n, s) for n, s in numbered if s.phase < 2]
     launch = next((n, s) for n, s in numbered if isinstance(s, Launch))
-    inside = [(n, s) for n, s in numbered if s.phase == INIT]
-    last = [(n, s) for n, s in numbered if s.phase == 4]
-    lines = [
+    inside = _body([(n, s) for n, s in numbered if s.phase == INIT])
+    first = [
         "#!/bin/sh",
         f"# nsrun explain --format shell {' '.join(map(sh_quote, words))}",
         "# Run it as root. What the shell can only approximate is marked with ≈.",
         "set -eu",
         "ROOT_BIND= ROOT_OPTIONS= CGROUP=",
+        *_body([(n, s) for n, s in numbered if s.phase < 2]),
+        *_comment(*launch),
     ]
-    lines += _body(outside)
-    lines += _comment(*launch)
-    spec = plan.facts["spec"]
-    if is_pod:
-        root = f"/tmp/nsrun-shell-{spec['name']}"
-        net = "nsenter --target $NET --net " if spec["network"]["mode"] != "host" else ""
-        lines += [
-            f"export CGROUP ROOT={root} IP=${{IP:-}} GATEWAY=${{GATEWAY:-}}",
-            f"{net}unshare --mount --ipc --uts --pid --fork sh -eu <<'INIT' >/dev/null &",
-            ENTER_CGROUP,
-            *_body(inside),
-            "INIT",
-            "# the pod's PID 1, as the host sees it; what joins it goes by this number",
-            "UNSHARE=$!; POD=; until [ -n \"$POD\" ] && grep -qs sleep /proc/$POD/comm; do POD=$(cat /proc/$UNSHARE/task/$UNSHARE/children 2>/dev/null | tr -d ' '); sleep 0.05; done",
-            "${NET:+kill $NET}" if spec["network"]["mode"] != "host" else "",
-            *_body(last),
-            "echo $POD",
-        ]
-    else:
-        process = spec["process"]
-        flags = launch[1].join_flags
-        from nsrun.kernel import NAMESPACES
+    build = {"pod": _shell_pod, "join": _shell_join, "exec": _shell_exec}[plan.title.split()[0]]
+    middle = build(plan.facts["spec"], launch[1], inside)
+    last = _body([(n, s) for n, s in numbered if s.phase == 4])
+    return "\n".join(line for line in first + middle + last if line) + "\n"
 
-        joined = [f"--{name}" for name in ("net", "ipc", "uts", "pid") if flags & NAMESPACES[name]]
-        clones = launch[1].clone_flags
-        fresh = [f"--{name}" for name in ("net", "ipc", "uts", "pid") if clones & NAMESPACES[name]]
-        fork = " --fork" if "--pid" in fresh else ""
-        lines += [
-            f"export CGROUP ROOT_BIND ROOT_OPTIONS ROOT=/tmp/nsrun-shell-{spec['annotations']['nsrun.name']} POD_ROOT=/tmp/nsrun-shell-{spec['annotations']['nsrun.pod']}",
-            f"nsenter --target $POD --mount {' '.join(joined)} unshare --mount {' '.join(fresh)}{fork} sh -eu <<'INIT'",
-            ENTER_CGROUP,
-            'mkdir -p "$ROOT"; if [ -n "$ROOT_OPTIONS" ]; then mount -t overlay -o "$ROOT_OPTIONS" overlay "$ROOT"; else mount --rbind "$ROOT_BIND" "$ROOT"; fi',
-            *_body(inside),
-            "INIT",
-            *_body(last),
-        ]
-        assert process["args"]
-    return "\n".join(line for line in lines if line) + "\n"
+
+def _shell_pod(spec: dict[str, Any], launch: Launch, inside: list[str]) -> list[str]:
+    own_net = spec["network"]["mode"] != "host"
+    return [
+        f"export CGROUP ROOT=/run/nsrun-shell/root-{spec['name']} IP=${{IP:-}} GATEWAY=${{GATEWAY:-}}",
+        f"{'nsenter --target $NET --net ' if own_net else ''}unshare --mount --ipc --uts --pid --fork sh -eu <<'INIT' >/dev/null &",
+        ENTER_CGROUP,
+        *inside,
+        "INIT",
+        "# the pod's PID 1, as the host sees it; what joins it goes by this number",
+        'UNSHARE=$!; POD=; until [ -n "$POD" ] && grep -qs sleep /proc/$POD/comm; do'
+        " POD=$(cat /proc/$UNSHARE/task/$UNSHARE/children 2>/dev/null | tr -d ' '); sleep 0.05; done",
+        "kill $NET" if own_net else "",
+        "echo $POD",
+    ]
+
+
+def _flags(bits: int) -> str:
+    from nsrun.kernel import NAMESPACES
+
+    return " ".join(f"--{name}" for name in ("net", "ipc", "uts", "pid") if bits & NAMESPACES[name])
+
+
+def _shell_join(spec: dict[str, Any], launch: Launch, inside: list[str]) -> list[str]:
+    names, fresh = spec["annotations"], _flags(launch.clone_flags)
+    fork = " --fork" if "--pid" in fresh else ""
+    return [
+        "export CGROUP ROOT_BIND ROOT_OPTIONS"
+        f" ROOT=/run/nsrun-shell/root-{names['nsrun.name']} POD_ROOT=/run/nsrun-shell/root-{names['nsrun.pod']}",
+        f"nsenter --target $POD --mount {_flags(launch.join_flags)} unshare --mount {fresh}{fork} sh -eu <<'INIT'",
+        ENTER_CGROUP,
+        'mkdir -p "$ROOT"; if [ -n "$ROOT_OPTIONS" ]; then mount -t overlay -o "$ROOT_OPTIONS" overlay "$ROOT";'
+        ' else mount --rbind "$ROOT_BIND" "$ROOT"; fi',
+        *inside,
+        "INIT",
+    ]
+
+
+def _shell_exec(spec: dict[str, Any], launch: Launch, inside: list[str]) -> list[str]:
+    from nsrun.plan import sh_quote
+
+    process = spec["process"]
+    user = process["user"]
+    words = [
+        "exec",
+        "env",
+        "-i",
+        *map(sh_quote, process["env"]),
+        '"$(command -v nsenter)"',
+        "--target",
+        "$POD",
+        "--mount",
+    ]
+    words += [_flags(launch.join_flags), "--cgroup", f"--setuid={user['uid']}", f"--setgid={user['gid']}"]
+    words += [
+        "/bin/sh",
+        "-c",
+        sh_quote('cd "$0" && exec "$@"'),
+        sh_quote(process["cwd"]),
+        *map(sh_quote, process["args"]),
+    ]
+    return [
+        '[ -z "$CGROUP" ] || echo $$ >"$CGROUP/cgroup.procs"',
+        *(line for line in inside if line.startswith("# ")),
+        "# ≈ nsenter knows neither supplementary groups nor capabilities: a user that is root keeps all of them",
+        " ".join(words),
+    ]
 
 
 # ---- --trace --------------------------------------------------------------------------------------------------

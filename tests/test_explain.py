@@ -302,6 +302,15 @@ def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
     assert wanted <= set(real_member[2]) and wanted <= set(hand_member[2])
 
 
+def test_the_shell_form_of_exec(host, pod, busybox, tmp_path):
+    host.start("a", busybox, "sleep", "1000", options=["-u", "33", "-e", "A=b", "-w", "/tmp"])
+    look = "id -u; id -g; pwd; hostname; echo $A; readlink /proc/self/ns/net; readlink /proc/self/ns/pid; grep CapEff /proc/self/status; ls /; ps | wc -l"
+    words = ["exec", "a", "sh", "-c", look]
+    (tmp_path / "exec.sh").write_text(host.run("explain", "--format", "shell", *words).stdout)
+    hand, real = sh("sh", tmp_path / "exec.sh").stdout.splitlines(), host.run(*words).stdout.splitlines()
+    assert hand[:-1] == real[:-1] and "net:" in real[5]
+
+
 def _is_httpd(pid: str, pod: int) -> bool:
     try:
         command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -39,10 +39,17 @@ class Undumpable(InitStep):
 
 class EnterMountNamespace(InitStep):
     op = "setns"
-    why = "Pause's mount namespace holds the pod's /dev/shm and files, and nothing of the host."
     man = "setns(2), mount_namespaces(7)"
+    approx = (
+        "nsenter --mount did it, where the shell's own programs are in view there; else a bind mount of /proc/PID/root"
+    )
     handle: str
+    reason: str = "Pause's mount namespace holds the pod's /dev/shm and files, and nothing of the host."
     flags: int = kernel.CLONE_NEWNS
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        return self.reason
 
     def args(self, run: Run) -> Sequence[int]:
         return (run.fd(self.handle), self.flags)
@@ -622,7 +629,6 @@ class Execute(InitStep):
     caps: int = 0
     no_new_privs: bool = False
     cwd: str = "/"
-    chroot: bool = True
     hints = {EBUSY: "a shared library or the program is being written to"}
 
     def args(self, run: Run) -> Sequence[list[str]]:
@@ -651,7 +657,7 @@ class Execute(InitStep):
         words += ["--no-new-privs"] if self.no_new_privs else []
         words += ['"$(command -v chroot)"', f"--userspec={uid}:{gid}", f"--groups={','.join(map(str, groups)) or gid}"]
         words += [
-            '"$ROOT"' if self.chroot else "/",
+            '"$ROOT"',
             "/bin/sh",
             "-c",
             sh_quote('cd "$0" && exec "$@"'),

@@ -73,7 +73,7 @@ def _attrs(options: list[str]) -> tuple[int, str]:
     return bits, ",".join(o for o in options if o not in _ATTR_WORDS and o not in _IGNORED)
 
 
-def _ends(process: dict[str, Any], chroot: bool = True) -> list[Step]:
+def _ends(process: dict[str, Any]) -> list[Step]:
     """What join and exec have in common: from the session to the program."""
     user, caps = process["user"], capability_mask([c[4:].lower() for c in process["capabilities"]["bounding"]])
     uid, gid, groups = user["uid"], user["gid"], tuple(user["additionalGids"])
@@ -84,7 +84,7 @@ def _ends(process: dict[str, Any], chroot: bool = True) -> list[Step]:
         steps.append(NoNewPrivileges())
     steps.append(ChangeDirectory(process["cwd"]))
     argv, env = tuple(process["args"]), tuple(process["env"])
-    steps.append(Execute(argv, env, (uid, gid, groups), caps, process["noNewPrivileges"], process["cwd"], chroot))
+    steps.append(Execute(argv, env, (uid, gid, groups), caps, process["noNewPrivileges"], process["cwd"]))
     return steps
 
 
@@ -196,8 +196,8 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
         OpenCgroup(spec["linux"]["cgroupsPath"]),
         Launch("member:ns", everything),
         Undumpable(),
-        EnterMountNamespace("member:ns"),
-        *_ends(process, chroot=False),
+        EnterMountNamespace("member:ns", "The member's own files and mounts, as it sees them."),
+        *_ends(process),
         Release(),
     ]
     if monitored:
