@@ -44,7 +44,7 @@ struct winsize_ {
 };
 
 static int pidfd = -1, out = -1, err = -1, in = -1, tty = -1, dir = -1, cgroup = -1, parent = -1;
-static int listener = -1, go = -1, status_fd = -1, foreground, use_stdin, log_fd = -1;
+static int signals = -1, listener = -1, go = -1, status_fd = -1, foreground, use_stdin, log_fd = -1;
 static long log_cap = 16 << 20, log_size, delay;
 static const char *cgroup_name;
 static char **program;
@@ -365,8 +365,9 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 		SYS3(ioctl, 0, TCSETSW, &saved);
 	if (program) {
 		struct timespec pause = {delay / 1000, delay % 1000 * 1000000};
+		struct pollfd told = {signals, POLLIN, 0};
 		if (ran < 10 && delay && !asked_to_stop())
-			SYS2(nanosleep, &pause, NULL);
+			SYS5(ppoll, &told, 1, &pause, NULL, 0); /* a signal ends the wait */
 		*put_num(text, (unsigned long)code, 1) = 0;
 		while (program[n])
 			n++;
@@ -406,7 +407,7 @@ int main(int argc, char **argv, char **envp)
 	                       SIGBIT(SIGUSR2) | SIGBIT(SIGALRM) | SIGBIT(SIGWINCH);
 	const sigbits blocked = passed | SIGBIT(SIGPIPE) | SIGBIT(SIGTTOU);
 	struct timespec start, end;
-	int signals, code;
+	int code;
 
 	for (int i = 1; i < argc; i++) {
 		if (str_eq(argv[i], "--")) {

@@ -68,7 +68,7 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     from nsrun.host import cgroup
     from nsrun.plan.pod import pod_plan
 
-    name = check_name(options.get("name") or "pause", "pod")
+    name = check_name("pause" if options.get("name") is None else options["name"], "pod")
     ident = ident or new_id()
     facts = {
         "id": ident,
@@ -107,6 +107,8 @@ def create_pod(
 
 def check_rootfs(path: str) -> str:
     """The absolute path of a directory with something in it."""
+    if not path:
+        raise BadInput("the rootfs is an empty word", hint="an unset variable?")
     real = os.path.realpath(path)
     if not os.path.lexists(path):
         raise BadInput(
@@ -167,6 +169,8 @@ def read_environment_file(path: str) -> list[str]:
 def _bundle(path: str) -> dict[str, Any]:
     from nsrun import notes
 
+    if not path:
+        raise BadInput("the bundle is an empty word", hint="an unset variable?")
     try:
         with open(f"{path}/config.json", encoding="utf-8") as file:
             document = notes.loads(file.read())
@@ -192,16 +196,18 @@ def plan_join(
     pod = pod or state.pod(pod_name)
     again = how.get("again")
     ident = again["id"] if again else how.get("id") or new_id()
-    name = again["name"] if again else check_name(options.get("name") or f"m-{ident}", "member")
-    sources = [k for k in ("rootfs", "bundle") if options.get(k)]
+    name = again["name"] if again else options.get("name")
+    name = check_name(f"m-{ident}" if name is None else name, "member")
+    # An empty word is no rootfs left out: --rootfs "$UNSET" must not end up on the host's own filesystem.
+    sources = [k for k in ("rootfs", "bundle") if options.get(k) is not None]
     if len(sources) > 1:
         raise BadInput("--rootfs and --bundle exclude each other")
     bundle: dict[str, Any] = {}
     root = "/"
-    if options.get("bundle"):
+    if options.get("bundle") is not None:
         bundle = _bundle(options["bundle"])
         root = check_rootfs(bundle["root"]["path"])
-    elif options.get("rootfs"):
+    elif options.get("rootfs") is not None:
         root = check_rootfs(options["rootfs"])
     if root == "/" and options.get("writable"):
         raise BadInput(
@@ -333,7 +339,7 @@ def _save_config(run: Run, claim: Any, document: dict[str, Any], options: Option
     """config.json (the document) and options.json lie beside the note; written by the claim, so they go with it."""
     claim.note["_files"] = {
         "config.json": document,
-        "options.json": {k: v for k, v in options.items() if v and k != "status_fd"},
+        "options.json": {k: v for k, v in options.items() if v is not None and k != "status_fd"},
     }
 
 
@@ -399,7 +405,7 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         "terminal": terminal,
         "args": command,
         "env": [f"{k}={v}" for k, v in env.items()],
-        "cwd": options.get("workdir") or process["cwd"],
+        "cwd": specs.parse_directory(options.get("workdir")) or process["cwd"],
         "user": user,
     }
     return exec_plan({**document, "process": new}, note, how)

@@ -198,6 +198,8 @@ def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
         os.close(os.open(f"{directory}/stop", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except FileNotFoundError:
         return
+    if fd < 0:
+        _end_wait(state, note)
     try:
         if fd >= 0:
             try:
@@ -212,6 +214,19 @@ def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
         if fd >= 0:
             os.close(fd)
     wait_monitor(state, note)
+
+
+def _end_wait(state: State, note: Note) -> None:
+    """A monitor that waits before it restarts its member is told that it need not."""
+    fd = _open(note["holder"], state) if note["holder"][0] != os.getpid() else -1
+    if fd >= 0:
+        try:
+            kernel.pidfd_send_signal(fd, SIGTERM)
+        except KernelError as error:
+            if error.errno != ESRCH:
+                raise
+        finally:
+            os.close(fd)
 
 
 def kill_member(note: Note, fd: int) -> None:

@@ -110,6 +110,13 @@ def parse_environment(words: Sequence[str], caller: dict[str, str]) -> dict[str,
     return env
 
 
+def parse_directory(path: str | None) -> str:
+    """-w: an absolute path, "" when it was not given."""
+    if path is not None and not path.startswith("/"):
+        raise UsageError(f"-w {path!r}: the working directory is an absolute path")
+    return path or ""
+
+
 def parse_ulimit(word: str) -> dict[str, Any]:
     name, equals, value = word.partition("=")
     soft, colon, hard = value.partition(":")
@@ -405,7 +412,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "user": {"uid": uid, "gid": gid, "additionalGids": groups},
             "args": args,
             "env": [f"{k}={v}" for k, v in env.items()],
-            "cwd": options.get("workdir") or process.get("cwd") or "/",
+            "cwd": parse_directory(options.get("workdir")) or process.get("cwd") or "/",
             "capabilities": {"bounding": caps_upper, "permitted": caps_upper, "effective": caps_upper, "inheritable": [], "ambient": []},
             "rlimits": rlimits,
             "noNewPrivileges": no_new_privs,

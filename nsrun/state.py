@@ -156,6 +156,7 @@ class State:
             return note
         live = [n for n in self.names("pods") if self._pod_alive(n)]
         known = "known pods: " + ", ".join(live) if live else "there are no pods"
+        known += "" if os.geteuid() == 0 else " of yours; for root's: sudo nsrun"
         if note:
             raise UnknownError(f"pod {name!r} is dead: its PID 1 has ended", hint=f"{known}; nsrun pod create {name}")
         raise UnknownError(f"no pod {name!r}", hint=f"{known}; nsrun pod create makes one")

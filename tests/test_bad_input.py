@@ -28,6 +28,8 @@ def test_rootfs_missing_a_file_empty(refused, tmp_path):
     (tmp_path / "d").mkdir()
     assert "is empty" in refused(125, "true", options=["--rootfs", tmp_path / "d"])
     assert "host itself" in refused(125, "true", options=["--rootfs", "/"])
+    assert "empty word" in refused(125, "true", options=["--rootfs", ""])
+    assert "empty word" in refused(125, "true", options=["--bundle", ""])
 
 
 def test_command_not_found(refused, busybox):
@@ -172,6 +174,7 @@ def test_exec_in_what_has_ended(host, pod, busybox):
 def test_working_directory(refused, rootfs):
     (rootfs / "secret").mkdir(mode=0o700)
     assert "chdir" in refused(125, "true", options=["--rootfs", rootfs, "-w", "/secret", "-u", "33"])
+    assert "absolute" in refused(2, "true", options=["--rootfs", rootfs, "-w", "relative"])
     (rootfs / "file").write_text("")
     refused(125, "true", options=["--rootfs", rootfs, "-w", "/file"])
 

@@ -323,6 +323,15 @@ def test_restart_always_until_stopped(host, pod, busybox):
     assert host.member("a")["status"] == "stopped" and host.member("a")["restarts"] == restarts
 
 
+def test_stop_ends_the_wait_before_a_restart(host, pod, busybox):
+    host.start("a", busybox, "false", options=["--restart", "always"])
+    wait_for(lambda: host.member("a")["restarts"] >= 4, 20)  # the next waits are of seconds
+    started = time.monotonic()
+    host.run("stop", "a")
+    assert time.monotonic() - started < 3
+    assert host.member("a")["status"] == "stopped"
+
+
 def test_the_monitor_is_killed(host, pod, busybox):
     """podman#439: the exit status is lost, and says so; nothing is stuck."""
     host.start("a", busybox, "sleep", "1000")
