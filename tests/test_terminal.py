@@ -136,3 +136,12 @@ def test_attach_without_a_terminal(host, pod, busybox):
 
 def test_it_needs_a_terminal(host, pod, busybox):
     assert "terminal" in host.fails(2, "join", "pause", "-it", "--rootfs", busybox, "sh", stdin=subprocess.DEVNULL)
+
+
+def test_a_terminal_on_the_hosts_own_filesystem(host, pod, terminal):
+    t = terminal("join", "pause", "-it", "--name", "a", "--", "bash", "--norc", "--noprofile")
+    t.expect(r"\$ |# ")
+    t.type("tty; ps -o pid,args | head -3; exit 9\n")
+    t.expect(r"/dev/pts/0\r\n")
+    t.expect(r"bash --norc")
+    assert t.process.wait(timeout=10) == 9
