@@ -12,7 +12,7 @@ import sys
 from errno import EACCES, ENOENT, ENOEXEC
 
 from nsrun import spec as specs
-from nsrun import users
+from nsrun import users, words
 from nsrun.errors import BadInput, CommandError, NsrunError, StepError, UnknownError, UsageError
 from nsrun.plan.inside import Execute
 from nsrun.run import Run
@@ -388,7 +388,7 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
     if not command:
         raise UsageError("no command", hint="nsrun exec MEMBER COMMAND [ARG...]")
     terminal = bool(options.get("terminal"))
-    env = specs.parse_environment(process["env"], {})
+    env = words.parse_environment(process["env"], {})
     if terminal:
         env["TERM"] = os.environ.get("TERM", "xterm")
     user = process["user"]
@@ -399,13 +399,13 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         )
         user = {"uid": uid, "gid": gid, "additionalGids": groups}
         env["HOME"] = home
-    env.update(specs.parse_environment(options.get("env") or [], dict(os.environ)))
+    env.update(words.parse_environment(options.get("env") or [], dict(os.environ)))
     new = {
         **process,
         "terminal": terminal,
         "args": command,
         "env": [f"{k}={v}" for k, v in env.items()],
-        "cwd": specs.parse_directory(options.get("workdir")) or process["cwd"],
+        "cwd": words.parse_directory(options.get("workdir")) or process["cwd"],
         "user": user,
     }
     return exec_plan({**document, "process": new}, note, how)

@@ -57,7 +57,16 @@ def test_only_its_layer_uses_it():
     assert importers == {"host/messages.py"}
     importers = {str(p) for p, body in uses.items() if re.search(r"from nsrun\._kernel import", body)}
     assert importers == {"kernel.py"}
-    for name in ("spec.py", "plan/pod.py", "plan/member.py", "plan/inside.py", "plan/__init__.py", "users.py"):
+    for name in (
+        "spec.py",
+        "words.py",
+        "signals.py",
+        "plan/pod.py",
+        "plan/member.py",
+        "plan/inside.py",
+        "plan/__init__.py",
+        "users.py",
+    ):
         body = uses[pathlib.Path(name)]
         assert (
             not re.search(

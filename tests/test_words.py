@@ -2,9 +2,10 @@
 
 import pytest
 
-from nsrun import spec, users
+from nsrun import spec, users, words
 from nsrun.cli.parse import parse
 from nsrun.errors import BadInput, UsageError
+from nsrun.signals import parse_signal
 from nsrun.state import check_name
 
 
@@ -21,7 +22,7 @@ from nsrun.state import check_name
     ],
 )
 def test_ports(word, expected):
-    assert [(p["host_ip"], p["host_port"], p["pod_port"]) for p in spec.parse_ports([word])] == expected
+    assert [(p["host_ip"], p["host_port"], p["pod_port"]) for p in words.parse_ports([word])] == expected
 
 
 @pytest.mark.parametrize(
@@ -46,13 +47,13 @@ def test_ports(word, expected):
 )
 def test_ports_refused(word):
     with pytest.raises(UsageError) as error:
-        spec.parse_ports([word])
+        words.parse_ports([word])
     assert word in str(error.value)
 
 
 def test_a_port_twice_is_refused():
     with pytest.raises(UsageError, match="published twice"):
-        spec.parse_ports(["8080:80", "8080:81"])
+        words.parse_ports(["8080:80", "8080:81"])
 
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nmysql:x:999:998:MySQL:/var/lib/mysql:/bin/false\nbad:x:4294967296:0::/:\nnohome:x:7:7::relative:/bin/sh\n"
@@ -104,13 +105,13 @@ def test_users_refused(user):
     ("text", "size"), [("64m", 64 << 20), ("1g", 1 << 30), ("4096", 4096), ("2K", 2048), ("1kb", 1024)]
 )
 def test_sizes(text, size):
-    assert spec.parse_size(text, "--memory") == size
+    assert words.parse_size(text, "--memory") == size
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1", "1.5m", "0", "64x", "9e9"])
 def test_sizes_refused(text):
     with pytest.raises(UsageError):
-        spec.parse_size(text, "--memory")
+        words.parse_size(text, "--memory")
 
 
 @pytest.mark.parametrize(
@@ -118,37 +119,37 @@ def test_sizes_refused(text):
     [("TERM", 15), ("sigkill", 9), ("SIGWINCH", 28), ("9", 9), ("RTMIN", 34), ("RTMIN+3", 37), ("SIGRTMIN+30", 64)],
 )
 def test_signals(text, number):
-    assert spec.parse_signal(text) == number
+    assert parse_signal(text) == number
 
 
 @pytest.mark.parametrize("text", ["", "0", "65", "NOPE", "RTMIN+31", "_DFL", "SIG_IGN", "15x"])
 def test_signals_refused(text):
     with pytest.raises(UsageError):
-        spec.parse_signal(text)
+        parse_signal(text)
 
 
 def test_volumes():
-    volume = spec.parse_volume("/srv/data:/data//x/../y:ro,nosuid")
+    volume = words.parse_volume("/srv/data:/data//x/../y:ro,nosuid")
     assert (volume["source"], volume["destination"], volume["options"]) == (
         "/srv/data",
         "/data/y",
         ["rbind", "rprivate", "ro", "nosuid"],
     )
-    assert spec.parse_volume("data:/d")["type"] == "volume"
-    assert spec.parse_mount("type=tmpfs,target=/t,tmpfs-size=1m")["options"] == [
+    assert words.parse_volume("data:/d")["type"] == "volume"
+    assert words.parse_mount("type=tmpfs,target=/t,tmpfs-size=1m")["options"] == [
         "nodev",
         "noexec",
         "nosuid",
         "size=1m",
         "mode=1777",
     ]
-    assert spec.parse_mount("type=bind,src=/a,dst=/b,readonly")["options"][-1] == "ro"
+    assert words.parse_mount("type=bind,src=/a,dst=/b,readonly")["options"][-1] == "ro"
 
 
 @pytest.mark.parametrize("word", ["/a:b", "/a:/", "/a:/b:what", ":/b", "/a:/b:ro:x", "../x y:/..", "a/b:/c"])
 def test_volumes_refused(word):
     with pytest.raises(UsageError):
-        spec.parse_volume(word)
+        words.parse_volume(word)
 
 
 @pytest.mark.parametrize(
@@ -163,17 +164,17 @@ def test_volumes_refused(word):
 )
 def test_mounts_refused(word):
     with pytest.raises(UsageError):
-        spec.parse_mount(word)
+        words.parse_mount(word)
 
 
 def test_capabilities():
-    default = spec.capabilities([], [])
+    default = words.capabilities([], [])
     assert len(default) == 14
-    assert spec.capabilities([], ["ALL"]) == []
-    assert spec.capabilities(["NET_ADMIN"], ["all"]) == ["net_admin"]
-    assert "chown" not in spec.capabilities(["ALL"], ["CAP_CHOWN"])
+    assert words.capabilities([], ["ALL"]) == []
+    assert words.capabilities(["NET_ADMIN"], ["all"]) == ["net_admin"]
+    assert "chown" not in words.capabilities(["ALL"], ["CAP_CHOWN"])
     with pytest.raises(UsageError):
-        spec.capabilities(["FLY"], [])
+        words.capabilities(["FLY"], [])
 
 
 @pytest.mark.parametrize(
@@ -195,15 +196,15 @@ def test_sysctls_refused(word):
 
 
 def test_environment():
-    assert spec.parse_environment(["A=1", "B", "C", "A=2=3"], {"B": "b"}) == {"A": "2=3", "B": "b"}
+    assert words.parse_environment(["A=1", "B", "C", "A=2=3"], {"B": "b"}) == {"A": "2=3", "B": "b"}
     with pytest.raises(UsageError):
-        spec.parse_environment(["=x"], {})
+        words.parse_environment(["=x"], {})
 
 
 @pytest.mark.parametrize("word", ["nofile", "nofile=a", "nofile=5:4", "what=1", "nofile=1:2:3", "nofile=-2"])
 def test_ulimits_refused(word):
     with pytest.raises(UsageError):
-        spec.parse_ulimit(word)
+        words.parse_ulimit(word)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "-x", "--root=/x", "a b", "a\n", "ä", "x" * 64])
@@ -231,7 +232,7 @@ def test_parse_like_docker():
 
 
 @pytest.mark.parametrize(
-    "words",
+    "line",
     [
         ["nope"],
         ["pod"],
@@ -245,6 +246,6 @@ def test_parse_like_docker():
         ["pod", "create", "--publis", "1"],
     ],
 )
-def test_parse_refused(words):
+def test_parse_refused(line):
     with pytest.raises(UsageError):
-        parse(words)
+        parse(line)

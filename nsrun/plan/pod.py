@@ -20,17 +20,13 @@ from nsrun.plan.inside import (
     WriteFile,
     WriteProc,
 )
+from nsrun.plan.network import ConfigurePod, ConnectPod, HoldPort, NewNetns, PublishTable
 from nsrun.plan.outside import (
     ClaimName,
-    ConfigurePod,
-    ConnectPod,
-    HoldPort,
     Launch,
     LimitPod,
     LoadProgram,
     MakeCgroup,
-    NewNetns,
-    PublishTable,
     Release,
     WriteNote,
 )

@@ -1,0 +1,276 @@
+"""The words of options: sizes, ports, volumes, capabilities, … parsed strictly, refused with a reason.  Pure."""
+
+from __future__ import annotations
+
+import os
+
+from nsrun.errors import BadInput, UsageError
+from nsrun.plan.inside import CAPABILITIES, RESOURCES, UNLIMITED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+#: Docker's fourteen.
+DEFAULT_CAPABILITIES = (
+    "chown dac_override fsetid fowner mknod net_raw setgid setuid setfcap setpcap net_bind_service sys_chroot kill audit_write"
+).split()
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes from 64m, 1g, 512k, 4096 (powers of 1024, as Docker has it)."""
+    number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "b")
+    if unit == "b" and text[-2:-1].isalpha():
+        return parse_size(text[:-1], flag)
+    factors = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+    if not (number.isascii() and number.isdigit()) or unit not in factors or int(number) == 0:
+        raise UsageError(f"{flag} {text!r} is not a size", hint="a number with k, m or g: 64m")
+    return int(number) * factors[unit]
+
+
+def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
+    """[IP:][HOST]:POD[/tcp], ranges included → {"host_ip", "host_port" (0: any), "pod_port", "protocol"}."""
+    ports: list[dict[str, Any]] = []
+    for word in words:
+        body, slash, protocol = word.partition("/")
+        if slash and protocol != "tcp":
+            raise UsageError(f"-p {word}: only tcp can be published", hint="leave /tcp out, or write it")
+        if "[" in body:
+            raise UsageError(
+                f"-p {word}: only IPv4 addresses can be published on", hint="write 127.0.0.1 or leave the address out"
+            )
+        parts = body.split(":")
+        if len(parts) == 1:
+            parts = ["", parts[0]]
+        if len(parts) == 2:
+            parts = [os.environ.get("NSRUN_PUBLISH_IP", "0.0.0.0"), *parts]
+        if len(parts) != 3:
+            raise UsageError(f"-p {word}: not [IP:][HOST]:POD", hint="for example 8080:80, 127.0.0.1:8080:80, :80")
+        from nsrun.host.net import parse_ipv4
+
+        try:
+            host_ip = parse_ipv4(parts[0] or "0.0.0.0", f"-p {word}")
+        except BadInput as error:
+            raise UsageError(error.message) from None
+        pod = _port_range(parts[2], word)
+        host = _port_range(parts[1], word) if parts[1] else [0] * len(pod)
+        if len(host) != len(pod):
+            raise UsageError(f"-p {word}: the two ranges differ in length")
+        for a, b in zip(host, pod, strict=True):
+            ports.append({"host_ip": host_ip, "host_port": a, "pod_port": b, "protocol": "tcp"})
+    seen: set[tuple[str, int]] = set()
+    for port in ports:
+        key = (port["host_ip"], port["host_port"])
+        if port["host_port"] and key in seen:
+            raise UsageError(f"port {key[0]}:{key[1]} is published twice")
+        seen.add(key)
+    return ports
+
+
+def _port_range(text: str, word: str) -> list[int]:
+    first, dash, last = text.partition("-")
+    numbers = [first, last] if dash else [first, first]
+    if not all(n.isascii() and n.isdigit() and len(n) <= 5 and 1 <= int(n) <= 65535 for n in numbers) or int(
+        numbers[0]
+    ) > int(numbers[1]):
+        raise UsageError(f"-p {word}: {text!r} is not a port or range", hint="ports go from 1 to 65535")
+    return list(range(int(numbers[0]), int(numbers[1]) + 1))
+
+
+def parse_environment(words: Sequence[str], caller: dict[str, str]) -> dict[str, str]:
+    """K=V, or K alone: the caller's own value, nothing when it has none."""
+    env: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or "\0" in word:
+            raise UsageError(f"-e {word!r} is not NAME=VALUE")
+        if equals:
+            env[key] = value
+        elif key in caller:
+            env[key] = caller[key]
+    return env
+
+
+def parse_directory(path: str | None) -> str:
+    """-w: an absolute path, "" when it was not given."""
+    if path is not None and not path.startswith("/"):
+        raise UsageError(f"-w {path!r}: the working directory is an absolute path")
+    return path or ""
+
+
+def parse_ulimit(word: str) -> dict[str, Any]:
+    name, equals, value = word.partition("=")
+    soft, colon, hard = value.partition(":")
+    hard = hard if colon else soft
+
+    def number(text: str) -> int:
+        if text in ("unlimited", "-1"):
+            return UNLIMITED
+        if not (text.isascii() and text.isdigit()):
+            raise UsageError(
+                f"--ulimit {word}: {text!r} is not a number", hint="for example nofile=1024:2048, core=unlimited"
+            )
+        return int(text)
+
+    if name not in RESOURCES or not equals:
+        raise UsageError(f"--ulimit {word}: not NAME=SOFT[:HARD]", hint=f"names: {' '.join(RESOURCES)}")
+    if number(soft) > number(hard):
+        raise UsageError(f"--ulimit {word}: the soft limit is above the hard one")
+    return {"type": f"RLIMIT_{name.upper()}", "soft": number(soft), "hard": number(hard)}
+
+
+def parse_restart(word: str) -> tuple[str, int]:
+    """(no|on-failure|always, at most so many times; 0: no bound)."""
+    policy, colon, count = word.partition(":")
+    if policy == "unless-stopped" and not colon:
+        policy = "always"  # the same here: nothing is started at boot
+    if policy not in ("no", "on-failure", "always") or (colon and (policy != "on-failure" or not count.isdigit())):
+        raise UsageError(f"--restart {word!r}", hint="no, on-failure[:N] or always")
+    return policy, int(count or 0)
+
+
+def capabilities(add: Sequence[str], drop: Sequence[str]) -> list[str]:
+    """Docker's arithmetic: ALL in --cap-drop empties the default set, ALL in --cap-add fills it."""
+
+    def names(words: Sequence[str], flag: str) -> list[str]:
+        found = []
+        for word in words:
+            name = word.lower().removeprefix("cap_")
+            if name != "all" and name not in CAPABILITIES:
+                raise UsageError(f"{flag} {word}: no such capability", hint="capabilities(7) lists them; ALL means all")
+            found.append(name)
+        return found
+
+    added, dropped = names(add, "--cap-add"), names(drop, "--cap-drop")
+    result = set() if "all" in dropped else set(DEFAULT_CAPABILITIES)
+    if "all" in added:
+        result = set(CAPABILITIES)
+    result |= set(added) - {"all"}
+    result -= set(dropped) - {"all"}
+    return [name for name in CAPABILITIES if name in result]
+
+
+def parse_limits(options: dict[str, Any]) -> dict[str, str]:
+    """cgroup v2 values of --memory, --cpus, --pids-limit."""
+    limits = {}
+    if options.get("memory"):
+        limits["memory"] = str(parse_size(options["memory"], "--memory"))
+    if options.get("cpus"):
+        try:
+            share = float(options["cpus"])
+        except ValueError:
+            share = 0.0
+        if not 0.01 <= share <= 4096:
+            raise UsageError(f"--cpus {options['cpus']!r}", hint="a number of processors: 1.5")
+        limits["cpus"] = f"{int(share * 100000)} 100000"
+    if options.get("pids_limit"):
+        text = str(options["pids_limit"])
+        if not text.isdigit() or int(text) == 0:
+            raise UsageError(f"--pids-limit {text!r} is not a number of processes")
+        limits["pids"] = text
+    return limits
+
+
+# ---- volumes -----------------------------------------------------------------------------------------------
+
+_FLAGS = {
+    "ro",
+    "rw",
+    "nosuid",
+    "nodev",
+    "noexec",
+    "suid",
+    "dev",
+    "exec",
+    "z",
+    "Z",
+    "private",
+    "rprivate",
+    "rbind",
+    "bind",
+}
+
+
+def _target(path: str, word: str) -> str:
+    if not path.startswith("/") or "\0" in path:
+        raise UsageError(f"{word}: the target {path!r} is not an absolute path")
+    clean = os.path.normpath("/" + path.lstrip("/"))
+    if clean == "/":
+        raise UsageError(f"{word}: the target can't be /")
+    return clean
+
+
+def _volume(source: str, target: str, options: list[str], word: str) -> dict[str, Any]:
+    for option in options:
+        if option not in _FLAGS:
+            raise UsageError(f"{word}: unknown option {option!r}", hint=f"known: {' '.join(sorted(_FLAGS))}")
+    kind = "bind" if source.startswith(("/", ".")) else "volume"
+    if kind == "volume" and source:
+        from nsrun.state import check_name
+
+        check_name(source, "volume")
+    return {
+        "destination": _target(target, word),
+        "type": kind,
+        "source": os.path.abspath(source) if kind == "bind" else source,
+        "options": ["rbind", "rprivate", *(o for o in options if o in ("ro", "nosuid", "nodev", "noexec"))],
+    }
+
+
+def parse_volume(word: str) -> dict[str, Any]:
+    """-v SRC:DST[:OPTIONS], -v NAME:DST, -v DST."""
+    parts = word.split(":")
+    if len(parts) == 1:
+        return _volume("", parts[0], [], f"-v {word}")
+    if len(parts) > 3 or not parts[0]:
+        raise UsageError(f"-v {word}: not SRC:DST[:OPTIONS]")
+    return _volume(parts[0], parts[1], parts[2].split(",") if len(parts) == 3 else [], f"-v {word}")
+
+
+def parse_mount(word: str) -> dict[str, Any]:
+    """--mount type=bind|tmpfs|volume,source=…,target=…,readonly"""
+    values: dict[str, str] = {}
+    for part in word.split(","):
+        key, equals, value = part.partition("=")
+        key = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}.get(key, key)
+        values[key] = value if equals else "true"
+    kind = values.pop("type", "volume")
+    target = values.pop("target", "")
+    readonly = values.pop("readonly", "false") in ("true", "1")
+    if not target:
+        raise UsageError(f"--mount {word}: no target")
+    if kind == "tmpfs":
+        options = [f"{k.removeprefix('tmpfs-')}={v}" for k, v in values.items() if k in ("tmpfs-size", "tmpfs-mode")]
+        if unknown := set(values) - {"tmpfs-size", "tmpfs-mode"}:
+            raise UsageError(f"--mount {word}: unknown key {sorted(unknown)[0]!r}")
+        return parse_tmpfs(":".join([target, ",".join(options + (["ro"] if readonly else []))]).rstrip(":"))
+    source = values.pop("source", "")
+    if values or kind not in ("bind", "volume") or (kind == "bind" and not source):
+        raise UsageError(f"--mount {word}: not type=bind|tmpfs|volume,source=…,target=…[,readonly]")
+    if kind == "bind" and not source.startswith(("/", ".")):
+        source = f"./{source}"
+    return _volume(source, target, ["ro"] if readonly else [], f"--mount {word}")
+
+
+def parse_tmpfs(word: str) -> dict[str, Any]:
+    """--tmpfs DST[:size=64m,mode=1777,ro,exec]; noexec, nosuid and nodev unless said otherwise, as in Docker."""
+    target, _, text = word.partition(":")
+    options = {"nosuid", "nodev", "noexec"}
+    data = []
+    for option in filter(None, text.split(",")):
+        key = option.partition("=")[0]
+        if option in ("exec", "suid", "dev"):
+            options.discard(f"no{option}")
+        elif option in ("ro", "rw", "noexec", "nosuid", "nodev"):
+            options.add(option)
+        elif key in ("size", "mode", "uid", "gid", "nr_inodes"):
+            data.append(option)
+        else:
+            raise UsageError(f"--tmpfs {word}: unknown option {option!r}")
+    return {
+        "destination": _target(target, f"--tmpfs {word}"),
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": sorted(options) + (data if any(d.startswith("mode=") for d in data) else [*data, "mode=1777"]),
+    }
