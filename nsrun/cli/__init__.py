@@ -34,6 +34,8 @@ def main(words: Words | None = None) -> int:
     def interrupted(number: int, _: object) -> None:
         raise Interrupted(number)
 
+    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     for number in (_signal.SIGTERM, _signal.SIGHUP):
         if _signal.getsignal(number) == _signal.SIG_DFL:
             _signal.signal(number, interrupted)
@@ -65,7 +67,7 @@ def main(words: Words | None = None) -> int:
             tell(status_fd, _event(error))
         return error.exit_code
     except (KeyboardInterrupt, Interrupted) as error:
-        print("nsrun: interrupted; nothing is left", file=sys.stderr)
+        print("nsrun: interrupted", file=sys.stderr)
         return 128 + (error.args[0] if isinstance(error, Interrupted) else 2)
     except BrokenPipeError:
         return 141
