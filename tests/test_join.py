@@ -465,3 +465,42 @@ def test_interrupt_leaves_nothing(host, pod, busybox):
             if members:
                 host.run("rm", "-f", "i")
             wait_for(lambda: host.snapshot() == before)
+
+
+def test_anonymous_volumes_go_with_their_member(host, pod, rootfs):
+    for options in ([], ["--writable"]):
+        host.run(
+            "join",
+            "pause",
+            "--name",
+            "a",
+            "-v",
+            "/data",
+            *options,
+            "--rootfs",
+            rootfs,
+            "sh",
+            "-c",
+            "echo x >/data/f; cat /data/f",
+        )
+        assert [p.read_text() for p in (host.root / "lib/upper").glob("*/volume-data/f")] == ["x\n"]
+        host.run("rm", "a")
+        assert list((host.root / "lib/upper").iterdir()) == []
+
+
+def test_a_restart_keeps_what_was_written_and_its_volumes(host, pod, busybox):
+    script = "echo line >>/data/f; echo line >>/own; [ $(wc -l </data/f) -ge 3 ] && [ $(wc -l </own) -ge 3 ] && exit 0; exit 1"
+    host.start(
+        "a", busybox, "sh", "-c", script, options=["--restart", "on-failure", "-v", "/data", "-e", "A=1", "-u", "0"]
+    )
+    wait_for(lambda: host.member("a")["exit_code"] == 0, 20)
+    assert host.member("a")["restarts"] == 2
+
+
+def test_hostile_files_in_the_upper_directory_are_removed(host, pod, busybox, tmp_path):
+    """rm removes what a member wrote, following no link and minding no mode."""
+    (tmp_path / "kept").write_text("host\n")
+    script = f"mkdir -p /a/b; ln -s {tmp_path} /a/link; ln -s / /a/b/root; mkfifo /a/f; mkdir -m 0 /a/none; touch '/a/ new\nline'; mkdir -p $(printf 'd/%.0s' $(seq 200))"
+    host.run("join", "pause", "--name", "a", "--rootfs", busybox, "sh", "-c", script)
+    host.run("rm", "a")
+    assert list((host.root / "lib/upper").iterdir()) == [] and (tmp_path / "kept").read_text() == "host\n"
