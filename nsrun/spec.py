@@ -42,7 +42,7 @@ OCI_NAMES = {"net": "network", "ipc": "ipc", "pid": "pid", "uts": "uts", "mnt": 
 # ---- documents ---------------------------------------------------------------------------------------------
 
 
-def default_mounts(host_root: bool, terminal: bool) -> list[dict[str, Any]]:
+def default_mounts(host_root: bool, terminal: bool, own_ipc: bool = False) -> list[dict[str, Any]]:
     """In order.  Type "pod" is nsrun's: a part of pause's own root (the pod's shared memory, hosts, …)."""
     safe = ["nosuid", "noexec", "nodev"]
     pod = [
@@ -53,6 +53,8 @@ def default_mounts(host_root: bool, terminal: bool) -> list[dict[str, Any]]:
         {"destination": "/dev/shm", "type": "pod", "source": "/dev/shm", "options": []},
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": safe},
     ]
+    if own_ipc:  # /dev/shm is no part of the IPC namespace; who asks for one of his own means both
+        shared[0] = {**shared[0], "type": "tmpfs", "source": "tmpfs", "options": [*safe, "mode=1777", "size=64m"]}
     proc = {"destination": "/proc", "type": "proc", "source": "proc", "options": safe}
     sysfs = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*safe, "ro"]}
     cgroup = {"destination": "/sys/fs/cgroup", "type": "cgroup2", "source": "cgroup", "options": [*safe, "ro"]}
@@ -122,7 +124,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
         elif word not in ("no-new-privileges:false", "no-new-privileges=false", "seccomp=unconfined"):
             raise UsageError(f"--security-opt {word}: unknown", hint="known: no-new-privileges, seccomp=unconfined")
 
-    mounts = default_mounts(host_root, terminal)
+    mounts = default_mounts(host_root, terminal, options.get("ipc") == "own")
     if not facts.get("cgroup_v2", True):
         mounts = [m for m in mounts if m["type"] != "cgroup2"]
     own = {m["destination"] for m in mounts}

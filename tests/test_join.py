@@ -200,6 +200,9 @@ def test_own_namespaces(host, pod, busybox, flag):
         assert (member[name] == p[name]) == (name != flag), name
     if flag == "net":
         assert "LOOPBACK,UP" in host.run("exec", "a", "ip", "link").stdout
+    if flag == "ipc":
+        host.run("exec", "a", "sh", "-c", "echo x >/dev/shm/mine")
+        assert host.run("join", "pause", "--rootfs", busybox, "ls", "/dev/shm").stdout == ""
     if flag == "uts":
         assert host.run("exec", "a", "hostname").stdout == "a\n"
     if flag == "pid":

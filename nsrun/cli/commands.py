@@ -113,7 +113,7 @@ COMMANDS = (
             O("--read-only", "", "the root can't be written to"),
             O("--writable", "", "no overlay: write to the --rootfs directory itself"),
             O("--net", "pod|own|host", "which network namespace (pod)"),
-            O("--ipc", "pod|own", "which IPC namespace (pod)"),
+            O("--ipc", "pod|own", "which IPC namespace (pod); own: with a /dev/shm of its own"),
             O("--pid", "pod|nested|own", "which PID namespace (pod); nested: a child of the pod's; own: it outlives pause"),
             O("--uts", "pod|own", "which hostname (pod)"),
             O("--cap-add", "CAP", "a capability beside Docker's fourteen, or ALL", many=True),
