@@ -32,8 +32,6 @@
 #include <linux/prctl.h>
 #include <linux/resource.h>
 #include <linux/sched.h>
-#include <linux/securebits.h>
-#include <linux/socket.h>
 #include <linux/sockios.h>
 #include <linux/stat.h>
 

@@ -231,7 +231,7 @@ static void hear(int i)
 		SYS3(ioctl, tty, TIOCSWINSZ, &size);
 	} else if (buf[0] == 'c') {
 		end_input();
-	} else if (buf[0] == 'i' && !pending_len && n > 1) {
+	} else if (buf[0] == 'i' && n > 1) {
 		memcpy(pending, buf + 1, (size_t)n - 1);
 		pending_len = (size_t)n - 1;
 		push_input();
@@ -444,7 +444,7 @@ int main(int argc, char **argv, char **envp)
 		i_stdin = WATCH(use_stdin && !pending_len && !input_ended ? 0 : -1, POLLIN);
 		i_listen = n;
 		for (int i = 0; i < N_CLIENTS; i++)
-			WATCH(client[i], POLLIN);
+			WATCH(pending_len ? -1 : client[i], POLLIN); /* nothing is read that could not be kept */
 		p[n] = (struct pollfd){listener, POLLIN, 0};
 		if (SYS5(ppoll, p, n + 1, NULL, NULL, 0) < 0)
 			continue;
@@ -469,7 +469,7 @@ int main(int argc, char **argv, char **envp)
 				end_input();
 		}
 		for (int i = 0; i < N_CLIENTS; i++)
-			if (client[i] >= 0 && p[i_listen + i].revents)
+			if (client[i] >= 0 && p[i_listen + i].revents && !pending_len)
 				hear(i);
 		if (p[n].revents)
 			greet();

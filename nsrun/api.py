@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from errno import EACCES, ENOENT, ENOEXEC
+from errno import ENOENT
 
 from nsrun import spec as specs
 from nsrun import users, words
@@ -250,6 +250,7 @@ def plan_join(
         "pod": pod["name"],
         "pod_id": pod["id"],
         "created": timestamp() if ident != NO_ID else "",
+        "started": timestamp() if ident != NO_ID else "",
         "command": document["process"]["args"],
         "rootfs": root,
         "cgroup": document["linux"]["cgroupsPath"],
@@ -362,7 +363,7 @@ def explain_exec(error: StepError, root: str) -> NsrunError:
     from nsrun.diagnose import why_not
 
     message, hint = why_not(root, step, error.errno, detail)
-    code = 126 if error.errno in (EACCES, ENOEXEC) or (error.errno != ENOENT) else 127
+    code = 127 if error.errno == ENOENT else 126
     failure = CommandError(message, exit_code=code, hint=hint, errno=error.errno, step=error.step)
     failure.number = error.number
     return failure

@@ -75,7 +75,7 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
         "pid_in_pod": _pid_inside(process[0]) if running else 0,
         "exit_code": code,
         "created": note["created"],
-        "started": note["created"] if note.get("process") else None,
+        "started": note.get("started") if note.get("process") else None,
         "finished": recorded[1] if recorded else None,
         "command": note["command"],
         "rootfs": note["rootfs"],

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
 import threading
 
 from conftest import kill, sh, wait_for
@@ -237,7 +238,7 @@ def test_interrupt_leaves_nothing(host):
             process = host.background("pod", "create", "-p", "127.0.0.1:20100:80", "i", stdout=-1, stderr=-1, text=True)
             try:
                 process.wait(timeout=delay)
-            except Exception:
+            except subprocess.TimeoutExpired:
                 process.send_signal(number)
             assert "site-packages/nsrun" not in process.communicate(timeout=20)[1]  # no traceback of ours
             pods = host.json("pod", "ls")

@@ -63,7 +63,8 @@ def test_exec_never_has_more(host, pod, busybox):
         and now["NoNewPrivs"] == "1"
         and now["Uid"].split()[0] == "0"
     )
-    assert host.member("a")["namespaces"]["cgroup"] == host.member("a")["namespaces"]["cgroup"]
+    inside = host.run("exec", "a", "readlink", "/proc/self/ns/cgroup").stdout.strip()
+    assert inside == f"cgroup:[{host.member('a')['namespaces']['cgroup']}]"
 
 
 def test_groups_are_exactly_those_of_the_rootfs(host, pod, rootfs):

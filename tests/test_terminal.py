@@ -1,6 +1,7 @@
 """-it: a terminal of the member's own; job control, size, Ctrl-C, attach."""
 
 import fcntl
+import hashlib
 import os
 import pty
 import re
@@ -145,3 +146,11 @@ def test_a_terminal_on_the_hosts_own_filesystem(host, pod, terminal):
     t.expect(r"/dev/pts/0\r\n")
     t.expect(r"bash --norc")
     assert t.process.wait(timeout=10) == 9
+
+
+def test_attach_loses_no_input(host, pod, busybox):
+    """A member that reads slowly holds the sender up; nothing is dropped."""
+    host.start("a", busybox, "sh", "-c", "sleep 0.5; md5sum", options=["-i"])
+    data = "".join(f"line {i}\n" for i in range(40000))
+    done = host.run("attach", "a", input=data)
+    assert done.stdout.split()[0] == hashlib.md5(data.encode()).hexdigest()
