@@ -351,6 +351,27 @@ static long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *va
 	return result(syscall(SYS_fsconfig, fd, cmd, key, value, 0));
 }
 
+/*
+ * The same with a relative path below `dir`: an fsconfig string ends at 256 bytes, and before Linux 6.5 all of an
+ * overlay's layers must share one.  A vfork child has a working directory of its own; everything else is ours.
+ */
+static long nsrun_fsconfig_below(int dir, int fd, const char *key, const char *value)
+{
+	volatile long r = 0;
+	int status;
+	pid_t pid = vfork();
+
+	if (pid == 0) {
+		r = fchdir(dir) < 0 ? -errno : result(syscall(SYS_fsconfig, fd, 1 /* FSCONFIG_SET_STRING */, key, value, 0));
+		_exit(0);
+	}
+	if (pid < 0)
+		return -errno;
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	return r;
+}
+
 static long nsrun_fsmount(int fd, unsigned attrs)
 {
 	return result(syscall(SYS_fsmount, fd, 1 /* FSMOUNT_CLOEXEC */, attrs));

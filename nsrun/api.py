@@ -130,23 +130,29 @@ def read_small(root: str, path: str) -> str:
 
     BadInput for anything else there: a FIFO would hang us, a huge file fill the memory (threats R19).
     """
+    try:
+        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        return read_small_at(directory, path)
+    finally:
+        os.close(directory)
+
+
+def read_small_at(directory: int, path: str) -> str:
+    """The same below a descriptor."""
     import stat
 
     from nsrun import kernel
     from nsrun.errors import KernelError
 
     try:
-        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return ""
-    try:
         fd = kernel.open_in_root(directory, path, os.O_RDONLY | os.O_NONBLOCK)
     except KernelError as error:
         if error.errno == ENOENT:
             return ""
         raise BadInput(f"{path} of the rootfs can't be read: {error}", errno=error.errno or 0) from None
-    finally:
-        os.close(directory)
     try:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode) or st.st_size > users.MAX_BYTES:
@@ -199,22 +205,33 @@ def plan_join(
     name = again["name"] if again else options.get("name")
     name = check_name(f"m-{ident}" if name is None else name, "member")
     # An empty word is no rootfs left out: --rootfs "$UNSET" must not end up on the host's own filesystem.
-    sources = [k for k in ("rootfs", "bundle") if options.get(k) is not None]
+    sources = [k for k in ("rootfs", "image", "bundle") if options.get(k) is not None]
     if len(sources) > 1:
-        raise BadInput("--rootfs and --bundle exclude each other")
+        raise BadInput(f"--{sources[0]} and --{sources[1]} exclude each other")
     bundle: dict[str, Any] = {}
+    image: dict[str, Any] = {}
+    layers: list[str] = []
     root = "/"
     if options.get("bundle") is not None:
         bundle = _bundle(options["bundle"])
         root = check_rootfs(bundle["root"]["path"])
     elif options.get("rootfs") is not None:
         root = check_rootfs(options["rootfs"])
+    elif options.get("image") is not None:
+        from nsrun.image import lookup
+
+        # a restart keeps the image it began with, whatever has the name now
+        image = lookup.find(state, again["image_id"] if again else options["image"])
+        layers = lookup.trees(state, image)
+        root = layers[0] if layers else lookup.nothing(state)
+        if options.get("writable"):
+            raise BadInput("--writable needs --rootfs: an image is shared", hint="nsrun image unpack REF DIR, then --rootfs")
     if root == "/" and options.get("writable"):
         raise BadInput(
             "--writable needs --rootfs", hint="without one, the member writes to the host's filesystem anyway"
         )
     if root == "/" and options.get("read_only"):
-        raise BadInput("--read-only needs --rootfs or --bundle")
+        raise BadInput("--read-only needs --rootfs, --image or --bundle")
     env = list(options.get("env") or [])
     for path in options.get("env_file") or []:
         env = read_environment_file(path) + env
@@ -225,19 +242,17 @@ def plan_join(
         "pod": pod,
         "root": root,
         "bundle": bundle,
-        "passwd": read_small(root, "/etc/passwd"),
-        "group": read_small(root, "/etc/group"),
+        "image": image and {"Entrypoint": [], **image["process"]},
+        **_accounts(root, image),
         "environ": os.environ,
         "cgroup": f"{group}/m-{name}" if group else "",
         "cgroup_v2": bool(group) or bool(cgroup.mount_point()),
     }
     document = specs.member_spec({**options, "env": env}, facts)
-    for mount in document["mounts"]:
+    for number, mount in enumerate(document["mounts"]):
         if mount["type"] == "volume":
             mount["source"] = (
-                f"{state.lib}/volumes/{mount['source']}"
-                if mount["source"]
-                else f"{state.upper(ident)}/volume{mount['destination'].replace('/', '-')}"
+                f"{state.lib}/volumes/{mount['source']}" if mount["source"] else f"{state.upper(ident)}/volume-{number}"
             )
         elif mount["type"] == "bind" and not os.path.exists(mount["source"]):
             raise BadInput(
@@ -252,7 +267,7 @@ def plan_join(
         "created": timestamp() if ident != NO_ID else "",
         "started": timestamp() if ident != NO_ID else "",
         "command": document["process"]["args"],
-        "rootfs": root,
+        "rootfs": "" if image else root,
         "cgroup": document["linux"]["cgroupsPath"],
         "shares_pid": (options.get("pid") or "pod") != "own",
         "terminal": document["process"]["terminal"],
@@ -262,9 +277,22 @@ def plan_join(
         "detached": bool(how.get("detach") or how.get("background")),
         "restarts": again["restarts"] + 1 if again else 0,
     }
+    if image:
+        note.update({"image": options["image"], "image_id": image["id"], "layers": image["layers"]})
     if again:
         note["created"] = again["created"]
-    return join_plan(document, pod, note, {**how, "again": bool(again)})
+    how = {**how, "again": bool(again), "layers": layers, "staging": state.upper(ident)}
+    return join_plan(document, pod, note, how)
+
+
+def _accounts(root: str, image: dict[str, Any]) -> dict[str, str]:
+    """passwd and group: of an image they were read when it was loaded."""
+    if not image:
+        return {"passwd": read_small(root, "/etc/passwd"), "group": read_small(root, "/etc/group")}
+    users = image["users"]
+    if "error" in users:
+        raise BadInput(f"the image's accounts can't be read: {users['error']}")
+    return {"passwd": users["passwd"], "group": users["group"]}
 
 
 def join(
@@ -292,6 +320,29 @@ def join(
         "again": again,
         "background": background,
     }
+    held = -1
+    if options.get("image") is not None:
+        from nsrun.image import lookup
+
+        held = lookup.hold(state)  # until the member's note says that it uses the image
+    try:
+        return _join(state, pod, options, how, status_fd, again, observe, last)
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def _join(
+    state: State,
+    pod: str,
+    options: Options,
+    how: dict[str, Any],
+    status_fd: int,
+    again: dict[str, Any] | None,
+    observe: Callable[[Run], None] | None,
+    last: bool,
+) -> dict[str, Any]:
+    detach, background = how["detach"], how["background"]
     plan = plan_join(state, pod, options, how)
     need_root()
     run = Run(plan, state)
@@ -326,7 +377,7 @@ def join(
         if observe:
             observe(run)
         run.restore_signals()
-        raise explain_exec(error, document["root"]["path"]) from None
+        raise _explain(error, document, plan.facts.get("layers") or []) from None
     except BaseException:
         run.restore_signals()
         raise
@@ -334,6 +385,15 @@ def join(
         run.restore_signals()
     committed()
     return run.note or note
+
+
+def _explain(error: StepError, document: dict[str, Any], layers: list[str]) -> NsrunError:
+    if len(layers) < 2:
+        return explain_exec(error, document["root"]["path"])
+    from nsrun.image.unpack import View
+
+    with View(layers) as view:
+        return explain_exec(error, f"/proc/self/fd/{view.fd}")
 
 
 def _save_config(run: Run, claim: Any, document: dict[str, Any], options: Options) -> None:

@@ -78,7 +78,7 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
         "started": note.get("started") if note.get("process") else None,
         "finished": recorded[1] if recorded else None,
         "command": note["command"],
-        "rootfs": note["rootfs"],
+        **({"image": note["image"], "image_id": note["image_id"]} if note.get("image") else {"rootfs": note["rootfs"]}),
         "restarts": note["restarts"],
         "namespaces": kernel.namespace_ids(process[0]) if running else {},
     }

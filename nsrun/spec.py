@@ -14,6 +14,7 @@ from nsrun.plan.inside import CAPABILITIES
 from nsrun.signals import parse_signal
 from nsrun.words import (
     capabilities,
+    image_volume,
     parse_directory,
     parse_environment,
     parse_limits,
@@ -74,24 +75,32 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     """The document of one member.
 
     facts: "name", "id", "pod" (the pod's note), "passwd", "group" (texts of the rootfs), "environ" (the
-    caller's), "bundle" (a bundle's config.json, or {}), "root" (the rootfs directory; "/" means the host's),
-    "cgroup" (its path), "cgroup_v2" (is it mounted).
+    caller's), "bundle" (a bundle's config.json, or {}), "image" (the `config` of an image's config, or {}), "root" (the
+    rootfs directory; "/" means the host's), "cgroup" (its path), "cgroup_v2" (is it mounted).
     """
     bundle: dict[str, Any] = facts.get("bundle") or {}
     process: dict[str, Any] = bundle.get("process") or {}
     terminal = bool(options.get("terminal"))
     host_root = facts["root"] == "/"
 
+    image: dict[str, Any] = facts.get("image") or {}
     command = list(options.get("command") or [])
-    if options.get("entrypoint"):
-        command = [options["entrypoint"], *command]
+    entrypoint = options.get("entrypoint")
+    if image:
+        process = {"env": image.get("Env"), "cwd": image.get("WorkingDir")}
+        if entrypoint is None:  # a command replaces Cmd, an entrypoint both
+            command = [*(image.get("Entrypoint") or []), *(command or image.get("Cmd") or [])]
+    if entrypoint:
+        command = [entrypoint, *command]
     args = command or list(process.get("args") or [])
     if not args:
+        if image:
+            raise UsageError("the image has no command of its own", hint="nsrun join POD --image REF -- COMMAND [ARG...]")
         raise UsageError("no command", hint="nsrun join POD [OPTIONS] -- COMMAND [ARG...]")
     if any("\0" in a for a in args):
         raise UsageError("the command holds a NUL byte")
 
-    user_spec = options.get("user") or ""
+    user_spec = options.get("user") or image.get("User") or ""
     if not user_spec and process.get("user"):
         u = process["user"]
         user_spec = f"{u.get('uid', 0)}:{u.get('gid', 0)}"
@@ -132,6 +141,12 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     mounts += [parse_volume(w) for w in options.get("volume") or []]
     mounts += [parse_mount(w) for w in options.get("mount") or []]
     mounts += [parse_tmpfs(w) for w in options.get("tmpfs") or []]
+    taken = {m["destination"] for m in mounts}
+    for path in image.get("Volumes") or {}:
+        volume = image_volume(path)
+        if volume["destination"] not in taken:
+            taken.add(volume["destination"])
+            mounts.append(volume)
 
     namespaces: list[dict[str, str]] = []
     pid = (facts["pod"].get("pause") or [0])[0]
@@ -149,6 +164,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
         raise UsageError("--restart and --rm exclude each other")
     stop_signal = (
         options.get("stop_signal")
+        or image.get("StopSignal")
         or (bundle.get("annotations") or {}).get("org.opencontainers.image.stopSignal")
         or "TERM"
     )

@@ -189,6 +189,7 @@ _FLAGS = {
     "rprivate",
     "rbind",
     "bind",
+    "nocopy",
 }
 
 
@@ -214,7 +215,7 @@ def _volume(source: str, target: str, options: list[str], word: str) -> dict[str
         "destination": _target(target, word),
         "type": kind,
         "source": os.path.abspath(source) if kind == "bind" else source,
-        "options": ["rbind", "rprivate", *(o for o in options if o in ("ro", "nosuid", "nodev", "noexec"))],
+        "options": ["rbind", "rprivate", *(o for o in options if o in ("ro", "nosuid", "nodev", "noexec", "nocopy"))],
     }
 
 
@@ -226,6 +227,15 @@ def parse_volume(word: str) -> dict[str, Any]:
     if len(parts) > 3 or not parts[0]:
         raise UsageError(f"-v {word}: not SRC:DST[:OPTIONS]")
     return _volume(parts[0], parts[1], parts[2].split(",") if len(parts) == 3 else [], f"-v {word}")
+
+
+def image_volume(path: str) -> dict[str, Any]:
+    """A volume that an image asks for: new, seeded from the image, the member's own."""
+    mount = _volume("", path, [], f"the image's volume {path!r}")
+    top = mount["destination"].split("/")[1]
+    if top in ("proc", "sys", "dev"):
+        raise BadInput(f"the image asks for a volume at {path!r}, where the kernel's own file systems are")
+    return mount
 
 
 def parse_mount(word: str) -> dict[str, Any]:

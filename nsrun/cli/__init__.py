@@ -52,8 +52,7 @@ def main(words: Words | None = None) -> int:
             return text.general(general, command)
         state = State(general.get("root", ""))
         status_fd = _status_fd(options)
-        handler = _HANDLERS[command.name]
-        code = handler(state, options, operands, rest, general)
+        code = _handler(command.name)(state, options, operands, rest, general)
         if command.name not in ("exec", "explain", "help", "completion", "doctor"):
             _sweep(state)
         return code
@@ -82,6 +81,14 @@ def main(words: Words | None = None) -> int:
         )
         print("hint: nsrun --debug shows where; nsrun doctor what this machine lacks", file=sys.stderr)
         return 125
+
+
+def _handler(name: str) -> Any:
+    if name.startswith("image "):
+        from nsrun.cli import images
+
+        return getattr(images, name.removeprefix("image "))
+    return _HANDLERS[name]
 
 
 def _hidden(words: Words) -> Words:

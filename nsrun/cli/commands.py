@@ -65,6 +65,12 @@ SECONDS = O("-t, --time", "SECONDS", "how long to wait before SIGKILL (10)")
 SIGNAL = O("-s, --signal", "SIGNAL", "the signal (KILL)")
 FORCE = O("-f, --force", "", "end what runs")
 
+PLATFORM = O("--platform", "OS/ARCH[/VARIANT]", "which image of an index (this machine's)")
+BUDGET = (
+    O("--max-size", "SIZE", "refuse an image whose files are larger (32g)"),
+    O("--max-ratio", "N", "refuse a layer that unpacks to more than N times its size (250)"),
+)
+
 COMMANDS = (
     Command(
         "pod create", "[NAME]", "make a pod: namespaces held open by pause (default name: pause); prints the name",
@@ -96,6 +102,7 @@ COMMANDS = (
         "sudo nsrun join pause -d --name mysql --rootfs ./mariadb -e MYSQL_DATABASE=exampledb -- docker-entrypoint.sh mysqld",
         (
             O("--rootfs", "DIR", "an unpacked root filesystem; written to through an overlay, so it stays clean"),
+            O("--image", "REF", "an image of the store (image load, image pull); without a command, its own"),
             O("--bundle", "DIR", "an OCI bundle: config.json and its root"),
             O("--name", "NAME", "the member's name (default: made up)"),
             O("-d, --detach", "", "in the background; prints the name"),
@@ -106,7 +113,7 @@ COMMANDS = (
             O("--env-file", "FILE", "lines of NAME=VALUE", many=True),
             WORKDIR,
             USER,
-            O("--entrypoint", "CMD", "put before the command"),
+            O("--entrypoint", "CMD", "put before the command; replaces the image's"),
             O("-v, --volume", "SRC:DST[:ro]", "a directory or file of this host, or a named volume, at DST", many=True),
             O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…[,readonly]", many=True),
             O("--tmpfs", "DST[:OPTIONS]", "an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
@@ -125,7 +132,7 @@ COMMANDS = (
             *LIMITS,
             O("--status-fd", "N", "write JSON lines about start, error and end to this descriptor"),
         ),
-        "With neither --rootfs nor --bundle the member runs on the host's own filesystem, seen from inside the pod. Foreground: exits with the member's status; Ctrl-C reaches it.",
+        "With none of --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. Foreground: exits with the member's status; Ctrl-C reaches it.",
         rest=True,
     ),
     Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, WORKDIR, USER), rest=True),
@@ -140,6 +147,27 @@ COMMANDS = (
     Command("kill", "MEMBER...", "signal the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,)),
     Command("rm", "MEMBER...", "forget members, and what they wrote over their rootfs", "nsrun rm -f mysql", (FORCE,)),
     Command("attach", "MEMBER", "connect to a detached member's output, input and terminal; Ctrl-P Ctrl-Q leaves it", "nsrun attach mysql"),
+    Command(
+        "image load", "FILE|DIR|-", "take images in from an OCI layout directory, an archive (OCI, or of docker save), or stdin; prints their names",
+        "sudo nsrun image load --tag mysql:8 mysql.tar", (O("-t, --tag", "NAME", "the image's name, in place of those that the archive gives", many=True), PLATFORM, *BUDGET),
+    ),
+    Command(
+        "image pull", "REF", "fetch an image from a registry, through skopeo", "sudo nsrun image pull docker.io/library/mysql:8",
+        (
+            PLATFORM,
+            O("--creds", "USER[:PASSWORD]", "log in for this once; skopeo login keeps it"),
+            O("--authfile", "FILE", "where skopeo login kept it (containers-auth.json(5))"),
+            O("--tls-verify", "true|false", "false: trust any certificate, and plain HTTP"),
+            *BUDGET,
+        ),
+    ),
+    Command("image ls", "", "list images", "nsrun image ls", (JSON,)),
+    Command("image inspect", "REF...", "everything about images, as JSON", "nsrun image inspect mysql:8", (JSON,)),
+    Command("image history", "REF", "how an image was made, newest first", "nsrun image history mysql:8", (JSON,)),
+    Command("image unpack", "REF DIR", "an image as an OCI bundle: DIR/rootfs and DIR/config.json", "sudo nsrun image unpack mysql:8 ./mysql"),
+    Command("image tag", "REF NAME", "give an image one more name", "sudo nsrun image tag mysql:8 localhost/db:tested"),
+    Command("image rm", "REF...", "take a name away, and with the last one the image", "sudo nsrun image rm mysql:8", (O("-f, --force", "", "with all of its names"),), "An image that a running member uses stays."),
+    Command("image prune", "", "remove images without a name, and what crashes left; says how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "all images that no running member uses"),)),
     Command(
         "explain", "COMMAND...", "the plan of pod create, join or exec, step by step; nothing is done",
         "nsrun explain --format shell pod create -p 8080:80",

@@ -64,7 +64,7 @@ _LINKS = (
     ("pts/ptmx", "/dev/ptmx"),
 )
 _ATTR_WORDS = {"ro": "RDONLY", "nosuid": "NOSUID", "nodev": "NODEV", "noexec": "NOEXEC", "noatime": "NOATIME"}
-_IGNORED = {"rw", "rbind", "bind", "rprivate", "private", "suid", "dev", "exec", "strictatime", "relatime"}
+_IGNORED = {"nocopy", "rw", "rbind", "bind", "rprivate", "private", "suid", "dev", "exec", "strictatime", "relatime"}
 
 
 def _attrs(options: list[str]) -> tuple[int, str]:
@@ -99,7 +99,8 @@ def _stdio(process: dict[str, Any], how: dict[str, Any], member: tuple[Any, ...]
 
 def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
     """how: "detach", "interactive", "fds" (a library caller's own 0, 1, 2: no monitor), "again" (a restart:
-    the name and what was written are there) and then "background" (it had been detached)."""
+    the name and what was written are there) and then "background" (it had been detached), "layers" (of an image, from the
+    top down; else the root is spec's), "staging" (where new volumes are made)."""
     process, linux, names = spec["process"], spec["linux"], spec["annotations"]
     name, ident, detach, monitored = names["nsrun.name"], names["nsrun.id"], bool(how.get("detach")), not how.get("fds")
     root = spec["root"]["path"]
@@ -122,7 +123,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     if monitored:
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
     if overlay:
-        steps.append(OverlayRoot(root, ident, bool(how.get("again"))))
+        steps.append(OverlayRoot(tuple(how.get("layers") or [root]), ident, bool(how.get("again"))))
     else:
         steps.append(PlainRoot(root, host_root))
     volumes: list[Step] = []
@@ -132,7 +133,9 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         attrs, data = _attrs(mount["options"])
         if kind in ("bind", "volume"):
             handle, readonly = f"volume{number}:fd", "ro" in mount["options"]
-            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume"))
+            seed = "" if kind == "bind" or host_root or "nocopy" in mount["options"] else target
+            staging = f"{how.get('staging', '')}/seed{number}" if seed else ""
+            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume", seed, staging))
             inner.append(MountTree(handle, target, mount["source"], readonly))
         elif kind == "pod":
             inner.append(MountFromPod(mount["source"], target, "ro" in mount["options"]))
@@ -175,7 +178,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     steps += [WriteNote("members", name, note), Release()]
     if monitored:
         steps.append(HandOver(detach))
-    return Plan(f"join {pod['name']}", steps, {"spec": spec})
+    return Plan(f"join {pod['name']}", steps, {"spec": spec, "layers": how.get("layers") or []})
 
 
 def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, ESRCH
+from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, ESRCH
 
 from nsrun import kernel
 from nsrun.errors import KernelError, UnknownError
@@ -104,7 +104,7 @@ class OpenProcess(Step):
 class OverlayRoot(Step):
     why = "Writes go to a directory of the member's own; the rootfs stays clean and can be shared."
     man = "fsopen(2), https://docs.kernel.org/filesystems/overlayfs.html"
-    lower: str
+    lowers: tuple[str, ...]  # a rootfs directory, or the layers of an image from the top down
     ident: str
     again: bool = False  # a restart: what was written before stays
     handle: str = "rootfs:fd"
@@ -116,14 +116,17 @@ class OverlayRoot(Step):
     }
 
     def call(self) -> str:
-        return f'fsmount(fsopen("overlay"), "lowerdir={self.lower},upperdir=upper/{self.ident}", MOUNT_ATTR_NODEV)'
+        lower = ":".join(self.lowers)
+        if len(self.lowers) > 1:  # layers: HEX/tree each
+            lower = ":".join(path.split("/")[-2][:12] for path in self.lowers)
+        return f'fsmount(fsopen("overlay"), "lowerdir={lower},upperdir=upper/{self.ident}", MOUNT_ATTR_NODEV)'
 
     def calls(self) -> list[str]:
         return ["fsopen", "fsmount"]
 
     def shell(self) -> str:
-        up = f"/var/tmp/nsrun-shell/{self.ident}"
-        return f"mkdir -p {up}/upper {up}/work; ROOT_OPTIONS=lowerdir={sh_quote(self.lower)},upperdir={up}/upper,workdir={up}/work"
+        up, lower = f"/var/tmp/nsrun-shell/{self.ident}", sh_quote(":".join(self.lowers))
+        return f"mkdir -p {up}/upper {up}/work; ROOT_OPTIONS=lowerdir={lower},upperdir={up}/upper,workdir={up}/work"
 
     approx = "mounted later, inside: mount(8) can't make a mount that is attached nowhere"
 
@@ -132,23 +135,21 @@ class OverlayRoot(Step):
 
     def do(self, run: Run) -> None:
         upper = run.state.upper(self.ident)
-        lower = os.open(self.lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        fds = [lower]
+        fds: list[int] = []
         try:
+            for path in self.lowers:
+                fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             if not self.again:
                 os.mkdir(upper, 0o700)
             for part in ("upper", "work"):
                 if not self.again:
                     os.mkdir(f"{upper}/{part}", 0o700)
                 fds.append(os.open(f"{upper}/{part}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            st = os.fstat(lower)
+            st = os.fstat(fds[0])
             if not self.again:
                 os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
                 os.chown(f"{upper}/upper", st.st_uid, st.st_gid)
-            # By descriptor: fsconfig strings end at 256 bytes, and no ':' or ',' of a name is special here.
-            low, up, work = (f"/proc/self/fd/{fd}" for fd in fds)
-            options = [("source", "nsrun"), ("lowerdir", low), ("upperdir", up), ("workdir", work)]
-            run.hold(self.handle, kernel.mount_new("overlay", options, kernel.MOUNT_ATTR_NODEV))
+            run.hold(self.handle, kernel.overlay(fds[:-2], fds[-2], fds[-1], kernel.MOUNT_ATTR_NODEV))
         finally:
             for fd in fds:
                 os.close(fd)
@@ -206,7 +207,14 @@ class OpenVolume(Step):
     readonly: bool = False
     attrs: int = 0
     make: bool = False
-    hints = {ENOENT: "the source must exist", ENOSYS: "mount_setattr came with Linux 5.12"}
+    seed: str = ""  # a new volume gets what the root has here
+    staging: str = ""  # where it is made until it is whole
+    hints = {
+        ENOENT: "the source must exist",
+        ENOSYS: "mount_setattr came with Linux 5.12",
+        ENOTDIR: "the root has a file where the volume's directory must be",
+        ELOOP: "the root has a symlink on the way to the volume's target: name the real directory",
+    }
 
     def call(self) -> str:
         attrs = kernel.flag_names(self._attrs(), kernel.MOUNT_ATTRS)
@@ -221,14 +229,22 @@ class OpenVolume(Step):
         return ["open_tree", "mount_setattr"]
 
     def shell(self) -> str:
+        if self.seed:
+            return f"mkdir -p {sh_quote(self.source)}   # new, it gets what the root has at {self.seed}"
         return f"mkdir -p {sh_quote(self.source)}" if self.make else f"test -e {sh_quote(self.source)}"
 
     def check(self) -> str:
         return "cat /proc/PID/mountinfo"
 
     def do(self, run: Run) -> None:
-        if self.make:
-            os.makedirs(self.source, 0o755, exist_ok=True)
+        if self.make and not os.path.isdir(self.source):
+            os.makedirs(os.path.dirname(self.source), 0o700, exist_ok=True)
+            if self.seed:
+                from nsrun.copy import seed_volume
+
+                seed_volume(run.fd("rootfs:fd"), self.seed, self.source, self.staging)
+            else:
+                os.makedirs(self.source, 0o755, exist_ok=True)
         fd = run.hold(self.handle, kernel.open_tree(self.source, recursive=True))
         kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
 

@@ -1,0 +1,823 @@
+/*
+ * nsrun-unpack unpacks: it reads one tar stream and writes its entries below one directory.
+ *
+ *   nsrun-unpack MODE BYTES ENTRIES DEPTH RECORDS <STREAM
+ *       descriptor 0: the stream; 1: a memfd for the records; 3: the directory, a detached mount
+ *
+ *   layer      the diff of one image layer, as overlayfs wants it: what the layer says, and whiteouts as 0:0 devices
+ *   whiteouts  only the whiteouts of a layer, applied to the tree below (an overlay of the layers beneath)
+ *   entries    only the other entries, applied to the same tree
+ *   list       nothing is written: the names, offsets and sizes of an archive's files
+ *
+ * Theory of operation.  The stream comes from a stranger.  Before the first byte is read, the program has
+ * pivoted into the directory (so no path, `..` or link leads out of it), kept five capabilities (owner and
+ * mode of any file; no device, no mount, no signal), limited itself, and closed the door by seccomp: some
+ * twenty system calls on files are left.  Parents are resolved by the kernel inside the root (openat2); the
+ * last component is never followed: what is there is unlinked first.  Then it only reports:
+ *
+ *   'I' PATH   a directory that no entry made (yet): its attributes are the lower layer's
+ *   'X' PATH   an entry made it after all
+ *   'W' PATH   a whiteout stands here
+ *   'O' PATH   this directory hides the lower one
+ *   'S' PATH   a device node, left out
+ *   'F' PATH   list: a file, with offset and size; 'L' PATH LINK: a link
+ *   'N' PATH   can't go on without the layers beneath (a link through, or to, something of theirs)
+ *   'E' PATH   an error, with errno and text
+ *   'K'        the end: entries and bytes read, regular files and bytes that are there
+ */
+#include "sys.h"
+#include "tar.h"
+
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/close_range.h>
+#include <linux/fcntl.h>
+#include <linux/filter.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/prctl.h>
+#include <linux/resource.h>
+#include <linux/sched.h>
+#include <linux/seccomp.h>
+#include <linux/stat.h>
+
+#define AT_EMPTY_PATH 0x1000
+#define MS_REC_       16384
+#define MS_PRIVATE_   (1 << 18)
+#define MNT_DETACH_   2
+#define SIGKILL_      9
+#define ROOT          3
+#define MAX_DEPTH     1024
+#define TIMES_MAX     (48 << 20)
+
+enum mode { LAYER, WHITEOUTS, ENTRIES, LIST };
+
+static enum mode mode;
+static struct tar tar;
+static struct tar_entry entry;
+static uint64_t max_bytes, max_entries, max_depth, max_records; /* the budgets */
+static uint64_t bytes, entries, records;
+static uint64_t kept[2]; /* regular files that are there, and bytes in them, each name counted */
+static char parent_path[TAR_PATH_MAX + 1]; /* what parent_fd is open on; only while parent_fd >= 0 */
+static int parent_fd = -1;
+static char clean_name[TAR_PATH_MAX + 1], clean_link[TAR_PATH_MAX + 1];
+static char times[TIMES_MAX]; /* of directories, set at the end: struct, then the path */
+static size_t times_end;
+
+struct time_of {
+	int64_t sec;
+	uint32_t nsec, len;
+};
+
+/* ---- reporting ---------------------------------------------------------------------------------- */
+
+struct record {
+	uint32_t kind, err;
+	uint64_t a, b;
+	uint32_t len, len2;
+};
+
+static void put(char kind, int err, uint64_t a, uint64_t b, const char *s, size_t len, const char *s2, size_t len2)
+{
+	struct record r = {(uint32_t)kind, (uint32_t)err, a, b, (uint32_t)len, (uint32_t)len2};
+	SYS3(write, 1, &r, sizeof r);
+	SYS3(write, 1, s, len);
+	SYS3(write, 1, s2, len2);
+}
+
+static __attribute__((noreturn)) void fail(int err, const char *why)
+{
+	put('E', err, entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
+	sys_exit(1);
+}
+
+static void note(char kind, const char *path)
+{
+	records += sizeof(struct record) + str_len(path);
+	if (records > max_records)
+		fail(0, "too many whiteouts and implied directories");
+	put(kind, 0, 0, 0, path, str_len(path), "", 0);
+}
+
+/* Stops here: the caller begins again, with the layers beneath in view. */
+static __attribute__((noreturn)) void need_lower(const char *why)
+{
+	if (mode != LAYER)
+		fail(0, why);
+	put('N', 0, entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
+	sys_exit(0);
+}
+
+/* ---- confinement -------------------------------------------------------------------------------- */
+
+static void must(long result, const char *what)
+{
+	if (result < 0)
+		fail((int)-result, what);
+}
+
+static void pivot(void)
+{
+	must(SYS1(unshare, CLONE_NEWNS), "unshare(CLONE_NEWNS)");
+	must(SYS5(mount, "", "/", "", MS_REC_ | MS_PRIVATE_, ""), "mount(/, MS_PRIVATE)");
+	must(SYS5(move_mount, ROOT, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH), "move_mount");
+	must(SYS1(fchdir, ROOT), "fchdir");
+	must(SYS2(pivot_root, ".", "."), "pivot_root");
+	must(SYS2(umount2, ".", MNT_DETACH_), "umount2(MNT_DETACH)");
+	must(SYS1(chdir, "/"), "chdir");
+}
+
+#if defined(__x86_64__)
+#define ARCH AUDIT_ARCH_X86_64
+#else
+#define ARCH AUDIT_ARCH_AARCH64
+#endif
+
+/* What a writer of files needs; anything else ends the program. */
+static void seccomp(void)
+{
+	static const int allowed[] = {
+		__NR_read, __NR_write, __NR_pwrite64, __NR_close, __NR_lseek, __NR_openat, __NR_openat2, __NR_statx,
+		__NR_mkdirat, __NR_mknodat, __NR_symlinkat, __NR_linkat, __NR_unlinkat, __NR_fchown, __NR_fchownat,
+		__NR_fchmod, __NR_utimensat, __NR_fsetxattr, __NR_ftruncate, __NR_getdents64, __NR_exit_group,
+	};
+	static struct sock_filter code[2 * (sizeof allowed / sizeof *allowed) + 8];
+	struct sock_fprog program = {.filter = code};
+	unsigned short n = 0;
+#define EMIT(...) code[n++] = (struct sock_filter)__VA_ARGS__
+	EMIT(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)));
+	EMIT(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCH, 1, 0));
+	EMIT(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS));
+	EMIT(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)));
+	for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++) {
+		EMIT(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)allowed[i], 0, 1));
+		EMIT(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
+	}
+	EMIT(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS));
+	program.len = n;
+	must(SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)");
+	must(SYS3(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program), "seccomp");
+}
+
+static void limit(int what, uint64_t value)
+{
+	struct rlimit64 r = {value, value};
+	must(SYS4(prlimit64, 0, what, &r, NULL), "prlimit");
+}
+
+static void confine(void)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	uint32_t caps = mode == LIST ? 0
+	                             : 1u << CAP_CHOWN | 1u << CAP_DAC_OVERRIDE | 1u << CAP_FOWNER | 1u << CAP_FSETID;
+	struct __user_cap_data_struct data[2] = {{.effective = caps, .permitted = caps}};
+
+	if (mode != LIST) {
+		data[0].effective = data[0].permitted = caps | 1u << (CAP_SETFCAP & 31);
+		pivot();
+	}
+	must(SYS3(close_range, ROOT + (mode != LIST), ~0u, 0), "close_range");
+	if (max_bytes < 1UL << 62)
+		limit(RLIMIT_FSIZE, max_bytes + max_records + (1 << 20));
+	limit(RLIMIT_CORE, 0);
+	limit(RLIMIT_NOFILE, MAX_DEPTH + 64);
+	limit(RLIMIT_AS, 256UL << 20);
+	must(SYS2(capset, &header, data), "capset");
+	seccomp();
+}
+
+/* ---- paths -------------------------------------------------------------------------------------- */
+
+/* `name` without "", ".", "..": rooted, as path cleaning has it.  Gives its depth. */
+static uint64_t clean(const char *name, char *to)
+{
+	size_t n = 0;
+	uint64_t depth = 0;
+	while (*name) {
+		size_t len = 0;
+		while (name[len] && name[len] != '/')
+			len++;
+		if (len == 2 && name[0] == '.' && name[1] == '.') {
+			while (n && to[--n] != '/')
+				;
+			depth -= depth > 0;
+		} else if (len && !(len == 1 && *name == '.')) {
+			if (len > 255)
+				fail(0, "a component of its name is longer than 255 bytes");
+			if (n)
+				to[n++] = '/';
+			memcpy(to + n, name, len);
+			n += len;
+			depth++;
+		}
+		name += len;
+		while (*name == '/')
+			name++;
+	}
+	to[n] = 0;
+	return depth;
+}
+
+static long open_at(int dir, const char *path, uint64_t flags)
+{
+	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+	return SYS4(openat2, dir, *path ? path : ".", &how, sizeof how);
+}
+
+static void forget_parent(void)
+{
+	if (parent_fd >= 0)
+		SYS1(close, parent_fd);
+	parent_fd = -1;
+}
+
+static long stat_at(int dir, const char *name, struct statx *st)
+{
+	return SYS5(statx, dir, name, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH), STATX_BASIC_STATS, st);
+}
+
+static int is_whiteout(const struct statx *st)
+{
+	return (st->stx_mode & S_IFMT) == S_IFCHR;
+}
+
+struct dirent64_ {
+	uint64_t ino;
+	int64_t off;
+	unsigned short reclen;
+	unsigned char type;
+	char name[];
+};
+
+static void remove_at(int dir, const char *name, int depth);
+
+/* Everything in the directory that `fd` is; the offset after a removal is not to be trusted, so: again from the start. */
+static void empty(int fd, int depth)
+{
+	_Alignas(8) char buffer[2048];
+	if (depth > MAX_DEPTH)
+		fail(0, "what it replaces is too deep");
+	for (;;) {
+		long n, at, removed = 0;
+		SYS3(lseek, fd, 0, 0);
+		while ((n = SYS3(getdents64, fd, buffer, sizeof buffer)) > 0)
+			for (at = 0; at < n;) {
+				struct dirent64_ *d = (void *)(buffer + at);
+				at += d->reclen;
+				if (str_eq(d->name, ".") || str_eq(d->name, ".."))
+					continue;
+				remove_at(fd, d->name, depth + 1);
+				removed++;
+			}
+		if (n < 0)
+			fail((int)-n, "getdents64");
+		if (!removed)
+			return;
+	}
+}
+
+static void remove_at(int dir, const char *name, int depth)
+{
+	struct statx st;
+	long r = stat_at(dir, name, &st), fd;
+	if (r == 0 && (st.stx_mode & S_IFMT) == S_IFREG) {
+		kept[0]--;
+		kept[1] -= st.stx_size;
+	}
+	r = SYS3(unlinkat, dir, name, 0);
+	if (r == -EISDIR || r == -EPERM) {
+		fd = SYS4(openat, dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+		if (fd < 0)
+			fail((int)-fd, "what it replaces can't be opened");
+		empty((int)fd, depth);
+		SYS1(close, fd);
+		r = SYS3(unlinkat, dir, name, AT_REMOVEDIR);
+	}
+	if (r < 0 && r != -ENOENT)
+		fail((int)-r, "what it replaces can't be removed");
+}
+
+/* Unlinks what has the name: 1 if that was a whiteout of this layer. */
+static int replace(int dir, const char *name)
+{
+	struct statx st;
+	if (stat_at(dir, name, &st) < 0)
+		return 0;
+	if ((st.stx_mode & S_IFMT) == S_IFDIR)
+		forget_parent();
+	remove_at(dir, name, 0);
+	return mode == LAYER && is_whiteout(&st);
+}
+
+/* A directory `name` in dir, `path` from the root. */
+static void imply(int dir, const char *name, const char *path)
+{
+	int hidden = 0;
+	long r = SYS3(mkdirat, dir, name, 0755);
+	if (r == -EEXIST) {
+		struct statx st;
+		if (mode == LAYER && stat_at(dir, name, &st) == 0 && is_whiteout(&st)) {
+			SYS3(unlinkat, dir, name, 0);
+			hidden = 1;
+			r = SYS3(mkdirat, dir, name, 0755);
+		} else {
+			need_lower("its parent is a link that leads nowhere");
+		}
+	}
+	if (r < 0)
+		fail((int)-r, "its parent can't be made");
+	if (mode == LAYER)
+		note(hidden ? 'O' : 'I', path);
+}
+
+/* A descriptor of the directory that holds `path` (which it cuts: *base is the last component). */
+static int parent_of(char *path, const char **base, int make)
+{
+	char *slash = NULL, *p;
+	long fd, at;
+	for (p = path; *p; p++)
+		if (*p == '/')
+			slash = p;
+	*base = slash ? slash + 1 : path;
+	if (slash)
+		*slash = 0;
+	else
+		path = "";
+	if (parent_fd >= 0 && str_eq(path, parent_path))
+		goto found;
+	forget_parent();
+	fd = open_at(ROOT, path, O_PATH | O_DIRECTORY);
+	if ((fd == -ENOENT || fd == -ENOTDIR) && make) {
+		at = open_at(ROOT, "", O_PATH | O_DIRECTORY);
+		for (p = path;; p++) {
+			const char *name = p;
+			char end;
+			while (*p && *p != '/')
+				p++;
+			end = *p;
+			*p = 0;
+			fd = open_at(ROOT, path, O_PATH | O_DIRECTORY);
+			if (fd == -ENOENT || fd == -ENOTDIR) {
+				struct statx st;
+				if (fd == -ENOTDIR && (stat_at((int)at, name, &st) < 0 || !is_whiteout(&st) || mode != LAYER))
+					fail(ENOTDIR, "its parent is no directory");
+				imply((int)at, name, path);
+				fd = open_at(ROOT, path, O_PATH | O_DIRECTORY);
+			}
+			if (fd < 0)
+				fail((int)-fd, "its parent can't be opened");
+			SYS1(close, at);
+			at = fd;
+			*p = end;
+			if (!end)
+				break;
+		}
+	}
+	if (fd < 0)
+		return (int)fd;
+	memcpy(parent_path, path, str_len(path) + 1);
+	parent_fd = (int)fd;
+found:
+	if (slash)
+		*slash = '/';
+	return parent_fd;
+}
+
+/* ---- attributes --------------------------------------------------------------------------------- */
+
+static int starts(const struct tar_xattr *x, const char *prefix)
+{
+	size_t n = str_len(prefix);
+	return x->name_len >= n && memcmp(x->name, prefix, n) == 0;
+}
+
+static void set_xattrs(int fd)
+{
+	char name[256];
+	for (uint32_t i = 0; i < entry.n_xattrs; i++) {
+		const struct tar_xattr *x = &entry.xattrs[i];
+		long r;
+		if (starts(x, "trusted.overlay.") || starts(x, "user.overlay."))
+			fail(0, "it has an attribute of overlayfs itself");
+		if (!starts(x, "user.") && !tar_is(x->name, x->name_len, "security.capability") &&
+		    !starts(x, "system.posix_acl_"))
+			continue; /* labels of another machine's security module, trusted.*: not ours to give */
+		if (x->name_len > 255 || x->value_len > 65536)
+			fail(0, "an extended attribute of it is too large");
+		bytes += x->value_len;
+		memcpy(name, x->name, x->name_len);
+		name[x->name_len] = 0;
+		r = SYS5(fsetxattr, fd, name, x->value, x->value_len, 0);
+		if (r < 0 && r != -EOPNOTSUPP)
+			fail((int)-r, "an extended attribute of it can't be set");
+	}
+}
+
+/* Owner, mode, extended attributes, in this order: a chown takes set-user-ID and capabilities away. */
+static void set_attributes(int fd)
+{
+	struct statx st;
+	long r = stat_at(fd, "", &st);
+	if (r == 0 && (st.stx_uid != entry.uid || st.stx_gid != entry.gid)) {
+		r = SYS3(fchown, fd, entry.uid, entry.gid);
+		st.stx_mode = 0;
+	}
+	if (r == 0 && (st.stx_mode & 07777) != entry.mode)
+		r = SYS2(fchmod, fd, entry.mode);
+	if (r < 0)
+		fail((int)-r, "its owner or mode can't be set");
+	set_xattrs(fd);
+}
+
+struct timespec_ {
+	int64_t sec, nsec;
+};
+
+static void set_time(int dir, const char *name, int64_t sec, uint32_t nsec)
+{
+	struct timespec_ ts[2] = {{sec, nsec}, {sec, nsec}};
+	long r = SYS4(utimensat, dir, name, ts, name ? AT_SYMLINK_NOFOLLOW : 0);
+	if (r < 0)
+		fail((int)-r, "its time can't be set");
+}
+
+static void remember_time(const char *path)
+{
+	struct time_of t = {entry.mtime, entry.mtime_ns, (uint32_t)str_len(path)};
+	if (times_end + sizeof t + t.len + 1 > TIMES_MAX)
+		fail(0, "too many directories");
+	memcpy(times + times_end, &t, sizeof t);
+	memcpy(times + times_end + sizeof t, path, t.len + 1);
+	times_end += sizeof t + t.len + 1;
+}
+
+static void set_directory_times(void)
+{
+	for (size_t at = 0; at < times_end;) {
+		struct time_of t;
+		long fd;
+		memcpy(&t, times + at, sizeof t);
+		fd = open_at(ROOT, times + at + sizeof t, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+		if (fd >= 0) { /* else something replaced it */
+			set_time((int)fd, NULL, t.sec, t.nsec);
+			SYS1(close, fd);
+		}
+		at += sizeof t + t.len + 1;
+	}
+}
+
+/* ---- entries ------------------------------------------------------------------------------------ */
+
+static void spend(uint64_t n)
+{
+	if (n > max_bytes || bytes > max_bytes - n)
+		fail(EFBIG, "the layer is larger than its budget");
+	bytes += n;
+}
+
+static void copy(int fd, uint64_t offset, uint64_t length)
+{
+	const char *data;
+	while (length) {
+		long n = tar_data(&tar, &data, length);
+		if (n <= 0)
+			fail(0, tar.error);
+		length -= (uint64_t)n;
+		while (n) {
+			long w = SYS4(pwrite64, fd, data, n, offset);
+			if (w <= 0)
+				fail((int)-w, "its data can't be written");
+			data += w, n -= w, offset += (uint64_t)w;
+		}
+	}
+}
+
+static void file(int dir, const char *name)
+{
+	uint64_t flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+	long fd;
+	spend(entry.size);
+	fd = SYS4(openat, dir, name, flags, entry.mode & 0777);
+	if (fd == -EEXIST) {
+		replace(dir, name);
+		if (parent_fd < 0)
+			dir = parent_of(clean_name, &name, 1);
+		fd = SYS4(openat, dir, name, flags, entry.mode & 0777);
+	}
+	if (fd < 0)
+		fail((int)-fd, "it can't be made");
+	if (entry.n_extents || entry.size != tar.remaining) {
+		for (uint32_t i = 0; i < entry.n_extents; i++)
+			copy((int)fd, tar.extents[i].offset, tar.extents[i].length);
+		must(SYS2(ftruncate, fd, entry.size), "ftruncate");
+	} else {
+		copy((int)fd, 0, entry.size);
+	}
+	set_attributes((int)fd);
+	set_time((int)fd, NULL, entry.mtime, entry.mtime_ns);
+	SYS1(close, fd);
+	kept[0]++;
+	kept[1] += entry.size;
+}
+
+static void directory(int dir, const char *name)
+{
+	int hides = 0, was = 0;
+	struct statx st;
+	long fd, r = SYS3(mkdirat, dir, name, entry.mode & 0777);
+	if (r == -EEXIST) {
+		if (stat_at(dir, name, &st) == 0 && (st.stx_mode & S_IFMT) == S_IFDIR) {
+			was = 1;
+			r = 0;
+		} else {
+			hides = replace(dir, name);
+			r = SYS3(mkdirat, dir, name, entry.mode & 0777);
+		}
+	}
+	if (r < 0)
+		fail((int)-r, "it can't be made");
+	fd = SYS4(openat, dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+	if (fd < 0)
+		fail((int)-fd, "it can't be opened");
+	set_attributes((int)fd);
+	SYS1(close, fd);
+	remember_time(clean_name);
+	if (mode == LAYER && was)
+		note('X', clean_name);
+	if (hides)
+		note('O', clean_name);
+}
+
+static void root_directory(void)
+{
+	long fd;
+	if (entry.type != '5')
+		fail(0, "it would replace the root directory");
+	fd = open_at(ROOT, "", O_RDONLY | O_DIRECTORY);
+	if (fd < 0)
+		fail((int)-fd, "the root can't be opened");
+	set_attributes((int)fd);
+	SYS1(close, fd);
+	remember_time("");
+	if (mode == LAYER)
+		note('X', "");
+}
+
+static void symlink(int dir, const char *name)
+{
+	long r;
+	if (!entry.link[0])
+		fail(ENOENT, "it is a link to nothing");
+	r = SYS3(symlinkat, entry.link, dir, name);
+	if (r == -EEXIST) {
+		replace(dir, name);
+		if (parent_fd < 0)
+			dir = parent_of(clean_name, &name, 1);
+		r = SYS3(symlinkat, entry.link, dir, name);
+	}
+	if (r == 0 && (entry.uid || entry.gid))
+		r = SYS5(fchownat, dir, name, entry.uid, entry.gid, AT_SYMLINK_NOFOLLOW);
+	if (r < 0)
+		fail((int)-r, "it can't be made");
+	set_time(dir, name, entry.mtime, entry.mtime_ns);
+}
+
+static void hard_link(void)
+{
+	const char *from_name, *name;
+	struct statx a, b;
+	long from, dir, r;
+	if (clean(entry.link, clean_link) == 0)
+		fail(EPERM, "it is a hard link to the root");
+	dir = parent_of(clean_name, &name, 1);
+	/* the other end is opened beside the cached parent; it must be there: nothing is made for it */
+	parent_fd = -1;
+	from = parent_of(clean_link, &from_name, 0);
+	parent_fd = -1;
+	if (from < 0 || stat_at((int)from, from_name, &a) < 0 || (mode == LAYER && is_whiteout(&a)))
+		need_lower("the file it links to is not there");
+	if ((a.stx_mode & S_IFMT) == S_IFDIR)
+		fail(EPERM, "it is a hard link to a directory");
+	if (stat_at((int)dir, name, &b) == 0) {
+		if (a.stx_ino == b.stx_ino)
+			goto out; /* itself, or linked already */
+		remove_at((int)dir, name, 0);
+		if (stat_at((int)from, from_name, &a) < 0)
+			fail(ENOENT, "it replaces the directory that holds what it links to");
+	}
+	r = SYS5(linkat, from, from_name, dir, name, 0);
+	if (r < 0)
+		fail((int)-r, "it can't be linked");
+	if ((a.stx_mode & S_IFMT) == S_IFREG) {
+		kept[0]++;
+		kept[1] += a.stx_size;
+	}
+out:
+	SYS1(close, from);
+	SYS1(close, dir);
+}
+
+static void fifo(int dir, const char *name)
+{
+	long r;
+	replace(dir, name);
+	if (parent_fd < 0)
+		dir = parent_of(clean_name, &name, 1);
+	r = SYS4(mknodat, dir, name, S_IFIFO | (entry.mode & 0777), 0);
+	if (r == 0)
+		r = SYS5(fchownat, dir, name, entry.uid, entry.gid, AT_SYMLINK_NOFOLLOW);
+	if (r < 0)
+		fail((int)-r, "it can't be made");
+	set_time(dir, name, entry.mtime, entry.mtime_ns);
+}
+
+/* Hides `name` of the layers beneath; what this layer has stays. */
+static void hide(int dir, const char *name, char *path)
+{
+	struct statx st;
+	if (mode == WHITEOUTS) {
+		if (stat_at(dir, name, &st) == 0)
+			replace(dir, name);
+		return;
+	}
+	if (stat_at(dir, name, &st) == 0) {
+		if ((st.stx_mode & S_IFMT) == S_IFDIR)
+			note('O', path);
+		return;
+	}
+	must(SYS4(mknodat, dir, name, S_IFCHR, 0), "mknodat(whiteout)");
+	note('W', path);
+}
+
+static void opaque(const char *path)
+{
+	if (mode == WHITEOUTS) {
+		long fd = open_at(ROOT, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+		if (fd >= 0) {
+			empty((int)fd, 0);
+			SYS1(close, fd);
+		}
+	} else {
+		note('O', path);
+	}
+}
+
+/* .wh.NAME and .wh..wh..opq (OCI image-spec, layer.md): 1 if the entry was one. */
+static int whiteout(void)
+{
+	char *base = clean_name, *p;
+	const char *name, *rest;
+	int dir;
+	for (p = clean_name; *p; p++)
+		if (*p == '/') {
+			if (str_after(base, ".wh."))
+				fail(0, "a part of its name is a whiteout");
+			base = p + 1;
+		}
+	rest = str_after(base, ".wh.");
+	if (!rest)
+		return 0;
+	if (mode == ENTRIES)
+		return 1;
+	if (str_after(rest, ".wh.")) {
+		if (!str_eq(rest, ".wh..opq"))
+			return 1; /* what AUFS kept for itself */
+		if (base > clean_name) {
+			base[-1] = 0;
+			if (mode == LAYER) {
+				/* the directory must be there to be marked */
+				size_t n = str_len(clean_name);
+				clean_name[n] = '/', clean_name[n + 1] = '.', clean_name[n + 2] = 0;
+				parent_of(clean_name, &name, 1);
+				clean_name[n] = 0;
+			}
+			opaque(clean_name);
+		} else {
+			opaque("");
+		}
+		return 1;
+	}
+	if (!*rest || str_eq(rest, ".") || str_eq(rest, ".."))
+		fail(0, "it is a whiteout of no name");
+	dir = parent_of(clean_name, &name, mode == LAYER);
+	if (dir < 0)
+		return 1; /* the directory is not there: nothing to hide */
+	memmove(base, rest, str_len(rest) + 1);
+	hide(dir, base, clean_name);
+	return 1;
+}
+
+static void one(void)
+{
+	const char *name;
+	int dir;
+	if (++entries > max_entries)
+		fail(0, "the layer has more entries than its budget");
+	if (clean(entry.name, clean_name) > max_depth)
+		fail(0, "its name is deeper than the budget");
+	if (!clean_name[0]) {
+		if (mode != WHITEOUTS)
+			root_directory();
+		return;
+	}
+	if (whiteout() || mode == WHITEOUTS)
+		return;
+	if (entry.type == '1') {
+		hard_link();
+		return;
+	}
+	dir = parent_of(clean_name, &name, 1);
+	switch (entry.type) {
+	case '0': file(dir, name); break;
+	case '2': symlink(dir, name); break;
+	case '5': directory(dir, name); break;
+	case '6': fifo(dir, name); break;
+	default: /* a device: members have a /dev of their own, and need no other way to the hardware */
+		put('S', 0, 0, 0, clean_name, str_len(clean_name), "", 0);
+		replace(dir, name);
+		if (mode == LAYER) {
+			if (parent_fd < 0)
+				dir = parent_of(clean_name, &name, 1);
+			hide(dir, name, clean_name);
+		}
+	}
+}
+
+static void list(void)
+{
+	if (++entries > max_entries)
+		fail(0, "the archive has more entries than its budget");
+	records += sizeof(struct record) + str_len(entry.name) + str_len(entry.link);
+	if (records > max_records)
+		fail(0, "the archive's list is larger than its budget");
+	clean(entry.name, clean_name);
+	if (entry.type == '0' && !entry.n_extents && entry.size == tar.remaining)
+		put('F', 0, entry.offset, entry.size, clean_name, str_len(clean_name), "", 0);
+	else if (entry.type == '1' || entry.type == '2')
+		put('L', entry.type, 0, 0, clean_name, str_len(clean_name), entry.link, str_len(entry.link));
+}
+
+/* ---- main --------------------------------------------------------------------------------------- */
+
+static long fill(void *context, char *to, size_t max)
+{
+	long n;
+	(void)context;
+	do
+		n = SYS3(read, 0, to, max);
+	while (n == -EINTR);
+	return n;
+}
+
+/* list: the data is not read; one byte proves that it is there */
+static int skip(void *context, uint64_t n)
+{
+	char last;
+	(void)context;
+	if (n > 1UL << 62 || SYS3(lseek, 0, n - 1, 1) < 0)
+		return -1;
+	return fill(NULL, &last, 1) == 1 ? 0 : -1;
+}
+
+int main(int argc, char **argv, char **envp)
+{
+	static const char *const modes[] = {"layer", "whiteouts", "entries", "list"};
+	int got;
+	(void)envp;
+	if (argc == 2 && str_eq(argv[1], "--version")) {
+		say("nsrun-unpack " NSRUN_VERSION "\n");
+		return 0;
+	}
+	if (argc != 6) {
+		say("nsrun-unpack is started by nsrun\n");
+		return 2;
+	}
+	for (mode = LAYER; mode <= LIST && !str_eq(argv[1], modes[mode]); mode++)
+		;
+	max_bytes = (uint64_t)str_num(argv[2], 0);
+	max_entries = (uint64_t)str_num(argv[3], 0);
+	max_depth = (uint64_t)str_num(argv[4], 0);
+	max_records = (uint64_t)str_num(argv[5], 0);
+	if (mode > LIST || max_depth > MAX_DEPTH)
+		return 2;
+	SYS5(prctl, PR_SET_PDEATHSIG, SIGKILL_, 0, 0, 0);
+	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+	SYS1(umask, 0);
+	tar.fill = fill;
+	tar.skip = mode == LIST ? skip : NULL;
+	confine();
+	while ((got = tar_next(&tar, &entry)) > 0) {
+		if (mode == LIST)
+			list();
+		else
+			one();
+	}
+	if (got < 0)
+		fail(0, tar.error);
+	entry.name[0] = 0;
+	set_directory_times();
+	while (fill(NULL, tar.buffer, sizeof tar.buffer) > 0)
+		; /* what follows the end belongs to the digest, not to the tree */
+	put('K', 0, entries, bytes, (const char *)kept, sizeof kept, "", 0);
+	return 0;
+}

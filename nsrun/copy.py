@@ -1,0 +1,86 @@
+"""Copies of whole trees: a volume that is new gets what the root has there; an image becomes a directory.
+
+Done by the host's cp(1), from one descriptor to one directory: owners, times, holes, extended attributes and hard links
+stay, links are copied and never followed.  Never by a program of the rootfs (CVE-2026-41567).
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EEXIST, ENOENT, ENOTEMPTY
+
+from nsrun import kernel
+from nsrun.errors import KernelError, NsrunError
+
+_CP = next((path for path in ("/bin/cp", "/usr/bin/cp") if os.path.exists(path)), "cp")
+RESOLVE_NO_SYMLINKS = 4
+
+
+def copy_tree(directory: int, target: str) -> None:
+    """Everything in `directory` (a descriptor), and its own attributes, to the existing directory `target`."""
+    import fcntl
+
+    errors = os.memfd_create("errors", os.MFD_CLOEXEC)
+    source = fcntl.fcntl(directory, fcntl.F_DUPFD_CLOEXEC, 10)
+    try:
+        pid = os.posix_spawn(
+            _CP,
+            ["cp", "-a", "--reflink=auto", "--", "/proc/self/fd/3/.", target],
+            {"LC_ALL": "C", "PATH": "/usr/bin:/bin"},
+            file_actions=[(os.POSIX_SPAWN_DUP2, errors, 2), (os.POSIX_SPAWN_DUP2, source, 3)],
+            setsigmask=[],
+        )
+        _, status = os.waitpid(pid, 0)
+        if status:
+            os.lseek(errors, 0, os.SEEK_SET)
+            lines = os.read(errors, 4096).decode("utf-8", "replace").strip().splitlines()
+            raise NsrunError(
+                f"copying to {target} failed: {lines[-1] if lines else f'cp ended with {status}'}",
+                hint="is the disk full? df -h",
+            )
+    finally:
+        os.close(errors)
+        os.close(source)
+
+
+def seed_volume(root: int, path: str, target: str, staging: str) -> None:
+    """Makes the volume `target` with what the root has at `path` (nothing, if it has nothing), whole or not at all.
+
+    KernelError: ENOTDIR (a file is there), ELOOP (a symlink is on the way).
+    """
+    from nsrun.state import remove_tree
+
+    os.makedirs(staging, 0o755)
+    try:
+        os.chmod(staging, 0o755)
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY
+            source = kernel.open_in_root(root, path, flags, RESOLVE_NO_SYMLINKS)
+        except KernelError as error:
+            if error.errno != ENOENT:
+                raise
+        else:
+            try:
+                _copy(source, staging)
+            finally:
+                os.close(source)
+        os.rename(staging, target)
+    except OSError as error:
+        remove_tree(staging)
+        if error.errno not in (EEXIST, ENOTEMPTY):  # another member was first: its volume is as good
+            raise
+    except BaseException:
+        remove_tree(staging)
+        raise
+
+
+def _copy(source: int, target: str) -> None:
+    with os.scandir(source) as entries:
+        empty = next(entries, None) is None
+    if not empty:
+        copy_tree(source, target)
+        return
+    st = os.fstat(source)
+    os.chown(target, st.st_uid, st.st_gid)
+    os.chmod(target, st.st_mode & 0o7777)
+    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))

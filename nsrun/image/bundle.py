@@ -1,0 +1,80 @@
+"""An image as a directory: DIR/rootfs and DIR/config.json, an OCI bundle that nsrun, crun and runc can run.
+
+OCI image-spec conversion.md: how an image's config becomes a runtime config.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from nsrun import spec, users
+from nsrun.errors import BadInput
+from nsrun.image import lookup
+from nsrun.image.store import Store
+from nsrun.image.unpack import View
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.state import State
+
+
+def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[str, Any]:
+    """The runtime config of an image's config.  Pure.  BadInput: a user that the image does not know."""
+    image = document.get("config") or {}
+    pod = {"name": "image", "hostname": "image", "pause": [0]}
+    facts = {"name": "image", "id": "image", "pod": pod, "root": "rootfs", "image": {"Entrypoint": [], **image}, **accounts}
+    options = {"net": "own", "ipc": "own", "pid": "own", "uts": "own", "command": [] if image.get("Entrypoint") or image.get("Cmd") else ["sh"]}  # fmt: skip
+    config = spec.member_spec(options, facts)
+    config["process"]["env"] = [word for word in config["process"]["env"] if not word.startswith("HOSTNAME=")]
+    config["mounts"] = [m for m in config["mounts"] if m["type"] not in ("pod", "volume")]
+    config["mounts"] = [{**m, "type": "cgroup"} if m["type"] == "cgroup2" else m for m in config["mounts"]]
+    del config["linux"]["cgroupsPath"], config["linux"]["resources"]
+    labels = image.get("Labels")
+    annotations = {k: v for k, v in labels.items() if isinstance(v, str)} if isinstance(labels, dict) else {}
+    for key in ("os", "architecture", "variant", "author", "created"):
+        if isinstance(document.get(key), str):
+            annotations[f"org.opencontainers.image.{key}"] = document[key]
+    if image.get("StopSignal"):
+        annotations["org.opencontainers.image.stopSignal"] = image["StopSignal"]
+    if isinstance(image.get("ExposedPorts"), dict) and image["ExposedPorts"]:
+        annotations["org.opencontainers.image.exposedPorts"] = ",".join(sorted(image["ExposedPorts"]))
+    config["annotations"] = annotations
+    return config
+
+
+def unpack(state: State, word: str, target: str) -> None:
+    """DIR/rootfs and DIR/config.json of an image.  BadInput when DIR is there and not empty."""
+    from nsrun.copy import copy_tree
+    from nsrun.state import remove_tree
+
+    if not target:
+        raise BadInput("the directory is an empty word", hint="an unset variable?")
+    held = lookup.hold(state)
+    try:
+        record = lookup.find(state, word)
+        if "error" in record["users"]:
+            accounts = {"passwd": "", "group": ""}
+        else:
+            accounts = {key: record["users"][key] for key in ("passwd", "group")}
+        config = runtime_config(json.loads(Store(state).blob(f"sha256:{record['id']}")), accounts)
+        was_there = os.path.isdir(target)
+        if os.path.lexists(target) and not (was_there and not os.listdir(target)):
+            raise BadInput(f"{target!r} is there already, and not an empty directory", hint="choose a new one")
+        try:
+            os.makedirs(f"{target}/rootfs", 0o755)
+            with View(lookup.trees(state, record)) as view:
+                if view.fd >= 0:
+                    copy_tree(view.fd, f"{target}/rootfs")
+            with open(f"{target}/config.json", "x", encoding="utf-8") as file:
+                json.dump(config, file, indent=2)
+        except BaseException:
+            remove_tree(f"{target}/rootfs")
+            if not was_there:
+                remove_tree(target)
+            raise
+    finally:
+        if held >= 0:
+            os.close(held)

@@ -1,0 +1,218 @@
+"""Index, manifest and config: JSON from strangers, checked before anything of it is used.  Pure.
+
+OCI image-spec 1.1 (image-index.md, manifest.md, config.md) and Docker's v2 schema 2, which has the same shape.
+Unknown fields, annotations and artifact types are no errors; a document that could be read in two ways is (CVE-2021-41190).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform as machine
+
+from nsrun.errors import BadInput
+from nsrun.image.references import DIGEST
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Document = dict[str, Any]
+
+MAX_DOCUMENT = 4 << 20  # bytes of one JSON document
+MAX_LAYERS = 128
+MAX_DEPTH = 4  # of indexes in indexes
+OCI = "application/vnd.oci.image."
+DOCKER = "application/vnd.docker."
+INDEX = {f"{OCI}index.v1+json", f"{DOCKER}distribution.manifest.list.v2+json"}
+MANIFEST = {f"{OCI}manifest.v1+json", f"{DOCKER}distribution.manifest.v2+json"}
+CONFIG = {f"{OCI}config.v1+json", f"{DOCKER}container.image.v1+json"}
+LAYERS = {
+    *(f"{OCI}layer.{kind}v1.tar{suffix}" for kind in ("", "nondistributable.") for suffix in ("", "+gzip", "+zstd")),
+    *(f"{DOCKER}image.rootfs.{kind}diff.tar{suffix}" for kind in ("", "foreign.") for suffix in ("", ".gzip", ".zstd")),
+}
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def parse(data: bytes, what: str) -> Document:
+    """A JSON object.  BadInput names `what`."""
+    if len(data) > MAX_DOCUMENT:
+        raise BadInput(f"{what} is larger than {MAX_DOCUMENT >> 20} MiB")
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{what} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{what} is not a JSON object")
+    return value
+
+
+class Descriptor:
+    """Where a document says another one, or a layer, is: media type, digest, size."""
+
+    def __init__(self, value: Any, what: str) -> None:
+        if not isinstance(value, dict):
+            raise BadInput(f"{what}: a descriptor is no object")
+        self.type, self.digest, self.size = value.get("mediaType") or "", value.get("digest"), value.get("size")
+        if not isinstance(self.digest, str) or not DIGEST.fullmatch(self.digest):
+            raise BadInput(f"{what}: {str(self.digest)[:90]!r} is not a SHA-256 digest")
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or not 0 <= self.size < 1 << 62:
+            raise BadInput(f"{what}: {str(self.size)[:30]!r} is not a size")
+        if not isinstance(self.type, str):
+            raise BadInput(f"{what}: the media type is not a string")
+        platform = value.get("platform")
+        self.platform: Document = platform if isinstance(platform, dict) else {}
+        annotations = value.get("annotations")
+        self.annotations: Document = annotations if isinstance(annotations, dict) else {}
+
+
+def check_kind(document: Document, expected: str, what: str) -> str:
+    """"index" or "manifest"; BadInput for what is both, neither, or not what the descriptor said."""
+    is_index = "manifests" in document
+    is_manifest = "config" in document or "layers" in document
+    if is_index and is_manifest:
+        raise BadInput(f"{what} is an index and a manifest at once")
+    if document.get("schemaVersion") == 1 or "fsLayers" in document:
+        raise BadInput(
+            f"{what} is of Docker's old schema 1", hint="pull it through skopeo copy, which converts it, or push it again"
+        )
+    if document.get("schemaVersion", 2) != 2:
+        raise BadInput(f"{what}: schemaVersion is not 2")
+    if not is_index and not is_manifest:
+        raise BadInput(f"{what} is neither an index nor a manifest")
+    kind = "index" if is_index else "manifest"
+    allowed = INDEX if is_index else MANIFEST
+    own = document.get("mediaType")
+    if own is not None and (own not in allowed or (expected and own != expected)):
+        raise BadInput(f"{what}: its media type {str(own)[:90]!r} is not what it is, or not what its descriptor says")
+    if expected and expected not in allowed:
+        raise BadInput(f"{what} is an {kind}, but its descriptor says {expected[:90]!r}")
+    return kind
+
+
+def descriptors(index: Document, what: str) -> list[Descriptor]:
+    """The entries of an index that may lead to an image; of other types there may be any number."""
+    entries = index.get("manifests")
+    if not isinstance(entries, list) or len(entries) > 10000:
+        raise BadInput(f"{what}: `manifests` is not a list of at most 10000")
+    return [d for d in (Descriptor(e, what) for e in entries) if d.type in INDEX | MANIFEST or not d.type]
+
+
+class Manifest:
+    """A manifest that names an image: its config and its layers, bottom first."""
+
+    def __init__(self, document: Document, what: str) -> None:
+        self.config = Descriptor(document.get("config"), f"{what}: config")
+        if self.config.type not in CONFIG:
+            raise BadInput(
+                f"{what} is no image: its config is {self.config.type[:90]!r}", hint="an artifact (a chart, a signature, …)"
+            )
+        layers = document.get("layers")
+        if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
+            raise BadInput(f"{what}: `layers` is not a list of at most {MAX_LAYERS}")
+        self.layers = [Descriptor(layer, f"{what}: layer {n}") for n, layer in enumerate(layers, 1)]
+        for n, layer in enumerate(self.layers, 1):
+            if layer.type not in LAYERS:
+                raise BadInput(f"{what}: layer {n} is {layer.type[:90]!r}, which can't be unpacked")
+
+
+class Config:
+    """An image's config: what is in `document`, with the parts that decide checked."""
+
+    def __init__(self, data: bytes, what: str) -> None:
+        self.data, self.digest = data, digest_of(data)
+        self.document = document = parse(data, what)
+        rootfs = document.get("rootfs")
+        diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+        if not isinstance(diff_ids, list) or not all(isinstance(d, str) and DIGEST.fullmatch(d) for d in diff_ids):
+            raise BadInput(f"{what}: rootfs.diff_ids is not a list of SHA-256 digests")
+        if len(diff_ids) > MAX_LAYERS:
+            raise BadInput(f"{what} has more than {MAX_LAYERS} layers")
+        self.diff_ids: list[str] = diff_ids
+        process = document.get("config")
+        if process is not None and not isinstance(process, dict):
+            raise BadInput(f"{what}: `config` is no object")
+        self.process = check_process(process or {}, what)
+        self.platform = {k: document.get(k) or "" for k in ("os", "architecture", "variant")}
+
+    @property
+    def chain(self) -> list[str]:
+        """The chain id of each layer: it stands for the layer and all beneath it (image-spec config.md, "Layer ChainID")."""
+        chain: list[str] = []
+        for diff_id in self.diff_ids:
+            chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+        return chain
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) and "\0" not in v for v in value)
+
+
+def check_process(process: Document, what: str) -> Document:
+    """Entrypoint, Cmd, Env, User, WorkingDir, StopSignal, Volumes: of the right shape, without NUL bytes.
+
+    Labels, Volumes and all else are data: never a path or an option of the host (threats R19).
+    """
+    for key in ("Entrypoint", "Cmd", "Env"):
+        if process.get(key) is not None and not _words(process[key]):
+            raise BadInput(f"{what}: {key} is not a list of strings without NUL bytes")
+    for key in ("User", "WorkingDir", "StopSignal"):
+        value = process.get(key)
+        if value is not None and (not isinstance(value, str) or "\0" in value or "\n" in value or len(value) > 4096):
+            raise BadInput(f"{what}: {key} is not a line of text")
+    for word in process.get("Env") or []:
+        name, _, value = word.partition("=")
+        if not name or (name in ("HOME", "USER") and "\n" in value):
+            raise BadInput(f"{what}: Env has {word[:60]!r}")
+    directory = process.get("WorkingDir")
+    if directory and not directory.startswith("/"):
+        raise BadInput(f"{what}: WorkingDir {directory[:90]!r} is not absolute")
+    volumes = process.get("Volumes")
+    if volumes is not None and not (
+        isinstance(volumes, dict) and all(v.startswith("/") and "\0" not in v and len(v) <= 4096 for v in volumes)
+    ):
+        raise BadInput(f"{what}: Volumes are not absolute paths")
+    if volumes and len(volumes) > 256:
+        raise BadInput(f"{what} has more than 256 volumes")
+    return process
+
+
+# ---- platforms ---------------------------------------------------------------------------------------------
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64", "ppc64le": "ppc64le", "s390x": "s390x"}  # fmt: skip
+
+
+class Platform:
+    """os/architecture[/variant]; the one of this machine by default."""
+
+    def __init__(self, text: str = "") -> None:
+        word = text or f"linux/{_ARCHITECTURES.get(machine.machine(), machine.machine())}"
+        parts = word.split("/")
+        if not 2 <= len(parts) <= 3 or not all(parts):
+            raise BadInput(f"platform {text!r} is not OS/ARCHITECTURE[/VARIANT]", hint="for example linux/arm64/v8")
+        self.os, self.architecture = parts[:2]
+        self.variant = parts[2] if len(parts) == 3 else ""
+
+    def fits(self, other: Document) -> bool:
+        """An empty platform fits all; a variant counts when both have one."""
+        if not other.get("os") and not other.get("architecture"):
+            return True
+        variant = other.get("variant") or ""
+        if self.architecture == "arm64":
+            variant = variant.removeprefix("v8")  # the only one there is, written or not
+        wanted = self.variant.removeprefix("v8") if self.architecture == "arm64" else self.variant
+        return (
+            other.get("os") == self.os
+            and other.get("architecture") == self.architecture
+            and (not variant or not wanted or variant == wanted)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.os}/{self.architecture}" + (f"/{self.variant}" if self.variant else "")
+
+
+def platform_text(platform: Document) -> str:
+    return "/".join(str(platform[k]) for k in ("os", "architecture", "variant") if platform.get(k)) or "unknown"

@@ -1,0 +1,157 @@
+"""Which image a word means, and what join needs of it.  On join's path: no json, no re, no hashlib.
+
+    LIB/images/names.json            {"docker.io/library/mysql:8": "6f0c…"}: name → config digest
+    LIB/images/records/HEX.json      what is known of an image: layers, process, users (store.py writes it)
+    LIB/images/layers/HEX/tree       one layer, unpacked; HEX is its chain id
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun import notes
+from nsrun.errors import NsrunError, UnknownError
+from nsrun.state import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Record = dict[str, Any]
+
+_HEX = frozenset("0123456789abcdef")
+
+
+def base(state: State) -> str:
+    return f"{state.lib}/images"
+
+
+def _read(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return notes.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise NsrunError(f"{path} is damaged", hint="nsrun image prune repairs the store; then load the image again") from None
+
+
+def names(state: State) -> dict[str, str]:
+    found = _read(f"{base(state)}/names.json")
+    return found if isinstance(found, dict) else {}
+
+
+def record(state: State, ident: str) -> Record | None:
+    """The record of a config digest (hexadecimal digits)."""
+    found = _read(f"{base(state)}/records/{ident}.json")
+    return found if isinstance(found, dict) else None
+
+
+def records(state: State) -> list[Record]:
+    try:
+        files = sorted(os.listdir(f"{base(state)}/records"))
+    except FileNotFoundError:
+        return []
+    found = (record(state, file[:-5]) for file in files if file.endswith(".json") and _HEX.issuperset(file[:-5]))
+    return [r for r in found if r]
+
+
+def familiar(name: str) -> str:
+    """The short form: docker.io/library/mysql:8 → mysql:8."""
+    return name.removeprefix("docker.io/library/").removeprefix("docker.io/")
+
+
+def full_name(state: State, word: str) -> str:
+    """The name that is kept and that `word` means: mysql, mysql:latest, docker.io/library/mysql; "" when there is none."""
+    kept = names(state)
+    for name in (word, f"docker.io/{word}", f"docker.io/library/{word}"):
+        for candidate in (name, f"{name}:latest"):
+            if candidate in kept:
+                return candidate
+    return ""
+
+
+def find(state: State, word: str) -> Record:
+    """The image of a name, name@digest, digest or unambiguous beginning of an id; UnknownError lists what there is."""
+    name = full_name(state, word)
+    if name:
+        found = record(state, names(state)[name])
+        if found:
+            return found
+    path, at, digest = word.partition("@")
+    hexadecimal = (digest if at else word).removeprefix("sha256:")
+    matching: list[Record] = []
+    if hexadecimal and _HEX.issuperset(hexadecimal) and (len(hexadecimal) >= 4 or at):
+        for candidate in records(state):
+            ids = [candidate["id"], *(d.removeprefix("sha256:") for d in candidate["digests"])]
+            if any(i == hexadecimal if at else i.startswith(hexadecimal) for i in ids):
+                matching.append(candidate)
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        several = ", ".join(f"{r['id'][:12]}" for r in matching)
+        raise UnknownError(f"{word!r} is the beginning of several image ids", hint=f"give more digits: {several}")
+    known = sorted({familiar(n) for n in names(state)})
+    hint = f"known images: {', '.join(known[:20])}" if known else "there are no images"
+    raise UnknownError(f"no image {word!r}", hint=f"{hint}; nsrun image pull {word}, or nsrun image load FILE")
+
+
+def trees(state: State, found: Record) -> list[str]:
+    """The directories of its layers, from the top down.  NsrunError when one is not whole."""
+    for layer in found["layers"]:
+        if not whole(state, layer):
+            raise NsrunError(
+                f"layer {layer[:12]} of the image is damaged (the machine went down while it was written?)",
+                hint="load the image again: nsrun image load, or nsrun image pull",
+            )
+    return [f"{base(state)}/layers/{layer}/tree" for layer in reversed(found["layers"])]
+
+
+def whole(state: State, layer: str) -> bool:
+    """Is this layer there, all of it?  Asked at the first use after a reboot, else one stat(2)."""
+    path = f"{base(state)}/layers/{layer}"
+    try:
+        with open(f"{path}/unsynced") as file:
+            boot = file.read()
+    except FileNotFoundError:
+        return os.path.isdir(f"{path}/tree")
+    if boot == state.boot:
+        return True
+    note = _read(f"{path}/layer.json") or {}
+    if measure(f"{path}/tree") != (note.get("files"), note.get("size")):
+        return False
+    os.unlink(f"{path}/unsynced")
+    return True
+
+
+def measure(tree: str) -> tuple[int, int]:
+    """How many regular files a tree has, and bytes in them, each name counted."""
+    from stat import S_ISREG
+
+    count = size = 0
+    for _, _, files, fd in os.fwalk(tree):
+        for name in files:
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if S_ISREG(st.st_mode):
+                count += 1
+                size += st.st_size
+    return count, size
+
+
+def nothing(state: State) -> str:
+    """An empty directory: the root of an image without layers."""
+    path = f"{base(state)}/layers"
+    os.makedirs(f"{path}/none/tree", 0o755, exist_ok=True)
+    return f"{path}/none/tree"
+
+
+def hold(state: State) -> int:
+    """A shared flock(2): while the descriptor is open, no layer is removed.  -1 when there is no store."""
+    import fcntl
+
+    try:
+        fd = os.open(f"{base(state)}/lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd

@@ -1,0 +1,144 @@
+"""From a registry, through skopeo: it knows registries, TLS, auth.json, mirrors and proxies, and is kept well.
+
+It writes an OCI layout below the store's tmp; from there on a pulled image is a loaded one.  Layers that the store has
+are not fetched again: skopeo finds files of their names and sizes (all holes) in the layout and goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from nsrun.errors import BadInput, NsrunError, UsageError
+from nsrun.image import documents, lookup
+from nsrun.image.documents import Config, Manifest, Platform
+from nsrun.image.references import Reference
+from nsrun.image.store import Store, Workshop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HINTS = (
+    ("manifest unknown", "the registry has no such tag: skopeo list-tags docker://{name} shows those there are"),
+    ("name unknown", "the registry has no such repository"),
+    ("unauthorized", "log in: skopeo login {host}, or --creds USER"),
+    ("authentication required", "log in: skopeo login {host}, or --creds USER"),
+    ("invalid username/password", "the registry refuses this user or password"),
+    ("requested access to the resource is denied", "log in: skopeo login {host}, or --creds USER; or the name is wrong"),
+    ("http: server gave HTTP response", "the registry speaks plain HTTP: --tls-verify=false"),
+    ("x509:", "the registry's certificate is not trusted: /etc/containers/certs.d, or --tls-verify=false"),
+    ("no such host", "no such host: is the name right, and the network there?"),
+    ("connection refused", "nobody listens there"),
+    ("unexpected EOF", "the connection broke: try again; what was loaded before is kept"),
+    ("connection reset", "the connection broke: try again"),
+    ("no space left", "the disk that holds nsrun's images is full: nsrun image prune"),
+)
+
+
+def need_skopeo() -> None:
+    if not shutil.which("skopeo"):
+        raise NsrunError(
+            "image pull needs skopeo, which is not installed",
+            hint="apt-get install skopeo (or dnf, apk, pacman); or load an archive: nsrun image load FILE",
+        )
+
+
+@contextlib.contextmanager
+def download(
+    store: Store, reference: Reference, platform: Platform, creds: str | None, authfile: str | None, tls: bool
+) -> Iterator[str]:
+    """A layout directory with the image, as long as the context lasts.  NsrunError tells what the registry said."""
+    with Workshop(store) as shop:
+        layout = f"{shop.path}/layout"
+        words = ["skopeo"]
+        if platform.variant:
+            words += ["--override-variant", platform.variant]
+        words += ["--override-os", platform.os, "--override-arch", platform.architecture]
+        access = []
+        if not tls:
+            access.append("--src-tls-verify=false")
+        if creds is not None:
+            authfile = _write_auth(f"{shop.path}/auth.json", reference.host, creds)
+        if authfile:
+            if not os.path.exists(authfile):
+                raise BadInput(f"--authfile {authfile!r} does not exist")
+            access += ["--src-authfile", os.path.abspath(authfile)]
+        source = f"docker://{reference if not (reference.tag and reference.digest) else _by_digest(reference)}"
+        _reuse(store, layout, words, source, access)
+        _run([*words, "copy", *access, "--", source, f"oci:{layout}:image"], reference)
+        yield layout
+
+
+def _by_digest(reference: Reference) -> str:
+    """skopeo takes a tag or a digest, not both; the digest says more."""
+    return f"{reference.host}/{reference.path}@{reference.digest}"
+
+
+def _write_auth(path: str, host: str, creds: str) -> str:
+    """--creds as an auth.json that only root reads: a password on skopeo's command line could be seen by all."""
+    user, colon, password = creds.partition(":")
+    if not user:
+        raise UsageError(f"--creds {creds!r} is not USER[:PASSWORD]")
+    if not colon:
+        if not sys.stdin.isatty():
+            raise UsageError("--creds USER asks for the password on a terminal", hint="--creds USER:PASSWORD, or --authfile")
+        import getpass
+
+        password = getpass.getpass(f"password of {user} at {host}: ")
+    key = "https://index.docker.io/v1/" if host == "docker.io" else host
+    auth = base64.b64encode(f"{user}:{password}".encode()).decode()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        json.dump({"auths": {key: {"auth": auth}}}, file)
+    return path
+
+
+def _reuse(store: Store, layout: str, words: list[str], source: str, access: list[str]) -> None:
+    """Puts holes in the place of layers that the store has.  Only to save time: it fails quietly."""
+    options = [word.replace("--src-", "--") for word in access]
+    inspect = [*words, "inspect", "--no-tags", *options]
+    try:
+        raw = subprocess.run([*inspect, "--raw", "--", source], capture_output=True, timeout=120, check=True).stdout
+        if "manifests" in documents.parse(raw, "manifest"):
+            return  # an index: which manifest is taken is skopeo's to say
+        config_raw = subprocess.run([*inspect, "--raw", "--config", "--", source], capture_output=True, timeout=120, check=True).stdout
+        manifest, config = Manifest(documents.parse(raw, "manifest"), "manifest"), Config(config_raw, "config")
+    except (NsrunError, OSError, subprocess.SubprocessError):
+        return
+    if config.digest != manifest.config.digest or len(config.diff_ids) != len(manifest.layers):
+        return
+    blobs = f"{layout}/blobs/sha256"
+    os.makedirs(blobs, 0o700)
+    for layer, ident in zip(manifest.layers, config.chain, strict=True):
+        if not os.path.isdir(f"{store.layer_path(ident[7:])}/tree"):
+            return  # from here on they are needed
+        with open(f"{blobs}/{layer.digest[7:]}", "wb") as file:
+            file.truncate(layer.size)
+
+
+def _run(words: list[str], reference: Reference) -> None:
+    """skopeo's own progress goes to a terminal; what it says when it fails becomes our message."""
+    done = subprocess.run(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr if os.isatty(2) else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    lines = [line for line in done.stderr.strip().splitlines() if line]
+    said = lines[-1] if lines else f"exit status {done.returncode}"
+    if 'msg="' in said:
+        said = said.partition('msg="')[2].rstrip('"').replace('\\"', '"')
+    hint = next((hint for text, hint in _HINTS if text.lower() in said.lower()), "")
+    hint = hint.format(name=f"{reference.host}/{reference.path}", host=reference.host)
+    raise NsrunError(f"pulling {lookup.familiar(str(reference))} failed: {said}", hint=hint)

@@ -1,0 +1,353 @@
+"""Where images come from: a layout directory, or an archive of one (OCI, or `docker save`), as names → bytes.
+
+An archive's headers are read by nsrun-unpack, confined; here only names, offsets and sizes arrive.  Nothing is
+copied: a layer's blob is a part of the archive's file.  A stream (stdin, a compressed archive) is written to an
+unnamed file of the store first.
+
+OCI image-spec image-layout.md; `docker save`: manifest.json, [{"Config", "RepoTags", "Layers"}].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import stat
+from errno import ENOENT
+
+from nsrun import kernel
+from nsrun.errors import BadInput, KernelError
+from nsrun.image import documents
+from nsrun.image.documents import Config, Descriptor, Manifest, Platform
+from nsrun.image.unpack import Blob, Budget, Program, _high, plain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Source:
+    """Names → bytes.  `open` gives a Blob that its caller closes."""
+
+    what = ""  # for messages
+    stem = ""  # for an image whose name is only a tag
+
+    def open(self, name: str) -> Blob:
+        """BadInput when there is no regular file of this name."""
+        raise NotImplementedError
+
+    def has(self, name: str) -> bool:
+        try:
+            self.open(name).close()
+        except BadInput:
+            return False
+        return True
+
+    def small(self, name: str) -> bytes:
+        blob = self.open(name)
+        try:
+            if blob.size > documents.MAX_DOCUMENT:
+                raise BadInput(f"{self.what}: {name} is larger than {documents.MAX_DOCUMENT >> 20} MiB")
+            data = b""
+            while len(data) < blob.size:
+                piece = os.pread(blob.fd, blob.size - len(data), blob.offset + len(data))
+                if not piece:
+                    raise BadInput(f"{self.what}: {name} is cut off")
+                data += piece
+            return data
+        finally:
+            blob.close()
+
+    def blob(self, descriptor: Descriptor, what: str) -> Blob:
+        blob = self.open(f"blobs/sha256/{descriptor.digest[7:]}")
+        if blob.size != descriptor.size:
+            blob.close()
+            raise BadInput(f"{what} ({descriptor.digest}) is {blob.size} bytes, not the {descriptor.size} it should be")
+        blob.digest = descriptor.digest
+        return blob
+
+    def document(self, descriptor: Descriptor, what: str) -> bytes:
+        """A JSON blob, its size and digest verified."""
+        if descriptor.size > documents.MAX_DOCUMENT:
+            raise BadInput(f"{what} is larger than {documents.MAX_DOCUMENT >> 20} MiB")
+        self.blob(descriptor, what).close()
+        data = self.small(f"blobs/sha256/{descriptor.digest[7:]}")
+        if documents.digest_of(data) != descriptor.digest:
+            raise BadInput(f"{what}: its digest is {documents.digest_of(data)}, not {descriptor.digest}")
+        return data
+
+    def close(self) -> None:
+        """Nothing of it is needed any more."""
+
+
+class Directory(Source):
+    def __init__(self, path: str) -> None:
+        self.what, self.stem = f"layout {path!r}", posixpath.basename(os.path.abspath(path))
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open(self, name: str) -> Blob:
+        try:
+            fd = kernel.open_in_root(self.fd, name, os.O_RDONLY | os.O_NONBLOCK)
+        except KernelError as error:
+            raise BadInput(f"{self.what} has no {name}: {error}", errno=error.errno or ENOENT) from None
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
+            os.close(fd)
+            raise BadInput(f"{self.what}: {name} is not a regular file")
+        return Blob(fd, 0, st.st_size)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Archive(Source):
+    """An uncompressed tar in a seekable file."""
+
+    def __init__(self, fd: int, what: str, stem: str) -> None:
+        self.fd, self.what, self.stem = fd, what, stem
+        self.files: dict[str, tuple[int, int]] = {}
+        self.links: dict[str, str] = {}
+        program = Program()
+        stream = _high(os.dup(fd))
+        try:
+            os.lseek(fd, 0, os.SEEK_SET)
+            budget = Budget(size=1 << 62, entries=200_000)
+            for kind, err, a, b, text, more in program.start("list", stream, -1, budget).wait():
+                name, extra = os.fsdecode(text), os.fsdecode(more)
+                if kind == "E":
+                    raise BadInput(f"{what}: {f'entry {extra!r}: ' if extra else ''}{name}", errno=err)
+                if kind == "F":
+                    self.files[name] = (a, b)
+                    self.links.pop(name, None)
+                elif kind == "L":  # a symlink is relative to its directory, a hard link to the archive
+                    base = posixpath.dirname(name) if err == ord("2") else ""
+                    self.links[name] = posixpath.normpath(posixpath.join("/", base, extra)).lstrip("/")
+                    self.files.pop(name, None)
+        except BaseException:
+            os.close(fd)
+            raise
+        finally:
+            os.close(stream)
+            program.close()
+
+    def open(self, name: str) -> Blob:
+        name = posixpath.normpath(f"/{name}").lstrip("/")
+        for _ in range(16):
+            if name in self.files:
+                offset, size = self.files[name]
+                return Blob(os.dup(self.fd), offset, size)
+            if name not in self.links:
+                break
+            name = self.links[name]
+        raise BadInput(f"{self.what} has no {name}", errno=ENOENT)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def open_source(path: str, spool: str, budget: Budget) -> Source:
+    """A layout directory, an archive, or "-" (stdin); streams are kept in an unnamed file below `spool`."""
+    if path != "-" and os.path.isdir(path):
+        return Directory(path)
+    if path == "-":
+        fd, what, stem = os.dup(0), "standard input", "image"
+        if os.isatty(0):
+            raise BadInput("standard input is a terminal", hint="nsrun image load FILE, or … | nsrun image load -")
+    else:
+        what, stem = f"archive {path!r}", posixpath.basename(path).split(".")[0]
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise BadInput(f"{what}: {error.strerror}", errno=error.errno or 0) from None
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.lseek(fd, 0, os.SEEK_SET)
+            fd = _decompressed(fd, what, spool, budget)
+        elif path == "-" or stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.set_blocking(fd, True)
+            fd = _decompressed(_spooled(fd, spool, budget), what, spool, budget)
+        else:
+            raise BadInput(f"{what} is neither a file nor a directory")
+    except BaseException:
+        _close(fd)
+        raise
+    return Archive(_high(fd), what, stem)
+
+
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        return
+
+
+def _unnamed(spool: str) -> int:
+    return os.open(spool, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+def _spooled(fd: int, spool: str, budget: Budget) -> int:
+    out, total = _unnamed(spool), 0
+    while piece := os.read(fd, 1 << 20):
+        total += len(piece)
+        if total > budget.size:
+            raise BadInput("the stream is larger than the budget", hint="--max-size")
+        _write(out, piece)
+    os.close(fd)
+    return out
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _decompressed(fd: int, what: str, spool: str, budget: Budget) -> int:
+    """The same file, or an unnamed one with its plain bytes when it is compressed as a whole."""
+    head = os.pread(fd, 8, 0)
+    if head.startswith((b"\xfd7zXZ", b"BZh")):
+        raise BadInput(f"{what} is compressed with xz or bzip2", hint="unpack it first: xz -dc FILE | nsrun image load -")
+    if head[:2] != b"\x1f\x8b" and head[:4] != b"\x28\xb5\x2f\xfd":
+        return fd
+    out = _unnamed(spool)
+    try:
+        for piece in plain(Blob(fd, 0, os.fstat(fd).st_size), hashlib.sha256(), budget, lambda n: None):
+            _write(out, bytes(piece))
+    except BadInput as error:
+        os.close(out)
+        raise BadInput(f"{what}: {error.message}", hint=error.hint) from None
+    os.close(fd)
+    return out
+
+
+# ---- what is in it -----------------------------------------------------------------------------------------
+
+
+class Found:
+    """One image of a source: its documents, and where its layers are."""
+
+    def __init__(
+        self, source: Source, manifest: bytes, config: Config, names: list[str], index: str = "", layers: Any = ()
+    ) -> None:
+        self.source, self.manifest, self.config, self.names, self.index = source, manifest, config, names, index
+        self._layers = layers  # of a docker archive: paths; else descriptors
+
+    def layer(self, number: int) -> Blob:
+        """The blob of a layer, counted from 0."""
+        layer = self._layers[number]
+        if isinstance(layer, Descriptor):
+            return self.source.blob(layer, f"layer {number + 1}")
+        return self.source.open(layer)
+
+
+def find_images(source: Source, platform: Platform) -> list[Found]:
+    """The images that fit; BadInput when there is none, or a document of them is broken."""
+    if source.has("index.json"):
+        return _find_oci(source, platform)
+    if source.has("manifest.json"):
+        return _find_docker(source)
+    raise BadInput(
+        f"{source.what} has neither index.json nor manifest.json: it holds no image",
+        hint="an OCI layout, or what docker save or podman save wrote; a root file system is joined with --rootfs",
+    )
+
+
+def _names(descriptor: Descriptor, stem: str) -> list[str]:
+    """Full names stand in containerd's annotation; the OCI one is often only a tag."""
+    full = descriptor.annotations.get("io.containerd.image.name")
+    if isinstance(full, str) and full:
+        return [full]
+    name = descriptor.annotations.get("org.opencontainers.image.ref.name")
+    if not isinstance(name, str) or not name:
+        return []
+    if "/" in name or ":" in name:
+        return [name]
+    return [f"{stem.lower()}:{name}"]
+
+
+def _find_oci(source: Source, platform: Platform) -> list[Found]:
+    index = documents.parse(source.small("index.json"), f"{source.what}: index.json")
+    if documents.check_kind(index, "", f"{source.what}: index.json") != "index":
+        raise BadInput(f"{source.what}: index.json is no index")
+    found: list[Found] = []
+    seen: dict[str, Found] = {}
+    others: list[str] = []
+    for descriptor in documents.descriptors(index, f"{source.what}: index.json"):
+        image = _resolve(source, descriptor, platform, others, 0)
+        if image is None:
+            continue
+        image.names = _names(descriptor, source.stem)
+        known = seen.get(image.config.digest)
+        if known:
+            known.names += image.names
+        else:
+            seen[image.config.digest] = image
+            found.append(image)
+    if not found:
+        has = ", ".join(dict.fromkeys(others)) or "no image at all"
+        raise BadInput(f"{source.what} has no image for {platform}", hint=f"it has: {has}; --platform chooses")
+    return found
+
+
+def _resolve(source: Source, descriptor: Descriptor, platform: Platform, others: list[str], depth: int) -> Found | None:
+    """The image a descriptor leads to, through indexes: the first that fits; None when it fits nothing."""
+    if depth > documents.MAX_DEPTH:
+        raise BadInput(f"{source.what}: indexes are nested more than {documents.MAX_DEPTH} deep")
+    if not platform.fits(descriptor.platform):
+        others.append(documents.platform_text(descriptor.platform))
+        return None
+    what = f"{source.what}: {descriptor.digest[:19]}…"
+    data = source.document(descriptor, what)
+    document = documents.parse(data, what)
+    if documents.check_kind(document, descriptor.type, what) == "index":
+        for inner in documents.descriptors(document, what):
+            image = _resolve(source, inner, platform, others, depth + 1)
+            if image:
+                image.index = descriptor.digest
+                return image
+        return None
+    if depth and document.get("artifactType"):
+        return None
+    manifest = Manifest(document, what)
+    config = Config(source.document(manifest.config, f"{what}: config"), f"{what}: config")
+    if not descriptor.platform and not platform.fits(config.platform):
+        others.append(documents.platform_text(config.platform))
+        return None
+    if len(manifest.layers) != len(config.diff_ids):
+        raise BadInput(f"{what}: {len(manifest.layers)} layers, but the config has {len(config.diff_ids)} diff_ids")
+    return Found(source, data, config, [], layers=manifest.layers)
+
+
+def _find_docker(source: Source) -> list[Found]:
+    what = f"{source.what}: manifest.json"
+    data = source.small("manifest.json")
+    try:
+        entries = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{what} is not JSON: {error}") from None
+    if not isinstance(entries, list) or not entries or len(entries) > 1000:
+        raise BadInput(f"{what} is not a list of images")
+    found = []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise BadInput(f"{what} is not a list of images")
+        path, layers, tags = entry.get("Config"), entry.get("Layers") or [], entry.get("RepoTags") or []
+        strings = (path, *layers, *tags) if isinstance(layers, list) and isinstance(tags, list) else (None,)
+        if not all(isinstance(s, str) and s and "\0" not in s for s in strings) or len(layers) > documents.MAX_LAYERS:
+            raise BadInput(f"{what}: Config, Layers or RepoTags are malformed")
+        config = Config(source.small(str(path)), f"{source.what}: {path}")
+        if len(layers) != len(config.diff_ids):
+            raise BadInput(f"{what}: {len(layers)} layers, but the config has {len(config.diff_ids)} diff_ids")
+        # what is kept is an OCI manifest, of the layers as they are named by the config
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{documents.OCI}manifest.v1+json",
+            "config": {"mediaType": f"{documents.OCI}config.v1+json", "digest": config.digest, "size": len(config.data)},
+            "layers": [
+                {"mediaType": f"{documents.OCI}layer.v1.tar", "digest": diff_id, "size": 0} for diff_id in config.diff_ids
+            ],
+        }
+        text = json.dumps(manifest, separators=(",", ":")).encode()
+        found.append(Found(source, text, config, list(tags), layers=list(layers)))
+    return found

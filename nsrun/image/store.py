@@ -1,0 +1,482 @@
+"""What is kept of images, who may remove it, and how it survives a crash.
+
+    LIB/images/names.json         name → config digest
+    LIB/images/records/HEX.json   one image, by the digest of its config: layers, process, users, digests
+    LIB/images/blobs/sha256/HEX   its manifest and config, verbatim
+    LIB/images/layers/HEX/        one layer, by its chain id: tree/ and layer.json; shared by all images that have it
+    LIB/images/tmp/…/             being made; locked by its maker
+    LIB/images/lock               shared: nothing is removed; exclusive: somebody removes
+    LIB/images/names.lock         whoever changes names.json
+
+A layer appears by one rename; an image by the rename of its record; a name by the rename of names.json: in this order,
+so that whatever is named is whole.  What a kill leaves is below tmp, unlocked, and swept by the next command, or is a
+layer without an image: `prune` frees it, the next load of the image uses it.
+
+Notes are fsynced, layers are not: that would cost more than unpacking.  A layer is marked `unsynced` with the boot it was
+written in; at the first use in another boot its files are counted and measured once (after a power cut, ordered file
+systems show unwritten files as too short).  What is short is dropped, and a load brings it back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from errno import EEXIST, ENOENT, ENOTEMPTY
+
+from nsrun.errors import BadInput, NsrunError, UnknownError, UsageError
+from nsrun.image import lookup, references
+from nsrun.image.unpack import Blob, Budget, Layer, View, unpack_all
+from nsrun.state import State, new_id, remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from nsrun.image.source import Found
+
+    Record = dict[str, Any]
+
+
+class Store:
+    """The images below one state directory."""
+
+    def __init__(self, state: State) -> None:
+        self.state, self.path = state, lookup.base(state)
+
+    # ---- files -----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        for part in ("", "/records", "/blobs", "/blobs/sha256", "/layers", "/tmp"):
+            os.makedirs(f"{self.path}{part}", 0o700, exist_ok=True)
+        os.chmod(self.state.lib, 0o700)
+        os.close(os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _lock(self, name: str, exclusive: bool = True) -> int:
+        import fcntl
+
+        fd = os.open(f"{self.path}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _write(self, path: str, data: bytes) -> None:
+        """write, fsync, rename."""
+        tmp = f"{path}.{new_id()}.tmp"
+        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(tmp, path)
+        except BaseException:
+            os.unlink(tmp)
+            raise
+        self._sync_directory(os.path.dirname(path))
+
+    def _sync_directory(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _blob(self, data: bytes) -> str:
+        from nsrun.image.documents import digest_of
+
+        digest = digest_of(data)
+        path = f"{self.path}/blobs/sha256/{digest[7:]}"
+        if not os.path.exists(path):
+            self._write(path, data)
+        return digest
+
+    def blob(self, digest: str) -> bytes:
+        if not references.DIGEST.fullmatch(digest):
+            raise BadInput(f"{digest!r} is not a digest")
+        with open(f"{self.path}/blobs/sha256/{digest[7:]}", "rb") as file:
+            return file.read()
+
+    def layer_path(self, ident: str) -> str:
+        return f"{self.path}/layers/{ident}"
+
+    def layer(self, ident: str) -> Record:
+        """What is known of a layer: diff_id, size (bytes of its files), entries, skipped (device nodes left out)."""
+        try:
+            with open(f"{self.layer_path(ident)}/layer.json", encoding="utf-8") as file:
+                found: Record = json.loads(file.read())
+            return found
+        except (OSError, ValueError):
+            return {"diff_id": "", "size": 0, "entries": 0, "skipped": []}
+
+    # ---- loading ---------------------------------------------------------------------------------------
+
+    def missing(self, found: Found) -> int:
+        """How many layers, from the bottom, are there: the rest must be unpacked."""
+        for number, digest in enumerate(found.config.chain):
+            if not lookup.whole(self.state, digest[7:]):
+                return number
+        return len(found.config.chain)
+
+    def load(
+        self, found: Found, names: Iterable[str], budget: Budget, tick: Callable[[int, int], None] = lambda n, total: None
+    ) -> Record:
+        """Takes one image in, and gives its record.  `tick(bytes, of)` tells how much of its layers was read.
+
+        BadInput names the layer and the entry; the store is then as it was.
+        """
+        kept = [references.parse(name) for name in names]
+        chain = [digest[7:] for digest in found.config.chain]
+        held = self._lock("lock", exclusive=False)
+        try:
+            present = self.missing(found)
+            if present < len(chain):
+                self._unpack(found, chain, present, budget, tick)
+            record = lookup.record(self.state, found.config.digest[7:]) or self._record(found, chain)
+            digests = dict.fromkeys([*record["digests"], self._blob(found.manifest), *filter(None, [found.index])])
+            if list(digests) != record["digests"] or not os.path.exists(self._record_path(record["id"])):
+                record["digests"] = list(digests)
+                self._blob(found.config.data)
+                self._save(record)
+            self._name(record["id"], [reference.name for reference in kept if reference.tag])
+        finally:
+            os.close(held)
+        return record
+
+    def _unpack(self, found: Found, chain: list[str], present: int, budget: Budget, tick: Callable[[int, int], None]) -> None:
+        """Unpacks the layers from `present` on and moves them into place."""
+        with Workshop(self) as shop:
+            blobs: list[Blob] = []
+            try:
+                layers = []
+                for number in range(present, len(chain)):
+                    blobs.append(found.layer(number))
+                    directory = f"{shop.path}/{number}"
+                    os.mkdir(directory, 0o700)
+                    layers.append(Layer(number + 1, blobs[-1], found.config.diff_ids[number], directory))
+                total = sum(blob.size for blob in blobs)
+                beneath = [f"{self.layer_path(c)}/tree" for c in reversed(chain[:present])]
+                unpack_all(layers, beneath, budget, lambda n: tick(n, total))
+                for layer in layers:
+                    note = {
+                        "diff_id": layer.diff_id,
+                        "size": layer.bytes,
+                        "files": layer.files,
+                        "entries": layer.entries,
+                        "skipped": layer.skipped[:100],
+                    }
+                    self._write(f"{layer.directory}/layer.json", json.dumps(note).encode())
+                    self._write(f"{layer.directory}/unsynced", self.state.boot.encode())
+                for number, layer in enumerate(layers, present):
+                    try:
+                        os.rename(layer.directory, self.layer_path(chain[number]))
+                    except OSError as error:
+                        if error.errno not in (EEXIST, ENOTEMPTY):
+                            raise
+                        if not lookup.whole(self.state, chain[number]):  # else: somebody was faster, with the same bytes
+                            os.rename(self.layer_path(chain[number]), f"{shop.path}/broken{number}")
+                            os.rename(layer.directory, self.layer_path(chain[number]))
+                self._sync_directory(f"{self.path}/layers")
+            finally:
+                for blob in blobs:
+                    blob.close()
+
+    def _record_path(self, ident: str) -> str:
+        return f"{self.path}/records/{ident}.json"
+
+    def _save(self, record: Record) -> None:
+        from nsrun import notes
+
+        self._write(self._record_path(record["id"]), notes.dumps(record).encode())
+
+    def _record(self, found: Found, chain: list[str]) -> Record:
+        from nsrun.api import timestamp
+
+        document, process = found.config.document, found.config.process
+        keys = ("Entrypoint", "Cmd", "Env", "WorkingDir", "User", "StopSignal", "Volumes", "ExposedPorts", "Labels")
+        created = document.get("created")
+        return {
+            "id": found.config.digest[7:],
+            "digests": [],
+            "layers": chain,
+            "process": {k: process[k] for k in keys if process.get(k)},
+            "users": self._users(chain),
+            "created": created if isinstance(created, str) else "",
+            "loaded": timestamp(),
+            **found.config.platform,
+        }
+
+    def _users(self, chain: list[str]) -> Record:
+        """passwd and group of the image, or why they can't be read: join looks names up in them."""
+        from nsrun.api import read_small_at
+
+        users: Record = {}
+        with View([f"{self.layer_path(c)}/tree" for c in reversed(chain)]) as view:
+            for key in ("passwd", "group"):
+                try:
+                    users[key] = read_small_at(view.fd, f"/etc/{key}") if view.fd >= 0 else ""
+                except BadInput as error:
+                    users[key], users["error"] = "", error.message
+        return users
+
+    # ---- names -----------------------------------------------------------------------------------------
+
+    def _name(self, ident: str, names: Iterable[str], remove: Iterable[str] = ()) -> None:
+        lock = self._lock("names.lock")
+        try:
+            kept = lookup.names(self.state)
+            changed = {name: at for name, at in kept.items() if name not in set(remove)}
+            changed.update(dict.fromkeys(names, ident))
+            if changed != kept:
+                self._write(f"{self.path}/names.json", json.dumps(dict(sorted(changed.items())), indent=1).encode())
+        finally:
+            os.close(lock)
+
+    def tag(self, word: str, new: str) -> str:
+        """One more name for an image; gives it in full."""
+        reference = references.parse(new)
+        if reference.digest:
+            raise UsageError(f"{new!r}: a name that is given can't hold a digest")
+        held = lookup.hold(self.state)
+        try:
+            self._name(lookup.find(self.state, word)["id"], [reference.name])
+        finally:
+            if held >= 0:
+                os.close(held)
+        return reference.name
+
+    def names_of(self, ident: str) -> list[str]:
+        return [name for name, at in lookup.names(self.state).items() if at == ident]
+
+    # ---- removing --------------------------------------------------------------------------------------
+
+    def users_of(self, ident: str) -> list[str]:
+        """The running members that an image carries: asked from their holders, not from notes alone."""
+        state = self.state
+        found = []
+        for name in state.names("members"):
+            note = state.read("members", name)
+            if note and note.get("image_id") == ident:
+                if state.alive(note["holder"]) or (note.get("process") and state.alive(note["process"])):
+                    found.append(name)
+        return found
+
+    def remove(self, word: str, force: bool = False) -> tuple[list[str], int]:
+        """Takes a name away, and with its last name the image: (what went, bytes freed).
+
+        BadInput when a running member uses the image, or when an id has several names and not `force`.
+        """
+        self.prepare()
+        lock = self._lock("lock")
+        try:
+            record = lookup.find(self.state, word)
+            ident, names = record["id"], self.names_of(record["id"])
+            name = lookup.full_name(self.state, word)
+            if name and len(names) > 1:
+                self._name(ident, [], [name])
+                return [lookup.familiar(name)], 0
+            if len(names) > 1 and not force:
+                raise BadInput(
+                    f"image {ident[:12]} has several names: {', '.join(map(lookup.familiar, names))}",
+                    hint="remove them one by one, or: nsrun image rm -f",
+                )
+            if users := self.users_of(ident):
+                raise BadInput(
+                    f"image {word!r} is used by running members: {', '.join(users)}",
+                    hint=f"stop them first: nsrun rm -f {' '.join(users)}",
+                )
+            self._forget(ident)
+            return [*map(lookup.familiar, names), ident], self._free_layers()
+        finally:
+            os.close(lock)
+
+    def _forget(self, ident: str) -> None:
+        """Name, record, blobs, in this order: the reverse of how they came."""
+        record = lookup.record(self.state, ident) or {"digests": []}
+        self._name("", [], self.names_of(ident))
+        _unlink(self._record_path(ident))
+        others = {d for r in lookup.records(self.state) for d in r["digests"]}
+        for digest in [f"sha256:{ident}", *record["digests"]]:
+            if digest not in others:
+                _unlink(f"{self.path}/blobs/sha256/{digest[7:]}")
+
+    def _free_layers(self) -> int:
+        """Removes the layers that no image has and no running member uses; gives the bytes of their files."""
+        state = self.state
+        wanted = {layer for record in lookup.records(state) for layer in record["layers"]}
+        for name in state.names("members"):
+            note = state.read("members", name)
+            if note and note.get("image_id") and self.users_of(note["image_id"]):
+                wanted.update(note.get("layers") or [])
+        freed = 0
+        with Workshop(self) as shop:
+            for ident in os.listdir(f"{self.path}/layers"):
+                if ident not in wanted:
+                    freed += self.layer(ident)["size"]
+                    os.rename(self.layer_path(ident), f"{shop.path}/{ident}")
+        return freed
+
+    def prune(self, everything: bool = False) -> tuple[list[str], int]:
+        """Removes images without a name (all that no running member uses, with `everything`), and what crashes left."""
+        self.prepare()
+        lock = self._lock("lock")
+        try:
+            removed = []
+            freed = self.sweep()
+            for record in lookup.records(self.state):
+                ident, names = record["id"], self.names_of(record["id"])
+                if (not names or everything) and not self.users_of(ident):
+                    self._forget(ident)
+                    removed += [*map(lookup.familiar, names), ident]
+            self._repair()
+            return removed, freed + self._free_layers()
+        finally:
+            os.close(lock)
+
+    def _repair(self) -> None:
+        """Forgets records whose layers are gone or that can't be read, names without a record, and half-written files."""
+        for part in ("", "/records", "/blobs/sha256"):
+            for file in os.listdir(f"{self.path}{part}"):
+                if file.endswith(".tmp"):
+                    _unlink(f"{self.path}{part}/{file}")
+        try:
+            lookup.names(self.state)
+        except NsrunError:
+            _unlink(f"{self.path}/names.json")
+        for file in os.listdir(f"{self.path}/records"):
+            ident = file[:-5]
+            try:
+                record = lookup.record(self.state, ident)
+            except NsrunError:
+                record = None
+            if not record or not all(lookup.whole(self.state, layer) for layer in record.get("layers", [""])):
+                _unlink(f"{self.path}/records/{file}")
+        lost = [n for n, at in lookup.names(self.state).items() if not os.path.exists(self._record_path(at))]
+        if lost:
+            self._name("", [], lost)
+        known = {d for r in lookup.records(self.state) for d in (f"sha256:{r['id']}", *r["digests"])}
+        for file in os.listdir(f"{self.path}/blobs/sha256"):
+            if f"sha256:{file}" not in known:
+                _unlink(f"{self.path}/blobs/sha256/{file}")
+
+    def sweep(self) -> int:
+        """Removes what a killed nsrun left below tmp; gives how many bytes."""
+        import fcntl
+
+        freed = 0
+        for entry in os.listdir(f"{self.path}/tmp"):
+            path = f"{self.path}/tmp/{entry}"
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue  # its maker lives
+            else:
+                freed += _size(path)
+                remove_tree(path)
+            finally:
+                os.close(fd)
+        return freed
+
+    # ---- what there is ---------------------------------------------------------------------------------
+
+    def describe(self, record: Record) -> Record:
+        """One image, as `image ls --json` and the library have it."""
+        layers = [self.layer(ident) for ident in record["layers"]]
+        return {
+            "id": record["id"],
+            "names": [lookup.familiar(name) for name in self.names_of(record["id"])],
+            "digests": record["digests"],
+            "created": record["created"],
+            "loaded": record["loaded"],
+            "os": record["os"],
+            "architecture": record["architecture"],
+            "size": sum(layer["size"] for layer in layers),
+            "layers": [
+                {"chain_id": f"sha256:{ident}", "diff_id": layer["diff_id"], "size": layer["size"], "entries": layer["entries"], "skipped": layer["skipped"]}
+                for ident, layer in zip(record["layers"], layers, strict=True)
+            ],
+            "used_by": self.users_of(record["id"]),
+        }  # fmt: skip
+
+    def inspect(self, word: str) -> Record:
+        """The same with the image's own config."""
+        record = lookup.find(self.state, word)
+        return {**self.describe(record), "config": json.loads(self.blob(f"sha256:{record['id']}"))}
+
+    def history(self, word: str) -> list[Record]:
+        """From the top down: when, by what, how large; layers that the history does not tell are shown, too."""
+        record = lookup.find(self.state, word)
+        document = json.loads(self.blob(f"sha256:{record['id']}"))
+        layers = list(record["layers"])
+        rows: list[Record] = []
+        told = document.get("history")
+        for entry in told if isinstance(told, list) else []:
+            if not isinstance(entry, dict):
+                continue
+            ident = layers.pop(0) if layers and not entry.get("empty_layer") else ""
+            rows.append(self._history_row(entry, ident))
+        rows += [self._history_row({}, ident) for ident in layers]
+        return rows[::-1]
+
+    def _history_row(self, entry: Record, ident: str) -> Record:
+        layer = self.layer(ident) if ident else {"diff_id": "", "size": 0}
+        texts = {key: entry[key] if isinstance(entry.get(key), str) else "" for key in ("created", "created_by", "comment")}
+        return {**texts, "diff_id": layer["diff_id"], "size": layer["size"], "empty_layer": not ident}
+
+
+class Workshop:
+    """A directory below tmp, locked while it is used and removed after: `with Workshop(store) as shop: shop.path`."""
+
+    def __init__(self, store: Store) -> None:
+        self.path = f"{store.path}/tmp/{new_id()}"
+
+    def __enter__(self) -> Workshop:
+        import fcntl
+
+        for _ in range(8):
+            os.mkdir(self.path, 0o700)
+            try:
+                self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # a sweep came between: the directory was empty and unlocked
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            if os.path.isdir(self.path):
+                return self
+            os.close(self.fd)
+        raise BadInput(f"{self.path} is removed again and again")
+
+    def __exit__(self, *_: object) -> None:
+        remove_tree(self.path)
+        os.close(self.fd)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError as error:
+        if error.errno != ENOENT:
+            raise
+
+
+def _size(path: str) -> int:
+    total = 0
+    for _, _, files, fd in os.fwalk(path):
+        for name in files:
+            try:
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
+            except OSError:
+                continue
+    return total
+
+
+__all__ = ["Store", "UnknownError"]

@@ -1,0 +1,563 @@
+"""One layer, from a blob to a directory: read, hash, decompress here; parse and write in nsrun-unpack, confined.
+
+The bytes go through a pipe: this side sees them only as bytes (SHA-256, gzip, zstd), the side that understands
+them can touch nothing but one directory (csrc/unpack.c).  Nothing is used before digest, size and diff_id are right.
+
+Layers are unpacked side by side, each into a directory of its own, as overlayfs wants a lower layer.  What a layer
+says about the ones beneath is then settled from the bottom up, when they are there: directories that it only
+implies take the lower ones' attributes, whiteouts that hide nothing go, opaque directories are marked.  A layer that
+writes *through* something of a lower layer (a symlinked parent, a hard link to its file) is unpacked again, over them.
+
+OCI image-spec, layer.md; overlayfs: https://docs.kernel.org/filesystems/overlayfs.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import threading
+from errno import ELOOP, ENOENT, ENOTDIR
+
+from nsrun import kernel
+from nsrun.errors import BadInput, KernelError, NsrunError, errno_text
+from nsrun.plan.outside import LIBEXEC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+CHUNK = 1 << 20
+RESOLVE_NO_SYMLINKS = 4
+ATTRS = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
+
+
+class Budget:
+    """What an image may cost; more is refused (threats R17).
+
+    size: bytes of all files, holes included; entries: of all layers; depth: of directories; ratio: unpacked to packed
+    bytes of a layer, from the first 256 MiB on; records: bytes of reports by one writer.
+    """
+
+    def __init__(self, size: int = 32 << 30, entries: int = 1_000_000, depth: int = 512, ratio: int = 250) -> None:
+        self.size, self.entries, self.depth, self.ratio, self.records = size, entries, depth, ratio, 16 << 20
+
+    def words(self) -> list[str]:
+        return [str(n) for n in (self.size, self.entries, self.depth, self.records)]
+
+
+class Blob:
+    """Bytes of a file: the whole of it, or a part (of an archive).  digest "" when only the diff_id is known."""
+
+    def __init__(self, fd: int, offset: int, size: int, digest: str = "") -> None:
+        self.fd, self.offset, self.size, self.digest = fd, offset, size, digest
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+class Program:
+    """nsrun-unpack in a sealed memfd, and its children."""
+
+    def __init__(self) -> None:
+        with open(f"{LIBEXEC}/nsrun-unpack", "rb", buffering=0) as file:
+            self.fd = _high(kernel.sealed_memfd("nsrun-unpack", file.read()))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def start(self, mode: str, stream: int, tree: int, budget: Budget) -> Writer:
+        """`tree`: a detached mount of the directory, or -1 (list)."""
+        records = _high(os.memfd_create("records", os.MFD_CLOEXEC))
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, stream, 0), (os.POSIX_SPAWN_DUP2, records, 1)]
+        if tree >= 0:
+            actions.append((os.POSIX_SPAWN_DUP2, tree, 3))
+        try:
+            pid = os.posix_spawn(
+                f"/proc/self/fd/{self.fd}",
+                ["nsrun-unpack", mode, *budget.words()],
+                {},
+                file_actions=actions,
+                setsigmask=[],
+            )
+        except BaseException:
+            os.close(records)
+            raise
+        return Writer(pid, records)
+
+
+def _high(fd: int) -> int:
+    """The same descriptor with a number that no dup2 of a child's 0, 1 and 3 can hit."""
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+    finally:
+        os.close(fd)
+
+
+class Writer:
+    """One running nsrun-unpack; `wait` gives what it reported."""
+
+    HEAD = struct.Struct("=IIQQII")
+
+    def __init__(self, pid: int, records: int) -> None:
+        self.pid, self.records = pid, records
+
+    def wait(self) -> Iterator[tuple[str, int, int, int, bytes, bytes]]:
+        """(kind, errno, a, b, text, second text)…, after it has ended; NsrunError if it was killed."""
+        _, status = os.waitpid(self.pid, 0)
+        try:
+            os.lseek(self.records, 0, os.SEEK_SET)
+            with os.fdopen(self.records, "rb", closefd=False) as file:
+                data = file.read()
+        finally:
+            os.close(self.records)
+        at, last = 0, ""
+        found = []
+        while at + self.HEAD.size <= len(data):
+            kind, err, a, b, n, m = self.HEAD.unpack_from(data, at)
+            at += self.HEAD.size
+            last = chr(kind)
+            found.append((last, err, a, b, data[at : at + n], data[at + n : at + n + m]))
+            at += n + m
+        if last not in ("K", "E", "N"):
+            how = f"by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"with status {status >> 8}"
+            raise NsrunError(f"the confined writer (nsrun-unpack) ended {how}", hint="please report it, with the image")
+        return iter(found)
+
+
+# ---- the stream --------------------------------------------------------------------------------------------
+
+
+def _is_compressed(head: bytes) -> bool:
+    return head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd" or _is_skippable(head)
+
+
+def _is_skippable(head: bytes) -> bool:
+    """A zstd frame of other data: pzstd begins with one, zstd:chunked ends with some."""
+    return head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+
+
+def _decompressor(head: bytes) -> Any:
+    """An object with decompress(data, max_length), eof, needs_input and unused_data."""
+    if head[:2] == b"\x1f\x8b":
+        from isal import igzip_lib
+
+        return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    try:
+        from compression import zstd  # Python 3.14
+    except ImportError:
+        from backports import zstd
+    return zstd.ZstdDecompressor()
+
+
+def plain(blob: Blob, packed: Any, budget: Budget, tick: Callable[[int], None]) -> Iterator[memoryview | bytes]:
+    """The uncompressed bytes of a blob, piece by piece; `packed` (a hash) is fed with the compressed ones.
+
+    BadInput: it is shorter than it should be, not what it says it is, or grows beyond the budget.
+    """
+    at, left, out = blob.offset, blob.size, 0
+    most = budget.size + (budget.entries << 10)
+    stream: Any = None
+    between, carry = True, b""  # between two compressed streams; the first bytes of one
+    while left:
+        piece = os.pread(blob.fd, min(CHUNK, left), at)
+        if not piece:
+            raise BadInput(f"it ends {left} bytes early: its size is not what the manifest says")
+        first = at == blob.offset
+        at, left = at + len(piece), left - len(piece)
+        packed.update(piece)
+        tick(len(piece))
+        if first and not _is_compressed(piece):
+            if blob.size > most:
+                raise BadInput("it is larger than its budget", hint="--max-size")
+            between = False
+        if not between and stream is None:
+            yield piece
+            continue
+        data = carry + piece
+        carry = b""
+        while True:
+            if between:
+                if out or stream is not None:
+                    data = data.lstrip(b"\0")  # padding
+                if len(data) < 4 and left:
+                    carry = data
+                    break
+                if not data:
+                    break
+                if not _is_compressed(data):
+                    raise BadInput("garbage follows the end of its compressed stream")
+                stream, between = _decompressor(data), False
+            try:
+                piece = stream.decompress(data, CHUNK)
+            except Exception as error:  # isal and zstd have error classes of their own
+                raise BadInput(f"its compressed stream is damaged: {error}") from None
+            out += len(piece)
+            if out > 256 << 20 and out > (blob.size - left) * budget.ratio:
+                raise BadInput(f"it unpacks to more than {budget.ratio} times its size", hint="--max-ratio")
+            if out > most:
+                raise BadInput("it unpacks to more than its budget", hint="--max-size")
+            if piece:
+                yield piece
+            data = b""
+            if stream.eof:
+                between, data = True, stream.unused_data
+            elif stream.needs_input:
+                break
+    if stream is not None and not between:
+        raise BadInput("its compressed stream is cut off")
+
+
+class Layer:
+    """One layer on its way: where its bytes are, where it goes, and what the writer said."""
+
+    def __init__(self, number: int, blob: Blob, diff_id: str, directory: str) -> None:
+        self.number, self.blob, self.diff_id, self.directory = number, blob, diff_id, directory
+        self.entries = self.size = 0  # what was read
+        self.files = self.bytes = 0  # what is there
+        self.skipped: list[str] = []
+        self.marks: list[tuple[str, bytes]] = []  # I, X, W, O in order
+        self.again = False
+
+    @property
+    def tree(self) -> str:
+        return f"{self.directory}/tree"
+
+    def about(self) -> str:
+        digest = self.blob.digest or self.diff_id
+        return f"layer {self.number} ({digest[:19]}…)"
+
+    def run(
+        self, program: Program, budget: Budget, tick: Callable[[int], None], mode: str = "layer", mount: int = -1
+    ) -> None:
+        """Unpacks into `tree` (or the mount given); BadInput names the layer and the entry."""
+        own = mount < 0
+        if own:
+            os.mkdir(self.tree, 0o755)
+            os.chmod(self.tree, 0o755)
+            mount = kernel.open_tree(self.tree)
+        read, write = os.pipe2(os.O_CLOEXEC)
+        read, mount_ = _high(read), _high(os.dup(mount))
+        writer = None
+        packed, unpacked = hashlib.sha256(), hashlib.sha256()
+        try:
+            kernel.mount_setattr(mount_, set=ATTRS, propagation=kernel.MS_PRIVATE)
+            _widen(write)
+            writer = program.start(mode, read, mount_, budget)
+            os.close(read)
+            read = -1
+            stopped = False
+            try:
+                for piece in plain(self.blob, packed, budget, tick):
+                    unpacked.update(piece)
+                    view = memoryview(piece)
+                    while view:
+                        view = view[os.write(write, view) :]
+            except BrokenPipeError:
+                stopped = True  # it met an error, or needs the lower layers: it tells why
+            except BadInput as error:
+                os.close(write)
+                write = -1
+                self._reports(writer, quietly=True)
+                writer = None
+                raise BadInput(f"{self.about()}: {error.message}", hint=error.hint) from None
+            os.close(write)
+            write = -1
+            done, writer = writer, None
+            self._reports(done)
+            if self.again and mode == "layer":
+                return
+            if stopped:
+                raise BadInput(f"{self.about()}: the writer ended early")
+            if self.blob.digest and f"sha256:{packed.hexdigest()}" != self.blob.digest:
+                raise BadInput(f"{self.about()}: its digest is sha256:{packed.hexdigest()}: it was damaged or changed")
+            if f"sha256:{unpacked.hexdigest()}" != self.diff_id:
+                raise BadInput(
+                    f"{self.about()}: unpacked it is sha256:{unpacked.hexdigest()}, but the config says {self.diff_id}"
+                )
+        finally:
+            for fd in (read, write, mount_, *([mount] if own else [])):
+                if fd >= 0:
+                    os.close(fd)
+            if writer:
+                self._reports(writer, quietly=True)
+
+    def _reports(self, writer: Writer, quietly: bool = False) -> None:
+        try:
+            reports = list(writer.wait())
+        except NsrunError:
+            if quietly:
+                return
+            raise
+        for kind, err, a, b, text, name in reports:
+            if kind == "E" and not quietly:
+                entry = f"entry {os.fsdecode(name)!r}: " if name else ""
+                reason = text.decode() + (f": {errno_text(err)}" if err else "")
+                hint = {27: "--max-size raises the budget", 28: "free some space"}.get(err, "")
+                raise BadInput(f"{self.about()}: {entry}{reason}", hint=hint, errno=err)
+            if kind == "N":
+                self.again = True
+            elif kind == "K":
+                self.entries, self.size = a, b
+                self.files, self.bytes = struct.unpack("=QQ", text)
+            elif kind == "S":
+                self.skipped.append(os.fsdecode(text))
+            elif kind in "IXWO":
+                self.marks.append((kind, text))
+
+    # ---- settling: what the layer says about those beneath it ------------------------------------------
+
+    def settle(self, lowers: Sequence[str], program: Program, budget: Budget) -> None:
+        """`lowers`: the trees beneath, from the top down, settled themselves."""
+        if not self.again:
+            with View(lowers) as view:
+                try:
+                    self._settle(view)
+                except _Through:
+                    self.again = True
+        if self.again:
+            self._over(lowers, program, budget)
+
+    def _settle(self, view: View) -> None:
+        implied: dict[bytes, None] = {b"": None}
+        opaque: dict[bytes, None] = {}
+        for kind, path in self.marks:
+            if kind == "I":
+                implied[path] = None
+            elif kind == "X":
+                implied.pop(path, None)
+            elif kind == "O":
+                opaque[path] = None
+        root = os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if b"" in opaque and view.fd >= 0:
+                raise _Through  # overlayfs merges roots whatever they are marked
+            for path in implied:
+                lower = view.open(path, os.O_DIRECTORY)
+                if lower >= 0:
+                    _adopt(_below(root, path), lower)
+            for path in opaque:
+                if path and view.exists(path):
+                    fd = _below(root, path)
+                    if fd >= 0:
+                        os.setxattr(fd, "trusted.overlay.opaque", b"y")
+                        os.close(fd)
+            for kind, path in self.marks:
+                if kind == "W" and not view.exists(path):
+                    _drop_whiteout(root, path)
+        finally:
+            os.close(root)
+
+    def _over(self, lowers: Sequence[str], program: Program, budget: Budget) -> None:
+        """Unpacks once more, onto an overlay of the lower layers: the kernel resolves what goes through them."""
+        from nsrun.state import remove_tree
+
+        remove_tree(self.tree)
+        self.marks, self.skipped = [], []
+        os.mkdir(self.tree, 0o755)
+        os.chmod(self.tree, 0o755)
+        work = f"{self.directory}/work"
+        os.mkdir(work, 0o700)
+        fds = [os.open(p, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for p in (self.tree, work, *lowers)]
+        try:
+            if lowers:
+                _adopt(os.dup(fds[0]), os.dup(fds[2]))
+            for mode in ("whiteouts", "entries"):
+                mount = kernel.overlay(fds[2:], fds[0], fds[1]) if lowers else kernel.open_tree(self.tree)
+                try:
+                    self.run(program, budget, lambda n: None, mode, mount)
+                finally:
+                    os.close(mount)
+        finally:
+            for fd in fds:
+                os.close(fd)
+            remove_tree(f"{work}/work")
+            remove_tree(work)
+        from nsrun.image.lookup import measure
+
+        self.files, self.bytes = measure(self.tree)
+
+
+class _Through(Exception):
+    """A path of the layer goes through a link of a lower one."""
+
+
+def _widen(pipe: int) -> None:
+    import fcntl
+
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
+    except OSError:
+        pass  # the user's share of pipe memory is used up: it works with less
+
+
+class View:
+    """The lower layers, merged and read-only: `with View(trees) as view`; of no trees, an empty one."""
+
+    def __init__(self, trees: Sequence[str]) -> None:
+        self.trees, self.fd = trees, -1
+
+    def __enter__(self) -> View:
+        fds: list[int] = []
+        try:
+            for tree in self.trees:
+                fds.append(os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            attrs = ATTRS | kernel.MOUNT_ATTR_RDONLY
+            if len(fds) == 1:  # an overlay has two layers or more
+                self.fd = kernel.open_tree(self.trees[0])
+                kernel.mount_setattr(self.fd, set=attrs, propagation=kernel.MS_PRIVATE)
+            elif fds:
+                self.fd = kernel.overlay(fds, attrs=attrs)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def open(self, path: bytes, flags: int) -> int:
+        """-1 when it is not there, or is something else; _Through when a link is on the way."""
+        if self.fd < 0:
+            return -1
+        try:
+            name = os.fsdecode(path) or "."
+            return kernel.open_in_root(self.fd, name, os.O_RDONLY | os.O_NONBLOCK | flags, RESOLVE_NO_SYMLINKS)
+        except KernelError as error:
+            if error.errno == ELOOP:
+                raise _Through from None
+            if error.errno in (ENOENT, ENOTDIR):
+                return -1
+            raise
+
+    def exists(self, path: bytes) -> bool:
+        if self.fd < 0:
+            return False
+        try:
+            fd = kernel.open_in_root(
+                self.fd, os.fsdecode(path), os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS
+            )
+        except KernelError as error:
+            if error.errno in (ENOENT, ENOTDIR):
+                return False
+            if error.errno == ELOOP:
+                return self._exists_link(path)
+            raise
+        os.close(fd)
+        return True
+
+    def _exists_link(self, path: bytes) -> bool:
+        """ELOOP: the last component is a link (it exists), or one before it is (_Through)."""
+        parent, _, _ = path.rpartition(b"/")
+        fd = self.open(parent, os.O_DIRECTORY)  # raises _Through
+        if fd >= 0:
+            os.close(fd)
+        return fd >= 0
+
+
+def _below(root: int, path: bytes) -> int:
+    """A directory of the layer itself; -1 when a later entry replaced it."""
+    try:
+        name = os.fsdecode(path) or "."
+        return kernel.open_in_root(root, name, os.O_RDONLY | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
+    except KernelError as error:
+        if error.errno == ELOOP:
+            raise _Through from None
+        if error.errno in (ENOENT, ENOTDIR):
+            return -1
+        raise
+
+
+def _adopt(directory: int, lower: int) -> None:
+    """Owner, mode, extended attributes and time of a lower directory; closes both descriptors."""
+    try:
+        if directory < 0:
+            return
+        st = os.fstat(lower)
+        os.fchown(directory, st.st_uid, st.st_gid)
+        os.fchmod(directory, st.st_mode & 0o7777)
+        for name in os.listxattr(lower):
+            if not name.startswith("trusted.overlay."):
+                os.setxattr(directory, name, os.getxattr(lower, name))
+        os.utime(directory, ns=(st.st_atime_ns, st.st_mtime_ns))
+    finally:
+        os.close(lower)
+        if directory >= 0:
+            os.close(directory)
+
+
+def _drop_whiteout(root: int, path: bytes) -> None:
+    import stat
+
+    parent, _, name = path.rpartition(b"/")
+    fd = _below(root, parent)
+    if fd < 0:
+        return
+    try:
+        before = os.fstat(fd)
+        try:
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
+            os.unlink(name, dir_fd=fd)
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+    finally:
+        os.close(fd)
+
+
+def unpack_all(
+    layers: Sequence[Layer], beneath: Sequence[str], budget: Budget, tick: Callable[[int], None]
+) -> None:
+    """Unpacks layers (bottom first, in a row) above the trees `beneath` (top down); the first error ends all."""
+    program = Program()
+    errors: list[BaseException] = []
+    queue = list(layers)
+    lock = threading.Lock()
+
+    def count_bytes(n: int) -> None:
+        if errors:
+            raise BadInput("another layer failed")
+        tick(n)
+
+    def work() -> None:
+        while not errors:
+            with lock:
+                if not queue:
+                    return
+                layer = queue.pop(0)
+            try:
+                layer.run(program, budget, count_bytes)
+            except BaseException as error:
+                errors.append(error)
+
+    try:
+        count = min(len(queue), os.cpu_count() or 1, 8)
+        threads = [threading.Thread(target=work) for _ in range(count - 1)]
+        for thread in threads:
+            thread.start()
+        try:
+            work()
+        except BaseException as error:  # Ctrl-C: let the others stop, too
+            errors.append(error)
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        if sum(layer.entries for layer in layers) > budget.entries or sum(layer.size for layer in layers) > budget.size:
+            raise BadInput("the image is larger than its budget", hint="--max-size")
+        below = list(beneath)
+        for layer in layers:
+            layer.settle(below, program, budget)
+            below.insert(0, layer.tree)
+    finally:
+        program.close()
+
+
+__all__ = ["Blob", "Budget", "Layer", "Program", "View", "unpack_all"]
