@@ -373,6 +373,8 @@ static int parent_of(char *path, const char **base, int make)
 				break;
 		}
 	}
+	if (fd < 0 && make)
+		fail((int)-fd, "its parent can't be opened");
 	if (fd < 0)
 		return (int)fd;
 	memcpy(parent_path, path, str_len(path) + 1);

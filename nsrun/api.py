@@ -225,7 +225,9 @@ def plan_join(
         layers = lookup.trees(state, image)
         root = layers[0] if layers else lookup.nothing(state)
         if options.get("writable"):
-            raise BadInput("--writable needs --rootfs: an image is shared", hint="nsrun image unpack REF DIR, then --rootfs")
+            raise BadInput(
+                "--writable needs --rootfs: an image is shared", hint="nsrun image unpack REF DIR, then --rootfs"
+            )
     if root == "/" and options.get("writable"):
         raise BadInput(
             "--writable needs --rootfs", hint="without one, the member writes to the host's filesystem anyway"

@@ -95,7 +95,9 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     args = command or list(process.get("args") or [])
     if not args:
         if image:
-            raise UsageError("the image has no command of its own", hint="nsrun join POD --image REF -- COMMAND [ARG...]")
+            raise UsageError(
+                "the image has no command of its own", hint="nsrun join POD --image REF -- COMMAND [ARG...]"
+            )
         raise UsageError("no command", hint="nsrun join POD [OPTIONS] -- COMMAND [ARG...]")
     if any("\0" in a for a in args):
         raise UsageError("the command holds a NUL byte")

@@ -73,7 +73,9 @@ def extended(records: Sequence[tuple[str, bytes]], type: str = "x") -> bytes:
     return header("pax", type, len(body)) + padded(body)
 
 
-def entry(name: bytes | str, data: bytes = b"", type: str = "0", records: Sequence[tuple[str, bytes]] = (), **kw: Any) -> bytes:
+def entry(
+    name: bytes | str, data: bytes = b"", type: str = "0", records: Sequence[tuple[str, bytes]] = (), **kw: Any
+) -> bytes:
     """A whole entry; what does not fit a header goes to an extended one."""
     raw = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
     link = kw.get("link", b"")
@@ -157,7 +159,11 @@ class Layout:
         return path
 
     def files(self) -> dict[str, bytes]:
-        manifest = {"schemaVersion": 2, "mediaType": f"{OCI}manifest.v1+json", "config": self.document(self.config, "config")}
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{OCI}manifest.v1+json",
+            "config": self.document(self.config, "config"),
+        }
         manifest["layers"] = self.layers
         self.edit_manifest(manifest)
         self.manifest = manifest

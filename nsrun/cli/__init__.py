@@ -52,7 +52,7 @@ def main(words: Words | None = None) -> int:
             return text.general(general, command)
         state = State(general.get("root", ""))
         status_fd = _status_fd(options)
-        code = _handler(command.name)(state, options, operands, rest, general)
+        code: int = _handler(command.name)(state, options, operands, rest, general)
         if command.name not in ("exec", "explain", "help", "completion", "doctor"):
             _sweep(state)
         return code

@@ -110,7 +110,10 @@ def _take(store: Any, image: Any, names: Words, budget: Budget) -> None:
     skipped = [s for ident in record["layers"] for s in store.layer(ident)["skipped"]]
     if skipped:
         more = ", …" if len(skipped) > 3 else ""
-        print(f"left out {len(skipped)} device nodes: {', '.join(skipped[:3])}{more} (a member's /dev has its own)", file=sys.stderr)
+        print(
+            f"left out {len(skipped)} device nodes: {', '.join(skipped[:3])}{more} (a member's /dev has its own)",
+            file=sys.stderr,
+        )
     for name in names:
         print(lookup.familiar(references.parse(name).name))
     if not names:
@@ -157,7 +160,9 @@ def pull(state: State, options: Options, operands: Words, rest: Words, general: 
     _ignore_sigpipe()
     store = Store(state)
     store.prepare()
-    with module.download(store, reference, platform, options.get("creds"), options.get("authfile"), tls == "true") as path:
+    with module.download(
+        store, reference, platform, options.get("creds"), options.get("authfile"), tls == "true"
+    ) as path:
         source = Directory(path)
         try:
             for image in find_images(source, platform):
@@ -180,7 +185,13 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
     rows = []
     for image in sorted(found, key=lambda i: i["names"] or ["~"]):
         for name in image["names"] or ["-"]:
-            cells = [name, image["id"][:12], image["created"][:10] or "-", str(len(image["layers"])), size_text(image["size"])]
+            cells = [
+                name,
+                image["id"][:12],
+                image["created"][:10] or "-",
+                str(len(image["layers"])),
+                size_text(image["size"]),
+            ]
             rows.append([*cells, ",".join(image["used_by"]) or "-"])
     return text.table(["NAME", "ID", "CREATED", "LAYERS", "SIZE", "USED BY"], rows)
 
@@ -200,7 +211,12 @@ def history(state: State, options: Options, operands: Words, rest: Words, genera
     if options.get("json"):
         return text.json(found)
     rows = [
-        [row["diff_id"][7:19] or "-", row["created"][:10] or "-", size_text(row["size"]), _line(row["created_by"] or row["comment"])]
+        [
+            row["diff_id"][7:19] or "-",
+            row["created"][:10] or "-",
+            size_text(row["size"]),
+            _line(row["created_by"] or row["comment"]),
+        ]
         for row in found
     ]
     return text.table(["LAYER", "CREATED", "SIZE", "CREATED BY"], rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 
-from nsrun import spec, users
+from nsrun import spec
 from nsrun.errors import BadInput
 from nsrun.image import lookup
 from nsrun.image.store import Store
@@ -25,7 +25,14 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
     """The runtime config of an image's config.  Pure.  BadInput: a user that the image does not know."""
     image = document.get("config") or {}
     pod = {"name": "image", "hostname": "image", "pause": [0]}
-    facts = {"name": "image", "id": "image", "pod": pod, "root": "rootfs", "image": {"Entrypoint": [], **image}, **accounts}
+    facts = {
+        "name": "image",
+        "id": "image",
+        "pod": pod,
+        "root": "rootfs",
+        "image": {"Entrypoint": [], **image},
+        **accounts,
+    }
     options = {"net": "own", "ipc": "own", "pid": "own", "uts": "own", "command": [] if image.get("Entrypoint") or image.get("Cmd") else ["sh"]}  # fmt: skip
     config = spec.member_spec(options, facts)
     config["process"]["env"] = [word for word in config["process"]["env"] if not word.startswith("HOSTNAME=")]

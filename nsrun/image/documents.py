@@ -56,13 +56,16 @@ class Descriptor:
     def __init__(self, value: Any, what: str) -> None:
         if not isinstance(value, dict):
             raise BadInput(f"{what}: a descriptor is no object")
-        self.type, self.digest, self.size = value.get("mediaType") or "", value.get("digest"), value.get("size")
-        if not isinstance(self.digest, str) or not DIGEST.fullmatch(self.digest):
-            raise BadInput(f"{what}: {str(self.digest)[:90]!r} is not a SHA-256 digest")
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or not 0 <= self.size < 1 << 62:
-            raise BadInput(f"{what}: {str(self.size)[:30]!r} is not a size")
-        if not isinstance(self.type, str):
+        type_, digest, size = value.get("mediaType") or "", value.get("digest"), value.get("size")
+        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+            raise BadInput(f"{what}: {str(digest)[:90]!r} is not a SHA-256 digest")
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 62:
+            raise BadInput(f"{what}: {str(size)[:30]!r} is not a size")
+        if not isinstance(type_, str):
             raise BadInput(f"{what}: the media type is not a string")
+        self.type: str = type_
+        self.digest: str = digest
+        self.size: int = size
         platform = value.get("platform")
         self.platform: Document = platform if isinstance(platform, dict) else {}
         annotations = value.get("annotations")
@@ -70,14 +73,15 @@ class Descriptor:
 
 
 def check_kind(document: Document, expected: str, what: str) -> str:
-    """"index" or "manifest"; BadInput for what is both, neither, or not what the descriptor said."""
+    """ "index" or "manifest"; BadInput for what is both, neither, or not what the descriptor said."""
     is_index = "manifests" in document
     is_manifest = "config" in document or "layers" in document
     if is_index and is_manifest:
         raise BadInput(f"{what} is an index and a manifest at once")
     if document.get("schemaVersion") == 1 or "fsLayers" in document:
         raise BadInput(
-            f"{what} is of Docker's old schema 1", hint="pull it through skopeo copy, which converts it, or push it again"
+            f"{what} is of Docker's old schema 1",
+            hint="pull it through skopeo copy, which converts it, or push it again",
         )
     if document.get("schemaVersion", 2) != 2:
         raise BadInput(f"{what}: schemaVersion is not 2")
@@ -108,7 +112,8 @@ class Manifest:
         self.config = Descriptor(document.get("config"), f"{what}: config")
         if self.config.type not in CONFIG:
             raise BadInput(
-                f"{what} is no image: its config is {self.config.type[:90]!r}", hint="an artifact (a chart, a signature, …)"
+                f"{what} is no image: its config is {self.config.type[:90]!r}",
+                hint="an artifact (a chart, a signature, …)",
             )
         layers = document.get("layers")
         if not isinstance(layers, list) or len(layers) > MAX_LAYERS:

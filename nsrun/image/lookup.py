@@ -1,8 +1,8 @@
 """Which image a word means, and what join needs of it.  On join's path: no json, no re, no hashlib.
 
-    LIB/images/names.json            {"docker.io/library/mysql:8": "6f0c…"}: name → config digest
-    LIB/images/records/HEX.json      what is known of an image: layers, process, users (store.py writes it)
-    LIB/images/layers/HEX/tree       one layer, unpacked; HEX is its chain id
+LIB/images/names.json            {"docker.io/library/mysql:8": "6f0c…"}: name → config digest
+LIB/images/records/HEX.json      what is known of an image: layers, process, users (store.py writes it)
+LIB/images/layers/HEX/tree       one layer, unpacked; HEX is its chain id
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def _read(path: str) -> Any:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise NsrunError(f"{path} is damaged", hint="nsrun image prune repairs the store; then load the image again") from None
+        raise NsrunError(
+            f"{path} is damaged", hint="nsrun image prune repairs the store; then load the image again"
+        ) from None
 
 
 def names(state: State) -> dict[str, str]:

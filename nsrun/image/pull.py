@@ -30,7 +30,10 @@ _HINTS = (
     ("unauthorized", "log in: skopeo login {host}, or --creds USER"),
     ("authentication required", "log in: skopeo login {host}, or --creds USER"),
     ("invalid username/password", "the registry refuses this user or password"),
-    ("requested access to the resource is denied", "log in: skopeo login {host}, or --creds USER; or the name is wrong"),
+    (
+        "requested access to the resource is denied",
+        "log in: skopeo login {host}, or --creds USER; or the name is wrong",
+    ),
     ("http: server gave HTTP response", "the registry speaks plain HTTP: --tls-verify=false"),
     ("x509:", "the registry's certificate is not trusted: /etc/containers/certs.d, or --tls-verify=false"),
     ("no such host", "no such host: is the name right, and the network there?"),
@@ -87,7 +90,9 @@ def _write_auth(path: str, host: str, creds: str) -> str:
         raise UsageError(f"--creds {creds!r} is not USER[:PASSWORD]")
     if not colon:
         if not sys.stdin.isatty():
-            raise UsageError("--creds USER asks for the password on a terminal", hint="--creds USER:PASSWORD, or --authfile")
+            raise UsageError(
+                "--creds USER asks for the password on a terminal", hint="--creds USER:PASSWORD, or --authfile"
+            )
         import getpass
 
         password = getpass.getpass(f"password of {user} at {host}: ")
@@ -107,7 +112,9 @@ def _reuse(store: Store, layout: str, words: list[str], source: str, access: lis
         raw = subprocess.run([*inspect, "--raw", "--", source], capture_output=True, timeout=120, check=True).stdout
         if "manifests" in documents.parse(raw, "manifest"):
             return  # an index: which manifest is taken is skopeo's to say
-        config_raw = subprocess.run([*inspect, "--raw", "--config", "--", source], capture_output=True, timeout=120, check=True).stdout
+        config_raw = subprocess.run(
+            [*inspect, "--raw", "--config", "--", source], capture_output=True, timeout=120, check=True
+        ).stdout
         manifest, config = Manifest(documents.parse(raw, "manifest"), "manifest"), Config(config_raw, "config")
     except (NsrunError, OSError, subprocess.SubprocessError):
         return

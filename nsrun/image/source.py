@@ -132,7 +132,7 @@ class Archive(Source):
             program.close()
 
     def open(self, name: str) -> Blob:
-        name = posixpath.normpath(f"/{name}").lstrip("/")
+        asked, name = name, posixpath.normpath(f"/{name}").lstrip("/")
         for _ in range(16):
             if name in self.files:
                 offset, size = self.files[name]
@@ -140,7 +140,7 @@ class Archive(Source):
             if name not in self.links:
                 break
             name = self.links[name]
-        raise BadInput(f"{self.what} has no {name}", errno=ENOENT)
+        raise BadInput(f"{self.what} has no {asked}", errno=ENOENT)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -207,7 +207,9 @@ def _decompressed(fd: int, what: str, spool: str, budget: Budget) -> int:
     """The same file, or an unnamed one with its plain bytes when it is compressed as a whole."""
     head = os.pread(fd, 8, 0)
     if head.startswith((b"\xfd7zXZ", b"BZh")):
-        raise BadInput(f"{what} is compressed with xz or bzip2", hint="unpack it first: xz -dc FILE | nsrun image load -")
+        raise BadInput(
+            f"{what} is compressed with xz or bzip2", hint="unpack it first: xz -dc FILE | nsrun image load -"
+        )
     if head[:2] != b"\x1f\x8b" and head[:4] != b"\x28\xb5\x2f\xfd":
         return fd
     out = _unnamed(spool)
@@ -236,9 +238,12 @@ class Found:
     def layer(self, number: int) -> Blob:
         """The blob of a layer, counted from 0."""
         layer = self._layers[number]
-        if isinstance(layer, Descriptor):
-            return self.source.blob(layer, f"layer {number + 1}")
-        return self.source.open(layer)
+        try:
+            if isinstance(layer, Descriptor):
+                return self.source.blob(layer, "it")
+            return self.source.open(layer)
+        except BadInput as error:
+            raise BadInput(f"layer {number + 1}: {error.message}", hint=error.hint, errno=error.errno) from None
 
 
 def find_images(source: Source, platform: Platform) -> list[Found]:
@@ -343,9 +348,14 @@ def _find_docker(source: Source) -> list[Found]:
         manifest = {
             "schemaVersion": 2,
             "mediaType": f"{documents.OCI}manifest.v1+json",
-            "config": {"mediaType": f"{documents.OCI}config.v1+json", "digest": config.digest, "size": len(config.data)},
+            "config": {
+                "mediaType": f"{documents.OCI}config.v1+json",
+                "digest": config.digest,
+                "size": len(config.data),
+            },
             "layers": [
-                {"mediaType": f"{documents.OCI}layer.v1.tar", "digest": diff_id, "size": 0} for diff_id in config.diff_ids
+                {"mediaType": f"{documents.OCI}layer.v1.tar", "digest": diff_id, "size": 0}
+                for diff_id in config.diff_ids
             ],
         }
         text = json.dumps(manifest, separators=(",", ":")).encode()

@@ -125,7 +125,11 @@ class Store:
         return len(found.config.chain)
 
     def load(
-        self, found: Found, names: Iterable[str], budget: Budget, tick: Callable[[int, int], None] = lambda n, total: None
+        self,
+        found: Found,
+        names: Iterable[str],
+        budget: Budget,
+        tick: Callable[[int, int], None] = lambda n, total: None,
     ) -> Record:
         """Takes one image in, and gives its record.  `tick(bytes, of)` tells how much of its layers was read.
 
@@ -149,7 +153,9 @@ class Store:
             os.close(held)
         return record
 
-    def _unpack(self, found: Found, chain: list[str], present: int, budget: Budget, tick: Callable[[int, int], None]) -> None:
+    def _unpack(
+        self, found: Found, chain: list[str], present: int, budget: Budget, tick: Callable[[int, int], None]
+    ) -> None:
         """Unpacks the layers from `present` on and moves them into place."""
         with Workshop(self) as shop:
             blobs: list[Blob] = []
@@ -179,7 +185,9 @@ class Store:
                     except OSError as error:
                         if error.errno not in (EEXIST, ENOTEMPTY):
                             raise
-                        if not lookup.whole(self.state, chain[number]):  # else: somebody was faster, with the same bytes
+                        if not lookup.whole(
+                            self.state, chain[number]
+                        ):  # else: somebody was faster, with the same bytes
                             os.rename(self.layer_path(chain[number]), f"{shop.path}/broken{number}")
                             os.rename(layer.directory, self.layer_path(chain[number]))
                 self._sync_directory(f"{self.path}/layers")
@@ -430,7 +438,9 @@ class Store:
 
     def _history_row(self, entry: Record, ident: str) -> Record:
         layer = self.layer(ident) if ident else {"diff_id": "", "size": 0}
-        texts = {key: entry[key] if isinstance(entry.get(key), str) else "" for key in ("created", "created_by", "comment")}
+        texts = {
+            key: entry[key] if isinstance(entry.get(key), str) else "" for key in ("created", "created_by", "comment")
+        }
         return {**texts, "diff_id": layer["diff_id"], "size": layer["size"], "empty_layer": not ident}
 
 

@@ -172,6 +172,8 @@ def plain(blob: Blob, packed: Any, budget: Budget, tick: Callable[[int], None]) 
         at, left = at + len(piece), left - len(piece)
         packed.update(piece)
         tick(len(piece))
+        if first and piece.startswith((b"\xfd7zXZ", b"BZh")):
+            raise BadInput("it is compressed with xz or bzip2, which no image may be")
         if first and not _is_compressed(piece):
             if blob.size > most:
                 raise BadInput("it is larger than its budget", hint="--max-size")
@@ -440,9 +442,7 @@ class View:
         if self.fd < 0:
             return False
         try:
-            fd = kernel.open_in_root(
-                self.fd, os.fsdecode(path), os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS
-            )
+            fd = kernel.open_in_root(self.fd, os.fsdecode(path), os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS)
         except KernelError as error:
             if error.errno in (ENOENT, ENOTDIR):
                 return False
@@ -512,9 +512,7 @@ def _drop_whiteout(root: int, path: bytes) -> None:
         os.close(fd)
 
 
-def unpack_all(
-    layers: Sequence[Layer], beneath: Sequence[str], budget: Budget, tick: Callable[[int], None]
-) -> None:
+def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], budget: Budget, tick: Callable[[int], None]) -> None:
     """Unpacks layers (bottom first, in a row) above the trees `beneath` (top down); the first error ends all."""
     program = Program()
     errors: list[BaseException] = []
