@@ -54,8 +54,8 @@ test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 unit: .venv/.tested   ## only the tests that need no root
 	@.venv/bin/pytest -m 'not live' -n 2 $(PYTEST)
 
-scenario: .venv/.tested   ## the user's scenario as a test: builds the real roots first
-	@$(SUDO) rootfs/build mariadb && $(SUDO) rootfs/build wordpress
+scenario: .venv/.tested   ## the user's scenario as a test: builds the real roots and images first
+	@for name in mariadb wordpress; do $(SUDO) rootfs/build $$name && $(SUDO) rootfs/build --image $$name || exit; done
 	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv/bin/pytest tests/test_scenario.py $(PYTEST)
 
 check: .venv/.tested   ## linters

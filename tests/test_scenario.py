@@ -6,6 +6,7 @@ import pathlib
 import re
 import urllib.parse
 
+import pytest
 from conftest import CACHE, need, sh, wait_for
 
 
@@ -14,19 +15,32 @@ def page(path="/", data=None):
     return sh("curl", "-sSL", "-m", "30", *post, f"http://127.0.0.1:8080{path}", timeout=40, check=False).stdout
 
 
-def test_wordpress_on_mariadb(host):
+@pytest.mark.parametrize("source", ["images", "roots"])
+def test_wordpress_on_mariadb(host, source):
+    """From images, whose config says what runs; from root directories, with the commands given."""
     for name in ("mariadb", "wordpress"):
-        need((CACHE / name).is_dir(), f"the {name} root is not built", f"sudo rootfs/build {name}, or make scenario")
+        option = "--image " if source == "images" else ""
+        need((CACHE.parent / source / name).is_dir(), f"{source}/{name} is not built", f"sudo rootfs/build {option}{name}, or make scenario")  # fmt: skip
+    if source == "images":
+        for name in ("mariadb", "wordpress"):
+            assert host.run("image", "load", CACHE.parent / "images" / name).stdout == f"localhost/{name}:latest\n"
+        shared = [{layer["chain_id"] for layer in image["layers"]} for image in host.json("image", "ls")]
+        assert len(shared[0] & shared[1]) == 1
+        mysqld = apache = ()
+        mysql, wordpress = ("--image", "mariadb"), ("--image", "localhost/wordpress")
+    else:
+        mysql, mysqld = ("--rootfs", CACHE / "mariadb"), ("--", "docker-entrypoint.sh", "mysqld")
+        wordpress = ("--rootfs", CACHE / "wordpress", "--stop-signal", "WINCH")
+        apache = ("--", "docker-entrypoint.sh", "apache2-foreground")
     before = host.snapshot()
     assert host.run("pod", "create", "-p", "8080:80").stdout == "pause\n"
     host.run(
-        "join", "pause", "-d", "--name", "mysql", "--rootfs", CACHE / "mariadb", "-e", "MYSQL_DATABASE=exampledb", "-e", "MYSQL_USER=exampleuser",
-        "-e", "MYSQL_PASSWORD=examplepass", "-e", "MYSQL_RANDOM_ROOT_PASSWORD=1", "--", "docker-entrypoint.sh", "mysqld",
+        "join", "pause", "-d", "--name", "mysql", *mysql, "-e", "MYSQL_DATABASE=exampledb", "-e", "MYSQL_USER=exampleuser",
+        "-e", "MYSQL_PASSWORD=examplepass", "-e", "MYSQL_RANDOM_ROOT_PASSWORD=1", *mysqld,
     )  # fmt: skip
     host.run(
-        "join", "pause", "-d", "--name", "wordpress", "--rootfs", CACHE / "wordpress", "--stop-signal", "WINCH", "-e", "WORDPRESS_OFFLINE=1",
-        "-e", "WORDPRESS_DB_HOST=127.0.0.1", "-e", "WORDPRESS_DB_USER=exampleuser", "-e", "WORDPRESS_DB_PASSWORD=examplepass", "-e", "WORDPRESS_DB_NAME=exampledb",
-        "--", "docker-entrypoint.sh", "apache2-foreground",
+        "join", "pause", "-d", "--name", "wordpress", *wordpress, "-e", "WORDPRESS_OFFLINE=1", "-e", "WORDPRESS_DB_HOST=127.0.0.1",
+        "-e", "WORDPRESS_DB_USER=exampleuser", "-e", "WORDPRESS_DB_PASSWORD=examplepass", "-e", "WORDPRESS_DB_NAME=exampledb", *apache,
     )  # fmt: skip
     wait_for(lambda: "weblog_title" in page("/wp-admin/install.php"), 90, "WordPress's install page")
 
@@ -94,8 +108,6 @@ def _state(pid):
 def test_real_mysql(host):
     """The option: MySQL itself, when its root has been built (rootfs/build mysql; Debian has it in unstable only)."""
     if not (CACHE / "mysql").is_dir():
-        import pytest
-
         pytest.skip("the mysql root is not built; to enable: sudo rootfs/build mysql")
     host.run("pod", "create", "--network", "none", "m")
     host.run(

@@ -100,7 +100,7 @@ def load(state: State, options: Options, operands: Words, rest: Words, general: 
 
 
 def _take(store: Any, image: Any, names: Words, budget: Budget) -> None:
-    from nsrun.image import lookup, references
+    from nsrun.image import references
 
     bar = Bar(names[0] if names else image.config.digest[7:19])
     try:
@@ -115,7 +115,7 @@ def _take(store: Any, image: Any, names: Words, budget: Budget) -> None:
             file=sys.stderr,
         )
     for name in names:
-        print(lookup.familiar(references.parse(name).name))
+        print(references.familiar(references.parse(name).name))
     if not names:
         print(record["id"])
 
@@ -238,10 +238,12 @@ def unpack(state: State, options: Options, operands: Words, rest: Words, general
 
 
 def tag(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.image import lookup
+    from nsrun.api import need_root
+    from nsrun.image import references
     from nsrun.image.store import Store
 
-    print(lookup.familiar(Store(state).tag(operands[0], operands[1])))
+    need_root()
+    print(references.familiar(Store(state).tag(operands[0], operands[1])))
     return 0
 
 

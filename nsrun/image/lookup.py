@@ -58,15 +58,10 @@ def records(state: State) -> list[Record]:
     return [r for r in found if r]
 
 
-def familiar(name: str) -> str:
-    """The short form: docker.io/library/mysql:8 → mysql:8."""
-    return name.removeprefix("docker.io/library/").removeprefix("docker.io/")
-
-
 def full_name(state: State, word: str) -> str:
-    """The name that is kept and that `word` means: mysql, mysql:latest, docker.io/library/mysql; "" when there is none."""
+    """The name that is kept and that `word` means: mysql is docker.io/library/mysql:latest, or else localhost/mysql:latest; "" when there is none."""
     kept = names(state)
-    for name in (word, f"docker.io/{word}", f"docker.io/library/{word}"):
+    for name in (word, f"docker.io/{word}", f"docker.io/library/{word}", f"localhost/{word}"):
         for candidate in (name, f"{name}:latest"):
             if candidate in kept:
                 return candidate
@@ -93,6 +88,8 @@ def find(state: State, word: str) -> Record:
     if matching:
         several = ", ".join(f"{r['id'][:12]}" for r in matching)
         raise UnknownError(f"{word!r} is the beginning of several image ids", hint=f"give more digits: {several}")
+    from nsrun.image.references import familiar
+
     known = sorted({familiar(n) for n in names(state)})
     hint = f"known images: {', '.join(known[:20])}" if known else "there are no images"
     raise UnknownError(f"no image {word!r}", hint=f"{hint}; nsrun image pull {word}, or nsrun image load FILE")

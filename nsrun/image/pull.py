@@ -15,9 +15,9 @@ import subprocess
 import sys
 
 from nsrun.errors import BadInput, NsrunError, UsageError
-from nsrun.image import documents, lookup
+from nsrun.image import documents
 from nsrun.image.documents import Config, Manifest, Platform
-from nsrun.image.references import Reference
+from nsrun.image.references import Reference, familiar
 from nsrun.image.store import Store, Workshop
 
 TYPE_CHECKING = False
@@ -148,4 +148,4 @@ def _run(words: list[str], reference: Reference) -> None:
         said = said.partition('msg="')[2].rstrip('"').replace('\\"', '"')
     hint = next((hint for text, hint in _HINTS if text.lower() in said.lower()), "")
     hint = hint.format(name=f"{reference.host}/{reference.path}", host=reference.host)
-    raise NsrunError(f"pulling {lookup.familiar(str(reference))} failed: {said}", hint=hint)
+    raise NsrunError(f"pulling {familiar(str(reference))} failed: {said}", hint=hint)

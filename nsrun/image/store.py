@@ -23,7 +23,7 @@ import json
 import os
 from errno import EEXIST, ENOENT, ENOTEMPTY
 
-from nsrun.errors import BadInput, NsrunError, UnknownError, UsageError
+from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.image import lookup, references
 from nsrun.image.unpack import Blob, Budget, Layer, View, unpack_all
 from nsrun.state import State, new_id, remove_tree
@@ -288,10 +288,10 @@ class Store:
             name = lookup.full_name(self.state, word)
             if name and len(names) > 1:
                 self._name(ident, [], [name])
-                return [lookup.familiar(name)], 0
+                return [references.familiar(name)], 0
             if len(names) > 1 and not force:
                 raise BadInput(
-                    f"image {ident[:12]} has several names: {', '.join(map(lookup.familiar, names))}",
+                    f"image {ident[:12]} has several names: {', '.join(map(references.familiar, names))}",
                     hint="remove them one by one, or: nsrun image rm -f",
                 )
             if users := self.users_of(ident):
@@ -300,7 +300,7 @@ class Store:
                     hint=f"stop them first: nsrun rm -f {' '.join(users)}",
                 )
             self._forget(ident)
-            return [*map(lookup.familiar, names), ident], self._free_layers()
+            return [*map(references.familiar, names), ident], self._free_layers()
         finally:
             os.close(lock)
 
@@ -341,7 +341,7 @@ class Store:
                 ident, names = record["id"], self.names_of(record["id"])
                 if (not names or everything) and not self.users_of(ident):
                     self._forget(ident)
-                    removed += [*map(lookup.familiar, names), ident]
+                    removed += [*map(references.familiar, names), ident]
             self._repair()
             return removed, freed + self._free_layers()
         finally:
@@ -402,7 +402,7 @@ class Store:
         layers = [self.layer(ident) for ident in record["layers"]]
         return {
             "id": record["id"],
-            "names": [lookup.familiar(name) for name in self.names_of(record["id"])],
+            "names": [references.familiar(name) for name in self.names_of(record["id"])],
             "digests": record["digests"],
             "created": record["created"],
             "loaded": record["loaded"],
@@ -487,6 +487,3 @@ def _size(path: str) -> int:
             except OSError:
                 continue
     return total
-
-
-__all__ = ["Store", "UnknownError"]
