@@ -303,9 +303,9 @@ static int replace(int dir, const char *name)
 	struct statx st;
 	if (stat_at(dir, name, &st) < 0)
 		return 0;
-	if ((st.stx_mode & S_IFMT) == S_IFDIR)
-		forget_parent();
 	remove_at(dir, name, 0);
+	if ((st.stx_mode & S_IFMT) == S_IFDIR)
+		forget_parent(); /* it may lie within; the caller asks again */
 	return mode == LAYER && is_whiteout(&st);
 }
 
@@ -330,7 +330,11 @@ static void imply(int dir, const char *name, const char *path)
 		note(hidden ? 'O' : 'I', path);
 }
 
-/* A descriptor of the directory that holds `path` (which it cuts: *base is the last component). */
+/*
+ * A descriptor of the directory that holds `path` (which it cuts: *base is the last component).  With MAKE, what is
+ * missing is made; with MAKE_OR_LEAVE, too, but a file in its place is left there: -ENOTDIR.
+ */
+enum { FIND, MAKE, MAKE_OR_LEAVE };
 static int parent_of(char *path, const char **base, int make)
 {
 	char *slash = NULL, *p;
@@ -359,8 +363,13 @@ static int parent_of(char *path, const char **base, int make)
 			fd = open_at(ROOT, path, O_PATH | O_DIRECTORY);
 			if (fd == -ENOENT || fd == -ENOTDIR) {
 				struct statx st;
-				if (fd == -ENOTDIR && (stat_at((int)at, name, &st) < 0 || !is_whiteout(&st) || mode != LAYER))
-					fail(ENOTDIR, "its parent is no directory");
+				if (fd == -ENOTDIR && (stat_at((int)at, name, &st) < 0 || !is_whiteout(&st) || mode != LAYER)) {
+					if (make != MAKE_OR_LEAVE)
+						fail(ENOTDIR, "its parent is no directory");
+					SYS1(close, at);
+					*p = end;
+					break;
+				}
 				imply((int)at, name, path);
 				fd = open_at(ROOT, path, O_PATH | O_DIRECTORY);
 			}
@@ -373,10 +382,13 @@ static int parent_of(char *path, const char **base, int make)
 				break;
 		}
 	}
-	if (fd < 0 && make)
+	if (fd < 0 && make == MAKE)
 		fail((int)-fd, "its parent can't be opened");
-	if (fd < 0)
+	if (fd < 0) {
+		if (slash)
+			*slash = '/';
 		return (int)fd;
+	}
 	memcpy(parent_path, path, str_len(path) + 1);
 	parent_fd = (int)fd;
 found:
@@ -503,7 +515,7 @@ static void file(int dir, const char *name)
 	if (fd == -EEXIST) {
 		replace(dir, name);
 		if (parent_fd < 0)
-			dir = parent_of(clean_name, &name, 1);
+			dir = parent_of(clean_name, &name, MAKE);
 		fd = SYS4(openat, dir, name, flags, entry.mode & 0777);
 	}
 	if (fd < 0)
@@ -574,7 +586,7 @@ static void symlink(int dir, const char *name)
 	if (r == -EEXIST) {
 		replace(dir, name);
 		if (parent_fd < 0)
-			dir = parent_of(clean_name, &name, 1);
+			dir = parent_of(clean_name, &name, MAKE);
 		r = SYS3(symlinkat, entry.link, dir, name);
 	}
 	if (r == 0 && (entry.uid || entry.gid))
@@ -591,10 +603,10 @@ static void hard_link(void)
 	long from, dir, r;
 	if (clean(entry.link, clean_link) == 0)
 		fail(EPERM, "it is a hard link to the root");
-	dir = parent_of(clean_name, &name, 1);
+	dir = parent_of(clean_name, &name, MAKE);
 	/* the other end is opened beside the cached parent; it must be there: nothing is made for it */
 	parent_fd = -1;
-	from = parent_of(clean_link, &from_name, 0);
+	from = parent_of(clean_link, &from_name, FIND);
 	parent_fd = -1;
 	if (from < 0 || stat_at((int)from, from_name, &a) < 0 || (mode == LAYER && is_whiteout(&a)))
 		need_lower("the file it links to is not there");
@@ -624,7 +636,7 @@ static void fifo(int dir, const char *name)
 	long r;
 	replace(dir, name);
 	if (parent_fd < 0)
-		dir = parent_of(clean_name, &name, 1);
+		dir = parent_of(clean_name, &name, MAKE);
 	r = SYS4(mknodat, dir, name, S_IFIFO | (entry.mode & 0777), 0);
 	if (r == 0)
 		r = SYS5(fchownat, dir, name, entry.uid, entry.gid, AT_SYMLINK_NOFOLLOW);
@@ -690,7 +702,7 @@ static int whiteout(void)
 				/* the directory must be there to be marked */
 				size_t n = str_len(clean_name);
 				clean_name[n] = '/', clean_name[n + 1] = '.', clean_name[n + 2] = 0;
-				parent_of(clean_name, &name, 1);
+				parent_of(clean_name, &name, MAKE);
 				clean_name[n] = 0;
 			}
 			opaque(clean_name);
@@ -701,9 +713,9 @@ static int whiteout(void)
 	}
 	if (!*rest || str_eq(rest, ".") || str_eq(rest, ".."))
 		fail(0, "it is a whiteout of no name");
-	dir = parent_of(clean_name, &name, mode == LAYER);
+	dir = parent_of(clean_name, &name, mode == LAYER ? MAKE_OR_LEAVE : FIND);
 	if (dir < 0)
-		return 1; /* the directory is not there: nothing to hide */
+		return 1; /* no directory is there: nothing to hide */
 	memmove(base, rest, str_len(rest) + 1);
 	hide(dir, base, clean_name);
 	return 1;
@@ -728,7 +740,7 @@ static void one(void)
 		hard_link();
 		return;
 	}
-	dir = parent_of(clean_name, &name, 1);
+	dir = parent_of(clean_name, &name, MAKE);
 	switch (entry.type) {
 	case '0': file(dir, name); break;
 	case '2': symlink(dir, name); break;
@@ -739,7 +751,7 @@ static void one(void)
 		replace(dir, name);
 		if (mode == LAYER) {
 			if (parent_fd < 0)
-				dir = parent_of(clean_name, &name, 1);
+				dir = parent_of(clean_name, &name, MAKE);
 			hide(dir, name, clean_name);
 		}
 	}

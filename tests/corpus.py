@@ -186,6 +186,11 @@ simple("whiteout-directory", lambda v: tar(directory(".wh.a"), entry(".wh.a/b", 
 simple("whiteout-of-nothing", lambda v: tar(entry("a/.wh.b")), tree={"a/b": None, "a": "dir"})
 simple("whiteout-out-of-root", lambda v: tar(entry(f"../../..{v}/.wh.file")), tree={"file": None})
 simple("whiteout-of-own-file", lambda v: tar(entry("x", b"stays"), entry(".wh.x")), tree={"x": b"stays"})
+simple(
+    "file-replaces-directory",
+    lambda v: tar(entry("a/b/c", b"1"), entry("a/b", b"2"), entry("a/d", b"3")),
+    tree={"a/b": b"2", "a/d": b"3"},
+)
 simple("whiteout-aufs", lambda v: tar(entry(".wh..wh.plnk/x", b""), entry("y", b"1")), "part of its name")
 simple(
     "whiteout-aufs-file",
@@ -198,6 +203,22 @@ simple("opaque-through-symlink", lambda v: tar(symlink("s", v), entry("s/.wh..wh
 @layers("opaque-root", tree={"a": None, "b": b"2"})
 def _(v: str) -> list[bytes]:
     return [tar(entry("a", b"1")), tar(entry("b", b"2"), entry(".wh..wh..opq"))]
+
+
+# umoci repack writes these for a directory that became a file: it hides what the file hides anyway
+@layers("whiteout-below-a-file", tree={"d": b"file"})
+def _(v: str) -> list[bytes]:
+    return [tar(entry("d/a", b"1")), tar(entry("d", b"file"), entry("d/.wh.a"))]
+
+
+@layers("whiteout-before-a-file-above-it", tree={"d": b"file"})
+def _(v: str) -> list[bytes]:
+    return [tar(entry("d/a", b"1")), tar(entry("d/.wh.a"), entry("d", b"file"))]
+
+
+@layers("whiteout-two-below-a-file", tree={"d": b"file", "e": b"1"})
+def _(v: str) -> list[bytes]:
+    return [tar(entry("d/a/b", b"1")), tar(entry("d", b"file"), entry("d/a/.wh.b"), entry("e", b"1"))]
 
 
 @layers("hardlink-to-whiteout", "layer 2", "not there")

@@ -1,0 +1,210 @@
+"""Layouts made by other tools: our tree is, to the byte, the tree that those tools unpack."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import shutil
+import stat
+
+import pytest
+from conftest import need, sh
+
+pytestmark = pytest.mark.live
+
+
+def facts(root: pathlib.Path) -> dict[bytes, tuple]:
+    """Everything of a tree that a tar can carry: path → type, mode, owner, mtime, content, xattrs, its other names."""
+    found, names = {}, {}
+    base = os.fsencode(root)
+    walk = [base]
+    for directory, folders, files in os.walk(base):
+        walk += [os.path.join(directory, name) for name in [*folders, *files]]
+    for path in walk:
+        st = os.lstat(path)
+        content: object = b""
+        if stat.S_ISREG(st.st_mode):
+            content = (st.st_size, hashlib.sha256(pathlib.Path(os.fsdecode(path)).read_bytes()).hexdigest())
+            names.setdefault(st.st_ino, []).append(path[len(base) :])
+        elif stat.S_ISLNK(st.st_mode):
+            content = os.readlink(path)
+        xattrs = {n: os.getxattr(path, n, follow_symlinks=False) for n in os.listxattr(path, follow_symlinks=False)}
+        found[path[len(base) :]] = [oct(st.st_mode), st.st_uid, st.st_gid, st.st_mtime_ns, content, xattrs, st.st_ino]
+    return {p: (*f[:-1], tuple(sorted(names.get(f[-1], [])))) for p, f in found.items()}
+
+
+def furnish(root: pathlib.Path, generation: int, replaced: bool = True) -> None:
+    """The first generation makes all kinds of things; the second changes, removes and replaces some.
+
+    `replaced`: a directory with a file in it becomes a file.  umoci writes that in a way which containers/storage refuses.
+    """
+    if generation == 1:
+        for name in ("etc", "usr/bin", "var/log", "opt/gone/deep", "opt/replaced", "srv/opaque"):
+            (root / name).mkdir(parents=True)
+        (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+        (root / "usr/bin/tool").write_bytes(os.urandom(70_000))
+        (root / "usr/bin/tool").chmod(0o4755)
+        os.link(root / "usr/bin/tool", root / "usr/bin/alias")
+        (root / "usr/bin/link").symlink_to("../../etc/passwd")
+        (root / "dangling").symlink_to("/nowhere/at all")
+        (root / "var/log/sticky").mkdir()
+        (root / "var/log/sticky").chmod(0o3777)
+        os.mkfifo(root / "var/pipe", 0o620)
+        (root / ("n" * 255)).write_text("long name")
+        deep = root / "opt" / ("d" * 90) / ("e" * 90) / ("f" * 90)
+        deep.mkdir(parents=True)
+        (deep / "file").write_text("long path")
+        pathlib.Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9 \t'\"$(x)")).write_text("not UTF-8")
+        (root / "unicode-ünï").write_text("")
+        (root / "empty").touch()
+        with open(root / "sparse", "wb") as file:
+            file.truncate(1 << 20)
+            file.seek(300_000)
+            file.write(b"in the middle")
+        for n in range(50):
+            (root / f"opt/gone/deep/{n}").write_text(str(n))
+            (root / f"srv/opaque/{n}").write_text(str(n))
+        if replaced:
+            (root / "opt/replaced/file").write_text("x")
+        os.chown(root / "var/log", 101, 4_000_000)
+        os.chown(root / "empty", 70_000, 33)
+        os.chown(root / "dangling", 7, 8, follow_symlinks=False)
+        os.setxattr(root / "etc/passwd", "user.note", b"a\0b")
+        capability = bytes.fromhex("0100000200040000000000000000000000000000")
+        os.setxattr(root / "usr/bin/tool", "security.capability", capability)
+    else:
+        (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/bash\n")
+        shutil.rmtree(root / "opt/gone")
+        shutil.rmtree(root / "opt/replaced")
+        (root / "opt/replaced").write_text("a file now")
+        shutil.rmtree(root / "srv/opaque")
+        (root / "srv/opaque").mkdir(mode=0o711)
+        (root / "srv/opaque/new").write_text("new")
+        (root / "empty").unlink()
+        (root / "usr/bin/alias").unlink()
+        (root / "usr/bin/later").write_text("later")
+        (root / "var/log").chmod(0o700)
+        if not replaced:  # else umoci has no entry for /etc, and containers/storage gives it the time of the unpacking
+            (root / "etc").chmod(0o751)
+    for number, (directory, folders, files) in enumerate(os.walk(root, topdown=False)):
+        for name in [*files, *folders, "."]:
+            path = os.path.join(directory, name)
+            if generation == 1 or os.lstat(path).st_mtime > 1_700_000_000:
+                when = 1_500_000_000 + number * 1000 + generation
+                os.utime(path, (when, when), follow_symlinks=False)
+
+
+def installed(*programs: str) -> None:
+    for program in programs:
+        need(shutil.which(program), f"{program} is not installed", f"apt-get install {program}")
+
+
+def umoci_layout(tmp_path: pathlib.Path, replaced: bool = True) -> pathlib.Path:
+    """Two layers, made by umoci from two states of a directory."""
+    installed("umoci")
+    layout, bundle = tmp_path / "layout", tmp_path / "bundle"
+    sh("umoci", "init", "--layout", layout)
+    sh("umoci", "new", "--image", f"{layout}:t")
+    for generation in (1, 2):
+        sh("umoci", "unpack", "--image", f"{layout}:t", bundle)
+        furnish(bundle / "rootfs", generation, replaced)
+        sh("umoci", "repack", "--image", f"{layout}:t", bundle)
+        shutil.rmtree(bundle)
+    return layout
+
+
+def ours(host, source: object, tmp_path: pathlib.Path, name: str = "t:1") -> dict[bytes, tuple]:
+    host.run("image", "load", "-t", name, source)
+    host.run("image", "unpack", name, tmp_path / f"ours-{name}")
+    return facts(tmp_path / f"ours-{name}/rootfs")
+
+
+def same(ours: dict[bytes, tuple], theirs: dict[bytes, tuple]) -> None:
+    assert len(ours) >= 25
+    assert {p: (ours.get(p), theirs.get(p)) for p in ours.keys() | theirs.keys() if ours.get(p) != theirs.get(p)} == {}
+
+
+def test_as_umoci_unpacks(host, tmp_path):
+    layout = umoci_layout(tmp_path)
+    sh("umoci", "unpack", "--image", f"{layout}:t", tmp_path / "theirs")
+    same(ours(host, layout, tmp_path), facts(tmp_path / "theirs/rootfs"))
+
+
+@pytest.fixture
+def storage(host, tmp_path) -> list[str]:
+    """Options of the containers tools: everything below the test's directory."""
+    (tmp_path / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    host.env["TMPDIR"] = str(tmp_path)
+    return ["--storage-driver", "vfs", "--root", f"{tmp_path}/storage", "--runroot", f"{host.root}/r"]
+
+
+def own_tree(host, storage: list[str], image: str) -> dict[bytes, tuple]:
+    """The tree that containers/storage unpacked; the root itself not: no layer here has an entry for it."""
+    root = sh("podman", *storage, "image", "mount", image, env=host.env).stdout.strip()
+    found = facts(pathlib.Path(root))
+    sh("podman", *storage, "image", "unmount", "-a", env=host.env)
+    del found[b""]
+    return found
+
+
+def mounted(host, storage: list[str], image: str) -> tuple[str, pathlib.Path]:
+    container = sh("buildah", *storage, "from", "--pull=never", image, env=host.env).stdout.strip()
+    return container, pathlib.Path(sh("buildah", *storage, "mount", container, env=host.env).stdout.strip())
+
+
+def test_as_buildah_unpacks(host, storage, tmp_path):
+    """Built by buildah with two layers, and unpacked by its own storage."""
+    installed("buildah", "podman")
+    policy = f"--signature-policy={tmp_path}/policy.json"
+    image = "scratch"
+    for generation in (1, 2):
+        container, root = mounted(host, storage, image)
+        furnish(root, generation)
+        image = f"localhost/built:{generation}"
+        sh("buildah", *storage, "commit", policy, "--format", "oci", "-q", container, image, env=host.env)
+    sh("buildah", *storage, "push", policy, "-q", image, f"oci:{tmp_path}/layout:t", env=host.env)
+    sh("buildah", *storage, "push", policy, "-q", image, f"docker-archive:{tmp_path}/docker.tar:t:2", env=host.env)
+    sh("buildah", *storage, "rm", "-a", env=host.env)
+    theirs = own_tree(host, storage, image)
+    for name, source in (("l:1", "layout"), ("a:1", "docker.tar")):
+        tree = ours(host, tmp_path / source, tmp_path, name)
+        del tree[b""]
+        same(tree, theirs)
+
+
+@pytest.mark.parametrize("how", [["--dest-compress-format", "zstd"], ["--format", "v2s2"], []], ids=["zstd", "v2s2", "same"])  # fmt: skip
+def test_as_skopeo_unpacks(host, storage, tmp_path, how):
+    """Copied by skopeo to a layout (other compression, Docker's media types), and unpacked by it into a storage."""
+    installed("umoci", "skopeo", "podman")
+    policy = f"--policy={tmp_path}/policy.json"
+    layout = umoci_layout(tmp_path, replaced=False)
+    target = tmp_path / "copied"
+    if "v2s2" in how:  # oci: takes only OCI media types; a directory keeps Docker's: give it an index of ours
+        sh("skopeo", policy, "copy", "-q", *how, f"oci:{layout}:t", f"dir:{tmp_path}/dir")
+        as_layout(tmp_path / "dir", target)
+    else:
+        compress = ["--dest-compress"] if how else []
+        sh("skopeo", policy, "copy", "-q", *compress, *how, f"oci:{layout}:t", f"oci:{target}:t")
+    spec = f"containers-storage:[vfs@{tmp_path}/storage+{host.root}/r]localhost/copied:1"
+    sh("skopeo", policy, "copy", "-q", f"oci:{layout}:t", spec, env=host.env)
+    tree = ours(host, target, tmp_path)
+    del tree[b""]
+    same(tree, own_tree(host, storage, "localhost/copied:1"))
+
+
+def as_layout(directory: pathlib.Path, target: pathlib.Path) -> None:
+    import json
+
+    blobs = target / "blobs/sha256"
+    blobs.mkdir(parents=True)
+    manifest = (directory / "manifest.json").read_bytes()
+    parsed = json.loads(manifest)
+    assert "docker" in parsed["mediaType"] and all("docker" in layer["mediaType"] for layer in parsed["layers"])
+    digest = hashlib.sha256(manifest).hexdigest()
+    (blobs / digest).write_bytes(manifest)
+    for part in [parsed["config"], *parsed["layers"]]:
+        shutil.copy(directory / part["digest"][7:], blobs / part["digest"][7:])
+    descriptor = {"mediaType": parsed["mediaType"], "digest": f"sha256:{digest}", "size": len(manifest)}
+    (target / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}))
+    (target / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
