@@ -26,27 +26,27 @@ def base(state: State) -> str:
     return f"{state.lib}/images"
 
 
-def _read(path: str) -> Any:
+def _read(path: str) -> Record | None:
     try:
         with open(path, encoding="utf-8") as file:
-            return notes.loads(file.read())
+            found = notes.loads(file.read())
+        if isinstance(found, dict):
+            return found
     except FileNotFoundError:
         return None
     except ValueError:
-        raise NsrunError(
-            f"{path} is damaged", hint="nsrun image prune repairs the store; then load the image again"
-        ) from None
+        pass
+    raise NsrunError(f"{path} is damaged", hint="nsrun image prune repairs the store; then load the image again")
 
 
 def names(state: State) -> dict[str, str]:
     found = _read(f"{base(state)}/names.json")
-    return found if isinstance(found, dict) else {}
+    return {} if found is None else found
 
 
 def record(state: State, ident: str) -> Record | None:
     """The record of a config digest (hexadecimal digits)."""
-    found = _read(f"{base(state)}/records/{ident}.json")
-    return found if isinstance(found, dict) else None
+    return _read(f"{base(state)}/records/{ident}.json")
 
 
 def records(state: State) -> list[Record]:
@@ -61,6 +61,7 @@ def records(state: State) -> list[Record]:
 def full_name(state: State, word: str) -> str:
     """The name that is kept and that `word` means: mysql is docker.io/library/mysql:latest, or else localhost/mysql:latest; "" when there is none."""
     kept = names(state)
+    word = word.removeprefix("index.").removeprefix("docker.io/")
     for name in (word, f"docker.io/{word}", f"docker.io/library/{word}", f"localhost/{word}"):
         for candidate in (name, f"{name}:latest"):
             if candidate in kept:

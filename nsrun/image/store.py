@@ -337,26 +337,31 @@ class Store:
         try:
             removed = []
             freed = self.sweep()
+            named = self._repair()
             for record in lookup.records(self.state):
                 ident, names = record["id"], self.names_of(record["id"])
-                if (not names or everything) and not self.users_of(ident):
+                if (everything or (named and not names)) and not self.users_of(ident):
                     self._forget(ident)
                     removed += [*map(references.familiar, names), ident]
-            self._repair()
             return removed, freed + self._free_layers()
         finally:
             os.close(lock)
 
-    def _repair(self) -> None:
-        """Forgets records whose layers are gone or that can't be read, names without a record, and half-written files."""
+    def _repair(self) -> bool:
+        """Forgets records whose layers are gone or that can't be read, names without a record, and half-written files.
+
+        False when the names themselves were lost: then no image is removed only because it has none.
+        """
         for part in ("", "/records", "/blobs/sha256"):
             for file in os.listdir(f"{self.path}{part}"):
                 if file.endswith(".tmp"):
                     _unlink(f"{self.path}{part}/{file}")
+        named = True
         try:
             lookup.names(self.state)
         except NsrunError:
             _unlink(f"{self.path}/names.json")
+            named = False
         for file in os.listdir(f"{self.path}/records"):
             ident = file[:-5]
             try:
@@ -372,6 +377,7 @@ class Store:
         for file in os.listdir(f"{self.path}/blobs/sha256"):
             if f"sha256:{file}" not in known:
                 _unlink(f"{self.path}/blobs/sha256/{file}")
+        return named
 
     def sweep(self) -> int:
         """Removes what a killed nsrun left below tmp; gives how many bytes."""
