@@ -74,7 +74,7 @@ def download(
             access += ["--src-authfile", os.path.abspath(authfile)]
         source = f"docker://{reference if not (reference.tag and reference.digest) else _by_digest(reference)}"
         _reuse(store, layout, words, source, access)
-        _run([*words, "copy", *access, "--", source, f"oci:{layout}:image"], reference)
+        _run([*words, "copy", *access, "--", source, f"oci:{layout}:image"], reference, bool(creds or authfile))
         yield layout
 
 
@@ -129,8 +129,8 @@ def _reuse(store: Store, layout: str, words: list[str], source: str, access: lis
             file.truncate(layer.size)
 
 
-def _run(words: list[str], reference: Reference) -> None:
-    """skopeo's own progress goes to a terminal; what it says when it fails becomes our message."""
+def _run(words: list[str], reference: Reference, known: bool) -> None:
+    """skopeo's own progress goes to a terminal; what it says when it fails becomes our message.  `known`: as a user."""
     done = subprocess.run(
         words,
         stdin=subprocess.DEVNULL,
@@ -147,5 +147,7 @@ def _run(words: list[str], reference: Reference) -> None:
     if 'msg="' in said:
         said = said.partition('msg="')[2].rstrip('"').replace('\\"', '"')
     hint = next((hint for text, hint in _HINTS if text.lower() in said.lower()), "")
+    if known and hint.startswith("log in"):
+        hint = "the registry refuses this user or password"
     hint = hint.format(name=f"{reference.host}/{reference.path}", host=reference.host)
     raise NsrunError(f"pulling {familiar(str(reference))} failed: {said}", hint=hint)
