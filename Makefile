@@ -36,6 +36,7 @@ endef
 build: .venv/.built   ## .venv/bin/nsrun
 
 .venv/.tested: .venv/.built
+	@.ci/deps test
 	@.venv/bin/pip install -q --disable-pip-version-check 'pytest>=7' 'pytest-xdist>=3' 'pytest-timeout>=2' 'ruff>=0.4' 'mypy>=1.8'
 	@touch $@
 

@@ -558,6 +558,11 @@ def _(layout: Layout) -> None:
     layout.edit_index = nest
 
 
+@spoilt("config-platform-of-other-types", tree={"file": b"x"})
+def _(layout: Layout) -> None:
+    layout.config.update({"os": [], "architecture": None, "variant": {"a": 1}})
+
+
 def process(name: str, *refused: str, **values: Any) -> None:
     @spoilt(f"config-{name}", *refused)
     def _(layout: Layout) -> None:

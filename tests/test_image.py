@@ -26,16 +26,9 @@ def busybox_layer(busybox: str) -> bytes:
     return subprocess.run(["tar", "-C", busybox, "-c", "."], stdout=subprocess.PIPE, check=True, timeout=30).stdout
 
 
-def write(layout: Layout, path: pathlib.Path) -> pathlib.Path:
-    for name, data in layout.files().items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
 def load(host, tmp_path: pathlib.Path, layout: Layout, *options: object) -> dict:
     """Loads a layout and gives what `image inspect` says of it."""
-    path = write(layout, tmp_path / f"layout{time.monotonic_ns()}")
+    path = layout.write(tmp_path / f"layout{time.monotonic_ns()}")
     name = host.run("image", "load", *options, path).stdout.split()[0]
     return host.json("image", "inspect", name)[0]
 
@@ -57,7 +50,7 @@ def store(host) -> pathlib.Path:
 def test_every_source(host, tmp_path, how, source):
     layout = Layout(SMALL, tar(entry("second", b"2")), how=how)
     if source == "directory":
-        name = host.run("image", "load", write(layout, tmp_path / "layout")).stdout
+        name = host.run("image", "load", layout.write(tmp_path / "layout")).stdout
     else:
         data = archive(layout.files())
         path = tmp_path / "image.tar"
@@ -120,7 +113,7 @@ def two_platforms(path: pathlib.Path, nested: bool) -> dict[str, str]:
         index["manifests"][0].setdefault("annotations", {})["org.opencontainers.image.ref.name"] = "t:1"
 
     base.edit_index = edit
-    write(base, path)
+    base.write(path)
     return found
 
 
@@ -266,7 +259,7 @@ def test_128_layers(host, pod, tmp_path, busybox_layer):
 
 def test_concurrent_loads_removals_and_joins(host, pod, tmp_path, busybox_layer):
     """Two loaders, a remover and a joiner at once: a command works or says that there is no such image."""
-    paths = [write(shell(busybox_layer, Env=[f"N={n}"]), tmp_path / f"l{n}") for n in range(2)]
+    paths = [shell(busybox_layer, Env=[f"N={n}"]).write(tmp_path / f"l{n}") for n in range(2)]
     end, odd = time.monotonic() + 6, []
 
     def again(*words: object) -> None:
@@ -292,7 +285,7 @@ def test_kill_during_load_loses_nothing(host, tmp_path, busybox_layer):
     """kill -9 at many moments: the image that was there stays whole, the next load works, prune leaves no litter."""
     load(host, tmp_path, Layout(SMALL, name="kept:1"))
     files = b"".join(entry(f"f/{n}", b"x" * 3000) for n in range(3000))
-    path = write(Layout(busybox_layer, files + tar(), name="big:1"), tmp_path / "big")
+    path = Layout(busybox_layer, files + tar(), name="big:1").write(tmp_path / "big")
     begun = time.monotonic()
     host.run("image", "load", path)
     whole = time.monotonic() - begun
@@ -335,7 +328,7 @@ def test_after_a_power_cut_short_files_are_found(host, pod, tmp_path, busybox_la
 @pytest.mark.parametrize("broken", ["{", "[]", "", '{"a": '])
 def test_damaged_notes_are_repaired(host, tmp_path, broken):
     """Names and records that can't be read are named, and prune and a load bring the store back."""
-    layout = write(Layout(SMALL), tmp_path / "l")
+    layout = Layout(SMALL).write(tmp_path / "l")
     host.run("image", "load", layout)
     (store(host) / "names.json").write_text(broken)
     assert host.run("image", "prune").stdout == ""  # without names, every image would be one without a name
@@ -358,7 +351,7 @@ def test_nothing_outside_root_can_read_the_store(host, tmp_path):
 def test_memory_stays_small(host, tmp_path):
     """150 MiB, whatever a layer's size: a file of 200 MB that zstd can't make smaller, and 30 000 names."""
     names = b"".join(entry(f"d{n % 100}/{n:0200}") for n in range(30_000))
-    path = write(Layout(tar(entry("large", os.urandom(200_000_000))), tar(names), how="zstd"), tmp_path / "l")
+    path = Layout(tar(entry("large", os.urandom(200_000_000))), tar(names), how="zstd").write(tmp_path / "l")
     # a program of its own waits: what this process has used would count (getrusage(2): ru_maxrss outlives an exec)
     wait = "import os, subprocess, sys; p = subprocess.Popen(sys.argv[1:]); r = os.wait4(p.pid, 0); print(r[1], r[2].ru_maxrss)"
     done = sh(sys.executable, "-c", wait, NSRUN, "image", "load", path, env=host.env)
@@ -508,7 +501,7 @@ def test_bad_words(host, tmp_path):
     host.fails(2, "image", "nonsense")
     assert "no image" in host.fails(125, "image", "unpack", "x:1", tmp_path / "o")
     assert not (tmp_path / "o").exists()
-    path = write(Layout(SMALL), tmp_path / "l")
+    path = Layout(SMALL).write(tmp_path / "l")
     assert "budget" in host.fails(125, "image", "load", "--max-size", "4", path)
     assert host.json("image", "ls") == []
 

@@ -13,12 +13,13 @@ import threading
 import time
 
 import pytest
-from conftest import need, sh, wait_for
+from conftest import NSRUN, need, sh, wait_for
 from images import Layout, digest, entry, tar
-from test_image import SMALL, store, two_platforms, write
+from test_image import SMALL, store, two_platforms
 
 pytestmark = pytest.mark.live
 
+PATH = f"{os.environ['PATH']}:{os.path.dirname(NSRUN)}"
 CONFIG = """
 version: 0.1
 log: {{level: error}}
@@ -41,7 +42,7 @@ class Registry:
             auth = f"auth: {{htpasswd: {{realm: test, path: {path}/users}}}}"
         (path / "config.yml").write_text(CONFIG.format(root=path, port=self.port, auth=auth))
         self.process = subprocess.Popen(
-            ["docker-registry", "serve", path / "config.yml"],
+            [shutil.which("docker-registry", path=PATH), "serve", path / "config.yml"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"]},
@@ -62,8 +63,8 @@ class Registry:
 
 @pytest.fixture
 def registry(host, tmp_path, request):
-    for program, package in (("docker-registry",) * 2, ("skopeo",) * 2, ("htpasswd", "apache2-utils")):
-        need(shutil.which(program), f"{program} is not installed", f"apt-get install {package}")
+    for program in ("docker-registry", "skopeo", "htpasswd"):
+        need(shutil.which(program, path=PATH), f"{program} is not installed", ".ci/deps test")
     (tmp_path / "registry").mkdir()
     registry = Registry(tmp_path / "registry", getattr(request, "param", ""))
     host.env.pop("REGISTRY_AUTH_FILE", None)
@@ -74,7 +75,7 @@ def registry(host, tmp_path, request):
 
 
 def test_pull(host, registry, tmp_path):
-    layout = write(Layout(SMALL, tar(entry("b", b"2"))), tmp_path / "l")
+    layout = Layout(SMALL, tar(entry("b", b"2"))).write(tmp_path / "l")
     registry.push(layout, "mine/app:1")
     name = f"{registry.host}/mine/app:1"
     assert host.run("image", "pull", "--tls-verify=false", f"docker://{name}").stdout == f"{name}\n"
@@ -91,8 +92,8 @@ def test_pull(host, registry, tmp_path):
 def test_present_layers_are_not_fetched_again(host, registry, tmp_path):
     """The second image shares a layer: the registry is not asked for its blob (its files are gone there)."""
     shared = tar(entry("base", os.urandom(100_000)))
-    registry.push(write(Layout(shared, tar(entry("a"))), tmp_path / "a"), "mine/a:1")
-    registry.push(write(Layout(shared, tar(entry("b", b"2"))), tmp_path / "b"), "mine/b:1")
+    registry.push(Layout(shared, tar(entry("a"))).write(tmp_path / "a"), "mine/a:1")
+    registry.push(Layout(shared, tar(entry("b", b"2"))).write(tmp_path / "b"), "mine/b:1")
     host.run("image", "pull", "--tls-verify=false", f"{registry.host}/mine/a:1")
     blobs = sorted((registry.path / "data").rglob("data"), key=lambda p: p.stat().st_size)
     blobs[-1].unlink()
@@ -118,7 +119,7 @@ def test_platform_of_an_index(host, registry, tmp_path):
 
 @pytest.mark.parametrize("registry", ["anna:se:cret"], indirect=True)
 def test_login(host, registry, tmp_path):
-    registry.push(write(Layout(SMALL), tmp_path / "l"), "mine/app:1")
+    registry.push(Layout(SMALL).write(tmp_path / "l"), "mine/app:1")
     name, pull = f"{registry.host}/mine/app:1", ("image", "pull", "--tls-verify=false")
     assert "skopeo login" in host.fails(125, *pull, name)
     message = host.fails(125, *pull, "--creds", "anna:Xy9876", name)
@@ -136,7 +137,7 @@ def test_login(host, registry, tmp_path):
 
 @pytest.mark.parametrize("registry", ["anna:secret"], indirect=True)
 def test_the_password_is_on_no_command_line(host, registry, tmp_path):
-    registry.push(write(Layout(tar(entry("x", os.urandom(20_000_000)))), tmp_path / "l"), "mine/app:1")
+    registry.push(Layout(tar(entry("x", os.urandom(20_000_000)))).write(tmp_path / "l"), "mine/app:1")
     seen: list[bytes] = []
     process = host.background("image", "pull", "--tls-verify=false", "--creds", "anna:secret", f"{registry.host}/mine/app:1", stdout=subprocess.DEVNULL)  # fmt: skip
     while process.poll() is None:
@@ -152,7 +153,7 @@ def test_the_password_is_on_no_command_line(host, registry, tmp_path):
 
 
 def test_what_is_missing(host, registry, tmp_path):
-    registry.push(write(Layout(SMALL), tmp_path / "l"), "mine/app:1")
+    registry.push(Layout(SMALL).write(tmp_path / "l"), "mine/app:1")
     pull = ("image", "pull", "--tls-verify=false")
     message = host.fails(125, *pull, f"{registry.host}/mine/app:2")
     assert "manifest unknown" in message and "skopeo list-tags" in message
@@ -213,7 +214,7 @@ class Cutter(threading.Thread):
 
 def test_connection_cut_in_the_middle(host, registry, tmp_path):
     """Refused with a message, nothing is kept of it but what was whole; the next pull works."""
-    registry.push(write(Layout(SMALL, tar(entry("x", os.urandom(5_000_000)))), tmp_path / "l"), "mine/app:1")
+    registry.push(Layout(SMALL, tar(entry("x", os.urandom(5_000_000)))).write(tmp_path / "l"), "mine/app:1")
     cutter = Cutter(registry.port, 1_000_000)
     cutter.start()
     begun = time.monotonic()
@@ -227,7 +228,7 @@ def test_connection_cut_in_the_middle(host, registry, tmp_path):
 
 
 def test_killed_pull_leaves_nothing(host, registry, tmp_path):
-    registry.push(write(Layout(tar(entry("x", os.urandom(5_000_000)))), tmp_path / "l"), "mine/app:1")
+    registry.push(Layout(tar(entry("x", os.urandom(5_000_000)))).write(tmp_path / "l"), "mine/app:1")
     for wait in (0.1, 0.2, 0.3):
         process = host.background("image", "pull", "--tls-verify=false", f"{registry.host}/mine/app:1", start_new_session=True)  # fmt: skip
         time.sleep(wait)

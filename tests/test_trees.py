@@ -97,7 +97,7 @@ def furnish(root: pathlib.Path, generation: int, replaced: bool = True) -> None:
 
 def installed(*programs: str) -> None:
     for program in programs:
-        need(shutil.which(program), f"{program} is not installed", f"apt-get install {program}")
+        need(shutil.which(program), f"{program} is not installed", ".ci/deps test")
 
 
 def umoci_layout(tmp_path: pathlib.Path, replaced: bool = True) -> pathlib.Path:

@@ -50,6 +50,12 @@ def parse(data: bytes, what: str) -> Document:
     return value
 
 
+def _platform(value: Any) -> dict[str, str]:
+    """What of os, architecture and variant a document says."""
+    keys = ("os", "architecture", "variant")
+    return {k: value[k] for k in keys if isinstance(value.get(k), str)} if isinstance(value, dict) else {}
+
+
 class Descriptor:
     """Where a document says another one, or a layer, is: media type, digest, size."""
 
@@ -66,8 +72,7 @@ class Descriptor:
         self.type: str = type_
         self.digest: str = digest
         self.size: int = size
-        platform = value.get("platform")
-        self.platform: Document = platform if isinstance(platform, dict) else {}
+        self.platform = _platform(value.get("platform"))
         annotations = value.get("annotations")
         self.annotations: Document = annotations if isinstance(annotations, dict) else {}
 
@@ -90,7 +95,7 @@ def check_kind(document: Document, expected: str, what: str) -> str:
     kind = "index" if is_index else "manifest"
     allowed = INDEX if is_index else MANIFEST
     own = document.get("mediaType")
-    if own is not None and (own not in allowed or (expected and own != expected)):
+    if own is not None and (not isinstance(own, str) or own not in allowed or (expected and own != expected)):
         raise BadInput(f"{what}: its media type {str(own)[:90]!r} is not what it is, or not what its descriptor says")
     if expected and expected not in allowed:
         raise BadInput(f"{what} is an {kind}, but its descriptor says {expected[:90]!r}")
@@ -141,7 +146,7 @@ class Config:
         if process is not None and not isinstance(process, dict):
             raise BadInput(f"{what}: `config` is no object")
         self.process = check_process(process or {}, what)
-        self.platform = {k: document.get(k) or "" for k in ("os", "architecture", "variant")}
+        self.platform = {"os": "", "architecture": "", "variant": "", **_platform(document)}
 
     @property
     def chain(self) -> list[str]:

@@ -1,0 +1,201 @@
+"""Fuzzing: a minute in CI, some seconds elsewhere (NSRUN_FUZZ=SECONDS chooses)."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import os
+import pathlib
+import random
+import shutil
+import time
+import zlib
+from typing import Any
+
+import pytest
+from conftest import IN_CI, need, sh
+from corpus import CASES
+from images import END, Layout, directory, entry, hardlink, symlink, tar
+from test_corpus import fingerprint
+
+from nsrun.errors import NsrunError
+from nsrun.image import bundle, documents, references
+from nsrun.image.documents import Config, Manifest, Platform
+
+HERE = pathlib.Path(__file__).parent
+SECONDS = float(os.environ.get("NSRUN_FUZZ") or (60 if IN_CI else 5))
+
+
+def seeds(path: pathlib.Path) -> list[bytes]:
+    """The plain layers of the corpus that are small."""
+    found = set()
+    for case in CASES:
+        if case.name.startswith("bomb"):
+            continue
+        case.build(path / case.name, "/victim")
+        blobs = (path / case.name / "blobs/sha256").glob("*") if (path / case.name).is_dir() else [path / case.name]
+        for blob in blobs:
+            data = blob.read_bytes()[: 1 << 20]
+            try:
+                data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+            except (OSError, EOFError, zlib.error):
+                continue
+            if b"ustar" in data[:2048] and len(data) <= 20_000:
+                found.add(data)
+    shutil.rmtree(path)
+    return sorted(found)
+
+
+def test_tar_reader(tmp_path):
+    """libFuzzer over csrc/tar.h, with ASan and UBSan."""
+    need(shutil.which("clang"), "clang is not installed", ".ci/deps test")
+    program = tmp_path / "tar-fuzzer"
+    flags = ["-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined"]
+    sh("clang", *flags, f"-I{HERE.parent}/csrc", HERE / "fuzz/tar.c", "-o", program, timeout=120)
+    (tmp_path / "seeds").mkdir()
+    found = seeds(tmp_path / "corpus")
+    assert len(found) > 60
+    for number, data in enumerate(found):
+        (tmp_path / f"seeds/{number}").write_bytes(data)
+    limits = [f"-max_total_time={int(SECONDS)}", "-max_len=20000", "-timeout=10", "-rss_limit_mb=1000"]
+    done = sh(program, *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "seeds", timeout=SECONDS + 60, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = int(done.stderr.rpartition("Done ")[2].split()[0])
+    assert runs > 1000
+
+
+JUNK: list[Any] = [None, True, 0, -1, 1 << 63, 1e308, "", "x", "\0", "../../etc", "/", "a\nb", "sha256:" + "0" * 64, [], {}, [[]], [None], {"": None}, "4294967296", "é" * 5000,
+                   [1], ["a\0"], {"/etc": {}}, ["A=b", "=", "B"]]  # fmt: skip
+
+
+def spoil(value: Any, rng: random.Random) -> Any:
+    """The same document with some parts replaced, removed, doubled or moved."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.randint(1, 3)):
+        places = []
+
+        def walk(node: Any, places: list = places) -> None:
+            for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+                places.append((node, key))
+                walk(node[key])
+
+        walk(value)
+        if not places:
+            return rng.choice(JUNK)
+        node, key = rng.choice(places)
+        kind = rng.randrange(5)
+        if kind == 0:
+            del node[key]
+        elif kind == 1:
+            other, at = rng.choice(places)
+            try:
+                node[key] = copy.deepcopy(other[at])
+            except (KeyError, IndexError):
+                continue
+        elif kind == 2 and isinstance(node, dict):
+            node[rng.choice(["manifests", "layers", "config", "schemaVersion", "mediaType", "User", "é"])] = rng.choice(
+                JUNK
+            )
+        else:
+            node[key] = copy.deepcopy(rng.choice(JUNK))
+    return value
+
+
+def test_documents():
+    """Whatever an index, manifest or config says: it is understood, or refused with a message."""
+    process: dict[str, Any] = {"Entrypoint": ["a"], "Cmd": ["b"], "Env": ["A=b"], "User": "root:root", "WorkingDir": "/w", "Volumes": {"/v": {}}, "StopSignal": "SIGRTMIN+3",
+               "ExposedPorts": {"80/tcp": {}}, "Labels": {"a": "b"}}  # fmt: skip
+    layout = Layout(tar(entry("x")), **process)
+    platform = {"os": "linux", "architecture": "arm64", "variant": "v8"}
+    layout.edit_index = lambda i: i["manifests"][0].update(platform=platform)
+    files = layout.files()
+    index, manifest, config = json.loads(files["index.json"]), layout.manifest, layout.config
+    accounts = {"passwd": "root:x:0:0::/root:/bin/sh\n", "group": "root:x:0:\n"}
+    seed = random.randrange(1 << 30)
+    rng, count, good, end = random.Random(seed), 0, 0, time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        count += 1
+        try:
+            document = spoil(rng.choice([index, manifest, config]), rng)
+            text = json.dumps(document).encode()
+            if rng.random() < 0.1:
+                cut = rng.randrange(len(text))
+                text = text[:cut] + bytes([rng.randrange(256)]) + text[cut + rng.randrange(2) :]
+            parsed = documents.parse(text, "it")
+            if "rootfs" in parsed or "architecture" in parsed:
+                found = Config(text, "it")
+                Platform("linux/amd64").fits(found.platform)
+                assert len(found.chain) == len(found.diff_ids)
+                made = bundle.runtime_config(found.document, accounts)
+                assert all("\0" not in word for word in [*made["process"]["args"], *made["process"]["env"]])
+                assert made["process"]["user"]["uid"] in range(1 << 32)
+                assert all(m["destination"].startswith("/") for m in made["mounts"])
+                json.dumps(made)
+            elif documents.check_kind(parsed, rng.choice(["", *documents.INDEX, *documents.MANIFEST]), "it") == "index":
+                for descriptor in documents.descriptors(parsed, "it"):
+                    Platform("linux/arm64/v8").fits(descriptor.platform)
+            else:
+                found = Manifest(parsed, "it")
+                assert all(references.DIGEST.fullmatch(layer.digest) for layer in found.layers)
+            good += 1
+        except NsrunError as error:
+            assert error.message and len(error.message) < 6000
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, document {count}: {text[:2000]!r}") from error
+    assert count > 500 and 0.02 < good / count < 0.98
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Some bytes of some headers changed, checksums mended; entries doubled, dropped and swapped."""
+    blocks = [bytearray(data[at : at + 512].ljust(512, b"\0")) for at in range(0, len(data), 512)]
+    for _ in range(rng.randint(1, 4)):
+        kind, at = rng.randrange(4), rng.randrange(len(blocks))
+        if kind == 0:
+            blocks[at][rng.randrange(512)] = rng.randrange(256)
+        elif kind == 1:
+            blocks.insert(rng.randrange(len(blocks)), bytearray(blocks[at]))
+        elif kind == 2 and len(blocks) > 2:
+            del blocks[at]
+        else:
+            blocks[at][156] = ord(rng.choice("0123456xgLKS7"))
+    for block in blocks:
+        if block[257:262] == b"ustar":
+            block[148:156] = b" " * 8
+            block[148:156] = b"%06o\0 " % sum(block)
+    return b"".join(blocks) + END
+
+
+@pytest.mark.live
+def test_unpacking(host, tmp_path):
+    """The whole of image load, with layers that nobody thought of: loaded or refused, nothing outside is touched."""
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o711)
+    (victim / "file").write_text("safe")
+    before = fingerprint(victim)
+    v = str(victim)
+    bases = [
+        tar(directory("a"), entry("a/b", b"1" * 700), symlink("s", v), hardlink("h", "a/b"), entry(".wh.gone")),
+        tar(symlink("a", v), entry("a/x", b"2"), entry("../" * 9 + v[1:] + "/y", b"3"), entry("d/.wh..wh..opq")),
+        tar(
+            entry("l" * 200, b"4", records=[("SCHILY.xattr.user.a", b"b")]),
+            symlink("t", "../" * 20 + v),
+            directory("t/z"),
+        ),
+    ]
+    seed = random.randrange(1 << 30)
+    rng, end, codes = random.Random(seed), time.monotonic() + SECONDS / 2, []
+    while time.monotonic() < end:
+        layout = Layout(*(mutate(rng.choice(bases), rng) for _ in range(rng.randint(1, 3))), how="plain")
+        layout.write(tmp_path / "l")
+        done = host.run("image", "load", "-t", "t:1", tmp_path / "l", check=False)
+        what = f"seed {seed}, image {len(codes)}: {done.stderr}"
+        assert done.returncode in (0, 125) and "Traceback" not in done.stderr and "signal" not in done.stderr, what
+        assert fingerprint(victim) == before, what
+        codes.append(done.returncode)
+        if len(codes) % 20 == 0:
+            host.run("image", "prune", "-a")
+        shutil.rmtree(tmp_path / "l")
+    assert (victim / "file").read_text() == "safe"
+    assert set(codes) == {0, 125} and len(codes) > 10
+    assert not list((host.root / "lib/images/tmp").iterdir())
