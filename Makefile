@@ -76,6 +76,7 @@ demo-tiny: build   ## the same with a busybox, in seconds
 
 bench: build    ## nsrun beside its peers: ratios of medians (installs the peers it can)
 	@$(SUDO) env PATH="$$PATH" bench/run
+	@$(SUDO) env PATH="$$PATH" bench/images
 
 clean:          ## what was built here
 	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py

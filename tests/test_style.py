@@ -23,7 +23,7 @@ def check(*words, timeout=300):
 
 def test_ruff():
     need((BIN / "ruff").exists(), "ruff is missing", "pip install ruff")
-    check(BIN / "ruff", "check", "--no-cache", ".", "bench/run")
+    check(BIN / "ruff", "check", "--no-cache", ".", "bench/run", "bench/images", "rootfs/layout")
     check(BIN / "ruff", "format", "--check", "--no-cache", ".")
 
 
