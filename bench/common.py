@@ -34,7 +34,17 @@ class Worker:
     def __init__(self, without_v2: bool = False) -> None:
         words = [sys.executable, "-c", WORKER]
         if without_v2:
-            words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"', "sh", *words]
+            words = [
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"',
+                "sh",
+                *words,
+            ]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, *words: object, check: bool = True) -> float:
@@ -79,7 +89,12 @@ def install_peers(*programs: str) -> None:
         missing += ["podman", "conmon", "netavark", "catatonit", "iptables"]
     if missing and shutil.which("apt-get"):
         print(f"installing {' '.join(missing)} …", file=sys.stderr)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], stdout=subprocess.DEVNULL, timeout=600, check=False)
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing],
+            stdout=subprocess.DEVNULL,
+            timeout=600,
+            check=False,
+        )
 
 
 class Times:

@@ -44,7 +44,7 @@ def test_c_compiles_without_a_warning(compiler, tmp_path):
     if not shutil.which(compiler):
         pytest.skip(f"{compiler} is missing; to enable: apt-get install {compiler}")
     flags = "-std=gnu11 -Os -Wall -Wextra -Wshadow -Werror -ffreestanding -fno-builtin -fno-stack-protector -nostdlib -nostartfiles -static"
-    for name in ("pause", "init", "monitor"):
+    for name in ("pause", "init", "monitor", "unpack"):
         check(compiler, *flags.split(), "-o", tmp_path / name, f"csrc/{name}.c")
 
 
@@ -66,6 +66,8 @@ def test_only_its_layer_uses_it():
         "plan/inside.py",
         "plan/__init__.py",
         "users.py",
+        "image/documents.py",
+        "image/references.py",
     ):
         body = uses[pathlib.Path(name)]
         assert (
