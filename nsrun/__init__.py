@@ -9,15 +9,17 @@ if TYPE_CHECKING:
     from nsrun.errors import StepError as StepError
     from nsrun.errors import UnknownError as UnknownError
     from nsrun.errors import UsageError as UsageError
+    from nsrun.library import Image as Image
     from nsrun.library import Member as Member
     from nsrun.library import Pod as Pod
     from nsrun.library import Result as Result
+    from nsrun.library import images as images
     from nsrun.library import member as member
     from nsrun.library import plan_of as plan_of
     from nsrun.library import pods as pods
     from nsrun.library import prune as prune
 
-_LIBRARY = ("Member", "Pod", "Result", "member", "plan_of", "pods", "prune")
+_LIBRARY = ("Image", "Member", "Pod", "Result", "images", "member", "plan_of", "pods", "prune")
 _ERRORS = ("BadInput", "CommandError", "KernelError", "NsrunError", "StepError", "UnknownError", "UsageError")
 __all__ = [*_LIBRARY, *_ERRORS]
 

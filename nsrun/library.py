@@ -130,8 +130,8 @@ class Pod:
     def processes(self) -> list[dict[str, Any]]:
         return manage.processes(self._state, self.name)
 
-    def join(self, command: Sequence[str], *, detach: bool = True, **options: Any) -> Member:
-        """Starts a member and does not wait.  Options: those of `nsrun join`.
+    def join(self, command: Sequence[str] = (), *, detach: bool = True, **options: Any) -> Member:
+        """Starts a member and does not wait.  Options: those of `nsrun join`; an `image` may bring its own command.
 
         Detached, a monitor keeps it and its log.  With `detach=False` this process is its parent: it inherits our
         descriptors 0, 1, 2 (or those in `fds`), there is no log, and `os.waitpid` gives its status.
@@ -140,7 +140,7 @@ class Pod:
         note = api.join(self._state, self.name, {**options, "command": list(command)}, detach=detach, fds=fds)
         return Member(note["name"], self._state)
 
-    def run(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
+    def run(self, command: Sequence[str] = (), *, input: bytes = b"", **options: Any) -> Result:
         """Starts a member, waits for it, gives its output, and forgets it."""
         notes: list[dict[str, Any]] = []
 
@@ -163,6 +163,65 @@ class Pod:
         manage.kill_pod(self._state, self.name, number)
 
 
+class Image:
+    """One image of the store, by name, id or digest."""
+
+    def __init__(self, name: str, *, root: str = "", state: State | None = None) -> None:
+        """An image that is there; UnknownError lists those that are."""
+        from nsrun.image import lookup
+
+        self._state = state or State(root)
+        self.name, self.id = name, str(lookup.find(self._state, name)["id"])
+
+    def __repr__(self) -> str:
+        return f"Image({self.name!r})"
+
+    @classmethod
+    def load(cls, path: str, names: Sequence[str] = (), *, root: str = "", platform: str = "") -> list[Image]:
+        """Takes in the images of a layout directory or an archive.  BadInput names what is wrong with one."""
+        from nsrun.image import intake
+
+        state = State(root)
+        api.need_root()
+        return [cls(i.names[0] if i.names else i.id, state=state) for i in intake.load(state, path, names, platform)]
+
+    @classmethod
+    def pull(
+        cls, name: str, *, root: str = "", platform: str = "", authfile: str | None = None, tls: bool = True
+    ) -> Image:
+        """Fetches one from a registry, through skopeo.  NsrunError tells what the registry said."""
+        from nsrun.image import intake
+
+        state = State(root)
+        api.need_root()
+        taken = intake.pull(state, name, platform, authfile=authfile, tls=tls)[0]
+        return cls(taken.names[0] if taken.names else taken.id, state=state)
+
+    def inspect(self) -> dict[str, Any]:
+        """As `nsrun image inspect` prints it."""
+        from nsrun.image.store import Store
+
+        return Store(self._state).inspect(self.id)
+
+    def unpack(self, directory: str) -> None:
+        """An OCI bundle: directory/rootfs and directory/config.json.  BadInput when it is there and not empty."""
+        from nsrun.image import bundle
+
+        bundle.unpack(self._state, self.id, directory)
+
+    def tag(self, name: str) -> None:
+        """One more name."""
+        from nsrun.image.store import Store
+
+        Store(self._state).tag(self.id, name)
+
+    def remove(self) -> int:
+        """The image with all of its names; the bytes that freed.  BadInput when a running member uses it."""
+        from nsrun.image.store import Store
+
+        return Store(self._state).remove(self.id, True)[1]
+
+
 def _collect(input: bytes, start: Any) -> Result:
     """Runs `start((stdin, stdout, stderr))` with temporary files as pipes that never block; waits for the pid."""
     import tempfile
@@ -181,6 +240,14 @@ def pods(root: str = "") -> list[Pod]:
     """The pods that run."""
     state = State(root)
     return [Pod(p["name"], state=state) for p in manage.pods(state) if p["status"] == "running"]
+
+
+def images(root: str = "") -> list[Image]:
+    """Those of the store."""
+    from nsrun.image import lookup
+
+    state = State(root)
+    return [Image(record["id"], state=state) for record in lookup.records(state)]
 
 
 def member(name: str, root: str = "") -> Member:

@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from images import Layout
 
 import nsrun
 
@@ -103,7 +104,7 @@ def test_the_callers_process_stays_as_it_was(root, busybox):
 
 def test_importing_is_cheap():
     """The command line imports nothing heavy: pyroute2, argparse, json, re, typing, dataclasses, subprocess, asyncio stay out."""
-    script = "import sys; import nsrun.cli, nsrun.api, nsrun.run, nsrun.plan.member, nsrun.plan.pod, nsrun.host.net, nsrun.host.cgroup; print(*sys.modules)"
+    script = "import sys; import nsrun.cli, nsrun.api, nsrun.run, nsrun.image.lookup, nsrun.plan.member, nsrun.plan.pod, nsrun.host.net, nsrun.host.cgroup; print(*sys.modules)"
     words = [
         sys.executable,
         "-I",
@@ -130,3 +131,23 @@ def test_importing_is_cheap():
         "shutil",
     }
     assert not heavy & loaded, heavy & loaded
+
+
+def test_images(root, host, tmp_path, busybox):
+    """Loaded, looked at, run, unpacked and removed from Python; nothing is printed."""
+    layer = subprocess.run(["tar", "-C", busybox, "-c", "."], stdout=subprocess.PIPE, check=True, timeout=30).stdout
+    Layout(layer, name="box:1", Entrypoint=["echo"], Cmd=["hello"]).write(tmp_path / "l")
+    (image,) = nsrun.Image.load(str(tmp_path / "l"))
+    assert image.name == "docker.io/library/box:1" and image.inspect()["names"] == ["box:1"]
+    assert [i.id for i in nsrun.images()] == [image.id]
+    pod = nsrun.Pod.create("lib", network="none")
+    assert pod.run(image="box:1").stdout == b"hello\n"
+    assert pod.run(["there"], image=image.id[:12]).stdout == b"there\n"
+    image.unpack(str(tmp_path / "out"))
+    assert (tmp_path / "out/config.json").exists()
+    image.tag("again:2")
+    assert nsrun.Image("again:2").id == image.id
+    assert image.remove() > 1_000_000
+    with pytest.raises(nsrun.UnknownError):
+        nsrun.Image("box:1")
+    pod.kill()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from nsrun.errors import BadInput, NsrunError, UsageError
+from nsrun.errors import NsrunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,31 +19,34 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """How far a load is, on a terminal's stderr; nothing elsewhere."""
+    """How far a load is, on a terminal's stderr; nothing elsewhere.  `with Bar() as bar: bar(what, bytes more, bytes in all)`"""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self) -> None:
         import threading
         import time
 
-        self.what, self.done, self.shown, self.clock = what, 0, 0.0, time.monotonic
+        self.done, self.shown, self.what, self.clock = 0, 0.0, "", time.monotonic
         self.on = os.isatty(2)
         self.lock = threading.Lock()
 
-    def __call__(self, count: int, total: int) -> None:
+    def __call__(self, what: str, count: int, total: int) -> None:
         if not self.on:
             return
         with self.lock:
-            self.done += count
-            now = self.clock()
+            self.done = count if what != self.what else self.done + count
+            self.what, now = what, self.clock()
             if now - self.shown < 0.1 and self.done < total:
                 return
             self.shown = now
             share = min(self.done / total, 1.0) if total else 1.0
             bar = ("█" * int(share * 30)).ljust(30, "░")
-            print(f"\r{self.what[:30]} {bar} {share:4.0%} of {size_text(total)}", end="", file=sys.stderr, flush=True)
+            print(f"\r{what[:30]} {bar} {share:4.0%} of {size_text(total)}", end="", file=sys.stderr, flush=True)
 
-    def end(self) -> None:
-        if self.on and self.done:
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
@@ -71,67 +74,33 @@ def _budget(options: Options) -> Budget:
 
 def load(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.api import need_root
-    from nsrun.image import references
-    from nsrun.image.documents import Platform
-    from nsrun.image.source import find_images, open_source
-    from nsrun.image.store import Store
+    from nsrun.image import intake
 
-    names = options.get("tag") or []
-    for name in names:
-        references.parse(name)
-    platform, budget = Platform(options.get("platform") or ""), _budget(options)
-    if operands[0] != "-" and not os.path.exists(operands[0]):
-        raise BadInput(f"{operands[0]!r} does not exist", hint="a layout directory, an archive, or - for stdin")
     need_root()
     _ignore_sigpipe()
-    store = Store(state)
-    store.prepare()
-    source = open_source(operands[0], f"{store.path}/tmp", budget)
-    try:
-        found = find_images(source, platform)
-        if names and len(found) > 1:
-            raise BadInput(f"{operands[0]} holds {len(found)} images: --tag can name only one")
-        for image in found:
-            kept = names or _valid_names(image.names)
-            _take(store, image, kept, budget)
-    finally:
-        source.close()
-    return 0
-
-
-def _take(store: Any, image: Any, names: Words, budget: Budget) -> None:
-    from nsrun.image import references
-
-    bar = Bar(names[0] if names else image.config.digest[7:19])
-    try:
-        record = store.load(image, names, budget, bar)
-    finally:
-        bar.end()
-    skipped = [s for ident in record["layers"] for s in store.layer(ident)["skipped"]]
-    if skipped:
-        more = ", …" if len(skipped) > 3 else ""
-        print(
-            f"left out {len(skipped)} device nodes: {', '.join(skipped[:3])}{more} (a member's /dev has its own)",
-            file=sys.stderr,
+    with Bar() as bar:
+        taken = intake.load(
+            state, operands[0], options.get("tag") or [], options.get("platform") or "", _budget(options), bar
         )
-    for name in names:
-        print(references.familiar(references.parse(name).name))
-    if not names:
-        print(record["id"])
+    return _tell(taken)
 
 
-def _valid_names(names: Words) -> Words:
-    """Names out of an archive: what is no name is left out, and said."""
+def _tell(taken: Any) -> int:
+    """The names on stdout, or the id of an image without; the rest on stderr."""
     from nsrun.image import references
 
-    kept = []
-    for name in names:
-        try:
-            if references.parse(name).tag:
-                kept.append(name)
-        except UsageError as error:
-            print(f"warning: the archive's {error.message}; give one with --tag", file=sys.stderr)
-    return list(dict.fromkeys(kept))
+    for image in taken:
+        for text in image.warnings:
+            print(f"warning: {text}", file=sys.stderr)
+        if image.skipped:
+            more = ", …" if len(image.skipped) > 3 else ""
+            print(
+                f"left out {len(image.skipped)} device nodes: {', '.join(image.skipped[:3])}{more} (a member's /dev has its own)",
+                file=sys.stderr,
+            )
+        for line in map(references.familiar, image.names or [image.id]):
+            print(line)
+    return 0
 
 
 def _ignore_sigpipe() -> None:
@@ -143,34 +112,25 @@ def _ignore_sigpipe() -> None:
 
 def pull(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.api import need_root
-    from nsrun.image import pull as module
-    from nsrun.image import references
-    from nsrun.image.documents import Platform
-    from nsrun.image.source import Directory, find_images
-    from nsrun.image.store import Store
+    from nsrun.image import intake
 
-    word = operands[0].removeprefix("docker://")
-    reference = references.parse(word)
-    platform, budget = Platform(options.get("platform") or ""), _budget(options)
-    tls = options.get("tls_verify", "true")
+    tls, budget = options.get("tls_verify", "true"), _budget(options)
     if tls not in ("true", "false"):
         raise UsageError(f"--tls-verify {tls!r}: true or false")
-    module.need_skopeo()
     need_root()
     _ignore_sigpipe()
-    store = Store(state)
-    store.prepare()
-    with module.download(
-        store, reference, platform, options.get("creds"), options.get("authfile"), tls == "true"
-    ) as path:
-        source = Directory(path)
-        try:
-            for image in find_images(source, platform):
-                image.index = reference.digest or image.index
-                _take(store, image, [reference.name] if reference.tag else [], budget)
-        finally:
-            source.close()
-    return 0
+    with Bar() as bar:
+        taken = intake.pull(
+            state,
+            operands[0],
+            options.get("platform") or "",
+            options.get("creds"),
+            options.get("authfile"),
+            tls == "true",
+            budget,
+            bar,
+        )
+    return _tell(taken)
 
 
 def ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:

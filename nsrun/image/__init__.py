@@ -5,6 +5,8 @@
     source       a layout directory or an archive, as names → bytes
     unpack       one layer: read, decompress, hash, and hand to nsrun-unpack, the confined writer
     store        what is kept below LIB/images, and who may remove it
+    lookup       which image a word means: all that join needs
+    intake       load and pull, from the outside to the store
     pull         from a registry, through skopeo
     bundle       an image's config as an OCI runtime config; `image unpack`
 

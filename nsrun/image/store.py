@@ -139,6 +139,7 @@ class Store:
         chain = [digest[7:] for digest in found.config.chain]
         held = self._lock("lock", exclusive=False)
         try:
+            self.sweep()
             present = self.missing(found)
             if present < len(chain):
                 self._unpack(found, chain, present, budget, tick)

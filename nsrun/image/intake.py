@@ -1,0 +1,119 @@
+"""Taking images in, from a file, a directory, stdin or a registry: what the command line and the library share."""
+
+from __future__ import annotations
+
+import os
+
+from nsrun.errors import BadInput, UsageError
+from nsrun.image import references
+from nsrun.image.documents import Platform
+from nsrun.image.source import Directory, find_images, open_source
+from nsrun.image.store import Store
+from nsrun.image.unpack import Budget
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from nsrun.image.source import Found
+    from nsrun.state import State
+
+    Progress = Callable[[str, int, int], None]  # what, bytes more, bytes in all
+
+
+def _quiet(what: str, count: int, total: int) -> None:
+    """No progress is shown."""
+
+
+class Taken:
+    """One image that was taken in: its record, its names in full, entries that were left out, and what to warn of."""
+
+    def __init__(self, store: Store, record: dict[str, Any], names: list[str], warnings: list[str]) -> None:
+        self.id: str = record["id"]
+        self.names = [references.parse(name).name for name in names]
+        self.skipped = [path for ident in record["layers"] for path in store.layer(ident)["skipped"]]
+        self.warnings = warnings
+
+
+def load(
+    state: State,
+    path: str,
+    names: Iterable[str] = (),
+    platform: str = "",
+    budget: Budget | None = None,
+    progress: Progress = _quiet,
+) -> list[Taken]:
+    """The images of a layout directory, an archive, or "-" (stdin); `names` take the place of those in it.
+
+    UsageError: a name that is none.  BadInput: what is wrong with the image, by layer and entry; nothing is kept of it.
+    """
+    given, fits, budget = list(names), Platform(platform), budget or Budget()
+    for name in given:
+        references.parse(name)
+    if path != "-" and not os.path.exists(path):
+        raise BadInput(f"{path!r} does not exist", hint="a layout directory, an archive, or - for stdin")
+    store = Store(state)
+    store.prepare()
+    source = open_source(path, f"{store.path}/tmp", budget)
+    try:
+        found = find_images(source, fits)
+        if given and len(found) > 1:
+            raise BadInput(f"{path} holds {len(found)} images: --tag can name only one")
+        taken = []
+        for image in found:
+            kept, warnings = (given, []) if given else _valid(image.names)
+            taken.append(_take(store, image, kept, warnings, budget, progress))
+        return taken
+    finally:
+        source.close()
+
+
+def pull(
+    state: State,
+    word: str,
+    platform: str = "",
+    creds: str | None = None,
+    authfile: str | None = None,
+    tls: bool = True,
+    budget: Budget | None = None,
+    progress: Progress = _quiet,
+) -> list[Taken]:
+    """An image of a registry, through skopeo.  NsrunError tells what the registry said."""
+    from nsrun.image.pull import download, need_skopeo
+
+    reference, fits = references.parse(word.removeprefix("docker://")), Platform(platform)
+    need_skopeo()
+    store = Store(state)
+    store.prepare()
+    with download(store, reference, fits, creds, authfile, tls) as path:
+        source = Directory(path)
+        try:
+            taken = []
+            for image in find_images(source, fits):
+                image.index = reference.digest or image.index
+                kept = [reference.name] if reference.tag else []
+                taken.append(_take(store, image, kept, [], budget or Budget(), progress))
+            return taken
+        finally:
+            source.close()
+
+
+def _take(
+    store: Store, image: Found, names: list[str], warnings: list[str], budget: Budget, progress: Progress
+) -> Taken:
+    what = names[0] if names else image.config.digest[7:19]
+    record = store.load(image, names, budget, lambda count, total: progress(what, count, total))
+    return Taken(store, record, names, warnings)
+
+
+def _valid(names: list[str]) -> tuple[list[str], list[str]]:
+    """The names of an archive, and what to say of those that are none."""
+    kept, warnings = [], []
+    for name in names:
+        try:
+            if references.parse(name).tag:
+                kept.append(name)
+        except UsageError as error:
+            warnings.append(f"the archive's {error.message}; give one with --tag")
+    return list(dict.fromkeys(kept)), warnings
