@@ -243,14 +243,23 @@ def _firewall() -> Finding:
     )
 
 
+def _images() -> Finding:
+    import shutil
+
+    if not shutil.which("skopeo"):
+        return _finding("images", "limited", "image load works; image pull needs skopeo", "apt-get install skopeo")
+    return _finding("images", "ok", "image load; image pull through skopeo")
+
+
 def _programs() -> Finding:
     from nsrun.plan.outside import LIBEXEC
 
-    lacking = [name for name in ("pause", "init", "monitor") if not os.access(f"{LIBEXEC}/nsrun-{name}", os.R_OK)]
+    names = ("pause", "init", "monitor", "unpack")
+    lacking = [name for name in names if not os.access(f"{LIBEXEC}/nsrun-{name}", os.R_OK)]
     if lacking:
         return _finding("programs", "missing", f"{LIBEXEC} lacks nsrun-{', nsrun-'.join(lacking)}", "make build")
-    size = sum(os.path.getsize(f"{LIBEXEC}/nsrun-{name}") for name in ("pause", "init", "monitor"))
-    return _finding("programs", "ok", f"pause, init, monitor: {size} bytes in all")
+    size = sum(os.path.getsize(f"{LIBEXEC}/nsrun-{name}") for name in names)
+    return _finding("programs", "ok", f"{', '.join(names)}: {size} bytes in all")
 
 
 def examine(state: State) -> list[Finding]:
@@ -286,6 +295,7 @@ def examine(state: State) -> list[Finding]:
             needed=False,
         )
     )
+    found.append(_images())
     found += _cgroups()
     found.append(_user_namespaces())
     found.append(_firewall())

@@ -488,6 +488,12 @@ def test_explain_image_without_touching(host, tmp_path, busybox_layer):
     assert "overlay" in out and host.json("ls", "-a") == []
 
 
+def test_completion_knows_images(host, tmp_path):
+    load(host, tmp_path, Layout(SMALL, name="docker.io/library/mysql:8"))
+    for words in (["join", "--image", "my"], ["image", "rm", ""], ["image", "inspect", "mysql:"]):
+        assert host.run("_complete", *words).stdout.split() == ["mysql:8"], words
+
+
 # ---- bad words ---------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nsrun.state import State
+
 
 def version() -> str:
     from importlib.metadata import PackageNotFoundError
@@ -180,6 +182,12 @@ def complete(words: list[str]) -> int:
     return 0
 
 
+def _images(state: State) -> list[str]:
+    from nsrun.image import lookup, references
+
+    return [references.familiar(name) for name in lookup.names(state)]
+
+
 def candidates(words: list[str]) -> list[str]:
     from nsrun.state import State
 
@@ -215,7 +223,8 @@ def candidates(words: list[str]) -> list[str]:
     valued = {flag: option for option in command.options if option.value for flag in option.flags}
     if rest and rest[-1] in valued:
         value = valued[rest[-1]].value
-        return [v for v in value.split("|") if v.startswith(current)] if "|" in value else []
+        values = value.split("|") if "|" in value else _images(state) if rest[-1] == "--image" else []
+        return [v for v in values if v.startswith(current)]
     if current.startswith("-"):
         return [f for o in command.options for f in o.flags if f.startswith(current)]
     operands = [w for i, w in enumerate(rest) if not w.startswith("-") and (i == 0 or rest[i - 1] not in valued)]
@@ -225,6 +234,8 @@ def candidates(words: list[str]) -> list[str]:
         names = state.names("pods")
     elif "MEMBER" in command.operands:
         names = state.names("members")
+    elif "REF" in command.operands and name != "image pull":
+        names = _images(state)
     else:
         names = command.operands.split("|") if "|" in command.operands else []
     return [n for n in names if n.startswith(current) and n not in operands]
