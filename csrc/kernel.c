@@ -352,17 +352,20 @@ static long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *va
 }
 
 /*
- * The same with a relative path below `dir`: an fsconfig string ends at 256 bytes, and before Linux 6.5 all of an
- * overlay's layers must share one.  A vfork child has a working directory of its own; everything else is ours.
+ * The same in the directory `dir` (-1: where we are), for relative paths: an fsconfig string ends at 256 bytes, and before
+ * Linux 6.5 all of an overlay's layers must share one.  A vfork child has a working directory of its own.
  */
-static long nsrun_fsconfig_below(int dir, int fd, const char *key, const char *value)
+static long nsrun_fsconfig_in(int dir, int fd, unsigned cmd, const char *key, const char *value)
 {
 	volatile long r = 0;
 	int status;
-	pid_t pid = vfork();
+	pid_t pid;
 
+	if (dir < 0)
+		return nsrun_fsconfig(fd, cmd, key, value);
+	pid = vfork();
 	if (pid == 0) {
-		r = fchdir(dir) < 0 ? -errno : result(syscall(SYS_fsconfig, fd, 1 /* FSCONFIG_SET_STRING */, key, value, 0));
+		r = fchdir(dir) < 0 ? -errno : nsrun_fsconfig(fd, cmd, key, value);
 		_exit(0);
 	}
 	if (pid < 0)

@@ -42,7 +42,7 @@ ffi.cdef(
     long nsrun_pidfd_send_signal(int fd, int sig);
     long nsrun_fsopen(const char *type);
     long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *value);
-    long nsrun_fsconfig_below(int dir, int fd, const char *key, const char *value);
+    long nsrun_fsconfig_in(int dir, int fd, unsigned cmd, const char *key, const char *value);
     long nsrun_fsmount(int fd, unsigned attrs);
     long nsrun_open_tree(int dir, const char *path, unsigned flags);
     long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation);

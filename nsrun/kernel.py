@@ -8,7 +8,7 @@ that brought it.
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ENOENT, ESRCH
+from errno import E2BIG, EINVAL, ENOENT, ESRCH
 
 from nsrun._kernel import ffi, lib
 from nsrun.errors import KernelError
@@ -98,46 +98,59 @@ def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int =
     """A detached overlay mount of directories by descriptor, `lowers` from the top down; read-only without `upper`.
 
     https://docs.kernel.org/filesystems/overlayfs.html.  By descriptor: no `:` or `,` of a name is special, and the
-    256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5.
+    256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5; older kernels
+    refuse it, some when the mount is made.
     """
+    try:
+        return _overlay(lowers, upper, work, attrs)
+    except KernelError as error:
+        if error.errno != EINVAL or len(lowers) < 2:
+            raise
+    return overlay_at_once(lowers, upper, work, attrs)
+
+
+def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0) -> int:
+    """The same with all lower layers in one string, for kernels before 6.5: 128 names of one byte are 255 bytes.
+
+    The names are links in a tmpfs that is attached nowhere; a child that works there makes the calls.
+    """
+    names = [chr(c) for c in (*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B), *range(0xA1, 0x100))]
+    if len(lowers) > 128:
+        raise KernelError(E2BIG, f"overlay of {len(lowers)} layers: at most 128 before Linux 6.5")
+    directory = mount_new("tmpfs", [("size", "64k")], 0)
+    try:
+        for name, fd in zip(names, lowers, strict=False):
+            os.symlink(f"/proc/{os.getpid()}/fd/{fd}", name.encode("latin-1"), dir_fd=directory)
+        return _overlay(":".join(names[: len(lowers)]), upper, work, attrs, directory)
+    finally:
+        os.close(directory)
+
+
+def _overlay(lowers: Sequence[int] | str, upper: int, work: int, attrs: int, directory: int = -1) -> int:
+    """`lowers` are descriptors, or one string of names in `directory`."""
     fs = _check(lib.nsrun_fsopen(b"overlay"), 'fsopen("overlay")')
     try:
 
         def set(key: str, value: str) -> None:
             text = f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")'
-            _check(lib.nsrun_fsconfig(fs, 1, key.encode(), value.encode()), text)
+            _check(lib.nsrun_fsconfig_in(directory, fs, 1, key.encode(), value.encode("latin-1")), text)
 
         set("source", "nsrun")
-        try:
-            for fd in lowers if len(lowers) > 1 else ():
+        if isinstance(lowers, str) or len(lowers) == 1:
+            set("lowerdir", lowers if isinstance(lowers, str) else f"/proc/self/fd/{lowers[0]}")
+        else:
+            for fd in lowers:
                 set("lowerdir+", f"/proc/self/fd/{fd}")
-            if len(lowers) == 1:
-                set("lowerdir", f"/proc/self/fd/{lowers[0]}")
-        except KernelError as error:
-            if error.errno != EINVAL:
-                raise
-            overlay_lowers_at_once(fs, lowers)
         if upper >= 0:
             set("upperdir", f"/proc/self/fd/{upper}")
             set("workdir", f"/proc/self/fd/{work}")
             # a layer that is made here is read later, below others: it must be whole, whatever the module's defaults
             for key in ("metacopy", "redirect_dir", "index"):
                 set(key, "off")
-        _check(lib.nsrun_fsconfig(fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("overlay", FSCONFIG_CMD_CREATE)')
+        _check(lib.nsrun_fsconfig_in(directory, fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("overlay", FSCONFIG_CMD_CREATE)')
         return _check(lib.nsrun_fsmount(fs, attrs), f"fsmount(fs, FSMOUNT_CLOEXEC, {flag_names(attrs, MOUNT_ATTRS)})")
     finally:
         os.close(fs)
-
-
-def overlay_lowers_at_once(fs: int, lowers: Sequence[int]) -> None:
-    """All lower layers in one string, for kernels before 6.5: names relative to /proc/self/fd, so that some eighty fit."""
-    value = ":".join(str(fd) for fd in lowers)
-    directory = os.open(f"/proc/{os.getpid()}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        result = lib.nsrun_fsconfig_below(directory, fs, b"lowerdir", value.encode())
-    finally:
-        os.close(directory)
-    _check(result, f'fsconfig(fs, FSCONFIG_SET_STRING, "lowerdir", "{value}")')
 
 
 def open_tree(path: str, recursive: bool = False, dir_fd: int = -100) -> int:

@@ -16,6 +16,8 @@ import pytest
 from conftest import NSRUN, kill, sh, wait_for
 from images import Layout, archive, digest, directory, docker_archive, entry, hardlink, symlink, tar
 
+from nsrun import kernel
+
 pytestmark = pytest.mark.live
 
 SMALL = tar(directory("./", mode=0o755), entry("file", b"content\n"), symlink("link", "file"))
@@ -255,6 +257,23 @@ def test_128_layers(host, pod, tmp_path, busybox_layer):
     assert out.split() == ["127", "126"]
     host.run("image", "unpack", "many:1", tmp_path / "out")
     assert len(os.listdir(tmp_path / "out/rootfs/l")) == 127
+
+
+@pytest.mark.parametrize("count", [2, 128])
+def test_layers_in_one_string(host, tmp_path, count):
+    """As kernels before 6.5 want them; there, test_128_layers takes this way by itself."""
+    for number in range(count):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/file").write_text(f"{number}")
+        (tmp_path / f"{number}/own{number}").touch()
+    lowers = [os.open(tmp_path / f"{number}", os.O_PATH) for number in range(count)]
+    view = kernel.overlay_at_once(lowers)
+    root = os.open(".", os.O_RDONLY, dir_fd=view)
+    assert len(os.listdir(root)) == count + 1
+    with open(os.open("file", os.O_RDONLY, dir_fd=root)) as file:
+        assert file.read() == "0"
+    for fd in [root, view, *lowers]:
+        os.close(fd)
 
 
 def test_concurrent_loads_removals_and_joins(host, pod, tmp_path, busybox_layer):
