@@ -8,7 +8,7 @@ that brought it.
 from __future__ import annotations
 
 import os
-from errno import E2BIG, EINVAL, ENOENT, ESRCH
+from errno import E2BIG, ENOENT, ESRCH
 
 from nsrun._kernel import ffi, lib
 from nsrun.errors import KernelError
@@ -98,15 +98,20 @@ def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int =
     """A detached overlay mount of directories by descriptor, `lowers` from the top down; read-only without `upper`.
 
     https://docs.kernel.org/filesystems/overlayfs.html.  By descriptor: no `:` or `,` of a name is special, and the
-    256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5; older kernels
-    refuse it, some when the mount is made.
+    256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5.
     """
+    if len(lowers) > 1 and _takes_any_option():
+        return overlay_at_once(lowers, upper, work, attrs)
+    return _overlay(lowers, upper, work, attrs)
+
+
+def _takes_any_option() -> bool:
+    """Before 6.5 overlayfs collects options unread, and tells of a wrong one when the mount is made, in the kernel's log."""
+    fs = _check(lib.nsrun_fsopen(b"overlay"), 'fsopen("overlay")')
     try:
-        return _overlay(lowers, upper, work, attrs)
-    except KernelError as error:
-        if error.errno != EINVAL or len(lowers) < 2:
-            raise
-    return overlay_at_once(lowers, upper, work, attrs)
+        return lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") >= 0
+    finally:
+        os.close(fs)
 
 
 def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0) -> int:

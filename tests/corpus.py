@@ -176,6 +176,23 @@ def _(v: str) -> list[bytes]:
     return [tar(symlink("out", v)), tar(hardlink("x", "out/file"))]
 
 
+def longer_than_path_max(v: str) -> bytes:
+    """Links that realpath(3) gives up on, but the kernel follows (the shape of Python's CVE-2025-4517)."""
+    deep, entries, path = "d" * 247, [], ""
+    for step in "abcdefghijklmnop":
+        entries += [directory(path + deep), symlink(path + step, deep)]
+        path += f"{deep}/"
+    short = "/".join("abcdefghijklmnop")
+    entries += [
+        symlink(f"{short}/{'l' * 254}", "../" * 16),
+        symlink("escape", f"{short}/{'l' * 254}/../../../../../../..{v}"),
+    ]
+    return tar(*entries, hardlink("got", "escape/file"), entry("got", b"evil"))
+
+
+simple("links-longer-than-path-max", longer_than_path_max, "got", "not there")
+
+
 # ---- whiteouts ---------------------------------------------------------------------------------------------
 
 simple("whiteout-bare", lambda v: tar(entry(".wh.")), ".wh.", "no name")

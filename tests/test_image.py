@@ -490,11 +490,12 @@ def test_layers_are_never_written(host, pod, tmp_path, busybox_layer):
 
 def test_bundle_of_an_image(host, pod, tmp_path, busybox_layer):
     """DIR/rootfs and DIR/config.json: it runs as the image would."""
-    load(host, tmp_path, shell(busybox_layer, Entrypoint=["echo"], Cmd=["from", "config"], User="www-data", Labels={"a": "b"}))  # fmt: skip
+    load(host, tmp_path, shell(busybox_layer, Entrypoint=["echo"], Cmd=["from", "config"], User="www-data", Labels={"org.opencontainers.image.title": "b", "run.oci.hooks.stdout": "/etc/x"}))  # fmt: skip
     host.run("image", "unpack", "box:1", tmp_path / "bundle")
     config = json.loads((tmp_path / "bundle/config.json").read_text())
     assert config["process"]["args"] == ["echo", "from", "config"] and config["process"]["user"]["uid"] == 33
-    assert config["annotations"]["a"] == "b"
+    assert config["annotations"]["org.opencontainers.image.title"] == "b"
+    assert not [key for key in config["annotations"] if not key.startswith("org.opencontainers.image.")]
     assert host.run("join", pod, "--rm", "--bundle", tmp_path / "bundle").stdout == "from config\n"
     message = host.fails(125, "image", "unpack", "box:1", tmp_path / "bundle")
     assert "not an empty directory" in message
@@ -505,6 +506,36 @@ def test_explain_image_without_touching(host, tmp_path, busybox_layer):
     host.run("pod", "create", "--network", "none", "p")
     out = host.run("explain", "join", "p", "--image", "box:1").stdout
     assert "overlay" in out and host.json("ls", "-a") == []
+
+
+def test_directories_and_volumes_stay_inside(host, pod, tmp_path, busybox_layer):
+    """WorkingDir below a link to the host (podman GHSA-q6r4-3wmg-fwcq); a volume with dots (CVE-2022-23648) or below a link."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    layer = tar(symlink("out", victim.as_posix()), directory("etc/x"))
+    for process in ({"WorkingDir": "/out/made"}, {"Volumes": {"/../../../etc/x": {}}}, {"Volumes": {"/out/v": {}}}, {"WorkingDir": "/proc/self/fd/3"}):  # fmt: skip
+        load(host, tmp_path, Layout(busybox_layer, layer, name="box:1", **process))
+        done = host.run("join", pod, "--rm", "--image", "box:1", "--", "pwd", check=False)
+        assert done.returncode in (0, 125), done
+        assert list(victim.iterdir()) == []
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to the kernel", "link to the host", "directory", "3 MiB"])
+def test_accounts_that_can_not_be_read(host, pod, tmp_path, busybox_layer, kind):
+    """/etc/passwd of an image may be anything (CVE-2024-9676): it is read inside the root, if it is a small file."""
+    made = {
+        "fifo": entry("etc/passwd", type="6"),
+        "link to the kernel": symlink("etc/passwd", "/proc/kmsg"),
+        "link to the host": symlink("etc/passwd", "../../../../../../etc/hostname"),
+        "directory": directory("etc/passwd"),
+        "3 MiB": entry("etc/passwd", b"x" * (3 << 20)),
+    }[kind]
+    begun = time.monotonic()
+    load(host, tmp_path, Layout(busybox_layer, tar(entry("etc/.wh.passwd")), tar(made), name="box:1", User="daemon"))
+    message = host.fails(125, "join", pod, "--image", "box:1", "--", "id")
+    assert "passwd" in message or "daemon" in message
+    assert time.monotonic() - begun < 5
 
 
 def test_completion_knows_images(host, tmp_path):

@@ -39,8 +39,11 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
     config["mounts"] = [m for m in config["mounts"] if m["type"] not in ("pod", "volume")]
     config["mounts"] = [{**m, "type": "cgroup"} if m["type"] == "cgroup2" else m for m in config["mounts"]]
     del config["linux"]["cgroupsPath"], config["linux"]["resources"]
+    # of the labels only the spec's own: an engine's annotations are orders (run.oci.hooks.stdout=FILE), an image's labels are not
     labels = image.get("Labels")
-    annotations = {k: v for k, v in labels.items() if isinstance(v, str)} if isinstance(labels, dict) else {}
+    labels = labels if isinstance(labels, dict) else {}
+    known = "org.opencontainers.image."
+    annotations = {k: v for k, v in labels.items() if isinstance(v, str) and k.startswith(known)}
     for key in ("os", "architecture", "variant", "author", "created"):
         if isinstance(document.get(key), str):
             annotations[f"org.opencontainers.image.{key}"] = document[key]
