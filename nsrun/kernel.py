@@ -100,18 +100,12 @@ def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int =
     https://docs.kernel.org/filesystems/overlayfs.html.  By descriptor: no `:` or `,` of a name is special, and the
     256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5.
     """
-    if len(lowers) > 1 and _takes_any_option():
-        return overlay_at_once(lowers, upper, work, attrs)
-    return _overlay(lowers, upper, work, attrs)
-
-
-def _takes_any_option() -> bool:
-    """Before 6.5 overlayfs collects options unread, and tells of a wrong one when the mount is made, in the kernel's log."""
     fs = _check(lib.nsrun_fsopen(b"overlay"), 'fsopen("overlay")')
-    try:
-        return lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") >= 0
-    finally:
+    # before 6.5 overlayfs collects options unread, and tells of a wrong one when the mount is made, in the kernel's log
+    if len(lowers) > 1 and lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") >= 0:
         os.close(fs)
+        return overlay_at_once(lowers, upper, work, attrs)
+    return _overlay(fs, lowers, upper, work, attrs)
 
 
 def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0) -> int:
@@ -126,14 +120,14 @@ def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attr
     try:
         for name, fd in zip(names, lowers, strict=False):
             os.symlink(f"/proc/{os.getpid()}/fd/{fd}", name.encode("latin-1"), dir_fd=directory)
-        return _overlay(":".join(names[: len(lowers)]), upper, work, attrs, directory)
+        fs = _check(lib.nsrun_fsopen(b"overlay"), 'fsopen("overlay")')
+        return _overlay(fs, ":".join(names[: len(lowers)]), upper, work, attrs, directory)
     finally:
         os.close(directory)
 
 
-def _overlay(lowers: Sequence[int] | str, upper: int, work: int, attrs: int, directory: int = -1) -> int:
-    """`lowers` are descriptors, or one string of names in `directory`."""
-    fs = _check(lib.nsrun_fsopen(b"overlay"), 'fsopen("overlay")')
+def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs: int, directory: int = -1) -> int:
+    """Mounts and closes `fs`.  `lowers` are descriptors, or one string of names in `directory`."""
     try:
 
         def set(key: str, value: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from conftest import NSRUN, need, sh, wait_for
+from images import Layout, directory, entry, tar
 
 TRACED = (
     "memfd_create,fsopen,fsmount,open_tree,move_mount,mount_setattr,mount,unshare,setns,clone3,pivot_root,umount2,sethostname,"
@@ -115,6 +116,18 @@ def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):
     outside, inside = traced(host, words, tmp_path)
     if "-d" in options:  # the intermediate child's own session and directory
         outside = [c for c in outside if c not in ("setsid", "chdir")]
+    assert outside == want_outside
+    assert upto_exec(inside) == want_inside
+
+
+@pytest.mark.parametrize("volumes", [{}, {"/data": {}}])
+def test_join_image_is_what_strace_shows(host, pod, busybox, tmp_path, volumes):
+    base = subprocess.run(["tar", "-C", busybox, "-c", "."], stdout=subprocess.PIPE, check=True, timeout=30).stdout
+    layout = Layout(base, tar(directory("data"), entry("x")), name="box:1", Cmd=["true"], Volumes=volumes)
+    host.run("image", "load", layout.write(tmp_path / "l"))
+    words = ["join", "pause", "--name", "m", "--image", "box:1"]
+    want_outside, want_inside = expected(host, words)
+    outside, inside = traced(host, words, tmp_path)
     assert outside == want_outside
     assert upto_exec(inside) == want_inside
 

@@ -218,9 +218,8 @@ class OpenVolume(Step):
 
     def call(self) -> str:
         attrs = kernel.flag_names(self._attrs(), kernel.MOUNT_ATTRS)
-        return (
-            f'open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE); mount_setattr({self.handle}, {attrs})'
-        )
+        copy = f"cp -a rootfs{self.seed}/. {self.source}; " if self.seed else ""
+        return f'{copy}open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE); mount_setattr({self.handle}, {attrs})'
 
     def _attrs(self) -> int:
         return self.attrs | kernel.MOUNT_ATTR_NODEV | (kernel.MOUNT_ATTR_RDONLY if self.readonly else 0)
