@@ -566,3 +566,35 @@ def test_a_long_name_list_tells_what_there_is(host, tmp_path, pod):
     load(host, tmp_path, Layout(SMALL))
     message = host.fails(125, "join", pod, "--image", "msql:8", "--", "true")
     assert "no image 'msql:8'" in message and "t:1" in message and "image pull" in message
+
+
+# ---- the confined writer -----------------------------------------------------------------------------------
+
+
+def test_who_reads_tars_is_confined(host, tmp_path):
+    """Looked at while it works: five capabilities, a seccomp filter, no new privileges, a root of its own, few descriptors."""
+    one = b"".join(entry(f"d{n % 50}/{n}", b"x" * 100) for n in range(500))
+    path = Layout(*(one * 60 + entry(f"z{n}") + tar() for n in range(2)), how="plain").write(tmp_path / "l")
+    process = host.background("image", "load", path, stdout=subprocess.DEVNULL)
+    seen = []
+    while process.poll() is None and len(seen) < 3:
+        for pid in pathlib.Path(f"/proc/{process.pid}/task").glob("*/children"):
+            for child in pid.read_text().split():
+                try:
+                    proc = pathlib.Path(f"/proc/{child}")
+                    status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
+                    if status["Seccomp"] != "2":  # not yet, or not our program
+                        continue
+                    seen.append((status["CapEff"], status["CapBnd"], status["NoNewPrivs"], len(os.listdir(proc / "fd")), os.listdir(proc / "root")))  # fmt: skip
+                    assert (proc / "ns/mnt").readlink() != pathlib.Path("/proc/self/ns/mnt").readlink()
+                except (OSError, KeyError):
+                    continue
+    assert process.wait(timeout=30) == 0
+    assert seen
+    chown, dac_override, fowner, fsetid, setfcap = 0, 1, 3, 4, 31
+    five = sum(1 << bit for bit in (chown, dac_override, fowner, fsetid, setfcap))
+    for effective, _bounding, no_new_privs, descriptors, root in seen:
+        assert int(effective, 16) & ~five == 0
+        assert no_new_privs == "1"
+        assert descriptors <= 5
+        assert set(root) <= {f"d{n}" for n in range(50)} | {"z0", "z1"}
