@@ -14,6 +14,7 @@ import time
 
 import pytest
 from conftest import NSRUN
+from images import Layout, entry, tar
 
 
 class Terminal:
@@ -154,3 +155,14 @@ def test_attach_loses_no_input(host, pod, busybox):
     data = "".join(f"line {i}\n" for i in range(40000))
     done = host.run("attach", "a", input=data)
     assert done.stdout.split()[0] == hashlib.md5(data.encode()).hexdigest()
+
+
+def test_a_load_shows_how_far_it_is(host, terminal, tmp_path):
+    layers = [b"".join(entry(f"{n}/{m}", b"x" * 2000) for m in range(3000)) + tar() for n in range(3)]
+    path = Layout(*layers, how="plain", name="long:1").write(tmp_path / "l")
+    person = terminal("image", "load", path)
+    person.expect(r"long:1 [█░]{30} +\d+% of [\d.]+ MB")
+    person.expect(r"100% of [\d.]+ MB")
+    person.expect("\r\x1b\\[Klong:1\r\n")  # the bar is wiped before the name is printed
+    assert person.process.wait(timeout=10) == 0
+    assert host.run("image", "load", path).stderr == ""  # no terminal, no bar
