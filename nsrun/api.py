@@ -40,7 +40,10 @@ def timestamp() -> str:
 
 def need_root() -> None:
     if os.geteuid() != 0:
-        raise BadInput("needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN) to make and join namespaces", hint="sudo nsrun …")
+        raise BadInput(
+            "needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN) to make and join namespaces, mounts and images",
+            hint="sudo nsrun …",
+        )
 
 
 # ---- pod create --------------------------------------------------------------------------------------------

@@ -365,6 +365,13 @@ def test_nothing_outside_root_can_read_the_store(host, tmp_path):
     load(host, tmp_path, Layout(tar(entry("suid", b"#!", mode=0o4755))))
     assert (host.root / "lib").stat().st_mode & 0o777 == 0o700
     assert store(host).stat().st_mode & 0o777 == 0o700
+    host.root.chmod(0o755)  # even where the directory above lets everybody in
+    for words in (["image", "ls"], ["image", "inspect", "t:1"], ["explain", "join", "p", "--image", "t:1"], ["image", "rm", "t:1"]):  # fmt: skip
+        done = sh(
+            "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", NSRUN, *words, env=host.env, check=False
+        )
+        assert done.returncode == 125 and "sudo nsrun" in done.stderr, done
+    assert sh("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", NSRUN, "_complete", "image", "rm", "", env=host.env).stdout == ""  # fmt: skip
 
 
 def test_memory_stays_small(host, tmp_path):

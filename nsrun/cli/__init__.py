@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from errno import EACCES
 
 from nsrun.cli.parse import parse
 from nsrun.errors import NsrunError, UsageError
@@ -79,7 +80,10 @@ def main(words: Words | None = None) -> int:
             f"nsrun: {error.filename or ''}{': ' if error.filename else ''}{errno_text(error.errno or 0)}",
             file=sys.stderr,
         )
-        print("hint: nsrun --debug shows where; nsrun doctor what this machine lacks", file=sys.stderr)
+        if error.errno == EACCES and os.geteuid() != 0:
+            print("hint: sudo nsrun …", file=sys.stderr)
+        else:
+            print("hint: nsrun --debug shows where; nsrun doctor what this machine lacks", file=sys.stderr)
         return 125
 
 

@@ -185,7 +185,10 @@ def complete(words: list[str]) -> int:
 def _images(state: State) -> list[str]:
     from nsrun.image import lookup, references
 
-    return [references.familiar(name) for name in lookup.names(state)]
+    try:
+        return [references.familiar(name) for name in lookup.names(state)]
+    except PermissionError:  # the store is root's
+        return []
 
 
 def candidates(words: list[str]) -> list[str]:
