@@ -361,6 +361,27 @@ def test_damaged_notes_are_repaired(host, tmp_path, broken):
     host.run("image", "unpack", "t:1", tmp_path / "out")
 
 
+@pytest.mark.parametrize("what", ["data", "inodes"])
+def test_a_full_disk(host, tmp_path, what):
+    """Said as it is, nothing half is left, and what was there stays."""
+    (host.root / "lib").mkdir(mode=0o700)
+    sh("mount", "-t", "tmpfs", "-o", "size=6m,nr_inodes=300", "tmpfs", host.root / "lib")
+    try:
+        load(host, tmp_path, Layout(SMALL, name="kept:1"))
+        many = b"".join(entry(f"{n}") for n in range(400))
+        layer = (
+            tar(entry("a", os.urandom(3 << 20)), entry("b", os.urandom(5 << 20))) if what == "data" else many + tar()
+        )
+        path = Layout(SMALL, layer, name="big:1").write(tmp_path / "l")
+        message = host.fails(125, "image", "load", path)
+        assert "layer 2" in message and "No space left" in message
+        assert [image["names"] for image in host.json("image", "ls")] == [["kept:1"]]
+        assert not list((store(host) / "tmp").iterdir()) and len(list((store(host) / "layers").iterdir())) == 1
+        host.run("image", "unpack", "kept:1", tmp_path / "out")
+    finally:
+        sh("umount", host.root / "lib")
+
+
 def test_nothing_outside_root_can_read_the_store(host, tmp_path):
     load(host, tmp_path, Layout(tar(entry("suid", b"#!", mode=0o4755))))
     assert (host.root / "lib").stat().st_mode & 0o777 == 0o700
