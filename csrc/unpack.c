@@ -16,6 +16,7 @@
  * last component is never followed: what is there is unlinked first.  Then it only reports:
  *
  *   'I' PATH   a directory that no entry made (yet): its attributes are the lower layer's
+ *   'H' PATH   such a directory in place of a whiteout: what lies beneath stays hidden
  *   'X' PATH   an entry made it after all
  *   'W' PATH   a whiteout stands here
  *   'O' PATH   this directory hides the lower one
@@ -297,16 +298,15 @@ static void remove_at(int dir, const char *name, int depth)
 		fail((int)-r, "what it replaces can't be removed");
 }
 
-/* Unlinks what has the name: 1 if that was a whiteout of this layer. */
-static int replace(int dir, const char *name)
+/* Unlinks what has the name. */
+static void replace(int dir, const char *name)
 {
 	struct statx st;
 	if (stat_at(dir, name, &st) < 0)
-		return 0;
+		return;
 	remove_at(dir, name, 0);
 	if ((st.stx_mode & S_IFMT) == S_IFDIR)
 		forget_parent(); /* it may lie within; the caller asks again */
-	return mode == LAYER && is_whiteout(&st);
 }
 
 /* A directory `name` in dir, `path` from the root. */
@@ -327,7 +327,7 @@ static void imply(int dir, const char *name, const char *path)
 	if (r < 0)
 		fail((int)-r, "its parent can't be made");
 	if (mode == LAYER)
-		note(hidden ? 'O' : 'I', path);
+		note(hidden ? 'H' : 'I', path);
 }
 
 /*
@@ -544,7 +544,8 @@ static void directory(int dir, const char *name)
 			was = 1;
 			r = 0;
 		} else {
-			hides = replace(dir, name);
+			replace(dir, name); /* a whiteout, or a file: either hides what lies beneath */
+			hides = mode == LAYER;
 			r = SYS3(mkdirat, dir, name, entry.mode & 0777);
 		}
 	}
@@ -556,7 +557,7 @@ static void directory(int dir, const char *name)
 	set_attributes((int)fd);
 	SYS1(close, fd);
 	remember_time(clean_name);
-	if (mode == LAYER && was)
+	if (mode == LAYER && (was || hides)) /* it may have been implied before */
 		note('X', clean_name);
 	if (hides)
 		note('O', clean_name);

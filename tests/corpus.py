@@ -200,7 +200,7 @@ simple("whiteout-dot", lambda v: tar(entry(".wh..")), "no name")
 simple("whiteout-dotdot", lambda v: tar(entry("a/.wh...")), "no name")
 simple("whiteout-slash", lambda v: tar(entry(".wh.a/b", b"")), "part of its name")
 simple("whiteout-directory", lambda v: tar(directory(".wh.a"), entry(".wh.a/b", b"")), "part of its name")
-simple("whiteout-of-nothing", lambda v: tar(entry("a/.wh.b")), tree={"a/b": None, "a": "dir"})
+simple("whiteout-of-nothing", lambda v: tar(entry("a/.wh.b")), tree={"a/b": None, "a": None})
 simple("whiteout-out-of-root", lambda v: tar(entry(f"../../..{v}/.wh.file")), tree={"file": None})
 simple("whiteout-of-own-file", lambda v: tar(entry("x", b"stays"), entry(".wh.x")), tree={"x": b"stays"})
 simple(
@@ -236,6 +236,27 @@ def _(v: str) -> list[bytes]:
 @layers("whiteout-two-below-a-file", tree={"d": b"file", "e": b"1"})
 def _(v: str) -> list[bytes]:
     return [tar(entry("d/a/b", b"1")), tar(entry("d", b"file"), entry("d/a/.wh.b"), entry("e", b"1"))]
+
+
+@layers("whiteout-of-nothing-below-a-file", tree={"d": b"file", "e": "dir", "f/g": None, "f": None, "e/h": None})
+def _(v: str) -> list[bytes]:
+    return [
+        tar(entry("d", b"file"), directory("e")),
+        tar(entry("d/x/.wh.a"), entry("e/h/.wh.b"), entry("f/g/.wh..wh..opq"), entry("f/g/.wh.c")),
+    ]
+
+
+@layers("whiteouts-within-a-whiteout", tree={"d": None, "n": None, "e": "dir", "e/x": b"2", "e/a": None})
+def _(v: str) -> list[bytes]:
+    return [
+        tar(entry("d/a", b"1"), entry("e/a", b"1")),
+        tar(*(entry(name) for name in (".wh.d", "d/.wh.a", ".wh.n", "n/.wh.a", ".wh.e")), entry("e/x", b"2")),
+    ]
+
+
+@layers("directory-over-a-file-of-its-layer", tree={"d": "dir", "d/a": None})
+def _(v: str) -> list[bytes]:
+    return [tar(entry("d/a", b"1")), tar(entry("d", b"file"), directory("d"))]
 
 
 @layers("hardlink-to-whiteout", "layer 2", "not there")

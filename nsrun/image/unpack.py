@@ -17,7 +17,7 @@ import hashlib
 import os
 import struct
 import threading
-from errno import ELOOP, ENOENT, ENOTDIR
+from errno import ELOOP, ENOENT, ENOTDIR, ENOTEMPTY
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, errno_text
@@ -223,7 +223,7 @@ class Layer:
         self.entries = self.size = 0  # what was read
         self.files = self.bytes = 0  # what is there
         self.skipped: list[str] = []
-        self.marks: list[tuple[str, bytes]] = []  # I, X, W, O in order
+        self.marks: list[tuple[str, bytes]] = []  # I, H, X, W, O in order
         self.again = False
 
     @property
@@ -309,7 +309,7 @@ class Layer:
                 self.files, self.bytes = struct.unpack("=QQ", text)
             elif kind == "S":
                 self.skipped.append(os.fsdecode(text))
-            elif kind in "IXWO":
+            elif kind in "IHXWO":
                 self.marks.append((kind, text))
 
     # ---- settling: what the layer says about those beneath it ------------------------------------------
@@ -326,21 +326,21 @@ class Layer:
             self._over(lowers, program, budget)
 
     def _settle(self, view: View) -> None:
-        implied: dict[bytes, None] = {b"": None}
+        implied: dict[bytes, bool] = {b"": False}  # directories without an entry: in place of a whiteout?
         opaque: dict[bytes, None] = {}
         for kind, path in self.marks:
-            if kind == "I":
-                implied[path] = None
+            if kind in "IH":
+                implied[path] = kind == "H"
             elif kind == "X":
                 implied.pop(path, None)
-            elif kind == "O":
+            if kind in "OH":
                 opaque[path] = None
         root = os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if b"" in opaque and view.fd >= 0:
                 raise _Through  # overlayfs merges roots whatever they are marked
-            for path in implied:
-                lower = view.open(path, os.O_DIRECTORY)
+            for path, instead in implied.items():
+                lower = -1 if instead else view.open(path, os.O_DIRECTORY)
                 if lower >= 0:
                     _adopt(_below(root, path), lower)
             for path in opaque:
@@ -349,11 +349,30 @@ class Layer:
                     if fd >= 0:
                         os.setxattr(fd, "trusted.overlay.opaque", b"y")
                         os.close(fd)
+            # what hides nothing goes, and the directories that were only made to hold it
             for kind, path in self.marks:
-                if kind == "W" and not view.exists(path):
-                    _drop_whiteout(root, path)
+                if kind == "W" and (_within(opaque, path) or not view.exists(path)):
+                    _drop(root, path, whiteout=True)  # in an opaque directory overlayfs would list it
+                if kind in "WO":
+                    self._withdraw(root, path if kind == "O" else path.rpartition(b"/")[0], implied, view)
         finally:
             os.close(root)
+
+    def _withdraw(self, root: int, path: bytes, implied: dict[bytes, bool], view: View) -> None:
+        """Removes an implied directory that is empty, and those it was made in, as far as that changes nothing beneath."""
+        while path and path in implied:
+            lower = view.open(path, os.O_DIRECTORY)
+            if lower >= 0:
+                os.close(lower)
+                if not implied[path]:
+                    return  # there it is anyway, or hides what is there
+            hides = implied[path] and view.exists(path)
+            if not _drop(root, path, whiteout=False):
+                return
+            if hides:
+                _whiteout(root, path)
+                return
+            path = path.rpartition(b"/")[0]
 
     def _over(self, lowers: Sequence[str], program: Program, budget: Budget) -> None:
         """Unpacks once more, onto an overlay of the lower layers: the kernel resolves what goes through them."""
@@ -492,22 +511,50 @@ def _adopt(directory: int, lower: int) -> None:
             os.close(directory)
 
 
-def _drop_whiteout(root: int, path: bytes) -> None:
+def _drop(root: int, path: bytes, whiteout: bool) -> bool:
+    """Removes a whiteout, or an empty directory, of the layer; its parent keeps its time.  False when it is something else."""
     import stat
 
     parent, _, name = path.rpartition(b"/")
     fd = _below(root, parent)
     if fd < 0:
-        return
+        return False
     try:
         before = os.fstat(fd)
         try:
-            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        if stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
-            os.unlink(name, dir_fd=fd)
-            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+            if whiteout:
+                st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if not (stat.S_ISCHR(st.st_mode) and st.st_rdev == 0):
+                    return False
+                os.unlink(name, dir_fd=fd)
+            else:
+                os.rmdir(name, dir_fd=fd)
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR, ENOTEMPTY):
+                return False
+            raise
+        os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return True
+    finally:
+        os.close(fd)
+
+
+def _within(directories: dict[bytes, None], path: bytes) -> bool:
+    while path := path.rpartition(b"/")[0]:
+        if path in directories:
+            return True
+    return False
+
+
+def _whiteout(root: int, path: bytes) -> None:
+    import stat
+
+    parent, _, name = path.rpartition(b"/")
+    fd = _below(root, parent)
+    try:
+        before = os.fstat(fd)
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
+        os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
     finally:
         os.close(fd)
 
