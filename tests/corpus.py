@@ -254,6 +254,14 @@ def _(v: str) -> list[bytes]:
     ]
 
 
+@layers("nothing-is-taken-from-what-is-hidden", tree={"d/a/new": b"2", "d/a/old": None})
+def _(v: str) -> list[bytes]:
+    return [
+        tar(directory("d/a", mode=0o4700), entry("d/a/old", b"1")),
+        tar(entry("d/a/new", b"2"), directory("d"), entry("d/.wh..wh..opq")),
+    ]
+
+
 @layers("directory-over-a-file-of-its-layer", tree={"d": "dir", "d/a": None})
 def _(v: str) -> list[bytes]:
     return [tar(entry("d/a", b"1")), tar(entry("d", b"file"), directory("d"))]

@@ -340,7 +340,8 @@ class Layer:
             if b"" in opaque and view.fd >= 0:
                 raise _Through  # overlayfs merges roots whatever they are marked
             for path, instead in implied.items():
-                lower = -1 if instead else view.open(path, os.O_DIRECTORY)
+                hidden = instead or _within(opaque, path)
+                lower = -1 if hidden else view.open(path, os.O_DIRECTORY)
                 if lower >= 0:
                     _adopt(_below(root, path), lower)
             for path in opaque:
