@@ -20,6 +20,7 @@
  *   'X' PATH   an entry made it after all
  *   'W' PATH   a whiteout stands here
  *   'O' PATH   this directory hides the lower one
+ *   'D' PATH   it does, because of a whiteout of its name
  *   'S' PATH   a device node, left out
  *   'F' PATH   list: a file, with offset and size; 'L' PATH LINK: a link
  *   'N' PATH   can't go on without the layers beneath (a link through, or to, something of theirs)
@@ -657,7 +658,7 @@ static void hide(int dir, const char *name, char *path)
 	}
 	if (stat_at(dir, name, &st) == 0) {
 		if ((st.stx_mode & S_IFMT) == S_IFDIR)
-			note('O', path);
+			note('D', path);
 		return;
 	}
 	must(SYS4(mknodat, dir, name, S_IFCHR, 0), "mknodat(whiteout)");

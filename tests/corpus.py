@@ -246,11 +246,14 @@ def _(v: str) -> list[bytes]:
     ]
 
 
-@layers("whiteouts-within-a-whiteout", tree={"d": None, "n": None, "e": "dir", "e/x": b"2", "e/a": None})
+@layers("whiteouts-within-a-whiteout", tree={"d": None, "n": None, "f": None, "e": "dir", "e/x": b"2", "e/a": None})
 def _(v: str) -> list[bytes]:
     return [
-        tar(entry("d/a", b"1"), entry("e/a", b"1")),
-        tar(*(entry(name) for name in (".wh.d", "d/.wh.a", ".wh.n", "n/.wh.a", ".wh.e")), entry("e/x", b"2")),
+        tar(entry("d/a", b"1"), entry("e/a", b"1"), entry("f/a", b"1")),
+        tar(
+            *(entry(name) for name in (".wh.d", "d/.wh.a", ".wh.n", "n/.wh.a", ".wh.e", "f/b/.wh.a", ".wh.f")),
+            entry("e/x", b"2"),
+        ),
     ]
 
 

@@ -223,7 +223,7 @@ class Layer:
         self.entries = self.size = 0  # what was read
         self.files = self.bytes = 0  # what is there
         self.skipped: list[str] = []
-        self.marks: list[tuple[str, bytes]] = []  # I, H, X, W, O in order
+        self.marks: list[tuple[str, bytes]] = []  # I, H, X, W, O, D in order
         self.again = False
 
     @property
@@ -309,7 +309,7 @@ class Layer:
                 self.files, self.bytes = struct.unpack("=QQ", text)
             elif kind == "S":
                 self.skipped.append(os.fsdecode(text))
-            elif kind in "IHXWO":
+            elif kind in "IHXWOD":
                 self.marks.append((kind, text))
 
     # ---- settling: what the layer says about those beneath it ------------------------------------------
@@ -333,7 +333,9 @@ class Layer:
                 implied[path] = kind == "H"
             elif kind == "X":
                 implied.pop(path, None)
-            if kind in "OH":
+            elif kind == "D" and path in implied:
+                implied[path] = True
+            if kind in "OHD":
                 opaque[path] = None
         root = os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -354,8 +356,8 @@ class Layer:
             for kind, path in self.marks:
                 if kind == "W" and (_within(opaque, path) or not view.exists(path)):
                     _drop(root, path, whiteout=True)  # in an opaque directory overlayfs would list it
-                if kind in "WO":
-                    self._withdraw(root, path if kind == "O" else path.rpartition(b"/")[0], implied, view)
+                if kind in "WOD":
+                    self._withdraw(root, path if kind != "W" else path.rpartition(b"/")[0], implied, view)
         finally:
             os.close(root)
 
