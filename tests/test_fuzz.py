@@ -82,7 +82,7 @@ def spoil(value: Any, rng: random.Random) -> Any:
 
         walk(value)
         if not places:
-            return rng.choice(JUNK)
+            return copy.deepcopy(rng.choice(JUNK))
         node, key = rng.choice(places)
         kind = rng.randrange(5)
         if kind == 0:
@@ -94,8 +94,8 @@ def spoil(value: Any, rng: random.Random) -> Any:
             except (KeyError, IndexError):
                 continue
         elif kind == 2 and isinstance(node, dict):
-            node[rng.choice(["manifests", "layers", "config", "schemaVersion", "mediaType", "User", "é"])] = rng.choice(
-                JUNK
+            node[rng.choice(["manifests", "layers", "config", "schemaVersion", "mediaType", "User", "é"])] = (
+                copy.deepcopy(rng.choice(JUNK))
             )
         else:
             node[key] = copy.deepcopy(rng.choice(JUNK))
