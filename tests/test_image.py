@@ -624,5 +624,5 @@ def test_who_reads_tars_is_confined(host, tmp_path):
     for effective, _bounding, no_new_privs, descriptors, root in seen:
         assert int(effective, 16) & ~five == 0
         assert no_new_privs == "1"
-        assert descriptors <= 5
+        assert descriptors <= 8
         assert set(root) <= {f"d{n}" for n in range(50)} | {"z0", "z1"}
