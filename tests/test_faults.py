@@ -25,7 +25,8 @@ def killed_after(host, what: str, step: int, rootfs: str = "") -> None:
 
 def gone(host, before) -> None:
     """One later command, and the kernel knows nothing of it any more."""
-    time.sleep(0.1)  # nsrun-init sees the end of its channel up to 20 ms after the kill; until then it is alive, and kept
+    # nsrun-init sees the end of its channel up to 20 ms after the kill; until then it is alive, and its note is kept
+    time.sleep(0.1)
     host.run("pod", "ls")
     after = host.snapshot()
     for _ in range(50):
