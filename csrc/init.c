@@ -26,12 +26,14 @@
 #include <linux/capability.h>
 #include <linux/close_range.h>
 #include <linux/fcntl.h>
+#include <linux/filter.h>
 #include <linux/keyctl.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/prctl.h>
 #include <linux/resource.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <linux/sockios.h>
 #include <linux/stat.h>
 
@@ -511,6 +513,33 @@ static long op_nonewprivs(struct arg *a)
 	return SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
+/* Filters, one after the other: u32 length, struct sock_filter[length]. */
+static long op_seccomp(struct arg *a)
+{
+	struct statx st;
+	const char *p, *end;
+	long map;
+
+	TRY(SYS5(statx, a[0].i, "", AT_EMPTY_PATH, STATX_SIZE, &st));
+	map = TRY(SYS(mmap, 0, st.stx_size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, a[0].i, 0));
+	p = (const char *)map;
+	end = p + st.stx_size;
+	while (p < end) {
+		uint32_t length;
+		struct sock_fprog program;
+		if (end - p < 4)
+			return -EINVAL;
+		memcpy(&length, p, 4);
+		p += 4;
+		if (length > 4096 || (size_t)(end - p) < length * sizeof(struct sock_filter))
+			return -EINVAL;
+		program = (struct sock_fprog){.len = (unsigned short)length, .filter = (struct sock_filter *)(uintptr_t)p};
+		TRY(SYS3(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program));
+		p += length * sizeof(struct sock_filter);
+	}
+	return 0;
+}
+
 static long op_undumpable(struct arg *a)
 {
 	(void)a;
@@ -668,6 +697,7 @@ static const struct op {
 	{"user", "iili", op_user},
 	{"caps", "i", op_caps},
 	{"nonewprivs", "", op_nonewprivs},
+	{"seccomp", "i", op_seccomp},
 	{"undumpable", "", op_undumpable},
 	{"cwd", "s", op_cwd},
 	{"exec", "ll", op_exec},

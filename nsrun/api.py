@@ -286,8 +286,24 @@ def plan_join(
         note.update({"image": options["image"], "image_id": image["id"], "layers": image["layers"]})
     if again:
         note["created"] = again["created"]
-    how = {**how, "again": bool(again), "layers": layers, "staging": state.upper(ident)}
+    profile = _set_filter(document, options)
+    how = {**how, "again": bool(again), "layers": layers, "staging": state.upper(ident), "profile": profile}
     return join_plan(document, pod, note, how)
+
+
+def _set_filter(document: dict[str, Any], options: Options) -> str:
+    """Puts the name of the compiled filter into the spec ("": unconfined), where exec finds it; gives the profile's path."""
+    from nsrun import seccomp
+    from nsrun.plan.inside import capability_mask
+
+    word = document["annotations"]["nsrun.seccomp"]
+    if word == "unconfined":
+        document["annotations"]["nsrun.seccomp"] = ""
+        return ""
+    profile = "" if word == "default" else f"{options.get('bundle')}/config.json" if word == "bundle" else word
+    caps = capability_mask([name[4:].lower() for name in document["process"]["capabilities"]["bounding"]])
+    document["annotations"]["nsrun.seccomp"] = seccomp.key(profile, caps)
+    return profile
 
 
 def _accounts(root: str, image: dict[str, Any]) -> dict[str, str]:

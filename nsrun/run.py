@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 OPS = (
     "setns", "unshare", "private", "root", "tmproot", "mount", "tree", "podtree", "mkdir", "file", "symlink",
     "dev", "mask", "readonly", "pivot", "rootro", "hostname", "write", "rlimit", "loopback", "session", "keyring",
-    "user", "caps", "nonewprivs", "undumpable", "cwd", "exec", "execfd",
+    "user", "caps", "nonewprivs", "seccomp", "undumpable", "cwd", "exec", "execfd",
 )  # fmt: skip
 _SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT = 2, 15, 1, 3
 

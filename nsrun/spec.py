@@ -129,11 +129,17 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
         caps = [c for c in CAPABILITIES if c in wanted]
     caps_upper = [f"CAP_{c.upper()}" for c in caps]
     no_new_privs = bool(process.get("noNewPrivileges"))
+    seccomp = "bundle" if (bundle.get("linux") or {}).get("seccomp") else "default"
     for word in options.get("security_opt") or []:
         if word in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
             no_new_privs = True
-        elif word not in ("no-new-privileges:false", "no-new-privileges=false", "seccomp=unconfined"):
-            raise UsageError(f"--security-opt {word}: unknown", hint="known: no-new-privileges, seccomp=unconfined")
+        elif word.startswith(("seccomp=", "seccomp:")) and word[8:]:
+            seccomp = word[8:]
+        elif word not in ("no-new-privileges:false", "no-new-privileges=false"):
+            raise UsageError(
+                f"--security-opt {word}: unknown",
+                hint="known: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=default",
+            )
 
     mounts = default_mounts(host_root, terminal, options.get("ipc") == "own")
     if not facts.get("cgroup_v2", True):
@@ -200,6 +206,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "nsrun.pid": options.get("pid") or "pod",
             "nsrun.stop-signal": str(parse_signal(stop_signal)),
             "nsrun.restart": f"{policy}:{retries}",
+            "nsrun.seccomp": seccomp,
         },
     }  # fmt: skip
 

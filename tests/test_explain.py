@@ -12,7 +12,7 @@ from images import Layout, directory, entry, tar
 
 TRACED = (
     "memfd_create,fsopen,fsmount,open_tree,move_mount,mount_setattr,mount,unshare,setns,clone3,pivot_root,umount2,sethostname,"
-    "setgroups,setresgid,setresuid,capset,chdir,symlinkat,mknodat,setsid,execve,execveat,bind,pidfd_open,keyctl,prlimit64"
+    "setgroups,setresgid,setresuid,capset,seccomp,chdir,symlinkat,mknodat,setsid,execve,execveat,bind,pidfd_open,keyctl,prlimit64"
 ).split(",")
 
 
@@ -46,7 +46,8 @@ def traced(host, words, tmp_path, code=0):
         if name == "memfd_create" and "EINVAL" in rest:
             continue  # MFD_EXEC came with Linux 6.3; without it, once more
         if pid in inits:
-            inits[pid].append(name)
+            if name != "seccomp" or inits[pid][-1] != name:  # a profile may be several filters
+                inits[pid].append(name)
         elif name == "execveat" and '"nsrun-init"' in rest:
             inits[pid] = [name]
         elif name == "prlimit64" or "AF_NETLINK" in rest or (name == "execve" and not outside):
@@ -113,6 +114,7 @@ def test_pod_create_is_what_strace_shows(host, tmp_path, words):
     ],
 )
 def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):
+    host.run("join", "pause", "--rm", "--rootfs", busybox, "true")  # the filter is compiled by the first that needs it
     words = ["join", "pause", "--name", "m", *options, "--rootfs", busybox, "true"]
     want_outside, want_inside = expected(host, words)
     outside, inside = traced(host, words, tmp_path)
@@ -127,6 +129,7 @@ def test_join_image_is_what_strace_shows(host, pod, busybox, tmp_path, volumes):
     base = subprocess.run(["tar", "-C", busybox, "-c", "."], stdout=subprocess.PIPE, check=True, timeout=30).stdout
     layout = Layout(base, tar(directory("data"), entry("x")), name="box:1", Cmd=["true"], Volumes=volumes)
     host.run("image", "load", layout.write(tmp_path / "l"))
+    host.run("join", "pause", "--rm", "--image", "box:1")  # the filter is compiled by the first that needs it
     words = ["join", "pause", "--name", "m", "--image", "box:1"]
     want_outside, want_inside = expected(host, words)
     outside, inside = traced(host, words, tmp_path)

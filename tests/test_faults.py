@@ -13,7 +13,7 @@ KILLER = [sys.executable, str(HERE / "killer.py")]
 
 
 def steps_of(what: str) -> int:
-    return {"pod": 12, "join": 11, "detached": 12}[what]
+    return {"pod": 12, "join": 12, "detached": 13}[what]
 
 
 def killed_after(host, what: str, step: int, rootfs: str = "") -> None:

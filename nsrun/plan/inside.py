@@ -599,6 +599,26 @@ class NoNewPrivileges(InitStep):
         return "grep NoNewPrivs /proc/PID/status"
 
 
+class SetFilter(InitStep):
+    op = "seccomp"
+    why = "System calls that a service never needs end with an error; the kernel's answer is the strictest of all filters."
+    man = "seccomp(2)"
+    approx = "a shell can't load a filter"
+    hints = {
+        EINVAL: "the filter is not one that this kernel takes",
+        EACCES: "without no-new-privileges only root may filter",
+    }
+
+    def args(self, run: Run) -> Sequence[int]:
+        return (run.fd("seccomp:fd"),)
+
+    def call(self) -> str:
+        return "seccomp(SECCOMP_SET_MODE_FILTER, 0, …)   # each filter in seccomp:fd"
+
+    def check(self) -> str:
+        return "grep Seccomp /proc/PID/status   # 2"
+
+
 class ChangeDirectory(InitStep):
     op = "cwd"
     why = "After the ids: a directory that the user may not enter is an error."

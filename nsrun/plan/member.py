@@ -25,6 +25,7 @@ from nsrun.plan.inside import (
     ReadonlyPath,
     ReadonlyRoot,
     SetCapabilities,
+    SetFilter,
     SetHostname,
     SetLimit,
     SetUser,
@@ -38,6 +39,7 @@ from nsrun.plan.outside import (
     InheritStdio,
     Launch,
     ListenForAttach,
+    LoadFilter,
     LoadProgram,
     MakeCgroup,
     OpenCgroup,
@@ -73,15 +75,24 @@ def _attrs(options: list[str]) -> tuple[int, str]:
     return bits, ",".join(o for o in options if o not in _ATTR_WORDS and o not in _IGNORED)
 
 
-def _ends(process: dict[str, Any]) -> list[Step]:
+def _filter(spec: dict[str, Any], how: dict[str, Any]) -> list[Step]:
+    name = spec["annotations"].get("nsrun.seccomp")
+    caps = capability_mask([c[4:].lower() for c in spec["process"]["capabilities"]["bounding"]])
+    return [LoadFilter(name, how.get("profile") or "", caps)] if name else []
+
+
+def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
     """What join and exec have in common: from the session to the program."""
     user, caps = process["user"], capability_mask([c[4:].lower() for c in process["capabilities"]["bounding"]])
     uid, gid, groups = user["uid"], user["gid"], tuple(user["additionalGids"])
     steps: list[Step] = [NewSession(process["terminal"]), NewKeyring()]
     steps += [SetLimit(r["type"][7:].lower(), r["soft"], r["hard"]) for r in process["rlimits"]]
+    last = process["noNewPrivileges"]  # else a filter needs the power that SetUser takes away
+    if filtered and not last:
+        steps.append(SetFilter())
     steps += [SetUser(uid, gid, groups, caps), SetCapabilities(caps if uid == 0 else 0)]
-    if process["noNewPrivileges"]:
-        steps.append(NoNewPrivileges())
+    if last:
+        steps += [NoNewPrivileges(), *([SetFilter()] if filtered else [])]
     steps.append(ChangeDirectory(process["cwd"]))
     argv, env = tuple(process["args"]), tuple(process["env"])
     steps.append(Execute(argv, env, (uid, gid, groups), caps, process["noNewPrivileges"], process["cwd"]))
@@ -100,7 +111,7 @@ def _stdio(process: dict[str, Any], how: dict[str, Any], member: tuple[Any, ...]
 def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
     """how: "detach", "interactive", "fds" (a library caller's own 0, 1, 2: no monitor), "again" (a restart:
     the name and what was written are there) and then "background" (it had been detached), "layers" (of an image, from the
-    top down; else the root is spec's), "staging" (where new volumes are made)."""
+    top down; else the root is spec's), "staging" (where new volumes are made), "profile" (a seccomp profile; "": ours)."""
     process, linux, names = spec["process"], spec["linux"], spec["annotations"]
     name, ident, detach, monitored = names["nsrun.name"], names["nsrun.id"], bool(how.get("detach")), not how.get("fds")
     root = spec["root"]["path"]
@@ -148,6 +159,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         else:
             inner.append(Mount(kind, target, data, attrs))
     steps += volumes
+    steps += (filters := _filter(spec, how))
     steps.append(_stdio(process, how))
     if (detach or how.get("background")) and monitored:
         steps.append(ListenForAttach())
@@ -172,7 +184,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     if spec["root"]["readonly"]:
         steps.append(ReadonlyRoot())
     steps.append(Pivot())
-    steps += _ends(process)
+    steps += _ends(process, bool(filters))
 
     # 5 Commit
     steps += [WriteNote("members", name, note), Release()]
@@ -194,13 +206,15 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
     ]
     if monitored:
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
+    filters = _filter(spec, how)
     steps += [
+        *filters,
         _stdio(process, how, member),
         OpenCgroup(spec["linux"]["cgroupsPath"]),
         Launch("member:ns", everything),
         Undumpable(),
         EnterMountNamespace("member:ns", "The member's own files and mounts, as it sees them."),
-        *_ends(process),
+        *_ends(process, bool(filters)),
         Release(),
     ]
     if monitored:

@@ -72,6 +72,26 @@ class LoadProgram(Step):
         run.hold(self.handle, kernel.sealed_memfd(self.program, data))
 
 
+class LoadFilter(Step):
+    why = "The filter was compiled before; what is inside gets it as bytes, and no library."
+    man = "seccomp(2), memfd_create(2)"
+    name: str  # of the compiled filter
+    profile: str  # "": ours
+    caps: int
+
+    def call(self) -> str:
+        return f'memfd_create("seccomp", MFD_ALLOW_SEALING)   # {self.profile or "the default profile"}'
+
+    def calls(self) -> list[str]:
+        return ["memfd_create"]
+
+    def do(self, run: Run) -> None:
+        from nsrun import seccomp
+
+        data = seccomp.compiled(run.state, self.name, self.profile, self.caps)
+        run.hold("seccomp:fd", kernel.sealed_memfd("seccomp", data))
+
+
 class OpenProcess(Step):
     """pidfd of pause, or of a member."""
 

@@ -1,0 +1,213 @@
+"""System call filters: a profile in Docker's format → BPF programs, by libseccomp; compiled once, kept below LIB/seccomp.
+
+A profile is an allow-list with a default action, and rules that depend on capabilities (`includes`, `excludes`) or on
+arguments.  Where a rule refuses some arguments of a call that another allows, it becomes part of a second filter: the kernel
+takes the strictest answer of all (seccomp(2)).  Compiling takes 20 ms and needs libseccomp, so the result is kept: a join only
+reads a file.  Ours is seccomp.json.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun.errors import BadInput, NsrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.state import State
+
+    Profile = dict[str, Any]
+
+DEFAULT = os.path.join(os.path.dirname(__file__), "seccomp.json")
+MAX_PROFILE = 1 << 20
+_HINT = "the format is Docker's: https://docs.docker.com/engine/security/seccomp/"
+
+
+def key(profile: str, caps: int) -> str:
+    """The name of the compiled profile ("" for ours, else a file): it changes with what it is made from.
+
+    BadInput: the file can't be read.
+    """
+    if not profile:
+        st = os.stat(DEFAULT)
+        return f"default-{st.st_mtime_ns:x}-{st.st_size:x}-{caps:x}"
+    import hashlib
+
+    return f"{hashlib.sha256(_read(profile)).hexdigest()}-{caps:x}"
+
+
+def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
+    """The programs, each as u32 length (instructions) and struct sock_filter[].
+
+    BadInput: a profile that can't be understood.  NsrunError: no libseccomp, or the filter of a member is gone.
+    """
+    path = f"{state.lib}/seccomp/{name}"
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        pass
+    if not profile and not name.startswith("default-"):
+        raise NsrunError(f"the member's system call filter is gone from {path}", hint="start the member anew")
+    import json
+
+    text = _read(profile or DEFAULT)
+    what = f"seccomp profile {profile!r}" if profile else "nsrun's own seccomp profile"
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{what} is not JSON: {error}", hint=_HINT) from None
+    if isinstance(document, dict) and isinstance(document.get("linux"), dict):  # a bundle's config.json
+        document = document["linux"].get("seccomp")
+    data = programs(document, caps, what)
+    os.makedirs(f"{state.lib}/seccomp", 0o700, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "xb") as file:
+        file.write(data)
+    os.rename(temporary, path)
+    return data
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            data = file.read(MAX_PROFILE + 1)
+    except OSError as error:
+        raise BadInput(f"seccomp profile {path!r}: {error.strerror}", hint="a file, or: seccomp=unconfined") from None
+    if len(data) > MAX_PROFILE:
+        raise BadInput(f"seccomp profile {path!r} is larger than 1 MiB")
+    return data
+
+
+# ---- profile → filters -------------------------------------------------------------------------------------
+
+
+class Rule:
+    """One rule that applies here: which calls, what happens, for which arguments."""
+
+    def __init__(self, names: list[str], action: str, errno: int, args: list[tuple[int, str, int, int]]) -> None:
+        self.names, self.action, self.errno, self.args = names, action, errno, args
+
+
+def rules(document: Any, caps: int, what: str) -> list[Rule]:
+    """Those of a profile that apply to this machine and these capabilities (a bit mask).  Pure but for uname(2)."""
+    from nsrun.plan.inside import capability_names
+
+    if not isinstance(document, dict) or not isinstance(document.get("syscalls", []), list):
+        raise BadInput(f"{what} is not an object with a list `syscalls`", hint=_HINT)
+    has = {f"CAP_{name.upper()}" for name in capability_names(caps)}
+    found = []
+    for number, entry in enumerate(document.get("syscalls", []), 1):
+        try:
+            if _applies(entry.get("includes") or {}, entry.get("excludes") or {}, has):
+                names = entry.get("names") or [entry["name"]]
+                if not all(isinstance(name, str) for name in names):
+                    raise TypeError
+                args = [(int(a["index"]), str(a["op"]), int(a["value"]), int(a.get("valueTwo") or 0)) for a in entry.get("args") or []]  # fmt: skip
+                if any(not 0 <= index <= 5 or min(v, w) < 0 or max(v, w) >= 1 << 64 for index, _, v, w in args):
+                    raise ValueError
+                found.append(Rule(names, str(entry["action"]), int(entry.get("errnoRet") or 1), args))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise BadInput(f"{what}: rule {number} can't be understood", hint=_HINT) from None
+    return found
+
+
+def _applies(includes: Profile, excludes: Profile, has: set[str]) -> bool:
+    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    if includes.get("arches") and arch not in includes["arches"] or arch in (excludes.get("arches") or ()):
+        return False
+    if not has.issuperset(includes.get("caps") or ()) or has.intersection(excludes.get("caps") or ()):
+        return False
+    if includes.get("minKernel"):  # the format asks for it
+        release = [int(n) for n in os.uname().release.split("-")[0].split(".")[:2]]
+        return release >= [int(n) for n in str(includes["minKernel"]).split(".")[:2]]
+    return True
+
+
+def programs(document: Any, caps: int, what: str) -> bytes:
+    """The filters of a profile.  NsrunError without libseccomp."""
+    import struct
+
+    try:
+        import pyseccomp as library  # type: ignore[import-untyped]
+    except (ImportError, RuntimeError, OSError) as error:
+        raise NsrunError(
+            f"system call filters need libseccomp: {error}",
+            hint="apt-get install libseccomp2; or --security-opt seccomp=unconfined",
+        ) from None
+
+    found = rules(document, caps, what)
+    default = _action(library, str(document.get("defaultAction", "SCMP_ACT_ALLOW")), int(document.get("defaultErrnoRet") or 1), what)  # fmt: skip
+    allowed = {name for rule in found if rule.action == "SCMP_ACT_ALLOW" and not rule.args for name in rule.names}
+    first, second = library.SyscallFilter(default), library.SyscallFilter(library.ALLOW)
+    refusals = 0
+    for target in (first, second):
+        for arch in _architectures(document, library):
+            if not target.exist_arch(arch):
+                target.add_arch(arch)
+        target.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(38))
+        target.set_attr(library.Attr.CTL_NNP, 0)
+        target.set_attr(library.Attr.CTL_OPTIMIZE, 2)  # a binary tree: libseccomp 2.5
+    for rule in found:
+        action = _action(library, rule.action, rule.errno, what)
+        for name in rule.names:
+            strict = bool(rule.args) and rule.action != "SCMP_ACT_ALLOW" and name in allowed
+            target = second if strict else first
+            if action == (library.ALLOW if strict else default) or (not rule.args and not strict and name in allowed and rule.action != "SCMP_ACT_ALLOW"):  # fmt: skip
+                continue  # it changes nothing
+            try:
+                target.add_rule(action, name, *(_comparison(library, *arg, what) for arg in rule.args))
+                refusals += strict
+            except OSError as error:
+                if not _known(library, name):
+                    continue  # a call that this libseccomp or this machine does not have
+                raise BadInput(f"{what}: rule for {name}: {error.strerror}", hint=_HINT) from None
+    data = b""
+    for target in (first, second) if refusals else (first,):
+        memory = os.memfd_create("bpf", os.MFD_CLOEXEC)
+        with os.fdopen(memory, "r+b") as file:
+            target.export_bpf(file)
+            file.seek(0)
+            code = file.read()
+        if not code or len(code) // 8 > 4096:
+            raise BadInput(f"{what} is too large: {len(code) // 8} instructions, the kernel takes 4096")
+        data += struct.pack("=I", len(code) // 8) + code
+    return data
+
+
+def _known(library: Any, name: str) -> bool:
+    try:
+        return bool(library.resolve_syscall(library.system_arch(), name) != -1)
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _architectures(document: Profile, library: Any) -> list[int]:
+    native = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}.get(os.uname().machine, "")
+    words = list(document.get("architectures") or [])
+    for entry in document.get("archMap") or []:
+        if isinstance(entry, dict) and entry.get("architecture") == native:
+            words += entry.get("subArchitectures") or []
+    found = [getattr(library.Arch, str(word).removeprefix("SCMP_ARCH_"), None) for word in words]
+    return [arch for arch in found if arch is not None]
+
+
+def _action(library: Any, word: str, errno: int, what: str) -> int:
+    name = word.removeprefix("SCMP_ACT_")
+    if name in ("ERRNO", "TRACE"):
+        return int(getattr(library, name)(errno))
+    if name in ("ALLOW", "KILL", "KILL_PROCESS", "KILL_THREAD", "TRAP", "LOG"):
+        return int(getattr(library, name))
+    raise BadInput(f"{what}: action {word!r} is not known", hint="SCMP_ACT_ALLOW, ERRNO, KILL, KILL_PROCESS, TRAP, LOG")
+
+
+def _comparison(library: Any, index: int, word: str, value: int, value_two: int, what: str) -> Any:
+    name = word.removeprefix("SCMP_CMP_")
+    if name not in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"):
+        raise BadInput(f"{what}: comparison {word!r} is not known", hint=_HINT)
+    operator = getattr(library, name)
+    return (
+        library.Arg(index, operator, value, value_two) if name == "MASKED_EQ" else library.Arg(index, operator, value)
+    )

@@ -1,0 +1,195 @@
+"""System call filters: ours, a profile in Docker's format, none."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+from conftest import sh
+
+from nsrun import seccomp
+from nsrun.errors import BadInput
+from nsrun.plan.inside import CAPABILITIES, capability_mask
+from nsrun.words import DEFAULT_CAPABILITIES
+
+DEFAULT = capability_mask(DEFAULT_CAPABILITIES)
+OURS = json.loads(pathlib.Path(seccomp.DEFAULT).read_text())
+
+TRIES = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#define TRY(name, ...) do { errno = 0; long r = syscall(__VA_ARGS__); printf("%s %d\n", name, r < 0 ? errno : 0); fflush(stdout); } while (0)
+int main(void)
+{
+	TRY("getpid", SYS_getpid);
+	TRY("keyctl", SYS_keyctl, 0, -3, 0);
+	TRY("add_key", SYS_add_key, "user", "x", "y", 1, -3);
+	TRY("bpf", SYS_bpf, 0, 0, 0);
+	TRY("userfaultfd", SYS_userfaultfd, 0);
+	TRY("perf_event_open", SYS_perf_event_open, 0, 0, 0, 0, 0);
+	TRY("io_uring_setup", SYS_io_uring_setup, 1, 0);
+	TRY("open_by_handle_at", SYS_open_by_handle_at, 0, 0, 0);
+	TRY("mount", SYS_mount, 0, 0, 0, 0, 0);
+	TRY("fsopen", SYS_fsopen, "tmpfs", 0);
+	TRY("open_tree", SYS_open_tree, -100, "/", 0);
+	TRY("setns", SYS_setns, -1, 0);
+	TRY("unshare user", SYS_unshare, CLONE_NEWUSER);
+	TRY("unshare files", SYS_unshare, CLONE_FILES);
+	TRY("clone user", SYS_clone, CLONE_NEWUSER | 17, 0, 0, 0, 0);
+	TRY("clone net", SYS_clone, CLONE_NEWNET | 17, 0, 0, 0, 0);
+	TRY("clone3", SYS_clone3, 0, 0);
+	TRY("vsock", SYS_socket, 40, SOCK_STREAM, 0);
+	TRY("tiocsti", SYS_ioctl, 0, 0x5412, "x");
+	TRY("tiocsti, high bits", SYS_ioctl, 0, 0x100005412UL, "x");
+	TRY("tioclinux", SYS_ioctl, 0, 0x541c, "x");
+	TRY("kexec", SYS_kexec_load, 0, 0, 0, 0);
+	TRY("reboot", SYS_reboot, 0, 0, 0, 0);
+	TRY("swapon", SYS_swapon, "/x", 0);
+	TRY("process_vm_readv", SYS_process_vm_readv, 1, 0, 0, 0, 0, 0);
+	TRY("nonsense", 4000);
+	return 0;
+}
+"""
+EPERM, ENOSYS = 1, 38
+
+
+@pytest.fixture(scope="session")
+def tries(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("tries")
+    path.chmod(0o755)
+    (path / "t.c").write_text(TRIES)
+    sh("cc", "-static", "-O1", "-o", path / "tries", path / "t.c", timeout=60)
+    return path
+
+
+def results(host, pod: str, busybox: str, tries: pathlib.Path, *options: object) -> dict[str, int]:
+    done = host.run("join", pod, "--rm", *options, "-v", f"{tries}:/t:ro", "--rootfs", busybox, "--", "/t/tries")
+    return {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in done.stdout.splitlines()}
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("options", [[], ["-u", "33"], ["--security-opt", "no-new-privileges"]])
+def test_what_no_service_needs_is_refused(host, pod, busybox, tries, options):
+    found = results(host, pod, busybox, tries, *options)
+    assert (found.pop("getpid"), found.pop("unshare files")) == (0, 0)
+    assert (found.pop("clone3"), found.pop("nonsense")) == (ENOSYS, ENOSYS)
+    assert set(found.values()) == {EPERM}, found
+
+
+@pytest.mark.live
+def test_a_capability_brings_its_calls(host, pod, busybox, tries):
+    found = results(host, pod, busybox, tries, "--cap-add", "SYS_ADMIN", "--cap-add", "SYS_PTRACE")
+    assert found["setns"] != EPERM and found["clone3"] != ENOSYS and found["process_vm_readv"] != EPERM
+    assert found["keyctl"] == found["userfaultfd"] == found["tiocsti"] == EPERM
+
+
+@pytest.mark.live
+def test_unconfined(host, pod, busybox, tries):
+    found = results(host, pod, busybox, tries, "--security-opt", "seccomp=unconfined")
+    assert found["tiocsti"] != EPERM and found["keyctl"] != EPERM
+    status = host.run("join", pod, "--rm", "--security-opt", "seccomp=unconfined", "--rootfs", busybox, "cat", "/proc/self/status").stdout  # fmt: skip
+    assert "Seccomp:\t0" in status
+
+
+@pytest.mark.live
+def test_exec_and_restart_have_the_same_filter(host, pod, busybox):
+    host.start("m", busybox, "sleep", "100")
+    for words in (["exec", "m"], ["exec", "-u", "33", "m"]):
+        assert "Seccomp:\t2" in host.run(*words, "cat", "/proc/self/status").stdout
+    assert "Operation not permitted" in host.run("exec", "m", "unshare", "-U", "true", check=False).stderr
+
+
+@pytest.mark.live
+def test_a_profile_of_ones_own(host, pod, busybox, tmp_path):
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps(profile))
+    run = ("join", pod, "--rm", "--security-opt", f"seccomp={tmp_path}/p.json", "--rootfs", busybox, "--")
+    assert "No space left" in host.run(*run, "mkdir", "/x", check=False).stderr
+    host.run(*run, "touch", "/x")
+    host.run("join", pod, "-d", "--name", "m", *run[3:-1], "--", "sleep", "100")
+    profile["syscalls"] = []
+    (tmp_path / "p.json").write_text(json.dumps(profile))  # a member keeps the one it began with
+    assert "No space left" in host.run("exec", "m", "mkdir", "/x", check=False).stderr
+    host.run(*run, "mkdir", "/x")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not an object"),
+        ('{"syscalls": [{"names": ["read"]}]}', "rule 1"),
+        ('{"syscalls": [{"names": ["read"], "action": "SCMP_ACT_EXPLODE"}]}', "SCMP_ACT_EXPLODE"),
+        ('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 7, "value": 1, "op": "SCMP_CMP_EQ"}]}]}', "rule 1"),
+        ('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 1, "op": "SCMP_CMP_SO"}]}]}', "SCMP_CMP_SO"),
+        (" " * (1 << 21), "larger than 1 MiB"),
+    ],
+)  # fmt: skip
+def test_broken_profiles(host, pod, busybox, tmp_path, text, said):
+    (tmp_path / "p.json").write_text(text)
+    before = host.snapshot()
+    message = host.fails(125, "join", pod, "--security-opt", f"seccomp={tmp_path}/p.json", "--rootfs", busybox, "true")
+    assert said in message
+    assert host.snapshot() == before
+
+
+@pytest.mark.live
+def test_a_profile_that_is_not_there(host, pod, busybox):
+    assert "/nothing.json" in host.fails(125, "join", pod, "--security-opt", "seccomp=/nothing.json", "--rootfs", busybox, "true")  # fmt: skip
+    assert "unknown" in host.fails(2, "join", pod, "--security-opt", "seccomp=", "--rootfs", busybox, "true")
+
+
+@pytest.mark.live
+def test_a_bundle_brings_its_own(host, pod, busybox, tmp_path):
+    config = {"ociVersion": "1.0.2", "process": {"args": ["mkdir", "/x"], "cwd": "/", "user": {"uid": 0, "gid": 0}}, "root": {"path": busybox},
+              "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "No space left" in host.run("join", pod, "--rm", "--bundle", tmp_path, check=False).stderr
+
+
+def test_rules_by_capability():
+    without = {
+        name for rule in seccomp.rules(OURS, DEFAULT, "it") if rule.action == "SCMP_ACT_ALLOW" for name in rule.names
+    }
+    everything = {name for rule in seccomp.rules(OURS, (1 << len(CAPABILITIES)) - 1, "it") if rule.action == "SCMP_ACT_ALLOW" for name in rule.names}  # fmt: skip
+    assert {
+        "mount",
+        "setns",
+        "reboot",
+        "bpf",
+        "perf_event_open",
+        "open_by_handle_at",
+        "init_module",
+    } <= everything - without
+    assert {"keyctl", "userfaultfd", "io_uring_setup", "swapon"} & everything == set()
+    assert "chroot" in without  # one of the fourteen capabilities
+
+
+def test_every_capability_set_compiles():
+    """Within what the kernel takes, twice over."""
+    for caps in (0, DEFAULT, (1 << len(CAPABILITIES)) - 1):
+        data = seccomp.programs(OURS, caps, "it")
+        assert 1000 < len(data) < 2 * 4096 * 8
+
+
+def test_rules_of_a_broken_profile():
+    for document in ([], {"syscalls": {}}, {"syscalls": [5]}, {"syscalls": [{"names": [1], "action": "x"}]}):
+        with pytest.raises(BadInput):
+            seccomp.rules(document, 0, "it")
+
+
+def test_the_key_follows_the_profile(tmp_path):
+    (tmp_path / "p").write_text("a")
+    one = seccomp.key(str(tmp_path / "p"), 1)
+    (tmp_path / "p").write_text("b")
+    assert len({one, seccomp.key(str(tmp_path / "p"), 1), seccomp.key(str(tmp_path / "p"), 2), seccomp.key("", 1)}) == 4
