@@ -251,6 +251,14 @@ def _images() -> Finding:
     return _finding("images", "ok", "image load; image pull through skopeo")
 
 
+def _filters() -> Finding:
+    try:
+        import pyseccomp  # type: ignore[import-untyped]  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        return _finding("seccomp", "missing", f"members need --security-opt seccomp=unconfined: {error}", "apt-get install libseccomp2")  # fmt: skip
+    return _finding("seccomp", "ok", "filters are compiled by libseccomp, once")
+
+
 def _programs() -> Finding:
     from nsrun.plan.outside import LIBEXEC
 
@@ -295,6 +303,7 @@ def examine(state: State) -> list[Finding]:
             needed=False,
         )
     )
+    found.append(_filters())
     found.append(_images())
     found += _cgroups()
     found.append(_user_namespaces())

@@ -125,7 +125,7 @@ COMMANDS = (
             O("--uts", "pod|own", "which hostname (pod)"),
             O("--cap-add", "CAP", "a capability beside Docker's fourteen, or ALL", many=True),
             O("--cap-drop", "CAP", "one of them less, or ALL", many=True),
-            O("--security-opt", "OPT", "no-new-privileges", many=True),
+            O("--security-opt", "OPT", "no-new-privileges; seccomp=FILE (a profile in Docker's format) or seccomp=unconfined", many=True),
             O("--ulimit", "NAME=SOFT[:HARD]", "a resource limit: nofile=1024:2048", many=True),
             O("--stop-signal", "SIGNAL", "what stop sends (TERM)"),
             O("--restart", "POLICY", "no, on-failure[:N] or always; delays double from 0.1 s to 1 min"),
