@@ -264,6 +264,8 @@ def plan_join(
                 f"volume source {mount['source']!r} does not exist",
                 hint="create it first; nsrun does not guess whether you mean a file or a directory",
             )
+        elif mount["type"] == "device" and not os.path.exists(mount["source"]):
+            raise BadInput(f"device {mount['source']!r} does not exist", hint="is its module loaded?")
     note = {
         "id": ident,
         "name": name,

@@ -15,6 +15,7 @@ from nsrun.signals import parse_signal
 from nsrun.words import (
     capabilities,
     image_volume,
+    parse_device,
     parse_directory,
     parse_environment,
     parse_limits,
@@ -149,6 +150,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     mounts += [parse_volume(w) for w in options.get("volume") or []]
     mounts += [parse_mount(w) for w in options.get("mount") or []]
     mounts += [parse_tmpfs(w) for w in options.get("tmpfs") or []]
+    mounts += [parse_device(w) for w in options.get("device") or []]
     taken = {m["destination"] for m in mounts}
     for path in image.get("Volumes") or {}:
         volume = image_volume(path)

@@ -263,6 +263,19 @@ def parse_mount(word: str) -> dict[str, Any]:
     return _volume(source, target, ["ro"] if readonly else [], f"--mount {word}")
 
 
+def parse_device(word: str) -> dict[str, Any]:
+    """--device HOST[:MEMBER[:rwm]].  A node is read or written as its own mode allows: there is no device cgroup."""
+    parts = word.split(":")
+    source, target = parts[0], parts[1] if len(parts) > 1 else parts[0]
+    if len(parts) > 3 or not source.startswith("/"):
+        raise UsageError(f"--device {word}: not HOST[:MEMBER[:rwm]], for example /dev/fuse")
+    if len(parts) == 3 and not {"r", "w"} <= set(parts[2]) <= {"r", "w", "m"}:
+        raise UsageError(
+            f"--device {word}: only rw and rwm", hint="less is the node's own business: chmod it, or run as a user"
+        )
+    return {"destination": _target(target, f"--device {word}"), "type": "device", "source": source, "options": []}
+
+
 def parse_tmpfs(word: str) -> dict[str, Any]:
     """--tmpfs DST[:size=64m,mode=1777,ro,exec]; noexec, nosuid and nodev unless said otherwise, as in Docker."""
     target, _, text = word.partition(":")

@@ -110,7 +110,7 @@ def test_pod_create_is_what_strace_shows(host, tmp_path, words):
         ["-d"],
         ["--net", "own", "--uts", "own"],
         ["--read-only", "--tmpfs", "/t", "-u", "33", "--ulimit", "nofile=64:64"],
-        ["-v", "/usr:/mnt/usr:ro", "-w", "/tmp"],
+        ["-v", "/usr:/mnt/usr:ro", "-w", "/tmp", "--device", "/dev/full"],
     ],
 )
 def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):

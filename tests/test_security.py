@@ -311,3 +311,41 @@ def test_one_member_killed_with_a_zombie_elsewhere(host, pod, busybox):
     time.sleep(0.1)
     host.run("rm", "a")
     assert "sleep" not in host.run("pod", "ps", "pause").stdout
+
+
+def test_one_device_and_no_other(host, pod, busybox):
+    """--device brings the node, its own mode decides, and nothing else becomes a device."""
+    base = (
+        "join",
+        pod,
+        "--rm",
+        "--device",
+        "/dev/full",
+        "--device",
+        "/dev/zero:/dev/my/zero:rwm",
+        "--rootfs",
+        busybox,
+        "--",
+    )
+    out = host.run(
+        *base, "sh", "-c", "ls -l /dev/my; head -c 4 /dev/my/zero | od -An -tx1; echo x >/dev/full", check=False
+    )
+    assert " 1,   5 " in out.stdout and "00 00 00 00" in out.stdout
+    assert "No space left" in out.stderr
+    mounts = host.run(*base, "cat", "/proc/self/mountinfo").stdout
+    options = {line.split()[4]: line for line in mounts.splitlines()}
+    assert "nosuid" in options["/dev/my/zero"] and "noexec" in options["/dev/my/zero"]
+    assert "nodev" not in options["/dev/my/zero"] and "nodev" in options["/"] and "nodev" in options["/dev"]
+    out = host.run("join", pod, "--rm", "--rootfs", busybox, "--", "ls", "/dev/my", check=False)
+    assert "No such file" in out.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"),
+    [("/dev/nothing-here", 125, "does not exist"), ("/etc/hostname", 125, "no device node"), ("/dev", 125, "no device node"), ("dev/null", 2, "not HOST"), ("/dev/null:/x:r", 2, "rwm"),
+     ("/dev/null:/a:rwm:x", 2, "not HOST"), ("/dev/null:x", 2, "--device")],
+)  # fmt: skip
+def test_what_is_no_device(host, pod, busybox, word, code, said):
+    before = host.snapshot()
+    assert said in host.fails(code, "join", pod, "--device", word, "--rootfs", busybox, "true")
+    assert host.snapshot() == before

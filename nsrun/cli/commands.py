@@ -117,6 +117,7 @@ COMMANDS = (
             O("-v, --volume", "SRC:DST[:ro]", "a directory or file of this host, or a named volume, at DST", many=True),
             O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…[,readonly]", many=True),
             O("--tmpfs", "DST[:OPTIONS]", "an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
+            O("--device", "HOST[:MEMBER]", "a device node of this host, for example /dev/fuse", many=True),
             O("--read-only", "", "the root can't be written to"),
             O("--writable", "", "no overlay: write to the --rootfs directory itself"),
             O("--net", "pod|own|host", "which network namespace (pod)"),

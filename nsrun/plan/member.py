@@ -43,6 +43,7 @@ from nsrun.plan.outside import (
     LoadProgram,
     MakeCgroup,
     OpenCgroup,
+    OpenDevice,
     OpenProcess,
     OpenStdio,
     OpenTerminal,
@@ -148,6 +149,9 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
             staging = f"{how.get('staging', '')}/seed{number}" if seed else ""
             volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume", seed, staging))
             inner.append(MountTree(handle, target, mount["source"], readonly))
+        elif kind == "device":
+            volumes.append(OpenDevice(mount["source"], f"device{number}:fd"))
+            inner.append(MountTree(f"device{number}:fd", target, mount["source"]))
         elif kind == "pod":
             inner.append(MountFromPod(mount["source"], target, "ro" in mount["options"]))
         elif kind == "devpts" and process["terminal"]:

@@ -268,6 +268,38 @@ class OpenVolume(Step):
         kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
 
 
+class OpenDevice(Step):
+    why = "One node of the host's, as a mount of its own: the rest of the member stays nodev."
+    man = "open_tree(2), mount_setattr(2)"
+    source: str
+    handle: str
+    hints = {ENOENT: "is its module loaded?", EINVAL: "it is no device node"}
+
+    def call(self) -> str:
+        attrs = kernel.flag_names(self._attrs, kernel.MOUNT_ATTRS)
+        return f'open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE); mount_setattr({self.handle}, {attrs})'
+
+    _attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+
+    def calls(self) -> list[str]:
+        return ["open_tree", "mount_setattr"]
+
+    def shell(self) -> str:
+        return f"test -b {sh_quote(self.source)} -o -c {sh_quote(self.source)}"
+
+    def check(self) -> str:
+        return "cat /proc/PID/mountinfo"
+
+    def do(self, run: Run) -> None:
+        import stat
+
+        fd = run.hold(self.handle, kernel.open_tree(self.source))
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
+            raise KernelError(EINVAL, f'open_tree("{self.source}"): a device')
+        kernel.mount_setattr(fd, set=self._attrs, clear=kernel.MOUNT_ATTR_NODEV, propagation=kernel.MS_PRIVATE)
+
+
 class OpenStdio(Step):
     """Pipes for a member's stdout and stderr (and stdin), owned by its user so that /dev/stdout can be re-opened."""
 
