@@ -108,6 +108,8 @@ def test_stop_stops_members_first(host, pod, busybox):
     log = host.background("logs", "-f", "a")
     waiter = host.background("wait", "a", stdout=-1, text=True)
     wait_for(lambda: len(host.run("pod", "ps", "pause").stdout.splitlines()) > 2)
+    # `wait` must have begun, or the member is gone before it looks
+    wait_for(lambda: any("pidfd" in os.readlink(fd) for fd in pathlib.Path(f"/proc/{waiter.pid}/fd").iterdir()))
     host.run("pod", "stop", "-t", "5", "pause")
     assert waiter.communicate(timeout=10)[0].strip() == "3"
     log.wait(timeout=10)

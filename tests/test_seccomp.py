@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import threading
 
 import pytest
 from conftest import sh
@@ -11,6 +12,7 @@ from conftest import sh
 from nsrun import seccomp
 from nsrun.errors import BadInput
 from nsrun.plan.inside import CAPABILITIES, capability_mask
+from nsrun.state import State
 from nsrun.words import DEFAULT_CAPABILITIES
 
 DEFAULT = capability_mask(DEFAULT_CAPABILITIES)
@@ -195,3 +197,19 @@ def test_the_key_follows_the_profile(tmp_path):
     one = seccomp.key(str(tmp_path / "p"), 1)
     (tmp_path / "p").write_text("b")
     assert len({one, seccomp.key(str(tmp_path / "p"), 1), seccomp.key(str(tmp_path / "p"), 2), seccomp.key("", 1)}) == 4
+
+
+def test_many_compile_at_once(tmp_path):
+    """Threads of one process, in a new state directory."""
+    state, found = State(str(tmp_path)), []
+    name = seccomp.key("", DEFAULT)
+    threads = [
+        threading.Thread(target=lambda: found.append(seccomp.compiled(state, name, "", DEFAULT))) for _ in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 12 and len(set(found)) == 1
+    assert [path.name for path in (tmp_path / "lib/seccomp").iterdir()] == [name]
+    assert [(tmp_path / part).stat().st_mode & 0o777 for part in ("lib", "lib/seccomp")] == [0o700, 0o700]
