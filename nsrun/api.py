@@ -288,12 +288,12 @@ def plan_join(
         note.update({"image": options["image"], "image_id": image["id"], "layers": image["layers"]})
     if again:
         note["created"] = again["created"]
-    profile = _set_filter(document, options)
+    profile = _set_filter(document, bundle, options)
     how = {**how, "again": bool(again), "layers": layers, "staging": state.upper(ident), "profile": profile}
     return join_plan(document, pod, note, how)
 
 
-def _set_filter(document: dict[str, Any], options: Options) -> str:
+def _set_filter(document: dict[str, Any], bundle: dict[str, Any], options: Options) -> str:
     """Puts the name of the compiled filter into the spec ("": unconfined), where exec finds it; gives the profile's path."""
     from nsrun import seccomp
     from nsrun.plan.inside import capability_mask
@@ -302,7 +302,10 @@ def _set_filter(document: dict[str, Any], options: Options) -> str:
     if word == "unconfined":
         document["annotations"]["nsrun.seccomp"] = ""
         return ""
-    profile = "" if word == "default" else f"{options.get('bundle')}/config.json" if word == "bundle" else word
+    profile = "" if word == "default" else word
+    asked = any(option.startswith("seccomp") for option in options.get("security_opt") or [])
+    if not asked and (bundle.get("linux") or {}).get("seccomp"):
+        profile = f"{options['bundle']}/config.json"
     caps = capability_mask([name[4:].lower() for name in document["process"]["capabilities"]["bounding"]])
     document["annotations"]["nsrun.seccomp"] = seccomp.key(profile, caps)
     return profile

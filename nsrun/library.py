@@ -213,12 +213,14 @@ class Image:
         """One more name."""
         from nsrun.image.store import Store
 
+        api.need_root()
         Store(self._state).tag(self.id, name)
 
     def remove(self) -> int:
         """The image with all of its names; the bytes that freed.  BadInput when a running member uses it."""
         from nsrun.image.store import Store
 
+        api.need_root()
         return Store(self._state).remove(self.id, True)[1]
 
 

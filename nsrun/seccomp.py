@@ -1,7 +1,7 @@
 """System call filters: a profile in Docker's format → BPF programs, by libseccomp; compiled once, kept below LIB/seccomp.
 
 A profile is an allow-list with a default action, and rules that depend on capabilities (`includes`, `excludes`) or on
-arguments.  Where a rule refuses some arguments of a call that another allows, it becomes part of a second filter: the kernel
+arguments.  Where a rule refuses a call, or some arguments of it, that another allows, it becomes part of a second filter: the kernel
 takes the strictest answer of all (seccomp(2)).  Compiling takes 20 ms and needs libseccomp, so the result is kept: a join only
 reads a file.  Ours is seccomp.json.
 """
@@ -106,12 +106,12 @@ def rules(document: Any, caps: int, what: str) -> list[Rule]:
         try:
             if _applies(entry.get("includes") or {}, entry.get("excludes") or {}, has):
                 names = entry.get("names") or [entry["name"]]
-                if not all(isinstance(name, str) for name in names):
+                if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                     raise TypeError
                 args = [(int(a["index"]), str(a["op"]), int(a["value"]), int(a.get("valueTwo") or 0)) for a in entry.get("args") or []]  # fmt: skip
                 if any(not 0 <= index <= 5 or min(v, w) < 0 or max(v, w) >= 1 << 64 for index, _, v, w in args):
                     raise ValueError
-                found.append(Rule(names, str(entry["action"]), int(entry.get("errnoRet") or 1), args))
+                found.append(Rule(names, str(entry["action"]), _errno(entry.get("errnoRet")), args))
         except (AttributeError, KeyError, TypeError, ValueError):
             raise BadInput(f"{what}: rule {number} can't be understood", hint=_HINT) from None
     return found
@@ -142,12 +142,16 @@ def programs(document: Any, caps: int, what: str) -> bytes:
         ) from None
 
     found = rules(document, caps, what)
-    default = _action(library, str(document.get("defaultAction", "SCMP_ACT_ALLOW")), int(document.get("defaultErrnoRet") or 1), what)  # fmt: skip
+    try:
+        errno, architectures = _errno(document.get("defaultErrnoRet")), _architectures(document, library)
+    except (TypeError, ValueError):
+        raise BadInput(f"{what}: defaultErrnoRet, architectures or archMap can't be understood", hint=_HINT) from None
+    default = _action(library, str(document.get("defaultAction", "SCMP_ACT_ALLOW")), errno, what)
     allowed = {name for rule in found if rule.action == "SCMP_ACT_ALLOW" and not rule.args for name in rule.names}
     first, second = library.SyscallFilter(default), library.SyscallFilter(library.ALLOW)
     refusals = 0
     for target in (first, second):
-        for arch in _architectures(document, library):
+        for arch in architectures:
             if not target.exist_arch(arch):
                 target.add_arch(arch)
         target.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(38))
@@ -156,9 +160,9 @@ def programs(document: Any, caps: int, what: str) -> bytes:
     for rule in found:
         action = _action(library, rule.action, rule.errno, what)
         for name in rule.names:
-            strict = bool(rule.args) and rule.action != "SCMP_ACT_ALLOW" and name in allowed
+            strict = rule.action != "SCMP_ACT_ALLOW" and name in allowed
             target = second if strict else first
-            if action == (library.ALLOW if strict else default) or (not rule.args and not strict and name in allowed and rule.action != "SCMP_ACT_ALLOW"):  # fmt: skip
+            if action == default and not strict:
                 continue  # it changes nothing
             try:
                 target.add_rule(action, name, *(_comparison(library, *arg, what) for arg in rule.args))
@@ -178,6 +182,14 @@ def programs(document: Any, caps: int, what: str) -> bytes:
             raise BadInput(f"{what} is too large: {len(code) // 8} instructions, the kernel takes 4096")
         data += struct.pack("=I", len(code) // 8) + code
     return data
+
+
+def _errno(value: Any) -> int:
+    """What a refused call gives: EPERM when the profile does not say.  TypeError, ValueError: it says nonsense."""
+    number = 1 if value is None else int(value)
+    if not 0 <= number <= 4095:
+        raise ValueError
+    return number
 
 
 def _known(library: Any, name: str) -> bool:

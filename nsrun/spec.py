@@ -130,7 +130,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
         caps = [c for c in CAPABILITIES if c in wanted]
     caps_upper = [f"CAP_{c.upper()}" for c in caps]
     no_new_privs = bool(process.get("noNewPrivileges"))
-    seccomp = "bundle" if (bundle.get("linux") or {}).get("seccomp") else "default"
+    seccomp = "default"
     for word in options.get("security_opt") or []:
         if word in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
             no_new_privs = True

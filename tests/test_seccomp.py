@@ -137,6 +137,12 @@ def test_a_profile_of_ones_own(host, pod, busybox, tmp_path):
         ('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 7, "value": 1, "op": "SCMP_CMP_EQ"}]}]}', "rule 1"),
         ('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 1, "op": "SCMP_CMP_SO"}]}]}', "SCMP_CMP_SO"),
         (" " * (1 << 21), "larger than 1 MiB"),
+        ('{"syscalls": [{"names": "read", "action": "SCMP_ACT_ERRNO"}]}', "rule 1"),
+        ('{"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": "many"}]}', "rule 1"),
+        ('{"defaultErrnoRet": "x", "syscalls": []}', "defaultErrnoRet"),
+        ('{"defaultErrnoRet": 5000, "syscalls": []}', "defaultErrnoRet"),
+        ('{"architectures": 5}', "architectures"),
+        ('{"archMap": 5}', "archMap"),
     ],
 )  # fmt: skip
 def test_broken_profiles(host, pod, busybox, tmp_path, text, said):
@@ -150,7 +156,20 @@ def test_broken_profiles(host, pod, busybox, tmp_path, text, said):
 @pytest.mark.live
 def test_a_profile_that_is_not_there(host, pod, busybox):
     assert "/nothing.json" in host.fails(125, "join", pod, "--security-opt", "seccomp=/nothing.json", "--rootfs", busybox, "true")  # fmt: skip
+    assert "profile 'bundle'" in host.fails(125, "join", pod, "--security-opt", "seccomp=bundle", "--rootfs", busybox, "true")  # fmt: skip
     assert "unknown" in host.fails(2, "join", pod, "--security-opt", "seccomp=", "--rootfs", busybox, "true")
+
+
+@pytest.mark.live
+def test_the_strictest_rule_wins(host, pod, busybox, tmp_path):
+    """A call that one rule allows and another refuses is refused, in any order."""
+    allow, refuse = ({"names": ["mkdir", "mkdirat"], "action": f"SCMP_ACT_{word}"} for word in ("ALLOW", "ERRNO"))
+    every = {"names": OURS["syscalls"][0]["names"], "action": "SCMP_ACT_ALLOW"}
+    for rules in ([every, allow, refuse], [refuse, every, allow]):
+        (tmp_path / "p.json").write_text(json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules}))
+        run = ("join", pod, "--rm", "--security-opt", f"seccomp={tmp_path}/p.json", "--rootfs", busybox, "--")
+        assert "Operation not permitted" in host.run(*run, "mkdir", "/x", check=False).stderr
+        host.run(*run, "touch", "/x")
 
 
 @pytest.mark.live

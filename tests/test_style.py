@@ -41,8 +41,7 @@ def test_shellcheck():
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_c_compiles_without_a_warning(compiler, tmp_path):
-    if not shutil.which(compiler):
-        pytest.skip(f"{compiler} is missing; to enable: apt-get install {compiler}")
+    need(shutil.which(compiler), f"{compiler} is missing", f"apt-get install {compiler}")
     flags = "-std=gnu11 -Os -Wall -Wextra -Wshadow -Werror -ffreestanding -fno-builtin -fno-stack-protector -nostdlib -nostartfiles -static"
     for name in ("pause", "init", "monitor", "unpack"):
         check(compiler, *flags.split(), "-o", tmp_path / name, f"csrc/{name}.c")
