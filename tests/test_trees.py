@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import os
 import pathlib
@@ -74,8 +74,11 @@ def furnish(root: pathlib.Path, generation: int, replaced: bool = True) -> None:
         os.chown(root / "var/log", 101, 4_000_000)
         os.chown(root / "empty", 70_000, 33)
         os.chown(root / "dangling", 7, 8, follow_symlinks=False)
-        with contextlib.suppress(OSError):  # a tmpfs has them since Linux 6.6
+        try:
             os.setxattr(root / "etc/passwd", "user.note", b"a\0b")
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # a tmpfs has them since Linux 6.6
+                raise
         capability = bytes.fromhex("0100000200040000000000000000000000000000")
         os.setxattr(root / "usr/bin/tool", "security.capability", capability)
     else:
