@@ -63,7 +63,7 @@ check: .venv/.tested   ## linters
 	@.venv/bin/pytest tests/test_style.py $(PYTEST)
 
 docs: build     ## docs/cli.md from the table of commands
-	@.venv/bin/python -c 'from nsrun.cli import text; print(text.manual(), end="")' >docs/cli.md
+	@.venv/bin/python -I -c 'from nsrun.cli import text; print(text.manual(), end="")' >docs/cli.md
 
 demo: build     ## WordPress on MariaDB in one pod (MYSQL=mysql: real MySQL; PORT=8080)
 	@$(SUDO) env PATH="$$PATH" rootfs/demo up

@@ -1,4 +1,4 @@
-"""What pyproject.toml can't say: the cffi extension, the four static programs, and the nsrun script.
+"""What pyproject.toml can't say: the cffi extension, the static programs, and the nsrun script.
 
 The programs of csrc/ are compiled by the same build step as the extension (build_ext), so `pip install .`,
 a wheel and an sdist all carry them.  CC and CFLAGS are honoured; a cross compiler works:
@@ -15,7 +15,7 @@ from setuptools import Command, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = pathlib.Path(__file__).parent
-PROGRAMS = ("pause", "init", "monitor", "unpack")
+PROGRAMS = ("pause", "init", "monitor", "unpack", "door")
 FLAGS = (
     "-std=gnu11 -Os -Wall -Wextra -Werror -ffreestanding -fno-builtin -fno-stack-protector -fno-asynchronous-unwind-tables "
     "-fno-ident -fno-pie -static -nostdlib -nostartfiles -Wl,-z,noseparate-code -Wl,--build-id=none -Wl,-z,norelro "

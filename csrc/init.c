@@ -742,19 +742,6 @@ static const struct op *decode(const char **p, const char *end, struct arg *a)
 	return op;
 }
 
-/* A caught or ignored signal of the caller must not become the member's: reset all. */
-static void default_signals(void)
-{
-	struct {
-		void *handler;
-		unsigned long flags;
-		void *restorer;
-		sigbits mask;
-	} dfl = {0};
-	for (int sig = 1; sig <= 64; sig++)
-		SYS4(rt_sigaction, sig, &dfl, NULL, sizeof(sigbits));
-}
-
 static int list_ops(void)
 {
 	char line[64];

@@ -10,11 +10,13 @@
  *     setns(pidfd of the pod, …)                       per thread: other threads of the process stay
  *     clone3(CLONE_VM|CLONE_VFORK|CLONE_PIDFD|…)       the child, born in its cgroup, execs nsrun-init
  *     setns back, one by one                           the monitor must not live in the pod
+ *
+ * Nobody comes back from a user namespace.  So where one has to be joined, or where we are in one already (and have no
+ * power over the namespaces that we would go back to), a helper does the middle, and makes the child ours (CLONE_PARENT).
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/mount.h>
 #include <linux/openat2.h>
 #include <pthread.h>
 #include <sched.h>
@@ -24,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -36,14 +39,14 @@
 #endif
 
 typedef struct {
-	int join_fd, join_flags, clone_flags, cgroup, program;
+	int user_fd, join_fd, join_flags, one_way, clone_flags, cgroup, program;
 	char **argv;
 	int stdio[3];
 	int *keep, n_keep;
 	int monitor;
 	char **monitor_argv, **monitor_envp;
 	int *monitor_keep, n_monitor_keep, pidfd_slot;
-	int pid, pidfd, monitor_pid, failed, error;
+	int pid, pidfd, monitor_pid, failed, error, nest;
 } nsrun_launch;
 
 #ifndef CLONE_INTO_CGROUP
@@ -138,6 +141,13 @@ static int become_init(void *arg)
 	for (int i = 0; i < 3; i++)
 		dup3(high[i], i, 0);
 	inherit(l->keep, l->n_keep);
+	/*
+	 * In a user namespace that was joined its ids become 0 of it: ids that mean nothing there can make no file.  Not before
+	 * the clone, which root's own id allows to be into root's cgroup.  By raw calls: libc's go to all threads of its process.
+	 */
+	if ((l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER) &&
+	    (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0))
+		_exit(125);
 	syscall(SYS_execveat, l->program, "", l->argv, no_env, AT_EMPTY_PATH);
 	_exit(125);
 }
@@ -182,6 +192,55 @@ static long spawn_nested(nsrun_launch *l)
 	return l->error < 0 ? l->error : pid_of(l->pidfd);
 }
 
+/* In the helper, which shares our memory and descriptors. */
+static long join_one_way(nsrun_launch *l)
+{
+	l->failed = 2;
+	if (l->user_fd >= 0 && setns(l->user_fd, CLONE_NEWUSER) < 0)
+		return -errno;
+	return l->join_fd >= 0 ? result(setns(l->join_fd, l->join_flags)) : 0;
+}
+
+static int become_joiner(void *arg)
+{
+	nsrun_launch *l = arg;
+	long r = join_one_way(l);
+
+	if (r >= 0) {
+		l->failed = 3;
+		if (l->join_flags & l->clone_flags & CLONE_NEWPID) {
+			r = spawn(become_nest, l, CLONE_FILES | CLONE_PARENT, NULL, -1);
+			l->nest = (int)r;
+		} else {
+			r = spawn(become_init, l, CLONE_PIDFD | CLONE_PARENT | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
+			l->pid = (int)r;
+		}
+	}
+	if (r < 0)
+		l->error = (int)r;
+	return 0;
+}
+
+static long spawn_joiner(nsrun_launch *l)
+{
+	long helper;
+
+	l->failed = 3;
+	l->error = 0;
+	helper = spawn(become_joiner, l, CLONE_FILES, NULL, -1);
+	if (helper < 0)
+		return helper;
+	waitpid((pid_t)helper, NULL, 0);
+	if (l->nest > 0) {
+		waitpid(l->nest, NULL, 0);
+		l->pid = l->error < 0 ? -1 : pid_of(l->pidfd);
+	}
+	if (l->error < 0)
+		return l->error;
+	l->failed = 0;
+	return l->pid;
+}
+
 static const struct {
 	const char *path;
 	int type;
@@ -197,6 +256,8 @@ static long join_and_clone(nsrun_launch *l)
 	int saved[N_MINE], n = 0;
 	long r = 0;
 
+	if (l->one_way)
+		return spawn_joiner(l);
 	if (l->join_fd >= 0) {
 		l->failed = 1;
 		for (; n < N_MINE && r >= 0; n++) {
@@ -278,7 +339,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	hide(1);
 	l->pid = l->monitor_pid = l->pidfd = -1;
-	l->failed = l->error = 0;
+	l->failed = l->error = l->nest = 0;
 	if (l->monitor < 0) {
 		r = join_and_clone(l);
 	} else {
@@ -298,23 +359,91 @@ static long nsrun_do_launch(nsrun_launch *l)
 	return r;
 }
 
-/* A network namespace that nobody is in: unshare, keep a descriptor, go back. */
-static long nsrun_new_netns(void)
-{
-	int old = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC), fd = -1;
-	long r;
+/* ---- namespaces that nobody is in -------------------------------------------------------------------- */
 
-	if (old < 0)
-		return -errno;
-	r = result(unshare(CLONE_NEWNET));
-	if (r >= 0) {
-		fd = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-		r = fd < 0 ? -errno : fd;
-		if (setns(old, CLONE_NEWNET) < 0)
-			r = -errno;
+struct maker {
+	int user_fd, fd;
+	long error;
+};
+
+static int make_netns(void *arg)
+{
+	struct maker *m = arg;
+
+	m->error = m->user_fd >= 0 ? result(setns(m->user_fd, CLONE_NEWUSER)) : 0;
+	if (m->error >= 0)
+		m->error = result(unshare(CLONE_NEWNET));
+	if (m->error >= 0) {
+		m->fd = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+		m->error = m->fd < 0 ? -errno : 0;
 	}
-	close(old);
-	return r;
+	return 0;
+}
+
+/* A network namespace, owned by the user namespace `user_fd` (-1: ours): made by a child that shares our descriptors. */
+static long nsrun_new_netns(int user_fd)
+{
+	struct maker m = {.user_fd = user_fd, .fd = -1};
+	long child;
+
+	hide(1);
+	child = spawn(make_netns, &m, CLONE_FILES, NULL, -1);
+	hide(0);
+	if (child < 0)
+		return child;
+	waitpid((pid_t)child, NULL, 0);
+	return m.error < 0 ? m.error : m.fd;
+}
+
+/*
+ * A process in a new user namespace, which belongs to `uid` (-1: to us).  It waits until *hold is closed, so that
+ * somebody can write its maps.  A real fork: the parent goes on meanwhile.
+ */
+static long nsrun_spawn_userns(int uid, int gid, int *hold)
+{
+	int ready[2], wait[2], error = 0;
+	char byte;
+	pid_t pid;
+
+	if (pipe2(ready, O_CLOEXEC) < 0)
+		return -errno;
+	if (pipe2(wait, O_CLOEXEC) < 0) {
+		error = errno;
+		close(ready[0]), close(ready[1]);
+		return -error;
+	}
+	pid = fork();
+	if (pid == 0) {
+		close(wait[1]);
+		if (uid >= 0 && (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, gid, gid, gid) < 0 ||
+		                 syscall(SYS_setresuid, uid, uid, uid) < 0))
+			error = errno;
+		if (!error && unshare(CLONE_NEWUSER) < 0)
+			error = errno;
+		if (write(ready[1], &error, sizeof error) == sizeof error)
+			error = (int)read(wait[0], &byte, 1);
+		_exit(0);
+	}
+	close(ready[1]), close(wait[0]);
+	if (pid < 0 || read(ready[0], &error, sizeof error) != sizeof error)
+		error = pid < 0 ? EAGAIN : ECHILD;
+	close(ready[0]);
+	if (error) {
+		close(wait[1]);
+		if (pid > 0)
+			waitpid(pid, NULL, 0);
+		return -error;
+	}
+	*hold = wait[1];
+	return pid;
+}
+
+/* From here on we are in that user namespace, with a mount tree of our own in it.  There is no way back. */
+static long nsrun_enter_userns(int fd)
+{
+	if (setns(fd, CLONE_NEWUSER) < 0 || unshare(CLONE_NEWNS) < 0)
+		return -errno;
+	return 0;
 }
 
 /* Moves the calling thread; the descriptor that leads back is the result. */
@@ -353,19 +482,23 @@ static long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *va
 
 /*
  * The same in the directory `dir` (-1: where we are), for relative paths: an fsconfig string ends at 256 bytes, and before
- * Linux 6.5 all of an overlay's layers must share one.  A vfork child has a working directory of its own.
+ * Linux 6.5 all of an overlay's layers must share one.  And in the mount namespace `mnt` (-1: ours).  A vfork child has a
+ * working directory and a mount namespace of its own.
  */
-static long nsrun_fsconfig_in(int dir, int fd, unsigned cmd, const char *key, const char *value)
+static long nsrun_fsconfig_in(int dir, int mnt, int fd, unsigned cmd, const char *key, const char *value)
 {
 	volatile long r = 0;
 	int status;
 	pid_t pid;
 
-	if (dir < 0)
+	if (dir < 0 && mnt < 0)
 		return nsrun_fsconfig(fd, cmd, key, value);
 	pid = vfork();
 	if (pid == 0) {
-		r = fchdir(dir) < 0 ? -errno : nsrun_fsconfig(fd, cmd, key, value);
+		if ((mnt >= 0 && setns(mnt, CLONE_NEWNS) < 0) || (dir >= 0 && fchdir(dir) < 0))
+			r = -errno;
+		else
+			r = nsrun_fsconfig(fd, cmd, key, value);
 		_exit(0);
 	}
 	if (pid < 0)
@@ -380,14 +513,51 @@ static long nsrun_fsmount(int fd, unsigned attrs)
 	return result(syscall(SYS_fsmount, fd, 1 /* FSMOUNT_CLOEXEC */, attrs));
 }
 
+struct apart {
+	const int *trees;
+	int n, fd;
+	long error;
+};
+
+static int attach_apart(void *arg)
+{
+	struct apart *a = arg;
+
+	a->error = result(unshare(CLONE_NEWNS));
+	if (a->error >= 0)
+		a->error = result(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+	for (int i = 0; i < a->n && a->error >= 0; i++)
+		a->error = result(syscall(SYS_move_mount, a->trees[i], "", AT_FDCWD, "/sys", 4 /* MOVE_MOUNT_F_EMPTY_PATH */));
+	if (a->error >= 0) {
+		a->fd = open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC);
+		a->error = a->fd < 0 ? -errno : 0;
+	}
+	return 0;
+}
+
+/*
+ * A mount namespace that nobody is in, in which these detached trees are attached: before Linux 6.15 an overlay takes no
+ * layer from a mount that is attached nowhere.  They are stacked on one directory: nobody looks them up by name.
+ */
+static long nsrun_attach_apart(const int *trees, int n)
+{
+	struct apart a = {.trees = trees, .n = n, .fd = -1};
+	long child = spawn(attach_apart, &a, CLONE_FILES, NULL, -1);
+
+	if (child < 0)
+		return child;
+	waitpid((pid_t)child, NULL, 0);
+	return a.error < 0 ? a.error : a.fd;
+}
+
 static long nsrun_open_tree(int dir, const char *path, unsigned flags)
 {
 	return result(syscall(SYS_open_tree, dir, path, flags));
 }
 
-static long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation)
+static long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation, int userns)
 {
-	uint64_t attr[4] = {set, clear, propagation, 0}; /* struct mount_attr */
+	uint64_t attr[4] = {set, clear, propagation, userns >= 0 ? (uint64_t)userns : 0}; /* struct mount_attr */
 	return result(syscall(SYS_mount_setattr, fd, "", flags | AT_EMPTY_PATH, attr, sizeof attr));
 }
 

@@ -13,8 +13,10 @@ ffi = FFI()
 ffi.cdef(
     """
     typedef struct {
+        int user_fd;            /* a user namespace to join first; -1: none */
         int join_fd;            /* setns(join_fd, join_flags) before the clone; -1: none */
         int join_flags;
+        int one_way;            /* a helper joins and clones: nobody comes back from a user namespace */
         int clone_flags;        /* CLONE_NEW… for namespaces made with the process */
         int cgroup;             /* directory of the cgroup it is born in; -1: the caller's */
         int program;            /* nsrun-init: a sealed memfd */
@@ -33,19 +35,23 @@ ffi.cdef(
         int monitor_pid;        /* out */
         int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore */
         int error;              /* out: what the intermediate child met, -errno */
+        int nest;               /* for itself */
     } nsrun_launch;
 
     long nsrun_do_launch(nsrun_launch *);
-    long nsrun_new_netns(void);
+    long nsrun_new_netns(int user_fd);
+    long nsrun_spawn_userns(int uid, int gid, int *hold);
+    long nsrun_enter_userns(int fd);
     long nsrun_enter_netns(int fd);
     long nsrun_pidfd_open(int pid);
     long nsrun_pidfd_send_signal(int fd, int sig);
     long nsrun_fsopen(const char *type);
     long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *value);
-    long nsrun_fsconfig_in(int dir, int fd, unsigned cmd, const char *key, const char *value);
+    long nsrun_fsconfig_in(int dir, int mnt, int fd, unsigned cmd, const char *key, const char *value);
     long nsrun_fsmount(int fd, unsigned attrs);
+    long nsrun_attach_apart(const int *trees, int n);
     long nsrun_open_tree(int dir, const char *path, unsigned flags);
-    long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation);
+    long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation, int userns);
     long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve);
     long nsrun_fs_magic(int fd);
     long nsrun_sealed_memfd(const char *name, const char *data, size_t size);

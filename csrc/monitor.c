@@ -13,6 +13,8 @@
  *     listen=FD        SOCK_SEQPACKET of `nsrun attach`
  *     go=FD            one byte from here once nsrun has committed; without it the member was never ours
  *     status=FD        gets {"event":"exited",…}
+ *     lead=FD          gets the exit status in decimal: the nsrun that waits outside of the pod's cgroup (csrc/door.c)
+ *     follow=FD        we are that one: pass signals on to pidfd=FD, end as it says
  *     cap=BYTES        the log is rotated at this size
  *     delay=MS         wait this long before PROGRAM (see restart) unless the member ran for 10 s
  *   PROGRAM is executed when the member has ended, with its exit status as last argument: nsrun itself, to
@@ -44,7 +46,7 @@ struct winsize_ {
 };
 
 static int pidfd = -1, out = -1, err = -1, in = -1, tty = -1, dir = -1, cgroup = -1, parent = -1;
-static int signals = -1, listener = -1, go = -1, status_fd = -1, foreground, use_stdin, log_fd = -1;
+static int signals = -1, listener = -1, go = -1, status_fd = -1, lead = -1, follow = -1, foreground, use_stdin, log_fd = -1;
 static long log_cap = 16 << 20, log_size, delay;
 static const char *cgroup_name;
 static char **program;
@@ -351,6 +353,35 @@ static void record(int code)
 	}
 }
 
+/*
+ * In the foreground of a pod that was entered by its door, the monitor is another process: its exit status comes
+ * through a socket, the last one counts, and the end of file is the end (of what follows the member's, too).
+ */
+static int follow_monitor(void)
+{
+	int code = 128 + SIGKILL; /* it was killed */
+
+	for (;;) {
+		struct pollfd p[2] = {{follow, POLLIN, 0}, {signals, POLLIN, 0}};
+		if (SYS5(ppoll, p, 2, NULL, NULL, 0) < 0)
+			continue;
+		if (p[1].revents) {
+			struct signalfd_siginfo si;
+			if (SYS3(read, signals, &si, sizeof si) == sizeof si)
+				SYS4(pidfd_send_signal, pidfd, si.ssi_signo, NULL, 0);
+		}
+		if (p[0].revents) {
+			long n = SYS3(read, follow, buf, sizeof buf - 1);
+			if (n <= 0)
+				return code;
+			buf[n] = 0;
+			code = (int)str_num(buf, code);
+			if (lead >= 0)
+				SYS3(write, lead, buf, n);
+		}
+	}
+}
+
 static int asked_to_stop(void)
 {
 	return dir >= 0 && SYS3(faccessat, dir, "stop", 0) == 0;
@@ -363,6 +394,8 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 
 	if (raw)
 		SYS3(ioctl, 0, TCSETSW, &saved);
+	if (lead >= 0)
+		SYS3(write, lead, text, put_num(text, (unsigned long)code, 1) - text);
 	if (program) {
 		struct timespec pause = {delay / 1000, delay % 1000 * 1000000};
 		struct pollfd told = {signals, POLLIN, 0};
@@ -376,6 +409,7 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 		argv[n] = text;
 		argv[n + 1] = NULL;
 		SYS3(close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
+		SYS3(fcntl, lead, F_SETFD, 0); /* what follows is waited for, too */
 		sys_sigmask(SIG_SETMASK_, 0);
 		SYS3(execve, argv[0], argv, envp);
 	}
@@ -389,7 +423,8 @@ static void option(const char *arg)
 		int *value;
 	} ints[] = {{"pidfd=", &pidfd}, {"out=", &out}, {"err=", &err}, {"in=", &in}, {"tty=", &tty}, {"dir=", &dir},
 	            {"cgroup=", &cgroup}, {"parent=", &parent}, {"listen=", &listener}, {"go=", &go},
-	            {"status=", &status_fd}, {"foreground=", &foreground}, {"stdin=", &use_stdin}};
+	            {"status=", &status_fd}, {"foreground=", &foreground}, {"stdin=", &use_stdin},
+	            {"lead=", &lead}, {"follow=", &follow}};
 	for (unsigned i = 0; i < sizeof ints / sizeof *ints; i++)
 		if (str_after(arg, ints[i].key))
 			*ints[i].value = (int)str_num(str_after(arg, ints[i].key), -1);
@@ -420,9 +455,11 @@ int main(int argc, char **argv, char **envp)
 		say("nsrun-monitor: started by nsrun, not by hand (see nsrun explain join)\n");
 		return 2;
 	}
-	SYS5(prctl, 15 /* PR_SET_NAME */, "nsrun-monitor", 0, 0, 0);
+	SYS5(prctl, 15 /* PR_SET_NAME */, follow >= 0 ? "nsrun-follow" : "nsrun-monitor", 0, 0, 0);
 	sys_sigmask(SIG_SETMASK_, blocked);
 	signals = (int)SYS4(signalfd4, -1, &passed, sizeof passed, O_CLOEXEC);
+	if (follow >= 0)
+		return follow_monitor();
 	if (dir >= 0)
 		open_log();
 	if (foreground)

@@ -1,7 +1,7 @@
 /*
- * sys.h: the part of a C library that three small static programs need.
+ * sys.h: the part of a C library that small static programs need.
  *
- * pause, nsrun-init and nsrun-monitor are linked without libc: what stays resident is one page of
+ * They are linked without libc: what stays resident is one page of
  * text and one of stack, nothing can be loaded after a namespace was entered (no NSS, no locale, no
  * LD_*), and every function below is one system call that returns what the kernel returned: a value,
  * or -errno.  x86-64 and aarch64.
@@ -181,6 +181,19 @@ typedef uint64_t sigbits;
 static inline long sys_sigmask(int how, sigbits set)
 {
 	return SYS4(rt_sigprocmask, how, &set, NULL, sizeof set);
+}
+
+/* A caught or ignored signal of the caller must not become the member's: reset all. */
+static inline void default_signals(void)
+{
+	struct {
+		void *handler;
+		unsigned long flags;
+		void *restorer;
+		sigbits mask;
+	} dfl = {0};
+	for (int sig = 1; sig <= 64; sig++)
+		SYS4(rt_sigaction, sig, &dfl, NULL, sizeof(sigbits));
 }
 
 #endif

@@ -39,10 +39,25 @@ def timestamp() -> str:
 
 
 def need_root() -> None:
-    if os.geteuid() != 0:
+    if os.geteuid():
         raise BadInput(
             "needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN) to make and join namespaces, mounts and images",
             hint="sudo nsrun …",
+        )
+
+
+def _may(state: State, pod: dict[str, Any]) -> dict[str, Any]:
+    """The pod; BadInput unless we are root or its owner."""
+    if state.uid and not pod.get("user"):
+        need_root()
+    return pod
+
+
+def _not_as_parent(state: State, pod: dict[str, Any], how: dict[str, Any]) -> None:
+    if how.get("fds") and pod.get("user") and state.uid:
+        raise BadInput(
+            "in a pod with a user namespace this process can't be the parent of members",
+            hint="detach=True; or the command line: nsrun join, nsrun exec",
         )
 
 
@@ -68,19 +83,24 @@ def _host_resolv_conf() -> str:
 
 def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     """The plan of `pod create`, nothing done."""
+    from nsrun import userns
     from nsrun.host import cgroup
     from nsrun.plan.pod import pod_plan
 
     name = check_name("pause" if options.get("name") is None else options["name"], "pod")
     ident = ident or new_id()
-    facts = {
+    owner = userns.owner_of(options.get("owner"), dict(os.environ)) if not state.uid else userns.User(str(state.uid))
+    facts: dict[str, Any] = {
         "id": ident,
         "created": timestamp() if ident != NO_ID else "",
         "cgroup": cgroup.pod_path(name, ident),
         "resolv_conf": _host_resolv_conf(),
-        "owner": "root",
+        "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
     }
+    if owner:
+        facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
+        facts.update({"by_root": not state.uid, "groups": owner.groups})
     return pod_plan(specs.pod_spec({**options, "name": name}, facts))
 
 
@@ -92,8 +112,8 @@ def create_pod(
     `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
     interrupt never looks like a failure of what has succeeded.
     """
-    plan = plan_pod(state, options)
     need_root()
+    plan = plan_pod(state, options)
     run = Run(plan, state)
     try:
         run.execute()
@@ -126,6 +146,18 @@ def check_rootfs(path: str) -> str:
     if real == "/":
         raise BadInput("rootfs / is the host itself", hint="leave --rootfs out to run on the host's own filesystem")
     return real
+
+
+def _check_owner(root: str, pod: dict[str, Any]) -> None:
+    """A rootfs whose ids mean nothing in the pod would be nobody's there; an ordinary user can't map it."""
+    from nsrun.userns import inside
+
+    st = os.stat(root)
+    if inside(pod["user"]["maps"]["uid"], st.st_uid) < 0:
+        raise BadInput(
+            f"rootfs {root!r} belongs to uid {st.st_uid} of this machine: in a pod of {pod['owner']}'s its files would be nobody's",
+            hint="sudo nsrun join maps its ids; or take an image of your own: nsrun image load FILE, then --image",
+        )
 
 
 def read_small(root: str, path: str) -> str:
@@ -250,10 +282,12 @@ def plan_join(
         "image": image and {"Entrypoint": [], **image["process"]},
         **_accounts(root, image),
         "environ": os.environ,
-        "cgroup": f"{group}/m-{name}" if group else "",
+        "cgroup": f"{group}/{'root' if pod.get('user') and not state.uid else 'm'}-{name}" if group else "",
         "cgroup_v2": bool(group) or bool(cgroup.mount_point()),
     }
     document = specs.member_spec({**options, "env": env}, facts)
+    if pod.get("user") and state.uid and not image and root != "/":
+        _check_owner(root, pod)
     for number, mount in enumerate(document["mounts"]):
         if mount["type"] == "volume":
             mount["source"] = (
@@ -289,7 +323,15 @@ def plan_join(
     if again:
         note["created"] = again["created"]
     profile = _set_filter(document, bundle, options)
-    how = {**how, "again": bool(again), "layers": layers, "staging": state.upper(ident), "profile": profile}
+    door = state.door(pod) if pod.get("user") and state.uid else ""
+    how = {
+        **how,
+        "again": bool(again),
+        "layers": layers,
+        "staging": state.upper(ident),
+        "profile": profile,
+        "door": door,
+    }
     return join_plan(document, pod, note, how)
 
 
@@ -369,9 +411,11 @@ def _join(
     last: bool,
 ) -> dict[str, Any]:
     detach, background = how["detach"], how["background"]
-    plan = plan_join(state, pod, options, how)
-    need_root()
+    note = _may(state, state.pod(pod))
+    _not_as_parent(state, note, how)
+    plan = plan_join(state, pod, options, how, note)
     run = Run(plan, state)
+    run.lead = (again or {}).get("lead", -1)
     document = plan.facts["spec"]
     note = plan.steps[0].note if not again else {}  # type: ignore[attr-defined]
     if again:
@@ -458,10 +502,19 @@ def explain_exec(error: StepError, root: str) -> NsrunError:
 # ---- exec --------------------------------------------------------------------------------------------------
 
 
+def _pod_of(state: State, member: str) -> dict[str, Any]:
+    """The note of a member's pod, which may be dead when the member has a PID namespace of its own."""
+    note = state.member(member)
+    pod = state.read("pods", note["pod"])
+    return pod if pod and pod["id"] == note["pod_id"] else {"name": note["pod"]}
+
+
 def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) -> Plan:
     from nsrun.plan.member import exec_plan
 
-    note = state.member(member)
+    note, pod = state.member(member), _pod_of(state, member)
+    user = pod.get("user")
+    how = {**how, "user": user, "door": state.door(pod) if user and state.uid else ""}
     status, _ = state.member_status(note)
     if status not in ("running", "stopping"):
         raise UnknownError(
@@ -507,8 +560,10 @@ def execute(
     observe: Callable[[Run], None] | None = None,
 ) -> Run:
     """Executes a command in a running member.  With `fds` the caller is the parent, else this process becomes the monitor."""
-    plan = plan_exec(state, member, options, {"interactive": options.get("interactive"), "fds": fds})
-    need_root()
+    pod = _may(state, _pod_of(state, member))
+    how = {"interactive": options.get("interactive"), "fds": fds}
+    _not_as_parent(state, pod, how)
+    plan = plan_exec(state, member, options, how)
     run = Run(plan, state)
     run.monitor_options = {"foreground": 1, "stdin": int(bool(options.get("interactive"))), "own_cgroup": False}
     if observe:

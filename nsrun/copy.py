@@ -43,8 +43,10 @@ def copy_tree(directory: int, target: str) -> None:
         os.close(source)
 
 
-def seed_volume(root: int, path: str, target: str, staging: str) -> None:
+def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int, int]) -> None:
     """Makes the volume `target` with what the root has at `path` (nothing, if it has nothing), whole or not at all.
+
+    `ids`: uid and gid of a volume that the root knows nothing of.
 
     KernelError: ENOTDIR (a file is there), ELOOP (a symlink is on the way).
     """
@@ -53,6 +55,7 @@ def seed_volume(root: int, path: str, target: str, staging: str) -> None:
     os.makedirs(staging, 0o755)
     try:
         os.chmod(staging, 0o755)
+        os.chown(staging, *ids)
         try:
             flags = os.O_RDONLY | os.O_DIRECTORY
             source = kernel.open_in_root(root, path, flags, RESOLVE_NO_SYMLINKS)

@@ -15,7 +15,7 @@ from nsrun.errors import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
 CLONE_NEWNS = 0x00020000
@@ -39,6 +39,7 @@ MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
+MOUNT_ATTR_IDMAP = 0x100000
 MS_PRIVATE = 1 << 18
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE, AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x8000, 0x1000
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 2, 16
@@ -60,6 +61,7 @@ MOUNT_ATTRS = {
     "MOUNT_ATTR_NODEV": 4,
     "MOUNT_ATTR_NOEXEC": 8,
     "MOUNT_ATTR_NOATIME": 16,
+    "MOUNT_ATTR_IDMAP": MOUNT_ATTR_IDMAP,
 }
 
 
@@ -94,8 +96,10 @@ def mount_new(fstype: str, options: Sequence[tuple[str, str]], attrs: int) -> in
         os.close(fs)
 
 
-def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0) -> int:
+def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0, mnt: int = -1) -> int:
     """A detached overlay mount of directories by descriptor, `lowers` from the top down; read-only without `upper`.
+
+    `mnt`: the mount namespace that has the lowers (attach_apart); -1: ours.
 
     https://docs.kernel.org/filesystems/overlayfs.html.  By descriptor: no `:` or `,` of a name is special, and the
     256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5.
@@ -104,11 +108,20 @@ def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int =
     # before 6.5 overlayfs collects options unread, and tells of a wrong one when the mount is made, in the kernel's log
     if len(lowers) > 1 and lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") >= 0:
         os.close(fs)
-        return overlay_at_once(lowers, upper, work, attrs)
-    return _overlay(fs, lowers, upper, work, attrs)
+        return overlay_at_once(lowers, upper, work, attrs, mnt)
+    return _overlay(fs, lowers, upper, work, attrs, -1, mnt)
 
 
-def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0) -> int:
+def attach_apart(trees: Sequence[int]) -> int:
+    """A mount namespace that nobody is in, with these detached trees in it.
+
+    Before Linux 6.15 an overlay takes no layer from a mount that is attached nowhere: EINVAL.
+    """
+    numbers = ffi.new("int[]", list(trees))
+    return _check(lib.nsrun_attach_apart(numbers, len(trees)), "unshare(CLONE_NEWNS); move_mount")
+
+
+def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0, mnt: int = -1) -> int:
     """The same with all lower layers in one string, for kernels before 6.5: 128 names of one byte are 255 bytes.
 
     The names are links in a tmpfs that is attached nowhere; a child that works there makes the calls.
@@ -121,20 +134,25 @@ def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attr
         for name, fd in zip(names, lowers, strict=False):
             os.symlink(f"/proc/{os.getpid()}/fd/{fd}", name.encode("latin-1"), dir_fd=directory)
         fs = _check(lib.nsrun_fsopen(b"overlay"), 'fsopen("overlay")')
-        return _overlay(fs, ":".join(names[: len(lowers)]), upper, work, attrs, directory)
+        return _overlay(fs, ":".join(names[: len(lowers)]), upper, work, attrs, directory, mnt)
     finally:
         os.close(directory)
 
 
-def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs: int, directory: int = -1) -> int:
+def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs: int, directory: int, mnt: int) -> int:
     """Mounts and closes `fs`.  `lowers` are descriptors, or one string of names in `directory`."""
     try:
 
         def set(key: str, value: str) -> None:
             text = f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")'
-            _check(lib.nsrun_fsconfig_in(directory, fs, 1, key.encode(), value.encode("latin-1")), text)
+            _check(lib.nsrun_fsconfig_in(directory, mnt, fs, 1, key.encode(), value.encode("latin-1")), text)
 
         set("source", "nsrun")
+        plain = in_userns()
+        if (
+            plain
+        ):  # its marks are user.overlay.*, because trusted.* is the machine's; directories are never redirected then
+            _check(lib.nsrun_fsconfig(fs, 0, b"userxattr", ffi.NULL), 'fsconfig(fs, FSCONFIG_SET_FLAG, "userxattr")')
         if isinstance(lowers, str) or len(lowers) == 1:
             set("lowerdir", lowers if isinstance(lowers, str) else f"/proc/self/fd/{lowers[0]}")
         else:
@@ -144,9 +162,11 @@ def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs:
             set("upperdir", f"/proc/self/fd/{upper}")
             set("workdir", f"/proc/self/fd/{work}")
             # a layer that is made here is read later, below others: it must be whole, whatever the module's defaults
-            for key in ("metacopy", "redirect_dir", "index"):
+            for key in ("metacopy", "index", *(() if plain else ("redirect_dir",))):
                 set(key, "off")
-        _check(lib.nsrun_fsconfig_in(directory, fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("overlay", FSCONFIG_CMD_CREATE)')
+        _check(
+            lib.nsrun_fsconfig_in(directory, mnt, fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("overlay", FSCONFIG_CMD_CREATE)'
+        )
         return _check(lib.nsrun_fsmount(fs, attrs), f"fsmount(fs, FSMOUNT_CLOEXEC, {flag_names(attrs, MOUNT_ATTRS)})")
     finally:
         os.close(fs)
@@ -159,10 +179,13 @@ def open_tree(path: str, recursive: bool = False, dir_fd: int = -100) -> int:
     return _check(lib.nsrun_open_tree(dir_fd, os.fsencode(path), flags), text)
 
 
-def mount_setattr(fd: int, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False) -> None:
-    """mount_setattr(2) (Linux 5.12) on a detached mount."""
+def mount_setattr(
+    fd: int, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False, userns: int = -1
+) -> None:
+    """mount_setattr(2) (Linux 5.12) on a detached mount.  With `userns`: id 0 of the files is shown as that namespace's 0."""
+    set |= MOUNT_ATTR_IDMAP if userns >= 0 else 0
     text = f'mount_setattr(fd, "", AT_EMPTY_PATH, {flag_names(set, MOUNT_ATTRS)})'
-    _check(lib.nsrun_mount_setattr(fd, AT_RECURSIVE if recursive else 0, set, clear, propagation), text)
+    _check(lib.nsrun_mount_setattr(fd, AT_RECURSIVE if recursive else 0, set, clear, propagation, userns), text)
 
 
 def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, resolve: int = 0) -> int:
@@ -187,9 +210,40 @@ def channel() -> tuple[int, int]:
     return two[0], two[1]
 
 
-def new_netns() -> int:
-    """A descriptor of a new network namespace that nobody is in; the caller stays where it is."""
-    return _check(lib.nsrun_new_netns(), "unshare(CLONE_NEWNET)")
+def new_netns(user_fd: int = -1) -> int:
+    """A descriptor of a new network namespace that nobody is in, owned by a user namespace (ours): a child makes it."""
+    return _check(lib.nsrun_new_netns(user_fd), "unshare(CLONE_NEWNET)")
+
+
+def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None]) -> int:
+    """A descriptor of a new user namespace that nobody is in; user_namespaces(7).
+
+    It belongs to `owner` (uid, gid; None: to us).  `write_maps(pid)` is called while a process of it waits.
+    ENOSPC: /proc/sys/user/max_user_namespaces is reached.  EPERM: something forbids them (nsrun doctor).
+    """
+    hold = ffi.new("int *")
+    uid, gid = owner or (-1, -1)
+    pid = _check(lib.nsrun_spawn_userns(uid, gid, hold), "unshare(CLONE_NEWUSER)")
+    try:
+        write_maps(pid)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(hold[0])
+        os.waitpid(pid, 0)
+
+
+def enter_userns(fd: int) -> None:
+    """This process is in that user namespace from now on, in a mount tree of its own; only with a single thread, and for good.
+
+    `fd`: of the namespace, or a pidfd of a process in it.  EPERM: it belongs to somebody else.
+    """
+    _check(lib.nsrun_enter_userns(fd), "setns(fd, CLONE_NEWUSER); unshare(CLONE_NEWNS)")
+
+
+def in_userns() -> bool:
+    """Are we in another user namespace than the first?  (Its map is the identity; a map that only looks so does no harm.)"""
+    with open("/proc/self/uid_map", "rb", buffering=0) as file:
+        return file.read(4096).split() != [b"0", b"0", b"4294967295"]
 
 
 class inside_netns:
@@ -209,7 +263,7 @@ class inside_netns:
 
 
 _LAUNCH_STAGE = {
-    1: "open(/proc/thread-self/ns)",
+    1: "open(/proc/thread-self/ns), or the door's request",
     2: "setns(pod)",
     3: "clone3(nsrun-init)",
     4: "clone3(nsrun-monitor)",
@@ -232,6 +286,8 @@ def launch(
     join_flags: int = 0,
     clone_flags: int = 0,
     cgroup: int = -1,
+    user_fd: int = -1,
+    one_way: bool = False,
     monitor: int = -1,
     monitor_argv: Sequence[str] = (),
     monitor_keep: Sequence[int] = (),
@@ -239,6 +295,7 @@ def launch(
 ) -> tuple[int, int, int]:
     """Joins `join_fd`'s namespaces, clones `program` into them, leaves them again: (pid, pidfd, monitor's pid).
 
+    `user_fd`: a user namespace to join before; `one_way`: see csrc/kernel.c, needed for it.
     With `monitor`, that program becomes the parent instead of the caller and finds the pidfd at `pidfd_slot`.
     csrc/kernel.c tells the order.  ENOMEM from the clone means: the PID namespace's PID 1 is dead.
     """
@@ -248,6 +305,7 @@ def launch(
     env, _c = _strings([f"{k}={v}" for k, v in os.environ.items()] if monitor >= 0 else [])
     keeps, m_keeps = ffi.new("int[]", list(keep)), ffi.new("int[]", list(monitor_keep))
     launch.join_fd, launch.join_flags, launch.clone_flags = join_fd, join_flags, clone_flags
+    launch.user_fd, launch.one_way = user_fd, int(one_way or user_fd >= 0 or bool(join_flags & CLONE_NEWUSER))
     launch.cgroup, launch.program, launch.argv, launch.stdio = cgroup, program, args, list(stdio)
     launch.keep, launch.n_keep = keeps, len(keep)
     launch.monitor, launch.monitor_argv, launch.monitor_envp = monitor, m_args, env
@@ -256,6 +314,28 @@ def launch(
     if result < 0:
         raise KernelError(-result, _LAUNCH_STAGE.get(launch.failed, "launch"))
     return launch.pid, launch.pidfd, launch.monitor_pid
+
+
+def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int]:
+    """Sends a launch to nsrun-door (csrc/door.c): (pid, monitor's pid).  The first descriptor is the request."""
+    import _socket
+    from errno import E2BIG, ECONNRESET
+    from struct import pack, unpack
+
+    if len(fds) > 250:
+        raise KernelError(E2BIG, f"sendmsg(door, SCM_RIGHTS): {len(fds)} descriptors, 250 are possible: fewer volumes")
+    sock = _socket.socket(fileno=os.dup(door))
+    try:
+        sock.sendmsg([b"L"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"={len(fds)}i", *fds))])
+        data = sock.recv(16)
+    finally:
+        sock.close()
+    if len(data) != 16:
+        raise KernelError(ECONNRESET, "recv(door)")
+    pid, monitor, failed, error = unpack("=4i", data)
+    if error < 0:
+        raise KernelError(-error, _LAUNCH_STAGE.get(failed, "launch"))
+    return pid, monitor
 
 
 def replace_process(program: int, argv: Sequence[str]) -> NoReturn:

@@ -359,7 +359,7 @@ def end_pod(state: State, note: Note, signal: int) -> None:
     from nsrun.host import cgroup
 
     cgroup.remove_empty(state)
-    if note["network"]["mode"] == "bridge":
+    if note["network"]["mode"] == "bridge" and not state.uid:
         from nsrun.host import net
 
         net.remove_idle_bridge(state)
@@ -445,8 +445,11 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
 # ---- the monitor calls back --------------------------------------------------------------------------------
 
 
-def ended(state: State, name: str, code: int) -> int:
-    """What follows the end of a member with --restart or --rm; we are its former monitor.  Its exit status."""
+def ended(state: State, name: str, code: int, lead: int = -1) -> int:
+    """What follows the end of a member with --restart or --rm; we are its former monitor.  Its exit status.
+
+    `lead`: the nsrun in the foreground that waits for us, when we were forked by the pod's door.
+    """
     note = state.read("members", name)
     if note is None:
         return code
@@ -470,7 +473,7 @@ def ended(state: State, name: str, code: int) -> int:
     except FileNotFoundError:
         pass
     try:
-        api.join(state, note["pod"], options, again=note)
+        api.join(state, note["pod"], options, again={**note, "lead": lead})
     except Exception:
         # what it was goes back to being true: it has ended, with this status
         state.save("members", name, note)

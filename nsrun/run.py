@@ -70,6 +70,7 @@ class Run:
         self.pid = self.pidfd = self.monitor_pid = -1
         self.monitor_options: dict[str, Any] = {}
         self.after: list[str] = []
+        self.lead = -1  # who waits for us, when we follow a member's end in a door's stead
         self.before_handover: Callable[[], None] = lambda: None
         self.timing: list[tuple[int, float]] = []
         self._channel = -1
@@ -120,7 +121,8 @@ class Run:
         except BaseException as error:
             self._undo(done)
             if isinstance(error, Failed):
-                index = [n for n, s in enumerate(steps, 1) if s.phase == INIT][error.index]
+                inits = [n for n, s in enumerate(steps, 1) if s.phase == INIT]
+                index = inits[min(error.index, len(inits) - 1)]  # the owner of a pod could have written the record
                 step = steps[index - 1]
                 failure = StepError(
                     index,
@@ -179,6 +181,9 @@ class Run:
             stdio = [self.fd(name) for name in self.stdio]
         else:
             stdio = [self.hold("null:fd", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))] * 3
+        if step.door:
+            self._through(step, document=program, channel=channel, stdio=stdio, inherited=inherited)
+            return
         extra: dict[str, Any] = {}
         if step.detach:
             go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -200,6 +205,7 @@ class Run:
             join_flags=step.join_flags,
             clone_flags=step.clone_flags,
             cgroup=self.fd("cgroup:dir"),
+            user_fd=self.fd(step.user) if step.user else -1,
             **extra,
         )
         if self.pidfd >= 0:
@@ -208,11 +214,75 @@ class Run:
             children.started.add(self.monitor_pid)
         elif self.plan.facts.get("ready"):
             children.started.add(self.pid)  # pause; a member without a monitor is the caller's to wait for
+        self._await_ready()
+
+    def _await_ready(self) -> None:
         # What the child has, we must not keep open: end of file has to mean that it is gone.
-        self.close("channel:init", "plan:fd", "in:read", "out:write", "err:write", "tty:slave", "go:read")
+        self.close(
+            "channel:init", "plan:fd", "in:read", "out:write", "err:write", "tty:slave", "go:read", "lead:theirs"
+        )
         kind = self._hear()
         if kind != "W":
             raise KernelError(ESRCH, "nsrun-init ended before it was ready")
+
+    def _through(self, step: Launch, document: int, channel: int, stdio: list[int], inherited: set[int]) -> None:
+        """The same by the pod's door (csrc/door.c): it forks the monitor, whose child nsrun-init becomes."""
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        self.hold("go:read", go_read), self.hold("go:write", go_write)
+        slot = self.hold("pidfd:slot", os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        monitor_stdio = [-1, -1, -1]
+        extra = {"pidfd": "pidfd:slot", "go": "go:read"}
+        if not step.detach:
+            ours, theirs = kernel.channel()
+            self.hold("lead:ours", ours), self.hold("lead:theirs", theirs)
+            extra["lead"] = "lead:theirs"
+            monitor_stdio = [0, 1, 2]
+            if self.after:
+                self.after += ["--lead", str(theirs)]
+        words, monitor_keep = self.monitor_arguments(extra)
+        monitor_keep.remove(slot)
+        keep = sorted(inherited | {document, channel})
+        roles = [
+            step.join_flags,
+            step.clone_flags,
+            self.fd("cgroup:dir"),
+            self.fd("init:fd"),
+            self.fd("monitor:fd"),
+            slot,
+        ]
+        sent = sorted({*keep, *monitor_keep, *stdio, *monitor_stdio, self.fd(step.join), *roles[2:5]} - {-1})
+        request = struct.pack("=4s7i", b"NSD1", self.fd(step.join), *roles)
+        request += struct.pack("=6i", *stdio, *monitor_stdio)
+        for numbers in (sent, keep, monitor_keep):
+            request += struct.pack(f"=I{len(numbers)}i", len(numbers), *numbers)
+        for strings in (
+            ["nsrun-init", str(document), str(channel)],
+            words,
+            [f"{k}={v}" for k, v in os.environ.items()],
+        ):
+            text = b"".join(os.fsencode(word) + b"\0" for word in strings)
+            request += struct.pack("=I", len(text)) + text
+        memory = self.hold("request:fd", kernel.sealed_memfd("request", request))
+        self.pid, self.monitor_pid = kernel.ask_door(self.fd(step.door), [memory, *sent])
+        self.close("request:fd")
+        self.pidfd = self.hold("member:pidfd", kernel.pidfd_open(self.pid))
+        self.hold("monitor:pidfd", kernel.pidfd_open(self.monitor_pid))
+        self._await_ready()
+
+    def open_door(self, words: list[str], listener: int, directory: str, forward: tuple[str, ...]) -> None:
+        """Starts nsrun-door in a cgroup of its own below the pod's."""
+        from nsrun.host import cgroup
+
+        place = cgroup.make(f"{directory}/door" if directory else "", {})
+        if place >= 0:
+            self.hold("door:cgroup", place)
+        null = self.hold("door:null", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        words = ["nsrun-door", *words, *(["--", *forward] if forward else [])]
+        pid, pidfd, _ = kernel.launch(
+            self.fd("door:program"), words, stdio=[null] * 3, keep=[listener, self.pidfd], cgroup=place
+        )
+        self.hold("door:pidfd", pidfd)
+        children.started.add(pid)
 
     def _hear(self) -> str:
         """The next record of nsrun-init: its kind, "" at end of file; Failed for an 'E'."""
@@ -222,7 +292,7 @@ class Run:
             if chr(kind) == "E":
                 raise Failed(index, errno, os.fsdecode(data[12:]))
             return chr(kind)
-        return data.decode()
+        return data.decode("ascii", "replace")
 
     def release(self) -> None:
         """Lets the program start.  From here on an interrupt is the member's, not ours."""
@@ -253,6 +323,14 @@ class Run:
                 kernel.pidfd_send_signal(self.pidfd, 9)
             except KernelError:
                 pass  # it is dead already, which is what we want
+        if "monitor:pidfd" in self.handles:  # not our children
+            from select import poll
+
+            for name in ("member:pidfd", "monitor:pidfd"):
+                poller = poll()
+                poller.register(self.fd(name), 1)
+                poller.poll(2000)
+            return
         for pid in (self.pid if self.pidfd >= 0 else -1, self.monitor_pid):
             if pid > 0:
                 try:
@@ -301,10 +379,18 @@ class Run:
         return words + (["--", *self.after] if self.after else []), keep
 
     def hand_over(self, detach: bool) -> None:
-        if detach:
+        door = "monitor:pidfd" in self.handles
+        if detach or door:
             os.write(self.fd("go:write"), b"G")
+        if detach:
             return
         self.before_handover()
+        if door:
+            words = [f"follow={self.fd('lead:ours')}", f"pidfd={self.fd('monitor:pidfd')}"]
+            words += [f"lead={self.lead}"] if self.lead >= 0 else []
+            for name in ("lead:ours", "monitor:pidfd"):
+                os.set_inheritable(self.fd(name), True)
+            kernel.replace_process(self.fd("monitor:fd"), ["nsrun-monitor", *words])
         words, keep = self.monitor_arguments({"pidfd": "member:pidfd"})
         for fd in keep:
             os.set_inheritable(fd, True)

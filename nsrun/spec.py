@@ -143,6 +143,10 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             )
 
     mounts = default_mounts(host_root, terminal, options.get("ipc") == "own")
+    net = options.get("net") or "pod"
+    if facts["pod"].get("user") and (net == "host" or (net == "pod" and facts["pod"]["network"]["mode"] == "host")):
+        # sysfs shows a network namespace, and only who owns that may mount it
+        mounts = [m for m in mounts if not m["destination"].startswith("/sys")]
     if not facts.get("cgroup_v2", True):
         mounts = [m for m in mounts if m["type"] != "cgroup2"]
     own = {m["destination"] for m in mounts}
@@ -214,7 +218,8 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
 
 
 def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """What a pod is.  facts: "id", "created", "cgroup", "resolv_conf" (the host's), "owner"."""
+    """What a pod is.  facts: "id", "created", "cgroup", "resolv_conf" (the host's), "owner" (a name); of an owned
+    pod "user" ({uid, gid, maps}), "groups" (the owner's), "by_root" (is root making it)."""
     name = options.get("name") or "pause"
     mode = options.get("network") or "bridge"
     if mode not in ("bridge", "none", "host"):
@@ -276,6 +281,7 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "id": facts["id"],
         "created": facts["created"],
         "owner": facts["owner"],
+        **{key: facts[key] for key in ("user", "by_root", "groups") if facts.get("user")},
         "hostname": hostname,
         "network": network,
         "ports": ports,

@@ -8,8 +8,12 @@ as long as pause lives; whatever a note says, it is believed only after the kern
     RUN/tmp/PID.START…/         a claim in the making; renamed into place, so a name is taken by one rename
     LIB/upper/ID/{upper,work}   what a member wrote over its rootfs
     LIB/volumes/NAME            named volumes
+    OWNED/UID/NAME.json, .door  of a pod that root made for a user: root writes, she reads
 
-RUN is /run/nsrun, LIB /var/lib/nsrun; --root DIR or NSRUN_ROOT moves both (DIR/run, DIR/lib).
+RUN is /run/nsrun, LIB /var/lib/nsrun, OWNED /run/nsrun-owned; of a user, RUN and LIB are in her XDG directories.  --root DIR
+or NSRUN_ROOT moves all: DIR/run, DIR/lib, DIR/owned; of a user, DIR/users/UID/run and …/lib.
+
+Root and each user have notes of their own, and root never reads a user's: what it has to know of an owned pod, it wrote itself.
 """
 
 from __future__ import annotations
@@ -90,20 +94,52 @@ REQUIRED = {
 }
 
 
+def _runtime_directory(uid: int) -> str:
+    """XDG_RUNTIME_DIR, or where it would be; without a login session, a directory in /tmp that must be the user's own."""
+    named = os.environ.get("XDG_RUNTIME_DIR")
+    if named:
+        return named
+    if os.path.isdir(f"/run/user/{uid}"):
+        return f"/run/user/{uid}"
+    path = f"/tmp/nsrun-{uid}"
+    try:
+        st = os.lstat(path)
+    except FileNotFoundError:
+        return path
+    if st.st_uid != uid or st.st_mode & 0o170077 != 0o040000:
+        raise BadInput(f"{path} is not a directory of yours alone", hint="remove it, or set XDG_RUNTIME_DIR")
+    return path
+
+
+def allow(path: str, uid: int) -> None:
+    """Lets one user read and enter a directory of root's, and nobody else: acl(5), a group would hold others.
+
+    OSError EOPNOTSUPP: the file system has no ACLs.
+    """
+    from struct import pack
+
+    nobody = 0xFFFFFFFF
+    entries = ((1, 7, nobody), (2, 5, uid), (4, 0, nobody), (16, 5, nobody), (32, 0, nobody))
+    data = pack("<I", 2) + b"".join(pack("<HHI", *entry) for entry in entries)
+    os.setxattr(path, "system.posix_acl_access", data)
+
+
 class State:
     """The notes below one root directory."""
 
     def __init__(self, root: str = "") -> None:
         root = root or os.environ.get("NSRUN_ROOT", "")
+        self.uid = os.geteuid()  # whose notes these are; a process that has entered a user namespace is 0 of it
         if root:
             root = os.path.abspath(root)
-            self.run, self.lib = f"{root}/run", f"{root}/lib"
-        elif os.geteuid() == 0:
-            self.run, self.lib = "/run/nsrun", "/var/lib/nsrun"
+            base = f"{root}/users/{self.uid}" if self.uid else root
+            self.run, self.lib, owned = f"{base}/run", f"{base}/lib", f"{root}/owned"
         else:
-            runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-            data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-            self.run, self.lib = f"{runtime}/nsrun", f"{data}/nsrun"
+            self.run, self.lib, owned = "/run/nsrun", "/var/lib/nsrun", "/run/nsrun-owned"
+            if self.uid:
+                data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+                self.run, self.lib = f"{_runtime_directory(self.uid)}/nsrun", f"{data}/nsrun"
+        self.owned = f"{owned}/{self.uid}" if self.uid else owned
         self.root = root
         self._boot = ""
 
@@ -123,19 +159,44 @@ class State:
 
     def names(self, kind: str) -> list[str]:
         try:
-            return sorted(os.listdir(f"{self.run}/{kind}"))
+            found = set(os.listdir(f"{self.run}/{kind}"))
         except FileNotFoundError:
+            found = set()
+        if kind == "pods" and self.uid:
+            found.update(self._owned_names())
+        return sorted(found)
+
+    def _owned_names(self) -> list[str]:
+        """The living pods that root made for this user."""
+        try:
+            files = os.listdir(self.owned)
+        except OSError:  # none, or not hers to see
             return []
+        found = [file[:-5] for file in files if file.endswith(".json")]
+        return [name for name in found if self.alive((self.read("pods", name) or {}).get("pause"))]
 
     def read(self, kind: str, name: str, file: str = "note") -> Note | None:
+        note = self._load(self.path(kind, name, file), kind if file == "note" else "")
+        if note is None and kind == "pods" and self.uid and file == "note":
+            note = self._load(f"{self.owned}/{name}.json", kind)
+        return note
+
+    def _load(self, path: str, kind: str) -> Note | None:
         try:
-            with open(self.path(kind, name, file), encoding="utf-8") as stream:
+            with open(path, encoding="utf-8") as stream:
                 note = notes.loads(stream.read())
         except (OSError, ValueError):
             return None
-        if not isinstance(note, dict) or (file == "note" and not all(key in note for key in REQUIRED[kind])):
+        if not isinstance(note, dict) or (kind and not all(key in note for key in REQUIRED[kind])):
             return None
         return note
+
+    def door(self, note: Note) -> str:
+        """The socket through which the owner of this pod starts something in its cgroup (csrc/door.c)."""
+        if not self.uid:
+            return f"{self.owned}/{note['user']['uid']}/{note['name']}.door"
+        own = self.path("pods", note["name"], "door")
+        return own if os.path.exists(own) else f"{self.owned}/{note['name']}.door"
 
     def alive(self, holder: Any) -> bool:
         """Is this [pid, start time, boot id] a live process?"""
@@ -156,7 +217,7 @@ class State:
             return note
         live = [n for n in self.names("pods") if self._pod_alive(n)]
         known = "known pods: " + ", ".join(live) if live else "there are no pods"
-        known += "" if os.geteuid() == 0 else " of yours; for root's: sudo nsrun"
+        known += " of yours; for root's: sudo nsrun" if self.uid else ""
         if note:
             raise UnknownError(f"pod {name!r} is dead: its PID 1 has ended", hint=f"{known}; nsrun pod create {name}")
         raise UnknownError(f"no pod {name!r}", hint=f"{known}; nsrun pod create makes one")
@@ -241,9 +302,10 @@ class State:
         verb = "pod rm -f" if kind == "pods" else "rm -f"
         raise BadInput(f"{what} name {name!r} is taken", hint=f"choose another name, or: nsrun {verb} {name}")
 
-    def _write(self, path: str, note: Note) -> None:
-        fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def _write(self, path: str, note: Note, mode: int = 0o600) -> None:
+        fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
+            os.fchmod(fd, mode)  # whatever the umask
             data = notes.dumps(note).encode() + b"\n"
             while data:
                 data = data[os.write(fd, data) :]
@@ -257,7 +319,48 @@ class State:
     def forget_member(self, note: Note) -> None:
         """Removes a member's notes and what it wrote over its rootfs."""
         remove_tree(self.path("members", note["name"]))
-        remove_tree(self.upper(note["id"]))
+        self.remove_written(self.upper(note["id"]))
+
+    def remove_written(self, path: str) -> None:
+        """Removes a tree that members wrote; of a user, it holds files of ids that are hers only in a user namespace."""
+        remove_tree(path)
+        if self.uid and os.geteuid() and os.path.lexists(path):
+            from nsrun import userns
+
+            userns.call(self, "_remove", path)
+
+    def make_owned(self, uid: int) -> None:
+        """Root: the directory in which a user finds what root made for her; she reads it, nobody else does, nobody writes."""
+        path = f"{self.owned}/{uid}"
+        os.makedirs(self.owned, 0o711, exist_ok=True)
+        os.chmod(self.owned, 0o711)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            return
+        allow(path, uid)
+        if self.root:  # elsewhere the XDG directories are hers already
+            users = f"{self.root}/users"
+            os.makedirs(users, 0o711, exist_ok=True)
+            os.chmod(users, 0o711)
+            try:
+                os.mkdir(f"{users}/{uid}", 0o700)
+                os.chown(f"{users}/{uid}", uid, -1)
+            except FileExistsError:
+                pass
+
+    def show(self, note: Note) -> None:
+        """Root: the owner of a pod gets to read its note."""
+        self._write(f"{self.owned}/{note['user']['uid']}/{note['name']}.json", note, 0o644)
+
+    def disown(self, note: Note) -> None:
+        """Root: what the owner of a pod was shown goes."""
+        if note.get("user") and not self.uid:
+            for path in (f"{self.owned}/{note['user']['uid']}/{note['name']}.json", self.door(note)):
+                try:
+                    os.unlink(path)
+                except FileNotFoundError:
+                    pass
 
     def lock(self, name: str) -> int:
         """An exclusive flock(2) on RUN/NAME.lock; close the descriptor to let go.  It goes with its holder."""
@@ -304,7 +407,7 @@ class Sweeper:
             from nsrun.host import cgroup
 
             cgroup.remove_empty(state)
-        if os.path.exists("/proc/sys/net/ipv4/conf/nsrun0"):
+        if not state.uid and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0"):
             from nsrun.host import net
 
             pods = (state.read("pods", name) for name in state.names("pods")) if died else ()
@@ -325,7 +428,7 @@ class Sweeper:
             known = {note["id"] for name in state.names("members") if (note := state.read("members", name))}
             for ident in idents:
                 if ident not in known:
-                    remove_tree(state.upper(ident))
+                    state.remove_written(state.upper(ident))
                     self.removed.append(f"upper {ident}")
 
     def _pod(self, name: str) -> None:
@@ -340,13 +443,15 @@ class Sweeper:
                 if member and member.get("pod_id") == ident:
                     self._member(other, pod_dead=True)
             if note:
-                if note["network"].get("veth"):
+                if note["network"].get("veth") and not state.uid:
                     from nsrun.host import net
 
                     net.forget_pod(note)
                 cgroup.remove(note.get("cgroup", ""))
-            remove_tree(state.path("pods", name))
-            self.removed.append(f"pod {name}")
+                state.disown(note)
+            if os.path.isdir(state.path("pods", name)):  # what root wrote for an owner is root's to remove
+                remove_tree(state.path("pods", name))
+                self.removed.append(f"pod {name}")
 
     def _member(self, name: str, pod_dead: bool = False) -> None:
         """A member goes with its pod (unless it does not share the PID namespace and lives on), or when it never began."""

@@ -53,6 +53,10 @@ def main(words: Words | None = None) -> int:
             return text.general(general, command)
         state = State(general.get("root", ""))
         status_fd = _status_fd(options)
+        if command.name in _IN_USERNS and state.uid:
+            from nsrun import userns
+
+            userns.enter(state)
         code: int = _handler(command.name)(state, options, operands, rest, general)
         if command.name not in ("exec", "explain", "help", "completion", "doctor"):
             _sweep(state)
@@ -80,11 +84,15 @@ def main(words: Words | None = None) -> int:
             f"nsrun: {error.filename or ''}{': ' if error.filename else ''}{errno_text(error.errno or 0)}",
             file=sys.stderr,
         )
-        if error.errno == EACCES and os.geteuid() != 0:
+        if error.errno == EACCES and os.geteuid():
             print("hint: sudo nsrun …", file=sys.stderr)
         else:
             print("hint: nsrun --debug shows where; nsrun doctor what this machine lacks", file=sys.stderr)
         return 125
+
+
+#: Of an ordinary user, what they touch has ids of a user namespace of hers.
+_IN_USERNS = ("image load", "image pull", "image unpack", "image rm", "image prune", "image tag")
 
 
 def _handler(name: str) -> Any:
@@ -96,14 +104,30 @@ def _handler(name: str) -> Any:
 
 
 def _hidden(words: Words) -> Words:
-    """`_ended` is what the monitor calls; it is no command for people."""
-    if "_ended" in words[:3]:
-        at = words.index("_ended")
-        from nsrun.manage import ended
-
-        state = State(words[words.index("--root") + 1] if "--root" in words[:at] else "")
-        sys.exit(ended(state, words[at + 1], int(words[at + 2])))
+    """What the monitor (`_ended`) and nsrun itself (the others, in a user namespace) call; these are no commands for people."""
+    for at, word in enumerate(words[:3]):
+        if word in _HIDDEN:
+            state = State(words[words.index("--root") + 1] if "--root" in words[:at] else "")
+            sys.exit(_HIDDEN[word](state, words[at + 1 :]))
     return words
+
+
+def _ended(state: State, words: Words) -> int:
+    """NAME [--lead FD] STATUS"""
+    from nsrun.manage import ended
+
+    lead = int(words[2]) if words[1] == "--lead" else -1
+    return ended(state, words[0], int(words[-1]), lead)
+
+
+def _remove(state: State, words: Words) -> int:
+    from nsrun import userns
+    from nsrun.state import remove_tree
+
+    userns.enter(state)
+    for path in words:
+        remove_tree(path)
+    return 0
 
 
 def _say(error: NsrunError) -> None:
@@ -140,10 +164,12 @@ def _status_fd(options: Options) -> int:
 
 def _sweep(state: State) -> None:
     """What died since the last command is forgotten now, quietly."""
-    if os.geteuid() == 0:
-        from nsrun.state import Sweeper
+    from nsrun.state import Sweeper
 
+    try:
         Sweeper(state).all()
+    except NsrunError as error:
+        _say(error)
 
 
 def _trace(general: Options) -> Any:
@@ -158,6 +184,18 @@ def _trace(general: Options) -> Any:
     return observe
 
 
+def _whole(state: State, words: Words) -> int:
+    """LAYER: 0 when all of it is there."""
+    from nsrun import userns
+    from nsrun.image import lookup
+
+    userns.enter(state)
+    return 0 if lookup.whole(state, words[0]) else 1
+
+
+_HIDDEN = {"_ended": _ended, "_remove": _remove, "_whole": _whole}
+
+
 # ---- pods --------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +203,11 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
     from nsrun import api
 
     note = api.create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general), last=True)
+    if note.get("user"):
+        print(
+            f"the pod belongs to {note['owner']}, who joins it without sudo (nsrun join {note['name']} …) and is root in it only; --owner root makes it root's",
+            file=sys.stderr,
+        )
     for port in note["ports"]:
         if port["host_ip"] not in ("127.0.0.1",):
             print(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp", file=sys.stderr)

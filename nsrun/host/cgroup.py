@@ -70,12 +70,11 @@ def make(path: str, limits: dict[str, str]) -> int:
         try:
             os.makedirs(path, 0o755, exist_ok=True)
             if wanted:
-                enable = " ".join(f"+{c}" for c in wanted)
                 step = mount
                 for part in parent[len(mount) + 1 :].split("/"):
-                    _write(f"{step}/cgroup.subtree_control", enable)
+                    _enable(step, wanted)
                     step += f"/{part}"
-                _write(f"{step}/cgroup.subtree_control", enable)
+                _enable(step, wanted)
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             break
         except FileNotFoundError:
@@ -95,6 +94,36 @@ def make(path: str, limits: dict[str, str]) -> int:
         remove(path)
         raise
     return fd
+
+
+def _enable(path: str, controllers: list[str]) -> None:
+    """Offers controllers to the cgroups below `path`, those that are not offered yet."""
+    with open(f"{path}/cgroup.subtree_control") as file:
+        there = file.read().split()
+    if missing := [f"+{c}" for c in controllers if c not in there]:
+        _write(f"{path}/cgroup.subtree_control", " ".join(missing))
+
+
+MAX_BELOW = 1000  # cgroups that an owner may make in her pod's: what root has to walk when it is removed
+
+
+def delegate(path: str, uid: int, gid: int) -> None:
+    """Gives a pod's cgroup to its owner: she makes cgroups for members, and limits those; the pod's own files stay root's."""
+    if not path:
+        return
+    mount = mount_point()
+    offered = [c for c in ("cpu", "memory", "pids") if c in _controllers(mount)]
+    step = mount
+    for part in [*path[len(mount) + 1 :].split("/"), ""]:
+        for controller in offered:
+            try:
+                _enable(step, [controller])
+            except OSError:
+                continue  # a limit that needs it will say so
+        step += f"/{part}"
+    _write(f"{path}/cgroup.max.descendants", str(MAX_BELOW))
+    for file in ("", "/cgroup.procs", "/cgroup.threads", "/cgroup.subtree_control"):
+        os.chown(f"{path}{file}", uid, gid)
 
 
 def _write(path: str, value: str) -> None:

@@ -133,6 +133,11 @@ class Writer:
 # ---- the stream --------------------------------------------------------------------------------------------
 
 
+def _overlay_prefix() -> str:
+    """Of overlayfs's own attributes: in a user namespace, where trusted.* is out of reach, they are the user's."""
+    return "user.overlay." if kernel.in_userns() else "trusted.overlay."
+
+
 def _is_compressed(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b" or head[:4] == b"\x28\xb5\x2f\xfd" or _is_skippable(head)
 
@@ -350,7 +355,7 @@ class Layer:
                 if path and view.exists(path):
                     fd = _below(root, path)
                     if fd >= 0:
-                        os.setxattr(fd, "trusted.overlay.opaque", b"y")
+                        os.setxattr(fd, f"{_overlay_prefix()}opaque", b"y")
                         os.close(fd)
             # what hides nothing goes, and the directories that were only made to hold it
             for kind, path in self.marks:
@@ -505,7 +510,7 @@ def _adopt(directory: int, lower: int) -> None:
         os.fchown(directory, st.st_uid, st.st_gid)
         os.fchmod(directory, st.st_mode & 0o7777)
         for name in os.listxattr(lower):
-            if not name.startswith("trusted.overlay."):
+            if not name.startswith(("trusted.overlay.", "user.overlay.")):
                 os.setxattr(directory, name, os.getxattr(lower, name))
         os.utime(directory, ns=(st.st_atime_ns, st.st_mtime_ns))
     finally:

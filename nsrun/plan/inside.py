@@ -228,7 +228,7 @@ class MountFromPod(InitStep):
         return ["open_tree", *(["mount_setattr"] if self.readonly else []), "move_mount"]
 
     def shell(self) -> str:
-        make = 'mkdir -p "$ROOT{0}"' if self.source.startswith("/dev") else '{{ [ -e "$ROOT{0}" ] || : >"$ROOT{0}"; }}'
+        make = 'mkdir -p "$ROOT{0}"' if self.source == "/dev/shm" else '{{ [ -e "$ROOT{0}" ] || : >"$ROOT{0}"; }}'
         text = f'{make.format(self.target)}; mount --bind "$POD_ROOT{self.source}" "$ROOT{self.target}"'
         return text + (f'; mount -o remount,bind,ro "$ROOT{self.target}"' if self.readonly else "")
 
@@ -282,23 +282,31 @@ class WriteFile(InitStep):
         return f"cat /proc/PID/root{self.path}"
 
 
+#: name, major, minor
+DEVICE_NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+
+
 class MakeDev(InitStep):
     op = "dev"
     man = "null(4), full(4), random(4), tty(4), tmpfs(5)"
     why = "A member gets six harmless devices; what it makes with mknod itself can't be opened (nodev)."
     target: str = "/dev"
+    empty: bool = False  # in a user namespace no device can be made: they come from the pod
     hints = {
         ELOOP: "the rootfs has a symlink at /dev: it is never followed",
         EPERM: "mknod needs CAP_MKNOD on the host",
     }
-    nodes = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+
+    @property
+    def nodes(self) -> tuple[tuple[str, int, int], ...]:
+        return () if self.empty else DEVICE_NODES
 
     def args(self, run: Run) -> Sequence[str | list[str]]:
         return (self.target, [str(part) for node in self.nodes for part in node])
 
     def call(self) -> str:
-        names = " ".join(node[0] for node in self.nodes)
-        return f'mount("tmpfs", "{self.target}", "tmpfs", MOUNT_ATTR_NOSUID|MOUNT_ATTR_NOEXEC|MOUNT_ATTR_NODEV, "mode=755"); mknodat: {names}'
+        names = "; mknodat: " + " ".join(node[0] for node in self.nodes) if self.nodes else ""
+        return f'mount("tmpfs", "{self.target}", "tmpfs", MOUNT_ATTR_NOSUID|MOUNT_ATTR_NOEXEC|MOUNT_ATTR_NODEV, "mode=755"){names}'
 
     def calls(self) -> list[str]:
         return (
@@ -549,6 +557,9 @@ class SetUser(InitStep):
     op = "user"
     why = "Bounding set first, then groups, then ids: each needs a power that the next one takes away."
     man = "capabilities(7), setresuid(2), setgroups(2)"
+    hints = {
+        EINVAL: "the pod's user namespace has no such id: cat /proc/PID/uid_map; a larger range in /etc/subuid, and the pod anew"
+    }
     uid: int
     gid: int
     groups: tuple[int, ...]

@@ -6,6 +6,7 @@ from nsrun import kernel
 from nsrun.kernel import MOUNT_ATTRS, NAMESPACES
 from nsrun.plan import Plan, Step
 from nsrun.plan.inside import (
+    DEVICE_NODES,
     AttachRoot,
     ChangeDirectory,
     EnterMountNamespace,
@@ -53,11 +54,13 @@ from nsrun.plan.outside import (
     Release,
     WriteNote,
 )
+from nsrun.plan.owner import EnterUserNamespace, OpenUserNamespace, ReachDoor, mapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+DEVICES = tuple(name for name, _, _ in DEVICE_NODES)
 _OCI = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "mount": "mnt"}
 _LINKS = (
     ("/proc/self/fd", "/dev/fd"),
@@ -100,8 +103,9 @@ def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
     return steps
 
 
-def _stdio(process: dict[str, Any], how: dict[str, Any], member: tuple[Any, ...] = ()) -> Step:
-    uid = process["user"]["uid"]
+def _stdio(process: dict[str, Any], how: dict[str, Any], maps: Any, member: tuple[Any, ...] = ()) -> Step:
+    """`maps`: of the user namespace that we are not in ourselves, or None."""
+    uid = mapped(maps, "uid", process["user"]["uid"])
     if process["terminal"]:
         return OpenTerminal(uid, member)
     if how.get("fds"):
@@ -112,11 +116,14 @@ def _stdio(process: dict[str, Any], how: dict[str, Any], member: tuple[Any, ...]
 def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
     """how: "detach", "interactive", "fds" (a library caller's own 0, 1, 2: no monitor), "again" (a restart:
     the name and what was written are there) and then "background" (it had been detached), "layers" (of an image, from the
-    top down; else the root is spec's), "staging" (where new volumes are made), "profile" (a seccomp profile; "": ours)."""
+    top down; else the root is spec's), "staging" (where new volumes are made), "profile" (a seccomp profile; "": ours), "door" (of a pod with a
+    user namespace: we are its owner, and this is the way into its cgroup; else we are root)."""
     process, linux, names = spec["process"], spec["linux"], spec["annotations"]
     name, ident, detach, monitored = names["nsrun.name"], names["nsrun.id"], bool(how.get("detach")), not how.get("fds")
     root = spec["root"]["path"]
     host_root, overlay = root == "/", root != "/" and names["nsrun.writable"] != "true"
+    user, door = pod.get("user"), how.get("door") or ""
+    maps = user["maps"] if user and not door else None  # what id 0 of the pod is for root; the owner is 0 herself
 
     shared = clones = 0
     for entry in linux["namespaces"]:
@@ -127,15 +134,22 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
             clones |= flag
     if names["nsrun.pid"] == "nested":
         shared |= kernel.CLONE_NEWPID  # a child namespace of the pod's: join it, then make one
+    if user:
+        shared |= kernel.CLONE_NEWUSER
 
     # 1 Open
     steps: list[Step] = [] if how.get("again") else [ClaimName("members", name, note)]
     steps.append(OpenProcess(f"the pause of {pod['name']}", tuple(pod["pause"]), "pod:pidfd"))
+    if door:
+        steps += [EnterUserNamespace("pod:pidfd"), ReachDoor(door)]
+    elif user:
+        steps.append(OpenUserNamespace(tuple(pod["pause"])))
     steps.append(LoadProgram("nsrun-init", "init:fd"))
     if monitored:
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
     if overlay:
-        steps.append(OverlayRoot(tuple(how.get("layers") or [root]), ident, bool(how.get("again"))))
+        idmap = "pod:user" if maps else ""
+        steps.append(OverlayRoot(tuple(how.get("layers") or [root]), ident, bool(how.get("again")), idmap))
     else:
         steps.append(PlainRoot(root, host_root))
     volumes: list[Step] = []
@@ -147,7 +161,8 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
             handle, readonly = f"volume{number}:fd", "ro" in mount["options"]
             seed = "" if kind == "bind" or host_root or "nocopy" in mount["options"] else target
             staging = f"{how.get('staging', '')}/seed{number}" if seed else ""
-            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume", seed, staging))
+            ids = (mapped(maps, "uid", 0), mapped(maps, "gid", 0))
+            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume", seed, staging, ids))
             inner.append(MountTree(handle, target, mount["source"], readonly))
         elif kind == "device":
             volumes.append(OpenDevice(mount["source"], f"device{number}:fd"))
@@ -157,20 +172,24 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         elif kind == "devpts" and process["terminal"]:
             inner.append(MountTree("devpts:fd", target, "devpts"))
         elif kind == "tmpfs" and target == "/dev":
-            inner += [MakeDev(), *(MakeSymlink(to, path) for to, path in _LINKS)]
+            inner.append(MakeDev(empty=bool(user)))
+            if user:
+                inner += [MountFromPod(f"/dev/{name}", f"/dev/{name}") for name in DEVICES]
+            inner += [MakeSymlink(to, path) for to, path in _LINKS]
             if process["terminal"]:
                 inner.append(MakeSymlink("pts/0", "/dev/console"))
         else:
             inner.append(Mount(kind, target, data, attrs))
     steps += volumes
     steps += (filters := _filter(spec, how))
-    steps.append(_stdio(process, how))
+    steps.append(_stdio(process, how, maps))
     if (detach or how.get("background")) and monitored:
         steps.append(ListenForAttach())
 
     # 2 Host, 3 Join
     steps.append(MakeCgroup(linux["cgroupsPath"], linux["resources"]))
-    steps.append(Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored))
+    reach = "door:fd" if door else ""
+    steps.append(Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored, door=reach))
 
     # 4 Init
     steps += [Undumpable(), EnterMountNamespace("pod:pidfd")]
@@ -198,24 +217,28 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
 
 
 def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
-    """One more process in a member: its namespaces, its cgroup, its capabilities and never more."""
+    """One more process in a member: its namespaces, its cgroup, its capabilities and never more.  `how`: as in join_plan; "user"."""
+    user, door = how.get("user"), how.get("door") or ""
+    maps = user["maps"] if user and not door else None
     process, member = spec["process"], tuple(note["process"])
     everything = (
         kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
     )
+    if user:
+        everything |= kernel.CLONE_NEWUSER
     monitored = not how.get("fds")
-    steps: list[Step] = [
-        OpenProcess(f"member {note['name']}", member, "member:ns"),
-        LoadProgram("nsrun-init", "init:fd"),
-    ]
+    steps: list[Step] = [OpenProcess(f"member {note['name']}", member, "member:ns")]
+    if door:
+        steps += [EnterUserNamespace("member:ns"), ReachDoor(door)]
+    steps.append(LoadProgram("nsrun-init", "init:fd"))
     if monitored:
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
     filters = _filter(spec, how)
     steps += [
         *filters,
-        _stdio(process, how, member),
+        _stdio(process, how, maps, member),
         OpenCgroup(spec["linux"]["cgroupsPath"]),
-        Launch("member:ns", everything),
+        Launch("member:ns", everything, door="door:fd" if door else ""),
         Undumpable(),
         EnterMountNamespace("member:ns", "The member's own files and mounts, as it sees them."),
         *_ends(process, bool(filters)),

@@ -17,24 +17,30 @@ class NewNetns(Step):
     phase = HOST
     why = "The pod's network exists before its first process; nothing is bind-mounted, so nothing can be left."
     man = "network_namespaces(7), unshare(2)"
+    user: str = ""
     handle: str = "net:fd"
 
     def call(self) -> str:
-        return f"unshare(CLONE_NEWNET); {self.handle} = open(/proc/thread-self/ns/net); setns(back)"
+        join = f"setns({self.user}, CLONE_NEWUSER); " if self.user else ""
+        return f"clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK); {join}unshare(CLONE_NEWNET); {self.handle} = open(/proc/thread-self/ns/net)"
 
     def calls(self) -> list[str]:
-        return ["unshare", "setns"]
+        return ["clone3", *(["setns"] if self.user else []), "unshare"]
 
     approx = "a process holds the namespace instead of a descriptor"
 
     def shell(self) -> str:
-        return 'unshare --net sleep infinity >/dev/null & NET=$!; until [ "$(readlink /proc/$NET/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done'
+        join = "nsenter --user --target $USERNS " if self.user else ""
+        return (
+            join
+            + 'unshare --net sleep infinity >/dev/null & NET=$!; until [ "$(readlink /proc/$NET/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done'
+        )
 
     def check(self) -> str:
         return "readlink /proc/PID/ns/net"
 
     def do(self, run: Run) -> None:
-        run.hold(self.handle, kernel.new_netns())
+        run.hold(self.handle, kernel.new_netns(run.fd(self.user) if self.user else -1))
 
 
 class ConnectPod(Step):

@@ -127,6 +127,7 @@ class OverlayRoot(Step):
     lowers: tuple[str, ...]  # a rootfs directory, or the layers of an image from the top down
     ident: str
     again: bool = False  # a restart: what was written before stays
+    idmap: str = ""  # a user namespace: what belongs to id 0 of the host is shown as the pod's 0
     handle: str = "rootfs:fd"
     hints = {
         ENODEV: "this kernel has no overlay file system: modprobe overlay, or use --writable",
@@ -139,10 +140,28 @@ class OverlayRoot(Step):
         lower = ":".join(self.lowers)
         if len(self.lowers) > 1:  # layers: HEX/tree each
             lower = ":".join(path.split("/")[-2][:12] for path in self.lowers)
-        return f'fsmount(fsopen("overlay"), "lowerdir={lower},upperdir=upper/{self.ident}", MOUNT_ATTR_NODEV)'
+        idmap = (
+            f"mount_setattr(open_tree(…), MOUNT_ATTR_IDMAP, {self.idmap}); unshare(CLONE_NEWNS); move_mount(…); "
+            if self.idmap
+            else ""
+        )
+        return f'{idmap}fsmount(fsopen("overlay"), "lowerdir={lower},upperdir=upper/{self.ident}", MOUNT_ATTR_NODEV)'
 
     def calls(self) -> list[str]:
-        return ["fsopen", "fsmount"]
+        if not self.idmap:
+            return ["fsopen", "fsmount"]
+        n = len(self.lowers)
+        return [
+            *["open_tree", "mount_setattr"] * n,
+            "open_tree",
+            "clone3",
+            "unshare",
+            "mount",
+            *["move_mount"] * (n + 1),
+            "fsopen",
+            *["setns"] * (n + 7),
+            "fsmount",
+        ]
 
     def shell(self) -> str:
         up, lower = f"/var/tmp/nsrun-shell/{self.ident}", sh_quote(":".join(self.lowers))
@@ -155,30 +174,35 @@ class OverlayRoot(Step):
 
     def do(self, run: Run) -> None:
         upper = run.state.upper(self.ident)
+        apart = -1
         fds: list[int] = []
         try:
             for path in self.lowers:
-                fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+                if self.idmap:
+                    fds.append(kernel.open_tree(path))
+                    kernel.mount_setattr(fds[-1], propagation=kernel.MS_PRIVATE, userns=run.fd(self.idmap))
+                else:
+                    fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             if not self.again:
                 os.mkdir(upper, 0o700)
-            for part in ("upper", "work"):
-                if not self.again:
+                st = os.fstat(fds[0])
+                for part in ("upper", "work"):
                     os.mkdir(f"{upper}/{part}", 0o700)
-                fds.append(os.open(f"{upper}/{part}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            st = os.fstat(fds[0])
-            if not self.again:
                 os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
                 os.chown(f"{upper}/upper", st.st_uid, st.st_gid)
-            run.hold(self.handle, kernel.overlay(fds[:-2], fds[-2], fds[-1], kernel.MOUNT_ATTR_NODEV))
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            fds.append(kernel.open_tree(upper) if self.idmap else os.open(upper, flags))
+            if self.idmap:  # all of them attached in one mount namespace, which goes with its descriptor
+                apart = kernel.attach_apart(fds)
+            fds += [os.open(part, flags, dir_fd=fds[-1]) for part in ("upper", "work")]
+            run.hold(self.handle, kernel.overlay(fds[:-3], fds[-2], fds[-1], kernel.MOUNT_ATTR_NODEV, apart))
         finally:
-            for fd in fds:
+            for fd in [*fds, *([apart] if apart >= 0 else [])]:
                 os.close(fd)
 
     def undo(self, run: Run) -> None:
-        from nsrun.state import remove_tree
-
         if not self.again:
-            remove_tree(run.state.upper(self.ident))
+            run.state.remove_written(run.state.upper(self.ident))
 
 
 class PlainRoot(Step):
@@ -229,6 +253,7 @@ class OpenVolume(Step):
     make: bool = False
     seed: str = ""  # a new volume gets what the root has here
     staging: str = ""  # where it is made until it is whole
+    ids: tuple[int, int] = (0, 0)  # whose a new volume is
     hints = {
         ENOENT: "the source must exist",
         ENOSYS: "mount_setattr came with Linux 5.12",
@@ -261,9 +286,10 @@ class OpenVolume(Step):
             if self.seed:
                 from nsrun.copy import seed_volume
 
-                seed_volume(run.fd("rootfs:fd"), self.seed, self.source, self.staging)
+                seed_volume(run.fd("rootfs:fd"), self.seed, self.source, self.staging, self.ids)
             else:
                 os.makedirs(self.source, 0o755, exist_ok=True)
+                os.chown(self.source, *self.ids)
         fd = run.hold(self.handle, kernel.open_tree(self.source, recursive=True))
         kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
 
@@ -534,6 +560,8 @@ class Launch(Step):
     join_flags: int = 0
     clone_flags: int = 0
     detach: bool = False
+    user: str = ""  # a user namespace to join first
+    door: str = ""  # who does it for us, in the pod's cgroup
     hints = {
         ENOMEM: "the pod's PID 1 is dead: nothing can be started in its PID namespace any more",
         ESRCH: "the pod's PID 1 has just died",
@@ -544,22 +572,47 @@ class Launch(Step):
 
     @property
     def why(self) -> str:  # type: ignore[override]
+        if self.door:
+            return "nsrun-door forks the monitor; a helper of it joins, and makes nsrun-init the monitor's child, born in the member's cgroup."
+        if self.one_way:
+            return "Nobody comes back from a user namespace: a helper joins it, becomes its root, and makes nsrun-init our child."
         return (
             "One call joins them all or none; the clone is born inside, in its cgroup, and we go back out, so that we never pin the pod."
             if self.join_flags
             else "The clone is born in new namespaces; nothing of nsrun itself enters them."
         )
 
+    @property
+    def one_way(self) -> bool:
+        return bool(self.user or self.join_flags & kernel.CLONE_NEWUSER)
+
     def call(self) -> str:
-        join = f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)}); " if self.join else ""
+        join = f"setns({self.user}, CLONE_NEWUSER); " if self.user else ""
+        join += f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)}); " if self.join else ""
         flags = kernel.flag_names(self.clone_flags, kernel.CLONE_FLAGS)
         clone = "CLONE_VM|CLONE_VFORK|CLONE_PIDFD|CLONE_INTO_CGROUP" + (f"|{flags}" if self.clone_flags else "")
+        if self.door or self.one_way:
+            clone = clone.replace("CLONE_VM|CLONE_VFORK", "CLONE_PARENT")
+            how = f"sendmsg({self.door}, SCM_RIGHTS); " if self.door else "clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK); "
+            ids = "" if self.door else "setgroups(0, []); setresgid(0, 0, 0); setresuid(0, 0, 0); "
+            return f'{how}{join}clone3({clone}); {ids}execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)'
         return f'{join}clone3({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + (
             "; setns(back)" if self.join else ""
         )
 
     def calls(self) -> list[str]:
         """Outside; nsrun-init's own first call is the execveat."""
+        if self.door:
+            return ["memfd_create", "memfd_create"]  # the plan, the request; what door does is not ours to trace
+        if self.one_way:
+            joins = ["setns"] * (bool(self.user) + bool(self.join)) + ["clone3", "setgroups", "setresgid", "setresuid"]
+            return [
+                "memfd_create",
+                *(["clone3"] if self.detach else []),
+                "clone3",
+                *joins,
+                *(["execveat"] if self.detach else []),
+            ]
         back = ["setns"] * bin(self.join_flags).count("1") if self.join else []
         calls = ["memfd_create", *(["setns"] if self.join else []), "clone3", *back]
         return [calls[0], "clone3", *calls[1:], "execveat"] if self.detach else calls
@@ -613,6 +666,8 @@ class WriteNote(Step):
             note = {**self.note, "process": process, "holder": holder}
         run.note = note
         run.state.save(self.kind, self.name, note)
+        if self.kind == "pods" and note.get("user") and not run.state.uid:
+            run.state.show(note)
 
 
 class Release(Step):

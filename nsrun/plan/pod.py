@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from nsrun import kernel
-from nsrun.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID
+from nsrun.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from nsrun.plan import Plan, Step
 from nsrun.plan.inside import (
+    DEVICE_NODES,
     ExecutePause,
     MakeDirectory,
     MakePrivate,
     Mount,
+    MountFromPod,
     Pivot,
     ReadonlyRoot,
     SetCapabilities,
@@ -30,6 +32,8 @@ from nsrun.plan.outside import (
     Release,
     WriteNote,
 )
+from nsrun.plan.owner import DelegateCgroup, NewUserNamespace, OpenDoor
+from nsrun.userns import size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,21 +48,28 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
     name, network, ident = spec["name"], spec["network"], spec["id"]
     table = f"nsrun-{ident}"
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
-    ports = spec["ports"]
-    note = {k: v for k, v in spec.items() if k not in ("files", "ports", "sysctls", "shm_size")}
+    ports, user = spec["ports"], spec.get("user")
+    owned = "user:fd" if user else ""
+    note = {k: v for k, v in spec.items() if k not in ("files", "ports", "sysctls", "shm_size", "by_root", "groups")}
 
     steps: list[Step] = [
         ClaimName("pods", name, note),
         LoadProgram("nsrun-init", "init:fd"),
         LoadProgram("nsrun-pause", "pause:fd"),
     ]
+    if user:
+        steps.append(LoadProgram("nsrun-door", "door:program"))
 
     if spec["limits"]:
         steps.append(LimitPod(spec["cgroup"], spec["limits"]))
     steps.append(MakeCgroup(f"{spec['cgroup']}/pause" if spec["cgroup"] else "", {}, spec["cgroup"]))
+    if user and spec["by_root"]:
+        steps.append(DelegateCgroup(spec["cgroup"], user["uid"], user["gid"]))
     held: list[str] = []
+    if user:
+        steps.append(NewUserNamespace(spec["owner"], user["uid"], user["gid"], user["maps"], spec["by_root"]))
     if own_net:
-        steps.append(NewNetns())
+        steps.append(NewNetns(owned))
     if bridge:
         steps.append(ConnectPod(network.get("wanted_ip", ""), network.get("subnet", "")))
     if own_net:
@@ -69,8 +80,9 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         held = [h.handle for h in holders] + [table_step.handle]
         steps += [*holders, table_step]
 
+    uid = min(PAUSE_UID, *(size(ranges) - 1 for ranges in user["maps"].values())) if user else PAUSE_UID
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID
-    steps.append(Launch("net:fd" if own_net else "", kernel.CLONE_NEWNET if own_net else 0, flags))
+    steps.append(Launch("net:fd" if own_net else "", kernel.CLONE_NEWNET if own_net else 0, flags, user=owned))
 
     steps += [
         Undumpable(),
@@ -79,6 +91,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         Mount("proc", "/proc", "", SAFE, "PID 1's own view; members mount another, for themselves."),
         Mount("tmpfs", "/dev/shm", f"mode=1777,size={spec['shm_size']}", SAFE, "The pod's shared memory: /dev/shm is no part of the IPC namespace, so it must be one tmpfs for all."),
         Mount("mqueue", "/dev/mqueue", "", SAFE, "POSIX message queues of the pod's IPC namespace."),
+        *_for_members(user, own_net),
         MakeDirectory("/etc"),
         MakeDirectory("/member"),
         *(WriteFile(path, text) for path, text in spec["files"].items()),
@@ -101,10 +114,39 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         ),
         Pivot(),
         ReadonlyRoot(),
-        SetUser(PAUSE_UID, PAUSE_UID, (), 0),
+        SetUser(uid, uid, (), 0),
         SetCapabilities(0),
         ExecutePause("pause:fd", tuple(held)),
+    ]
+    if user:
+        steps.append(OpenDoor(name, {**user, "groups": spec["groups"]}, spec["cgroup"]))
+    steps += [
         WriteNote("pods", name, note),
         Release(),
     ]
     return Plan(f"pod create {name}", steps, {"ready": True, "spec": spec})
+
+
+def _for_members(user: dict[str, Any] | None, own_net: bool) -> list[Step]:
+    """What members of a pod with a user namespace can't make themselves, kept in pause's root while the host is in view."""
+    if not user:
+        return []
+    steps: list[Step] = [
+        MountFromPod(
+            f"/dev/{name}",
+            f"/dev/{name}",
+            reason="No device can be made in a user namespace: the host's own node, for members.",
+        )
+        for name, _, _ in DEVICE_NODES
+    ]
+    if own_net:
+        steps.append(
+            Mount(
+                "sysfs",
+                "/sys",
+                "",
+                SAFE | MOUNT_ATTR_RDONLY,
+                "A user namespace may mount sysfs only where one is in view (and proc, likewise).",
+            )
+        )
+    return steps

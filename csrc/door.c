@@ -1,0 +1,399 @@
+/*
+ * nsrun-door admits: the owner of a pod with a user namespace of its own has no power over the machine's cgroups, so
+ * she can't move a process into the pod's cgroup; what is forked inside is in it.  This program waits there, as her,
+ * on a socket that only she reaches, and forks what she asks for.  It has no power that she does not have, and ends with pause.
+ *
+ *   nsrun-door listen=FD pause=PIDFD [uid=N gid=N groups=A,B,…] [-- PROGRAM ARG…]
+ *     uid, gid, groups   started by root: becomes that user first
+ *     PROGRAM            started at once, ends with pause, too (the forwarder of a pod made without root)
+ *
+ * One connection is one launch (run.py, `through`):
+ *
+ *   nsrun → door   one packet: descriptors.  The first is a memfd, the request: numbers, strings (see serve())
+ *   door → nsrun   {pid, monitor's pid, stage that failed, -errno}
+ *
+ * door forks X.  X puts the descriptors at the numbers that the request gives them, and forks a helper, because who
+ * joins a user namespace can't come back.  The helper joins the pod and clones nsrun-init, born in the member's
+ * cgroup, as X's child (CLONE_PARENT); X becomes nsrun-monitor.
+ */
+#include "sys.h"
+
+#include <asm/signal.h>
+#include <linux/close_range.h>
+#include <linux/fcntl.h>
+#include <linux/mman.h>
+#include <linux/poll.h>
+#include <linux/prctl.h>
+#include <linux/sched.h>
+#include <linux/stat.h>
+#include <linux/wait.h>
+
+#define AT_EMPTY_PATH_ 0x1000
+#define MAX_FDS        250 /* SCM_MAX_FD is 253 */
+#define MAX_STRINGS    8192
+#define HIGH           512 /* received descriptors wait here; what the request names is below */
+
+struct request {
+	uint32_t magic;
+	int32_t join_fd, join_flags, clone_flags, cgroup, program, monitor, pidfd_slot;
+	int32_t stdio[3], monitor_stdio[3];
+};
+
+/* Written by the helper, read by X. */
+struct outcome {
+	int32_t pid, monitor, failed, error;
+	int32_t pidfd, nest;
+};
+
+static const char *argv_[3][MAX_STRINGS + 1]; /* of nsrun-init, of nsrun-monitor, and its environment */
+static int32_t numbers[MAX_FDS], keep[MAX_FDS], monitor_keep[MAX_FDS];
+static struct outcome *outcome;
+
+static long fork_(unsigned long flags)
+{
+	return SYS5(clone, SIGCHLD | flags, 0, 0, 0, 0);
+}
+
+static void set_cloexec(int fd, int on)
+{
+	SYS3(fcntl, fd, F_SETFD, on ? FD_CLOEXEC : 0);
+}
+
+/* ---- the request ----------------------------------------------------------------------------------- */
+
+static int take(const char **p, const char *end, void *out, size_t n)
+{
+	if ((size_t)(end - *p) < n)
+		return 0;
+	memcpy(out, *p, n);
+	*p += n;
+	return 1;
+}
+
+/* u32 count, i32 each; all below HIGH.  The count, or -1. */
+static int take_numbers(const char **p, const char *end, int32_t *out)
+{
+	uint32_t n;
+	if (!take(p, end, &n, sizeof n) || n > MAX_FDS || !take(p, end, out, n * sizeof *out))
+		return -1;
+	for (uint32_t i = 0; i < n; i++)
+		if (out[i] < 0 || out[i] >= HIGH)
+			return -1;
+	return (int)n;
+}
+
+/* u32 length, strings that end with NUL each. */
+static int take_strings(const char **p, const char *end, const char **out)
+{
+	uint32_t len;
+	const char *last;
+	int n = 0;
+
+	if (!take(p, end, &len, sizeof len) || (size_t)(end - *p) < len || (len && (*p)[len - 1]))
+		return -1;
+	for (last = *p + len; *p < last; *p += str_len(*p) + 1) {
+		if (n == MAX_STRINGS)
+			return -1;
+		out[n++] = *p;
+	}
+	out[n] = NULL;
+	return n;
+}
+
+/* ---- the launch ------------------------------------------------------------------------------------ */
+
+static void inherit(const int32_t *fds, int n)
+{
+	for (int i = 0; i < n; i++)
+		set_cloexec(fds[i], 0);
+}
+
+static void take_stdio(const int32_t *from)
+{
+	long high[3];
+	for (int i = 0; i < 3; i++)
+		high[i] = from[i] >= 0 ? SYS3(fcntl, from[i], F_DUPFD_CLOEXEC, 64) : -1;
+	for (int i = 0; i < 3; i++)
+		if (high[i] >= 0)
+			SYS3(dup3, high[i], i, 0);
+}
+
+/* In the new process: nsrun-init. */
+static __attribute__((noreturn)) void become_init(const struct request *r, int n_keep)
+{
+	static const char *const no_env[] = {NULL};
+	take_stdio(r->stdio);
+	inherit(keep, n_keep);
+	SYS2(setgroups, 0, NULL); /* without a map entry, a group of hers means nothing in there */
+	SYS5(execveat, r->program, "", argv_[0], no_env, AT_EMPTY_PATH_);
+	sys_exit(125);
+}
+
+static long clone_init(const struct request *r, int n_keep)
+{
+	struct clone_args args = {
+		.flags = CLONE_PIDFD | CLONE_PARENT | (uint32_t)r->clone_flags | (r->cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
+		.pidfd = (uint64_t)(uintptr_t)&outcome->pidfd,
+		.cgroup = r->cgroup >= 0 ? (uint64_t)r->cgroup : 0,
+	};
+	long pid = SYS2(clone3, &args, sizeof args);
+	if (pid == 0)
+		become_init(r, n_keep);
+	return pid;
+}
+
+/* In the helper, which shares X's descriptors: join, clone, end. */
+static __attribute__((noreturn)) void join(const struct request *r, int n_keep)
+{
+	long pid;
+
+	outcome->failed = 2;
+	outcome->error = (int32_t)SYS2(setns, r->join_fd, r->join_flags);
+	if (outcome->error < 0)
+		sys_exit(0);
+	outcome->failed = 3;
+	if (r->join_flags & r->clone_flags & CLONE_NEWPID) {
+		/* a PID namespace inside the pod's is made by one who was born in the pod's */
+		outcome->error = 1;
+		pid = fork_(CLONE_FILES | CLONE_PARENT);
+		if (pid == 0) {
+			pid = clone_init(r, n_keep);
+			outcome->error = pid < 0 ? (int32_t)pid : 0;
+			sys_exit(0);
+		}
+		if (pid < 0)
+			outcome->error = (int32_t)pid;
+		outcome->nest = (int32_t)pid; /* X's child, for X to wait for */
+		sys_exit(0);
+	}
+	pid = clone_init(r, n_keep);
+	outcome->error = pid < 0 ? (int32_t)pid : 0;
+	outcome->pid = (int32_t)pid;
+	sys_exit(0);
+}
+
+/* The pid that a pidfd stands for, here: "Pid:" of its fdinfo. */
+static int32_t pid_of(int fd)
+{
+	char path[64], text[1024];
+	long info, n;
+
+	*put_num(put_str(path, "/proc/self/fdinfo/"), (unsigned long)fd, 1) = 0;
+	info = SYS4(openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+	n = info < 0 ? 0 : SYS3(read, info, text, sizeof text - 1);
+	SYS1(close, info);
+	text[n > 0 ? n : 0] = 0;
+	for (char *p = text; *p; p++) {
+		char *digits = (char *)(uintptr_t)str_after(p, "Pid:\t"), *q = digits;
+		while (q && *q >= '0' && *q <= '9')
+			q++;
+		if (q && q > digits) {
+			*q = 0;
+			return (int32_t)str_num(digits, -1);
+		}
+	}
+	return -1;
+}
+
+static long receive(int conn, int *fds)
+{
+	char byte, control[24 + sizeof(int) * 256] __attribute__((aligned(8)));
+	struct {
+		void *base;
+		size_t len;
+	} iov = {&byte, 1};
+	struct {
+		void *name;
+		uint32_t name_len, pad;
+		void *iov;
+		size_t iov_len;
+		void *control;
+		size_t control_len;
+		uint32_t flags;
+	} msg = {.iov = &iov, .iov_len = 1, .control = control, .control_len = sizeof control};
+	size_t len;
+	long n;
+
+	if (SYS3(recvmsg, conn, &msg, 0x40000000 /* MSG_CMSG_CLOEXEC */) < 1 || msg.control_len < 16)
+		return -1;
+	memcpy(&len, control, sizeof len); /* struct cmsghdr: length, level, type */
+	n = len < 16 || len > msg.control_len ? 0 : (long)((len - 16) / sizeof(int));
+	memcpy(fds, control + 16, (size_t)n * sizeof(int));
+	return n;
+}
+
+static void answer(int conn)
+{
+	SYS3(write, conn, outcome, offsetof(struct outcome, pidfd));
+}
+
+static __attribute__((noreturn)) void refuse(int conn, int err)
+{
+	outcome->failed = 1;
+	outcome->error = -err;
+	answer(conn);
+	sys_exit(125);
+}
+
+static __attribute__((noreturn)) void serve(int conn)
+{
+	int fds[260];
+	struct statx st;
+	struct request r;
+	const char *p, *end;
+	int n_fds, n_keep, n_monitor_keep;
+	long n, map, helper;
+
+	default_signals();
+	map = SYS(mmap, 0, sizeof *outcome, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (map < 0)
+		sys_exit(125);
+	outcome = (struct outcome *)map;
+	*outcome = (struct outcome){.pidfd = -1};
+	conn = (int)SYS3(fcntl, conn, F_DUPFD_CLOEXEC, HIGH);
+	n = receive(conn, fds);
+	for (long i = 0; i < n; i++) {
+		long high = SYS3(fcntl, fds[i], F_DUPFD_CLOEXEC, HIGH);
+		SYS1(close, fds[i]);
+		if (high < 0)
+			refuse(conn, (int)-high);
+		fds[i] = (int)high;
+	}
+	if (n < 1 || SYS5(statx, fds[0], "", AT_EMPTY_PATH_, STATX_SIZE, &st) < 0)
+		refuse(conn, EBADMSG);
+	map = SYS(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE, fds[0], 0);
+	if (map < 0)
+		refuse(conn, EBADMSG);
+	p = (const char *)map;
+	end = p + st.stx_size;
+	if (!take(&p, end, &r, sizeof r) || r.magic != 0x3144534eU /* NSD1 */)
+		refuse(conn, EBADMSG);
+	n_fds = take_numbers(&p, end, numbers);
+	n_keep = take_numbers(&p, end, keep);
+	n_monitor_keep = take_numbers(&p, end, monitor_keep);
+	if (n_fds != n - 1 || n_keep < 0 || n_monitor_keep < 0 || r.pidfd_slot < 3 || r.pidfd_slot >= HIGH)
+		refuse(conn, EBADMSG);
+	for (int i = 0; i < 3; i++)
+		if (take_strings(&p, end, argv_[i]) < (i < 2))
+			refuse(conn, EBADMSG);
+	for (int i = 0; i < n_fds; i++) {
+		SYS3(dup3, fds[i + 1], numbers[i], O_CLOEXEC);
+		SYS1(close, fds[i + 1]);
+	}
+
+	SYS0(setsid);
+	helper = fork_(CLONE_FILES);
+	if (helper == 0)
+		join(&r, n_keep);
+	if (helper < 0)
+		refuse(conn, (int)-helper);
+	SYS4(wait4, helper, NULL, __WALL, NULL);
+	if (outcome->nest > 0) {
+		SYS4(wait4, outcome->nest, NULL, __WALL, NULL);
+		outcome->pid = pid_of(outcome->pidfd);
+	}
+	if (outcome->error > 0)
+		outcome->error = -ECHILD; /* the one in the pod was killed */
+	outcome->monitor = (int32_t)SYS0(getpid);
+	if (outcome->error < 0) {
+		answer(conn);
+		sys_exit(125);
+	}
+	outcome->failed = 0;
+	SYS3(dup3, outcome->pidfd, r.pidfd_slot, 0);
+	take_stdio(r.monitor_stdio);
+	inherit(monitor_keep, n_monitor_keep);
+	set_cloexec(r.pidfd_slot, 0);
+	SYS1(chdir, "/");
+	answer(conn);
+	SYS5(execveat, r.monitor, "", argv_[1], argv_[2], AT_EMPTY_PATH_);
+	sys_exit(125);
+}
+
+/* ---- the wait ---------------------------------------------------------------------------------------- */
+
+static void become(long uid, long gid, const char *list)
+{
+	uint32_t groups[256];
+	int n = 0;
+
+	while (list && *list && n < 256) {
+		long value = 0;
+		while (*list >= '0' && *list <= '9')
+			value = value * 10 + (*list++ - '0');
+		groups[n++] = (uint32_t)value;
+		if (*list == ',')
+			list++;
+	}
+	if (SYS2(setgroups, n, groups) < 0 || SYS3(setresgid, gid, gid, gid) < 0 || SYS3(setresuid, uid, uid, uid) < 0)
+		sys_exit(125);
+}
+
+int main(int argc, char **argv, char **envp)
+{
+	const sigbits none = 0;
+	struct {
+		unsigned long handler, flags;
+		void *restorer;
+		sigbits mask;
+	} ignore = {.handler = 1 /* SIG_IGN: no child of ours becomes a zombie */};
+	long listener = -1, pause = -1, uid = -1, gid = -1, child = 0;
+	const char *groups = NULL;
+	char **program = NULL;
+
+	for (int i = 1; i < argc && !program; i++) {
+		const char *v;
+		if (str_eq(argv[i], "--"))
+			program = argv + i + 1;
+		else if ((v = str_after(argv[i], "listen=")))
+			listener = str_num(v, -1);
+		else if ((v = str_after(argv[i], "pause=")))
+			pause = str_num(v, -1);
+		else if ((v = str_after(argv[i], "uid=")))
+			uid = str_num(v, -1);
+		else if ((v = str_after(argv[i], "gid=")))
+			gid = str_num(v, -1);
+		else if ((v = str_after(argv[i], "groups=")))
+			groups = v;
+	}
+	if (listener < 0 || pause < 0) {
+		say("nsrun-door: started by nsrun, not by hand (see nsrun explain pod create)\n");
+		return 2;
+	}
+	SYS5(prctl, PR_SET_NAME, "nsrun-door", 0, 0, 0);
+	if (uid >= 0)
+		become(uid, gid, groups);
+	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
+	default_signals();
+	sys_sigmask(SIG_SETMASK_, none);
+	SYS4(rt_sigaction, SIGCHLD, &ignore, NULL, sizeof(sigbits));
+	SYS1(chdir, "/");
+	SYS0(setsid);
+	if (program && program[0]) {
+		child = fork_(0);
+		if (child == 0) {
+			default_signals();
+			SYS5(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+			SYS3(execve, program[0], program, envp);
+			sys_exit(127);
+		}
+	}
+	for (;;) {
+		struct pollfd p[2] = {{(int)listener, POLLIN, 0}, {(int)pause, POLLIN, 0}};
+		if (SYS5(ppoll, p, 2, NULL, NULL, 0) < 0)
+			continue;
+		if (p[1].revents) {
+			if (child > 0)
+				SYS2(kill, child, SIGKILL);
+			return 0;
+		}
+		if (p[0].revents) {
+			long conn = SYS4(accept4, listener, NULL, NULL, O_CLOEXEC);
+			if (conn < 0)
+				continue;
+			if (fork_(0) == 0)
+				serve((int)conn);
+			SYS1(close, conn);
+		}
+	}
+}

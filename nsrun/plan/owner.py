@@ -1,0 +1,250 @@
+"""Steps that only a pod with a user namespace of its own has: it belongs to somebody who is not root."""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, ESRCH
+
+from nsrun import kernel
+from nsrun.errors import KernelError, UnknownError
+from nsrun.plan import COMMIT, HOST, OPEN, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.run import Run
+
+_GONE = "the pod's nsrun-door has ended (killed?): its members live on; to start more, make the pod anew"
+
+
+def _map_text(ranges: list[list[int]]) -> str:
+    return ", ".join(f"{i} {o} {n}" for i, o, n in ranges)
+
+
+class NewUserNamespace(Step):
+    phase = HOST
+    man = "user_namespaces(7), subuid(5), newuidmap(1)"
+    owner: str
+    uid: int
+    gid: int
+    maps: dict[str, list[list[int]]]
+    by_root: bool
+    handle: str = "user:fd"
+    hints = {
+        ENOSPC: "the limit on user namespaces is reached: /proc/sys/user/max_user_namespaces",
+        EINVAL: "the maps overlap: look at /etc/subuid and /etc/subgid",
+    }
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        return (
+            f"Id 0 of the pod is {self.owner} on the host, its other ids are {self.owner}'s subordinate ones: root in the pod has no power"
+            f" outside, and {self.owner} joins without any privilege, because the namespace is {self.owner}'s."
+        )
+
+    def call(self) -> str:
+        become = f"setresuid({self.uid}, {self.uid}, {self.uid}); " if self.by_root else ""
+        how = "write(/proc/PID/{0}_map, {1})" if self.by_root else "new{0}map PID {1}"
+        maps = "; ".join(how.format(kind, _map_text(self.maps[kind])) for kind in ("gid", "uid"))
+        return f"{become}unshare(CLONE_NEWUSER); {maps}"
+
+    def calls(self) -> list[str]:
+        return [*(["setgroups", "setresgid", "setresuid"] if self.by_root else []), "unshare"]
+
+    approx = "a process holds the namespace instead of a descriptor"
+
+    def shell(self) -> str:
+        become = f"setpriv --reuid {self.uid} --regid {self.gid} --clear-groups " if self.by_root else ""
+        lines = [f"{become}unshare --user sleep infinity >/dev/null & USERNS=$!"]
+        lines.append(
+            'until [ "$(readlink /proc/$USERNS/ns/user)" != "$(readlink /proc/self/ns/user)" ]; do sleep 0.01; done'
+        )
+        for kind in ("gid", "uid"):
+            text = "\\n".join(f"{i} {o} {n}" for i, o, n in self.maps[kind])
+            words = " ".join(str(n) for line in self.maps[kind] for n in line)
+            lines.append(
+                f"printf '{text}\\n' >/proc/$USERNS/{kind}_map" if self.by_root else f"new{kind}map $USERNS {words}"
+            )
+        return "\n".join(lines)
+
+    def check(self) -> str:
+        return "cat /proc/PID/uid_map; lsns -t user"
+
+    def do(self, run: Run) -> None:
+        from nsrun import userns
+
+        run.hold(self.handle, userns.make((self.uid, self.gid), self.maps))
+
+
+class DelegateCgroup(Step):
+    phase = HOST
+    why = "The owner may make cgroups for members below it, and move processes between them; the pod's own limits stay root's."
+    man = "cgroups(7) “Cgroups delegation: delegating a hierarchy to a less privileged user”"
+    path: str
+    uid: int
+    gid: int
+    hints = {EACCES: "the cgroup tree is read-only here"}
+
+    def call(self) -> str:
+        return f'chown("{self.path}"{{"", /cgroup.procs, /cgroup.threads, /cgroup.subtree_control}}, {self.uid}, {self.gid})'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def shell(self) -> str:
+        return f'chown {self.uid}:{self.gid} "$CGROUP" "$CGROUP"/cgroup.procs "$CGROUP"/cgroup.threads "$CGROUP"/cgroup.subtree_control'
+
+    def check(self) -> str:
+        return f"ls -l {self.path}"
+
+    def do(self, run: Run) -> None:
+        from nsrun.host import cgroup
+
+        cgroup.delegate(self.path, self.uid, self.gid)
+
+
+class EnterUserNamespace(Step):
+    phase = OPEN
+    why = "Who owns a user namespace has every capability in it: from here on nsrun is root there, and no more than before elsewhere."
+    man = "user_namespaces(7), setns(2), unshare(2)"
+    handle: str
+    hints = {
+        EPERM: "the pod belongs to somebody else",
+        EINVAL: "only a process with a single thread can",
+        ESRCH: "the pod has just ended",
+    }
+
+    def call(self) -> str:
+        return f"setns({self.handle}, CLONE_NEWUSER); unshare(CLONE_NEWNS)"
+
+    def calls(self) -> list[str]:
+        return ["setns", "unshare"]
+
+    def shell(self) -> str:
+        return "# nsenter --user --target $POD … unshare --mount: each command below, in it"
+
+    def check(self) -> str:
+        return "readlink /proc/PID/ns/user; grep Cap /proc/PID/status"
+
+    def do(self, run: Run) -> None:
+        kernel.enter_userns(run.fd(self.handle))
+
+
+class OpenUserNamespace(Step):
+    phase = OPEN
+    why = "Layers that belong to the host's ids are shown with the pod's: an id-mapped mount needs the namespace."
+    man = "mount_setattr(2) MOUNT_ATTR_IDMAP"
+    process: tuple[Any, ...]
+    handle: str = "pod:user"
+
+    def call(self) -> str:
+        return f"open(/proc/{self.process[0]}/ns/user)"
+
+    def calls(self) -> list[str]:
+        return []
+
+    def check(self) -> str:
+        return "readlink /proc/PID/ns/user"
+
+    def do(self, run: Run) -> None:
+        run.hold(self.handle, os.open(f"/proc/{self.process[0]}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
+        if not run.state.alive(self.process):  # else it might be another's
+            raise UnknownError("the pod has just ended", hint="nsrun pod ls")
+
+
+class ReachDoor(Step):
+    phase = OPEN
+    why = "A process can't move into the pod's cgroup without power over the machine's; what nsrun-door forks is in it."
+    man = "unix(7), cgroups(7)"
+    path: str
+    handle: str = "door:fd"
+    hints = {ENOENT: _GONE, ECONNREFUSED: _GONE, EACCES: "the pod belongs to somebody else"}
+
+    def call(self) -> str:
+        return f'connect(socket(AF_UNIX, SOCK_SEQPACKET), "{self.path}")'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def check(self) -> str:
+        return "pgrep -a nsrun-door"
+
+    def do(self, run: Run) -> None:
+        import _socket
+
+        directory, name = os.path.split(self.path)
+        at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{at}/{name}")  # a path of any length: sun_path holds 108 bytes
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            os.close(at)
+        run.hold(self.handle, sock.detach())
+
+
+class OpenDoor(Step):
+    """Starts nsrun-door, for the owner, in the pod's cgroup; its socket is where only the owner reaches it."""
+
+    phase = COMMIT
+    why = "For joins without privilege: what it forks, as the owner, is in the pod's cgroup.  It ends with pause."
+    man = "unix(7), clone(2) CLONE_INTO_CGROUP"
+    name: str
+    user: dict[str, Any]
+    cgroup: str
+    forward: tuple[str, ...] = ()  # a program that ends with pause, too
+    hints = {EOPNOTSUPP: "the file system of nsrun's state has no ACLs: --root DIR on another"}
+
+    def call(self) -> str:
+        return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setresuid({self.user["uid"]}, …); execveat(door:fd, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
+
+    def calls(self) -> list[str]:
+        return ["bind", "clone3"]
+
+    def check(self) -> str:
+        return "pgrep -a nsrun-door"
+
+    def do(self, run: Run) -> None:
+        import _socket
+
+        state, uid = run.state, self.user["uid"]
+        if not state.uid:
+            state.make_owned(uid)
+        path = state.path("pods", self.name, "door") if state.uid else f"{state.owned}/{uid}/{self.name}.door"
+        directory, name = os.path.split(path)
+        at = run.hold("door:dir", os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        run.hold("door:socket", sock.fileno())
+        try:
+            os.unlink(name, dir_fd=at)
+        except FileNotFoundError:
+            pass
+        sock.bind(f"/proc/self/fd/{at}/{name}")
+        os.chmod(name, 0o600, dir_fd=at)
+        words = []
+        if not state.uid:
+            os.chown(name, uid, -1, dir_fd=at, follow_symlinks=False)
+            groups = ",".join(map(str, self.user["groups"]))
+            words = [f"uid={uid}", f"gid={self.user['gid']}", f"groups={groups}"]
+        sock.listen(64)
+        listener = sock.detach()
+        run.open_door([f"listen={listener}", f"pause={run.pidfd}", *words], listener, self.cgroup, self.forward)
+
+    def undo(self, run: Run) -> None:
+        if not run.state.uid:
+            run.state.disown({"user": self.user, "name": self.name})
+
+
+def mapped(maps: dict[str, list[list[int]]] | None, kind: str, ident: int) -> int:
+    """The host's id of a pod's; itself without a user namespace.  KernelError EINVAL: the pod has no such id."""
+    if maps is None:
+        return ident
+    from nsrun.userns import outside, size
+
+    found = outside(maps[kind], ident)
+    if found < 0:
+        raise KernelError(EINVAL, f"{kind} {ident}: the pod's user namespace has the ids 0 to {size(maps[kind]) - 1}")
+    return found

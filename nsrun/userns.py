@@ -1,0 +1,234 @@
+"""Whose a pod is: its owner, the maps of its user namespace, and how one gets into it.
+
+An owned pod's namespaces belong to a user namespace whose id 0 is the owner and whose ids from 1 on are her subordinate
+ids: root in the pod has no power outside of it.  Root makes it (bridge, ports, maps, cgroup); the owner then needs no
+privilege and no setuid program to join, because the kernel gives who owns a user namespace every capability in it.
+user_namespaces(7), subuid(5), subgid(5), newuidmap(1).
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EPERM
+
+from nsrun import kernel
+from nsrun.errors import BadInput, KernelError, NsrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.state import State
+
+    Ranges = list[list[int]]  # [first id inside, first id outside, how many]
+    Maps = dict[str, Ranges]  # "uid", "gid"
+
+MAX_RANGES = 300  # of 340 that the kernel takes since 4.15
+WANTED = 65536
+
+
+class User:
+    """An account of this machine: name, uid, gid, home, groups."""
+
+    def __init__(self, word: str) -> None:
+        """BadInput: there is no such account."""
+        import pwd
+
+        try:
+            entry = pwd.getpwuid(int(word)) if word.isascii() and word.isdigit() else pwd.getpwnam(word)
+        except (KeyError, OverflowError, ValueError):
+            raise BadInput(f"this machine has no user {word!r}", hint="getent passwd lists them") from None
+        self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir
+
+    @property
+    def groups(self) -> list[int]:
+        return os.getgrouplist(self.name, self.gid)
+
+
+def owner_of(word: str | None, environ: dict[str, str]) -> User | None:
+    """Whom root makes a pod for: --owner, or who called sudo; None: root itself, without a user namespace."""
+    if word is None:
+        word = environ.get("SUDO_UID", "0")
+    if not word:
+        raise BadInput("--owner is an empty word", hint="an unset variable?")
+    user = User(word)
+    return user if user.uid else None
+
+
+def _subordinate(path: str, user: User) -> Ranges:
+    """The [first, how many] of a user in /etc/subuid or /etc/subgid; by name or by number, as shadow's tools take it."""
+    found: Ranges = []
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read(1 << 20).splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        who, _, rest = line.partition(":")
+        first, _, count = rest.partition(":")
+        if (
+            who in (user.name, str(user.uid))
+            and first.isascii()
+            and first.isdigit()
+            and count.isascii()
+            and count.isdigit()
+        ):
+            if int(count) and int(first) and int(first) + int(count) <= 1 << 32:
+                found.append([int(first), int(count)])
+    return found
+
+
+def maps_of(user: User) -> Maps:
+    """0 is the user, 1… are her subordinate ids.  BadInput: she has none; the hint is the command that gives her some."""
+    maps: Maps = {}
+    for kind, path, own in (("uid", "/etc/subuid", user.uid), ("gid", "/etc/subgid", user.gid)):
+        ranges = _subordinate(path, user)
+        if not ranges:
+            raise BadInput(
+                f"user {user.name!r} has no range in {path}: a pod of hers needs subordinate ids",
+                hint=f"{_usermod(user)}   (subuid(5)); or --owner root: a pod without a user namespace",
+            )
+        inside, found = 1, [[0, own, 1]]
+        for first, count in ranges[: MAX_RANGES - 1]:
+            found.append([inside, first, count])
+            inside += count
+        maps[kind] = found
+    return maps
+
+
+def _usermod(user: User) -> str:
+    """The command that gives a user ids which nobody has."""
+    top = 100000
+    for path in ("/etc/subuid", "/etc/subgid"):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    first, count = [*line.strip().split(":"), "", ""][1:3]
+                    if first.isdigit() and count.isdigit():
+                        top = max(top, int(first) + int(count))
+        except OSError:
+            continue
+    last = top + WANTED - 1
+    return f"sudo usermod --add-subuids {top}-{last} --add-subgids {top}-{last} {user.name}"
+
+
+def outside(ranges: Ranges, inside: int) -> int:
+    """The id of the host that an id of the pod is; -1 when it is none.  Pure."""
+    return next((o + inside - i for i, o, n in ranges if i <= inside < i + n), -1)
+
+
+def inside(ranges: Ranges, outside: int) -> int:
+    """The id of the pod that an id of the host is; -1 when it is none.  Pure."""
+    return next((i + outside - o for i, o, n in ranges if o <= outside < o + n), -1)
+
+
+def size(ranges: Ranges) -> int:
+    """How many ids there are, from 0 on.  Pure."""
+    return sum(n for _, _, n in ranges)
+
+
+def make(user: tuple[int, int], maps: Maps) -> int:
+    """A descriptor of a new user namespace that belongs to `user` (uid, gid).
+
+    Root writes the maps itself; a user has newuidmap(1) and newgidmap(1) do it, which look into /etc/subuid.
+    KernelError, BadInput: what forbids it, and what to do.
+    """
+    root = os.geteuid() == 0
+    try:
+        return kernel.new_userns(user if root else None, lambda pid: (_write if root else _ask)(pid, maps))
+    except KernelError as error:
+        if error.errno == EPERM:
+            raise BadInput(f"this machine forbids user namespaces: {error}", hint=forbidden(), errno=EPERM) from None
+        raise
+
+
+def _write(pid: int, maps: Maps) -> None:
+    for kind in ("gid", "uid"):
+        fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, "".join(f"{i} {o} {n}\n" for i, o, n in maps[kind]).encode())  # one write(2), or EPERM
+        finally:
+            os.close(fd)
+
+
+def _ask(pid: int, maps: Maps) -> None:
+    for kind in ("gid", "uid"):
+        words = [f"new{kind}map", str(pid), *(str(n) for line in maps[kind] for n in line)]
+        errors = os.memfd_create("errors", os.MFD_CLOEXEC)
+        try:
+            try:
+                child = os.posix_spawnp(
+                    words[0], words, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, errors, 2)], setsigmask=[]
+                )
+            except FileNotFoundError:
+                raise NsrunError(
+                    f"{words[0]} is missing: it writes the maps of a user namespace that is made without root",
+                    hint="apt-get install uidmap",
+                ) from None
+            if os.waitpid(child, 0)[1]:
+                said = os.pread(errors, 1000, 0).decode("utf-8", "replace").strip()
+                raise NsrunError(
+                    f"{words[0]} failed: {said}", hint="it must be set-user-ID root, and /etc/subuid right"
+                )
+        finally:
+            os.close(errors)
+
+
+def forbidden() -> str:
+    """Which setting of this machine forbids an ordinary user her own user namespaces; "" when none does."""
+    for path, bad, fix in (
+        ("kernel/unprivileged_userns_clone", "0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
+        ("user/max_user_namespaces", "0", "sudo sysctl user.max_user_namespaces=10000"),
+    ):  # fmt: skip
+        try:
+            with open(f"/proc/sys/{path}") as file:
+                if file.read().strip() == bad:
+                    return f"{path.replace('/', '.')} is {bad}: {fix}; or let root make the pod: sudo nsrun pod create"
+        except OSError:
+            continue
+    return ""
+
+
+def enter(state: State) -> None:
+    """Makes a user namespace of the caller's own and enters it, for good: what her images and members write has ids of it.
+
+    BadInput, NsrunError: what forbids it.
+    """
+    if os.geteuid():
+        user = User(str(state.uid))
+        fd = make((user.uid, user.gid), maps_of(user))
+        kernel.enter_userns(fd)
+        os.close(fd)
+
+
+def call(state: State, *words: str) -> bytes:
+    """Runs one of nsrun's hidden commands (cli) in such a user namespace, in a process of its own; its output.
+
+    NsrunError: what it said.
+    """
+    import subprocess
+    import sys
+
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+    root = ["--root", state.root] if state.root else []
+    done = subprocess.run([sys.executable, "-I", program, *root, *words], capture_output=True, check=False)
+    if done.returncode:
+        raise NsrunError(done.stderr.decode("utf-8", "replace").strip().removeprefix("nsrun: "))
+    return done.stdout
+
+
+def become(user: User) -> None:
+    """Root becomes an ordinary user, for good, with her surroundings: what follows can do no more than she."""
+    os.setgroups(user.groups)
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+    for name in ("SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND", "XDG_RUNTIME_DIR", "XDG_DATA_HOME"):
+        os.environ.pop(name, None)
+    os.environ.update({"HOME": user.home, "USER": user.name, "LOGNAME": user.name})
+
+
+def maps_in(pod: dict[str, Any]) -> Maps | None:
+    """Those of a pod's note; None: it has no user namespace of its own."""
+    user = pod.get("user")
+    return user["maps"] if user else None
