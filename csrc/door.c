@@ -3,9 +3,9 @@
  * she can't move a process into the pod's cgroup; what is forked inside is in it.  This program waits there, as her,
  * on a socket that only she reaches, and forks what she asks for.  It has no power that she does not have, and ends with pause.
  *
- *   nsrun-door listen=FD pause=PIDFD [uid=N gid=N groups=A,B,…] [-- PROGRAM ARG…]
+ *   nsrun-door listen=FD pause=PIDFD [forward=PIDFD] [uid=N gid=N groups=A,B,…]
  *     uid, gid, groups   started by root: becomes that user first
- *     PROGRAM            started at once, ends with pause, too (the forwarder of a pod made without root)
+ *     forward            a process that is to end with pause, too (the forwarder of a pod made without root)
  *
  * One connection is one launch (run.py, `through`):
  *
@@ -337,18 +337,18 @@ int main(int argc, char **argv, char **envp)
 		void *restorer;
 		sigbits mask;
 	} ignore = {.handler = 1 /* SIG_IGN: no child of ours becomes a zombie */};
-	long listener = -1, pause = -1, uid = -1, gid = -1, child = 0;
+	long listener = -1, pause = -1, forward = -1, uid = -1, gid = -1;
 	const char *groups = NULL;
-	char **program = NULL;
+	(void)envp;
 
-	for (int i = 1; i < argc && !program; i++) {
+	for (int i = 1; i < argc; i++) {
 		const char *v;
-		if (str_eq(argv[i], "--"))
-			program = argv + i + 1;
-		else if ((v = str_after(argv[i], "listen=")))
+		if ((v = str_after(argv[i], "listen=")))
 			listener = str_num(v, -1);
 		else if ((v = str_after(argv[i], "pause=")))
 			pause = str_num(v, -1);
+		else if ((v = str_after(argv[i], "forward=")))
+			forward = str_num(v, -1);
 		else if ((v = str_after(argv[i], "uid=")))
 			uid = str_num(v, -1);
 		else if ((v = str_after(argv[i], "gid=")))
@@ -369,22 +369,13 @@ int main(int argc, char **argv, char **envp)
 	SYS4(rt_sigaction, SIGCHLD, &ignore, NULL, sizeof(sigbits));
 	SYS1(chdir, "/");
 	SYS0(setsid);
-	if (program && program[0]) {
-		child = fork_(0);
-		if (child == 0) {
-			default_signals();
-			SYS5(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-			SYS3(execve, program[0], program, envp);
-			sys_exit(127);
-		}
-	}
 	for (;;) {
 		struct pollfd p[2] = {{(int)listener, POLLIN, 0}, {(int)pause, POLLIN, 0}};
 		if (SYS5(ppoll, p, 2, NULL, NULL, 0) < 0)
 			continue;
 		if (p[1].revents) {
-			if (child > 0)
-				SYS2(kill, child, SIGKILL);
+			if (forward >= 0)
+				SYS4(pidfd_send_signal, forward, SIGKILL, NULL, 0);
 			return 0;
 		}
 		if (p[0].revents) {

@@ -93,7 +93,7 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     facts: dict[str, Any] = {
         "id": ident,
         "created": timestamp() if ident != NO_ID else "",
-        "cgroup": cgroup.pod_path(name, ident),
+        "cgroup": cgroup.pod_path(name, ident, state.uid),
         "resolv_conf": _host_resolv_conf(),
         "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
@@ -104,6 +104,19 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     return pod_plan(specs.pod_spec({**options, "name": name}, facts))
 
 
+def _check_rootless(state: State, options: Options) -> None:
+    """What an ordinary user can't have, and what is hers already."""
+    from nsrun.host import forward
+
+    if options.get("owner") is not None:
+        raise BadInput("--owner: only root makes a pod for somebody", hint="sudo nsrun pod create; yours it is anyway")
+    for port in words.parse_ports(options.get("publish") or []):
+        forward.check_port(port["host_port"])
+    name = "pause" if options.get("name") is None else options["name"]
+    if name in state.names("pods") and not state.door({"name": name}).startswith(f"{state.run}/"):
+        raise BadInput(f"pod name {name!r} is taken: by one that root made for you", hint="choose another name")
+
+
 def create_pod(
     state: State, options: Options, observe: Callable[[Run], None] | None = None, last: bool = False
 ) -> dict[str, Any]:
@@ -112,7 +125,8 @@ def create_pod(
     `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
     interrupt never looks like a failure of what has succeeded.
     """
-    need_root()
+    if state.uid:
+        _check_rootless(state, options)
     plan = plan_pod(state, options)
     run = Run(plan, state)
     try:
@@ -513,8 +527,7 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
     from nsrun.plan.member import exec_plan
 
     note, pod = state.member(member), _pod_of(state, member)
-    user = pod.get("user")
-    how = {**how, "user": user, "door": state.door(pod) if user and state.uid else ""}
+    how = {**how, "pod": pod, "door": state.door(pod) if pod.get("user") and state.uid else ""}
     status, _ = state.member_status(note)
     if status not in ("running", "stopping"):
         raise UnknownError(

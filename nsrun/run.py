@@ -269,7 +269,7 @@ class Run:
         self.hold("monitor:pidfd", kernel.pidfd_open(self.monitor_pid))
         self._await_ready()
 
-    def open_door(self, words: list[str], listener: int, directory: str, forward: tuple[str, ...]) -> None:
+    def open_door(self, words: list[str], keep: list[int], directory: str) -> None:
         """Starts nsrun-door in a cgroup of its own below the pod's."""
         from nsrun.host import cgroup
 
@@ -277,9 +277,8 @@ class Run:
         if place >= 0:
             self.hold("door:cgroup", place)
         null = self.hold("door:null", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-        words = ["nsrun-door", *words, *(["--", *forward] if forward else [])]
         pid, pidfd, _ = kernel.launch(
-            self.fd("door:program"), words, stdio=[null] * 3, keep=[listener, self.pidfd], cgroup=place
+            self.fd("door:program"), ["nsrun-door", *words], stdio=[null] * 3, keep=keep, cgroup=place
         )
         self.hold("door:pidfd", pidfd)
         children.started.add(pid)

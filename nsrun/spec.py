@@ -221,12 +221,15 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """What a pod is.  facts: "id", "created", "cgroup", "resolv_conf" (the host's), "owner" (a name); of an owned
     pod "user" ({uid, gid, maps}), "groups" (the owner's), "by_root" (is root making it)."""
     name = options.get("name") or "pause"
-    mode = options.get("network") or "bridge"
-    if mode not in ("bridge", "none", "host"):
-        raise UsageError(f"--network {mode}", hint="bridge, none or host")
+    rootless = bool(facts.get("user")) and not facts["by_root"]
+    mode = options.get("network") or ("pasta" if rootless else "bridge")
+    known = ("pasta" if rootless else "bridge", "none", "host")
+    if mode not in known:
+        why = "the bridge is root's: sudo nsrun pod create, or " if mode == "bridge" else ""
+        raise UsageError(f"--network {mode}", hint=f"{why}{', '.join(known)}")
     ports = parse_ports(options.get("publish") or [])
-    if ports and mode != "bridge":
-        raise UsageError(f"-p needs --network bridge; with {mode} there is nothing to forward")
+    if ports and mode in ("none", "host"):
+        raise UsageError(f"-p needs --network {known[0]}; with {mode} there is nothing to forward")
     for flag in ("ip", "subnet"):
         if options.get(flag) and mode != "bridge":
             raise UsageError(f"--{flag} needs --network bridge")

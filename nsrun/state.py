@@ -448,7 +448,13 @@ class Sweeper:
 
                     net.forget_pod(note)
                 cgroup.remove(note.get("cgroup", ""))
+                if state.uid and note.get("cgroup"):
+                    cgroup.remove_member(note["cgroup"])
                 state.disown(note)
+                if note.get("forward") and state.alive(note["forward"]):
+                    from nsrun.host import forward
+
+                    forward.end(note["forward"])
             if os.path.isdir(state.path("pods", name)):  # what root wrote for an owner is root's to remove
                 remove_tree(state.path("pods", name))
                 self.removed.append(f"pod {name}")

@@ -53,6 +53,8 @@ def main(words: Words | None = None) -> int:
             return text.general(general, command)
         state = State(general.get("root", ""))
         status_fd = _status_fd(options)
+        if command.name in _OF_MEMBERS and not state.uid:
+            state = _as_owner(state, operands)
         if command.name in _IN_USERNS and state.uid:
             from nsrun import userns
 
@@ -89,6 +91,28 @@ def main(words: Words | None = None) -> int:
         else:
             print("hint: nsrun --debug shows where; nsrun doctor what this machine lacks", file=sys.stderr)
         return 125
+
+
+#: Their operands are members.
+_OF_MEMBERS = ("exec", "inspect", "logs", "wait", "stop", "kill", "rm", "attach")
+
+
+def _as_owner(state: State, names: Words) -> State:
+    """Root names a member that is not its own: from here on we are the owner of its pod, with the owner's notes."""
+    from nsrun.errors import UnknownError
+
+    for name in names:
+        try:
+            state.member(name)
+        except UnknownError:
+            from nsrun import owners, userns
+
+            uid = owners.owner_of_member(state, name)
+            if uid < 0:
+                raise
+            userns.become(userns.User(str(uid)))
+            return State(state.root)
+    return state
 
 
 #: Of an ordinary user, what they touch has ids of a user namespace of hers.
@@ -203,13 +227,13 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
     from nsrun import api
 
     note = api.create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general), last=True)
-    if note.get("user"):
+    if note.get("user") and not state.uid:
         print(
             f"the pod belongs to {note['owner']}, who joins it without sudo (nsrun join {note['name']} …) and is root in it only; --owner root makes it root's",
             file=sys.stderr,
         )
     for port in note["ports"]:
-        if port["host_ip"] not in ("127.0.0.1",):
+        if port["host_ip"] != "127.0.0.1":
             print(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp", file=sys.stderr)
     if note["network"]["mode"] == "bridge":
         from nsrun.host import net
@@ -368,6 +392,10 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
     from nsrun.cli import text
 
     found = manage.members(state, bool(options.get("all")))
+    if not state.uid and any(note.get("user") for name in state.names("pods") if (note := state.read("pods", name))):
+        from nsrun import owners
+
+        found += [m for m in owners.members(state) if options.get("all") or m["status"] in ("running", "stopping")]
     if options.get("json"):
         return text.json(found)
     rows = []

@@ -77,7 +77,7 @@ COMMANDS = (
         "sudo nsrun pod create -p 8080:80 web",
         (
             O("-p, --publish", "[IP:][HOST]:POD[/tcp]", "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port)", many=True),
-            O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only lo; host: this host's network"),
+            O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only lo; host: this host's network; without root pasta takes the bridge's place"),
             O("--ip", "ADDR", "this address of the bridge's network"),
             O("--subnet", "ADDR/24", "the bridge's network, when the bridge does not exist yet (NSRUN_SUBNET)"),
             O("--hostname", "NAME", "hostname inside (default: the pod's name)"),

@@ -34,10 +34,23 @@ def base() -> str:
     return os.environ.get("NSRUN_CGROUP", "nsrun").strip("/")
 
 
-def pod_path(name: str, ident: str) -> str:
-    """The cgroup directory of a pod, "" on a machine without cgroup v2."""
+def pod_path(name: str, ident: str, uid: int = 0) -> str:
+    """The cgroup directory of a pod; "" on a machine without cgroup v2, or for a user to whom no cgroup was delegated."""
     mount = mount_point()
-    return f"{mount}/{base()}/{name}-{ident}" if mount else ""
+    within = _delegated(mount) if uid and mount else mount
+    return f"{within}/{base()}/{name}-{ident}" if within else ""
+
+
+def _delegated(mount: str) -> str:
+    """The topmost cgroup above this process that its user may write to (systemd gives users one, with Delegate=yes)."""
+    with open("/proc/self/cgroup") as file:
+        own = next((line[3:].strip() for line in file if line.startswith("0::")), "/")
+    path, found = f"{mount}{own}".rstrip("/"), ""
+    while len(path) > len(mount):
+        if os.access(path, os.W_OK) and os.access(f"{path}/cgroup.procs", os.W_OK):
+            found = path
+        path = os.path.dirname(path)
+    return found
 
 
 def _controllers(path: str) -> list[str]:
@@ -51,6 +64,11 @@ def _controllers(path: str) -> list[str]:
 def make(path: str, limits: dict[str, str]) -> int:
     """Makes the cgroup with its limits and gives a descriptor of the directory; -1 without cgroup v2."""
     if not path:
+        if limits and mount_point():
+            raise BadInput(
+                "limits need a cgroup of your own, and none was delegated to you",
+                hint="systemd-run --user --scope -p Delegate=yes nsrun …; or let root make the pod: sudo nsrun pod create",
+            )
         if limits:
             raise BadInput(
                 "limits need cgroup v2, which is not mounted",
@@ -155,6 +173,17 @@ def pids(path: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def members(path: str) -> list[str]:
+    """The names of the members (m-NAME) that have a cgroup in a pod's."""
+    from nsrun.state import NAME_CHARS
+
+    try:
+        entries = os.listdir(path)
+    except OSError:
+        return []
+    return sorted(e[2:] for e in entries if e.startswith("m-") and len(e) < 66 and NAME_CHARS.issuperset(e))
 
 
 def remove(path: str, kill: bool = False) -> None:

@@ -85,6 +85,11 @@ def _filter(spec: dict[str, Any], how: dict[str, Any]) -> list[Step]:
     return [LoadFilter(name, how.get("profile") or "", caps)] if name else []
 
 
+def _foreign(pod: dict[str, Any]) -> int:
+    """The namespaces of a pod that its user namespace does not own: the host's network, where we are already."""
+    return kernel.CLONE_NEWNET if pod["network"]["mode"] == "host" else 0
+
+
 def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
     """What join and exec have in common: from the session to the program."""
     user, caps = process["user"], capability_mask([c[4:].lower() for c in process["capabilities"]["bounding"]])
@@ -136,6 +141,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         shared |= kernel.CLONE_NEWPID  # a child namespace of the pod's: join it, then make one
     if user:
         shared |= kernel.CLONE_NEWUSER
+        shared &= ~_foreign(pod)
 
     # 1 Open
     steps: list[Step] = [] if how.get("again") else [ClaimName("members", name, note)]
@@ -217,15 +223,17 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
 
 
 def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
-    """One more process in a member: its namespaces, its cgroup, its capabilities and never more.  `how`: as in join_plan; "user"."""
-    user, door = how.get("user"), how.get("door") or ""
+    """One more process in a member: its namespaces, its cgroup, its capabilities and never more.  `how`: as in join_plan; "pod" (its note)."""
+    user, door = (how.get("pod") or {}).get("user"), how.get("door") or ""
     maps = user["maps"] if user and not door else None
     process, member = spec["process"], tuple(note["process"])
     everything = (
         kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
     )
     if user:
+        networked = any(entry["type"] == "network" for entry in spec["linux"]["namespaces"])
         everything |= kernel.CLONE_NEWUSER
+        everything &= ~(_foreign(how["pod"]) if networked else kernel.CLONE_NEWNET)
     monitored = not how.get("fds")
     steps: list[Step] = [OpenProcess(f"member {note['name']}", member, "member:ns")]
     if door:

@@ -650,6 +650,9 @@ class WriteNote(Step):
         if self.kind == "pods":
             note = {**self.note, "pause": process, "holder": process, "ports": run.ports}
             note["namespaces"] = kernel.namespace_ids(run.pid)
+            if "forward:pid" in run.values:
+                pid = int(run.values["forward:pid"])
+                note["forward"] = [pid, kernel.process_start(pid), run.state.boot]
             if "pod:ip" in run.values:
                 from nsrun.host.net import veth_name
 

@@ -195,7 +195,6 @@ class OpenDoor(Step):
     name: str
     user: dict[str, Any]
     cgroup: str
-    forward: tuple[str, ...] = ()  # a program that ends with pause, too
     hints = {EOPNOTSUPP: "the file system of nsrun's state has no ACLs: --root DIR on another"}
 
     def call(self) -> str:
@@ -231,11 +230,73 @@ class OpenDoor(Step):
             words = [f"uid={uid}", f"gid={self.user['gid']}", f"groups={groups}"]
         sock.listen(64)
         listener = sock.detach()
-        run.open_door([f"listen={listener}", f"pause={run.pidfd}", *words], listener, self.cgroup, self.forward)
+        words += [f"listen={listener}", f"pause={run.pidfd}"]
+        forward = run.fd("forward:pidfd")
+        words += [f"forward={forward}"] if forward >= 0 else []
+        run.open_door(words, [fd for fd in (listener, run.pidfd, forward) if fd >= 0], self.cgroup)
 
     def undo(self, run: Run) -> None:
         if not run.state.uid:
             run.state.disown({"user": self.user, "name": self.name})
+
+
+class ForwardPorts(Step):
+    """pasta: the network of a pod that was made without root."""
+
+    phase = COMMIT
+    why = "Without root there is no bridge and no veth: pasta copies between the pod's network and sockets of the owner's own."
+    man = "pasta(1)"
+    ports: tuple[tuple[str, int, int], ...]
+
+    def words(self, pause: object, ports: list[tuple[str, int, int]]) -> list[str]:
+        """pasta's command line; the pod's network namespace by pause."""
+        words = ["pasta", "--foreground", "--quiet", "--config-net", "--ns-ifname", "eth0", "--no-map-gw"]
+        words += [
+            "--userns",
+            f"/proc/{pause}/ns/user",
+            "--netns",
+            f"/proc/{pause}/ns/net",
+            "-T",
+            "none",
+            "-u",
+            "none",
+            "-U",
+            "none",
+        ]
+        for ip, host, pod in ports:
+            words += ["-t", f"{'' if ip == '0.0.0.0' else ip + '/'}{host}:{pod}"]
+        return words + ([] if ports else ["-t", "none"])
+
+    def call(self) -> str:
+        return " ".join(self.words("PAUSE", list(self.ports)))
+
+    def calls(self) -> list[str]:
+        return ["bind"] * len(self.ports)
+
+    def shell(self) -> str:
+        return " ".join(self.words("$POD", list(self.ports))) + " &"
+
+    def check(self) -> str:
+        return "pgrep -a pasta; cat /proc/PID/net/dev"
+
+    def do(self, run: Run) -> None:
+        from nsrun.host import forward, net
+
+        ports = []
+        for ip, host, pod in self.ports:
+            sock, port = net.hold_port(ip, host)  # is it free?  pasta binds it itself
+            sock.close()
+            ports.append((ip, port, pod))
+            run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": "tcp"})
+        pid, fd = forward.start(self.words(run.pid, ports), run.directory)
+        run.hold("forward:pidfd", fd)
+        run.values["forward:pid"] = pid
+
+    def undo(self, run: Run) -> None:
+        if "forward:pid" in run.values:
+            from nsrun.host import forward
+
+            forward.stop(int(run.values["forward:pid"]))
 
 
 def mapped(maps: dict[str, list[list[int]]] | None, kind: str, ident: int) -> int:

@@ -8,6 +8,7 @@ from nsrun.plan import Plan, Step
 from nsrun.plan.inside import (
     DEVICE_NODES,
     ExecutePause,
+    LoopbackUp,
     MakeDirectory,
     MakePrivate,
     Mount,
@@ -32,7 +33,7 @@ from nsrun.plan.outside import (
     Release,
     WriteNote,
 )
-from nsrun.plan.owner import DelegateCgroup, NewUserNamespace, OpenDoor
+from nsrun.plan.owner import DelegateCgroup, ForwardPorts, NewUserNamespace, OpenDoor
 from nsrun.userns import size
 
 TYPE_CHECKING = False
@@ -46,9 +47,10 @@ PAUSE_UID = 65535
 def pod_plan(spec: dict[str, Any]) -> Plan:
     """`spec` is what spec.pod_spec made of the words of the command."""
     name, network, ident = spec["name"], spec["network"], spec["id"]
+    ports, user = spec["ports"], spec.get("user")
     table = f"nsrun-{ident}"
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
-    ports, user = spec["ports"], spec.get("user")
+    by_root = not user or spec["by_root"]
     owned = "user:fd" if user else ""
     note = {k: v for k, v in spec.items() if k not in ("files", "ports", "sysctls", "shm_size", "by_root", "groups")}
 
@@ -63,20 +65,21 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
     if spec["limits"]:
         steps.append(LimitPod(spec["cgroup"], spec["limits"]))
     steps.append(MakeCgroup(f"{spec['cgroup']}/pause" if spec["cgroup"] else "", {}, spec["cgroup"]))
-    if user and spec["by_root"]:
+    if user and by_root:
         steps.append(DelegateCgroup(spec["cgroup"], user["uid"], user["gid"]))
     held: list[str] = []
+    published = tuple((p["host_ip"], p["host_port"], p["pod_port"]) for p in ports)
     if user:
         steps.append(NewUserNamespace(spec["owner"], user["uid"], user["gid"], user["maps"], spec["by_root"]))
     if own_net:
         steps.append(NewNetns(owned))
     if bridge:
         steps.append(ConnectPod(network.get("wanted_ip", ""), network.get("subnet", "")))
-    if own_net:
+    if own_net and by_root:
         steps.append(ConfigurePod(bridge))
     if bridge:
-        holders = [HoldPort(p["host_ip"], p["host_port"], p["pod_port"]) for p in ports]
-        table_step = PublishTable(table, tuple((p["host_ip"], p["host_port"], p["pod_port"]) for p in ports))
+        holders = [HoldPort(*p) for p in published]
+        table_step = PublishTable(table, published)
         held = [h.handle for h in holders] + [table_step.handle]
         steps += [*holders, table_step]
 
@@ -97,6 +100,8 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         *(WriteFile(path, text) for path, text in spec["files"].items()),
         SetHostname(spec["hostname"]),
     ]  # fmt: skip
+    if own_net and not by_root:
+        steps.append(LoopbackUp())
     if own_net:
         steps.append(
             WriteProc(
@@ -118,6 +123,8 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         SetCapabilities(0),
         ExecutePause("pause:fd", tuple(held)),
     ]
+    if network["mode"] == "pasta":
+        steps.append(ForwardPorts(published))
     if user:
         steps.append(OpenDoor(name, {**user, "groups": spec["groups"]}, spec["cgroup"]))
     steps += [

@@ -1,0 +1,95 @@
+"""The network of a pod that an ordinary user made: pasta(1), which needs no privilege.
+
+It is found ready when it has written its pid file, which it does last.  It ends with pause: nsrun-door sees to that, and
+whoever sweeps the pod, should nsrun-door have been killed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from errno import EACCES, EPERM
+
+from nsrun import kernel
+from nsrun.errors import BadInput, KernelError, NsrunError
+
+SECONDS = 10
+
+
+def start(words: list[str], directory: str) -> tuple[int, int]:
+    """(pid, pidfd) of pasta.  NsrunError: what it said, or that it is missing.  Its messages go to DIRECTORY/forward.log."""
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        there = os.path.exists("/dev/net/tun")
+        raise NsrunError(
+            f"pasta needs /dev/net/tun, which {'you may not open' if there else 'is not there'}",
+            hint="sudo chmod 0666 /dev/net/tun (what udev does)" if there else "sudo modprobe tun",
+        )
+    pidfile, log = f"{directory}/forward.pid", f"{directory}/forward.log"
+    errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    words = [*words, "--pid", pidfile]
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((null, null, errors))]
+        pid = os.posix_spawnp("pasta", words, os.environ, file_actions=actions, setsigmask=[], setsid=True)
+    except FileNotFoundError:
+        raise NsrunError(
+            "pasta is missing: it is the network of a pod that is made without root",
+            hint="apt-get install passt; or --network none; or let root make the pod: sudo nsrun pod create",
+        ) from None
+    finally:
+        os.close(errors)
+        os.close(null)
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            break
+        try:
+            if os.stat(pidfile).st_size:
+                return pid, kernel.pidfd_open(pid)
+        except FileNotFoundError:
+            pass
+        time.sleep(0.002)
+    else:
+        stop(pid)
+    with open(log, encoding="utf-8", errors="replace") as file:
+        said = [line for line in file.read(4096).splitlines() if not line.startswith("Failed to send")]
+    raise NsrunError(f"pasta did not start: {' '.join(said) or 'it said nothing'}", hint=" ".join(words))
+
+
+def stop(pid: int) -> None:
+    """Ends and reaps it, when it is a child of ours."""
+    try:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return
+
+
+def end(process: list[object]) -> None:
+    """Ends the one that a note names, if it lives; by pidfd, so that no other is hit."""
+    pid, started = int(str(process[0])), process[1]
+    try:
+        fd = kernel.pidfd_open(pid)
+    except KernelError:
+        return
+    try:
+        if kernel.process_start(pid) == started:
+            kernel.pidfd_send_signal(fd, 9)
+    except KernelError as error:
+        if error.errno not in (EPERM, EACCES):
+            return  # it has just ended
+        raise
+    finally:
+        os.close(fd)
+
+
+def check_port(port: int) -> None:
+    """BadInput: a port that an ordinary user may not bind, with the exact command that allows it (podman#3212)."""
+    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
+        first = int(file.read())
+    if 0 < port < first:
+        raise BadInput(
+            f"port {port} needs root: ordinary users may bind ports from {first} on",
+            hint=f"a higher port; or: sudo sysctl net.ipv4.ip_unprivileged_port_start={port}; or: sudo nsrun pod create",
+            errno=EACCES,
+        )

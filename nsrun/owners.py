@@ -1,0 +1,90 @@
+"""Root and the members of owned pods: their notes are their owner's files, so root does not read them, it asks, as that owner.
+
+A process that has become her runs nsrun and answers in JSON, bounded in time and size: what she can do with her files then
+is what she can do anyway.  What comes back is text to be shown, never a path, a pid or an option.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun import userns
+from nsrun.errors import BadInput, NsrunError
+from nsrun.state import NAME_CHARS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.state import State
+
+SECONDS, BYTES = 5, 4 << 20
+
+
+def owned_pods(state: State) -> dict[int, list[str]]:
+    """The living pods that root made for others: uid → names."""
+    found: dict[int, list[str]] = {}
+    for name in state.names("pods"):
+        note = state.read("pods", name)
+        if note and note.get("user") and state.alive(note.get("pause")):
+            found.setdefault(note["user"]["uid"], []).append(name)
+    return found
+
+
+def ask(state: State, uid: int, words: list[str]) -> Any:
+    """The JSON that nsrun prints for this user.  NsrunError: she is gone, it took too long, it said too much, or no."""
+    import json
+    import subprocess
+    import sys
+
+    try:
+        user = userns.User(str(uid))
+    except BadInput:
+        raise NsrunError(f"the owner {uid} has no account any more") from None
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+    root = ["--root", state.root] if state.root else []
+    environment = {"HOME": user.home, "USER": user.name, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+    command = ["timeout", "-s", "KILL", str(SECONDS), sys.executable, "-I", program, *root, *words]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env=environment,
+        user=user.uid, group=user.gid, extra_groups=user.groups, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        data = process.stdout.read(BYTES + 1)
+        if len(data) > BYTES:
+            process.kill()
+    try:
+        if process.returncode == 0 and len(data) <= BYTES:
+            return json.loads(data)
+    except (ValueError, RecursionError):
+        pass
+    raise NsrunError(f"{user.name}'s nsrun gave no answer", hint=f"sudo -u {user.name} nsrun {' '.join(words)}")
+
+
+_SHOWN = {"name": str, "pod": str, "status": str, "pid": int, "pid_in_pod": int, "command": list}
+
+
+def members(state: State) -> list[dict[str, Any]]:
+    """The members that owners have in their pods, as `nsrun ls --json` tells; an owner who does not answer has none."""
+    found = []
+    for uid, pods in owned_pods(state).items():
+        try:
+            answer = ask(state, uid, ["ls", "-a", "--json"])
+        except NsrunError:
+            continue
+        for member in answer if isinstance(answer, list) else []:
+            if isinstance(member, dict) and member.get("pod") in pods and _is_sound(member):
+                member["command"] = ["".join(c if c.isprintable() else "?" for c in str(w)) for w in member["command"]]
+                found.append({**member, "owner": uid})
+    return found
+
+
+def _is_sound(member: dict[str, Any]) -> bool:
+    plain = all(isinstance(member.get(key), kind) for key, kind in _SHOWN.items())
+    names = plain and all(member[key] and NAME_CHARS.issuperset(member[key]) for key in ("name", "status"))
+    return names and isinstance(member.get("exit_code"), (int, type(None))) and isinstance(member.get("orphaned"), bool)
+
+
+def owner_of_member(state: State, name: str) -> int:
+    """The uid of the owner in whose pod this member is; -1: nobody's."""
+    return next((m["owner"] for m in members(state) if m["name"] == name or m.get("id") == name), -1)
