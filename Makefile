@@ -50,6 +50,7 @@ uninstall:      ## remove what install made
 
 test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 	@$(SUDO) rootfs/build busybox
+	@$(SUDO) rootfs/build --image busybox
 	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv/bin/pytest -n 4 $(PYTEST)
 
 unit: .venv/.tested   ## only the tests that need no root

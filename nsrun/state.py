@@ -448,7 +448,7 @@ class Sweeper:
 
                     net.forget_pod(note)
                 cgroup.remove(note.get("cgroup", ""))
-                if state.uid and note.get("cgroup"):
+                if state.uid and os.path.isdir(state.path("pods", name)):
                     cgroup.remove_member(note["cgroup"])
                 state.disown(note)
                 if note.get("forward") and state.alive(note["forward"]):

@@ -23,6 +23,8 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 NSRUN = os.path.join(os.path.dirname(sys.executable), "nsrun")
 CACHE = pathlib.Path(os.environ.get("NSRUN_CACHE", "/var/cache/nsrun")) / "roots"
+#: Accounts of the throwaway host only: two with subordinate ids, one without.
+USERS = {"alice": 12001, "bob": 12002, "carol": 12003}
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x40000000
 IN_CI = os.environ.get("CI") in ("true", "1")
 ROOT = os.geteuid() == 0
@@ -64,6 +66,10 @@ class ThrowawayHost:
         )
         _libc("mount", b"none", b"/", None, 0x4000 | (1 << 18), None)  # MS_REC|MS_PRIVATE
         _libc("mount", b"tmpfs", b"/run", b"tmpfs", 0, b"mode=755")
+        _libc("mount", b"tmpfs", b"/dev/net", b"tmpfs", 0, b"mode=755")
+        os.mknod("/dev/net/tun", 0o20666, os.makedev(10, 200))
+        os.chmod("/dev/net/tun", 0o666)
+        self._make_users()
         sh("ip", "link", "set", "lo", "up")
         # an uplink with a neighbour behind it: "another host"
         self.neighbour = subprocess.Popen(["unshare", "--net", "sleep", "3600"], start_new_session=True)
@@ -74,6 +80,41 @@ class ThrowawayHost:
         sh("ip", "link", "set", "up0", "up")
         for words in ("address add 192.0.2.9/24 dev up1", "link set up1 up", "link set lo up"):
             sh("nsenter", "-t", self.neighbour.pid, "-n", "ip", *words.split())
+        sh("ip", "route", "add", "default", "via", "192.0.2.9")
+
+    def _make_users(self) -> None:
+        """In copies of the account files that only this mount namespace has."""
+        os.makedirs("/run/etc")
+        for file in ("passwd", "group", "subuid", "subgid"):
+            lines = pathlib.Path(f"/etc/{file}").read_text() if os.path.exists(f"/etc/{file}") else ""
+            pathlib.Path(f"/etc/{file}").touch()
+            for number, (name, uid) in enumerate(USERS.items()):
+                if file == "passwd":
+                    lines += f"{name}:x:{uid}:{uid}::/nonexistent:/bin/sh\n"
+                elif file == "group":
+                    lines += f"{name}:x:{uid}:\n"
+                elif name != "carol":
+                    lines += f"{name}:{3_000_000 + 100_000 * number}:65536\n"
+            path = pathlib.Path(f"/run/etc/{file}")
+            path.write_text(lines)
+            path.chmod(0o644)
+            _libc("mount", bytes(path), f"/etc/{file}".encode(), None, 4096, None)  # MS_BIND
+        self._let_users_reach(os.path.realpath(sys.executable))
+        self._let_users_reach(NSRUN)
+
+    def _let_users_reach(self, path: str) -> None:
+        """A directory on the way that only root may enter gets a cover with nothing else in it, here alone."""
+        parts = path.split("/")[1:-1]
+        for depth in range(1, len(parts) + 1):
+            directory = "/" + "/".join(parts[:depth])
+            if os.stat(directory).st_mode & 1:
+                continue
+            inner = f"/{'/'.join(parts[: depth + 1])}" if depth < len(parts) else path
+            os.makedirs("/run/reach", exist_ok=True)
+            _libc("mount", inner.encode(), b"/run/reach", None, 4096 | 16384, None)
+            _libc("mount", b"tmpfs", directory.encode(), b"tmpfs", 0, b"mode=755")
+            os.mkdir(inner)
+            _libc("mount", b"/run/reach", inner.encode(), None, 8192, None)  # MS_MOVE
 
     def _limit_processes(self) -> None:
         name = f"nsrun-test-{os.getpid()}"
@@ -156,11 +197,9 @@ class Host:
             t["table"]["name"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t
         )
         mounts = pathlib.Path("/proc/thread-self/mountinfo").read_text()
-        notes = sorted(
-            str(p.relative_to(self.root))
-            for kind in ("run/pods", "run/members", "run/tmp", "lib/upper")
-            for p in (self.root / kind).glob("*")
-        )
+        kinds = ("run/pods", "run/members", "run/tmp", "lib/upper")
+        kinds += ("owned/*", *(f"users/*/{kind}" for kind in kinds))
+        notes = sorted(str(p.relative_to(self.root)) for kind in kinds for p in self.root.glob(f"{kind}/*"))
         return {
             "links": links,
             "tables": tables,
@@ -183,6 +222,50 @@ class Host:
         )
 
 
+class UserHost(Host):
+    """The same as an ordinary user, with a home and directories of her own."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        super().__init__(host.throwaway, host.root)
+        self.name, self.uid = name, USERS[name]
+        self.home = host.root / "home" / name
+        host.root.chmod(0o711)
+        for path in (host.root / "home", self.home, host.root / "users", host.root / "users" / str(self.uid)):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o711)
+        for path in (self.home, host.root / "users" / str(self.uid)):
+            path.chmod(0o700)
+            os.chown(path, self.uid, self.uid)
+        self.env = {**self.env, "HOME": str(self.home), "USER": name}
+
+    def words(self, *words: object) -> list[str]:
+        return ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--init-groups", *map(str, words)]
+
+    def run(
+        self, *words: object, check: bool = True, timeout: float = 30, **kwargs
+    ) -> subprocess.CompletedProcess[str]:
+        env = {**self.env, **kwargs.pop("env", {})}
+        return sh(*self.words(NSRUN, *words), check=check, timeout=timeout, env=env, cwd="/", **kwargs)
+
+    def sh(self, *words: object, **kwargs) -> subprocess.CompletedProcess[str]:
+        return sh(*self.words(*words), env=self.env, cwd="/", **kwargs)
+
+    def background(self, *words: object, **kwargs) -> subprocess.Popen:
+        return subprocess.Popen(self.words(NSRUN, *words), env=self.env, cwd="/", **kwargs)
+
+    def close(self) -> None:
+        names = [pod["name"] for pod in self.json("pod", "ls")]
+        if names:
+            self.run("pod", "rm", "-f", *names)
+        for member in self.json("ls", "-a"):
+            self.run("rm", "-f", member["name"])
+        self.run("pod", "prune")
+
+
+def _lives(pid: str) -> bool:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
 def processes() -> list[str]:
     """nsrun's own processes in this throwaway host (by network namespace or parentage they are ours: by cgroup)."""
     found = []
@@ -190,7 +273,11 @@ def processes() -> list[str]:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             comm = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
-            if comm in ("nsrun-monitor", "nsrun-init") and os.stat(f"/proc/{pid}/ns/net").st_ino == mine:
+            if (
+                comm in ("nsrun-monitor", "nsrun-init", "nsrun-door", "pasta.avx2", "pasta")
+                and _lives(pid)
+                and os.stat(f"/proc/{pid}/ns/net").st_ino == mine
+            ):
                 found.append(f"{pid} {comm}")
         except OSError:
             continue
@@ -214,6 +301,37 @@ def host(throwaway_host: ThrowawayHost, request: pytest.FixtureRequest):
     for key, value in before.items():
         assert after[key] == value, f"{key} left behind by {request.node.name}"
     shutil.rmtree(root)
+
+
+@pytest.fixture
+def alice(host: Host):
+    user = UserHost(host, "alice")
+    yield user
+    user.close()
+
+
+@pytest.fixture
+def bob(host: Host):
+    user = UserHost(host, "bob")
+    yield user
+    user.close()
+
+
+@pytest.fixture
+def owned(host: Host, alice: UserHost) -> str:
+    """A pod of alice's that root made, without network."""
+    return host.run("pod", "create", "--network", "none", "pause", env={"SUDO_UID": str(alice.uid)}).stdout.strip()
+
+
+@pytest.fixture
+def box(busybox: str, alice: UserHost) -> str:
+    """The busybox image in alice's own store."""
+    need(
+        (CACHE.parent / "images" / "busybox").is_dir(),
+        "the busybox image is not built",
+        "sudo rootfs/build --image busybox",
+    )
+    return alice.run("image", "load", CACHE.parent / "images" / "busybox").stdout.strip()
 
 
 @pytest.fixture(scope="session")

@@ -108,9 +108,11 @@ def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
     return steps
 
 
-def _stdio(process: dict[str, Any], how: dict[str, Any], maps: Any, member: tuple[Any, ...] = ()) -> Step:
-    """`maps`: of the user namespace that we are not in ourselves, or None."""
-    uid = mapped(maps, "uid", process["user"]["uid"])
+def _stdio(process: dict[str, Any], how: dict[str, Any], user: Any, member: tuple[Any, ...] = ()) -> Step:
+    """`user`: the pod's, if it has a user namespace."""
+    uid = mapped(user, "uid", process["user"]["uid"], bool(how.get("door")))
+    for gid in [process["user"]["gid"], *process["user"]["additionalGids"]]:
+        mapped(user, "gid", gid, True)
     if process["terminal"]:
         return OpenTerminal(uid, member)
     if how.get("fds"):
@@ -128,7 +130,6 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     root = spec["root"]["path"]
     host_root, overlay = root == "/", root != "/" and names["nsrun.writable"] != "true"
     user, door = pod.get("user"), how.get("door") or ""
-    maps = user["maps"] if user and not door else None  # what id 0 of the pod is for root; the owner is 0 herself
 
     shared = clones = 0
     for entry in linux["namespaces"]:
@@ -154,7 +155,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     if monitored:
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
     if overlay:
-        idmap = "pod:user" if maps else ""
+        idmap = "pod:user" if user and not door else ""  # the owner is id 0 of the pod herself
         steps.append(OverlayRoot(tuple(how.get("layers") or [root]), ident, bool(how.get("again")), idmap))
     else:
         steps.append(PlainRoot(root, host_root))
@@ -167,7 +168,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
             handle, readonly = f"volume{number}:fd", "ro" in mount["options"]
             seed = "" if kind == "bind" or host_root or "nocopy" in mount["options"] else target
             staging = f"{how.get('staging', '')}/seed{number}" if seed else ""
-            ids = (mapped(maps, "uid", 0), mapped(maps, "gid", 0))
+            ids = (mapped(user, "uid", 0, bool(door)), mapped(user, "gid", 0, bool(door)))
             volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume", seed, staging, ids))
             inner.append(MountTree(handle, target, mount["source"], readonly))
         elif kind == "device":
@@ -188,7 +189,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
             inner.append(Mount(kind, target, data, attrs))
     steps += volumes
     steps += (filters := _filter(spec, how))
-    steps.append(_stdio(process, how, maps))
+    steps.append(_stdio(process, how, user))
     if (detach or how.get("background")) and monitored:
         steps.append(ListenForAttach())
 
@@ -225,7 +226,6 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
 def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
     """One more process in a member: its namespaces, its cgroup, its capabilities and never more.  `how`: as in join_plan; "pod" (its note)."""
     user, door = (how.get("pod") or {}).get("user"), how.get("door") or ""
-    maps = user["maps"] if user and not door else None
     process, member = spec["process"], tuple(note["process"])
     everything = (
         kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
@@ -244,7 +244,7 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
     filters = _filter(spec, how)
     steps += [
         *filters,
-        _stdio(process, how, maps, member),
+        _stdio(process, how, user, member),
         OpenCgroup(spec["linux"]["cgroupsPath"]),
         Launch("member:ns", everything, door="door:fd" if door else ""),
         Undumpable(),

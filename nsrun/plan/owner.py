@@ -6,7 +6,7 @@ import os
 from errno import EACCES, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, ESRCH
 
 from nsrun import kernel
-from nsrun.errors import KernelError, UnknownError
+from nsrun.errors import BadInput, UnknownError
 from nsrun.plan import COMMIT, HOST, OPEN, Step
 
 TYPE_CHECKING = False
@@ -299,13 +299,17 @@ class ForwardPorts(Step):
             forward.stop(int(run.values["forward:pid"]))
 
 
-def mapped(maps: dict[str, list[list[int]]] | None, kind: str, ident: int) -> int:
-    """The host's id of a pod's; itself without a user namespace.  KernelError EINVAL: the pod has no such id."""
-    if maps is None:
+def mapped(user: dict[str, Any] | None, kind: str, ident: int, inside: bool) -> int:
+    """What an id of the pod is for us: itself without a user namespace, or when we are `inside`.  BadInput: the pod has no such id."""
+    if not user:
         return ident
     from nsrun.userns import outside, size
 
-    found = outside(maps[kind], ident)
+    ranges = user["maps"][kind]
+    found = outside(ranges, ident)
     if found < 0:
-        raise KernelError(EINVAL, f"{kind} {ident}: the pod's user namespace has the ids 0 to {size(maps[kind]) - 1}")
-    return found
+        raise BadInput(
+            f"the pod's user namespace has no {kind} {ident}: they go from 0 to {size(ranges) - 1}",
+            hint="a larger range in /etc/subuid and /etc/subgid (usermod --add-subuids), and the pod anew",
+        )
+    return ident if inside else found
