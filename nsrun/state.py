@@ -105,6 +105,7 @@ def _runtime_directory(uid: int) -> str:
     try:
         st = os.lstat(path)
     except FileNotFoundError:
+        os.mkdir(path, 0o700)
         return path
     if st.st_uid != uid or st.st_mode & 0o170077 != 0o040000:
         raise BadInput(f"{path} is not a directory of yours alone", hint="remove it, or set XDG_RUNTIME_DIR")
