@@ -160,6 +160,10 @@ class Host:
         self.throwaway, self.root = throwaway, root
         self.env = {**os.environ, "NSRUN_ROOT": str(root), "NSRUN_SUBNET": ""}
 
+    def words(self, *words: object) -> list[str]:
+        """A command line, as whom it is to run."""
+        return [str(word) for word in words]
+
     def run(
         self, *words: object, check: bool = True, timeout: float = 30, **kwargs
     ) -> subprocess.CompletedProcess[str]:

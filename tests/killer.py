@@ -1,6 +1,6 @@
 """Runs `pod create` or `join`, and kills itself with SIGKILL after the given step.  Started by test_faults.py.
 
-killer.py pod|join STEP [ROOTFS]      STEP 0: print the number of steps that Python carries out, do nothing
+killer.py pod|owned|join|detached STEP [ROOTFS or IMAGE]      STEP 0: print the number of steps that Python carries out, do nothing
 """
 
 import os
@@ -14,10 +14,12 @@ from nsrun.state import State
 
 what, last = sys.argv[1], int(sys.argv[2])
 state = State()
-if what == "pod":
-    plan = api.plan_pod(state, {"name": "victim", "publish": ["127.0.0.1:20500:80"]})
+if what in ("pod", "owned"):
+    owner = {"owner": "alice"} if what == "owned" else {}
+    plan = api.plan_pod(state, {"name": "victim", "publish": ["127.0.0.1:20500:80"], **owner})
 else:
-    options = {"name": "victim", "rootfs": sys.argv[3], "command": ["sleep", "1000"]}
+    source = "image" if state.uid else "rootfs"
+    options = {"name": "victim", source: sys.argv[3], "command": ["sleep", "1000"]}
     plan = api.plan_join(state, "pause", options, {"detach": what == "detached"})
 steps = [step for step in plan if step.phase != INIT]
 if last == 0:

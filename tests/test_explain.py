@@ -16,14 +16,15 @@ TRACED = (
 ).split(",")
 
 
-def traced(host, words, tmp_path, code=0):
+def traced(host, words, tmp_path, code=0, env=None):
     """(calls of nsrun itself, calls of nsrun-init), by name, in the order in which the kernel saw them."""
     need(os.path.exists("/usr/bin/strace"), "strace is missing", "apt-get install strace")
     file = tmp_path / "trace"
     options = "trace=" + ",".join(f"?{name}" for name in TRACED)
     strace = subprocess.Popen(
-        ["strace", "-f", "-o", file, "-e", options, NSRUN, *map(str, words)],
-        env=host.env,
+        [*host.words("strace"), "-f", "-o", file, "-e", options, NSRUN, *map(str, words)],
+        env={**host.env, **(env or {})},
+        cwd="/",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -54,12 +55,12 @@ def traced(host, words, tmp_path, code=0):
             continue  # Python's start, and netlink, whose words explain shows instead
         else:
             outside.append(name)
-    (init,) = inits.values()
+    (init,) = inits.values() or [[]]
     return outside, init
 
 
-def expected(host, words):
-    document = json.loads(host.run("explain", "--format", "json", *words).stdout)
+def expected(host, words, env=None):
+    document = json.loads(host.run("explain", "--format", "json", *words, env=env or {}).stdout)
     outside, inside = [], ["execveat"]
     for step in document["steps"]:
         path = (
@@ -97,6 +98,33 @@ def upto_exec(calls):
     ],
 )
 def test_pod_create_is_what_strace_shows(host, tmp_path, words):
+    want_outside, want_inside = expected(host, words)
+    outside, inside = traced(host, words, tmp_path)
+    assert outside == want_outside
+    assert upto_exec(inside) == want_inside
+
+
+@pytest.mark.parametrize("options", [["--network", "none"], ["-p", "127.0.0.1:20900:80"]])
+def test_an_owned_pod_is_what_strace_shows(host, alice, tmp_path, options):
+    words, env = ["pod", "create", *options, "x"], {"SUDO_UID": str(alice.uid)}
+    want_outside, want_inside = expected(host, words, env)
+    outside, inside = traced(host, words, tmp_path, env=env)
+    assert outside == want_outside
+    assert upto_exec(inside) == want_inside
+
+
+@pytest.mark.parametrize("options", [[], ["-d"]])
+def test_an_owners_join_is_what_strace_shows(host, alice, owned, box, options):
+    """What she does herself; the door and what it forks are not hers to trace."""
+    alice.run("join", owned, "--rm", "--image", box, "true")
+    words = ["join", owned, *options, "--image", box, "--", "true"]
+    outside, _ = traced(alice, words, alice.home)
+    assert outside == expected(alice, words)[0]
+
+
+def test_roots_join_of_an_owned_pod_is_what_strace_shows(host, alice, owned, busybox, tmp_path):
+    host.run("join", owned, "--rm", "--rootfs", busybox, "true")
+    words = ["join", owned, "--rootfs", busybox, "true"]
     want_outside, want_inside = expected(host, words)
     outside, inside = traced(host, words, tmp_path)
     assert outside == want_outside

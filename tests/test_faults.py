@@ -13,12 +13,13 @@ KILLER = [sys.executable, str(HERE / "killer.py")]
 
 
 def steps_of(what: str) -> int:
-    return {"pod": 12, "join": 12, "detached": 13}[what]
+    return {"pod": 12, "owned": 16, "join": 12, "detached": 13, "owners": 15}[what]
 
 
 def killed_after(host, what: str, step: int, rootfs: str = "") -> None:
+    words = [*KILLER, what, str(step), rootfs]
     done = subprocess.run(
-        [*KILLER, what, str(step), rootfs], env=host.env, capture_output=True, text=True, timeout=30, check=False
+        host.words(*words), env=host.env, capture_output=True, text=True, timeout=30, check=False, cwd="/"
     )
     assert done.returncode == -9, done
 
@@ -44,14 +45,30 @@ def test_the_number_of_steps(host, pod, busybox):
         assert int(out) == steps_of(what), what
 
 
-@pytest.mark.parametrize("step", range(1, steps_of("pod") + 1))
-def test_pod_create_killed(host, step):
+def test_the_number_of_steps_of_an_owned_pod(host, alice, owned, box):
+    assert int(sh(*KILLER, "owned", 0, env=host.env).stdout) == steps_of("owned")
+    assert int(alice.sh(*KILLER, "detached", 0, box).stdout) == steps_of("owners")
+
+
+@pytest.mark.parametrize(
+    ("what", "step"), [(what, step) for what in ("pod", "owned") for step in range(1, steps_of(what) + 1)]
+)
+def test_pod_create_killed(host, what, step):
     before = host.snapshot()
-    killed_after(host, "pod", step)
-    if step < steps_of("pod"):
+    killed_after(host, what, step)
+    if step < steps_of(what):
         gone(host, before)
     else:  # all was done: the pod is there and works
         assert [p["name"] for p in host.json("pod", "ls")] == ["victim"]
+
+
+@pytest.mark.parametrize("step", range(1, steps_of("owners") - 1))
+def test_an_owners_join_killed(host, alice, owned, box, step):
+    """The door's monitor ends with nsrun-init; her own next command forgets the rest."""
+    alice.run("pod", "ls")
+    before = host.snapshot()
+    killed_after(alice, "detached", step, box)
+    gone(alice, before)
 
 
 @pytest.mark.parametrize("what", ["join", "detached"])

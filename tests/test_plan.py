@@ -22,30 +22,43 @@ GOLDEN = HERE / "golden"
 POD = {"name": "web", "id": "ID", "hostname": "web", "pause": [42, 1, "BOOT"], "cgroup": "/CGROUP/web-ID"}
 
 
-def make_pod(**options) -> Plan:
+MAPS = {kind: [[0, 1000, 1], [1, 100000, 65536]] for kind in ("uid", "gid")}
+USER = {"uid": 1000, "gid": 1000, "maps": MAPS}
+OWNED = {**POD, "user": USER, "owner": "alice", "network": {"mode": "bridge"}}
+
+
+def make_pod(owner="root", by_root=True, **options) -> Plan:
     facts = {
         "id": "ID",
         "created": "",
         "cgroup": "/CGROUP/web-ID",
         "resolv_conf": "nameserver 192.0.2.53\n",
-        "owner": "root",
+        "owner": owner,
+        **({"user": USER, "by_root": by_root, "groups": [1000]} if owner != "root" else {}),
     }
     return pod_plan(specs.pod_spec({"name": "web", **options}, facts))
 
 
-def make_spec(root="/ROOTFS", **options):
-    facts = {"name": "m", "id": "ID", "pod": POD, "root": root, "cgroup": "/CGROUP/web-ID/m-m", "environ": {}}
+def make_spec(root="/ROOTFS", pod=POD, **options):
+    facts = {"name": "m", "id": "ID", "pod": pod, "root": root, "cgroup": "/CGROUP/web-ID/m-m", "environ": {}}
     return specs.member_spec({"command": ["mysqld", "--verbose"], **options}, facts)
 
 
-def make_join(root="/ROOTFS", how=None, **options) -> Plan:
-    return join_plan(make_spec(root, **options), POD, {"id": "ID", "name": "m"}, how or {})
+def make_join(root="/ROOTFS", how=None, pod=POD, **options) -> Plan:
+    return join_plan(make_spec(root, pod, **options), pod, {"id": "ID", "name": "m"}, how or {})
 
 
 PLANS = {
     "pod-create": lambda: make_pod(publish=["8080:80", "127.0.0.1:8443:443"]),
     "pod-create-none": lambda: make_pod(network="none", sysctl=["net.core.somaxconn=512"], hostname="other"),
     "pod-create-host": lambda: make_pod(network="host"),
+    "pod-create-owned": lambda: make_pod("alice", publish=["8080:80"]),
+    "pod-create-rootless": lambda: make_pod("alice", by_root=False, publish=["8080:80"]),
+    "join-owner": lambda: make_join(pod=OWNED, how={"detach": True, "door": "/OWNED/1000/web.door"}),
+    "join-owned-by-root": lambda: make_join(pod=OWNED, user="33", volume=["named:/data"]),
+    "exec-owner": lambda: exec_plan(
+        make_spec(pod=OWNED), {"name": "m", "process": [43, 1, "BOOT"]}, {"pod": OWNED, "door": "/OWNED/1000/web.door"}
+    ),
     "join": make_join,
     "join-detached": lambda: make_join(
         how={"detach": True}, volume=["/srv:/data:ro"], tmpfs=["/tmp"], ulimit=["nofile=64:128"], user="1:2"

@@ -201,7 +201,8 @@ class OpenDoor(Step):
         return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setresuid({self.user["uid"]}, …); execveat(door:fd, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
 
     def calls(self) -> list[str]:
-        return ["bind", "clone3"]
+        become = ["setgroups", "setresgid", "setresuid"] if "groups" in self.user else []
+        return ["bind", "clone3", "execveat", *become, "chdir", "setsid"]
 
     def check(self) -> str:
         return "pgrep -a nsrun-door"
