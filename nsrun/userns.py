@@ -86,7 +86,7 @@ def maps_of(user: User) -> Maps:
         if not ranges:
             raise BadInput(
                 f"user {user.name!r} has no range in {path}: a pod of hers needs subordinate ids",
-                hint=f"{_usermod(user)}   (subuid(5)); or --owner root: a pod without a user namespace",
+                hint=f"{_usermod(user)}   (subuid(5)); or a pod of root's, without a user namespace: sudo nsrun pod create --owner root",
             )
         inside, found = 1, [[0, own, 1]]
         for first, count in ranges[: MAX_RANGES - 1]:

@@ -300,7 +300,7 @@ def test_without_privilege(host, pod, busybox):
         env={**host.env, "HOME": "/tmp", "NSRUN_ROOT": "/tmp/nobody"},
         cwd="/",
     )
-    assert done.returncode == 125 and "needs root" in done.stderr and "sudo" in done.stderr, done.stderr
+    assert done.returncode == 125 and "/etc/subuid" in done.stderr and "sudo nsrun" in done.stderr, done.stderr
 
 
 def test_words_exit_2(host):

@@ -603,7 +603,8 @@ class Launch(Step):
     def calls(self) -> list[str]:
         """Outside; nsrun-init's own first call is the execveat."""
         if self.door:
-            return ["memfd_create"] * 2 + ["pidfd_open"] * 2  # the plan, the request; what door does is not ours to trace
+            # the plan, the request; what door does is not ours to trace
+            return ["memfd_create", "memfd_create", "pidfd_open", "pidfd_open"]
         if self.one_way:
             joins = ["setns"] * (bool(self.user) + bool(self.join)) + ["clone3", "setgroups", "setresgid", "setresuid"]
             return [
