@@ -10,17 +10,27 @@ import pytest
 from conftest import CACHE, need, sh, wait_for
 
 
-def page(path="/", data=None):
+def page(port, path="/", data=None):
     post = ["--data", urllib.parse.urlencode(data)] if data else []
-    return sh("curl", "-sSL", "-m", "30", *post, f"http://127.0.0.1:8080{path}", timeout=40, check=False).stdout
+    return sh("curl", "-sSL", "-m", "30", *post, f"http://127.0.0.1:{port}{path}", timeout=40, check=False).stdout
 
 
-@pytest.mark.parametrize("source", ["images", "roots"])
-def test_wordpress_on_mariadb(host, source):
-    """From images, whose config says what runs; from root directories, with the commands given."""
+@pytest.mark.parametrize("who", ["root's, from images", "root's, from directories", "owned", "rootless"])
+def test_wordpress_on_mariadb(host, alice, who):
+    """A pod of root's; one that sudo made for a user, who does the rest herself, on port 80; one without any root.
+
+    From images, whose config says what runs; from root directories, with the commands given.
+    """
+    source, port, root, before = "roots" if who.endswith("directories") else "images", 8080, host, host.snapshot()
     for name in ("mariadb", "wordpress"):
         option = "--image " if source == "images" else ""
         need((CACHE.parent / source / name).is_dir(), f"{source}/{name} is not built", f"sudo rootfs/build {option}{name}, or make scenario")  # fmt: skip
+    if who == "owned":
+        port, host = 80, alice
+        assert root.run("pod", "create", "-p", "80:80", env={"SUDO_UID": str(alice.uid)}).stdout == "pause\n"
+    else:
+        host = alice if who == "rootless" else root
+        assert host.run("pod", "create", "-p", "8080:80").stdout == "pause\n"
     if source == "images":
         for name in ("mariadb", "wordpress"):
             assert host.run("image", "load", CACHE.parent / "images" / name).stdout == f"localhost/{name}:latest\n"
@@ -32,8 +42,6 @@ def test_wordpress_on_mariadb(host, source):
         mysql, mysqld = ("--rootfs", CACHE / "mariadb"), ("--", "docker-entrypoint.sh", "mysqld")
         wordpress = ("--rootfs", CACHE / "wordpress", "--stop-signal", "WINCH")
         apache = ("--", "docker-entrypoint.sh", "apache2-foreground")
-    before = host.snapshot()
-    assert host.run("pod", "create", "-p", "8080:80").stdout == "pause\n"
     host.run(
         "join", "pause", "-d", "--name", "mysql", *mysql, "-e", "MYSQL_DATABASE=exampledb", "-e", "MYSQL_USER=exampleuser",
         "-e", "MYSQL_PASSWORD=examplepass", "-e", "MYSQL_RANDOM_ROOT_PASSWORD=1", *mysqld,
@@ -42,7 +50,7 @@ def test_wordpress_on_mariadb(host, source):
         "join", "pause", "-d", "--name", "wordpress", *wordpress, "-e", "WORDPRESS_OFFLINE=1", "-e", "WORDPRESS_DB_HOST=127.0.0.1",
         "-e", "WORDPRESS_DB_USER=exampleuser", "-e", "WORDPRESS_DB_PASSWORD=examplepass", "-e", "WORDPRESS_DB_NAME=exampledb", *apache,
     )  # fmt: skip
-    wait_for(lambda: "weblog_title" in page("/wp-admin/install.php"), 90, "WordPress's install page")
+    wait_for(lambda: "weblog_title" in page(port, "/wp-admin/install.php"), 90, "WordPress's install page")
 
     title = "Ünique title & more"
     form = {
@@ -54,8 +62,8 @@ def test_wordpress_on_mariadb(host, source):
         "admin_email": "a@example.com",
         "language": "",
     }
-    page("/wp-admin/install.php?step=2", form)
-    assert title in html.unescape(re.search(r"<title>(.*?)</title>", page()).group(1))
+    page(port, "/wp-admin/install.php?step=2", form)
+    assert title in html.unescape(re.search(r"<title>(.*?)</title>", page(port)).group(1))
     # the title lies in the database
     query = "SELECT option_value FROM wp_options WHERE option_name='blogname'"
     stored = host.run(
@@ -95,7 +103,8 @@ def test_wordpress_on_mariadb(host, source):
         lambda: not any(os.path.exists(f"/proc/{pid}") and "Z" not in _state(pid) for pid in pids),
         what="all members end",
     )
-    assert host.snapshot() == before
+    host.run("ls"), root.run("pod", "ls")
+    wait_for(lambda: root.snapshot() == before, what="nothing is left")
 
 
 def _state(pid):
