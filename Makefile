@@ -67,13 +67,13 @@ docs: build     ## docs/cli.md from the table of commands
 	@.venv/bin/python -I -c 'from nsrun.cli import text; print(text.manual(), end="")' >docs/cli.md
 
 demo: build     ## WordPress on MariaDB in one pod (MYSQL=mysql: real MySQL; PORT=8080)
-	@$(SUDO) env PATH="$$PATH" rootfs/demo up
+	@rootfs/demo up
 
 demo-down:      ## remove the demo's pod
-	@$(SUDO) env PATH="$$PATH" rootfs/demo down
+	@rootfs/demo down
 
 demo-tiny: build   ## the same with a busybox, in seconds
-	@$(SUDO) env PATH="$$PATH" rootfs/demo tiny
+	@rootfs/demo tiny
 
 bench: build    ## nsrun beside its peers: ratios of medians (installs the peers it can)
 	@$(SUDO) env PATH="$$PATH" bench/run
