@@ -8,7 +8,7 @@
  *     out=FD err=FD    read ends of its stdout and stderr      tty=FD  or the master of its terminal
  *     in=FD            write end of its stdin
  *     foreground=1     relay to our own stdout and stderr      stdin=1  and from our stdin
- *     dir=FD           its state directory: `log`, `log.1`, `exit` are written there
+ *     dir=FD           its state directory: `log`, `log.1`, `exit` ("STATUS TIME", " oom" when it was killed for memory)
  *     cgroup=FD        its cgroup, killed when it has ended    parent=FD name=NAME  removed from there
  *     listen=FD        SOCK_SEQPACKET of `nsrun attach`
  *     go=FD            one byte from here once nsrun has committed; without it the member was never ours
@@ -301,6 +301,21 @@ static void kill_rest(void)
 	}
 }
 
+/* Did the kernel kill something in its cgroup for memory?  memory.events: "oom_kill N", whoever's limit it was. */
+static int out_of_memory(void)
+{
+	long n = 0, fd = cgroup >= 0 ? SYS4(openat, cgroup, "memory.events", O_RDONLY | O_CLOEXEC, 0) : -1;
+	if (fd >= 0) {
+		n = SYS3(read, fd, buf, sizeof buf - 1);
+		SYS1(close, fd);
+	}
+	buf[n > 0 ? n : 0] = 0;
+	for (const char *p = buf; *p; p++)
+		if (str_after(p, "oom_kill "))
+			return *str_after(p, "oom_kill ") != '0';
+	return 0;
+}
+
 static void remove_cgroup(void)
 {
 	struct timespec pause = {0, 2000000};
@@ -327,7 +342,7 @@ static void drain(int *fd, int to, char kind, const char *stream)
 	*fd = -1;
 }
 
-static void record(int code)
+static void record(int code, int oom)
 {
 	char line[96], *p = line;
 	long fd;
@@ -337,6 +352,8 @@ static void record(int code)
 		char *end = p;
 		*end++ = ' ';
 		end = put_time(end);
+		if (oom)
+			end = put_str(end, " oom");
 		*end++ = '\n';
 		fd = SYS4(openat, dir, "exit.tmp", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 		if (fd >= 0) {
@@ -442,7 +459,7 @@ int main(int argc, char **argv, char **envp)
 	                       SIGBIT(SIGUSR2) | SIGBIT(SIGALRM) | SIGBIT(SIGWINCH);
 	const sigbits blocked = passed | SIGBIT(SIGPIPE) | SIGBIT(SIGTTOU);
 	struct timespec start, end;
-	int code;
+	int code, oom;
 
 	for (int i = 1; i < argc; i++) {
 		if (str_eq(argv[i], "--")) {
@@ -517,12 +534,15 @@ int main(int argc, char **argv, char **envp)
 	code = reap();
 	if (go >= 0 && SYS3(read, go, buf, 1) != 1)
 		return code; /* never committed: nsrun undoes, or the next one sweeps */
+	oom = code == 128 + SIGKILL && out_of_memory();
 	kill_rest();
 	drain(&out, 1, 'o', "stdout");
 	drain(&err, 2, 'e', "stderr");
 	drain(&tty, 1, 'o', "stdout");
 	remove_cgroup();
-	record(code);
+	record(code, oom);
+	if (oom && foreground)
+		say("nsrun: the member was killed for memory: its limit, the pod's or the machine's (nsrun stats shows them)\n");
 	SYS2(clock_gettime, 1, &end);
 	finish(code, envp, end.tv_sec - start.tv_sec);
 }

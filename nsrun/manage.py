@@ -83,6 +83,7 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
         "pid": process[0] if running else 0,
         "pid_in_pod": _pid_inside(process[0]) if running else 0,
         "exit_code": code,
+        "oom_killed": bool(recorded and recorded[2]),
         "created": note["created"],
         "started": note.get("started") if note.get("process") else None,
         "finished": recorded[1] if recorded else None,
@@ -161,6 +162,29 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: (row["pid_in_pod"], row["pid"]))
+
+
+def stats(state: State, notes: list[Note], seconds: float = 0.2) -> list[dict[str, Any]]:
+    """What members (or pods: their notes have a cgroup, too) use, and their limits; None where the kernel does not tell.
+
+    `cpu_percent` is of one processor, over `seconds`; memory in bytes; `pids` are processes.
+    """
+    import time
+
+    from nsrun.host import cgroup
+
+    first = [cgroup.usage(note["cgroup"]) for note in notes]
+    began = time.monotonic()
+    if any(u["cpu_seconds"] is not None for u in first):
+        time.sleep(seconds)
+    rows = []
+    for note, before in zip(notes, first, strict=True):
+        now, span = cgroup.usage(note["cgroup"]), time.monotonic() - began
+        percent = None
+        if before["cpu_seconds"] is not None and now["cpu_seconds"] is not None:
+            percent = round(100 * (now["cpu_seconds"] - before["cpu_seconds"]) / span, 1)
+        rows.append({"name": note["name"], **now, "cpu_percent": percent})
+    return rows
 
 
 # ---- ending ------------------------------------------------------------------------------------------------

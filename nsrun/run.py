@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from errno import ENOENT, ESRCH
+from errno import ENOENT, ENOMEM, ESRCH
 
 from nsrun import children, kernel
 from nsrun.errors import KernelError, NsrunError, StepError
@@ -223,7 +223,25 @@ class Run:
         )
         kind = self._hear()
         if kind != "W":
+            if self._out_of_memory():
+                raise NsrunError(
+                    "the kernel killed nsrun-init for memory: the limit is less than it takes to start",
+                    hint="a larger --memory (of the member or of its pod)",
+                    errno=ENOMEM,
+                )
             raise KernelError(ESRCH, "nsrun-init ended before it was ready")
+
+    def _out_of_memory(self) -> bool:
+        """Did it meet a limit, its own or the pod's?  An exec that can't be charged ends without an OOM kill."""
+        for name in ("cgroup:dir", "cgroup:parent"):
+            try:
+                with open(os.open("memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd(name))) as file:
+                    events = dict(line.split() for line in file)
+            except OSError:
+                continue  # no cgroup, or no memory controller
+            if events.get("max") != "0" or events.get("oom_kill") != "0":
+                return True
+        return False
 
     def _through(self, step: Launch, document: int, channel: int, stdio: list[int], inherited: set[int]) -> None:
         """The same by the pod's door (csrc/door.c): it forks the monitor, whose child nsrun-init becomes."""

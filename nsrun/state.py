@@ -256,12 +256,12 @@ class State:
         code = self.exit_of(name)
         return ("stopped", code[0]) if code else ("lost", None)
 
-    def exit_of(self, name: str) -> tuple[int, str] | None:
-        """What the monitor recorded: (exit status, time)."""
+    def exit_of(self, name: str) -> tuple[int, str, bool] | None:
+        """What the monitor recorded: (exit status, time, was it killed for memory)."""
         try:
             with open(self.path("members", name, "exit")) as file:
-                code, _, when = file.read().strip().partition(" ")
-            return int(code), when
+                code, when, *oom = file.read().split()
+            return int(code), when, bool(oom)
         except (OSError, ValueError):
             return None
 

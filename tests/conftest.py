@@ -66,6 +66,7 @@ class ThrowawayHost:
         )
         _libc("mount", b"none", b"/", None, 0x4000 | (1 << 18), None)  # MS_REC|MS_PRIVATE
         _libc("mount", b"tmpfs", b"/run", b"tmpfs", 0, b"mode=755")
+        os.makedirs("/dev/net", exist_ok=True)
         _libc("mount", b"tmpfs", b"/dev/net", b"tmpfs", 0, b"mode=755")
         os.mknod("/dev/net/tun", 0o20666, os.makedev(10, 200))
         os.chmod("/dev/net/tun", 0o666)

@@ -34,7 +34,7 @@ def test_mypy():
 
 def test_shellcheck():
     need(shutil.which("shellcheck"), "shellcheck is missing", "apt-get install shellcheck")
-    scripts = [TOP / p for p in (".ci/deps", ".ci/run", "rootfs/build", "rootfs/demo")]
+    scripts = [TOP / p for p in (".ci/deps", ".ci/run", "rootfs/build", "rootfs/demo", "tests/machine")]
     scripts += [*TOP.glob("rootfs/*/*.sh"), TOP / "rootfs/wordpress/apache2-foreground"]
     check("shellcheck", "-S", "warning", "-e", "SC1090,SC1091,SC2034,SC2154", *scripts)
 

@@ -94,7 +94,7 @@ def main(words: Words | None = None) -> int:
 
 
 #: Their operands are members.
-_OF_MEMBERS = ("exec", "inspect", "logs", "wait", "stop", "kill", "rm", "attach")
+_OF_MEMBERS = ("exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach")
 
 
 def _as_owner(state: State, names: Words) -> State:
@@ -288,6 +288,54 @@ def pod_ps(state: State, options: Options, operands: Words, rest: Words, general
     return text.table(["PID", "HOSTPID", "UID", "MEMBER", "COMMAND"], cells)
 
 
+def pod_stats(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    return _stats(state, options, [state.pod(name) for name in operands])
+
+
+def stats(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+    from nsrun.errors import UnknownError
+
+    notes = [state.member(name) for name in operands] or manage.member_notes(state)
+    alive = [note for note in notes if state.member_status(note)[0] in ("running", "stopping")]
+    for note in notes if operands else []:
+        if note not in alive:
+            raise UnknownError(f"member {note['name']!r} is not running", hint="nsrun ls -a")
+    return _stats(state, options, alive)
+
+
+def _stats(state: State, options: Options, notes: list[Any]) -> int:
+    from nsrun import manage
+    from nsrun.cli import text
+    from nsrun.host import cgroup
+
+    rows = manage.stats(state, notes)
+    if lacking := cgroup.missing():
+        print(f"cgroup v2 has no controller {', '.join(lacking)} here: some figures are missing; nsrun doctor", file=sys.stderr)  # fmt: skip
+    if options.get("json"):
+        return text.json(rows)
+
+    def of(used: str, limit: str | None) -> str:
+        return used + (f" / {limit}" if limit else "")
+
+    from nsrun.cli.images import size_text as size
+
+    cells = [
+        [
+            r["name"],
+            of(
+                "-" if r["cpu_percent"] is None else f"{r['cpu_percent']}%",
+                r["cpu_limit"] and f"{100 * r['cpu_limit']:g}%",
+            ),
+            of("-" if r["memory"] is None else size(r["memory"]), r["memory_limit"] and size(r["memory_limit"])),
+            of(str(r["pids"]) if r["pids"] is not None else "-", r["pids_limit"] and str(r["pids_limit"])),
+            "-" if r["cpu_seconds"] is None else f"{r['cpu_seconds']:.2f} s",
+        ]
+        for r in rows
+    ]
+    return text.table(["NAME", "CPU", "MEMORY", "PROCESSES", "CPU TIME"], cells)
+
+
 def _each(operands: Words, action: Any) -> int:
     """Does it for each name; goes on after an error, and gives the first one's status."""
     code = 0
@@ -403,6 +451,7 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
         status = (
             m["status"]
             + (f" ({m['exit_code']})" if m["exit_code"] is not None else "")
+            + (" out of memory" if m.get("oom_killed") else "")
             + (" (orphaned)" if m["orphaned"] else "")
         )
         rows.append(
@@ -510,7 +559,7 @@ def help_(state: State, options: Options, operands: Words, rest: Words, general:
 
 
 _HANDLERS = {
-    "pod create": pod_create, "pod ls": pod_ls, "pod inspect": pod_inspect, "pod ps": pod_ps, "pod stop": pod_stop, "pod kill": pod_kill,
+    "pod create": pod_create, "pod ls": pod_ls, "pod inspect": pod_inspect, "pod ps": pod_ps, "pod stats": pod_stats, "stats": stats, "pod stop": pod_stop, "pod kill": pod_kill,
     "pod rm": pod_rm, "pod prune": pod_prune, "join": join, "exec": execute, "ls": ls, "inspect": inspect, "logs": logs, "wait": wait,
     "stop": stop, "kill": kill, "rm": rm, "attach": attach, "explain": explain, "doctor": doctor, "completion": completion, "help": help_,
 }  # fmt: skip

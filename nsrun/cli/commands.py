@@ -94,6 +94,7 @@ COMMANDS = (
     Command("pod ls", "", "list pods", "nsrun pod ls --json", (JSON,)),
     Command("pod inspect", "POD...", "everything about pods, as JSON", "nsrun pod inspect pause", (JSON,)),
     Command("pod ps", "POD", "the processes of a pod, seen from the host", "nsrun pod ps pause", (JSON,)),
+    Command("pod stats", "POD...", "what pods use: processor, memory, processes, and their limits", "nsrun pod stats pause", (JSON,)),
     Command("pod stop", "POD...", "stop members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,)),
     Command("pod kill", "POD...", "signal pause itself; when it ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,)),
     Command("pod rm", "POD...", "remove pods", "nsrun pod rm -f pause", (FORCE,), "A pod is its pause: when pause has ended, little is left to remove. With -f, a pod that is not there is no error."),
@@ -139,6 +140,7 @@ COMMANDS = (
     ),
     Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, WORKDIR, USER), rest=True),
     Command("ls", "", "list members", "nsrun ls -a", (O("-a, --all", "", "also those that have ended"), JSON)),
+    Command("stats", "[MEMBER...]", "what running members use: processor, memory, processes, and their limits", "nsrun stats mysql", (JSON,)),
     Command("inspect", "MEMBER...", "everything about members, as JSON", "nsrun inspect mysql", (JSON,)),
     Command(
         "logs", "MEMBER", "a member's output", "nsrun logs -f --tail 20 mysql",

@@ -112,7 +112,7 @@ def _count(command: Command, operands: list[str], wanted: int, options: dict[str
     spec = command.operands
     if command.rest:
         low = high = wanted
-    elif spec.endswith("..."):
+    elif "..." in spec:
         low, high = (0 if spec.startswith("[") else 1), 1 << 30
     elif spec.startswith("["):
         low, high = 0, 1

@@ -16,6 +16,8 @@ from nsrun.errors import BadInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nsrun.state import State
 
 MOUNTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
@@ -125,23 +127,26 @@ def _enable(path: str, controllers: list[str]) -> None:
 MAX_BELOW = 1000  # cgroups that an owner may make in her pod's: what root has to walk when it is removed
 
 
-def delegate(path: str, uid: int, gid: int) -> None:
-    """Gives a pod's cgroup to its owner: she makes cgroups for members, and limits those; the pod's own files stay root's."""
-    if not path:
-        return
+def offer(path: str) -> None:
+    """Has the kernel count what each member of a pod uses: the controllers of this machine go down to its cgroup."""
     mount = mount_point()
-    offered = [c for c in ("cpu", "memory", "pids") if c in _controllers(mount)]
+    offered = [c for c in ("cpu", "memory", "pids") if path and c in _controllers(mount)]
     step = mount
-    for part in [*path[len(mount) + 1 :].split("/"), ""]:
+    for part in [*path[len(mount) + 1 :].split("/"), ""] if offered else []:
         for controller in offered:
             try:
                 _enable(step, [controller])
             except OSError:
                 continue  # a limit that needs it will say so
         step += f"/{part}"
-    _write(f"{path}/cgroup.max.descendants", str(MAX_BELOW))
-    for file in ("", "/cgroup.procs", "/cgroup.threads", "/cgroup.subtree_control"):
-        os.chown(f"{path}{file}", uid, gid)
+
+
+def delegate(path: str, uid: int, gid: int) -> None:
+    """Gives a pod's cgroup to its owner: she makes cgroups for members, and limits those; the pod's own files stay root's."""
+    if path:
+        _write(f"{path}/cgroup.max.descendants", str(MAX_BELOW))
+        for file in ("", "/cgroup.procs", "/cgroup.threads", "/cgroup.subtree_control"):
+            os.chown(f"{path}{file}", uid, gid)
 
 
 def _write(path: str, value: str) -> None:
@@ -173,6 +178,51 @@ def pids(path: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def _number(path: str) -> int | None:
+    """A file with one number; None: no such file (its controller is not there), or "max", no limit."""
+    try:
+        with open(path) as file:
+            word = file.read().split()[0]
+    except (OSError, IndexError):
+        return None
+    return int(word) if word.isdigit() else None
+
+
+def usage(path: str) -> dict[str, Any]:
+    """What a cgroup and those below it use, and its own limits; cgroup-v2.rst.  None: the kernel does not tell."""
+    found: dict[str, Any] = dict.fromkeys(
+        ("cpu_seconds", "cpu_limit", "memory", "memory_peak", "memory_limit", "pids", "pids_limit", "oom_kills")
+    )
+    if not path or not os.path.isdir(path):
+        return found
+    try:
+        with open(f"{path}/cpu.stat") as file:
+            lines = dict(line.split() for line in file)
+        found["cpu_seconds"] = int(lines["usage_usec"]) / 1e6
+        with open(f"{path}/cpu.max") as file:
+            quota, period = file.read().split()
+        found["cpu_limit"] = int(quota) / int(period) if quota != "max" else None
+    except (OSError, KeyError, ValueError):
+        pass  # the controller is not offered here
+    for key, name in (("memory", "current"), ("memory_peak", "peak"), ("memory_limit", "max")):
+        found[key] = _number(f"{path}/memory.{name}")
+    found["pids"], found["pids_limit"] = _number(f"{path}/pids.current"), _number(f"{path}/pids.max")
+    if found["pids"] is None:
+        found["pids"] = len(pids(path))
+    try:
+        with open(f"{path}/memory.events") as file:
+            found["oom_kills"] = next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    except (OSError, StopIteration):
+        pass  # no memory controller here
+    return found
+
+
+def missing() -> list[str]:
+    """The controllers that limits and stats need and cgroup v2 does not offer here."""
+    mount = mount_point()
+    return [c for c in ("cpu", "memory", "pids") if not mount or c not in _controllers(mount)]
 
 
 def members(path: str) -> list[str]:

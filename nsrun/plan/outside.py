@@ -480,6 +480,8 @@ class MakeCgroup(Step):
         from nsrun.host import cgroup
 
         directory = cgroup.make(self.path, self.limits)
+        if self.whole:
+            cgroup.offer(self.whole)
         if directory >= 0:
             run.hold("cgroup:dir", directory)
             parent, name = os.path.split(self.path)
