@@ -10,7 +10,7 @@
  * One connection is one launch (run.py, `through`):
  *
  *   nsrun → door   one packet: descriptors.  The first is a memfd, the request: numbers, strings (see serve())
- *   door → nsrun   {pid, monitor's pid, stage that failed, -errno}
+ *   door → nsrun   {pid, monitor's pid, stage that failed, -errno}, and pidfds of both: a pid alone may be somebody else's soon
  *
  * door forks X.  X puts the descriptors at the numbers that the request gives them, and forks a helper, because who
  * joins a user namespace can't come back.  The helper joins the pod and clones nsrun-init, born in the member's
@@ -195,43 +195,53 @@ static int32_t pid_of(int fd)
 	return -1;
 }
 
+struct message {
+	void *name;
+	uint32_t name_len, pad;
+	void *iov;
+	size_t iov_len;
+	void *control;
+	size_t control_len;
+	uint32_t flags;
+};
+struct iov {
+	void *base;
+	size_t len;
+};
+struct control { /* struct cmsghdr and what follows */
+	size_t len;
+	int32_t level, type;
+	int32_t fds[256];
+};
+
 static long receive(int conn, int *fds)
 {
-	char byte, control[24 + sizeof(int) * 256] __attribute__((aligned(8)));
-	struct {
-		void *base;
-		size_t len;
-	} iov = {&byte, 1};
-	struct {
-		void *name;
-		uint32_t name_len, pad;
-		void *iov;
-		size_t iov_len;
-		void *control;
-		size_t control_len;
-		uint32_t flags;
-	} msg = {.iov = &iov, .iov_len = 1, .control = control, .control_len = sizeof control};
-	size_t len;
+	char byte;
+	struct iov iov = {&byte, 1};
+	struct control c = {0};
+	struct message msg = {.iov = &iov, .iov_len = 1, .control = &c, .control_len = sizeof c};
 	long n;
 
 	if (SYS3(recvmsg, conn, &msg, 0x40000000 /* MSG_CMSG_CLOEXEC */) < 1 || msg.control_len < 16)
 		return -1;
-	memcpy(&len, control, sizeof len); /* struct cmsghdr: length, level, type */
-	n = len < 16 || len > msg.control_len ? 0 : (long)((len - 16) / sizeof(int));
-	memcpy(fds, control + 16, (size_t)n * sizeof(int));
+	n = c.len < 16 || c.len > msg.control_len ? 0 : (long)((c.len - 16) / sizeof(int));
+	memcpy(fds, c.fds, (size_t)n * sizeof(int));
 	return n;
 }
 
-static void answer(int conn)
+static void answer(int conn, int pidfd, int monitor_pidfd)
 {
-	SYS3(write, conn, outcome, offsetof(struct outcome, pidfd));
+	struct iov iov = {outcome, offsetof(struct outcome, pidfd)};
+	struct control c = {.len = 16 + 2 * sizeof(int), .level = 1 /* SOL_SOCKET */, .type = 1 /* SCM_RIGHTS */, .fds = {pidfd, monitor_pidfd}};
+	struct message msg = {.iov = &iov, .iov_len = 1, .control = pidfd >= 0 ? &c : NULL, .control_len = pidfd >= 0 ? c.len : 0};
+	SYS3(sendmsg, conn, &msg, 0x4000 /* MSG_NOSIGNAL */);
 }
 
 static __attribute__((noreturn)) void refuse(int conn, int err)
 {
 	outcome->failed = 1;
 	outcome->error = -err;
-	answer(conn);
+	answer(conn, -1, -1);
 	sys_exit(125);
 }
 
@@ -296,7 +306,7 @@ static __attribute__((noreturn)) void serve(int conn)
 		outcome->error = -ECHILD; /* the one in the pod was killed */
 	outcome->monitor = (int32_t)SYS0(getpid);
 	if (outcome->error < 0) {
-		answer(conn);
+		answer(conn, -1, -1);
 		sys_exit(125);
 	}
 	outcome->failed = 0;
@@ -305,7 +315,7 @@ static __attribute__((noreturn)) void serve(int conn)
 	inherit(monitor_keep, n_monitor_keep);
 	set_cloexec(r.pidfd_slot, 0);
 	SYS1(chdir, "/");
-	answer(conn);
+	answer(conn, r.pidfd_slot, (int)SYS2(pidfd_open, outcome->monitor, 0));
 	SYS5(execveat, r.monitor, "", argv_[1], argv_[2], AT_EMPTY_PATH_);
 	sys_exit(125);
 }

@@ -507,6 +507,27 @@ static long op_caps(struct arg *a)
 	return SYS2(capset, &head, d);
 }
 
+/* An AppArmor profile for the exec to come.  Only a real procfs counts: an image could bring files of these names. */
+static long op_apparmor(struct arg *a)
+{
+	static const char *const files[] = {"/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"};
+	uint64_t st[16]; /* struct statfs: f_type comes first */
+	long r, fd = -ENOENT;
+
+	for (unsigned i = 0; i < 2 && fd == -ENOENT; i++) {
+		about(files[i]);
+		fd = SYS4(openat, AT_FDCWD, files[i], O_WRONLY | O_CLOEXEC, 0);
+	}
+	TRY(fd);
+	r = SYS2(fstatfs, fd, st);
+	if (r >= 0 && st[0] != 0x9fa0 /* PROC_SUPER_MAGIC */)
+		r = -EINVAL;
+	if (r >= 0)
+		r = SYS3(write, fd, a[0].s, str_len(a[0].s));
+	SYS1(close, fd);
+	return r;
+}
+
 static long op_nonewprivs(struct arg *a)
 {
 	(void)a;
@@ -696,6 +717,7 @@ static const struct op {
 	{"keyring", "", op_keyring},
 	{"user", "iili", op_user},
 	{"caps", "i", op_caps},
+	{"apparmor", "s", op_apparmor},
 	{"nonewprivs", "", op_nonewprivs},
 	{"seccomp", "i", op_seccomp},
 	{"undumpable", "", op_undumpable},

@@ -237,6 +237,10 @@ def _bundle(path: str) -> dict[str, Any]:
         raise BadInput(f"bundle {path!r}: config.json is not JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("root"), dict):
         raise BadInput(f"bundle {path!r}: config.json has no root")
+    if any((document.get("hooks") or {}).values()):
+        raise BadInput(
+            f"bundle {path!r}: config.json has hooks, and nsrun runs none", hint="take `hooks` out, or run it with crun"
+        )
     document["root"]["path"] = os.path.join(path, document["root"].get("path", "rootfs"))
     return document
 

@@ -316,8 +316,11 @@ def launch(
     return launch.pid, launch.pidfd, launch.monitor_pid
 
 
-def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int]:
-    """Sends a launch to nsrun-door (csrc/door.c): (pid, monitor's pid).  The first descriptor is the request."""
+def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int, int, int]:
+    """Sends a launch to nsrun-door (csrc/door.c): (pid, its pidfd, monitor's pid, its pidfd).
+
+    The first descriptor is the request.
+    """
     import _socket
     from errno import E2BIG, ECONNRESET
     from struct import pack, unpack
@@ -327,7 +330,7 @@ def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int]:
     sock = _socket.socket(fileno=os.dup(door))
     try:
         sock.sendmsg([b"L"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"={len(fds)}i", *fds))])
-        data = sock.recv(16)
+        data, control, _, _ = sock.recvmsg(16, 64, _socket.MSG_CMSG_CLOEXEC)
     finally:
         sock.close()
     if len(data) != 16:
@@ -335,7 +338,8 @@ def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int]:
     pid, monitor, failed, error = unpack("=4i", data)
     if error < 0:
         raise KernelError(-error, _LAUNCH_STAGE.get(failed, "launch"))
-    return pid, monitor
+    pidfd, monitor_pidfd = unpack("=2i", control[0][2])
+    return pid, pidfd, monitor, monitor_pidfd
 
 
 def replace_process(program: int, argv: Sequence[str]) -> NoReturn:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 OPS = (
     "setns", "unshare", "private", "root", "tmproot", "mount", "tree", "podtree", "mkdir", "file", "symlink",
     "dev", "mask", "readonly", "pivot", "rootro", "hostname", "write", "rlimit", "loopback", "session", "keyring",
-    "user", "caps", "nonewprivs", "seccomp", "undumpable", "cwd", "exec", "execfd",
+    "user", "caps", "apparmor", "nonewprivs", "seccomp", "undumpable", "cwd", "exec", "execfd",
 )  # fmt: skip
 _SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT = 2, 15, 1, 3
 
@@ -281,10 +281,9 @@ class Run:
             text = b"".join(os.fsencode(word) + b"\0" for word in strings)
             request += struct.pack("=I", len(text)) + text
         memory = self.hold("request:fd", kernel.sealed_memfd("request", request))
-        self.pid, self.monitor_pid = kernel.ask_door(self.fd(step.door), [memory, *sent])
+        self.pid, self.pidfd, self.monitor_pid, monitor = kernel.ask_door(self.fd(step.door), [memory, *sent])
         self.close("request:fd")
-        self.pidfd = self.hold("member:pidfd", kernel.pidfd_open(self.pid))
-        self.hold("monitor:pidfd", kernel.pidfd_open(self.monitor_pid))
+        self.hold("member:pidfd", self.pidfd), self.hold("monitor:pidfd", monitor)
         self._await_ready()
 
     def open_door(self, words: list[str], keep: list[int], directory: str) -> None:

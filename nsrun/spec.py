@@ -23,6 +23,8 @@ from nsrun.words import (
     parse_ports,
     parse_restart,
     parse_size,
+    parse_sysctls,
+    parse_target,
     parse_tmpfs,
     parse_ulimit,
     parse_volume,
@@ -130,16 +132,18 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
         caps = [c for c in CAPABILITIES if c in wanted]
     caps_upper = [f"CAP_{c.upper()}" for c in caps]
     no_new_privs = bool(process.get("noNewPrivileges"))
-    seccomp = "default"
+    seccomp, apparmor = "default", process.get("apparmorProfile") or ""
     for word in options.get("security_opt") or []:
         if word in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
             no_new_privs = True
         elif word.startswith(("seccomp=", "seccomp:")) and word[8:]:
             seccomp = word[8:]
+        elif word.startswith(("apparmor=", "apparmor:")) and word[9:]:
+            apparmor = "" if word[9:] == "unconfined" else _profile_name(word[9:])
         elif word not in ("no-new-privileges:false", "no-new-privileges=false"):
             raise UsageError(
                 f"--security-opt {word}: unknown",
-                hint="known: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=default",
+                hint="known: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=default, apparmor=PROFILE",
             )
 
     mounts = default_mounts(host_root, terminal, options.get("ipc") == "own")
@@ -150,7 +154,9 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     if not facts.get("cgroup_v2", True):
         mounts = [m for m in mounts if m["type"] != "cgroup2"]
     own = {m["destination"] for m in mounts}
-    mounts += [m for m in bundle.get("mounts") or [] if m["destination"] not in own and m["type"] in ("bind", "tmpfs")]
+    for mount in bundle.get("mounts") or []:
+        if mount["destination"] not in own and mount["type"] in ("bind", "tmpfs"):
+            mounts.append({**mount, "destination": parse_target(mount["destination"], "the bundle's mount")})
     mounts += [parse_volume(w) for w in options.get("volume") or []]
     mounts += [parse_mount(w) for w in options.get("mount") or []]
     mounts += [parse_tmpfs(w) for w in options.get("tmpfs") or []]
@@ -193,6 +199,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "capabilities": {"bounding": caps_upper, "permitted": caps_upper, "effective": caps_upper, "inheritable": [], "ambient": []},
             "rlimits": rlimits,
             "noNewPrivileges": no_new_privs,
+            **({"apparmorProfile": apparmor} if apparmor else {}),
         },
         "root": {"path": facts["root"], "readonly": bool(options.get("read_only") or (bundle.get("root") or {}).get("readonly"))},
         "hostname": hostname,
@@ -201,6 +208,9 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "namespaces": namespaces,
             "cgroupsPath": facts.get("cgroup", ""),
             "resources": limits,
+            "sysctl": parse_sysctls(
+                options.get("sysctl") or [], options.get("net") == "own", options.get("ipc") == "own", uts_own, "the member's"
+            ),
             "maskedPaths": MASKED,
             "readonlyPaths": READONLY,
         },
@@ -215,6 +225,13 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "nsrun.seccomp": seccomp,
         },
     }  # fmt: skip
+
+
+def _profile_name(word: str) -> str:
+    """AppArmor's: one line, printable, and no control of what follows it."""
+    if len(word) > 255 or not word.isprintable() or any(c.isspace() for c in word):
+        raise UsageError(f"--security-opt apparmor={word!r}: no name of a profile")
+    return word
 
 
 def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -248,27 +265,7 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     resolv = facts["resolv_conf"]
     if options.get("dns"):
         resolv = "".join(f"nameserver {parse_ipv4(a, '--dns')}\n" for a in options["dns"])
-    sysctls = {}
-    for word in options.get("sysctl") or []:
-        key, equals, value = word.partition("=")
-        if (
-            not equals
-            or not key
-            or not all(c.isalnum() or c in "._-" for c in key)
-            or ".." in key
-            or any(c in value for c in "\n+=")
-        ):
-            raise UsageError(f"--sysctl {word!r}: not KEY=VALUE")
-        namespaced = (key.startswith("net.") and mode != "host") or key.startswith("fs.mqueue.") or key in (
-            "kernel.shmmax", "kernel.shmall", "kernel.shmmni", "kernel.shm_rmid_forced", "kernel.msgmax", "kernel.msgmnb",
-            "kernel.msgmni", "kernel.sem", "kernel.domainname",
-        )  # fmt: skip
-        if not namespaced:
-            raise UsageError(
-                f"--sysctl {key} belongs to the whole machine, not to a pod",
-                hint="net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*",
-            )
-        sysctls[key] = value
+    sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
     labels = {}
     for word in options.get("label") or []:
         key, _, value = word.partition("=")

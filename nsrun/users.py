@@ -14,20 +14,24 @@ MAX_BYTES = 1 << 20
 def _number(text: str) -> int | None:
     """A uid or gid in decimal; None for a name.  BadInput for what looks like a number and is none (4294967295, -1)."""
     if text.isascii() and text.isdigit():
-        value = int(text)
+        value = int(text) if len(text) <= 4000 else MAX_ID + 1  # beyond that int() itself refuses
         if value > MAX_ID:
-            raise BadInput(f"user or group {text!r} is out of range", hint=f"ids go from 0 to {MAX_ID}")
+            raise BadInput(f"user or group {text[:40]!r} is out of range", hint=f"ids go from 0 to {MAX_ID}")
         return value
     if text.startswith(("-", "+")) or text[:1].isdigit():
         raise BadInput(f"user or group {text!r} is neither a number nor a name")
     return None
 
 
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
+
+
 def _lines(text: str, fields: int) -> list[list[str]]:
     rows = []
     for line in text.splitlines():
         parts = line.split(":")
-        if len(parts) >= fields and parts[2].isascii() and parts[2].isdigit() and int(parts[2]) <= MAX_ID:
+        if len(parts) >= fields and _is_id(parts[2]):
             rows.append(parts)
     return rows
 
@@ -52,7 +56,7 @@ def resolve(user: str, passwd: str, group: str) -> tuple[int, int, list[int], st
             )
         uid = int(row[2])
     gid = 0
-    if row is not None and row[3].isascii() and row[3].isdigit() and int(row[3]) <= MAX_ID:
+    if row is not None and _is_id(row[3]):
         gid = int(row[3])
     extra: list[int] = []
     if colon:

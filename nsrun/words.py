@@ -193,13 +193,25 @@ _FLAGS = {
 }
 
 
-def _target(path: str, word: str) -> str:
+def parse_target(path: str, word: str) -> str:
+    """The place of a mount: an absolute path, not / and not below /proc."""
     if not path.startswith("/") or "\0" in path:
         raise UsageError(f"{word}: the target {path!r} is not an absolute path")
     clean = os.path.normpath("/" + path.lstrip("/"))
     if clean == "/":
         raise UsageError(f"{word}: the target can't be /")
+    if (clean == "/proc" or clean.startswith("/proc/")) and clean not in _PROC_FILES:
+        raise UsageError(
+            f"{word}: nothing may be mounted at {clean}: what is written below /proc must reach the kernel, not a file (CVE-2025-52881)",
+            hint=f"only on: {' '.join(sorted(_PROC_FILES))}",
+        )
     return clean
+
+
+#: What only tells about the machine: lxcfs and the like mount their own there.
+_PROC_FILES = {
+    f"/proc/{name}" for name in ("cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime", "slabinfo")
+}
 
 
 def _volume(source: str, target: str, options: list[str], word: str) -> dict[str, Any]:
@@ -212,7 +224,7 @@ def _volume(source: str, target: str, options: list[str], word: str) -> dict[str
 
         check_name(source, "volume")
     return {
-        "destination": _target(target, word),
+        "destination": parse_target(target, word),
         "type": kind,
         "source": os.path.abspath(source) if kind == "bind" else source,
         "options": ["rbind", "rprivate", *(o for o in options if o in ("ro", "nosuid", "nodev", "noexec", "nocopy"))],
@@ -263,6 +275,33 @@ def parse_mount(word: str) -> dict[str, Any]:
     return _volume(source, target, ["ro"] if readonly else [], f"--mount {word}")
 
 
+_IPC_SYSCTLS = (
+    "kernel.shmmax", "kernel.shmall", "kernel.shmmni", "kernel.shm_rmid_forced", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
+)  # fmt: skip
+
+
+def parse_sysctls(words: Sequence[str], net: bool, ipc: bool, uts: bool, whose: str) -> dict[str, str]:
+    """--sysctl KEY=VALUE…, only what belongs to a namespace of `whose` own: network, IPC, UTS (threats R21; CVE-2022-0811)."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        plain = all(c.isascii() and (c.isalnum() or c in "._-") for c in key) and ".." not in key
+        if not equals or not key or not plain or key[0] == "." or any(c in value for c in "\n+="):
+            raise UsageError(f"--sysctl {word!r}: not KEY=VALUE")
+        allowed = (
+            (net and key.startswith("net."))
+            or (ipc and (key.startswith("fs.mqueue.") or key in _IPC_SYSCTLS))
+            or (uts and key == "kernel.domainname")
+        )
+        if not allowed:
+            raise UsageError(
+                f"--sysctl {key} does not belong to a namespace of {whose} own",
+                hint="net.* with a network, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* with an IPC, kernel.domainname with a UTS namespace of its own",
+            )
+        found[key] = value
+    return found
+
+
 def parse_device(word: str) -> dict[str, Any]:
     """--device HOST[:MEMBER[:rwm]].  A node is read or written as its own mode allows: there is no device cgroup."""
     parts = word.split(":")
@@ -273,7 +312,7 @@ def parse_device(word: str) -> dict[str, Any]:
         raise UsageError(
             f"--device {word}: only rw and rwm", hint="less is the node's own business: chmod it, or run as a user"
         )
-    return {"destination": _target(target, f"--device {word}"), "type": "device", "source": source, "options": []}
+    return {"destination": parse_target(target, f"--device {word}"), "type": "device", "source": source, "options": []}
 
 
 def parse_tmpfs(word: str) -> dict[str, Any]:
@@ -292,7 +331,7 @@ def parse_tmpfs(word: str) -> dict[str, Any]:
         else:
             raise UsageError(f"--tmpfs {word}: unknown option {option!r}")
     return {
-        "destination": _target(target, f"--tmpfs {word}"),
+        "destination": parse_target(target, f"--tmpfs {word}"),
         "type": "tmpfs",
         "source": "tmpfs",
         "options": sorted(options) + (data if any(d.startswith("mode=") for d in data) else [*data, "mode=1777"]),

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import pytest
 
+pytest_plugins = ["arena"]
 HERE = pathlib.Path(__file__).parent
 NSRUN = os.path.join(os.path.dirname(sys.executable), "nsrun")
 CACHE = pathlib.Path(os.environ.get("NSRUN_CACHE", "/var/cache/nsrun")) / "roots"

@@ -136,6 +136,11 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
                 )
             ],
         )
+        for setting in ("ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects", "ipv4/conf/{}/accept_redirects"):
+            try:  # a pod must not tell this host where to send its packets (CVE-2020-13401)
+                _write("/proc/sys/net/" + setting.format(BRIDGE), "0")
+            except FileNotFoundError:
+                continue  # no IPv6 here
     with open("/proc/sys/net/ipv4/ip_forward") as file:
         forwards = file.read().strip() == "1"
     if not forwards:

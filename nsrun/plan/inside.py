@@ -598,6 +598,36 @@ class SetCapabilities(InitStep):
         return "grep Cap /proc/PID/status"
 
 
+class SetProfile(InitStep):
+    op = "apparmor"
+    why = "From its exec on the member is confined by this AppArmor profile; the file is one of a real /proc, or it would go nowhere (CVE-2019-16884)."
+    man = "apparmor(7), aa_change_onexec(2)"
+    name: str
+    hints = {
+        ENOENT: "this kernel has no AppArmor, or no such profile is loaded: sudo aa-status; apparmor_parser -r FILE",
+        EINVAL: "this kernel has no AppArmor: nsrun doctor; without it, leave apparmor= out",
+        EACCES: "AppArmor does not allow this change of profile",
+        EPERM: "AppArmor does not allow this change of profile",
+    }
+
+    def args(self, run: Run) -> Sequence[str]:
+        return (f"exec {self.name}",)
+
+    def call(self) -> str:
+        return f'write(open("/proc/self/attr/apparmor/exec"), "exec {self.name}")'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def shell(self) -> str:
+        return ""
+
+    approx = "aa-exec -p PROFILE before the command"
+
+    def check(self) -> str:
+        return "cat /proc/PID/attr/apparmor/current"
+
+
 class NoNewPrivileges(InitStep):
     op = "nonewprivs"
     why = "No setuid program can raise it any more."

@@ -29,9 +29,11 @@ from nsrun.plan.inside import (
     SetFilter,
     SetHostname,
     SetLimit,
+    SetProfile,
     SetUser,
     Undumpable,
     Unshare,
+    WriteProc,
     capability_mask,
 )
 from nsrun.plan.outside import (
@@ -96,6 +98,8 @@ def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
     uid, gid, groups = user["uid"], user["gid"], tuple(user["additionalGids"])
     steps: list[Step] = [NewSession(process["terminal"]), NewKeyring()]
     steps += [SetLimit(r["type"][7:].lower(), r["soft"], r["hard"]) for r in process["rlimits"]]
+    if process.get("apparmorProfile"):
+        steps.append(SetProfile(process["apparmorProfile"]))
     last = process["noNewPrivileges"]  # else a filter needs the power that SetUser takes away
     if filtered and not last:
         steps.append(SetFilter())
@@ -209,6 +213,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         steps.append(SetHostname(spec["hostname"]))
     if process["cwd"] != "/" and not host_root:
         steps.append(MakeDirectory(process["cwd"]))
+    steps += [WriteProc(f"/proc/sys/{k.replace('.', '/')}", v, "--sysctl") for k, v in linux["sysctl"].items()]
     steps += [Mask(p) for p in linux["maskedPaths"]]
     steps += [ReadonlyPath(p) for p in linux["readonlyPaths"]]
     if spec["root"]["readonly"]:

@@ -606,7 +606,7 @@ class Launch(Step):
         """Outside; nsrun-init's own first call is the execveat."""
         if self.door:
             # the plan, the request; what door does is not ours to trace
-            return ["memfd_create", "memfd_create", "pidfd_open", "pidfd_open"]
+            return ["memfd_create", "memfd_create"]
         if self.one_way:
             joins = ["setns"] * (bool(self.user) + bool(self.join)) + ["clone3", "setgroups", "setresgid", "setresuid"]
             return [
