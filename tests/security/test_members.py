@@ -1,10 +1,7 @@
 """The floor: what a member can't do.  Named after the attacks; the kernel is asked, not nsrun."""
 
-import hashlib
-import os
 import pathlib
 import re
-import subprocess
 import time
 
 import pytest
@@ -67,15 +64,6 @@ def test_exec_never_has_more(host, pod, busybox):
     assert inside == f"cgroup:[{host.member('a')['namespaces']['cgroup']}]"
 
 
-def test_groups_are_exactly_those_of_the_rootfs(host, pod, rootfs):
-    """CVE-2018-7169 and kin: a file that denies the primary group stays denied."""
-    (rootfs / "denied").write_text("x")
-    (rootfs / "denied").chmod(0o604)
-    os.chown(rootfs / "denied", 0, 1000)
-    done = host.run("join", "pause", "-u", "5000:1000", "--rootfs", rootfs, "cat", "/denied", check=False)
-    assert done.returncode == 1 and "Permission denied" in done.stderr
-
-
 def test_masked_and_readonly_paths(host, pod, busybox):
     out = host.run(
         "join",
@@ -87,24 +75,6 @@ def test_masked_and_readonly_paths(host, pod, busybox):
         "cat /proc/timer_list /proc/keys | wc -c; ls /sys/firmware | wc -l; echo 1 2>&1 >/proc/sys/kernel/core_pattern; mkdir /sys/x 2>&1; ls -l /proc/kcore 2>&1 | head -c 1",
     ).stdout.splitlines()
     assert out[0] == "0" and out[1] == "0" and "Read-only" in out[2] and "Read-only" in out[3]
-
-
-def test_core_pattern_with_a_swapped_null(host, pod, rootfs):
-    """CVE-2025-31133: the image's /dev/null is never used for masking."""
-    for item in (rootfs / "dev").iterdir():
-        item.unlink()
-    (rootfs / "dev/null").symlink_to("/proc/sys/kernel/core_pattern")
-    before = pathlib.Path("/proc/sys/kernel/core_pattern").read_text()
-    out = host.run(
-        "join",
-        "pause",
-        "--rootfs",
-        rootfs,
-        "sh",
-        "-c",
-        "stat -c %t:%T /dev/null; echo x >/proc/timer_list; cat /proc/timer_list",
-    ).stdout
-    assert out == "1:3\n" and pathlib.Path("/proc/sys/kernel/core_pattern").read_text() == before
 
 
 def test_devices(host, pod, rootfs):
@@ -169,112 +139,6 @@ def test_with_ptrace_of_pause_there_is_nothing_to_find(host, pod, busybox):
     assert out.split()[:4] == ["dev", "etc", "member", "proc"] and "Read-only" in out
 
 
-def test_programs_of_the_host_stay_as_they_are(host, pod, rootfs):
-    """CVE-2019-5736: whatever a member executes or opens through /proc/*/exe, the host's programs are out of reach."""
-    before = {
-        name: hashlib.sha256(pathlib.Path(LIBEXEC, name).read_bytes()).hexdigest() for name in os.listdir(LIBEXEC)
-    }
-    (rootfs / "bin/self").write_text("#!/proc/self/exe\n")
-    (rootfs / "bin/self").chmod(0o755)
-    host.run("join", "pause", "--rootfs", rootfs, "self", check=False)
-    script = "for i in $(seq 300); do for e in /proc/[0-9]*/exe; do (echo evil >$e) 2>/dev/null && echo WROTE $(readlink $e); done; done"
-    attacker = host.background(
-        "join",
-        "pause",
-        "--name",
-        "evil",
-        "--cap-add",
-        "SYS_PTRACE",
-        "--rootfs",
-        rootfs,
-        "sh",
-        "-c",
-        script,
-        stdout=-1,
-        text=True,
-    )
-    for _ in range(10):
-        host.run("join", "pause", "--rootfs", rootfs, "true")
-    host.run("kill", "evil", check=False)
-    out = attacker.communicate(timeout=30)[0]
-    assert "nsrun" not in out and "python" not in out
-    after = {name: hashlib.sha256(pathlib.Path(LIBEXEC, name).read_bytes()).hexdigest() for name in os.listdir(LIBEXEC)}
-    assert after == before
-
-
-def test_the_joiner_can_not_be_read(host, pod, busybox):
-    """CVE-2016-9962: while nsrun-init is in the pod, before its exec, no member can look into its descriptors.
-
-    What the spy may see is the member that nsrun-init became meanwhile: pipes and /dev/null.
-    """
-    look = "ls -l $p/fd 2>/dev/null | grep -e '->' | grep -v -e 'pipe:' -e '/dev/null'; tr '\\0' '\\n' <$p/environ 2>/dev/null | grep SECRET"
-    script = f'while :; do for p in /proc/[0-9]*; do c=$(cat $p/comm 2>/dev/null) && [ "$c" = nsrun-init ] && {{ echo . >>/seen; {look}; }}; done; done'
-    host.start("spy", busybox, "sh", "-c", script)
-    end = time.monotonic() + 30
-    while time.monotonic() < end:  # until the spy has met nsrun-init some times
-        for _ in range(10):
-            host.run("join", "pause", "--rootfs", busybox, "true", env={"SECRET": "1"})
-        if len(host.run("exec", "spy", "cat", "/seen", check=False).stdout) > 6:
-            break
-    assert host.run("exec", "spy", "cat", "/seen").stdout, "the spy never met nsrun-init"
-    assert host.run("logs", "spy").stdout == ""
-
-
-def test_cwd_through_a_descriptor(host, pod, busybox):
-    """CVE-2024-21626: a working directory that is one of our descriptors."""
-    for number in range(3, 24):
-        done = host.run(
-            "join",
-            "pause",
-            "-w",
-            f"/proc/self/fd/{number}",
-            "--rootfs",
-            busybox,
-            "cat",
-            "../../../../etc/hostname",
-            check=False,
-        )
-        assert done.returncode == 125, (number, done.stdout)
-
-
-def test_volume_race(host, pod, rootfs, tmp_path):
-    """CVE-2021-30465: the target of a mount is swapped for a symlink while members start; bounded."""
-    shared = tmp_path / "shared"
-    (shared / "d").mkdir(parents=True)
-    victim = tmp_path / "victim"
-    victim.mkdir()
-    (shared / "l").symlink_to(f"../../../../../..{victim}")
-    racer = subprocess.Popen(
-        [
-            "python3",
-            "-c",
-            f"import ctypes,time\nl=ctypes.CDLL(None)\ne=time.time()+8\nwhile time.time()<e: l.renameat2(-100,b'{shared}/d',-100,b'{shared}/l',2)",
-        ]
-    )
-    try:
-        for _ in range(30):
-            done = host.run(
-                "join",
-                "pause",
-                "--rootfs",
-                rootfs,
-                "-v",
-                f"{shared}:/s",
-                "--tmpfs",
-                "/s/d/x",
-                "sh",
-                "-c",
-                "cut -d' ' -f5 /proc/self/mountinfo | grep -E '/(s/|x$|victim)'",
-                check=False,
-            )
-            assert done.returncode in (0, 125)
-            assert all(line.startswith("/s") for line in done.stdout.splitlines())
-            assert list(victim.iterdir()) == []
-    finally:
-        racer.kill()
-        racer.wait()
-
-
 def test_state_is_for_root_only(host, pod):
     for path in (host.root / "run", host.root / "run/pods", host.root / "lib", host.root / "run/pods/pause"):
         assert path.stat().st_mode & 0o077 == 0, path
@@ -283,12 +147,6 @@ def test_state_is_for_root_only(host, pod):
 def test_nothing_is_setuid():
     for path in pathlib.Path(LIBEXEC).parent.rglob("*"):
         assert path.stat().st_mode & 0o6000 == 0, path
-
-
-def test_no_abstract_sockets(host, pod, busybox):
-    """CVE-2020-15257."""
-    host.start("a", busybox, "sleep", "1000")
-    assert "@" not in sh("ss", "-xl").stdout.replace("@@", "")
 
 
 def test_the_environment_of_the_caller_does_not_come_in(host, pod, busybox):
