@@ -16,6 +16,7 @@
  * joins a user namespace can't come back.  The helper joins the pod and clones nsrun-init, born in the member's
  * cgroup, as X's child (CLONE_PARENT); X becomes nsrun-monitor.
  */
+#include "decode.h"
 #include "sys.h"
 
 #include <asm/signal.h>
@@ -57,47 +58,6 @@ static long fork_(unsigned long flags)
 static void set_cloexec(int fd, int on)
 {
 	SYS3(fcntl, fd, F_SETFD, on ? FD_CLOEXEC : 0);
-}
-
-/* ---- the request ----------------------------------------------------------------------------------- */
-
-static int take(const char **p, const char *end, void *out, size_t n)
-{
-	if ((size_t)(end - *p) < n)
-		return 0;
-	memcpy(out, *p, n);
-	*p += n;
-	return 1;
-}
-
-/* u32 count, i32 each; all below HIGH.  The count, or -1. */
-static int take_numbers(const char **p, const char *end, int32_t *out)
-{
-	uint32_t n;
-	if (!take(p, end, &n, sizeof n) || n > MAX_FDS || !take(p, end, out, n * sizeof *out))
-		return -1;
-	for (uint32_t i = 0; i < n; i++)
-		if (out[i] < 0 || out[i] >= HIGH)
-			return -1;
-	return (int)n;
-}
-
-/* u32 length, strings that end with NUL each. */
-static int take_strings(const char **p, const char *end, const char **out)
-{
-	uint32_t len;
-	const char *last;
-	int n = 0;
-
-	if (!take(p, end, &len, sizeof len) || (size_t)(end - *p) < len || (len && (*p)[len - 1]))
-		return -1;
-	for (last = *p + len; *p < last; *p += str_len(*p) + 1) {
-		if (n == MAX_STRINGS)
-			return -1;
-		out[n++] = *p;
-	}
-	out[n] = NULL;
-	return n;
 }
 
 /* ---- the launch ------------------------------------------------------------------------------------ */
@@ -278,13 +238,13 @@ static __attribute__((noreturn)) void serve(int conn)
 	end = p + st.stx_size;
 	if (!take(&p, end, &r, sizeof r) || r.magic != 0x3144534eU /* NSD1 */)
 		refuse(conn, EBADMSG);
-	n_fds = take_numbers(&p, end, numbers);
-	n_keep = take_numbers(&p, end, keep);
-	n_monitor_keep = take_numbers(&p, end, monitor_keep);
+	n_fds = take_numbers(&p, end, numbers, MAX_FDS, HIGH);
+	n_keep = take_numbers(&p, end, keep, MAX_FDS, HIGH);
+	n_monitor_keep = take_numbers(&p, end, monitor_keep, MAX_FDS, HIGH);
 	if (n_fds != n - 1 || n_keep < 0 || n_monitor_keep < 0 || r.pidfd_slot < 3 || r.pidfd_slot >= HIGH)
 		refuse(conn, EBADMSG);
 	for (int i = 0; i < 3; i++)
-		if (take_strings(&p, end, argv_[i]) < (i < 2))
+		if (take_strings(&p, end, argv_[i], MAX_STRINGS) < (i < 2))
 			refuse(conn, EBADMSG);
 	for (int i = 0; i < n_fds; i++) {
 		SYS3(dup3, fds[i + 1], numbers[i], O_CLOEXEC);

@@ -19,6 +19,7 @@
  *
  * Before exec, privileged, in the pod: every step.  From `user` on, unprivileged: cwd, exec.
  */
+#include "decode.h"
 #include "sys.h"
 
 #include <asm/ioctls.h>
@@ -49,12 +50,6 @@
 #define MAX_STRINGS 8192 /* of argv, of envp */
 #define MAX_DEVICES 16
 #define PATH_MAX_   4096
-
-struct arg {
-	const char *s;
-	long i;
-	uint32_t len;
-};
 
 static int channel;        /* to nsrun */
 static int root_fd = -1;   /* the new root, until and after pivot_root */
@@ -581,15 +576,8 @@ static long op_cwd(struct arg *a)
 
 static long unpack(struct arg *list, const char **out)
 {
-	const char *p = list->s, *end = list->s + list->len;
-	int n = 0;
-	for (; p < end; p += str_len(p) + 1) {
-		if (n == MAX_STRINGS)
-			return -E2BIG;
-		out[n++] = p;
-	}
-	out[n] = NULL;
-	return n;
+	int n = split_strings(list->s, list->len, out, MAX_STRINGS);
+	return n < 0 ? -E2BIG : n;
 }
 
 /* Says that everything is ready, and waits for the note to be written on the host. */
@@ -727,41 +715,14 @@ static const struct op {
 };
 #define N_OPS (sizeof ops / sizeof *ops)
 
-static int take(const char **p, const char *end, void *out, size_t n)
-{
-	if ((size_t)(end - *p) < n)
-		return 0;
-	memcpy(out, *p, n);
-	*p += n;
-	return 1;
-}
-
-/* One step: u32 op, then per argument u32 length and the bytes; strings end with their NUL. */
+/* One step: u32 op, then its arguments. */
 static const struct op *decode(const char **p, const char *end, struct arg *a)
 {
 	uint32_t code;
-	const struct op *op;
 
-	if (!take(p, end, &code, sizeof code) || code >= N_OPS)
+	if (!take(p, end, &code, sizeof code) || code >= N_OPS || !decode_args(ops[code].args, p, end, a))
 		return NULL;
-	op = &ops[code];
-	for (int i = 0; op->args[i]; i++) {
-		uint32_t len;
-		if (!take(p, end, &len, sizeof len) || (size_t)(end - *p) < len)
-			return NULL;
-		a[i] = (struct arg){.s = *p, .len = len};
-		if (op->args[i] == 'i') {
-			if (len != sizeof a[i].i)
-				return NULL;
-			memcpy(&a[i].i, *p, len);
-		} else if (len ? (*p)[len - 1] != 0 : op->args[i] == 's') {
-			return NULL;
-		} else if (op->args[i] == 's' && str_len(*p) + 1 != len) {
-			return NULL;
-		}
-		*p += len;
-	}
-	return op;
+	return &ops[code];
 }
 
 static int list_ops(void)

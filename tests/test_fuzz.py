@@ -9,6 +9,8 @@ import os
 import pathlib
 import random
 import shutil
+import struct
+import sys
 import time
 import zlib
 from typing import Any
@@ -63,6 +65,87 @@ def test_tar_reader(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     runs = int(done.stderr.rpartition("Done ")[2].split()[0])
     assert runs > 1000
+
+
+def test_what_init_and_door_read(tmp_path):
+    """libFuzzer over csrc/decode.h, with ASan and UBSan, from real plans and a request."""
+    from test_plan import PLANS
+
+    from nsrun import run
+
+    need(shutil.which("clang"), "clang is not installed", ".ci/deps test")
+    program = tmp_path / "decode-fuzzer"
+    flags = ["-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined"]
+    sh("clang", *flags, f"-I{HERE.parent}/csrc", HERE / "fuzz/decode.c", "-o", program, timeout=120)
+    (tmp_path / "seeds").mkdir()
+    nothing = type("F", (), {"fd": lambda s, n: 99, "text": lambda s, t: t})()
+    for name, make in PLANS.items():
+        (tmp_path / "seeds" / name).write_bytes(b"\1" + run.encode(make().init_steps(), nothing)[8:])
+    numbers = b"".join(struct.pack("=I3i", 3, 1, 2, 3) for _ in range(3))
+    strings = b"".join(struct.pack("=I", 8) + b"one\0two\0" for _ in range(3))
+    (tmp_path / "seeds/request").write_bytes(b"\0" + numbers + strings)
+    limits = [f"-max_total_time={int(SECONDS)}", "-max_len=8000", "-timeout=10", "-rss_limit_mb=1000"]
+    done = sh(program, *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "seeds", timeout=SECONDS + 60, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stderr.rpartition("Done ")[2].split()[0]) > 10_000
+
+
+def test_programs_that_stop_at_undefined_behaviour(host, alice, busybox, box):
+    """All five, built with UBSan (they have no libc for its messages: it traps), do what the others do."""
+    flags = (
+        "-std=gnu11 -O1 -g -ffreestanding -fno-builtin -fno-stack-protector -fno-pie -static -nostdlib -nostartfiles"
+    )
+    flags += " -fsanitize=undefined,bounds -fsanitize-undefined-trap-on-error"
+    programs = host.root / "programs"
+    programs.mkdir(mode=0o755)
+    for name in ("pause", "init", "monitor", "unpack", "door"):
+        sh("cc", *flags.split(), "-o", programs / f"nsrun-{name}", HERE.parent / f"csrc/{name}.c", timeout=60)
+    start = f"import sys; from nsrun.plan import outside; outside.LIBEXEC = {str(programs)!r}; from nsrun.cli import main; sys.exit(main())"
+
+    def run(*words: object, check: bool = True, who: Any = host, **kwargs: Any) -> Any:
+        env = {**who.env, **kwargs.pop("env", {})}
+        return sh(*who.words(sys.executable, "-c", start, *words), env=env, cwd="/", check=check, **kwargs)
+
+    run("pod", "create", "--network", "none", "--sysctl", "net.core.somaxconn=321", "pause")
+    run(
+        "join",
+        "pause",
+        "-d",
+        "--name",
+        "m",
+        "--tmpfs",
+        "/t:size=1m",
+        "-u",
+        "33",
+        "--ulimit",
+        "nofile=64:64",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "echo out; sleep 1000",
+    )
+    assert run("exec", "-u", "0", "m", "id", "-u").stdout == "0\n"
+    assert (
+        run(
+            "join", "pause", "-i", "--pid", "nested", "--read-only", "--rootfs", busybox, "cat", input="x" * 200_000
+        ).stdout
+        == "x" * 200_000
+    )
+    assert run("join", "pause", "--rootfs", busybox, "nothing", check=False).returncode == 127
+    layout = Layout(tar(directory("d"), entry("d/f", b"x"), symlink("l", "d"), hardlink("h", "d/f")), name="u:1").write(
+        host.root / "l"
+    )
+    assert run("image", "load", layout).stdout == "u:1\n"
+    run("stop", "-t", "0", "m")
+    run("pod", "stop", "pause")
+    run("pod", "create", "--network", "none", "hers", env={"SUDO_UID": str(alice.uid)})
+    words = ("join", "hers", "--rm", "-i", "--image", box, "--", "sh", "-c", "cat; exit 5")
+    done = run(*words, who=alice, input="x" * 200_000, check=False)
+    assert (done.returncode, done.stdout) == (5, "x" * 200_000)
+    run("join", "hers", "-d", "--name", "n", "--pid", "nested", "--image", box, "--", "sleep", "1000", who=alice)
+    assert run("exec", "n", "id", "-u", who=alice).stdout == "0\n"
+    run("pod", "rm", "-f", "hers")
 
 
 JUNK: list[Any] = [None, True, 0, -1, 1 << 63, 1e308, "", "x", "\0", "../../etc", "/", "a\nb", "sha256:" + "0" * 64, [], {}, [[]], [None], {"": None}, "4294967296", "é" * 5000,

@@ -59,6 +59,9 @@ PLANS = {
     "exec-owner": lambda: exec_plan(
         make_spec(pod=OWNED), {"name": "m", "process": [43, 1, "BOOT"]}, {"pod": OWNED, "door": "/OWNED/1000/web.door"}
     ),
+    "join-apparmor": lambda: make_join(
+        security_opt=["apparmor=nsrun-test"], net="own", sysctl=["net.core.somaxconn=9"]
+    ),
     "join": make_join,
     "join-detached": lambda: make_join(
         how={"detach": True}, volume=["/srv:/data:ro"], tmpfs=["/tmp"], ulimit=["nofile=64:128"], user="1:2"
