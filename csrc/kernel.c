@@ -564,7 +564,12 @@ static long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t c
 static long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve)
 {
 	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve};
-	return result(syscall(SYS_openat2, dir, path, &how, sizeof how));
+	long r = -EAGAIN;
+
+	/* EAGAIN: something was renamed or mounted meanwhile, somewhere; the kernel asks to try again (sys.h, open_how) */
+	for (int tries = 0; tries < 1000 && r == -EAGAIN; tries++)
+		r = result(syscall(SYS_openat2, dir, path, &how, sizeof how));
+	return r;
 }
 
 static long nsrun_fs_magic(int fd)

@@ -172,6 +172,21 @@ static inline void say(const char *text)
 	SYS3(write, 2, text, str_len(text));
 }
 
+/*
+ * openat2(2).  EAGAIN: somewhere on the machine something was renamed or mounted while a `..` was resolved, so the kernel
+ * can't tell that it stayed inside; it asks to try again.  Bounded, because somebody may rename on purpose.
+ */
+static inline long open_how(int dir, const char *path, void *how, size_t size)
+{
+	long r = 0;
+	for (int tries = 0; tries < 1000; tries++) {
+		r = SYS4(openat2, dir, path, how, size);
+		if (r != -EAGAIN)
+			break;
+	}
+	return r;
+}
+
 /* signal sets: the kernel's are 64 bits wide, signal n is bit n-1 */
 typedef uint64_t sigbits;
 #define SIGBIT(n) (1UL << ((n) - 1))

@@ -223,7 +223,7 @@ static uint64_t clean(const char *name, char *to)
 static long open_at(int dir, const char *path, uint64_t flags)
 {
 	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-	return SYS4(openat2, dir, *path ? path : ".", &how, sizeof how);
+	return open_how(dir, *path ? path : ".", &how, sizeof how);
 }
 
 static void forget_parent(void)

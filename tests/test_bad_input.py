@@ -3,6 +3,7 @@
 import os
 import pathlib
 import struct
+import subprocess
 import sys
 
 import pytest
@@ -103,6 +104,23 @@ def test_resolv_conf_as_a_link_to_the_host(host, pod, rootfs, tmp_path):
     (rootfs / "etc/hosts").symlink_to("../run/dangling/hosts")
     out = host.run("join", "pause", "--rootfs", rootfs, "cat", "/etc/hosts").stdout
     assert "localhost" in out and victim.read_text() == "host\n"
+
+
+def test_renames_elsewhere_do_no_harm(host, pod, rootfs, tmp_path):
+    """While anything on the machine is renamed, openat2(2) may answer EAGAIN to a path with `..`: it is asked again."""
+    for name in ("hosts", "hostname", "resolv.conf"):
+        (rootfs / "etc" / name).unlink(missing_ok=True)
+        (rootfs / "etc" / name).symlink_to(f"../usr/../etc/../etc/{name}.real")
+    (tmp_path / "a").write_text("")
+    script = f"import os,time\ne=time.time()+20\nwhile time.time()<e: os.rename('{tmp_path}/a','{tmp_path}/b'); os.rename('{tmp_path}/b','{tmp_path}/a')"
+    racers = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
+    try:
+        for _ in range(15):
+            host.run("join", "pause", "--rm", "--rootfs", rootfs, "true")
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
 
 
 def test_volume_source_missing(refused, busybox, tmp_path):
