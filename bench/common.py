@@ -29,10 +29,12 @@ for line in sys.stdin:
 
 
 class Worker:
-    """Runs and times commands; `hybrid` in a mount namespace without the v2 cgroup tree."""
+    """Runs and times commands; in a mount namespace without the v2 cgroup tree, or as an ordinary user."""
 
-    def __init__(self, without_v2: bool = False) -> None:
+    def __init__(self, without_v2: bool = False, uid: int = 0) -> None:
         words = [sys.executable, "-c", WORKER]
+        if uid:
+            words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups", *words]
         if without_v2:
             words = [
                 "unshare",
@@ -68,6 +70,22 @@ def enter_throwaway_host() -> None:
     assert libc.mount(b"none", b"/", None, 0x4000 | (1 << 18), None) == 0
     assert libc.mount(b"tmpfs", b"/run", b"tmpfs", 0, b"mode=755") == 0
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+USER = 12345
+
+
+def make_user() -> None:
+    """An ordinary user with subordinate ids, in account files that only this mount namespace has."""
+    lines = {"passwd": f"bench:x:{USER}:{USER}::/nonexistent:/bin/sh\n", "group": f"bench:x:{USER}:\n"}
+    lines |= dict.fromkeys(("subuid", "subgid"), "bench:400000000:65536\n")
+    for name, line in lines.items():
+        path = pathlib.Path("/etc", name)
+        path.touch()
+        copy = pathlib.Path("/run", name)
+        copy.write_text(path.read_text() + line)
+        copy.chmod(0o644)
+        subprocess.run(["mount", "--bind", copy, path], check=True)
 
 
 def leave_cgroup() -> None:

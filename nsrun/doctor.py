@@ -210,22 +210,47 @@ def _cgroups() -> list[Finding]:
     return found
 
 
-def _user_namespaces() -> Finding:
-    limits = {
-        "kernel.unprivileged_userns_clone": ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
-        "kernel.apparmor_restrict_unprivileged_userns": ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
-        "user.max_user_namespaces": ("/proc/sys/user/max_user_namespaces", "0"),
-    }
-    for name, (path, bad) in limits.items():
-        if _read(path) == bad:
-            good = {"0": "1", "1": "0"}[bad] if name != "user.max_user_namespaces" else "15000"
-            return _finding(
-                "user namespaces",
-                "limited",
-                f"{name} = {bad}: a user can't make them (root's pods are not affected)",
-                f"sysctl {name}={good}",
-            )
-    return _finding("user namespaces", "ok", "users may make them")
+def _user_namespaces(state: State) -> list[Finding]:
+    """What owned pods need, and what pods without root need beside it."""
+    import shutil
+
+    from nsrun import userns
+
+    refusal = userns.forbidden()
+    found = [
+        _finding(
+            "user namespaces", "limited", "a user can't make them: root's and owned pods are not affected", refusal
+        )
+        if refusal
+        else _finding("user namespaces", "ok", "users may make them")
+    ]
+    uid = state.uid or int(os.environ.get("SUDO_UID") or 0)
+    if uid:
+        try:
+            user = userns.User(str(uid))
+            maps = userns.maps_of(user)
+            found.append(_finding("subordinate ids", "ok", f"{user.name}: {userns.size(maps['uid'])} ids in a pod"))
+        except NsrunError as error:
+            found.append(_finding("subordinate ids", "limited", error.message, error.hint))
+    lacking = [(program, package) for program, package in (("newuidmap", "uidmap"), ("pasta", "passt")) if not shutil.which(program)]  # fmt: skip
+    if lacking:
+        what = (
+            "pods without root, and images of a user's own store,"
+            if lacking[0][0] == "newuidmap"
+            else "the network of pods without root"
+        )
+        found.append(_finding("without root", "limited", f"{what} need {', '.join(p for p, _ in lacking)}", f"apt-get install {' '.join(p for _, p in lacking)}"))  # fmt: skip
+    elif state.uid and not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        found.append(_finding("without root", "limited", "pasta may not open /dev/net/tun", "sudo modprobe tun; sudo chmod 0666 /dev/net/tun"))  # fmt: skip
+    else:
+        found.append(_finding("without root", "ok", "newuidmap, pasta"))
+    return found
+
+
+def _apparmor() -> Finding:
+    if _read("/sys/module/apparmor/parameters/enabled") == "Y":
+        return _finding("AppArmor", "ok", "profiles by name: --security-opt apparmor=PROFILE")
+    return _finding("AppArmor", "ok", "not in this kernel; --security-opt apparmor=… is refused")
 
 
 def _firewall() -> Finding:
@@ -271,12 +296,27 @@ def _programs() -> Finding:
 
 
 def examine(state: State) -> list[Finding]:
-    """Everything, in the order in which a pod needs it."""
+    """Everything, in the order in which a pod needs it; for a user, in a user namespace of hers, if she can have one."""
     found = [
         _finding("kernel", "ok", f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"),
         _programs(),
-        _privileges(),
     ]
+    users = _user_namespaces(state)
+    if state.uid:
+        found.append(
+            _finding("privileges", "ok", "an ordinary user: pods without root, and pods that root made for you")
+        )
+        try:
+            from nsrun import userns
+
+            userns.enter(state)
+        except (OSError, NsrunError) as error:
+            found.append(
+                _finding("a namespace of yours", "missing", str(error).partition("\n")[0], getattr(error, "hint", ""))
+            )
+            return found + users
+    else:
+        found.append(_privileges())
     found.append(_namespaces())
     found.append(_try("pidfd", _pidfd, "Linux 5.3 or newer"))
     found.append(_try("openat2", _openat2, "Linux 5.6 or newer"))
@@ -295,19 +335,21 @@ def examine(state: State) -> list[Finding]:
         )
     )
     found.append(_try("id-mapped mounts", lambda: _idmap(state), "Linux 5.12 or newer", needed=False))
-    found.append(
-        _try(
-            "published ports",
-            _owner_table,
-            "modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq veth bridge; Linux 5.12 or newer",
-            needed=False,
+    if not state.uid:
+        found.append(
+            _try(
+                "published ports",
+                _owner_table,
+                "modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq veth bridge; Linux 5.12 or newer",
+                needed=False,
+            )
         )
-    )
     found.append(_filters())
     found.append(_images())
-    found += _cgroups()
-    found.append(_user_namespaces())
-    found.append(_firewall())
+    found += _cgroups() if not state.uid else []
+    found += users
+    found.append(_apparmor())
+    found += [_firewall()] if not state.uid else []
     return found
 
 

@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 
-from conftest import HERE, NSRUN, need, sh
+from conftest import HERE, NSRUN, UserHost, need, sh
 
 from nsrun.cli import _handler, text
 from nsrun.cli.commands import BY_NAME, COMMANDS
@@ -81,6 +81,18 @@ def test_doctor(host):
     assert {r["status"] for r in rows} <= {"ok", "limited", "missing"}
     assert all(r["fix"] for r in rows if r["status"] != "ok")
     assert not [r for r in rows if r["status"] == "missing"], rows
+
+
+def test_doctor_for_an_ordinary_user(host, alice, bob):
+    """What she needs, found in a user namespace of hers; who has no ids is told how to get some."""
+    done = alice.run("doctor", check=False)
+    assert done.returncode == 0, done.stdout
+    rows = {row["what"]: row for row in alice.json("doctor")}
+    assert rows["subordinate ids"]["detail"] == "alice: 65537 ids in a pod" and rows["without root"]["status"] == "ok"
+    assert rows["overlay"]["status"] == rows["detached mounts"]["status"] == rows["seccomp"]["status"] == "ok"
+    carol = UserHost(host, "carol")
+    done = carol.run("doctor", check=False)
+    assert done.returncode == 1 and "usermod --add-subuids" in done.stdout
 
 
 def test_doctor_names_a_firewall_that_drops(host):
