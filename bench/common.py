@@ -76,16 +76,11 @@ USER = 12345
 
 
 def make_user() -> None:
-    """An ordinary user with subordinate ids, in account files that only this mount namespace has."""
-    lines = {"passwd": f"bench:x:{USER}:{USER}::/nonexistent:/bin/sh\n", "group": f"bench:x:{USER}:\n"}
-    lines |= dict.fromkeys(("subuid", "subgid"), "bench:400000000:65536\n")
-    for name, line in lines.items():
-        path = pathlib.Path("/etc", name)
-        path.touch()
-        copy = pathlib.Path("/run", name)
-        copy.write_text(path.read_text() + line)
-        copy.chmod(0o644)
-        subprocess.run(["mount", "--bind", copy, path], check=True)
+    """An ordinary user with subordinate ids."""
+    sys.path.append(str(HERE.parent / "tests"))
+    from throwaway import make_accounts
+
+    make_accounts({"bench": USER}, [], [NSRUN])
 
 
 def leave_cgroup() -> None:

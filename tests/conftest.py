@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from throwaway import make_accounts
 
 pytest_plugins = ["arena"]
 HERE = pathlib.Path(__file__).parent
@@ -71,7 +72,7 @@ class ThrowawayHost:
         _libc("mount", b"tmpfs", b"/dev/net", b"tmpfs", 0, b"mode=755")
         os.mknod("/dev/net/tun", 0o20666, os.makedev(10, 200))
         os.chmod("/dev/net/tun", 0o666)
-        self._make_users()
+        make_accounts(USERS, ["carol"], [NSRUN])
         sh("ip", "link", "set", "lo", "up")
         # an uplink with a neighbour behind it: "another host"
         self.neighbour = subprocess.Popen(["unshare", "--net", "sleep", "3600"], start_new_session=True)
@@ -83,42 +84,6 @@ class ThrowawayHost:
         for words in ("address add 192.0.2.9/24 dev up1", "link set up1 up", "link set lo up"):
             sh("nsenter", "-t", self.neighbour.pid, "-n", "ip", *words.split())
         sh("ip", "route", "add", "default", "via", "192.0.2.9")
-
-    def _make_users(self) -> None:
-        """In copies of the account files that only this mount namespace has."""
-        os.makedirs("/run/etc")
-        for file in ("passwd", "group", "subuid", "subgid"):
-            text = pathlib.Path(f"/etc/{file}").read_text() if os.path.exists(f"/etc/{file}") else ""
-            # a machine of its own (test_machine.py) may have been started from a throwaway host
-            lines = "".join(line for line in text.splitlines(True) if line.partition(":")[0] not in USERS)
-            pathlib.Path(f"/etc/{file}").touch()
-            for number, (name, uid) in enumerate(USERS.items()):
-                if file == "passwd":
-                    lines += f"{name}:x:{uid}:{uid}::/nonexistent:/bin/sh\n"
-                elif file == "group":
-                    lines += f"{name}:x:{uid}:\n"
-                elif name != "carol":
-                    lines += f"{name}:{3_000_000 + 100_000 * number}:65536\n"
-            path = pathlib.Path(f"/run/etc/{file}")
-            path.write_text(lines)
-            path.chmod(0o644)
-            _libc("mount", bytes(path), f"/etc/{file}".encode(), None, 4096, None)  # MS_BIND
-        self._let_users_reach(os.path.realpath(sys.executable))
-        self._let_users_reach(NSRUN)
-
-    def _let_users_reach(self, path: str) -> None:
-        """A directory on the way that only root may enter gets a cover with nothing else in it, here alone."""
-        parts = path.split("/")[1:-1]
-        for depth in range(1, len(parts) + 1):
-            directory = "/" + "/".join(parts[:depth])
-            if os.stat(directory).st_mode & 1:
-                continue
-            inner = f"/{'/'.join(parts[: depth + 1])}" if depth < len(parts) else path
-            os.makedirs("/run/reach", exist_ok=True)
-            _libc("mount", inner.encode(), b"/run/reach", None, 4096 | 16384, None)
-            _libc("mount", b"tmpfs", directory.encode(), b"tmpfs", 0, b"mode=755")
-            os.mkdir(inner)
-            _libc("mount", b"/run/reach", inner.encode(), None, 8192, None)  # MS_MOVE
 
     def _limit_processes(self) -> None:
         name = f"nsrun-test-{os.getpid()}"

@@ -56,7 +56,6 @@ from nsrun.plan.outside import (
     Release,
     WriteNote,
 )
-from nsrun.plan.owner import EnterUserNamespace, OpenUserNamespace, ReachDoor, mapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,9 +113,13 @@ def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
 
 def _stdio(process: dict[str, Any], how: dict[str, Any], user: Any, member: tuple[Any, ...] = ()) -> Step:
     """`user`: the pod's, if it has a user namespace."""
-    uid = mapped(user, "uid", process["user"]["uid"], bool(how.get("door")))
-    for gid in [process["user"]["gid"], *process["user"]["additionalGids"]]:
-        mapped(user, "gid", gid, True)
+    uid = process["user"]["uid"]
+    if user:
+        from nsrun.plan.owner import mapped
+
+        uid = mapped(user, "uid", uid, bool(how.get("door")))
+        for gid in [process["user"]["gid"], *process["user"]["additionalGids"]]:
+            mapped(user, "gid", gid, True)
     if process["terminal"]:
         return OpenTerminal(uid, member)
     if how.get("fds"):
@@ -134,6 +137,8 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     root = spec["root"]["path"]
     host_root, overlay = root == "/", root != "/" and names["nsrun.writable"] != "true"
     user, door = pod.get("user"), how.get("door") or ""
+    if user:
+        from nsrun.plan.owner import EnterUserNamespace, OpenUserNamespace, ReachDoor, mapped
 
     shared = clones = 0
     for entry in linux["namespaces"]:
@@ -172,7 +177,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
             handle, readonly = f"volume{number}:fd", "ro" in mount["options"]
             seed = "" if kind == "bind" or host_root or "nocopy" in mount["options"] else target
             staging = f"{how.get('staging', '')}/seed{number}" if seed else ""
-            ids = (mapped(user, "uid", 0, bool(door)), mapped(user, "gid", 0, bool(door)))
+            ids = (mapped(user, "uid", 0, bool(door)), mapped(user, "gid", 0, bool(door))) if user else (0, 0)
             volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume", seed, staging, ids))
             inner.append(MountTree(handle, target, mount["source"], readonly))
         elif kind == "device":
@@ -242,6 +247,8 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
     monitored = not how.get("fds")
     steps: list[Step] = [OpenProcess(f"member {note['name']}", member, "member:ns")]
     if door:
+        from nsrun.plan.owner import EnterUserNamespace, ReachDoor
+
         steps += [EnterUserNamespace("member:ns"), ReachDoor(door)]
     steps.append(LoadProgram("nsrun-init", "init:fd"))
     if monitored:

@@ -300,10 +300,8 @@ class ForwardPorts(Step):
             forward.stop(int(run.values["forward:pid"]))
 
 
-def mapped(user: dict[str, Any] | None, kind: str, ident: int, inside: bool) -> int:
-    """What an id of the pod is for us: itself without a user namespace, or when we are `inside`.  BadInput: the pod has no such id."""
-    if not user:
-        return ident
+def mapped(user: dict[str, Any], kind: str, ident: int, inside: bool) -> int:
+    """What an id of the pod is for us: itself when we are `inside` its user namespace.  BadInput: the pod has no such id."""
     from nsrun.userns import outside, size
 
     ranges = user["maps"][kind]

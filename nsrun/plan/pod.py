@@ -33,8 +33,6 @@ from nsrun.plan.outside import (
     Release,
     WriteNote,
 )
-from nsrun.plan.owner import DelegateCgroup, ForwardPorts, NewUserNamespace, OpenDoor
-from nsrun.userns import size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,8 +44,12 @@ PAUSE_UID = 65535
 
 def pod_plan(spec: dict[str, Any]) -> Plan:
     """`spec` is what spec.pod_spec made of the words of the command."""
+    user = spec.get("user")
+    if user:  # a pod of root's does not pay for importing them
+        from nsrun.plan.owner import DelegateCgroup, ForwardPorts, NewUserNamespace, OpenDoor
+        from nsrun.userns import size
     name, network, ident = spec["name"], spec["network"], spec["id"]
-    ports, user = spec["ports"], spec.get("user")
+    ports = spec["ports"]
     table = f"nsrun-{ident}"
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
     by_root = not user or spec["by_root"]
