@@ -520,7 +520,7 @@ def explain_exec(error: StepError, root: str) -> NsrunError:
 # ---- exec --------------------------------------------------------------------------------------------------
 
 
-def _pod_of(state: State, member: str) -> dict[str, Any]:
+def pod_of(state: State, member: str) -> dict[str, Any]:
     """The note of a member's pod, which may be dead when the member has a PID namespace of its own."""
     note = state.member(member)
     pod = state.read("pods", note["pod"])
@@ -530,7 +530,7 @@ def _pod_of(state: State, member: str) -> dict[str, Any]:
 def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) -> Plan:
     from nsrun.plan.member import exec_plan
 
-    note, pod = state.member(member), _pod_of(state, member)
+    note, pod = state.member(member), pod_of(state, member)
     how = {**how, "pod": pod, "door": state.door(pod) if pod.get("user") and state.uid else ""}
     status, _ = state.member_status(note)
     if status not in ("running", "stopping"):
@@ -577,7 +577,7 @@ def execute(
     observe: Callable[[Run], None] | None = None,
 ) -> Run:
     """Executes a command in a running member.  With `fds` the caller is the parent, else this process becomes the monitor."""
-    pod = _may(state, _pod_of(state, member))
+    pod = _may(state, pod_of(state, member))
     how = {"interactive": options.get("interactive"), "fds": fds}
     _not_as_parent(state, pod, how)
     plan = plan_exec(state, member, options, how)

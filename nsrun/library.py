@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 
 from nsrun import api, manage
-from nsrun.errors import NsrunError
+from nsrun.errors import CommandError, NsrunError
 from nsrun.state import State, Sweeper
 
 TYPE_CHECKING = False
@@ -72,6 +72,8 @@ class Member:
 
     def exec(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
         """Executes a command in it, waits, and gives its output.  Options: env, workdir, user."""
+        if _apart(self._state, api.pod_of(self._state, self.name)):
+            return _run(self._state, ["exec", "-i", *_words(options), self.name, "--", *command], input)
         return _collect(
             input, lambda fds: api.execute(self._state, self.name, {**options, "command": list(command)}, fds=fds).pid
         )
@@ -136,6 +138,9 @@ class Pod:
         Detached, a monitor keeps it and its log.  With `detach=False` this process is its parent: it inherits our
         descriptors 0, 1, 2 (or those in `fds`), there is no log, and `os.waitpid` gives its status.
         """
+        if detach and _apart(self._state, self._state.pod(self.name)):
+            words = ["join", self.name, "-d", *_words(options), *(["--", *command] if command else [])]
+            return Member(_run(self._state, words).check().stdout.decode().strip(), self._state)
         fds = None if detach else options.pop("fds", (0, 1, 2))
         note = api.join(self._state, self.name, {**options, "command": list(command)}, detach=detach, fds=fds)
         return Member(note["name"], self._state)
@@ -143,6 +148,9 @@ class Pod:
     def run(self, command: Sequence[str] = (), *, input: bytes = b"", **options: Any) -> Result:
         """Starts a member, waits for it, gives its output, and forgets it."""
         notes: list[dict[str, Any]] = []
+        if _apart(self._state, self._state.pod(self.name)):
+            words = ["join", self.name, "--rm", "-i", *_words(options), *(["--", *command] if command else [])]
+            return _run(self._state, words, input)
 
         def start(fds: tuple[int, int, int]) -> int:
             notes.append(api.join(self._state, self.name, {**options, "command": list(command)}, fds=fds))
@@ -222,6 +230,41 @@ class Image:
 
         api.need_root()
         return Store(self._state).remove(self.id, True)[1]
+
+
+def _apart(state: State, pod: dict[str, Any]) -> bool:
+    """Nobody comes back from a user namespace, so of an ordinary user another process enters it: nsrun's command line."""
+    return bool(state.uid and pod.get("user"))
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """Options of the library as those of the command line."""
+    words: list[str] = []
+    for key, value in options.items():
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        elif value is not None:
+            words += [f"{flag}={v}" for v in (value if isinstance(value, (list, tuple)) else [value])]
+    return words
+
+
+def _run(state: State, words: list[str], input: bytes = b"") -> Result:
+    """The command line, in a process of its own.  NsrunError, CommandError: what it said when it failed itself."""
+    import subprocess
+    import sys
+
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+    root = ["--root", state.root] if state.root else []
+    command = [sys.executable, "-I", program, *root, *words]
+    done = subprocess.run(command, input=input, capture_output=True, check=False)
+    said = done.stderr.decode("utf-8", "replace")
+    if done.returncode in (2, 125, 126, 127) and said.startswith("nsrun: "):
+        message, _, hint = said.removeprefix("nsrun: ").strip().partition("\nhint: ")
+        if done.returncode in (126, 127):
+            raise CommandError(message, exit_code=done.returncode, hint=hint)
+        raise NsrunError(message, hint=hint)
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def _collect(input: bytes, start: Any) -> Result:

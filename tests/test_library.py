@@ -151,3 +151,35 @@ def test_images(root, host, tmp_path, busybox):
     with pytest.raises(nsrun.UnknownError):
         nsrun.Image("box:1")
     pod.kill()
+
+
+def test_an_owners_program(host, alice, owned, box):
+    """Her process stays where it is, with its threads; another one enters the pod's user namespace for it."""
+    script = """
+import os, sys, threading, nsrun
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+before = os.readlink("/proc/self/ns/user")
+pod = nsrun.Pod("pause")
+member = pod.join(["sh", "-c", "echo out; sleep 1000"], image=sys.argv[1], name="m", env=["A=b c"], tmpfs=["/t", "/u"])
+assert member.status == "running" and member.exec(["sh", "-c", 'cat; echo "$A"; exit 3'], input=b"in ").stdout == b"in b c\\n"
+result = pod.run(["cat"], image=sys.argv[1], input=b"x" * 100000)
+assert result.exit_code == 0 and result.stdout == b"x" * 100000 and [m.name for m in pod.members()] == ["m"]
+try:
+    pod.run(["nothing-here"], image=sys.argv[1])
+except nsrun.CommandError as error:
+    assert error.exit_code == 127 and "nothing-here" in error.message
+try:
+    member.exec(["nothing-here"])
+except nsrun.CommandError as error:
+    assert error.exit_code == 127
+try:
+    pod.join(["true"], image="no-such-image")
+except nsrun.NsrunError as error:
+    assert "no image" in error.message
+own = nsrun.Pod.create("mine", network="none")
+assert own.run(["id", "-u"], image=sys.argv[1]).stdout == b"0\\n"
+own.kill(); member.stop(0); member.remove()
+assert os.readlink("/proc/self/ns/user") == before and os.geteuid() == int(sys.argv[2])
+print("ok")
+"""
+    assert alice.sh(sys.executable, "-c", script, box, alice.uid).stdout == "ok\n"

@@ -203,3 +203,41 @@ def test_no_runtime_directory(host, alice, tmp_path):
         assert "not a directory of yours alone" in text and _runtime_directory(0)
     finally:
         sh("rm", "-rf", path)
+
+
+def test_a_cgroup_that_was_delegated(host, alice, box):
+    """As systemd gives users one: pod and members get cgroups below it, also those that are joined from elsewhere."""
+    from nsrun.host import cgroup
+
+    mount = cgroup.mount_point()
+    need(mount, "cgroup v2 is not mounted", "mount -t cgroup2 none /sys/fs/cgroup")
+    base = pathlib.Path(mount, f"{os.environ['NSRUN_CGROUP']}-alice")
+    base.mkdir()
+    try:
+        for file in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
+            os.chown(base / file, alice.uid, alice.uid)
+        inside = ["sh", "-c", f'echo $$ >{base}/cgroup.procs && exec "$@"', "sh"]
+        sh(*inside, *alice.words(NSRUN, "pod", "create", "--network", "none", "mine"), env=alice.env, cwd="/")
+        alice.run(
+            "join", "mine", "-d", "--name", "m", "--image", box, "--", "sh", "-c", "sleep 1000 & sleep 1000 & wait"
+        )
+        alice.run("join", "mine", "-d", "--name", "other", "--image", box, "--", "sleep", "1000")
+        groups = pathlib.Path(f"/proc/{alice.member('m')['pid']}/cgroup").read_text()
+        assert f"0::/{base.name}/" in groups and groups.strip().endswith("/m-m")
+        assert len([row for row in alice.json("pod", "ps", "mine") if row["member"] == "m"]) == 3
+        os.kill(alice.member("m")["pid"], 9)
+        wait_for(
+            lambda: not [row for row in alice.json("pod", "ps", "mine") if row["member"] == "m"],
+            what="its children end",
+        )
+        assert alice.member("other")["status"] == "running"
+        # pause, nsrun-door, the other member and its monitor
+        wait_for(lambda: alice.json("pod", "stats", "mine")[0]["pids"] == 4)
+        alice.run("pod", "rm", "-f", "mine")
+        wait_for(lambda: not [p for p in base.rglob("*") if p.is_dir()], what="the cgroups go")
+    finally:
+        alice.run("pod", "rm", "-f", "mine", check=False)
+        for path in sorted(base.rglob("*"), reverse=True):
+            if path.is_dir():
+                path.rmdir()
+        base.rmdir()

@@ -6,7 +6,7 @@ import os
 from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, ESRCH
 
 from nsrun import kernel
-from nsrun.errors import KernelError, UnknownError
+from nsrun.errors import BadInput, KernelError, UnknownError
 from nsrun.plan import COMMIT, HOST, JOIN, Step, sh_quote
 
 TYPE_CHECKING = False
@@ -180,7 +180,16 @@ class OverlayRoot(Step):
             for path in self.lowers:
                 if self.idmap:
                     fds.append(kernel.open_tree(path))
-                    kernel.mount_setattr(fds[-1], propagation=kernel.MS_PRIVATE, userns=run.fd(self.idmap))
+                    try:
+                        kernel.mount_setattr(fds[-1], propagation=kernel.MS_PRIVATE, userns=run.fd(self.idmap))
+                    except KernelError as error:
+                        if error.errno != EINVAL:
+                            raise
+                        raise BadInput(
+                            f"{path}: {error}: its file system can't be shown with other ids",
+                            hint="one that can (ext4, XFS, btrfs, tmpfs since 6.3); or let the owner join, with files of hers; overlay over such layers came with Linux 5.19",
+                            errno=EINVAL,
+                        ) from None
                 else:
                     fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             if not self.again:
