@@ -17,7 +17,7 @@ import hashlib
 import os
 import struct
 import threading
-from errno import ELOOP, ENOENT, ENOTDIR, ENOTEMPTY
+from errno import ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENOTSUP
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, errno_text
@@ -133,9 +133,21 @@ class Writer:
 # ---- the stream --------------------------------------------------------------------------------------------
 
 
-def _overlay_prefix() -> str:
-    """Of overlayfs's own attributes: in a user namespace, where trusted.* is out of reach, they are the user's."""
-    return "user.overlay." if kernel.in_userns() else "trusted.overlay."
+def _mark_opaque(directory: int) -> None:
+    """With overlayfs's own attribute; in a user namespace, where trusted.* is out of reach, the user's.
+
+    BadInput: the file system of the store has no attributes of users.
+    """
+    try:
+        os.setxattr(directory, "user.overlay.opaque" if kernel.in_userns() else "trusted.overlay.opaque", b"y")
+    except OSError as error:
+        if error.errno != ENOTSUP:
+            raise
+        raise BadInput(
+            "the store's file system has no extended attributes of users, and the image has an opaque directory",
+            hint="XDG_DATA_HOME, or --root DIR, on ext4, XFS or btrfs; tmpfs has them since Linux 6.6",
+            errno=ENOTSUP,
+        ) from None
 
 
 def _is_compressed(head: bytes) -> bool:
@@ -355,7 +367,7 @@ class Layer:
                 if path and view.exists(path):
                     fd = _below(root, path)
                     if fd >= 0:
-                        os.setxattr(fd, f"{_overlay_prefix()}opaque", b"y")
+                        _mark_opaque(fd)
                         os.close(fd)
             # what hides nothing goes, and the directories that were only made to hold it
             for kind, path in self.marks:
