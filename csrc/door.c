@@ -3,8 +3,10 @@
  * she can't move a process into the pod's cgroup; what is forked inside is in it.  This program waits there, as her,
  * on a socket that only she reaches, and forks what she asks for.  It has no power that she does not have, and ends with pause.
  *
- *   nsrun-door listen=FD pause=PIDFD [forward=PIDFD] [uid=N gid=N groups=A,B,…]
+ *   nsrun-door [listen=FD] pause=PIDFD [forward=PIDFD] [uid=N gid=N groups=A,B,…]
  *     uid, gid, groups   started by root: becomes that user first
+ *     listen             without it, it only holds what it inherits until pause ends: the ports and the table of an owned pod, which
+ *                        its owner could take out of pause (pidfd_getfd(2)) and keep
  *     forward            a process that is to end with pause, too (the forwarder of a pod made without root)
  *
  * One connection is one launch (run.py, `through`):
@@ -107,6 +109,7 @@ static __attribute__((noreturn)) void join(const struct request *r, int n_keep)
 {
 	long pid;
 
+	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the clone is seen in the pod before it is nsrun-init */
 	outcome->failed = 2;
 	outcome->error = (int32_t)SYS2(setns, r->join_fd, r->join_flags);
 	if (outcome->error < 0)
@@ -326,13 +329,15 @@ int main(int argc, char **argv, char **envp)
 		else if ((v = str_after(argv[i], "groups=")))
 			groups = v;
 	}
-	if (listener < 0 || pause < 0) {
+	if (pause < 0) {
 		say("nsrun-door: started by nsrun, not by hand (see nsrun explain pod create)\n");
 		return 2;
 	}
-	SYS5(prctl, PR_SET_NAME, "nsrun-door", 0, 0, 0);
+	SYS5(prctl, PR_SET_NAME, listener >= 0 ? "nsrun-door" : "nsrun-hold", 0, 0, 0);
 	if (uid >= 0)
 		become(uid, gid, groups);
+	if (listener < 0)
+		SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
 	default_signals();
 	sys_sigmask(SIG_SETMASK_, none);

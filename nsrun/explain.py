@@ -166,17 +166,21 @@ def shell(plan: Plan, words: list[str]) -> str:
 
 
 def _shell_pod(spec: dict[str, Any], launch: Launch, inside: list[str]) -> list[str]:
-    own_net = spec["network"]["mode"] != "host"
+    own_net, user = spec["network"]["mode"] != "host", spec.get("user")
+    enter = ("--user " if user else "") + ("--net " if own_net else "")
+    target = "$NET" if own_net else "$USERNS"
+    unshare = f"{f'nsenter --target {target} {enter}' if enter else ''}unshare --mount --ipc --uts --pid --fork"
     return [
-        f"export CGROUP ROOT=/run/nsrun-shell/root-{spec['name']} IP=${{IP:-}} GATEWAY=${{GATEWAY:-}}",
-        f"{'nsenter --target $NET --net ' if own_net else ''}unshare --mount --ipc --uts --pid --fork sh -eu <<'INIT' >/dev/null &",
-        ENTER_CGROUP,
+        f"export CGROUP ROOT=/run/nsrun-shell/root-{spec['name']} IP=${{IP:-}} GATEWAY=${{GATEWAY:-}} POD_ROOT=",
+        # the owner has no way into a cgroup of root's: whoever makes the pod goes there first
+        f"mkdir -p \"$ROOT\"; sh -c '{ENTER_CGROUP}; exec \"$@\"' sh {unshare} sh -eu <<'INIT' >/dev/null &",
         *inside,
         "INIT",
         "# the pod's PID 1, as the host sees it; what joins it goes by this number",
         'UNSHARE=$!; POD=; until [ -n "$POD" ] && grep -qs sleep /proc/$POD/comm; do'
         " POD=$(cat /proc/$UNSHARE/task/$UNSHARE/children 2>/dev/null | tr -d ' '); sleep 0.05; done",
         "kill $NET" if own_net else "",
+        "kill $USERNS" if user else "",
         "echo $POD",
     ]
 
@@ -184,7 +188,7 @@ def _shell_pod(spec: dict[str, Any], launch: Launch, inside: list[str]) -> list[
 def _flags(bits: int) -> str:
     from nsrun.kernel import NAMESPACES
 
-    return " ".join(f"--{name}" for name in ("net", "ipc", "uts", "pid") if bits & NAMESPACES[name])
+    return " ".join(f"--{name}" for name in ("user", "net", "ipc", "uts", "pid") if bits & NAMESPACES[name])
 
 
 def _shell_join(spec: dict[str, Any], launch: Launch, inside: list[str]) -> list[str]:

@@ -44,21 +44,34 @@ def ask(state: State, uid: int, words: list[str]) -> Any:
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     root = ["--root", state.root] if state.root else []
     environment = {"HOME": user.home, "USER": user.name, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-    command = ["timeout", "-s", "KILL", str(SECONDS), sys.executable, "-I", program, *root, *words]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", env=environment,
-        user=user.uid, group=user.gid, extra_groups=user.groups, start_new_session=True,
+        [sys.executable, "-I", program, *root, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        cwd="/", env=environment, user=user.uid, group=user.gid, extra_groups=user.groups, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout
-        data = process.stdout.read(BYTES + 1)
-        if len(data) > BYTES:
-            process.kill()
+        data = _read_within(process.stdout.fileno())
+        process.kill()  # it has said all, or too much, or was stopped by her: a signal of root's reaches it always
     try:
-        if process.returncode == 0 and len(data) <= BYTES:
-            return json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError):
         pass
     raise NsrunError(f"{user.name}'s nsrun gave no answer", hint=f"sudo -u {user.name} nsrun {' '.join(words)}")
+
+
+def _read_within(fd: int) -> bytes:
+    """What comes until the end of file, in SECONDS and BYTES at most."""
+    from select import poll
+    from time import monotonic
+
+    poller, end, data = poll(), monotonic() + SECONDS, b""
+    poller.register(fd, 1)
+    while len(data) <= BYTES and (left := end - monotonic()) > 0:
+        if poller.poll(left * 1000):
+            piece = os.read(fd, 1 << 16)
+            if not piece:
+                return data
+            data += piece
+    return b""
 
 
 _SHOWN = {"name": str, "pod": str, "status": str, "pid": int, "pid_in_pod": int, "command": list}

@@ -286,18 +286,17 @@ class Run:
         self.hold("member:pidfd", self.pidfd), self.hold("monitor:pidfd", monitor)
         self._await_ready()
 
-    def open_door(self, words: list[str], keep: list[int], directory: str) -> None:
-        """Starts nsrun-door in a cgroup of its own below the pod's."""
+    def start_door(self, what: str, words: list[str], keep: list[int], path: str) -> None:
+        """Starts nsrun-door with these descriptors in a cgroup of its own; `what` tells its handles apart."""
         from nsrun.host import cgroup
 
-        place = cgroup.make(f"{directory}/door" if directory else "", {})
+        place = cgroup.make(path, {})
         if place >= 0:
-            self.hold("door:cgroup", place)
-        null = self.hold("door:null", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-        pid, pidfd, _ = kernel.launch(
-            self.fd("door:program"), ["nsrun-door", *words], stdio=[null] * 3, keep=keep, cgroup=place
-        )
-        self.hold("door:pidfd", pidfd)
+            self.hold(f"{what}:cgroup", place)
+        null = self.hold(f"{what}:null", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        program = self.fd("door:program")
+        pid, pidfd, _ = kernel.launch(program, ["nsrun-door", *words], stdio=[null] * 3, keep=keep, cgroup=place)
+        self.hold(f"{what}:pidfd", pidfd)
         children.started.add(pid)
 
     def _hear(self) -> str:

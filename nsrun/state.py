@@ -449,6 +449,8 @@ class Sweeper:
 
                     net.forget_pod(note)
                 cgroup.remove(note.get("cgroup", ""))
+                if note.get("user") and note.get("cgroup") and not state.uid:
+                    cgroup.remove(f"{note['cgroup']}.hold")
                 if state.uid and os.path.isdir(state.path("pods", name)):
                     cgroup.remove_member(note["cgroup"])
                 state.disown(note)

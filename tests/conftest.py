@@ -247,7 +247,7 @@ def processes() -> list[str]:
         try:
             comm = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
             if (
-                comm in ("nsrun-monitor", "nsrun-init", "nsrun-door", "pasta.avx2", "pasta")
+                comm in ("nsrun-monitor", "nsrun-init", "nsrun-door", "nsrun-hold", "pasta.avx2", "pasta")
                 and _lives(pid)
                 and os.stat(f"/proc/{pid}/ns/net").st_ino == mine
             ):

@@ -13,7 +13,7 @@ KILLER = [sys.executable, str(HERE / "killer.py")]
 
 
 def steps_of(what: str) -> int:
-    return {"pod": 12, "owned": 16, "join": 12, "detached": 13, "owners": 15}[what]
+    return {"pod": 12, "owned": 17, "join": 12, "detached": 13, "owners": 15}[what]
 
 
 def killed_after(host, what: str, step: int, rootfs: str = "") -> None:

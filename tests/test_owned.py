@@ -9,6 +9,7 @@ import pathlib
 import signal
 import struct
 import subprocess
+import sys
 import time
 
 import pytest
@@ -396,6 +397,74 @@ def test_the_same_name_twice_in_one_pod(host, alice, owned, box, busybox):
     alice.run("join", owned, "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
     alice.run("rm", "-f", "m")
     assert host.member("m")["status"] == "running"
+
+
+def test_the_owner_keeps_nothing_of_roots(host, alice, box):
+    """She takes every descriptor out of pause and of the door that the kernel gives her; port and table go with the pod all the same."""
+    before = host.snapshot()
+    host.run("pod", "create", "-p", "127.0.0.1:20830:80", "p", env={"SUDO_UID": str(ALICE)})
+    holder = next(
+        p
+        for p in filter(str.isdigit, os.listdir("/proc"))
+        if _comm(p) == "nsrun-hold" and _serves(p, host.pod("p")["pid"])
+    )
+    door = next(
+        p
+        for p in filter(str.isdigit, os.listdir("/proc"))
+        if _comm(p) == "nsrun-door" and _serves(p, host.pod("p")["pid"])
+    )
+    assert status_of(int(holder))["Uid"].split() == ["65535"] * 4 and int(status_of(int(holder))["CapPrm"], 16) == 0
+    script = f"""
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+for pid in ({host.pod("p")["pid"]}, {door}, {holder}):
+    fd = os.pidfd_open(pid)
+    print(sum(libc.syscall(438, fd, n, 0) >= 0 for n in range(64)), flush=True)
+sys.stdin.read()
+"""
+    thief = subprocess.Popen(
+        alice.words(sys.executable, "-c", script), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+    )
+    try:
+        taken = [int(thief.stdout.readline()) for _ in range(3)]
+        assert taken == [0, 0, 0] and os.listdir(f"/proc/{host.pod('p')['pid']}/fd") == []
+        group = next(
+            line[3:].strip()
+            for line in pathlib.Path(f"/proc/{holder}/cgroup").read_text().splitlines()
+            if line.startswith("0::")
+        )
+        for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+            if os.path.exists(f"{mount}{group}/cgroup.freeze"):
+                assert alice.sh("sh", "-c", f"echo 1 >{mount}{group}/cgroup.freeze", check=False).returncode != 0
+        host.run("pod", "rm", "-f", "p")
+        wait_for(lambda: host.snapshot()["tables"] == before["tables"], what="the table goes")
+        host.run("pod", "create", "-p", "127.0.0.1:20830:80", "again")
+    finally:
+        thief.kill()
+        thief.wait()
+
+
+def test_an_owner_who_stops_what_root_asks(host, alice, owned, box):
+    """Her processes are hers to stop: root waits some seconds, not for ever."""
+    alice.run("join", owned, "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    script = f"""
+import os, time, signal
+end = time.time() + 15
+while time.time() < end:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = open(f"/proc/{{pid}}/cmdline", "rb").read()
+            if b"__main__.py" in words and b"{host.root}" in words: os.kill(int(pid), signal.SIGSTOP)
+        except OSError: pass
+"""
+    stopper = subprocess.Popen(alice.words(sys.executable, "-c", script), cwd="/")
+    try:
+        began = time.monotonic()
+        host.run("ls", "-a", timeout=20)
+        assert time.monotonic() - began < 15
+    finally:
+        stopper.kill()
+        stopper.wait()
 
 
 # ---- faults -----------------------------------------------------------------------------------------------------

@@ -129,10 +129,9 @@ def _handler(name: str) -> Any:
 
 def _hidden(words: Words) -> Words:
     """What the monitor (`_ended`) and nsrun itself (the others, in a user namespace) call; these are no commands for people."""
-    for at, word in enumerate(words[:3]):
-        if word in _HIDDEN:
-            state = State(words[words.index("--root") + 1] if "--root" in words[:at] else "")
-            sys.exit(_HIDDEN[word](state, words[at + 1 :]))
+    at = 2 if words[:1] == ["--root"] else 0
+    if words[at : at + 1] and words[at] in _HIDDEN:
+        sys.exit(_HIDDEN[words[at]](State(words[1] if at else ""), words[at + 1 :]))
     return words
 
 

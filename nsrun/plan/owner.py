@@ -186,6 +186,34 @@ class ReachDoor(Step):
         run.hold(self.handle, sock.detach())
 
 
+class HoldForPod(Step):
+    """What pause holds in a pod of root's; the owner of this one could take it out of pause."""
+
+    phase = COMMIT
+    why = "The owner has every power over pause, and would keep a port or the table beyond the pod: a process of its own, out of her reach, holds them until pause ends."
+    man = "pidfd_getfd(2), bind(2), nft(8)"
+    cgroup: str  # beside the pod's: what is in that she could freeze
+    held: tuple[str, ...]
+
+    def call(self) -> str:
+        return f'clone3(CLONE_INTO_CGROUP); setresuid(65535, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)   # it keeps {", ".join(self.held)}'
+
+    def calls(self) -> list[str]:
+        return ["clone3", "execveat"]
+
+    def check(self) -> str:
+        return "pgrep -a nsrun-hold"
+
+    def do(self, run: Run) -> None:
+        keep = [run.pidfd, *(run.fd(name) for name in self.held)]
+        run.start_door("hold", [f"pause={run.pidfd}", "uid=65535", "gid=65535"], keep, self.cgroup)
+
+    def undo(self, run: Run) -> None:
+        from nsrun.host import cgroup
+
+        cgroup.remove(self.cgroup, kill=True)
+
+
 class OpenDoor(Step):
     """Starts nsrun-door, for the owner, in the pod's cgroup; its socket is where only the owner reaches it."""
 
@@ -201,8 +229,7 @@ class OpenDoor(Step):
         return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setresuid({self.user["uid"]}, …); execveat(door:fd, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
 
     def calls(self) -> list[str]:
-        become = ["setgroups", "setresgid", "setresuid"] if "groups" in self.user else []
-        return ["bind", "clone3", "execveat", *become, "chdir", "setsid"]
+        return ["bind", "clone3", "execveat"]
 
     def check(self) -> str:
         return "pgrep -a nsrun-door"
@@ -234,7 +261,8 @@ class OpenDoor(Step):
         words += [f"listen={listener}", f"pause={run.pidfd}"]
         forward = run.fd("forward:pidfd")
         words += [f"forward={forward}"] if forward >= 0 else []
-        run.open_door(words, [fd for fd in (listener, run.pidfd, forward) if fd >= 0], self.cgroup)
+        place = f"{self.cgroup}/door" if self.cgroup else ""
+        run.start_door("door", words, [fd for fd in (listener, run.pidfd, forward) if fd >= 0], place)
 
     def undo(self, run: Run) -> None:
         if not run.state.uid:

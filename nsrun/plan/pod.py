@@ -46,7 +46,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
     """`spec` is what spec.pod_spec made of the words of the command."""
     user = spec.get("user")
     if user:  # a pod of root's does not pay for importing them
-        from nsrun.plan.owner import DelegateCgroup, ForwardPorts, NewUserNamespace, OpenDoor
+        from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor
         from nsrun.userns import size
     name, network, ident = spec["name"], spec["network"], spec["id"]
     ports = spec["ports"]
@@ -123,10 +123,12 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         ReadonlyRoot(),
         SetUser(uid, uid, (), 0),
         SetCapabilities(0),
-        ExecutePause("pause:fd", tuple(held)),
+        ExecutePause("pause:fd", () if user else tuple(held)),
     ]
     if network["mode"] == "pasta":
         steps.append(ForwardPorts(published))
+    if user and held:
+        steps.append(HoldForPod(holder_cgroup(spec["cgroup"]), tuple(held)))
     if user:
         steps.append(OpenDoor(name, {**user, "groups": spec["groups"]}, spec["cgroup"]))
     steps += [
@@ -134,6 +136,11 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         Release(),
     ]
     return Plan(f"pod create {name}", steps, {"ready": True, "spec": spec})
+
+
+def holder_cgroup(path: str) -> str:
+    """The cgroup of what holds an owned pod's ports: beside the pod's own, so not delegated with it."""
+    return f"{path}.hold" if path else ""
 
 
 def _for_members(user: dict[str, Any] | None, own_net: bool) -> list[Step]:
