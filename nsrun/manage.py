@@ -126,9 +126,12 @@ def pod_note(state: State, name: str) -> Note:
 def processes(state: State, name: str) -> list[dict[str, Any]]:
     """Every process in the pod's PID namespace and every process of its members, read from the host's /proc.
 
-    No `ps` of an image is run (CVE-2022-1227).
+    `uid` is the pod's (65534: an id that it does not have).  No `ps` of an image is run (CVE-2022-1227).
     """
+    from nsrun import userns
+
     note = state.pod(name)
+    maps = userns.maps_in(note)
     wanted = kernel.namespace_ids(note["pause"][0]).get("pid")
     owners: dict[int, str] = {note["pause"][0]: "pause"}
     from nsrun.host import cgroup
@@ -151,12 +154,15 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
         except OSError:
             continue  # it has just ended
         inner = status.get("NSpid", str(pid)).split()
+        uid = int(status["Uid"].split()[0])
+        if maps:
+            uid = userns.inside(maps["uid"], uid)
         rows.append(
             {
                 "pid_in_pod": int(inner[-1]) if len(inner) > 1 else 0,
                 "pid": pid,
                 "ppid": int(status["PPid"]),
-                "uid": int(status["Uid"].split()[0]),
+                "uid": uid if uid >= 0 else 65534,
                 "member": owners.get(pid, ""),
                 "command": words or f"[{status['Name']}]",
             }

@@ -163,6 +163,26 @@ def test_a_terminal(host, alice, owned, box):
     assert "/dev/pts/0" in text and "33 99" in text
 
 
+def test_signals_and_attach_for_a_member_of_another_id(host, alice, owned, box):
+    """Her power over the pod's user namespace reaches processes with ids that are not hers."""
+    script = "trap 'echo got; exit 0' USR1; echo ready; while read line; do echo \"<$line>\"; done; while :; do sleep 0.05; done"
+    alice.run("join", owned, "-d", "-i", "--name", "m", "-u", "33", "--image", box, "--", "sh", "-c", script)
+    wait_for(lambda: "ready" in alice.run("logs", "m").stdout)
+    rows = {row["member"]: row["uid"] for row in alice.json("pod", "ps", owned)}
+    assert (
+        rows == {"pause": 65535, "m": 33} == {row["member"] or "m": row["uid"] for row in host.json("pod", "ps", owned)}
+    )
+    attached = alice.background("attach", "m", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    attached.stdin.write("hello\n")
+    attached.stdin.flush()
+    assert attached.stdout.readline() == "<hello>\n"
+    attached.stdin.close()
+    alice.run("kill", "-s", "USR1", "m")
+    assert attached.stdout.read() == "got\n" and attached.wait(timeout=10) == 0
+    attached.stdout.close()
+    assert alice.member("m")["exit_code"] == 0
+
+
 def test_restarts_in_the_foreground_and_the_background(host, alice, owned, box):
     done = alice.run("join", owned, "--name", "f", "--restart", "on-failure:2", "--image", box, "--", "sh", "-c", "echo run; exit 4", check=False)  # fmt: skip
     assert (done.returncode, done.stdout) == (4, "run\n" * 3)
