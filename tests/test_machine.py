@@ -1,4 +1,4 @@
-"""What this machine can't show is shown in another: user-mode Linux, Debian's kernel, pure cgroup v2 with all controllers."""
+"""What this machine can't show is shown in another: user-mode Linux, Debian's kernel, pure cgroup v2 with all controllers, AppArmor."""
 
 import os
 import re
@@ -13,18 +13,19 @@ TOP = HERE.parent
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_limits_where_the_controllers_are():
+def test_limits_and_profiles_where_the_kernel_has_them():
     need(os.geteuid() == 0, "the machine's root is a view of ours", "sudo make test")
+    need(shutil.which("apparmor_parser"), "apparmor_parser is missing", "apt-get install apparmor")
     need(
         shutil.which("linux.uml") and shutil.which("insmod"),
         "user-mode Linux is missing",
         "apt-get install user-mode-linux kmod",
     )
-    command = f"cd {TOP} && exec {os.path.dirname(sys.executable)}/pytest -p no:cacheprovider -rs --timeout 200 tests/test_limits.py"
+    command = f"cd {TOP} && exec {os.path.dirname(sys.executable)}/pytest -p no:cacheprovider -rs --timeout 200 tests/test_limits.py tests/security/test_runtimes.py::test_apparmor_by_name"
     done = sh(HERE / "machine", command, timeout=280, check=False)
     if done.returncode == 125:
         pytest.skip("user-mode Linux does not come up on this processor; to enable: another machine, tests/machine id")
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "no cgroup v2 with controllers" not in done.stdout and re.search(r"^\.*s*\.{8,}", done.stdout, re.M), (
+    assert "no cgroup v2 with controllers" not in done.stdout and re.search(r"^s*\.{13,} ", done.stdout, re.M), (
         done.stdout
     )

@@ -179,8 +179,7 @@ def test_apparmor_by_name(arena):
         sh(
             "apparmor_parser",
             "-r",
-            "-W",
-            "/dev/stdin",
+            "-K",
             input="profile nsrun-test flags=(attach_disconnected) { file, capability, deny /etc/passwd r, }",
         )
         out = arena.join(
