@@ -188,8 +188,13 @@ def test_no_runtime_directory(host, alice, tmp_path):
 
     if os.path.isdir(f"/run/user/{ALICE}"):
         pytest.fail("the throwaway host has a login session of alice's")
-    sh("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp")  # of the throwaway host
+    for name in ("upper", "work"):
+        (host.root / name).mkdir()
+    (host.root / "upper").chmod(0o1777)
+    overlay = f"lowerdir=/tmp,upperdir={host.root}/upper,workdir={host.root}/work"
+    sh("mount", "-t", "overlay", "-o", overlay, "overlay", "/tmp")  # what is written there is the throwaway host's
     path = pathlib.Path(f"/tmp/nsrun-{ALICE}")
+    sh("rm", "-rf", path)
     env = {"NSRUN_ROOT": "", "XDG_RUNTIME_DIR": "", "XDG_DATA_HOME": str(alice.home / "data")}
     try:
         alice.run("pod", "create", "--network", "none", "tmp", env=env)
