@@ -304,9 +304,9 @@ class Run:
         data = os.read(self._channel, 1024)
         if len(data) >= 12:
             kind, index, errno = struct.unpack_from("=IIi", data)
-            if chr(kind) == "E":
+            if kind == ord("E"):
                 raise Failed(index, errno, os.fsdecode(data[12:]))
-            return chr(kind)
+            return chr(kind & 0x7F)
         return data.decode("ascii", "replace")
 
     def release(self) -> None:

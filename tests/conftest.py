@@ -7,6 +7,7 @@ bug ends at the limit.  Every test has its own state directory.  After each test
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -327,6 +328,21 @@ def rootfs(busybox: str, host: Host) -> pathlib.Path:
 def pod(host: Host) -> str:
     """A pod without network, the cheapest one."""
     return host.run("pod", "create", "--network", "none", "pause").stdout.strip()
+
+
+@contextlib.contextmanager
+def private(host: Host, path: str):
+    """What is written below this directory of the machine's goes to the throwaway host; what is there stays in view."""
+    name = path.strip("/").replace("/", "-")
+    upper, work = host.root / f"{name}-upper", host.root / f"{name}-work"
+    for directory in (upper, work):
+        directory.mkdir()
+    upper.chmod(0o1777)
+    sh("mount", "-t", "overlay", "-o", f"lowerdir={path},upperdir={upper},workdir={work}", "overlay", path)
+    try:
+        yield
+    finally:
+        sh("umount", "--lazy", path)
 
 
 def wait_for(condition, seconds: float = 10, what: str = "condition"):

@@ -7,7 +7,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import NSRUN, need, sh, wait_for
+from conftest import NSRUN, need, private, sh, wait_for
 from images import Layout, directory, entry, tar
 
 TRACED = (
@@ -209,9 +209,18 @@ def test_trace_names_every_step(host):
 
 
 @pytest.fixture
-def by_hand(host, busybox, tmp_path):
+def scratch(host):
+    """Where the script keeps its overlay directories: on a tmpfs, because an overlay can't lie on an overlay."""
+    with private(host, "/var/tmp"):
+        os.mkdir("/var/tmp/nsrun-shell")
+        sh("mount", "-t", "tmpfs", "tmpfs", "/var/tmp/nsrun-shell")
+        yield
+        sh("umount", "/var/tmp/nsrun-shell")
+
+
+@pytest.fixture
+def by_hand(host, busybox, scratch, tmp_path):
     """A pod and a member built by the scripts that explain prints."""
-    sh("mount", "-t", "tmpfs", "tmpfs", "/var/tmp")  # overlay directories of the script; never the machine's
     (tmp_path / "pod.sh").write_text(
         host.run("explain", "--format", "shell", "pod", "create", "-p", "20800:80", "byhand").stdout
     )
@@ -275,7 +284,6 @@ def by_hand(host, busybox, tmp_path):
         for path in sorted(host.cgroups(), key=len, reverse=True):
             wait_for(lambda path=path: not pathlib.Path(path, "cgroup.procs").read_text())
             os.rmdir(path)
-        sh("umount", "/var/tmp")
         sh("rm", "-r", "/run/nsrun-shell")
 
 

@@ -42,15 +42,14 @@ def _mount(*words: object) -> None:
 
 
 def _let_users_reach(path: str) -> None:
-    """A directory on the way that only root may enter gets a cover with nothing else in it."""
+    """A directory on the way that only root may enter is covered by an overlay of itself, which everybody may enter."""
     parts = path.split("/")[1:-1]
     for depth in range(1, len(parts) + 1):
         directory = "/" + "/".join(parts[:depth])
         if os.stat(directory).st_mode & 1:
             continue
-        inner = f"/{'/'.join(parts[: depth + 1])}" if depth < len(parts) else path
-        os.makedirs("/run/reach", exist_ok=True)
-        _mount("--rbind", inner, "/run/reach")
-        _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", directory)
-        os.mkdir(inner)
-        _mount("--move", "/run/reach", inner)
+        base = f"/run/reach/{'-'.join(parts[:depth])}"
+        for part in ("upper", "work"):
+            os.makedirs(f"{base}/{part}", 0o755)
+        options = f"lowerdir={directory},upperdir={base}/upper,workdir={base}/work"
+        _mount("-t", "overlay", "-o", options, "overlay", directory)
