@@ -221,14 +221,17 @@ def as_layout(directory: pathlib.Path, target: pathlib.Path) -> None:
 def random_layer(rng: random.Random, first: bool, links: bool) -> bytes:
     """A few entries with few names, so that they meet: in any order, over each other, through links.
 
-    Links or whiteouts: a layer that writes through a link which it hides itself is read in two ways (we hide first).
+    Links or whiteouts: a layer that writes through a link which it hides itself is read in two ways (we hide first).  So is one
+    that hides a directory after it has written into it without an entry for it: there the whiteout comes first.
     """
     entries: list[bytes] = []
     files: list[str] = []
+    written: list[str] = []
     for number in range(rng.randint(1, 7)):
         kind, path = rng.randrange(11), "/".join(rng.choices("abcde", k=rng.randint(1, 3)))
         options = {"mtime": 1_500_000_000 + rng.randrange(1000), "uid": rng.randrange(3)}
         parent, _, name = path.rpartition("/")
+        written += [path] if kind != 8 else []
         if kind < 3:
             files.append(path)
             entries.append(entry(path, b"%d" % number, mode=rng.choice([0o644, 0o4755]), **options))
@@ -239,7 +242,8 @@ def random_layer(rng: random.Random, first: bool, links: bool) -> bytes:
         elif kind == 7 and files:
             entries.append(hardlink(path, rng.choice(files), **options))
         elif kind == 8 and not first and not links:
-            entries.append(entry(f"{parent}/.wh.{name}", **options))
+            below = any(other.startswith(f"{path}/") for other in written)
+            entries.insert(0 if below else len(entries), entry(f"{parent}/.wh.{name}", **options))
         elif kind == 9 and not first and not links:
             entries += [directory(path, **options), entry(f"{path}/.wh..wh..opq", **options)]
         else:
