@@ -335,20 +335,14 @@ class State:
         path = f"{self.owned}/{uid}"
         os.makedirs(self.owned, 0o711, exist_ok=True)
         os.chmod(self.owned, 0o711)
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            return
-        allow(path, uid)
+        os.makedirs(path, 0o700, exist_ok=True)
+        allow(path, uid)  # also when it is there: who made it may have been killed before this
         if self.root:  # elsewhere the XDG directories are hers already
             users = f"{self.root}/users"
             os.makedirs(users, 0o711, exist_ok=True)
             os.chmod(users, 0o711)
-            try:
-                os.mkdir(f"{users}/{uid}", 0o700)
-                os.chown(f"{users}/{uid}", uid, -1)
-            except FileExistsError:
-                pass
+            os.makedirs(f"{users}/{uid}", 0o700, exist_ok=True)
+            os.chown(f"{users}/{uid}", uid, -1)
 
     def show(self, note: Note) -> None:
         """Root: the owner of a pod gets to read its note."""

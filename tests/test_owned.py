@@ -94,6 +94,17 @@ def test_the_command_that_gives_ids_is_right(host, alice):
         assert last < start or first >= start + count
 
 
+def test_a_create_killed_before_the_acl_is_made_good(host, alice):
+    """What a kill between mkdir(2) and setxattr(2) leaves, the next pod mends."""
+    for path in (host.root / "owned" / str(ALICE), host.root / "users" / str(ALICE)):
+        path.parent.mkdir(mode=0o711, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        os.chown(path, 0, 0)
+    host.run("pod", "create", "--network", "none", env={"SUDO_UID": str(ALICE)})
+    assert alice.pod() == host.pod()
+    assert (host.root / "users" / str(ALICE)).stat().st_uid == ALICE
+
+
 # ---- the owner --------------------------------------------------------------------------------------------------
 
 

@@ -226,7 +226,7 @@ class OpenDoor(Step):
     hints = {EOPNOTSUPP: "the file system of nsrun's state has no ACLs: --root DIR on another"}
 
     def call(self) -> str:
-        return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setresuid({self.user["uid"]}, …); execveat(door:fd, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
+        return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setresuid({self.user["uid"]}, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
 
     def calls(self) -> list[str]:
         return ["bind", "clone3", "execveat"]
