@@ -1,5 +1,9 @@
 """The words of the commands: parsed strictly, refused with a reason."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from nsrun import spec, users, words
@@ -249,3 +253,30 @@ def test_parse_like_docker():
 def test_parse_refused(line):
     with pytest.raises(UsageError):
         parse(line)
+
+
+IN_A_DESTRUCTOR = """
+import os, sys, time
+from nsrun import cli
+
+class Object:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+def wait(*_):
+    Object()
+    time.sleep(60)
+    return 0
+
+cli._HANDLERS["wait"] = wait
+sys.exit(cli.main(["--root", sys.argv[2], "wait", "a"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_a_destructor_is_not_lost(tmp_path, number):
+    """Python ignores what is raised there; the import of a module has such a place, and a Ctrl-C fell into it."""
+    done = subprocess.run(
+        [sys.executable, "-Ic", IN_A_DESTRUCTOR, str(int(number)), tmp_path], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (128 + number, "nsrun: interrupted\n")

@@ -24,6 +24,23 @@ class Interrupted(BaseException):
     """SIGTERM or SIGHUP: undo and go, like Ctrl-C."""
 
 
+def _ignored(unraisable: Any) -> None:
+    """A signal that arrives in a destructor or a weak reference's callback (imports have one) is raised once that is over.
+
+    Python would print "Exception ignored in …", and go on as if nobody had pressed Ctrl-C (sys.unraisablehook).
+    """
+    error = unraisable.exc_value
+    if not isinstance(error, KeyboardInterrupt | Interrupted):
+        sys.__unraisablehook__(unraisable)
+        return
+
+    def again(frame: Any, event: str, _: object) -> None:
+        if frame.f_code is not _ignored.__code__:
+            raise error  # which also takes this function out of the profiler's place
+
+    sys.setprofile(again)
+
+
 def main(words: Words | None = None) -> int:
     """Runs one command and gives the exit status (docs/cli.md, "Exit status")."""
     import _signal
@@ -35,13 +52,14 @@ def main(words: Words | None = None) -> int:
     def interrupted(number: int, _: object) -> None:
         raise Interrupted(number)
 
-    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
-        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-    for number in (_signal.SIGTERM, _signal.SIGHUP):
-        if _signal.getsignal(number) == _signal.SIG_DFL:
-            _signal.signal(number, interrupted)
-    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    sys.unraisablehook = _ignored
     try:
+        if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        for number in (_signal.SIGTERM, _signal.SIGHUP):
+            if _signal.getsignal(number) == _signal.SIG_DFL:
+                _signal.signal(number, interrupted)
+        _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
         if words[:1] == ["_complete"]:
             from nsrun.cli import text
 
