@@ -448,10 +448,13 @@ class Sweeper:
                 if state.uid and os.path.isdir(state.path("pods", name)):
                     cgroup.remove_member(note["cgroup"])
                 state.disown(note)
-                if note.get("forward") and state.alive(note["forward"]):
+                if state.uid:
                     from nsrun.host import forward
 
-                    forward.end(note["forward"])
+                    if state.alive(note.get("forward")):
+                        forward.end(note["forward"])
+                    else:
+                        forward.end_unnoted(state.path("pods", name))
             if os.path.isdir(state.path("pods", name)):  # what root wrote for an owner is root's to remove
                 remove_tree(state.path("pods", name))
                 self.removed.append(f"pod {name}")

@@ -2,18 +2,19 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import HERE, kill, sh
+from conftest import HERE, kill, need, sh
 
 KILLER = [sys.executable, str(HERE / "killer.py")]
 
 
 def steps_of(what: str) -> int:
-    return {"pod": 12, "owned": 17, "join": 12, "detached": 13, "owners": 15}[what]
+    return {"pod": 12, "owned": 17, "rootless": 12, "join": 12, "detached": 13, "owners": 15}[what]
 
 
 def killed_after(host, what: str, step: int, rootfs: str = "") -> None:
@@ -21,7 +22,7 @@ def killed_after(host, what: str, step: int, rootfs: str = "") -> None:
     done = subprocess.run(
         host.words(*words), env=host.env, capture_output=True, text=True, timeout=30, check=False, cwd="/"
     )
-    assert done.returncode == -9, done
+    assert done.returncode == -9, done.stderr
 
 
 def gone(host, before) -> None:
@@ -48,6 +49,7 @@ def test_the_number_of_steps(host, pod, busybox):
 def test_the_number_of_steps_of_an_owned_pod(host, alice, owned, box):
     assert int(sh(*KILLER, "owned", 0, env=host.env).stdout) == steps_of("owned")
     assert int(alice.sh(*KILLER, "detached", 0, box).stdout) == steps_of("owners")
+    assert int(alice.sh(*KILLER, "pod", 0).stdout) == steps_of("rootless")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,18 @@ def test_pod_create_killed(host, what, step):
         gone(host, before)
     else:  # all was done: the pod is there and works
         assert [p["name"] for p in host.json("pod", "ls")] == ["victim"]
+
+
+@pytest.mark.parametrize("step", range(1, steps_of("rootless") + 1))
+def test_a_rootless_create_killed(host, alice, step):
+    """Also between the start of pasta, which ends with nobody, and that of nsrun-door, which ends it."""
+    need(shutil.which("pasta"), "pasta is missing", "apt-get install passt")
+    before = host.snapshot()
+    killed_after(alice, "pod", step)
+    if step < steps_of("rootless"):
+        gone(alice, before)
+    else:
+        assert [p["name"] for p in alice.json("pod", "ls")] == ["victim"]
 
 
 @pytest.mark.parametrize("step", range(1, steps_of("owners") - 1))

@@ -6,6 +6,7 @@ whoever sweeps the pod, should nsrun-door have been killed.
 
 from __future__ import annotations
 
+import _signal
 import os
 import time
 from errno import EACCES, EPERM
@@ -30,7 +31,15 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
     words = [*words, "--pid", pidfile]
     try:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((null, null, errors))]
-        pid = os.posix_spawnp("pasta", words, os.environ, file_actions=actions, setsigmask=[], setsid=True)
+        pid = os.posix_spawnp(
+            "pasta",
+            words,
+            os.environ,
+            file_actions=actions,
+            setsigmask=[],
+            setsigdef=[_signal.SIGPIPE],  # Python ignores it, and pasta takes that for a failure
+            setsid=True,
+        )
     except FileNotFoundError:
         raise NsrunError(
             "pasta is missing: it is the network of a pod that is made without root",
@@ -81,6 +90,22 @@ def end(process: list[object]) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def end_unnoted(directory: str) -> None:
+    """Ends the one whose starter was killed before it could note it down: it is known by its --pid DIRECTORY/forward.pid."""
+    if not os.path.exists(f"{directory}/forward.log"):
+        return
+    tail = os.fsencode(f"\0--pid\0{directory}/forward.pid\0")
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            started = kernel.process_start(int(pid))
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read()
+            if words.startswith(b"pasta\0") and words.endswith(tail):
+                end([pid, started])
+        except OSError:
+            continue  # it has ended, or somebody else's has such words
 
 
 def check_port(port: int) -> None:
