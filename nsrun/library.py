@@ -18,7 +18,8 @@ import os
 
 from nsrun import api, manage
 from nsrun.errors import CommandError, NsrunError
-from nsrun.state import State, Sweeper
+from nsrun.state import State
+from nsrun.sweep import Sweeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

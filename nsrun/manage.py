@@ -7,7 +7,7 @@ from errno import ESRCH
 
 from nsrun import children, kernel
 from nsrun.errors import BadInput, KernelError, UnknownError
-from nsrun.state import Sweeper
+from nsrun.sweep import Sweeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

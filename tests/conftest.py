@@ -48,7 +48,7 @@ def _libc(call: str, *args: object) -> None:
         raise OSError(errno, f"{call}{args}: {os.strerror(errno)}")
 
 
-def sh(*command: object, timeout: float = 20, check: bool = True, **kwargs) -> subprocess.CompletedProcess[str]:
+def sh(*command: object, timeout: float = 60, check: bool = True, **kwargs) -> subprocess.CompletedProcess[str]:
     """Every command of a test is timed out; its words and output stand in the failure."""
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
@@ -136,7 +136,7 @@ class Host:
         return [str(word) for word in words]
 
     def run(
-        self, *words: object, check: bool = True, timeout: float = 30, **kwargs
+        self, *words: object, check: bool = True, timeout: float = 60, **kwargs
     ) -> subprocess.CompletedProcess[str]:
         return sh(NSRUN, *words, check=check, timeout=timeout, env={**self.env, **kwargs.pop("env", {})}, **kwargs)
 
@@ -217,7 +217,7 @@ class UserHost(Host):
         return ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--init-groups", *map(str, words)]
 
     def run(
-        self, *words: object, check: bool = True, timeout: float = 30, **kwargs
+        self, *words: object, check: bool = True, timeout: float = 60, **kwargs
     ) -> subprocess.CompletedProcess[str]:
         env = {**self.env, **kwargs.pop("env", {})}
         return sh(*self.words(NSRUN, *words), check=check, timeout=timeout, env=env, cwd="/", **kwargs)

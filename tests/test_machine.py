@@ -12,7 +12,7 @@ TOP = HERE.parent
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_limits_and_profiles_where_the_kernel_has_them():
     need(os.geteuid() == 0, "the machine's root is a view of ours", "sudo make test")
     need(shutil.which("apparmor_parser"), "apparmor_parser is missing", "apt-get install apparmor")
@@ -22,7 +22,7 @@ def test_limits_and_profiles_where_the_kernel_has_them():
         "apt-get install user-mode-linux kmod",
     )
     command = f"cd {TOP} && exec {os.path.dirname(sys.executable)}/pytest -p no:cacheprovider -rs --timeout 200 tests/test_limits.py tests/security/test_runtimes.py::test_apparmor_by_name"
-    done = sh(HERE / "machine", command, timeout=280, check=False)
+    done = sh(HERE / "machine", command, timeout=480, check=False)
     if done.returncode == 125:
         pytest.skip("user-mode Linux does not come up on this processor; to enable: another machine, tests/machine id")
     assert done.returncode == 0, done.stdout[-6000:]

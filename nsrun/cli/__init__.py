@@ -205,7 +205,7 @@ def _status_fd(options: Options) -> int:
 
 def _sweep(state: State) -> None:
     """What died since the last command is forgotten now, quietly."""
-    from nsrun.state import Sweeper
+    from nsrun.sweep import Sweeper
 
     try:
         Sweeper(state).all()
@@ -405,7 +405,7 @@ def pod_rm(state: State, options: Options, operands: Words, rest: Words, general
 
 def pod_prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage
-    from nsrun.state import Sweeper
+    from nsrun.sweep import Sweeper
 
     for note in manage.member_notes(state):
         if state.member_status(note)[0] in ("stopped", "lost"):

@@ -1,0 +1,129 @@
+"""How nsrun forgets: what a crash, a kill -9 or a reboot left behind is found, and removed, by the next command.
+
+The kernel collects by itself what a descriptor or a process holds: namespaces, mounts, ports, the table.  It keeps what has a
+name: a cgroup directory, a note, what a member wrote, an idle bridge.  Each of these belongs to a note (state.py), and a note
+whose processes are dead is stale.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import ENOENT
+
+from nsrun import kernel
+from nsrun.state import State, remove_tree
+
+
+class Sweeper:
+    """Removes the notes of what has died, and what they stand for; `removed` names it, for people."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.removed: list[str] = []
+
+    def one(self, kind: str, name: str) -> None:
+        if kind == "pods":
+            self._pod(name)
+        else:
+            self._member(name)
+
+    def all(self) -> list[str]:
+        """Sweeps everything below this root; gives what was removed, for people."""
+        state = self.state
+        for name in state.names("pods"):
+            self._pod(name)
+        for name in state.names("members"):
+            self._member(name)
+        for entry in state.names("tmp"):
+            pid, _, rest = entry.partition(".")
+            start = rest.partition(".")[0]
+            if not (pid.isdigit() and start.isdigit() and kernel.process_start(int(pid)) == int(start)):
+                remove_tree(f"{state.run}/tmp/{entry}")
+                self.removed.append(f"claim {entry}")
+        self._uppers()
+        died = any(line.startswith("pod ") for line in self.removed)
+        if died or not state.names("pods"):
+            from nsrun.host import cgroup
+
+            cgroup.remove_empty(state)
+        if not state.uid and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0"):
+            from nsrun.host import net
+
+            pods = (state.read("pods", name) for name in state.names("pods")) if died else ()
+            known = {note["network"].get("veth", "") for note in pods if note}
+            net.remove_idle_bridge(state, known, 0.5 if died else 0.0)
+        return self.removed
+
+    def _uppers(self) -> None:
+        state = self.state
+        try:
+            idents = os.listdir(f"{state.lib}/upper")
+        except OSError as error:
+            if error.errno == ENOENT:
+                return
+            raise
+        if idents:
+            # listed before the notes: a member that is being made has its note first
+            known = {note["id"] for name in state.names("members") if (note := state.read("members", name))}
+            for ident in idents:
+                if ident not in known:
+                    state.remove_written(state.upper(ident))
+                    self.removed.append(f"upper {ident}")
+
+    def _pod(self, name: str) -> None:
+        state = self.state
+        note = state.read("pods", name)
+        if note is None or (not state.alive(note.get("holder")) and not state.alive(note.get("pause"))):
+            from nsrun.host import cgroup
+
+            ident = note["id"] if note else ""
+            for other in state.names("members"):
+                member = state.read("members", other)
+                if member and member.get("pod_id") == ident:
+                    self._member(other, pod_dead=True)
+            if note:
+                if note["network"].get("veth") and not state.uid:
+                    from nsrun.host import net
+
+                    net.forget_pod(note)
+                cgroup.remove(note.get("cgroup", ""))
+                if note.get("user") and note.get("cgroup") and not state.uid:
+                    cgroup.remove(f"{note['cgroup']}.hold")
+                if state.uid and os.path.isdir(state.path("pods", name)):
+                    cgroup.remove_member(note["cgroup"])
+                state.disown(note)
+                if state.uid:
+                    from nsrun.host import forward
+
+                    if state.alive(note.get("forward")):
+                        forward.end(note["forward"])
+                    else:
+                        forward.end_unnoted(state.path("pods", name))
+            if os.path.isdir(state.path("pods", name)):  # what root wrote for an owner is root's to remove
+                remove_tree(state.path("pods", name))
+                self.removed.append(f"pod {name}")
+
+    def _member(self, name: str, pod_dead: bool = False) -> None:
+        """A member goes with its pod (unless it does not share the PID namespace and lives on), or when it never began."""
+        state = self.state
+        note = state.read("members", name)
+        if note is None:
+            remove_tree(state.path("members", name))
+            self.removed.append(f"member {name}")
+            return
+        if state.alive(note.get("holder")) or state.alive(note.get("process")):
+            return
+        began = os.path.exists(state.path("members", name, "started")) or state.exit_of(name)
+        if note.get("process") and began and not pod_dead:
+            pod = state.read("pods", note["pod"])
+            if (
+                pod
+                and pod["id"] == note["pod_id"]
+                and (state.alive(pod.get("pause")) or state.alive(pod.get("holder")))
+            ):
+                return  # stopped or lost in a living pod: kept until `nsrun rm`
+        from nsrun.host import cgroup
+
+        cgroup.remove_member(note.get("cgroup", ""))
+        state.forget_member(note)
+        self.removed.append(f"member {name}")
