@@ -297,27 +297,26 @@ def wait_member(state: State, name: str) -> int:
     """Blocks until the member has ended; its exit status.  BadInput when it was lost (its monitor was killed)."""
     note = state.member(name)
     while True:
-        note = state.read("members", note["name"]) or note
-        directory = -1
         try:
-            directory = os.open(state.path("members", note["name"]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            # the monitor writes to this file, and then calls it `exit`: we can read it even when the member is forgotten at once
+            path = state.path("members", note["name"], "exit.tmp")
+            written = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
-            pass
+            written = -1
         try:
             wait_monitor(state, note, None)
-            recorded = state.exit_of(note["name"])
-            if recorded is None and directory >= 0:
-                try:
-                    with open(os.open("exit", os.O_RDONLY, dir_fd=directory)) as file:
-                        return int(file.read().split()[0])
-                except (OSError, ValueError, IndexError):
-                    pass
+            now = state.read("members", note["name"])
+            if now and now["id"] == note["id"]:
+                note = now
+                status, code = state.member_status(note)
+            else:  # forgotten
+                words = os.read(written, 100).split() if written >= 0 else []
+                status, code = "lost", int(words[0]) if words else None
         finally:
-            if directory >= 0:
-                os.close(directory)
-        if recorded:
-            return recorded[0]
-        status, _ = state.member_status(note)
+            if written >= 0:
+                os.close(written)
+        if code is not None:
+            return code
         if status == "running":  # its monitor was killed: wait for the process itself
             fd = _open(note["process"], state)
             if fd >= 0:

@@ -274,6 +274,16 @@ def test_signals_reach_the_member(host, pod, busybox):
     assert host.run("wait", "a").stdout == "4\n" and "got" in host.run("logs", "a").stdout
 
 
+def test_wait_for_a_member_that_is_forgotten_at_its_end(host, pod, busybox):
+    host.start("a", busybox, "sh", "-c", "trap 'exit 4' HUP; echo up; while :; do sleep 0.05; done", options=["--rm"])
+    wait_for(lambda: host.run("logs", "a").stdout == "up\n")
+    waiter = host.background("wait", "a", stdout=-1, text=True)
+    wait_for(lambda: any("pidfd" in os.readlink(fd) for fd in pathlib.Path(f"/proc/{waiter.pid}/fd").iterdir()))
+    host.run("kill", "-s", "HUP", "a")
+    assert waiter.communicate(timeout=10)[0] == "4\n"
+    assert host.json("ls", "-a") == []
+
+
 def test_foreground_passes_signals_on(host, pod, busybox):
     process = host.background(
         "join",

@@ -110,7 +110,9 @@ def test_stop_stops_members_first(host, pod, busybox):
     wait_for(lambda: len(host.run("pod", "ps", "pause").stdout.splitlines()) > 2)
     # `wait` must have begun, or the member is gone before it looks
     wait_for(lambda: any("pidfd" in os.readlink(fd) for fd in pathlib.Path(f"/proc/{waiter.pid}/fd").iterdir()))
+    waiter.send_signal(signal.SIGSTOP)  # it looks when all is gone
     host.run("pod", "stop", "-t", "5", "pause")
+    waiter.send_signal(signal.SIGCONT)
     assert waiter.communicate(timeout=10)[0].strip() == "3"
     log.wait(timeout=10)
     assert host.json("pod", "ls") == []
