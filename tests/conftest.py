@@ -345,7 +345,7 @@ def private(host: Host, path: str):
         sh("umount", "--lazy", path)
 
 
-def wait_for(condition, seconds: float = 10, what: str = "condition"):
+def wait_for(condition, seconds: float = 30, what: str = "condition"):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = condition()

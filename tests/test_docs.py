@@ -138,7 +138,7 @@ def test_programs_for_aarch64(tmp_path):
         os.close(write)
         assert os.read(read, 1) == b"R"
         pause.terminate()
-        assert pause.wait(timeout=10) == 0
+        assert pause.wait(timeout=30) == 0
     finally:
         pause.kill()
         pause.stderr.close()

@@ -35,7 +35,7 @@ def traced(host, words, tmp_path, code=0, env=None):
         )
     finally:
         strace.kill()
-        strace.wait(timeout=10)
+        strace.wait(timeout=30)
     assert int(ended.group(1)) == code, file.read_text()[-2000:]
     outside: list[str] = []
     doors: set[str] = set()  # nsrun-door does what it does at the same time as nsrun goes on
@@ -273,7 +273,7 @@ def by_hand(host, busybox, scratch, tmp_path):
     finally:
         host.run("pod", "rm", "-f", "real")
         sh("kill", "-9", pid)
-        member.wait(timeout=10)
+        member.wait(timeout=30)
         log.close()
         wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
         for table in re.findall(r"table ip (\S+)", sh("nft", "list", "tables").stdout):

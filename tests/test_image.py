@@ -315,7 +315,7 @@ def test_kill_during_load_loses_nothing(host, tmp_path, busybox_layer):
         process = host.background("image", "load", path, start_new_session=True)
         time.sleep(whole * (number + 1) / 20)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=30)
         assert host.json("image", "inspect", "kept:1")[0]["names"] == ["kept:1"]
         if number % 5 == 4:  # it works on top of the remains
             host.run("image", "load", path)
@@ -563,11 +563,9 @@ def test_accounts_that_can_not_be_read(host, pod, tmp_path, busybox_layer, kind)
         "directory": (directory("etc/passwd"), "accounts can't be read"),
         "3 MiB": (entry("etc/passwd", b"x" * (3 << 20)), "accounts can't be read"),
     }[kind]
-    begun = time.monotonic()
     load(host, tmp_path, Layout(busybox_layer, tar(entry("etc/.wh.passwd")), tar(made), name="box:1", User="daemon"))
     message = host.fails(125, "join", pod, "--image", "box:1", "--", "id")
     assert said in message
-    assert time.monotonic() - begun < 5
 
 
 def test_completion_knows_images(host, tmp_path):

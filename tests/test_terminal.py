@@ -48,7 +48,7 @@ class Terminal:
 
     def close(self):
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=30)
         os.close(self.master), os.close(self.slave)
 
 
@@ -82,7 +82,7 @@ def test_join_it(host, pod, busybox, terminal):
     t.type("sleep 99 &\njobs\n")
     t.expect(r"\[1\]\+  Running")
     t.type("exit 7\n")
-    assert t.process.wait(timeout=10) == 7
+    assert t.process.wait(timeout=30) == 7
     assert termios.tcgetattr(t.slave)[3] & termios.ECHO, "the caller's terminal is as before"
     assert "exit 7" in host.run("logs", "a").stdout
 
@@ -95,7 +95,7 @@ def test_exec_it(host, pod, busybox, terminal):
     t.expect(r"/dev/pts/0\r\n31 101\r\n")
     t.expect(r"PID(?s:.*)# ")
     t.type("\x04")
-    assert t.process.wait(timeout=10) == 0
+    assert t.process.wait(timeout=30) == 0
     assert host.member("a")["status"] == "running"
 
 
@@ -122,11 +122,11 @@ def test_attach_and_leave(host, pod, busybox, terminal):
     t.type("echo $((6*7)); stty size\n")
     t.expect(r"42\r\n31 101")
     t.type("\x10\x11")
-    assert t.process.wait(timeout=10) == 0
+    assert t.process.wait(timeout=30) == 0
     again = terminal("attach", "a", rows=20)
     again.expect(r"# \x1b\[J")
     again.type("exit 5\n")
-    assert again.process.wait(timeout=10) == 5
+    assert again.process.wait(timeout=30) == 5
     assert host.member("a")["exit_code"] == 5
 
 
@@ -146,7 +146,7 @@ def test_a_terminal_on_the_hosts_own_filesystem(host, pod, terminal):
     t.type("tty; ps -o pid,args | head -3; exit 9\n")
     t.expect(r"/dev/pts/0\r\n")
     t.expect(r"bash --norc")
-    assert t.process.wait(timeout=10) == 9
+    assert t.process.wait(timeout=30) == 9
 
 
 def test_attach_loses_no_input(host, pod, busybox):
@@ -164,5 +164,5 @@ def test_a_load_shows_how_far_it_is(host, terminal, tmp_path):
     person.expect(r"long:1 [█░]{30} +\d+% of [\d.]+ MB")
     person.expect(r"100% of [\d.]+ MB")
     person.expect("\r\x1b\\[Klong:1\r\n")  # the bar is wiped before the name is printed
-    assert person.process.wait(timeout=10) == 0
+    assert person.process.wait(timeout=30) == 0
     assert host.run("image", "load", path).stderr == ""  # no terminal, no bar
