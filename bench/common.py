@@ -1,4 +1,4 @@
-"""What the two benchmarks share: a throwaway host, workers that time commands, ratios of medians."""
+"""What the two benchmarks share: a throwaway host, workers that time commands, ratios."""
 
 import ctypes
 import json
@@ -112,7 +112,10 @@ def install_peers(*programs: str) -> None:
 
 
 class Times:
-    """row → who → milliseconds; the table compares nsrun's medians with the others'."""
+    """row → who → milliseconds; the table gives medians, and of the ratios within a round the median and the quartiles.
+
+    What slows the machine for some seconds slows both sides of a round: their ratio stays.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, list[float]]] = {}
@@ -123,18 +126,26 @@ class Times:
     def median(self, row: str, who: str) -> float:
         return statistics.median(self.rows[row][who])
 
+    def ratio(self, row: str, who: str) -> tuple[float, float, float]:
+        """(lower quartile, median, upper quartile) of nsrun's time over `who`'s, round by round."""
+        pairs = zip(self.rows[row]["nsrun"], self.rows[row][who], strict=True)
+        low, middle, high = statistics.quantiles((mine / theirs for mine, theirs in pairs), n=4, method="inclusive")
+        return low, middle, high
+
     def table(self, goals: dict[tuple[str, str], float]) -> str:
-        lines = ["| what | nsrun ms | peer | peer ms | ratio | goal |", "|---|---|---|---|---|---|"]
+        lines = ["| what | nsrun ms | peer | peer ms | ratio | quartiles | goal |", "|---|---|---|---|---|---|---|"]
         for row, by in self.rows.items():
             if "nsrun" not in by:
                 continue
             mine = self.median(row, "nsrun")
             for who in by:
                 if who != "nsrun":
-                    theirs = self.median(row, who)
+                    low, ratio, high = self.ratio(row, who)
                     goal = goals.get((row, who))
-                    verdict = f"≤ {goal} {'met' if mine / theirs <= goal else 'missed'}" if goal else ""
-                    lines.append(f"| {row} | {mine:.1f} | {who} | {theirs:.1f} | {mine / theirs:.2f} | {verdict} |")
+                    verdict = f"≤ {goal} {'met' if ratio <= goal else 'missed'}" if goal else ""
+                    lines.append(
+                        f"| {row} | {mine:.1f} | {who} | {self.median(row, who):.1f} | {ratio:.2f} | {low:.2f}–{high:.2f} | {verdict} |"
+                    )
             if len(by) == 1:
-                lines.append(f"| {row} | {mine:.1f} | – | | | |")
+                lines.append(f"| {row} | {mine:.1f} | – | | | | |")
         return "\n".join(lines)

@@ -457,9 +457,8 @@ def _join(
     run.before_handover = committed
     try:
         # what `exec` and a restart need to know again
-        original = plan.steps[0]
-        if not again:
-            _save_config(run, original, document, options)
+        known = {k: v for k, v in options.items() if v is not None and k != "status_fd"}
+        run.files = {"config.json": document, "options.json": known}
         run.execute()
     except StepError as error:
         if observe:
@@ -482,14 +481,6 @@ def _explain(error: StepError, document: dict[str, Any], layers: list[str]) -> N
 
     with View(layers) as view:
         return explain_exec(error, f"/proc/self/fd/{view.fd}")
-
-
-def _save_config(run: Run, claim: Any, document: dict[str, Any], options: Options) -> None:
-    """config.json (the document) and options.json lie beside the note; written by the claim, so they go with it."""
-    claim.note["_files"] = {
-        "config.json": document,
-        "options.json": {k: v for k, v in options.items() if v is not None and k != "status_fd"},
-    }
 
 
 def tell(fd: int, event: dict[str, Any]) -> None:

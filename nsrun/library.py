@@ -119,7 +119,7 @@ class Pod:
 
     def inspect(self) -> dict[str, Any]:
         """As `nsrun pod inspect` prints it."""
-        return manage.pod_json(self._state, manage.pod_note(self._state, self.name))
+        return manage.pod_json(self._state, manage.pod_note(self._state, self.name), manage.member_notes(self._state))
 
     @property
     def pid(self) -> int:

@@ -37,8 +37,8 @@ def pod_status(state: State, note: Note) -> str:
     return "created" if state.alive(note["holder"]) else "lost"
 
 
-def pod_json(state: State, note: Note) -> dict[str, Any]:
-    """A pod as docs/cli.md and `--json` have it; namespaces are asked from the kernel."""
+def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
+    """A pod as docs/cli.md and `--json` have it; namespaces are asked from the kernel.  `members`: all notes, of any pod."""
     network = note["network"]
     pid = (note.get("pause") or [0])[0]
     status = pod_status(state, note)
@@ -53,7 +53,7 @@ def pod_json(state: State, note: Note) -> dict[str, Any]:
         "namespaces": kernel.namespace_ids(pid) if status == "running" else {},
         "network": {key: network.get(key, "") for key in ("mode", "ip", "ip6", "gateway", "bridge", "veth")},
         "ports": note.get("ports", []),
-        "members": [member["name"] for member in members_of(state, note)] + _owners_members(state, note),
+        "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + _owners_members(state, note),
         "labels": note["labels"],
     }
 
@@ -68,12 +68,16 @@ def _owners_members(state: State, pod: Note) -> list[str]:
 
 
 def member_json(state: State, note: Note) -> dict[str, Any]:
-    status, code = state.member_status(note)
+    recorded = state.exit_of(note["name"])
+    status, code = ("stopped", recorded[0]) if recorded else state.member_status(note)
+    if status == "stopped" and not recorded:  # it has just been written
+        recorded = state.exit_of(note["name"])
     process = note.get("process") or [0, 0, ""]
     running = status in ("running", "stopping")
-    recorded = state.exit_of(note["name"])
-    pod = state.read("pods", note["pod"])
-    orphaned = running and not (pod and pod["id"] == note["pod_id"] and pod_status(state, pod) == "running")
+    orphaned = False
+    if running:
+        pod = state.read("pods", note["pod"])
+        orphaned = not (pod and pod["id"] == note["pod_id"] and pod_status(state, pod) == "running")
     found = {
         "id": note["id"],
         "name": note["name"],
@@ -109,7 +113,8 @@ def _pid_inside(pid: int) -> int:
 
 def pods(state: State) -> list[dict[str, Any]]:
     notes = (state.read("pods", name) for name in state.names("pods"))
-    return [pod_json(state, note) for note in notes if note]
+    known = member_notes(state)
+    return [pod_json(state, note, known) for note in notes if note]
 
 
 def members(state: State, everything: bool = False) -> list[dict[str, Any]]:

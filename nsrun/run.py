@@ -64,6 +64,7 @@ class Run:
         self.handles: dict[str, int] = {}
         self.values: dict[str, str | int] = {}
         self.ports: list[dict[str, Any]] = []
+        self.files: dict[str, dict[str, Any]] = {}  # what lies beside the note
         self.stdio: tuple[str, str, str] = ("", "", "")
         self.note: dict[str, Any] = {}
         self.directory = ""

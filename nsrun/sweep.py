@@ -8,10 +8,13 @@ whose processes are dead is stale.
 from __future__ import annotations
 
 import os
-from errno import ENOENT
 
 from nsrun import kernel
 from nsrun.state import State, remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.state import Note
 
 
 class Sweeper:
@@ -30,17 +33,26 @@ class Sweeper:
     def all(self) -> list[str]:
         """Sweeps everything below this root; gives what was removed, for people."""
         state = self.state
+        living = set()
         for name in state.names("pods"):
-            self._pod(name)
+            if note := self._pod(name):
+                living.add(note["id"])
+        uppers = self._uppers()  # before the notes: a member that is being made has its note first
         for name in state.names("members"):
-            self._member(name)
+            note = state.read("members", name)
+            if note:
+                uppers.discard(note["id"])
+            if not (note and note["pod_id"] in living and os.path.exists(state.path("members", name, "exit"))):
+                self._member(name)  # else it has ended in a living pod, like most that there are: kept until `nsrun rm`
+        for ident in uppers:
+            state.remove_written(state.upper(ident))
+            self.removed.append(f"upper {ident}")
         for entry in state.names("tmp"):
             pid, _, rest = entry.partition(".")
             start = rest.partition(".")[0]
             if not (pid.isdigit() and start.isdigit() and kernel.process_start(int(pid)) == int(start)):
                 remove_tree(f"{state.run}/tmp/{entry}")
                 self.removed.append(f"claim {entry}")
-        self._uppers()
         died = any(line.startswith("pod ") for line in self.removed)
         if died or not state.names("pods"):
             from nsrun.host import cgroup
@@ -54,54 +66,47 @@ class Sweeper:
             net.remove_idle_bridge(state, known, 0.5 if died else 0.0)
         return self.removed
 
-    def _uppers(self) -> None:
-        state = self.state
+    def _uppers(self) -> set[str]:
         try:
-            idents = os.listdir(f"{state.lib}/upper")
-        except OSError as error:
-            if error.errno == ENOENT:
-                return
-            raise
-        if idents:
-            # listed before the notes: a member that is being made has its note first
-            known = {note["id"] for name in state.names("members") if (note := state.read("members", name))}
-            for ident in idents:
-                if ident not in known:
-                    state.remove_written(state.upper(ident))
-                    self.removed.append(f"upper {ident}")
+            return set(os.listdir(f"{self.state.lib}/upper"))
+        except FileNotFoundError:
+            return set()
 
-    def _pod(self, name: str) -> None:
+    def _pod(self, name: str) -> Note | None:
+        """Gives its note if it lives."""
         state = self.state
         note = state.read("pods", name)
-        if note is None or (not state.alive(note.get("holder")) and not state.alive(note.get("pause"))):
-            from nsrun.host import cgroup
+        if note and (state.alive(note.get("holder")) or state.alive(note.get("pause"))):
+            return note
+        from nsrun.host import cgroup
 
-            ident = note["id"] if note else ""
-            for other in state.names("members"):
-                member = state.read("members", other)
-                if member and member.get("pod_id") == ident:
-                    self._member(other, pod_dead=True)
-            if note:
-                if note["network"].get("veth") and not state.uid:
-                    from nsrun.host import net
+        ident = note["id"] if note else ""
+        for other in state.names("members"):
+            member = state.read("members", other)
+            if member and member.get("pod_id") == ident:
+                self._member(other, pod_dead=True)
+        if note:
+            if note["network"].get("veth") and not state.uid:
+                from nsrun.host import net
 
-                    net.forget_pod(note)
-                cgroup.remove(note.get("cgroup", ""))
-                if note.get("user") and note.get("cgroup") and not state.uid:
-                    cgroup.remove(f"{note['cgroup']}.hold")
-                if state.uid and os.path.isdir(state.path("pods", name)):
-                    cgroup.remove_member(note["cgroup"])
-                state.disown(note)
-                if state.uid:
-                    from nsrun.host import forward
+                net.forget_pod(note)
+            cgroup.remove(note.get("cgroup", ""))
+            if note.get("user") and note.get("cgroup") and not state.uid:
+                cgroup.remove(f"{note['cgroup']}.hold")
+            if state.uid and os.path.isdir(state.path("pods", name)):
+                cgroup.remove_member(note["cgroup"])
+            state.disown(note)
+            if state.uid:
+                from nsrun.host import forward
 
-                    if state.alive(note.get("forward")):
-                        forward.end(note["forward"])
-                    else:
-                        forward.end_unnoted(state.path("pods", name))
-            if os.path.isdir(state.path("pods", name)):  # what root wrote for an owner is root's to remove
-                remove_tree(state.path("pods", name))
-                self.removed.append(f"pod {name}")
+                if state.alive(note.get("forward")):
+                    forward.end(note["forward"])
+                else:
+                    forward.end_unnoted(state.path("pods", name))
+        if os.path.isdir(state.path("pods", name)):  # what root wrote for an owner is root's to remove
+            remove_tree(state.path("pods", name))
+            self.removed.append(f"pod {name}")
+        return None
 
     def _member(self, name: str, pod_dead: bool = False) -> None:
         """A member goes with its pod (unless it does not share the PID namespace and lives on), or when it never began."""

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import threading
 
-from conftest import kill, sh, wait_for
+import pytest
+from conftest import NSRUN, kill, need, sh, wait_for
 
 
 def status(pid: int) -> dict[str, str]:
@@ -116,6 +117,22 @@ def test_stop_stops_members_first(host, pod, busybox):
     assert waiter.communicate(timeout=30)[0].strip() == "3"
     log.wait(timeout=30)
     assert host.json("pod", "ls") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "reads"),
+    [(["pod", "create", "--network", "none", "x"], 1), (["pod", "ls"], 2), (["ls", "-a"], 2)],
+)
+def test_what_has_ended_costs_little(host, pod, busybox, tmp_path, words, reads):
+    """However many members have ended, their notes are read once by the command and once by the sweep, and say little."""
+    need(os.path.exists("/usr/bin/strace"), "strace is missing", "apt-get install strace")
+    for number in range(3):
+        host.run("join", "pause", "--name", f"m{number}", "--rootfs", busybox, "true")
+    file = tmp_path / "trace"
+    sh("strace", "-o", file, "-e", "trace=openat", NSRUN, *words, env=host.env)
+    for number in range(3):
+        assert file.read_text().count(f"/members/m{number}/note") <= reads
+    assert (host.root / "run/members/m0/note").stat().st_size < 1500
 
 
 def test_kill_dash_nine_from_outside(host, pod, busybox):

@@ -289,7 +289,8 @@ def pod_inspect(state: State, options: Options, operands: Words, rest: Words, ge
     from nsrun import manage
     from nsrun.cli import text
 
-    return text.json([manage.pod_json(state, manage.pod_note(state, name)) for name in operands])
+    notes, members = [manage.pod_note(state, name) for name in operands], manage.member_notes(state)
+    return text.json([manage.pod_json(state, note, members) for note in notes])
 
 
 def pod_ps(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:

@@ -41,7 +41,7 @@ class ClaimName(Step):
         return "nsrun ls -a; nsrun pod ls"
 
     def do(self, run: Run) -> None:
-        run.directory = run.state.claim(self.kind, self.name, self.note)
+        run.directory = run.state.claim(self.kind, self.name, self.note, run.files)
 
     def undo(self, run: Run) -> None:
         from nsrun.state import remove_tree
