@@ -7,7 +7,7 @@ from errno import ESRCH
 
 from nsrun import children, kernel
 from nsrun.errors import BadInput, KernelError, UnknownError
-from nsrun.sweep import Sweeper
+from nsrun.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,12 @@ def member_notes(state: State) -> list[Note]:
 def pod_status(state: State, note: Note) -> str:
     if note.get("pause"):
         return "running" if state.alive(note["pause"]) else "stopped"
-    return "created" if state.alive(note["holder"]) else "lost"
+    if state.alive(note["holder"]):
+        return "created"
+    now = state.read("pods", note["name"])
+    if now and now["id"] == note["id"] and now["holder"] != note["holder"]:
+        return pod_status(state, now)  # see State.look()
+    return "lost"
 
 
 def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
@@ -342,10 +347,7 @@ def remove_member(state: State, note: Note, force: bool) -> None:
                 hint=f"nsrun stop {note['name']}, or: nsrun rm -f {note['name']}",
             )
         stop_member(state, note, 0)
-    from nsrun.host import cgroup
-
-    cgroup.remove_member(note.get("cgroup", ""))
-    state.forget_member(note)
+    forget_member(state, note)
 
 
 def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
@@ -497,7 +499,7 @@ def ended(state: State, name: str, code: int, lead: int = -1) -> int:
     if note is None:
         return code
     if note["rm"]:
-        state.forget_member(note)
+        forget_member(state, note, its_cgroup=False)  # the monitor has removed it
         return code
     policy, _, retries = note["restart"].partition(":")
     stop = os.path.exists(state.path("members", name, "stop"))

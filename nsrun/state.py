@@ -4,6 +4,9 @@ Files are notes, the kernel is the truth.  A note names its *holder*, a process 
 id): the nsrun that is making the thing, then pause (of a pod) or the monitor (of a member).  A pod is there
 as long as pause lives; whatever a note says, it is believed only after the kernel was asked.
 
+A name is taken by one rename(2), without a lock, and given back under the lock `names`: so who holds the lock and sees that
+what has a name is dead can remove it, and nothing that took the name since.
+
     RUN/pods/NAME/note          RUN/members/NAME/note, config.json, started, log, log.1, exit, stop, attach
     RUN/tmp/PID.START…/         a claim in the making; renamed into place, so a name is taken by one rename
     LIB/upper/ID/{upper,work}   what a member wrote over its rootfs
@@ -92,6 +95,9 @@ REQUIRED = {
         "rm",
     ),
 }
+
+
+PROCESS = {"pods": "pause", "members": "process"}
 
 
 def _runtime_directory(uid: int) -> str:
@@ -207,6 +213,20 @@ class State:
             return False
         return bool(boot == self.boot and start > 0 and kernel.process_start(pid) == start)
 
+    def look(self, kind: str, name: str) -> tuple[Note | None, bool]:
+        """The note, and whether a process of it lives.
+
+        Who makes something notes down who keeps it from now on, and ends: that a holder is dead counts only if the note is
+        still the same afterwards.
+        """
+        note = self.read(kind, name)
+        while note and not self.alive(note.get("holder")) and not self.alive(note.get(PROCESS[kind])):
+            again = self.read(kind, name)
+            if again == note:
+                return note, False
+            note = again
+        return note, note is not None
+
     def myself(self) -> list[Any]:
         pid = os.getpid()
         return [pid, kernel.process_start(pid), self.boot]
@@ -254,7 +274,12 @@ class State:
             # the monitor is about to write `exit`, or nsrun about to start the process
             return ("stopping" if note.get("process") else "created"), None
         code = self.exit_of(name)
-        return ("stopped", code[0]) if code else ("lost", None)
+        if code:
+            return "stopped", code[0]
+        now = self.read("members", name)
+        if now and now["id"] == note["id"] and now["holder"] != note["holder"]:
+            return self.member_status(now)  # see look()
+        return "lost", None
 
     def exit_of(self, name: str) -> tuple[int, str, bool] | None:
         """What the monitor recorded: (exit status, time, was it killed for memory)."""
@@ -321,10 +346,13 @@ class State:
     def save(self, kind: str, name: str, note: Note, file: str = "note") -> None:
         self._write(self.path(kind, name, file), note)
 
-    def forget_member(self, note: Note) -> None:
-        """Removes a member's notes and what it wrote over its rootfs."""
-        remove_tree(self.path("members", note["name"]))
-        self.remove_written(self.upper(note["id"]))
+    def give_back(self, kind: str, name: str) -> None:
+        """Undoes a claim of ours."""
+        lock = self.lock("names")
+        try:
+            remove_tree(self.path(kind, name))
+        finally:
+            os.close(lock)
 
     def remove_written(self, path: str) -> None:
         """Removes a tree that members wrote; of a user, it holds files of ids that are hers only in a user namespace."""

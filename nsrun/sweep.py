@@ -75,60 +75,117 @@ class Sweeper:
     def _pod(self, name: str) -> Note | None:
         """Gives its note if it lives."""
         state = self.state
-        note = state.read("pods", name)
-        if note and (state.alive(note.get("holder")) or state.alive(note.get("pause"))):
+        note, alive = state.look("pods", name)
+        if alive:
             return note
-        from nsrun.host import cgroup
-
-        ident = note["id"] if note else ""
-        for other in state.names("members"):
-            member = state.read("members", other)
-            if member and member.get("pod_id") == ident:
-                self._member(other, pod_dead=True)
-        if note:
-            if note["network"].get("veth") and not state.uid:
-                from nsrun.host import net
-
-                net.forget_pod(note)
-            cgroup.remove(note.get("cgroup", ""))
-            if note.get("user") and note.get("cgroup") and not state.uid:
-                cgroup.remove(f"{note['cgroup']}.hold")
-            if state.uid and os.path.isdir(state.path("pods", name)):
-                cgroup.remove_member(note["cgroup"])
-            state.disown(note)
-            if state.uid:
-                from nsrun.host import forward
-
-                if state.alive(note.get("forward")):
-                    forward.end(note["forward"])
-                else:
-                    forward.end_unnoted(state.path("pods", name))
-        if os.path.isdir(state.path("pods", name)):  # what root wrote for an owner is root's to remove
-            remove_tree(state.path("pods", name))
-            self.removed.append(f"pod {name}")
+        lock = state.lock("names")
+        try:
+            note, alive = state.look("pods", name)  # somebody else may have swept it, and the name may be another's
+            if alive:
+                return note
+            self._forget_pod(name, note)
+        finally:
+            os.close(lock)
         return None
 
-    def _member(self, name: str, pod_dead: bool = False) -> None:
+    def _forget_pod(self, name: str, note: Note | None) -> None:
+        """With the lock."""
+        state = self.state
+        if note is None:
+            if _remove_broken(state, "pods", name):
+                self.removed.append(f"pod {name}")
+            return
+        from nsrun.host import cgroup
+
+        for other in state.names("members"):
+            member = state.read("members", other)
+            if member and member["pod_id"] == note["id"]:
+                self._forget_member(other, pod_dead=True)
+        if note["network"].get("veth") and not state.uid:
+            from nsrun.host import net
+
+            net.forget_pod(note)
+        cgroup.remove(note.get("cgroup", ""))
+        if note.get("user") and note.get("cgroup") and not state.uid:
+            cgroup.remove(f"{note['cgroup']}.hold")
+        hers = os.path.isdir(state.path("pods", name))  # what root wrote for an owner is root's to remove
+        if state.uid and hers:
+            cgroup.remove_member(note["cgroup"])
+        state.disown(note)
+        if state.uid:
+            from nsrun.host import forward
+
+            if state.alive(note.get("forward")):
+                forward.end(note["forward"])
+            else:
+                forward.end_unnoted(state.path("pods", name))
+        if hers:
+            remove_tree(state.path("pods", name))
+            self.removed.append(f"pod {name}")
+
+    def _member(self, name: str) -> None:
+        if self._stale(name):
+            lock = self.state.lock("names")
+            try:
+                self._forget_member(name)
+            finally:
+                os.close(lock)
+
+    def _stale(self, name: str, pod_dead: bool = False) -> bool:
         """A member goes with its pod (unless it does not share the PID namespace and lives on), or when it never began."""
         state = self.state
-        note = state.read("members", name)
-        if note is None:
-            remove_tree(state.path("members", name))
-            self.removed.append(f"member {name}")
-            return
-        if state.alive(note.get("holder")) or state.alive(note.get("process")):
-            return
+        note, alive = state.look("members", name)
+        if note is None or alive:
+            return note is None
         began = os.path.exists(state.path("members", name, "started")) or state.exit_of(name)
-        if note.get("process") and began and not pod_dead:
-            pod = state.read("pods", note["pod"])
-            if (
-                pod
-                and pod["id"] == note["pod_id"]
-                and (state.alive(pod.get("pause")) or state.alive(pod.get("holder")))
-            ):
-                return  # stopped or lost in a living pod: kept until `nsrun rm`
+        if not note.get("process") or not began or pod_dead:
+            return True
+        pod, alive = state.look("pods", note["pod"])
+        return not (
+            pod and alive and pod["id"] == note["pod_id"]
+        )  # stopped or lost in a living pod: kept until `nsrun rm`
+
+    def _forget_member(self, name: str, pod_dead: bool = False) -> None:
+        """With the lock."""
+        if not self._stale(name, pod_dead):
+            return
+        note = self.state.read("members", name)
+        if note:
+            _remove_member(self.state, note, True)
+        elif not _remove_broken(self.state, "members", name):
+            return
+        self.removed.append(f"member {name}")
+
+
+def forget_member(state: State, note: Note, its_cgroup: bool = True) -> None:
+    """Removes the notes of a member that has ended, its cgroup, and what it wrote; nothing if the name is another's by now."""
+    lock = state.lock("names")
+    try:
+        now = state.read("members", note["name"])
+        if now and now["id"] == note["id"]:
+            _remove_member(state, note, its_cgroup)
+    finally:
+        os.close(lock)
+
+
+def _remove_member(state: State, note: Note, its_cgroup: bool) -> None:
+    if its_cgroup:
         from nsrun.host import cgroup
 
         cgroup.remove_member(note.get("cgroup", ""))
-        state.forget_member(note)
-        self.removed.append(f"member {name}")
+    remove_tree(state.path("members", note["name"]))
+    state.remove_written(state.upper(note["id"]))
+
+
+def _remove_broken(state: State, kind: str, name: str) -> bool:
+    """A directory without a note.  An empty one may be taken by a claim at any time, so it is not looked into."""
+    path = state.path(kind, name)
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        if state.read(kind, name):
+            return False  # it has just been claimed
+        remove_tree(path)
+    return True

@@ -130,6 +130,17 @@ def test_the_table_has_an_owner(host, web):
     assert "nsr" not in sh("ip", "-br", "link").stdout
 
 
+def test_the_address_of_a_killed_pod_is_anothers_before_it_is_swept(host, web):
+    """The kernel gave it back with the interface; the sweep takes no interface away that is not the dead pod's."""
+    first = web("a", "-p", "8080:80")
+    kill(first["pid"])
+    wait_for(lambda: first["network"]["veth"] not in sh("ip", "-br", "link").stdout)
+    second = web("b", "-p", "8080:80")
+    assert second["network"]["veth"] == first["network"]["veth"]
+    assert get("127.0.0.1", 8080) == "b"
+    assert [pod["name"] for pod in host.json("pod", "ls")] == ["b"]
+
+
 def test_route_localnet_is_no_way_in(host, web):
     """CVE-2020-8558: neither a neighbour nor a pod reaches the host's 127.0.0.1 through the bridge."""
     info = web("pause", "-p", "8080:80")

@@ -150,8 +150,8 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
     return gateway, _socket.if_nametoindex(BRIDGE)
 
 
-def make_veth(sock: Any, netns: int, gateway: str, bridge_index: int, wanted_ip: str) -> str:
-    """The pair, named after the first free address (or the wanted one); gives the address."""
+def make_veth(sock: Any, netns: int, gateway: str, bridge_index: int, wanted_ip: str) -> tuple[str, int]:
+    """The pair, named after the first free address (or the wanted one); gives the address, and this end's index."""
     net = ip_number(gateway) & 0xFFFFFF00
     if wanted_ip:
         number = ip_number(wanted_ip)
@@ -168,9 +168,10 @@ def make_veth(sock: Any, netns: int, gateway: str, bridge_index: int, wanted_ip:
             wire.talk(
                 sock, [(f"ip link add {veth_name(ip)} master {BRIDGE} type veth peer name eth0 netns {netns}", message)]
             )
-            hairpin = wire.encode("hairpin", index=_socket.if_nametoindex(veth_name(ip)))
+            index = _socket.if_nametoindex(veth_name(ip))
+            hairpin = wire.encode("hairpin", index=index)
             wire.talk(sock, [(f"bridge link set dev {veth_name(ip)} hairpin on", hairpin)])
-            return ip
+            return ip, index
         except KernelError as error:
             if error.errno != EEXIST:
                 raise
@@ -269,19 +270,21 @@ def publish(table: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) 
 
 
 def forget_pod(note: dict[str, Any]) -> None:
-    """Removes the pod's veth now: the kernel would, a little later."""
-    name = (note.get("network") or {}).get("veth")
-    if name:
-        delete_link(name)
+    """Removes the pod's veth now: the kernel would, a little later.  What has the address since is another."""
+    network = note.get("network") or {}
+    if network.get("veth"):
+        delete_link(network["veth"], network.get("veth_index", 0))
 
 
-def delete_link(name: str) -> None:
-    """Removes an interface and waits until it is gone; one that is not there is no error."""
+def delete_link(name: str, index: int) -> None:
+    """Removes an interface and waits until it is gone; one that is not there is no error.
+
+    The kernel does not use an index again, as it does a name (netdevice(7)).
+    """
     import time
 
     for attempt in range(200):
-        index = interfaces().get(name)
-        if index is None:
+        if interfaces().get(name) != index:
             return
         try:
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
@@ -306,7 +309,7 @@ def remove_idle_bridge(state: State, known: set[str] | None = None, patience: fl
         try:
             pods = {name for name in interfaces() if name.startswith("nsr") and len(name) == 11}
             if not pods:
-                delete_link(BRIDGE)
+                delete_link(BRIDGE, interfaces().get(BRIDGE, 0))
                 return
         finally:
             os.close(lock)

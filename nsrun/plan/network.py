@@ -88,16 +88,16 @@ class ConnectPod(Step):
         try:
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
                 gateway, index = net.ensure_bridge(sock, self.subnet)
-                ip = net.make_veth(sock, run.fd("net:fd"), gateway, index, self.ip)
+                ip, veth = net.make_veth(sock, run.fd("net:fd"), gateway, index, self.ip)
         finally:
             os.close(lock)
-        run.values.update({"pod:ip": ip, "pod:gateway": gateway})
+        run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth})
 
     def undo(self, run: Run) -> None:
         from nsrun.host import net
 
         if "pod:ip" in run.values:
-            net.delete_link(net.veth_name(str(run.values["pod:ip"])))
+            net.delete_link(net.veth_name(str(run.values["pod:ip"])), int(run.values["veth:index"]))
         net.remove_idle_bridge(run.state)
 
 

@@ -44,10 +44,8 @@ class ClaimName(Step):
         run.directory = run.state.claim(self.kind, self.name, self.note, run.files)
 
     def undo(self, run: Run) -> None:
-        from nsrun.state import remove_tree
-
         if run.directory:  # else somebody else has the name
-            remove_tree(run.state.path(self.kind, self.name))
+            run.state.give_back(self.kind, self.name)
 
 
 class LoadProgram(Step):
@@ -674,6 +672,7 @@ class WriteNote(Step):
                     "ip": ip,
                     "gateway": run.values["pod:gateway"],
                     "veth": veth_name(ip),
+                    "veth_index": run.values["veth:index"],
                 }
         else:
             monitor = run.monitor_pid
