@@ -311,7 +311,7 @@ def wait_member(state: State, name: str) -> int:
             # the monitor writes to this file, and then calls it `exit`: we can read it even when the member is forgotten at once
             path = state.path("members", note["name"], "exit.tmp")
             written = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
+        except OSError:  # it is forgotten already, or the disk is full
             written = -1
         try:
             wait_monitor(state, note, None)

@@ -108,8 +108,8 @@ class Sweeper:
         cgroup.remove(note.get("cgroup", ""))
         if note.get("user") and note.get("cgroup") and not state.uid:
             cgroup.remove(f"{note['cgroup']}.hold")
-        hers = os.path.isdir(state.path("pods", name))  # what root wrote for an owner is root's to remove
-        if state.uid and hers:
+        ours = os.path.isdir(state.path("pods", name))  # what root wrote for an owner is root's to remove
+        if state.uid and ours:
             cgroup.remove_member(note["cgroup"])
         state.disown(note)
         if state.uid:
@@ -119,7 +119,7 @@ class Sweeper:
                 forward.end(note["forward"])
             else:
                 forward.end_unnoted(state.path("pods", name))
-        if hers:
+        if ours:
             remove_tree(state.path("pods", name))
             self.removed.append(f"pod {name}")
 
@@ -141,9 +141,8 @@ class Sweeper:
         if not note.get("process") or not began or pod_dead:
             return True
         pod, alive = state.look("pods", note["pod"])
-        return not (
-            pod and alive and pod["id"] == note["pod_id"]
-        )  # stopped or lost in a living pod: kept until `nsrun rm`
+        kept = pod and alive and pod["id"] == note["pod_id"]  # stopped or lost in a living pod: until `nsrun rm`
+        return not kept
 
     def _forget_member(self, name: str, pod_dead: bool = False) -> None:
         """With the lock."""
@@ -182,7 +181,7 @@ def _remove_broken(state: State, kind: str, name: str) -> bool:
     path = state.path(kind, name)
     try:
         os.rmdir(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
         if state.read(kind, name):
