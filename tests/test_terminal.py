@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -15,6 +16,9 @@ import time
 import pytest
 from conftest import NSRUN
 from images import Layout, entry, tar
+from test_sweep import MEMBER
+
+from nsrun.state import State
 
 
 class Terminal:
@@ -134,6 +138,28 @@ def test_attach_without_a_terminal(host, pod, busybox):
     host.start("a", busybox, "sh", "-c", "read x; echo got $x; echo err >&2; exit 3", options=["-i"])
     done = host.run("attach", "a", input="line\n", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "got line\n", "err\n")
+
+
+def test_attach_to_a_monitor_that_ends_before_it_has_read_everything(tmp_path):
+    """Then unix(7) says ECONNRESET once, before it gives what had been sent: the output and the exit status."""
+    state = State(str(tmp_path))
+    note = {"id": "1", "name": "a", **MEMBER, "process": state.myself(), "terminal": False}
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    directory = os.open(state.claim("members", "a", note, {}), os.O_PATH)
+    listener.bind(f"/proc/self/fd/{directory}/attach")  # sun_path is short
+    listener.listen()
+    words = [NSRUN, "--root", tmp_path, "attach", "a"]
+    client = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    client.stdin.write("line\n")
+    client.stdin.flush()
+    monitor = listener.accept()[0]
+    select.select([monitor], [], [], 30)  # its packet is there, and is not read
+    client.send_signal(signal.SIGSTOP)
+    monitor.send(b"ogot line\n")
+    monitor.send(b"x3")
+    monitor.close()
+    client.send_signal(signal.SIGCONT)
+    assert (*client.communicate(timeout=30), client.returncode) == ("got line\n", "", 3)
 
 
 def test_it_needs_a_terminal(host, pod, busybox):

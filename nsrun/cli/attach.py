@@ -63,7 +63,10 @@ def attach(state: State, name: str) -> int:
         while True:
             ready = select.select(watched, [], [])[0]
             if sock.fileno() in ready:
-                packet = sock.recv(8192)
+                try:
+                    packet = sock.recv(8192)
+                except ConnectionResetError:
+                    continue  # said once when it has ended with a packet of ours unread; what it sent is still to be read
                 if not packet:
                     raise BadInput(f"the monitor of {note['name']!r} has gone")
                 if packet[:1] == b"x":
