@@ -243,7 +243,7 @@ def test_stop_touches_nobody_else(host, pod, busybox):
     for name in ("a", "b"):
         host.start(name, busybox, "sh", "-c", script)
     wait_for(lambda: host.run("pod", "ps", "pause").stdout.count("sleep 1000") >= 6)
-    host.run("stop", "-t", "0.3", "a")
+    host.run("stop", "-t", "0.3", "a", timeout=9)  # without -t it would be 10 s
     rows = host.json("pod", "ps", "pause")
     assert sum(r["member"] == "b" for r in rows) == 4 and not any(r["member"] == "a" for r in rows)
     assert host.member("a")["exit_code"] == 137 and host.member("b")["status"] == "running"

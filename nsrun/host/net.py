@@ -279,7 +279,7 @@ def forget_pod(note: dict[str, Any]) -> None:
 def delete_link(name: str, index: int) -> None:
     """Removes an interface and waits until it is gone; one that is not there is no error.
 
-    The kernel does not use an index again, as it does a name (netdevice(7)).
+    By its index, which the kernel counts up; the name can be another's a moment after.
     """
     import time
 
