@@ -3,10 +3,12 @@
  * she can't move a process into the pod's cgroup; what is forked inside is in it.  This program waits there, as her,
  * on a socket that only she reaches, and forks what she asks for.  It has no power that she does not have, and ends with pause.
  *
- *   nsrun-door [listen=FD] pause=PIDFD [forward=PIDFD] [uid=N gid=N groups=A,B,…]
+ *   nsrun-door [listen=FD] pause=PIDFD [alive=FD] [forward=PIDFD] [uid=N gid=N groups=A,B,…]
  *     uid, gid, groups   started by root: becomes that user first
  *     listen             without it, it only holds what it inherits until pause ends: the ports and the table of an owned pod, which
- *                        its owner could take out of pause (pidfd_getfd(2)) and keep
+ *                        its owner could take out of pause (pidfd_getfd(2)) and keep; and the lock by which root knows that it lives
+ *     alive              the read end of a pipe that pause has the other end of: a pause that was killed lets go of it at once,
+ *                        while its pidfd waits until every zombie of its PID namespace was reaped
  *     forward            a process that is to end with pause, too (the forwarder of a pod made without root)
  *
  * One connection is one launch (run.py, `through`):
@@ -49,7 +51,7 @@ struct outcome {
 };
 
 static const char *argv_[3][MAX_STRINGS + 1]; /* of nsrun-init, of nsrun-monitor, and its environment */
-static int32_t numbers[MAX_FDS], keep[MAX_FDS], monitor_keep[MAX_FDS];
+static int32_t numbers[MAX_FDS], keep[MAX_FDS], monitor_keep[MAX_FDS], locks[8];
 static struct outcome *outcome;
 
 static long fork_(unsigned long flags)
@@ -200,6 +202,17 @@ static void answer(int conn, int pidfd, int monitor_pidfd)
 	SYS3(sendmsg, conn, &msg, 0x4000 /* MSG_NOSIGNAL */);
 }
 
+/* The member's keeper is this process, nsrun-monitor to be: it proves so from here on (nsrun/life.py, KEEPER). */
+static long take_lock(int fd)
+{
+	struct { /* struct flock, which linux/fcntl.h has with the types of libc */
+		int16_t type, whence;
+		int64_t start, len;
+		int32_t pid;
+	} lock = {.type = 0 /* F_RDLCK */, .start = 1, .len = 1};
+	return SYS3(fcntl, fd, F_SETLK, &lock);
+}
+
 static __attribute__((noreturn)) void refuse(int conn, int err)
 {
 	outcome->failed = 1;
@@ -214,7 +227,7 @@ static __attribute__((noreturn)) void serve(int conn)
 	struct statx st;
 	struct request r;
 	const char *p, *end;
-	int n_fds, n_keep, n_monitor_keep;
+	int n_fds, n_keep, n_monitor_keep, n_locks;
 	long n, map, helper;
 
 	default_signals();
@@ -239,12 +252,13 @@ static __attribute__((noreturn)) void serve(int conn)
 		refuse(conn, EBADMSG);
 	p = (const char *)map;
 	end = p + st.stx_size;
-	if (!take(&p, end, &r, sizeof r) || r.magic != 0x3144534eU /* NSD1 */)
+	if (!take(&p, end, &r, sizeof r) || r.magic != 0x3244534eU /* NSD2 */)
 		refuse(conn, EBADMSG);
 	n_fds = take_numbers(&p, end, numbers, MAX_FDS, HIGH);
 	n_keep = take_numbers(&p, end, keep, MAX_FDS, HIGH);
 	n_monitor_keep = take_numbers(&p, end, monitor_keep, MAX_FDS, HIGH);
-	if (n_fds != n - 1 || n_keep < 0 || n_monitor_keep < 0 || r.pidfd_slot < 3 || r.pidfd_slot >= HIGH)
+	n_locks = take_numbers(&p, end, locks, 8, HIGH);
+	if (n_fds != n - 1 || n_keep < 0 || n_monitor_keep < 0 || n_locks < 0 || r.pidfd_slot < 3 || r.pidfd_slot >= HIGH)
 		refuse(conn, EBADMSG);
 	for (int i = 0; i < 3; i++)
 		if (take_strings(&p, end, argv_[i], MAX_STRINGS) < (i < 2))
@@ -255,6 +269,11 @@ static __attribute__((noreturn)) void serve(int conn)
 	}
 
 	SYS0(setsid);
+	for (int i = 0; i < n_locks; i++) {
+		long r_ = take_lock(locks[i]);
+		if (r_ < 0)
+			refuse(conn, (int)-r_);
+	}
 	helper = fork_(CLONE_FILES);
 	if (helper == 0)
 		join(&r, n_keep);
@@ -310,7 +329,7 @@ int main(int argc, char **argv, char **envp)
 		void *restorer;
 		sigbits mask;
 	} ignore = {.handler = 1 /* SIG_IGN: no child of ours becomes a zombie */};
-	long listener = -1, pause = -1, forward = -1, uid = -1, gid = -1;
+	long listener = -1, pause = -1, alive = -1, forward = -1, uid = -1, gid = -1;
 	const char *groups = NULL;
 	(void)envp;
 
@@ -320,6 +339,8 @@ int main(int argc, char **argv, char **envp)
 			listener = str_num(v, -1);
 		else if ((v = str_after(argv[i], "pause=")))
 			pause = str_num(v, -1);
+		else if ((v = str_after(argv[i], "alive=")))
+			alive = str_num(v, -1);
 		else if ((v = str_after(argv[i], "forward=")))
 			forward = str_num(v, -1);
 		else if ((v = str_after(argv[i], "uid=")))
@@ -345,10 +366,10 @@ int main(int argc, char **argv, char **envp)
 	SYS1(chdir, "/");
 	SYS0(setsid);
 	for (;;) {
-		struct pollfd p[2] = {{(int)listener, POLLIN, 0}, {(int)pause, POLLIN, 0}};
-		if (SYS5(ppoll, p, 2, NULL, NULL, 0) < 0)
+		struct pollfd p[3] = {{(int)listener, POLLIN, 0}, {(int)pause, POLLIN, 0}, {(int)alive, POLLIN, 0}};
+		if (SYS5(ppoll, p, 3, NULL, NULL, 0) < 0)
 			continue;
-		if (p[1].revents) {
+		if (p[1].revents || p[2].revents) {
 			if (forward >= 0)
 				SYS4(pidfd_send_signal, forward, SIGKILL, NULL, 0);
 			return 0;

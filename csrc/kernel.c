@@ -46,6 +46,7 @@ typedef struct {
 	int monitor;
 	char **monitor_argv, **monitor_envp;
 	int *monitor_keep, n_monitor_keep, pidfd_slot;
+	int *locks, n_locks, lock_byte;
 	int pid, pidfd, monitor_pid, failed, error, nest;
 } nsrun_launch;
 
@@ -95,6 +96,11 @@ static long clone3(struct clone3_args *args, int (*fn)(void *), void *arg)
 	return ret;
 }
 
+static long result(long r)
+{
+	return r < 0 ? -errno : r;
+}
+
 static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int cgroup)
 {
 	/* With CLONE_PARENT the signal to the parent is the parent's own: 0 has to stand here. */
@@ -118,15 +124,44 @@ static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int 
 	return pid;
 }
 
-static long result(long r)
-{
-	return r < 0 ? -errno : r;
-}
-
 static void inherit(const int *fds, int n)
 {
 	for (int i = 0; i < n; i++)
 		fcntl(fds[i], F_SETFD, 0);
+}
+
+/* fcntl(2) F_SETLK of one byte (length 1) or from one to the end (length 0). */
+static long nsrun_lock(int fd, int kind, long byte, long length)
+{
+	struct flock l = {.l_type = (short)kind, .l_whence = SEEK_SET, .l_start = byte, .l_len = length};
+	return result(fcntl(fd, F_SETLK, &l));
+}
+
+/* The pid of who locks something there, in our PID namespace (0: it has none in here); -ESRCH: nobody does. */
+static long nsrun_locked(int fd, long byte, long length)
+{
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = length};
+	if (fcntl(fd, F_GETLK, &l) < 0)
+		return -errno;
+	return l.l_type == F_UNLCK ? -ESRCH : l.l_pid;
+}
+
+/*
+ * A record lock belongs to a process and its descriptor table, and outlives an exec: what is about to be executed here
+ * proves from its first instruction on that what it keeps is alive (nsrun/life.py).  Not inherited by a fork, so it is
+ * taken by the child itself.
+ */
+static int take_locks(nsrun_launch *l)
+{
+	for (int i = 0; i < l->n_locks; i++) {
+		long r = nsrun_lock(l->locks[i], F_RDLCK, l->lock_byte, 1);
+		if (r < 0) {
+			l->failed = 6;
+			l->error = (int)r;
+			return -1;
+		}
+	}
+	return 0;
 }
 
 /* In the child, which has its own descriptor table and our memory: exec nsrun-init. */
@@ -135,6 +170,9 @@ static int become_init(void *arg)
 	static char *const no_env[] = {NULL};
 	nsrun_launch *l = arg;
 	int high[3];
+
+	if (l->monitor < 0 && take_locks(l) < 0)
+		_exit(125);
 
 	for (int i = 0; i < 3; i++)
 		high[i] = fcntl(l->stdio[i], F_DUPFD_CLOEXEC, 64);
@@ -275,8 +313,12 @@ static long join_and_clone(nsrun_launch *l)
 			r = spawn_nested(l);
 		else
 			r = spawn(become_init, l, CLONE_PIDFD | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
-		if (r >= 0)
+		if (r >= 0 && l->failed == 6) {
+			waitpid((pid_t)r, NULL, 0);
+			r = l->error;
+		} else if (r >= 0) {
 			l->pid = (int)r, l->failed = 0;
+		}
 	}
 	for (int i = 0; i < n; i++)
 		if (saved[i] >= 0) {
@@ -297,6 +339,8 @@ static int become_monitor(void *arg)
 	int null;
 
 	setsid();
+	if (take_locks(l) < 0)
+		_exit(125);
 	l->error = (int)join_and_clone(l);
 	if (l->error < 0)
 		_exit(125);
@@ -603,6 +647,23 @@ static long nsrun_sealed_memfd(const char *name, const char *data, size_t size)
 		return r;
 	}
 	return fd;
+}
+
+/* CRC-32 (ISO 3309, as zlib has it): any flipped bit, and any burst of up to 32, shows. */
+static uint32_t nsrun_checksum(const char *data, size_t size)
+{
+	static const uint32_t of_four_bits[] = {
+		0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
+		0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c, 0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c,
+	};
+	uint32_t crc = ~0U;
+
+	for (size_t i = 0; i < size; i++) {
+		crc ^= (unsigned char)data[i];
+		crc = crc >> 4 ^ of_four_bits[crc & 15];
+		crc = crc >> 4 ^ of_four_bits[crc & 15];
+	}
+	return ~crc;
 }
 
 static long nsrun_channel(int *two)

@@ -30,10 +30,13 @@ ffi.cdef(
         int *monitor_keep;
         int n_monitor_keep;
         int pidfd_slot;         /* with a monitor: the number under which it finds the member's pidfd */
+        int *locks;             /* of these descriptors, lock_byte is locked by who stays: the monitor, or the program */
+        int n_locks;
+        int lock_byte;
         int pid;                /* out */
         int pidfd;              /* out; without a monitor */
         int monitor_pid;        /* out */
-        int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore */
+        int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore, 6 locks */
         int error;              /* out: what the intermediate child met, -errno */
         int nest;               /* for itself */
     } nsrun_launch;
@@ -55,6 +58,9 @@ ffi.cdef(
     long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve);
     long nsrun_fs_magic(int fd);
     long nsrun_sealed_memfd(const char *name, const char *data, size_t size);
+    long nsrun_lock(int fd, int kind, long byte, long length);
+    long nsrun_locked(int fd, long byte, long length);
+    uint32_t nsrun_checksum(const char *data, size_t size);
     long nsrun_channel(int *two);
     long nsrun_replace_process(int program, char **argv, char **envp);
     """

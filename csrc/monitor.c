@@ -15,6 +15,7 @@
  *     status=FD        gets {"event":"exited",…}
  *     lead=FD          gets the exit status in decimal: the nsrun that waits outside of the pod's cgroup (csrc/door.c)
  *     follow=FD        we are that one: pass signals on to pidfd=FD, end as it says
+ *     held=FD data=FD  files that we hold record locks on, by which others know that we live: PROGRAM gets them, too
  *     cap=BYTES        the log is rotated at this size
  *     delay=MS         wait this long before PROGRAM (see restart) unless the member ran for 10 s
  *   PROGRAM is executed when the member has ended, with its exit status as last argument: nsrun itself, to
@@ -46,7 +47,7 @@ struct winsize_ {
 };
 
 static int pidfd = -1, out = -1, err = -1, in = -1, tty = -1, dir = -1, cgroup = -1, parent = -1;
-static int signals = -1, listener = -1, go = -1, status_fd = -1, lead = -1, follow = -1, foreground, use_stdin, log_fd = -1;
+static int signals = -1, listener = -1, go = -1, status_fd = -1, lead = -1, follow = -1, held = -1, data = -1, foreground, use_stdin, log_fd = -1;
 static long log_cap = 16 << 20, log_size, delay;
 static const char *cgroup_name;
 static char **program;
@@ -355,11 +356,13 @@ static void record(int code, int oom)
 		if (oom)
 			end = put_str(end, " oom");
 		*end++ = '\n';
-		fd = SYS4(openat, dir, "exit.tmp", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+		/* nsrun wrote it full of blanks before the member began: on a full disk there is room for this line */
+		fd = SYS4(openat, dir, "exit.tmp", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 		if (fd >= 0) {
-			SYS3(write, fd, line, end - line);
+			long n = SYS3(write, fd, line, end - line);
 			SYS1(close, fd);
-			SYS5(renameat2, dir, "exit.tmp", dir, "exit", 0);
+			if (n == end - line)
+				SYS5(renameat2, dir, "exit.tmp", dir, "exit", 0);
 		}
 	}
 	tell_clients('x', line, (size_t)(p - line));
@@ -427,6 +430,8 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 		argv[n + 1] = NULL;
 		SYS3(close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
 		SYS3(fcntl, lead, F_SETFD, 0); /* what follows is waited for, too */
+		SYS3(fcntl, held, F_SETFD, 0); /* closing them would end the locks */
+		SYS3(fcntl, data, F_SETFD, 0);
 		sys_sigmask(SIG_SETMASK_, 0);
 		SYS3(execve, argv[0], argv, envp);
 	}
@@ -441,7 +446,7 @@ static void option(const char *arg)
 	} ints[] = {{"pidfd=", &pidfd}, {"out=", &out}, {"err=", &err}, {"in=", &in}, {"tty=", &tty}, {"dir=", &dir},
 	            {"cgroup=", &cgroup}, {"parent=", &parent}, {"listen=", &listener}, {"go=", &go},
 	            {"status=", &status_fd}, {"foreground=", &foreground}, {"stdin=", &use_stdin},
-	            {"lead=", &lead}, {"follow=", &follow}};
+	            {"lead=", &lead}, {"follow=", &follow}, {"held=", &held}, {"data=", &data}};
 	for (unsigned i = 0; i < sizeof ints / sizeof *ints; i++)
 		if (str_after(arg, ints[i].key))
 			*ints[i].value = (int)str_num(str_after(arg, ints[i].key), -1);

@@ -434,6 +434,12 @@ def _join(
     plan = plan_join(state, pod, options, how, note)
     run = Run(plan, state)
     run.lead = (again or {}).get("lead", -1)
+    run.parent = bool(how.get("fds"))
+    if again:
+        run.values["again"] = 1
+    for handle, fd in zip(("lock:held", "lock:data"), (again or {}).get("locks", ()), strict=False):
+        if fd >= 0:
+            run.hold(handle, fd)
     document = plan.facts["spec"]
     note = plan.steps[0].note if not again else {}  # type: ignore[attr-defined]
     if again:
@@ -459,6 +465,8 @@ def _join(
         # what `exec` and a restart need to know again
         known = {k: v for k, v in options.items() if v is not None and k != "status_fd"}
         run.files = {"config.json": document, "options.json": known}
+        run.about = {key: note.get(key, "") for key in ("name", "pod", "image_id")}
+        run.about["layers"] = note.get("layers") or []
         run.execute()
     except StepError as error:
         if observe:
@@ -514,7 +522,7 @@ def explain_exec(error: StepError, root: str) -> NsrunError:
 def pod_of(state: State, member: str) -> dict[str, Any]:
     """The note of a member's pod, which may be dead when the member has a PID namespace of its own."""
     note = state.member(member)
-    pod = state.read("pods", note["pod"])
+    pod = state.try_read("pods", note["pod"])
     return pod if pod and pod["id"] == note["pod_id"] else {"name": note["pod"]}
 
 
@@ -541,7 +549,11 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         env["TERM"] = os.environ.get("TERM", "xterm")
     user = process["user"]
     if options.get("user"):
-        root = f"/proc/{note['process'][0]}/root"
+        fd, pid = state.process(note)
+        if fd < 0:
+            raise UnknownError(f"member {note['name']!r} has just ended", hint="nsrun ls -a")
+        os.close(fd)
+        root = f"/proc/{pid}/root"
         uid, gid, groups, home = users.resolve(
             options["user"], read_small(root, "/etc/passwd"), read_small(root, "/etc/group")
         )
@@ -576,11 +588,10 @@ def execute(
     run.monitor_options = {"foreground": 1, "stdin": int(bool(options.get("interactive"))), "own_cgroup": False}
     if observe:
         run.before_handover = lambda: observe(run)
-    process = plan.steps[0].process  # type: ignore[attr-defined]
     try:
         run.execute()
     except StepError as error:
-        raise explain_exec(error, f"/proc/{process[0]}/root") from None
+        raise explain_exec(error, f"/proc/{run.values.get('member:ns:pid', 'self')}/root") from None
     finally:
         run.restore_signals()
     return run

@@ -37,6 +37,18 @@ class UnknownError(NsrunError):
     """No such pod or member; the message lists those that exist: exit 125."""
 
 
+class BrokenNote(BadInput):
+    """A note of nsrun's own that can't be read or believed; what it is about may well live: exit 125."""
+
+    def __init__(self, path: str, why: str, errno: int = 0) -> None:
+        super().__init__(
+            f"{path} is damaged: {why}",
+            hint="nsrun doctor tells what is known of it; nsrun pod prune sets damaged notes aside once nothing of theirs lives",
+            errno=errno,
+        )
+        self.path, self.why = path, why
+
+
 class CommandError(NsrunError):
     """The member's command can't be executed: exit 126, or 127 when it was not found."""
 

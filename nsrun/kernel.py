@@ -76,6 +76,12 @@ def pidfd_open(pid: int) -> int:
     return _check(lib.nsrun_pidfd_open(pid), f"pidfd_open({pid}, 0)")
 
 
+def pidfd_of(pid: int) -> int:
+    """The same; -1 when there is no such process."""
+    result = lib.nsrun_pidfd_open(pid)
+    return -1 if result == -ESRCH else _check(result, f"pidfd_open({pid}, 0)")
+
+
 def pidfd_send_signal(pidfd: int, sig: int) -> None:
     """pidfd_send_signal(2): never hits a process that reused the number.  ESRCH: it is dead."""
     _check(lib.nsrun_pidfd_send_signal(pidfd, sig), f"pidfd_send_signal(pidfd, {int(sig)})")
@@ -203,6 +209,25 @@ def sealed_memfd(name: str, data: bytes) -> int:
     return _check(lib.nsrun_sealed_memfd(name.encode(), data, len(data)), f'memfd_create("{name}", MFD_ALLOW_SEALING)')
 
 
+F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
+
+
+def lock(fd: int, kind: int, byte: int, length: int) -> None:
+    """fcntl(2) F_SETLK of a record, `length` 0: to the end.  EAGAIN, EACCES: somebody's lock is in the way."""
+    _check(lib.nsrun_lock(fd, kind, byte, length), "fcntl(fd, F_SETLK)")
+
+
+def locked(fd: int, byte: int, length: int) -> int | None:
+    """fcntl(2) F_GETLK: the pid of somebody else who locks it, 0 when it has no number here; None: nobody does."""
+    result = lib.nsrun_locked(fd, byte, length)
+    return None if result == -ESRCH else _check(result, "fcntl(fd, F_GETLK)")
+
+
+def checksum(data: bytes) -> int:
+    """CRC-32, as zlib.crc32 has it, whose import costs half a millisecond."""
+    return int(lib.nsrun_checksum(data, len(data)))
+
+
 def channel() -> tuple[int, int]:
     """socketpair(2), SOCK_SEQPACKET: whole records, and end of file when the other end is gone."""
     two = ffi.new("int[2]")
@@ -268,6 +293,7 @@ _LAUNCH_STAGE = {
     3: "clone3(nsrun-init)",
     4: "clone3(nsrun-monitor)",
     5: "setns(back)",
+    6: "fcntl(held, F_SETLK)",
 }
 
 
@@ -292,11 +318,14 @@ def launch(
     monitor_argv: Sequence[str] = (),
     monitor_keep: Sequence[int] = (),
     pidfd_slot: int = -1,
+    locks: Sequence[int] = (),
+    lock_byte: int = 0,
 ) -> tuple[int, int, int]:
     """Joins `join_fd`'s namespaces, clones `program` into them, leaves them again: (pid, pidfd, monitor's pid).
 
     `user_fd`: a user namespace to join before; `one_way`: see csrc/kernel.c, needed for it.
     With `monitor`, that program becomes the parent instead of the caller and finds the pidfd at `pidfd_slot`.
+    `lock_byte` of the files `locks` is locked by who stays: the monitor, or else the program (nsrun/life.py).
     csrc/kernel.c tells the order.  ENOMEM from the clone means: the PID namespace's PID 1 is dead.
     """
     launch = ffi.new("nsrun_launch *")
@@ -310,6 +339,8 @@ def launch(
     launch.keep, launch.n_keep = keeps, len(keep)
     launch.monitor, launch.monitor_argv, launch.monitor_envp = monitor, m_args, env
     launch.monitor_keep, launch.n_monitor_keep, launch.pidfd_slot = m_keeps, len(monitor_keep), pidfd_slot
+    lock_fds = ffi.new("int[]", list(locks))
+    launch.locks, launch.n_locks, launch.lock_byte = lock_fds, len(locks), lock_byte
     result = lib.nsrun_do_launch(launch)
     if result < 0:
         raise KernelError(-result, _LAUNCH_STAGE.get(launch.failed, "launch"))
@@ -366,6 +397,11 @@ def process_start(pid: int) -> int:
             return 0
         raise
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def pid_namespace() -> int:
+    """The inode of our own PID namespace, pid_namespaces(7)."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def namespace_ids(pid: int) -> dict[str, int]:

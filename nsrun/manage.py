@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from errno import ESRCH
+from errno import ENOENT, ESRCH
 
-from nsrun import children, kernel
-from nsrun.errors import BadInput, KernelError, UnknownError
+from nsrun import children, kernel, life
+from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError
 from nsrun.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
@@ -27,35 +27,54 @@ def members_of(state: State, pod: Note) -> list[Note]:
 
 
 def member_notes(state: State) -> list[Note]:
-    notes = (state.read("members", name) for name in state.names("members"))
-    return [note for note in notes if note]
+    return state.all("members")
 
 
 def pod_status(state: State, note: Note) -> str:
-    if note.get("pause"):
-        return "running" if state.alive(note["pause"]) else "stopped"
-    if state.alive(note["holder"]):
+    """created, running, removing, stopped, or lost (what made it ended before it was there)."""
+    found = state.pod_life(note)
+    if found.kept:
+        return "removing" if state.marked("pods", note["name"], "removing") else "running"
+    if found.alive:
         return "created"
-    now = state.read("pods", note["name"])
-    if now and now["id"] == note["id"] and now["holder"] != note["holder"]:
-        return pod_status(state, now)  # see State.look()
-    return "lost"
+    return "stopped" if note.get("pause") else "lost"
+
+
+def _pause_pid(state: State, note: Note) -> int:
+    """0 when it has ended, or is not visible from here."""
+    try:
+        fd, pid = state.pause(note)
+    except BadInput:
+        return 0
+    if fd >= 0:
+        os.close(fd)
+    return pid
+
+
+def _process_pid(state: State, note: Note) -> int:
+    try:
+        fd, pid = state.process(note)
+    except BadInput:
+        return 0
+    if fd >= 0:
+        os.close(fd)
+    return pid
 
 
 def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
     """A pod as docs/cli.md and `--json` have it; namespaces are asked from the kernel.  `members`: all notes, of any pod."""
     network = note["network"]
-    pid = (note.get("pause") or [0])[0]
     status = pod_status(state, note)
+    pid = _pause_pid(state, note) if status in ("running", "removing") else 0
     return {
         "id": note["id"],
         "name": note["name"],
         "status": status,
-        "pid": pid if status == "running" else 0,
+        "pid": pid,
         "created": note["created"],
         "owner": note["owner"],
         "hostname": note["hostname"],
-        "namespaces": kernel.namespace_ids(pid) if status == "running" else {},
+        "namespaces": kernel.namespace_ids(pid) if pid else {},
         "network": {key: network.get(key, "") for key in ("mode", "ip", "ip6", "gateway", "bridge", "veth")},
         "ports": note.get("ports", []),
         "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + _owners_members(state, note),
@@ -77,20 +96,20 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
     status, code = ("stopped", recorded[0]) if recorded else state.member_status(note)
     if status == "stopped" and not recorded:  # it has just been written
         recorded = state.exit_of(note["name"])
-    process = note.get("process") or [0, 0, ""]
     running = status in ("running", "stopping")
+    pid = _process_pid(state, note) if running else 0
     orphaned = False
     if running:
-        pod = state.read("pods", note["pod"])
-        orphaned = not (pod and pod["id"] == note["pod_id"] and pod_status(state, pod) == "running")
+        pod = state.try_read("pods", note["pod"])
+        orphaned = not (pod and pod["id"] == note["pod_id"] and pod_status(state, pod) in ("running", "removing"))
     found = {
         "id": note["id"],
         "name": note["name"],
         "pod": note["pod"],
         "status": status,
         "orphaned": orphaned,
-        "pid": process[0] if running else 0,
-        "pid_in_pod": _pid_inside(process[0]) if running else 0,
+        "pid": pid,
+        "pid_in_pod": _pid_inside(pid) if pid else 0,
         "exit_code": code,
         "oom_killed": bool(recorded and recorded[2]),
         "created": note["created"],
@@ -99,7 +118,7 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
         "command": note["command"],
         **({"image": note["image"], "image_id": note["image_id"]} if note.get("image") else {"rootfs": note["rootfs"]}),
         "restarts": note["restarts"],
-        "namespaces": kernel.namespace_ids(process[0]) if running else {},
+        "namespaces": kernel.namespace_ids(pid) if pid else {},
     }
     return found
 
@@ -116,10 +135,11 @@ def _pid_inside(pid: int) -> int:
     return 0
 
 
-def pods(state: State) -> list[dict[str, Any]]:
-    notes = (state.read("pods", name) for name in state.names("pods"))
+def pods(state: State, everything: bool = False) -> list[dict[str, Any]]:
+    """Those that live; with `everything`, also those that ended and were not removed yet."""
     known = member_notes(state)
-    return [pod_json(state, note, known) for note in notes if note]
+    found = [pod_json(state, note, known) for note in state.all("pods")]
+    return [pod for pod in found if everything or pod["status"] in ("created", "running", "removing")]
 
 
 def members(state: State, everything: bool = False) -> list[dict[str, Any]]:
@@ -128,7 +148,7 @@ def members(state: State, everything: bool = False) -> list[dict[str, Any]]:
 
 
 def pod_note(state: State, name: str) -> Note:
-    """A pod's note, dead or alive; UnknownError when there is none."""
+    """A pod's note, dead or alive; UnknownError when there is none.  BrokenNote."""
     note = state.read("pods", name) if name and "/" not in name else None
     return note if note else state.pod(name)
 
@@ -142,12 +162,16 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
 
     note = state.pod(name)
     maps = userns.maps_in(note)
-    wanted = kernel.namespace_ids(note["pause"][0]).get("pid")
-    owners: dict[int, str] = {note["pause"][0]: "pause"}
+    fd, pause = state.pause(note)
+    if fd < 0:
+        raise UnknownError(f"pod {name!r} has just ended", hint="nsrun pod ls -a")
+    os.close(fd)
+    wanted = kernel.namespace_ids(pause).get("pid") or note.get("namespaces", {}).get("pid")
+    owners: dict[int, str] = {pause: "pause"}
     from nsrun.host import cgroup
 
     for member in members_of(state, note):
-        for pid in cgroup.pids(member["cgroup"]) if member["cgroup"] else [member.get("process", [0])[0]]:
+        for pid in cgroup.pids(member["cgroup"]) if member["cgroup"] else [_process_pid(state, member)]:
             owners[pid] = member["name"]
     rows = []
     for entry in os.listdir("/proc"):
@@ -214,23 +238,40 @@ def _wait_dead(pidfd: int, seconds: float | None) -> bool:
     return bool(poller.poll(None if seconds is None else int(seconds * 1000)))
 
 
-def _open(process: Any, state: State) -> int:
-    """pidfd of a noted process, -1 when it has ended."""
+def _signal(pidfd: int, signal: int) -> None:
+    """What has ended just before needs none."""
     try:
-        fd = kernel.pidfd_open(process[0])
+        kernel.pidfd_send_signal(pidfd, signal)
     except KernelError as error:
-        if error.errno == ESRCH:
-            return -1
-        raise
-    if not state.alive(process):
-        os.close(fd)
-        return -1
-    return fd
+        if error.errno != ESRCH:
+            raise
+
+
+def _settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
+    """The note of a thing that an nsrun is making, once it is there or has failed.
+
+    UnknownError: it failed, or is another's by now.  BadInput: it is still being made.
+    """
+    from time import monotonic, sleep
+
+    end = monotonic() + seconds
+    while True:
+        now, found = state.look(kind, note["name"])
+        if now is None or now["id"] != note["id"]:
+            raise UnknownError(f"{kind[:-1]} {note['name']!r} has gone: what made it failed, or it was removed")
+        if found.kept or not found.alive or "process" in now or "pause" in now:
+            return now
+        if monotonic() >= end:
+            who = f"nsrun (process {found.maker})" if found.maker else "an nsrun that is not visible from here"
+            raise BadInput(
+                f"{kind[:-1]} {note['name']!r} is being made by {who}", hint="try again, or end that process"
+            )
+        sleep(0.01)
 
 
 def signal_member(state: State, note: Note, signal: int) -> None:
     """UnknownError when it is not running."""
-    fd = _open(note.get("process") or [0, 0, ""], state)
+    fd, _ = state.process(_settled(state, "members", note))
     if fd < 0:
         raise UnknownError(f"member {note['name']!r} is not running", hint="nsrun ls -a")
     try:
@@ -240,40 +281,53 @@ def signal_member(state: State, note: Note, signal: int) -> None:
 
 
 def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
-    """Its stop signal, then after `seconds` SIGKILL to its cgroup; waits until it has ended.  Touches nobody else."""
-    fd = _open(note.get("process") or [0, 0, ""], state)
-    directory = state.path("members", note["name"])
+    """Its stop signal, then after `seconds` SIGKILL to its cgroup; wait until it has ended.  Touch nobody else.
+
+    NsrunError: it does not end.
+    """
     try:
-        os.close(os.open(f"{directory}/stop", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    except FileNotFoundError:
+        note = _settled(state, "members", note)
+        state.mark("members", note["name"], "stop")
+    except (FileNotFoundError, UnknownError):
         return
-    if fd < 0:
-        _end_wait(state, note)
+    fd, _ = state.process(note)
     try:
         if fd >= 0:
-            try:
-                kernel.pidfd_send_signal(fd, note["stop_signal"])
-            except KernelError as error:
-                if error.errno != ESRCH:
-                    raise
+            _signal(fd, note["stop_signal"])
             if not _wait_dead(fd, seconds):
                 kill_member(note, fd)
                 _wait_dead(fd, 10)
+        else:
+            _end_wait(state, note)
     finally:
         if fd >= 0:
             os.close(fd)
-    wait_monitor(state, note)
+    if not wait_monitor(state, note):
+        raise NsrunError(
+            f"member {note['name']!r} does not end",
+            hint="its monitor (nsrun-monitor) is stopped or held up, or the member is in disk sleep: ps -eo pid,ppid,stat,wchan,args",
+        )
+
+
+def _monitor(state: State, note: Note) -> int:
+    """A pidfd of who keeps a member; -1: nobody, or this very process.  BadInput: it is not visible from here."""
+    found = state.life("members", note["name"])
+    if found.keeper is None or found.keeper == os.getpid():
+        return -1
+    if not found.keeper:
+        raise BadInput(
+            f"member {note['name']!r} lives, but its monitor is not visible from this PID namespace",
+            hint="run it in the machine's own PID namespace",
+        )
+    return life.open_pid(found.keeper, state.held("members", note["name"]), life.KEEPER)
 
 
 def _end_wait(state: State, note: Note) -> None:
     """A monitor that waits before it restarts its member is told that it need not."""
-    fd = _open(note["holder"], state) if note["holder"][0] != os.getpid() else -1
+    fd = _monitor(state, note)
     if fd >= 0:
         try:
-            kernel.pidfd_send_signal(fd, SIGTERM)
-        except KernelError as error:
-            if error.errno != ESRCH:
-                raise
+            _signal(fd, SIGTERM)
         finally:
             os.close(fd)
 
@@ -284,37 +338,39 @@ def kill_member(note: Note, fd: int) -> None:
 
     if note.get("cgroup") and cgroup.kill(note["cgroup"]):
         return
+    _signal(fd, SIGKILL)
+
+
+def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
+    """Until the monitor has written the exit status and is gone; False when that took longer."""
+    name = note["name"]
+    if (now := state.read("members", name)) is None or now["id"] != note["id"]:
+        return True
+    if (kept := life.children.get(name, -1)) >= 0:
+        return _wait_dead(kept, seconds)
+    fd = _monitor(state, note)
     try:
-        kernel.pidfd_send_signal(fd, SIGKILL)
-    except KernelError as error:
-        if error.errno != ESRCH:
-            raise
-
-
-def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> None:
-    """Until the monitor has written the exit status and is gone."""
-    holder = (state.read("members", note["name"]) or note).get("holder")
-    fd = _open(holder, state) if holder and holder[0] != os.getpid() else -1
-    if fd >= 0:
-        try:
-            _wait_dead(fd, seconds)
-        finally:
+        return fd < 0 or _wait_dead(fd, seconds)
+    finally:
+        if fd >= 0:
             os.close(fd)
-    children.reap()
+        children.reap()
 
 
 def wait_member(state: State, name: str) -> int:
-    """Blocks until the member has ended; its exit status.  BadInput when it was lost (its monitor was killed)."""
+    """Block until the member has ended; return its exit status.  BadInput when nobody saw it end."""
     note = state.member(name)
     while True:
         try:
             # the monitor writes to this file, and then calls it `exit`: we can read it even when the member is forgotten at once
             path = state.path("members", note["name"], "exit.tmp")
-            written = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError:  # it is forgotten already, or the disk is full
-            written = -1
+            written = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
+            written = -1  # it has ended, or is forgotten already
         try:
-            wait_monitor(state, note, None)
+            wait_monitor(state, _settled(state, "members", note) if written >= 0 else note, None)
             now = state.read("members", note["name"])
             if now and now["id"] == note["id"]:
                 note = now
@@ -322,23 +378,29 @@ def wait_member(state: State, name: str) -> int:
             else:  # forgotten
                 words = os.read(written, 100).split() if written >= 0 else []
                 status, code = "lost", int(words[0]) if words else None
+        except UnknownError:
+            status, code = "lost", None
         finally:
             if written >= 0:
                 os.close(written)
         if code is not None:
             return code
         if status == "running":  # its monitor was killed: wait for the process itself
-            fd = _open(note["process"], state)
+            fd, _ = state.process(note)
             if fd >= 0:
                 try:
                     _wait_dead(fd, None)
                 finally:
                     os.close(fd)
         elif status not in ("created", "stopping"):
-            raise BadInput(f"the exit status of {note['name']!r} is lost: its monitor was killed")
+            raise BadInput(
+                f"the exit status of {note['name']!r} is lost",
+                hint="its monitor was killed, or could not write it (a full or broken disk)",
+            )
 
 
 def remove_member(state: State, note: Note, force: bool) -> None:
+    """Forget a member that has ended, with all that it wrote; `force` ends it before.  BadInput: it lives."""
     status, _ = state.member_status(note)
     if status in ("running", "stopping", "created"):
         if not force:
@@ -347,21 +409,65 @@ def remove_member(state: State, note: Note, force: bool) -> None:
                 hint=f"nsrun stop {note['name']}, or: nsrun rm -f {note['name']}",
             )
         stop_member(state, note, 0)
-    forget_member(state, note)
+    elif state.life("members", note["name"]).alive:  # about to be restarted
+        stop_member(state, note, 0)
+    elif status == "lost":
+        _check_lost(state, note, force)
+    kept = life.children.pop(note["name"], -1)
+    if kept >= 0:
+        os.close(kept)
+        for path in (state.held("members", note["name"]), f"{state.upper(note['id'])}/{life.HELD}"):
+            life.let_go_of(path)
+    if not forget_member(state, note):
+        raise BadInput(f"member {note['name']!r} is kept by somebody", hint="nsrun ls -a")
+
+
+def prune(state: State, kind: str, note: Note) -> bool:
+    """Forget a pod or a member that has ended, with all that is left of it; False: it lives."""
+    if kind == "pod":
+        return not state.pod_life(note).alive and Sweeper(state).forget_pod(note)
+    if state.life("members", note["name"]).alive or state.member_status(note)[0] not in ("stopped", "lost"):
+        return False
+    if state.read("members", note["name"]) is None:  # it went with its pod
+        return False
+    remove_member(state, note, False)
+    return True
+
+
+def _check_lost(state: State, note: Note, force: bool) -> None:
+    """Nobody saw how it ended: what may still run of it is in its cgroup."""
+    from nsrun.host import cgroup
+
+    if cgroup.pids(note["cgroup"]) if note["cgroup"] else False:
+        if not force:
+            raise BadInput(
+                f"processes of member {note['name']!r} live, though its monitor was killed",
+                hint=f"nsrun rm -f {note['name']}",
+            )
+        cgroup.kill(note["cgroup"])
 
 
 def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
-    """Members first, each by its stop signal, all at once; pause last."""
+    """Members first, each by its stop signal, all at once; pause last.  NsrunError: something does not end."""
     note = state.pod(name)
+    failed: list[NsrunError] = []
     threads = []
     from threading import Thread
 
+    def stop(member: Note) -> None:
+        try:
+            stop_member(state, member, seconds)
+        except NsrunError as error:
+            failed.append(error)
+
     for member in members_of(state, note):
-        threads.append(Thread(target=stop_member, args=(state, member, seconds)))
+        threads.append(Thread(target=stop, args=(member,)))
         threads[-1].start()
     for thread in threads:
         thread.join()
     end_pod(state, note, SIGTERM)
+    if failed:
+        raise failed[0]
 
 
 def kill_pod(state: State, name: str, signal: int) -> None:
@@ -370,7 +476,7 @@ def kill_pod(state: State, name: str, signal: int) -> None:
     if signal in (SIGKILL, SIGTERM, 2):
         end_pod(state, note, signal)
         return
-    fd = _open(note["pause"], state)
+    fd, _ = state.pause(note)
     if fd >= 0:
         try:
             kernel.pidfd_send_signal(fd, signal)
@@ -379,28 +485,46 @@ def kill_pod(state: State, name: str, signal: int) -> None:
 
 
 def end_pod(state: State, note: Note, signal: int) -> None:
-    """Signals pause, waits for the end of it and of its members' monitors, then forgets them."""
-    fd = _open(note["pause"], state)
+    """Signal pause, wait for the end of it and of its members' monitors, then forget them.
+
+    Of a pod that root made for somebody, root ends what is root's whatever the owner does: nsrun-hold, with ports and table, the
+    veth, and everything in the pod's cgroup.  NsrunError: what does not end.
+    """
+    name = note["name"]
+    own = not (note.get("user") and not state.uid)
+    try:
+        state.mark("pods", name, "removing")  # who makes a member meanwhile looks for this when it is made
+    except FileNotFoundError:
+        pass  # of a pod that root made, its owner has no directory
+    fd, _ = state.pause(note)
+    held = state.held("pods", name) if own else f"{state.owned}/{note['user']['uid']}/{name}.held"
+    ended = True
     if fd >= 0:
         try:
-            try:
-                kernel.pidfd_send_signal(fd, signal)
-            except KernelError as error:
-                if error.errno != ESRCH:
-                    raise
-            if not _wait_dead(fd, 10):
-                raise BadInput(
-                    f"pod {note['name']!r} does not end",
-                    hint="an unreaped zombie of its PID namespace, or a process in disk sleep: nsrun pod ps, ps -eo pid,ppid,stat,wchan,args",
-                )
+            _signal(fd, signal)
+            # not the end of pause, which a zombie of its PID namespace may delay, but that it has let go
+            ended = life.wait(held, fd, 10 if own or signal != SIGKILL else 1, life.KEEPER)
+            if own and not ended and signal != SIGKILL:
+                _signal(fd, SIGKILL)
+                ended = life.wait(held, fd, 10, life.KEEPER)
         finally:
             os.close(fd)
+    if not own:
+        _end_roots_own(state, note)
+    elif not ended:
+        raise NsrunError(
+            f"pod {name!r} does not end",
+            hint="its pause is in disk sleep, or frozen: ps -eo pid,ppid,stat,wchan,args",
+        )
     for member in members_of(state, note):
-        if member["shares_pid"]:
-            wait_monitor(state, member)
+        if member["shares_pid"] and not wait_monitor(state, member):
+            raise NsrunError(
+                f"the monitor of member {member['name']!r} does not end",
+                hint="is it stopped? ps -eo pid,ppid,stat,wchan,args",
+            )
     children.reap()
-    sweeper = Sweeper(state)
-    sweeper.one("pods", note["name"])
+    if not Sweeper(state).forget_pod(note):
+        raise NsrunError(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")
     from nsrun.host import cgroup
 
     cgroup.remove_empty(state)
@@ -410,6 +534,23 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         net.remove_idle_bridge(state)
 
 
+def _end_roots_own(state: State, note: Note) -> None:
+    """Root: what lives of an owned pod ends, nsrun-hold first of all, since it has the ports and the table."""
+    from nsrun.host import cgroup
+
+    found = state.life("pods", note["name"])
+    if found.holder:
+        fd = life.open_pid(found.holder, state.held("pods", note["name"]), life.HOLDER)
+        if fd >= 0:
+            try:
+                _signal(fd, SIGKILL)
+                life.wait(state.held("pods", note["name"]), fd, 10, life.HOLDER)
+            finally:
+                os.close(fd)
+    if note["cgroup"]:
+        cgroup.kill(note["cgroup"])
+
+
 def remove_pod(state: State, name: str, force: bool) -> None:
     note = state.read("pods", name) if "/" not in name else None
     if note is None:
@@ -417,12 +558,17 @@ def remove_pod(state: State, name: str, force: bool) -> None:
             return
         state.pod(name)
         return
-    if pod_status(state, note) in ("running", "created"):
+    if pod_status(state, note) in ("running", "created", "removing"):
         if not force:
             raise BadInput(f"pod {name!r} is running", hint=f"nsrun pod stop {name}, or: nsrun pod rm -f {name}")
+        try:
+            note = _settled(state, "pods", note)
+        except UnknownError:
+            return
+    if state.pod_life(note).kept:
         end_pod(state, note, SIGKILL)
-    else:
-        Sweeper(state).one("pods", name)
+    elif not Sweeper(state).forget_pod(note):
+        raise BadInput(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")
 
 
 # ---- logs --------------------------------------------------------------------------------------------------
@@ -481,7 +627,7 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
             except FileNotFoundError:
                 return
             time.sleep(0.1)
-            note = state.read("members", note["name"]) or note
+            note = state.try_read("members", note["name"]) or note
     finally:
         if file:
             file.close()
@@ -490,10 +636,11 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
 # ---- the monitor calls back --------------------------------------------------------------------------------
 
 
-def ended(state: State, name: str, code: int, lead: int = -1) -> int:
+def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, int] = (-1, -1)) -> int:
     """What follows the end of a member with --restart or --rm; we are its former monitor.  Its exit status.
 
-    `lead`: the nsrun in the foreground that waits for us, when we were forked by the pod's door.
+    `lead`: the nsrun in the foreground that waits for us, when we were forked by the pod's door.  `locks`: the files by whose
+    locks others know that we keep the member, and what it wrote.
     """
     note = state.read("members", name)
     if note is None:
@@ -508,21 +655,17 @@ def ended(state: State, name: str, code: int, lead: int = -1) -> int:
     if stop or not again:
         return code
     options = state.read("members", name, "options.json")
-    pod = state.read("pods", note["pod"])
-    if options is None or pod is None or pod["id"] != note["pod_id"] or not state.alive(pod.get("pause")):
+    pod, found = state.look("pods", note["pod"])
+    if options is None or pod is None or pod["id"] != note["pod_id"] or not found.kept:
         return code
     from nsrun import api
 
+    state.renew_exit(name)
     try:
-        os.unlink(state.path("members", name, "exit"))
-    except FileNotFoundError:
-        pass
-    try:
-        api.join(state, note["pod"], options, again={**note, "lead": lead})
+        api.join(state, note["pod"], options, again={**note, "lead": lead, "locks": locks})
     except Exception:
         # what it was goes back to being true: it has ended, with this status
         state.save("members", name, note)
-        with open(state.path("members", name, "exit"), "w") as file:
-            file.write(f"{code} {api.timestamp()}\n")
+        state.record_exit(name, f"{code} {api.timestamp()}")
         raise
     return code

@@ -24,10 +24,9 @@ SECONDS, BYTES = 5, 4 << 20
 def owned_pods(state: State) -> dict[int, list[str]]:
     """The living pods that root made for others: uid → names."""
     found: dict[int, list[str]] = {}
-    for name in state.names("pods"):
-        note = state.read("pods", name)
-        if note and note.get("user") and state.alive(note.get("pause")):
-            found.setdefault(note["user"]["uid"], []).append(name)
+    for note in state.all("pods"):
+        if note.get("user") and state.pod_life(note).kept:
+            found.setdefault(note["user"]["uid"], []).append(note["name"])
     return found
 
 

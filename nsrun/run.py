@@ -11,7 +11,7 @@ import os
 import struct
 from errno import ENOENT, ENOMEM, ESRCH
 
-from nsrun import children, kernel
+from nsrun import children, kernel, life
 from nsrun.errors import KernelError, NsrunError, StepError
 from nsrun.plan import INIT, InitStep
 from nsrun.plan.outside import Launch
@@ -65,12 +65,14 @@ class Run:
         self.values: dict[str, str | int] = {}
         self.ports: list[dict[str, Any]] = []
         self.files: dict[str, dict[str, Any]] = {}  # what lies beside the note
+        self.about: dict[str, Any] = {}  # and beside what the member writes
         self.stdio: tuple[str, str, str] = ("", "", "")
         self.note: dict[str, Any] = {}
         self.directory = ""
         self.pid = self.pidfd = self.monitor_pid = -1
         self.monitor_options: dict[str, Any] = {}
         self.after: list[str] = []
+        self.parent = False  # of a member: a caller of the library
         self.lead = -1  # who waits for us, when we follow a member's end in a door's stead
         self.before_handover: Callable[[], None] = lambda: None
         self.timing: list[tuple[int, float]] = []
@@ -98,8 +100,20 @@ class Run:
     def close(self, *names: str) -> None:
         for name in names or list(self.handles):
             fd = self.handles.pop(name, -1)
-            if fd >= 0:
+            if name.startswith("lock:"):
+                life.let_go(fd)
+            elif fd >= 0:
                 os.close(fd)
+
+    def need_data(self, ident: str) -> None:
+        """The directory of what a member writes is there, and we hold it."""
+        if "lock:data" not in self.handles:
+            self.hold("lock:data", self.state.make_data(ident, self.about))
+
+    def drop_data(self, ident: str) -> None:
+        """Undo: it goes with all that is in it."""
+        if os.path.lexists(self.state.upper(ident)):
+            self.state.remove_directory(self.state.upper(ident))
 
     # ---- the loop --------------------------------------------------------------------------------------
 
@@ -146,7 +160,17 @@ class Run:
                 about = str(error.filename) if error.filename else (step.call() if call != step.call() else "")
                 raise StepError(number, len(steps), call, error.errno or 0, about=about, hint=hint) from None
             raise
+        if self.parent:
+            self._keep()
         self.close()
+
+    def _keep(self) -> None:
+        """We are a member's parent, without a monitor: it is us who keep it, until it is removed."""
+        for name in ("lock:held", "lock:data"):
+            fd = self.handles.pop(name, -1)
+            if fd >= 0:
+                life.own(fd, life.KEEPER)
+        life.children[self.note["name"]] = self.handles.pop("member:pidfd")
 
     def _undo(self, done: list[Step]) -> None:
         import _signal
@@ -207,6 +231,8 @@ class Run:
             clone_flags=step.clone_flags,
             cgroup=self.fd("cgroup:dir"),
             user_fd=self.fd(step.user) if step.user else -1,
+            locks=[self.fd(name) for name in step.locks if name in self.handles],
+            lock_byte=life.KEEPER,
             **extra,
         )
         if self.pidfd >= 0:
@@ -270,9 +296,10 @@ class Run:
             slot,
         ]
         sent = sorted({*keep, *monitor_keep, *stdio, *monitor_stdio, self.fd(step.join), *roles[2:5]} - {-1})
-        request = struct.pack("=4s7i", b"NSD1", self.fd(step.join), *roles)
+        request = struct.pack("=4s7i", b"NSD2", self.fd(step.join), *roles)
         request += struct.pack("=6i", *stdio, *monitor_stdio)
-        for numbers in (sent, keep, monitor_keep):
+        locks = [self.fd(name) for name in step.locks if name in self.handles]
+        for numbers in (sent, keep, monitor_keep, locks):
             request += struct.pack(f"=I{len(numbers)}i", len(numbers), *numbers)
         for strings in (
             ["nsrun-init", str(document), str(channel)],
@@ -287,8 +314,13 @@ class Run:
         self.hold("member:pidfd", self.pidfd), self.hold("monitor:pidfd", monitor)
         self._await_ready()
 
-    def start_door(self, what: str, words: list[str], keep: list[int], path: str) -> None:
-        """Starts nsrun-door with these descriptors in a cgroup of its own; `what` tells its handles apart."""
+    def start_door(
+        self, what: str, words: list[str], keep: list[int], path: str, lock: tuple[int, int] = (-1, 0)
+    ) -> None:
+        """Start nsrun-door with these descriptors in a cgroup of its own; `what` tells its handles apart.
+
+        `lock`: a descriptor, and the byte of it that it locks as long as it lives.
+        """
         from nsrun.host import cgroup
 
         place = cgroup.make(path, {})
@@ -296,7 +328,15 @@ class Run:
             self.hold(f"{what}:cgroup", place)
         null = self.hold(f"{what}:null", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
         program = self.fd("door:program")
-        pid, pidfd, _ = kernel.launch(program, ["nsrun-door", *words], stdio=[null] * 3, keep=keep, cgroup=place)
+        pid, pidfd, _ = kernel.launch(
+            program,
+            ["nsrun-door", *words],
+            stdio=[null] * 3,
+            keep=keep,
+            cgroup=place,
+            locks=[lock[0]] if lock[0] >= 0 else [],
+            lock_byte=lock[1],
+        )
         self.hold(f"{what}:pidfd", pidfd)
         children.started.add(pid)
 
@@ -365,7 +405,13 @@ class Run:
         "parent": "cgroup:parent",
         "listen": "attach:fd",
         "dir": "directory:fd",
+        "held": "lock:held",
+        "data": "lock:data",
     }
+
+    def monitors_pidfd(self) -> int:
+        """The number under which who keeps the member has a pidfd of it."""
+        return self.fd("pidfd:slot") if "pidfd:slot" in self.handles else self.fd("member:pidfd")
 
     def monitor_arguments(self, fds: dict[str, str]) -> tuple[list[str], list[int]]:
         """nsrun-monitor's words and the descriptors that it keeps."""
@@ -392,7 +438,8 @@ class Run:
         ]
         if options.get("status", -1) >= 0:
             keep.append(options["status"])
-        return words + (["--", *self.after] if self.after else []), keep
+        after = self.after + (["--held", f"{self.fd('lock:held')},{self.fd('lock:data')}"] if self.after else [])
+        return words + (["--", *after] if after else []), keep
 
     def hand_over(self, detach: bool) -> None:
         door = "monitor:pidfd" in self.handles
@@ -410,4 +457,7 @@ class Run:
         words, keep = self.monitor_arguments({"pidfd": "member:pidfd"})
         for fd in keep:
             os.set_inheritable(fd, True)
+        for name in ("lock:held", "lock:data"):  # a lock outlives the exec
+            if name in self.handles:
+                life.own(self.fd(name), life.KEEPER)
         kernel.replace_process(self.fd("monitor:fd"), words)

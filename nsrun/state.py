@@ -1,20 +1,22 @@
-"""The notes: what nsrun writes down about pods and members (sweep.py tells how it forgets).
+"""The notes: what nsrun writes down about pods and members, and how it asks which of them live (sweep.py tells how it forgets).
 
-Files are notes, the kernel is the truth.  A note names its *holder*, a process as (pid, start time, boot
-id): the nsrun that is making the thing, then pause (of a pod) or the monitor (of a member).  A pod is there
-as long as pause lives; whatever a note says, it is believed only after the kernel was asked.
+Files are notes, the kernel is the truth.  Whoever keeps a pod or a member holds a record lock on the file `held` beside
+its note (life.py), and nothing else proves that it lives, or that it does not: a pid in a note is for people.
 
-A name is taken by one rename(2), without a lock, and given back under the lock `names`: so who holds the lock and sees that
-what has a name is dead can remove it, and nothing that took the name since.
+A name is taken by one rename(2), without a lock, and given back under the lock `names`, by who can write-lock its `held`:
+so what is removed is nobody's, and nothing that took the name since.
 
-    RUN/pods/NAME/note          RUN/members/NAME/note, config.json, started, log, log.1, exit, stop, attach
-    RUN/tmp/PID.START…/         a claim in the making; renamed into place, so a name is taken by one rename
-    LIB/upper/ID/{upper,work}   what a member wrote over its rootfs
-    LIB/volumes/NAME            named volumes
-    OWNED/UID/NAME.json, .door  of a pod that root made for a user: root writes, she reads
+    RUN/pods/NAME/      held, note, started, ended, removing        (of a pod without root: door, forward.pid, forward.log)
+    RUN/members/NAME/   held, note, config.json, options.json, started, log, log.1, exit, stop, attach
+    RUN/tmp/ID/         a claim in the making, renamed into place; or what is being removed
+    RUN/aside/          broken notes whose name somebody wanted
+    LIB/upper/ID/       held, about, committed, upper, work, volume-N: what a member wrote, with a proof of life of its own
+    LIB/volumes/NAME    named volumes
+    OWNED/UID/NAME.json, .held, .door    of a pod that root made for a user: root writes, the user reads
 
-RUN is /run/nsrun, LIB /var/lib/nsrun, OWNED /run/nsrun-owned; of a user, RUN and LIB are in her XDG directories.  --root DIR
-or NSRUN_ROOT moves all: DIR/run, DIR/lib, DIR/owned; of a user, DIR/users/UID/run and …/lib.
+RUN is /run/nsrun, LIB /var/lib/nsrun, OWNED /run/nsrun-owned.  Of a user, LIB is XDG_DATA_HOME/nsrun and RUN is LIB/run: not
+XDG_RUNTIME_DIR, which is emptied when the user logs out, while pods go on.  --root DIR or NSRUN_ROOT moves all:
+DIR/run, DIR/lib, DIR/owned; of a user, DIR/users/UID/run and …/lib.
 
 Root and each user have notes of their own, and root never reads a user's: what it has to know of an owned pod, it wrote itself.
 """
@@ -22,19 +24,22 @@ Root and each user have notes of their own, and root never reads a user's: what 
 from __future__ import annotations
 
 import os
-from errno import EEXIST, ENOTDIR, ENOTEMPTY
+from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
 
-from nsrun import kernel, notes
-from nsrun.errors import BadInput, UnknownError, UsageError
+from nsrun import kernel, life, notes
+from nsrun.errors import BadInput, BrokenNote, UnknownError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from nsrun.life import Life
+
     Note = dict[str, Any]
 
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+FILES = ("note", "config.json", "options.json")
 
 
 def check_name(name: str, what: str) -> str:
@@ -75,49 +80,6 @@ def _quietly(remove: Callable[..., None], name: str, fd: int) -> None:
         return
 
 
-#: What a note must hold to be one; anything else in its place is swept.
-REQUIRED = {
-    "pods": ("id", "name", "holder", "created", "owner", "hostname", "network", "labels", "cgroup"),
-    "members": (
-        "id",
-        "name",
-        "holder",
-        "pod",
-        "pod_id",
-        "created",
-        "command",
-        "rootfs",
-        "cgroup",
-        "shares_pid",
-        "stop_signal",
-        "restart",
-        "restarts",
-        "rm",
-    ),
-}
-
-
-PROCESS = {"pods": "pause", "members": "process"}
-
-
-def _runtime_directory(uid: int) -> str:
-    """XDG_RUNTIME_DIR, or where it would be; without a login session, a directory in /tmp that must be the user's own."""
-    named = os.environ.get("XDG_RUNTIME_DIR")
-    if named:
-        return named
-    if os.path.isdir(f"/run/user/{uid}"):
-        return f"/run/user/{uid}"
-    path = f"/tmp/nsrun-{uid}"
-    try:
-        st = os.lstat(path)
-    except FileNotFoundError:
-        os.mkdir(path, 0o700)
-        return path
-    if st.st_uid != uid or st.st_mode & 0o170077 != 0o040000:
-        raise BadInput(f"{path} is not a directory of yours alone", hint="remove it, or set XDG_RUNTIME_DIR")
-    return path
-
-
 def allow(path: str, uid: int) -> None:
     """Lets one user read and enter a directory of root's, and nobody else: acl(5), a group would hold others.
 
@@ -131,10 +93,42 @@ def allow(path: str, uid: int) -> None:
     os.setxattr(path, "system.posix_acl_access", data)
 
 
+def own_proc() -> None:
+    """BadInput: /proc is not of this process's own PID namespace: a pid that it tells would be a stranger's here."""
+    try:
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            text = file.read(4096)
+    except OSError as error:
+        raise BadInput(
+            f"/proc: {error.strerror}: nsrun needs it", hint="mount -t proc proc /proc", errno=error.errno or 0
+        ) from None
+    # a number for each PID namespace from that of the procfs down to ours: proc_pid_status(5)
+    if len(text.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()) > 1:
+        raise BadInput(
+            "/proc shows another PID namespace than the one that this process is in: its pids would be strangers' here",
+            hint="unshare --mount-proc; or: mount -t proc proc /proc",
+        )
+
+
+def make_directory(path: str) -> None:
+    """Make a directory, and those above it that are missing, each with mode 0700 whatever the umask is."""
+    if os.path.isdir(path):
+        return
+    make_directory(os.path.dirname(path))
+    try:
+        os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+
+
 class State:
     """The notes below one root directory."""
 
     def __init__(self, root: str = "") -> None:
+        """BadInput: /proc can't be relied on here."""
+        own_proc()
         root = root or os.environ.get("NSRUN_ROOT", "")
         self.uid = os.geteuid()  # whose notes these are; a process that has entered a user namespace is 0 of it
         if root:
@@ -145,9 +139,10 @@ class State:
             self.run, self.lib, owned = "/run/nsrun", "/var/lib/nsrun", "/run/nsrun-owned"
             if self.uid:
                 data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-                self.run, self.lib = f"{_runtime_directory(self.uid)}/nsrun", f"{data}/nsrun"
+                self.run, self.lib = f"{data}/nsrun/run", f"{data}/nsrun"
         self.owned = f"{owned}/{self.uid}" if self.uid else owned
         self.root = root
+        self.broken: dict[str, str] = {}  # notes that could not be read, and why
         self._boot = ""
 
     @property
@@ -165,6 +160,7 @@ class State:
     # ---- reading -------------------------------------------------------------------------------------
 
     def names(self, kind: str) -> list[str]:
+        """The names that are taken.  OSError: the directory can't be read, which is no absence."""
         try:
             found = set(os.listdir(f"{self.run}/{kind}"))
         except FileNotFoundError:
@@ -177,26 +173,44 @@ class State:
         """The living pods that root made for this user."""
         try:
             files = os.listdir(self.owned)
-        except OSError:  # none, or not hers to see
+        except (FileNotFoundError, PermissionError):  # none, or made by another
             return []
         found = [file[:-5] for file in files if file.endswith(".json")]
-        return [name for name in found if self.alive((self.read("pods", name) or {}).get("pause"))]
+        return [name for name in found if life.ask(f"{self.owned}/{name}.held").alive]
 
     def read(self, kind: str, name: str, file: str = "note") -> Note | None:
-        note = self._load(self.path(kind, name, file), kind if file == "note" else "")
-        if note is None and kind == "pods" and self.uid and file == "note":
-            note = self._load(f"{self.owned}/{name}.json", kind)
-        return note
+        """A note; None when there is none.  BrokenNote: there is one, and it can't be read or believed."""
+        found = self._load(self.path(kind, name, file), kind if file == "note" else file)
+        if found is None and kind == "pods" and self.uid and file == "note":
+            found = self._load(f"{self.owned}/{name}.json", kind)
+        if found and file == "note" and found["name"] != name:
+            raise BrokenNote(self.path(kind, name), f"it is the note of {found['name']!r}")
+        return found
 
-    def _load(self, path: str, kind: str) -> Note | None:
+    def _load(self, path: str, shape: str) -> Note | None:
         try:
-            with open(path, "rb", buffering=0) as file:  # half the time of a text file, and there may be hundreds
-                note = notes.loads(file.readall().decode())
-        except (OSError, ValueError):
+            data = _read_bounded(path)
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR):
+                return None
+            raise BrokenNote(path, f"it can't be read: {os.strerror(error.errno or 0)}", error.errno or 0) from None
+        try:
+            return notes.decode(data, shape)
+        except ValueError as error:
+            raise BrokenNote(path, str(error)) from None
+
+    def try_read(self, kind: str, name: str, file: str = "note") -> Note | None:
+        """The same, for lists: a broken one is left out, and put down in `broken`."""
+        try:
+            return self.read(kind, name, file)
+        except BrokenNote as error:
+            self.broken[error.path] = error.why
             return None
-        if not isinstance(note, dict) or (kind and not all(key in note for key in REQUIRED[kind])):
-            return None
-        return note
+
+    def all(self, kind: str) -> list[Note]:
+        """Every note that can be read."""
+        found = (self.try_read(kind, name) for name in self.names(kind))
+        return [note for note in found if note]
 
     def door(self, note: Note) -> str:
         """The socket through which the owner of this pod starts something in its cgroup (csrc/door.c)."""
@@ -205,57 +219,106 @@ class State:
         own = self.path("pods", note["name"], "door")
         return own if os.path.exists(own) else f"{self.owned}/{note['name']}.door"
 
-    def alive(self, holder: Any) -> bool:
-        """Is this [pid, start time, boot id] a live process?"""
+    # ---- what lives ----------------------------------------------------------------------------------
+
+    def held(self, kind: str, name: str) -> str:
+        """The file whose locks prove that it lives."""
+        own = self.path(kind, name, life.HELD)
+        if kind == "pods" and self.uid and not os.path.isdir(self.path(kind, name)):
+            return f"{self.owned}/{name}.held"
+        return own
+
+    def life(self, kind: str, name: str) -> Life:
+        """Who keeps it.  OSError: it can't be asked, which is no death."""
+        return life.ask(self.held(kind, name))
+
+    def look(self, kind: str, name: str) -> tuple[Note | None, Life]:
+        """The note of a thing, and its life: of the same thing, whoever takes its name meanwhile.  BrokenNote."""
+        for _ in range(100):
+            now = self.life(kind, name)
+            note = self.read(kind, name)
+            if life.identity(self.held(kind, name)) == now.file:
+                break
+        if note and kind == "pods" and not self.uid and note.get("user") and now.holder is None and not now.alive:
+            # its nsrun-hold was killed: the owner's pause may go on without what root lent it
+            now.keeper = life.ask(f"{self.owned}/{note['user']['uid']}/{name}.held").keeper
+        return note, now
+
+    def pod_life(self, note: Note) -> Life:
+        """The life of the pod of this note; nobody's when another pod has its name."""
+        now, found = self.look("pods", note["name"])
+        return found if now and now["id"] == note["id"] else life.Life(None)
+
+    def process(self, note: Note) -> tuple[int, int]:
+        """(pidfd, pid) of a member's first process; (-1, 0) when it has ended, or is not there yet.
+
+        Its monitor has a pidfd of it.  When the monitor was killed, the note's pid counts if its start time, boot and PID
+        namespace fit; that they do not proves nothing.  BadInput: it lives, and is not visible from here.
+        """
+        now, found = self.look("members", note["name"])
+        if now is None or now["id"] != note["id"] or "process" not in now:
+            return -1, 0
+        if found.keeper is not None:
+            if found.keeper == os.getpid() and now["name"] in life.children:
+                return os.dup(life.children[now["name"]]), int(now["process"][0])
+            return life.open_held(_visible(found.keeper, f"member {note['name']!r}"), now.get("pidfd", -1))
+        fd = kernel.pidfd_of(now["process"][0]) if self._noted(now["process"]) else -1
+        if fd >= 0 and not self._noted(now["process"]):
+            os.close(fd)
+            fd = -1
+        return (fd, int(now["process"][0])) if fd >= 0 else (-1, 0)
+
+    def pause(self, note: Note) -> tuple[int, int]:
+        """(pidfd, pid) of a pod's pause; (-1, 0) when it has ended.  BadInput: it lives, and is not visible from here."""
+        now, found = self.look("pods", note["name"])
+        if now is None or now["id"] != note["id"]:
+            return -1, 0
+        what = f"pod {note['name']!r}"
+        if found.holder is not None:  # of an owned pod, root believes only what its own nsrun-hold has
+            return life.open_held(_visible(found.holder, what), now.get("pause_fd", -1))
+        if found.keeper is None:
+            return -1, 0
+        file = self.held("pods", note["name"])
+        if note.get("user") and not self.uid:
+            file = f"{self.owned}/{note['user']['uid']}/{note['name']}.held"
+        fd = life.open_pid(_visible(found.keeper, what), file, life.KEEPER)
+        return (fd, found.keeper) if fd >= 0 else (-1, 0)
+
+    def _noted(self, process: Any) -> bool:
+        """Is a noted [pid, start time, boot id, PID namespace] surely alive?"""
         try:
-            pid, start, boot = holder
+            pid, start, boot, namespace = process
         except (TypeError, ValueError):
             return False
-        return bool(boot == self.boot and start > 0 and kernel.process_start(pid) == start)
+        here = boot == self.boot and namespace == kernel.pid_namespace()
+        return bool(here and start > 0 and kernel.process_start(pid) == start)
 
-    def look(self, kind: str, name: str) -> tuple[Note | None, bool]:
-        """The note, and whether a process of it lives.
-
-        Who makes something notes down who keeps it from now on, and ends: that a holder is dead counts only if the note is
-        still the same afterwards.
-        """
-        note = self.read(kind, name)
-        while note and not self.alive(note.get("holder")) and not self.alive(note.get(PROCESS[kind])):
-            again = self.read(kind, name)
-            if again == note:
-                return note, False
-            note = again
-        return note, note is not None
-
-    def myself(self) -> list[Any]:
-        pid = os.getpid()
-        return [pid, kernel.process_start(pid), self.boot]
+    def identify(self, pid: int) -> list[Any]:
+        """What a note says of a process, for people and for the case that its monitor is killed."""
+        return [pid, kernel.process_start(pid), self.boot, kernel.pid_namespace()]
 
     def pod(self, name: str) -> Note:
-        """The note of a pod whose pause lives; UnknownError lists the pods there are."""
-        note = self.read("pods", name) if NAME_CHARS.issuperset(name) and name else None
-        if note and note.get("pause") and self.alive(note["pause"]):
+        """The note of a pod whose pause lives; UnknownError lists the pods there are.  BrokenNote."""
+        note, now = self.look("pods", name) if NAME_CHARS.issuperset(name) and name else (None, None)
+        if note and now and now.kept and "pause" in note:
             return note
-        live = [n for n in self.names("pods") if self._pod_alive(n)]
+        live = [n for n in self.names("pods") if self.life("pods", n).kept]
         known = "known pods: " + ", ".join(live) if live else "there are no pods"
         known += " of yours; for root's: sudo nsrun" if self.uid else ""
+        if note and now and now.maker is not None:
+            raise UnknownError(f"pod {name!r} is being made", hint=f"try again in a moment; {known}")
         if note:
             raise UnknownError(f"pod {name!r} is dead: its PID 1 has ended", hint=f"{known}; nsrun pod create {name}")
         raise UnknownError(f"no pod {name!r}", hint=f"{known}; nsrun pod create makes one")
 
-    def _pod_alive(self, name: str) -> bool:
-        note = self.read("pods", name)
-        return bool(note and note.get("pause") and self.alive(note["pause"]))
-
     def member(self, name: str) -> Note:
-        """The note of a member, whatever its state; UnknownError lists the members there are."""
+        """The note of a member, whatever its state; UnknownError lists the members there are.  BrokenNote."""
         note = self.read("members", name) if NAME_CHARS.issuperset(name) and name else None
         if note:
             return note
-        for other in self.names("members"):  # an unambiguous id will do
-            note = self.read("members", other)
-            if note and len(name) >= 4 and note["id"].startswith(name):
-                return note
+        for found in self.all("members"):  # an unambiguous id will do
+            if len(name) >= 4 and found["id"].startswith(name):
+                return found
         known = ", ".join(self.names("members"))
         raise UnknownError(
             f"no member {name!r}",
@@ -263,80 +326,154 @@ class State:
         )
 
     def member_status(self, note: Note) -> tuple[str, int | None]:
-        """(created|running|stopping|stopped|lost, exit status): asked from the kernel, not from the note."""
+        """(created|running|stopping|stopped|lost, exit status): asked from the kernel, not from the note.
+
+        lost: nobody keeps it, and nobody saw how it ended.
+        """
         name = note["name"]
         code = self.exit_of(name)
         if code is not None:
             return "stopped", code[0]
-        if note.get("process") and self.alive(note["process"]):
-            return ("stopping" if os.path.exists(self.path("members", name, "stop")) else "running"), None
-        if self.alive(note["holder"]):
-            # the monitor is about to write `exit`, or nsrun about to start the process
-            return ("stopping" if note.get("process") else "created"), None
+        now, found = self.look("members", name)
+        if now and now["id"] == note["id"]:
+            note = now
+        if found.kept and note.get("process"):
+            ending = self.marked("members", name, "stop") or (found.keeper and self._has_ended(note))
+            return ("stopping" if ending else "running"), None
+        if found.alive:
+            return "created", None
         code = self.exit_of(name)
         if code:
             return "stopped", code[0]
-        now = self.read("members", name)
-        if now and now["id"] == note["id"] and now["holder"] != note["holder"]:
-            return self.member_status(now)  # see look()
+        if note.get("process") and self._noted(note["process"]):  # its monitor was killed
+            return ("stopping" if self.marked("members", name, "stop") else "running"), None
         return "lost", None
+
+    def _has_ended(self, note: Note) -> bool:
+        """Its keeper lives, and is about to write `exit`."""
+        fd, _ = self.process(note)
+        if fd >= 0:
+            os.close(fd)
+        return fd < 0
 
     def exit_of(self, name: str) -> tuple[int, str, bool] | None:
         """What the monitor recorded: (exit status, time, was it killed for memory)."""
         try:
-            with open(self.path("members", name, "exit"), "rb", buffering=0) as file:
-                code, when, *oom = file.readall().decode().split()
+            words = _read_bounded(self.path("members", name, "exit"), 4096).decode("ascii").split()
+            code, when, *oom = words
             return int(code), when, bool(oom)
         except (OSError, ValueError):
             return None
 
+    def renew_exit(self, name: str) -> None:
+        """A member begins once more: the room of its last exit status is the room of the next."""
+        path = self.path("members", name, "exit.tmp")
+        try:
+            os.rename(self.path("members", name, "exit"), path)
+        except FileNotFoundError:
+            return
+        _fill(path, os.O_WRONLY)
+
+    def record_exit(self, name: str, line: str) -> None:
+        """What the monitor would have written."""
+        path = self.path("members", name, "exit.tmp")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, f"{line}\n".encode())
+        finally:
+            os.close(fd)
+        os.rename(path, self.path("members", name, "exit"))
+
     # ---- writing -------------------------------------------------------------------------------------
 
-    def _make_dirs(self, *kinds: str) -> None:
-        for base, parts in ((self.run, kinds), (self.lib, ("upper",))):
-            for part in parts:
-                os.makedirs(f"{base}/{part}", 0o700, exist_ok=True)
-            os.chmod(base, 0o700)
+    def prepare(self) -> None:
+        """Make what is missing of RUN."""
+        for part in ("pods", "members", "tmp"):
+            make_directory(f"{self.run}/{part}")
+        os.chmod(self.run, 0o700)
 
-    def claim(self, kind: str, name: str, note: Note, files: dict[str, Note]) -> str:
-        """Takes the name by one rename(2); BadInput when somebody living has it.  Gives the directory.
+    def _new(self, parent: str, make_parent: Callable[[], None]) -> tuple[str, int]:
+        """A new directory of a random name with a `held` that we hold: (its path, the descriptor)."""
+        for _ in range(100):
+            path = f"{parent}/{new_id()}"
+            fd = self._new_at(path, make_parent)
+            if fd >= 0:
+                return path, fd
+        raise BadInput(f"{parent}: what is made there is removed again and again")
 
-        `files` lie beside the note, and go with it.
+    def _new_at(self, path: str, make_parent: Callable[[], None]) -> int:
+        """-1: a sweep came between: the directory was empty, and nobody's."""
+        try:
+            try:
+                os.mkdir(path, 0o700)
+            except FileNotFoundError:
+                make_parent()
+                os.mkdir(path, 0o700)
+            os.chmod(path, 0o700)
+            return life.create(f"{path}/{life.HELD}")
+        except FileNotFoundError:
+            return -1
+
+    def claim(self, kind: str, name: str, note: Note, files: dict[str, Note]) -> tuple[str, int]:
+        """Take the name by one rename(2); return (the directory, the descriptor of its `held`, which we hold).
+
+        `files` lie beside the note, and go with it.  BadInput: somebody living has the name.
         """
         what = kind[:-1]
-        holder = self.myself()
-        note = {**note, "holder": holder}
-        tmp = f"{self.run}/tmp/{holder[0]}.{holder[1]}.{new_id()}"
         target = self.path(kind, name)
+        tmp, fd = self._new(f"{self.run}/tmp", self.prepare)
         try:
-            os.mkdir(tmp, 0o700)
-        except FileNotFoundError:
-            self._make_dirs("pods", "members", "tmp")
-            os.mkdir(tmp, 0o700)
-        self._write(f"{tmp}/note", note)
-        for file, content in files.items():
-            self._write(f"{tmp}/{file}", content)
-        for attempt in (1, 2):
-            try:
-                os.rename(tmp, target)
-                return target
-            except OSError as error:
-                if error.errno not in (EEXIST, ENOTEMPTY, ENOTDIR):
-                    remove_tree(tmp)
-                    raise
-                if attempt == 1:
-                    from nsrun.sweep import Sweeper
+            self._write(f"{tmp}/note", note)
+            for file, content in files.items():
+                self._write(f"{tmp}/{file}", content)
+            if kind == "members":
+                _fill(f"{tmp}/exit.tmp")
+            for attempt in (1, 2):
+                try:
+                    os.rename(tmp, target)
+                    return target, fd
+                except OSError as error:
+                    if error.errno == ENOENT and attempt == 1:
+                        self.prepare()
+                        continue
+                    if error.errno not in (EEXIST, ENOTEMPTY, ENOTDIR):
+                        raise
+                    if attempt == 1:
+                        from nsrun.sweep import Sweeper
 
-                    Sweeper(self).one(kind, name)
+                        Sweeper(self).give_way(kind, name)
+        except BaseException:
+            life.let_go(fd)
+            remove_tree(tmp)
+            raise
+        life.let_go(fd)
         remove_tree(tmp)
         verb = "pod rm -f" if kind == "pods" else "rm -f"
         raise BadInput(f"{what} name {name!r} is taken", hint=f"choose another name, or: nsrun {verb} {name}")
+
+    def make_data(self, ident: str, about: Note) -> int:
+        """The directory of what a member will write, with a proof of life of its own; return the descriptor of its `held`."""
+        for _ in range(100):
+            fd = self._new_at(self.upper(ident), lambda: make_directory(f"{self.lib}/upper"))
+            if fd >= 0:
+                self._write(f"{self.upper(ident)}/about", about)
+                return fd
+        raise BadInput(f"{self.upper(ident)} is removed again and again")
+
+    def about(self, ident: str) -> Note | None:
+        """What stands beside the data of a member; None when it is gone.  BrokenNote."""
+        return self._load(f"{self.upper(ident)}/about", "about")
+
+    def commit_data(self, ident: str) -> None:
+        """From now on only its user's word removes what this member has written."""
+        path = f"{self.upper(ident)}/committed"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
     def _write(self, path: str, note: Note, mode: int = 0o600) -> None:
         fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             os.fchmod(fd, mode)  # whatever the umask
-            data = notes.dumps(note).encode() + b"\n"
+            data = notes.encode(note)
             while data:
                 data = data[os.write(fd, data) :]
         finally:
@@ -346,16 +483,32 @@ class State:
     def save(self, kind: str, name: str, note: Note, file: str = "note") -> None:
         self._write(self.path(kind, name, file), note)
 
-    def give_back(self, kind: str, name: str) -> None:
-        """Undoes a claim of ours."""
-        lock = self.lock("names")
-        try:
-            remove_tree(self.path(kind, name))
-        finally:
-            os.close(lock)
+    def mark(self, kind: str, name: str, file: str) -> None:
+        """Make an empty file beside a note: `started`, `stop`, `removing`, `ended`.  FileNotFoundError: the thing is gone."""
+        path = self.path(kind, name, file)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+    def marked(self, kind: str, name: str, file: str) -> bool:
+        return os.path.exists(self.path(kind, name, file))
+
+    def remove_directory(self, path: str) -> bool:
+        """Remove a directory with a `held`, and all that is in it, if nobody holds it; return whether it is gone."""
+        with life.Removal(f"{path}/{life.HELD}") as ours:
+            if not ours:
+                return False
+            if path.startswith(f"{self.run}/"):  # the name is free at once, however much there is
+                gone = f"{self.run}/tmp/{new_id()}"
+                try:
+                    os.rename(path, gone)
+                except FileNotFoundError:
+                    return True
+                remove_tree(gone)
+            else:
+                self.remove_written(path)
+        return True
 
     def remove_written(self, path: str) -> None:
-        """Removes a tree that members wrote; of a user, it holds files of ids that are hers only in a user namespace."""
+        """Remove a tree that members wrote; of a user, it holds files of ids that are the user's only in a user namespace."""
         remove_tree(path)
         if self.uid and os.geteuid() and os.path.lexists(path):
             from nsrun import userns
@@ -363,18 +516,30 @@ class State:
             userns.call(self, "_remove", path)
 
     def make_owned(self, uid: int) -> None:
-        """Root: the directory in which a user finds what root made for her; she reads it, nobody else does, nobody writes."""
+        """Root: the directory in which a user finds what root made for them; they read it, nobody else does, nobody writes."""
         path = f"{self.owned}/{uid}"
         os.makedirs(self.owned, 0o711, exist_ok=True)
         os.chmod(self.owned, 0o711)
         os.makedirs(path, 0o700, exist_ok=True)
         allow(path, uid)  # also when it is there: who made it may have been killed before this
-        if self.root:  # elsewhere the XDG directories are hers already
+        if self.root:  # elsewhere the XDG directories are the user's already
             users = f"{self.root}/users"
             os.makedirs(users, 0o711, exist_ok=True)
             os.chmod(users, 0o711)
             os.makedirs(f"{users}/{uid}", 0o700, exist_ok=True)
             os.chown(f"{users}/{uid}", uid, -1)
+
+    def make_shown(self, uid: int, name: str) -> int:
+        """Root: the file by whose locks the owner of a pod knows that it lives; return its descriptor, which we hold."""
+        self.make_owned(uid)
+        path = f"{self.owned}/{uid}/{name}.held"
+        try:
+            os.unlink(path)  # of a pod of this name that has ended
+        except FileNotFoundError:
+            pass
+        fd = life.create(path)
+        os.fchmod(fd, 0o644)
+        return fd
 
     def show(self, note: Note) -> None:
         """Root: the owner of a pod gets to read its note."""
@@ -383,7 +548,8 @@ class State:
     def disown(self, note: Note) -> None:
         """Root: what the owner of a pod was shown goes."""
         if note.get("user") and not self.uid:
-            for path in (f"{self.owned}/{note['user']['uid']}/{note['name']}.json", self.door(note)):
+            shown = f"{self.owned}/{note['user']['uid']}/{note['name']}"
+            for path in (f"{shown}.json", f"{shown}.held", self.door(note)):
                 try:
                     os.unlink(path)
                 except FileNotFoundError:
@@ -396,7 +562,41 @@ class State:
         try:
             fd = os.open(f"{self.run}/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
-            self._make_dirs("pods", "members", "tmp")
+            self.prepare()
             return self.lock(name)
         fcntl.flock(fd, fcntl.LOCK_EX)
         return fd
+
+
+def _visible(pid: int, what: str) -> int:
+    if pid:
+        return pid
+    raise BadInput(
+        f"{what} lives, but this command runs in a PID namespace from which it is not visible",
+        hint="run it in the machine's own PID namespace: sudo nsenter --target 1 --all, or outside of the container",
+    )
+
+
+def _read_bounded(path: str, size: int = notes.MAX_BYTES) -> bytes:
+    """A regular file of at most so many bytes.  OSError EFBIG, EINVAL for anything else there: a FIFO would hang us."""
+    from errno import EFBIG, EINVAL
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        st = os.fstat(fd)
+        if st.st_mode & 0o170000 != 0o100000:
+            raise OSError(EINVAL, "it is no regular file", path)
+        if st.st_size > size:
+            raise OSError(EFBIG, "it is too large", path)
+        return os.read(fd, size)
+    finally:
+        os.close(fd)
+
+
+def _fill(path: str, flags: int = os.O_WRONLY | os.O_CREAT | os.O_EXCL) -> None:
+    """A file with room for a line, to be overwritten when the disk is full."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, b" " * 95 + b"\n")
+    finally:
+        os.close(fd)

@@ -1,190 +1,326 @@
-"""How nsrun forgets: what a crash, a kill -9 or a reboot left behind is found, and removed, by the next command.
+"""How nsrun forgets: what a crash or a kill -9 left behind is found, and removed, by the next command.
 
 The kernel collects by itself what a descriptor or a process holds: namespaces, mounts, ports, the table.  It keeps what has a
-name: a cgroup directory, a note, what a member wrote, an idle bridge.  Each of these belongs to a note (state.py), and a note
-whose processes are dead is stale.
+name: a cgroup directory, a note, what a member wrote, an idle bridge.
+
+Three rules.  Only what nobody holds is touched (life.py), and what can't be asked or read is left as it is.  What was never
+finished goes altogether; of a pod that had begun, the kernel's things go and the story stays: notes, logs, exit statuses and
+data, until `pod rm`, `pod prune` or the next pod of its name.  A sweep follows a command that is done: whatever it meets, it
+goes on, and the command's exit status stays.
 """
 
 from __future__ import annotations
 
 import os
 
-from nsrun import kernel
-from nsrun.state import State, remove_tree
+from nsrun import life
+from nsrun.errors import BrokenNote, NsrunError
+from nsrun.state import State, new_id, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nsrun.state import Note
 
 
 class Sweeper:
-    """Removes the notes of what has died, and what they stand for; `removed` names it, for people."""
+    """Removes what died; `removed` names it, and `troubles` what was in the way, for people."""
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.removed: list[str] = []
-
-    def one(self, kind: str, name: str) -> None:
-        if kind == "pods":
-            self._pod(name)
-        else:
-            self._member(name)
+        self.troubles: list[str] = []
 
     def all(self) -> list[str]:
-        """Sweeps everything below this root; gives what was removed, for people."""
+        """Sweep everything below this root; return what was removed, for people."""
         state = self.state
-        living = set()
-        for name in state.names("pods"):
-            if note := self._pod(name):
-                living.add(note["id"])
-        uppers = self._uppers()  # before the notes: a member that is being made has its note first
-        for name in state.names("members"):
-            note = state.read("members", name)
-            if note:
-                uppers.discard(note["id"])
-            if not (note and note["pod_id"] in living and os.path.exists(state.path("members", name, "exit"))):
-                self._member(name)  # else it has ended in a living pod, like most that there are: kept until `nsrun rm`
-        for ident in uppers:
-            state.remove_written(state.upper(ident))
-            self.removed.append(f"upper {ident}")
-        for entry in state.names("tmp"):
-            pid, _, rest = entry.partition(".")
-            start = rest.partition(".")[0]
-            if not (pid.isdigit() and start.isdigit() and kernel.process_start(int(pid)) == int(start)):
-                remove_tree(f"{state.run}/tmp/{entry}")
-                self.removed.append(f"claim {entry}")
-        died = any(line.startswith("pod ") for line in self.removed)
-        if died or not state.names("pods"):
-            from nsrun.host import cgroup
-
-            cgroup.remove_empty(state)
+        buried = False
+        for name in self._names("pods"):
+            buried = self._try(f"pod {name}", self._pod, name) or buried
+        for name in self._names("members"):
+            self._try(f"member {name}", self._member, name)
+        for ident in self._entries(f"{state.lib}/upper"):
+            self._try(f"upper {ident}", self._data, ident)
+        for entry in self._names("tmp"):
+            self._try(f"claim {entry}", self._claim, entry)
+        living = self._living_pods()
+        if buried or not living:
+            self._try("cgroups", self._base)
         if not state.uid and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0"):
-            from nsrun.host import net
-
-            pods = (state.read("pods", name) for name in state.names("pods")) if died else ()
-            known = {note["network"].get("veth", "") for note in pods if note}
-            net.remove_idle_bridge(state, known, 0.5 if died else 0.0)
+            self._try("bridge", self._bridge, living, buried)
         return self.removed
 
-    def _uppers(self) -> set[str]:
+    def _try(self, what: str, action: Callable[..., object], *args: object) -> bool:
         try:
-            return set(os.listdir(f"{self.state.lib}/upper"))
+            return bool(action(*args))
+        except BrokenNote as error:
+            self.state.broken[error.path] = error.why
+        except (OSError, NsrunError) as error:
+            self.troubles.append(f"{what}: {str(error).partition(chr(10))[0]}")
+        return False
+
+    def _entries(self, path: str) -> list[str]:
+        try:
+            return sorted(os.listdir(path))
         except FileNotFoundError:
-            return set()
+            return []
+        except OSError as error:
+            self.troubles.append(f"{path}: {error.strerror}")
+            return []
 
-    def _pod(self, name: str) -> Note | None:
-        """Gives its note if it lives."""
-        state = self.state
-        note, alive = state.look("pods", name)
-        if alive:
-            return note
-        lock = state.lock("names")
-        try:
-            note, alive = state.look("pods", name)  # somebody else may have swept it, and the name may be another's
-            if alive:
-                return note
-            self._forget_pod(name, note)
-        finally:
-            os.close(lock)
-        return None
+    def _names(self, kind: str) -> list[str]:
+        return self._entries(f"{self.state.run}/{kind}")
 
-    def _forget_pod(self, name: str, note: Note | None) -> None:
-        """With the lock."""
+    def _living_pods(self) -> list[Note]:
         state = self.state
-        if note is None:
-            if _remove_broken(state, "pods", name):
-                self.removed.append(f"pod {name}")
-            return
+        notes = (
+            state.try_read("pods", name) for name in self._names("pods") if not state.marked("pods", name, "ended")
+        )
+        return [note for note in notes if note]
+
+    def _base(self) -> None:
         from nsrun.host import cgroup
 
-        for other in state.names("members"):
-            member = state.read("members", other)
-            if member and member["pod_id"] == note["id"]:
-                self._forget_member(other, pod_dead=True)
+        cgroup.remove_empty(self.state)
+
+    def _bridge(self, living: list[Note], buried: bool) -> None:
+        from nsrun.host import net
+
+        known = {note["network"].get("veth", "") for note in living if note}
+        net.remove_idle_bridge(self.state, known, 0.5 if buried else 0.0)
+
+    # ---- pods ------------------------------------------------------------------------------------------
+
+    def _pod(self, name: str) -> bool:
+        """Bury or forget a pod that nobody keeps; True when there was something to do."""
+        state = self.state
+        if state.marked("pods", name, "ended"):
+            return False
+        _, now = state.look("pods", name)  # BrokenNote: nothing is concluded from it
+        if now.alive or now.file is None:
+            return False
+        began = state.marked("pods", name, "started")
+        with _names_lock(state):
+            note, now = state.look("pods", name)  # somebody else may have swept it, and the name may be another's
+            if now.alive or now.file is None:
+                return False
+            if not began:
+                return self._forget_pod(name, note)
+            if note:
+                self._release(note)
+                state.mark("pods", name, "ended")
+        return True
+
+    def _release(self, note: Note) -> None:
+        """What the kernel has of a pod that ended, and what was shown of it, goes; its story stays."""
+        from nsrun.host import cgroup
+
+        state = self.state
         if note["network"].get("veth") and not state.uid:
             from nsrun.host import net
 
             net.forget_pod(note)
-        cgroup.remove(note.get("cgroup", ""))
-        if note.get("user") and note.get("cgroup") and not state.uid:
-            cgroup.remove(f"{note['cgroup']}.hold")
-        ours = os.path.isdir(state.path("pods", name))  # what root wrote for an owner is root's to remove
-        if state.uid and ours:
-            cgroup.remove_member(note["cgroup"])
-        state.disown(note)
+        if note.get("user") and note["cgroup"] and not state.uid:
+            cgroup.remove(f"{note['cgroup']}.hold", kill=True)
+        cgroup.remove(note["cgroup"], kill=bool(note.get("user")) and not state.uid)
         if state.uid:
+            cgroup.remove_member(note["cgroup"])
             from nsrun.host import forward
 
-            if state.alive(note.get("forward")):
-                forward.end(note["forward"])
-            else:
-                forward.end_unnoted(state.path("pods", name))
-        if ours:
-            remove_tree(state.path("pods", name))
-            self.removed.append(f"pod {name}")
+            forward.end_of(state.path("pods", note["name"]))
+        state.disown(note)
 
-    def _member(self, name: str) -> None:
-        if self._stale(name):
-            lock = self.state.lock("names")
-            try:
-                self._forget_member(name)
-            finally:
-                os.close(lock)
-
-    def _stale(self, name: str, pod_dead: bool = False) -> bool:
-        """A member goes with its pod (unless it does not share the PID namespace and lives on), or when it never began."""
+    def _forget_pod(self, name: str, note: Note | None) -> bool:
+        """With the lock `names`: a pod that nobody keeps goes, and its members with it."""
         state = self.state
-        note, alive = state.look("members", name)
-        if note is None or alive:
-            return note is None
-        began = os.path.exists(state.path("members", name, "started")) or state.exit_of(name)
-        if not note.get("process") or not began or pod_dead:
-            return True
-        pod, alive = state.look("pods", note["pod"])
-        kept = pod and alive and pod["id"] == note["pod_id"]  # stopped or lost in a living pod: until `nsrun rm`
-        return not kept
-
-    def _forget_member(self, name: str, pod_dead: bool = False) -> None:
-        """With the lock."""
-        if not self._stale(name, pod_dead):
-            return
-        note = self.state.read("members", name)
         if note:
-            _remove_member(self.state, note, True)
-        elif not _remove_broken(self.state, "members", name):
-            return
-        self.removed.append(f"member {name}")
+            self._release(note)
+            for member in state.all("members"):
+                if member["pod_id"] == note["id"]:
+                    self._forget_member(member)
+        if not state.remove_directory(state.path("pods", name)):
+            return False
+        self.removed.append(f"pod {name}")
+        return True
+
+    def forget_pod(self, note: Note) -> bool:
+        """Remove a pod that has ended, and its members with all that they wrote: its user asked.  False: somebody keeps it."""
+        with _names_lock(self.state):
+            now = self.state.read("pods", note["name"])
+            if now is None or now["id"] != note["id"]:
+                return True
+            return self._forget_pod(note["name"], note)
+
+    def give_way(self, kind: str, name: str) -> None:
+        """Somebody wants this name: what is dead of it goes, and a broken note is set aside."""
+        state = self.state
+        with _names_lock(state):
+            try:
+                note, now = state.look(kind, name)
+            except BrokenNote:
+                self._set_aside(kind, name)
+                return
+            if now.alive:
+                return
+            if note is None:
+                self._set_aside(kind, name)
+            elif kind == "pods":
+                self._forget_pod(name, note)
+            elif not self._began(note) or self._superseded(note):
+                self._forget_member(note)
+
+    # ---- members ---------------------------------------------------------------------------------------
+
+    def _began(self, note: Note) -> bool:
+        """Had it been started?  Then it is its user's to remove."""
+        state, name = self.state, note["name"]
+        began = state.marked("members", name, "started") or state.marked("members", name, "exit")
+        return "process" in note and began
+
+    def _superseded(self, note: Note) -> bool:
+        """Has another pod the name of the one in which it ended?"""
+        pod, now = self.state.look("pods", note["pod"])
+        return (
+            pod is not None
+            and now.kept
+            and pod["id"] != note["pod_id"]
+            and self.state.member_status(note)[0] != "running"
+        )
+
+    def _member(self, name: str) -> bool:
+        """A member that nobody keeps goes when it never began, or was to go when it ended (--rm)."""
+        state = self.state
+        note, now = state.look("members", name)
+        if now.alive or now.file is None or note is None:
+            return False
+        ended = note["rm"] and state.member_status(note)[0] == "stopped"
+        if self._began(note) and not ended and not self._superseded(note):
+            return False
+        with _names_lock(state):
+            again, now = state.look("members", name)
+            return not now.alive and again is not None and again["id"] == note["id"] and self._forget_member(note)
+
+    def _forget_member(self, note: Note) -> bool:
+        """With the lock `names`."""
+        if not _remove_member(self.state, note, True):
+            return False
+        self.removed.append(f"member {note['name']}")
+        return True
+
+    # ---- the rest --------------------------------------------------------------------------------------
+
+    def _data(self, ident: str) -> bool:
+        """What a member wrote, on its own disk: only what was never committed, and what nobody holds, goes here."""
+        state = self.state
+        path = state.upper(ident)
+        if not os.path.lexists(f"{path}/{life.HELD}"):
+            return _rmdir(
+                path
+            )  # a maker that was killed at once; or another's who is about to lock it, and tries again
+        if os.path.lexists(f"{path}/committed") or life.ask(f"{path}/{life.HELD}").alive:
+            return False
+        if not state.remove_directory(path):
+            return False
+        self.removed.append(f"upper {ident}")
+        return True
+
+    def _claim(self, entry: str) -> bool:
+        """Below tmp: what a killed nsrun was making, or removing."""
+        state = self.state
+        path = f"{state.run}/tmp/{entry}"
+        if not os.path.isdir(path):
+            return False
+        if not os.path.lexists(f"{path}/{life.HELD}") and _rmdir(path):
+            return True
+        with life.Removal(f"{path}/{life.HELD}") as ours:
+            if ours:
+                remove_tree(path)
+        if ours:
+            self.removed.append(f"claim {entry}")
+        return ours
+
+    def _set_aside(self, kind: str, name: str) -> bool:
+        """A directory that holds no note that can be read leaves its name, and is kept for whoever wants to look."""
+        state = self.state
+        path = state.path(kind, name)
+        if _rmdir(path):
+            return True
+        with life.Removal(f"{path}/{life.HELD}") as ours:
+            if not ours:
+                return False
+            aside = f"{state.run}/aside"
+            try:
+                os.mkdir(aside, 0o700)
+            except FileExistsError:
+                pass
+            try:
+                os.rename(path, f"{aside}/{kind[:-1]}-{name[:63]}-{new_id()}")
+            except FileNotFoundError:
+                return False
+        self.removed.append(f"damaged {kind[:-1]} {name}, kept in {aside}")
+        return True
+
+    def set_broken_aside(self) -> None:
+        """Of `pod prune`: every broken note that nobody holds leaves its name."""
+        for kind in ("pods", "members"):
+            for name in self._names(kind):
+                try:
+                    if self.state.read(kind, name):
+                        continue
+                except BrokenNote as error:
+                    self.state.broken[error.path] = error.why
+                with _names_lock(self.state):
+                    self._set_aside(kind, name)
 
 
-def forget_member(state: State, note: Note, its_cgroup: bool = True) -> None:
-    """Removes the notes of a member that has ended, its cgroup, and what it wrote; nothing if the name is another's by now."""
-    lock = state.lock("names")
-    try:
+class _names_lock:
+    """`with` the lock that gives names back."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def __enter__(self) -> None:
+        self.fd = self.state.lock("names")
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def forget_member(state: State, note: Note, its_cgroup: bool = True) -> bool:
+    """Remove the notes of a member that has ended, its cgroup, and what it wrote; nothing if the name is another's by now.
+
+    False: somebody keeps it.
+    """
+    with _names_lock(state):
         now = state.read("members", note["name"])
-        if now and now["id"] == note["id"]:
-            _remove_member(state, note, its_cgroup)
-    finally:
-        os.close(lock)
+        return now is None or now["id"] != note["id"] or _remove_member(state, note, its_cgroup)
 
 
-def _remove_member(state: State, note: Note, its_cgroup: bool) -> None:
+def give_back(state: State, kind: str, name: str, ident: str) -> None:
+    """Undo a claim of ours, whose lock we have let go."""
+    with _names_lock(state):
+        now = state.read(kind, name)
+        if now and now["id"] == ident:
+            state.remove_directory(state.path(kind, name))
+
+
+def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
+    held = life.ask(f"{state.upper(note['id'])}/{life.HELD}")
+    if held.alive and os.getpid() not in (held.maker, held.keeper):
+        return False
     if its_cgroup:
         from nsrun.host import cgroup
 
-        cgroup.remove_member(note.get("cgroup", ""))
-    remove_tree(state.path("members", note["name"]))
-    state.remove_written(state.upper(note["id"]))
+        cgroup.remove_member(note["cgroup"])
+    if os.path.lexists(state.upper(note["id"])):
+        state.remove_directory(state.upper(note["id"]))
+    return state.remove_directory(state.path("members", note["name"]))
 
 
-def _remove_broken(state: State, kind: str, name: str) -> bool:
-    """A directory without a note.  An empty one may be taken by a claim at any time, so it is not looked into."""
-    path = state.path(kind, name)
+def _rmdir(path: str) -> bool:
     try:
         os.rmdir(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
     except OSError:
-        if state.read(kind, name):
-            return False  # it has just been claimed
-        remove_tree(path)
+        return False  # there is something in it, or it is no directory
     return True

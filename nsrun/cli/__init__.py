@@ -154,11 +154,17 @@ def _hidden(words: Words) -> Words:
 
 
 def _ended(state: State, words: Words) -> int:
-    """NAME [--lead FD] STATUS"""
+    """NAME [--lead FD] --held FD,FD STATUS: the locks of the monitor that we were are ours still."""
+    from nsrun import life
     from nsrun.manage import ended
 
     lead = int(words[2]) if words[1] == "--lead" else -1
-    return ended(state, words[0], int(words[-1]), lead)
+    held, data = (int(word) for word in words[-2].split(","))
+    for fd in (held, data):
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+            life.adopt(fd)
+    return ended(state, words[0], int(words[-1]), lead, (held, data))
 
 
 def _remove(state: State, words: Words) -> int:
@@ -207,10 +213,18 @@ def _sweep(state: State) -> None:
     """What died since the last command is forgotten now, quietly."""
     from nsrun.sweep import Sweeper
 
+    sweeper = Sweeper(state)
     try:
-        Sweeper(state).all()
-    except NsrunError as error:
-        _say(error)
+        sweeper.all()
+    except (NsrunError, OSError) as error:
+        sweeper.troubles.append(str(error).partition("\n")[0])
+    for what, where in (
+        (sweeper.troubles, "left as it is"),
+        ([f"{p}: {w}" for p, w in state.broken.items()], "damaged"),
+    ):
+        if what:
+            more = f" (and {len(what) - 1} more)" if len(what) > 1 else ""
+            print(f"nsrun: {where}: {what[0]}{more}; nsrun doctor", file=sys.stderr)
 
 
 def _trace(general: Options) -> Any:
@@ -266,7 +280,7 @@ def pod_ls(state: State, options: Options, operands: Words, rest: Words, general
     from nsrun import manage
     from nsrun.cli import text
 
-    found = manage.pods(state)
+    found = manage.pods(state, bool(options.get("all")))
     if options.get("json"):
         return text.json(found)
     rows = [
@@ -408,13 +422,19 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
     from nsrun import manage
     from nsrun.sweep import Sweeper
 
-    for note in manage.member_notes(state):
-        if state.member_status(note)[0] in ("stopped", "lost"):
-            manage.remove_member(state, note, False)
-            print(f"member {note['name']}")
-    for line in Sweeper(state).all():
+    sweeper, code = Sweeper(state), 0
+    for kind, notes in (("pod", state.all("pods")), ("member", manage.member_notes(state))):
+        for note in notes:
+            try:
+                if manage.prune(state, kind, note):
+                    print(f"{kind} {note['name']}")
+            except NsrunError as error:
+                _say(error)
+                code = code or error.exit_code
+    sweeper.set_broken_aside()
+    for line in sweeper.all():
         print(line)
-    return 0
+    return code
 
 
 # ---- members -----------------------------------------------------------------------------------------------
@@ -458,7 +478,7 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
     from nsrun.cli import text
 
     found = manage.members(state, bool(options.get("all")))
-    if not state.uid and any(note.get("user") for name in state.names("pods") if (note := state.read("pods", name))):
+    if not state.uid and any(note.get("user") for note in state.all("pods")):
         from nsrun import owners
 
         found += [m for m in owners.members(state) if options.get("all") or m["status"] in ("running", "stopping")]

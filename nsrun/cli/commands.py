@@ -91,7 +91,7 @@ COMMANDS = (
         ),
         "Without an address a port is published on all addresses of this host, past most firewalls' INPUT rules; NSRUN_PUBLISH_IP changes the default.",
     ),
-    Command("pod ls", "", "list pods", "nsrun pod ls --json", (JSON,)),
+    Command("pod ls", "", "list pods", "nsrun pod ls --json", (O("-a, --all", "", "also those that have ended and were not removed"), JSON)),
     Command("pod inspect", "POD...", "everything about pods, as JSON", "nsrun pod inspect pause", (JSON,)),
     Command("pod ps", "POD", "the processes of a pod, seen from the host", "nsrun pod ps pause", (JSON,)),
     Command("pod stats", "POD...", "what pods use: processor, memory, processes, and their limits", "nsrun pod stats pause", (JSON,)),

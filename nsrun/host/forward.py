@@ -9,10 +9,10 @@ from __future__ import annotations
 import _signal
 import os
 import time
-from errno import EACCES, EPERM
+from errno import EACCES
 
 from nsrun import kernel
-from nsrun.errors import BadInput, KernelError, NsrunError
+from nsrun.errors import BadInput, NsrunError
 
 SECONDS = 10
 
@@ -74,36 +74,23 @@ def stop(pid: int) -> None:
         return
 
 
-def end(process: list[object]) -> None:
-    """Ends the one that a note names, if it lives; by pidfd, so that no other is hit."""
-    pid, started = int(str(process[0])), process[1]
-    try:
-        fd = kernel.pidfd_open(pid)
-    except KernelError:
-        return
-    try:
-        if kernel.process_start(pid) == started:
-            kernel.pidfd_send_signal(fd, 9)
-    except KernelError as error:
-        if error.errno not in (EPERM, EACCES):
-            return  # it has just ended
-        raise
-    finally:
-        os.close(fd)
-
-
-def end_unnoted(directory: str) -> None:
-    """Ends the one whose starter was killed before it could note it down: it is known by its --pid DIRECTORY/forward.pid."""
+def end_of(directory: str) -> None:
+    """End the one of a pod whose nsrun-door was killed: it is known by its --pid DIRECTORY/forward.pid."""
     if not os.path.exists(f"{directory}/forward.log"):
         return
     tail = os.fsencode(f"\0--pid\0{directory}/forward.pid\0")
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            started = kernel.process_start(int(pid))
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read()
-            if words.startswith(b"pasta\0") and words.endswith(tail):
-                end([pid, started])
+            fd = kernel.pidfd_of(int(pid))
+            if fd < 0:
+                continue
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                    words = file.read()
+                if words.startswith(b"pasta\0") and words.endswith(tail):
+                    kernel.pidfd_send_signal(fd, 9)  # it was there before and after: the number was no other's
+            finally:
+                os.close(fd)
         except OSError:
             continue  # it has ended, or somebody else's has such words
 

@@ -23,6 +23,7 @@ import json
 import os
 from errno import EEXIST, ENOENT, ENOTEMPTY
 
+from nsrun import life
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.image import lookup, references
 from nsrun.image.unpack import Blob, Budget, Layer, View, unpack_all
@@ -266,15 +267,23 @@ class Store:
     # ---- removing --------------------------------------------------------------------------------------
 
     def users_of(self, ident: str) -> list[str]:
-        """The running members that an image carries: asked from their holders, not from notes alone."""
-        state = self.state
-        found = []
-        for name in state.names("members"):
-            note = state.read("members", name)
-            if note and note.get("image_id") == ident:
-                if state.alive(note["holder"]) or (note.get("process") and state.alive(note["process"])):
-                    found.append(name)
-        return found
+        """The running members that an image carries."""
+        return [about["name"] for about in self._in_use() if about["image_id"] == ident]
+
+    def _in_use(self) -> list[Record]:
+        """What is known of every member whose data somebody holds: told beside the data, whatever the notes say (life.py).
+
+        BadInput: it can't be known which layers are in use.
+        """
+        state, found = self.state, []
+        try:
+            idents = os.listdir(f"{state.lib}/upper")
+        except FileNotFoundError:
+            return []
+        for ident in idents:
+            if life.ask(f"{state.upper(ident)}/{life.HELD}").alive:
+                found.append(state.about(ident))
+        return [about for about in found if about]
 
     def remove(self, word: str, force: bool = False) -> tuple[list[str], int]:
         """Takes a name away, and with its last name the image: (what went, bytes freed).
@@ -317,12 +326,9 @@ class Store:
 
     def _free_layers(self) -> int:
         """Removes the layers that no image has and no running member uses; gives the bytes of their files."""
-        state = self.state
-        wanted = {layer for record in lookup.records(state) for layer in record["layers"]}
-        for name in state.names("members"):
-            note = state.read("members", name)
-            if note and note.get("image_id") and self.users_of(note["image_id"]):
-                wanted.update(note.get("layers") or [])
+        wanted = {layer for record in lookup.records(self.state) for layer in record["layers"]}
+        for about in self._in_use():
+            wanted.update(about["layers"])
         freed = 0
         with Workshop(self) as shop:
             for ident in os.listdir(f"{self.path}/layers"):

@@ -111,7 +111,7 @@ def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
     return steps
 
 
-def _stdio(process: dict[str, Any], how: dict[str, Any], user: Any, member: tuple[Any, ...] = ()) -> Step:
+def _stdio(process: dict[str, Any], how: dict[str, Any], user: Any, member: str = "") -> Step:
     """`user`: the pod's, if it has a user namespace."""
     uid = process["user"]["uid"]
     if user:
@@ -155,11 +155,11 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
 
     # 1 Open
     steps: list[Step] = [] if how.get("again") else [ClaimName("members", name, note)]
-    steps.append(OpenProcess(f"the pause of {pod['name']}", tuple(pod["pause"]), "pod:pidfd"))
+    steps.append(OpenProcess(f"the pause of {pod['name']}", pod, False, "pod:pidfd"))
     if door:
         steps += [EnterUserNamespace("pod:pidfd"), ReachDoor(door)]
     elif user:
-        steps.append(OpenUserNamespace(tuple(pod["pause"])))
+        steps.append(OpenUserNamespace("pod:pidfd"))
     steps.append(LoadProgram("nsrun-init", "init:fd"))
     if monitored:
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
@@ -178,7 +178,9 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
             seed = "" if kind == "bind" or host_root or "nocopy" in mount["options"] else target
             staging = f"{how.get('staging', '')}/seed{number}" if seed else ""
             ids = (mapped(user, "uid", 0, bool(door)), mapped(user, "gid", 0, bool(door))) if user else (0, 0)
-            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, kind == "volume", seed, staging, ids))
+            made = kind == "volume"
+            own = ident if seed or (made and mount["source"].startswith(f"{how.get('staging', '')}/")) else ""
+            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, made, seed, staging, ids, own))
             inner.append(MountTree(handle, target, mount["source"], readonly))
         elif kind == "device":
             volumes.append(OpenDevice(mount["source"], f"device{number}:fd"))
@@ -205,7 +207,10 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     # 2 Host, 3 Join
     steps.append(MakeCgroup(linux["cgroupsPath"], linux["resources"]))
     reach = "door:fd" if door else ""
-    steps.append(Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored, door=reach))
+    locks = (
+        ("lock:held", "lock:data") if monitored and (detach or door) else ()
+    )  # else we become the monitor, or the parent
+    steps.append(Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored, door=reach, locks=locks))
 
     # 4 Init
     steps += [Undumpable(), EnterMountNamespace("pod:pidfd")]
@@ -236,7 +241,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
 def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
     """One more process in a member: its namespaces, its cgroup, its capabilities and never more.  `how`: as in join_plan; "pod" (its note)."""
     user, door = (how.get("pod") or {}).get("user"), how.get("door") or ""
-    process, member = spec["process"], tuple(note["process"])
+    process = spec["process"]
     everything = (
         kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
     )
@@ -245,7 +250,7 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
         everything |= kernel.CLONE_NEWUSER
         everything &= ~(_foreign(how["pod"]) if networked else kernel.CLONE_NEWNET)
     monitored = not how.get("fds")
-    steps: list[Step] = [OpenProcess(f"member {note['name']}", member, "member:ns")]
+    steps: list[Step] = [OpenProcess(f"member {note['name']}", note, True, "member:ns")]
     if door:
         from nsrun.plan.owner import EnterUserNamespace, ReachDoor
 
@@ -256,7 +261,7 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
     filters = _filter(spec, how)
     steps += [
         *filters,
-        _stdio(process, how, user, member),
+        _stdio(process, how, user, "member:ns"),
         OpenCgroup(spec["linux"]["cgroupsPath"]),
         Launch("member:ns", everything, door="door:fd" if door else ""),
         Undumpable(),

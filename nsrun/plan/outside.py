@@ -8,6 +8,7 @@ from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, UnknownError
 from nsrun.plan import COMMIT, HOST, JOIN, Step, sh_quote
+from nsrun.state import make_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,15 +23,18 @@ LIBEXEC = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 class ClaimName(Step):
-    why = "One rename(2) takes the name: of two at the same time, one gets it."
-    man = "rename(2)"
+    why = "One rename(2) takes the name: of two at the same time, one gets it. A record lock beside the note proves that we live."
+    man = "rename(2), fcntl(2) F_SETLK"
     kind: str
     name: str
     note: dict[str, Any]
     hints = {ENOSPC: "the disk that holds nsrun's state is full", EACCES: "needs root"}
 
     def call(self) -> str:
-        return f'rename("{self.kind}/.new", "{self.kind}/{self.name}")'
+        return f'fcntl("held", F_SETLK, F_RDLCK); rename("tmp/ID", "{self.kind}/{self.name}")'
+
+    def calls(self) -> list[str]:
+        return ["rename"]
 
     def shell(self) -> str:
         return f"mkdir -p {sh_quote('/run/nsrun-shell/' + self.kind)} && mkdir {sh_quote(f'/run/nsrun-shell/{self.kind}/{self.name}')}"
@@ -41,11 +45,14 @@ class ClaimName(Step):
         return "nsrun ls -a; nsrun pod ls"
 
     def do(self, run: Run) -> None:
-        run.directory = run.state.claim(self.kind, self.name, self.note, run.files)
+        run.directory, held = run.state.claim(self.kind, self.name, self.note, run.files)
+        run.hold("lock:held", held)
 
     def undo(self, run: Run) -> None:
         if run.directory:  # else somebody else has the name
-            run.state.give_back(self.kind, self.name)
+            from nsrun.sweep import give_back
+
+            give_back(run.state, self.kind, self.name, self.note["id"])
 
 
 class LoadProgram(Step):
@@ -94,19 +101,26 @@ class OpenProcess(Step):
     """pidfd of pause, or of a member."""
 
     why = (
-        "A pidfd names the process for good: a number may be reused, and a dead one gives ESRCH instead of a surprise."
+        "A pidfd names the process for good: a number may be reused, and a dead one gives ESRCH instead of a surprise. "
+        "Which process it is, the lock on `held` tells."
     )
-    man = "pidfd_open(2)"
+    man = "pidfd_open(2), fcntl(2) F_GETLK"
     what: str
-    process: tuple[Any, ...]
+    note: dict[str, Any]  # of the pod, or of the member
+    member: bool
     handle: str
     hints = {ESRCH: "it has just ended"}
+
+    @property
+    def pid(self) -> object:
+        """What the note says, for people."""
+        return (self.note.get("process" if self.member else "pause") or ["PID"])[0]
 
     def call(self) -> str:
         return f"pidfd_open({self.what}, 0)"
 
     def shell(self) -> str:
-        return f"POD=${{POD:-{self.process[0]}}}   # {self.what}"
+        return f"POD=${{POD:-{self.pid}}}   # {self.what}"
 
     approx = "a number instead of a descriptor"
 
@@ -114,9 +128,11 @@ class OpenProcess(Step):
         return "ps -p PID"
 
     def do(self, run: Run) -> None:
-        run.hold(self.handle, kernel.pidfd_open(self.process[0]))
-        if not run.state.alive(self.process):
+        fd, pid = (run.state.process if self.member else run.state.pause)(self.note)
+        if fd < 0:
             raise UnknownError(f"{self.what} is dead: its process has ended", hint="nsrun pod ls, nsrun ls -a")
+        run.hold(self.handle, fd)
+        run.values[f"{self.handle}:pid"] = pid
 
 
 class OverlayRoot(Step):
@@ -190,8 +206,8 @@ class OverlayRoot(Step):
                         ) from None
                 else:
                     fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            run.need_data(self.ident)
             if not self.again:
-                os.mkdir(upper, 0o700)
                 st = os.fstat(fds[0])
                 for part in ("upper", "work"):
                     os.mkdir(f"{upper}/{part}", 0o700)
@@ -209,7 +225,7 @@ class OverlayRoot(Step):
 
     def undo(self, run: Run) -> None:
         if not self.again:
-            run.state.remove_written(run.state.upper(self.ident))
+            run.drop_data(self.ident)
 
 
 class PlainRoot(Step):
@@ -261,6 +277,7 @@ class OpenVolume(Step):
     seed: str = ""  # a new volume gets what the root has here
     staging: str = ""  # where it is made until it is whole
     ids: tuple[int, int] = (0, 0)  # whose a new volume is
+    ident: str = ""  # of the member whose own it is, and whose data it is part of
     hints = {
         ENOENT: "the source must exist",
         ENOSYS: "mount_setattr came with Linux 5.12",
@@ -289,7 +306,9 @@ class OpenVolume(Step):
 
     def do(self, run: Run) -> None:
         if self.make and not os.path.isdir(self.source):
-            os.makedirs(os.path.dirname(self.source), 0o700, exist_ok=True)
+            if self.ident:
+                run.need_data(self.ident)
+            make_directory(os.path.dirname(self.source))
             if self.seed:
                 from nsrun.copy import seed_volume
 
@@ -299,6 +318,10 @@ class OpenVolume(Step):
                 os.chown(self.source, *self.ids)
         fd = run.hold(self.handle, kernel.open_tree(self.source, recursive=True))
         kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
+
+    def undo(self, run: Run) -> None:
+        if self.ident and "again" not in run.values:
+            run.drop_data(self.ident)
 
 
 class OpenDevice(Step):
@@ -386,7 +409,7 @@ class OpenTerminal(Step):
     why = "A terminal of the member's own: its devpts is new, and the master never leaves the host (CVE-2025-52565)."
     man = "pty(7), ioctl_tty(2) TIOCGPTPEER"
     uid: int = 0
-    member: tuple[Any, ...] = ()  # exec: the devpts that the member already has
+    member: str = ""  # exec: the handle of the member, which has a devpts already
 
     def call(self) -> str:
         if self.member:
@@ -405,7 +428,8 @@ class OpenTerminal(Step):
         from fcntl import ioctl
 
         if self.member:
-            root = os.open(f"/proc/{self.member[0]}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            pid = run.values[f"{self.member}:pid"]
+            root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 devpts = run.hold("devpts:fd", kernel.open_in_root(root, "/dev/pts", os.O_PATH | os.O_DIRECTORY))
             finally:
@@ -571,6 +595,7 @@ class Launch(Step):
     detach: bool = False
     user: str = ""  # a user namespace to join first
     door: str = ""  # who does it for us, in the pod's cgroup
+    locks: tuple[str, ...] = ()  # files by whose locks others know that what is started here (or its monitor) lives
     hints = {
         ENOMEM: "the pod's PID 1 is dead: nothing can be started in its PID namespace any more",
         ESRCH: "the pod's PID 1 has just died",
@@ -656,13 +681,11 @@ class WriteNote(Step):
         return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"
 
     def do(self, run: Run) -> None:
-        process = [run.pid, kernel.process_start(run.pid), run.state.boot]
+        state = run.state
+        process = state.identify(run.pid)
         if self.kind == "pods":
-            note = {**self.note, "pause": process, "holder": process, "ports": run.ports}
+            note = {**self.note, "pause": process, "pause_fd": run.pidfd, "ports": run.ports}
             note["namespaces"] = kernel.namespace_ids(run.pid)
-            if "forward:pid" in run.values:
-                pid = int(run.values["forward:pid"])
-                note["forward"] = [pid, kernel.process_start(pid), run.state.boot]
             if "pod:ip" in run.values:
                 from nsrun.host.net import veth_name
 
@@ -675,13 +698,15 @@ class WriteNote(Step):
                     "veth_index": run.values["veth:index"],
                 }
         else:
-            monitor = run.monitor_pid
-            holder = [monitor, kernel.process_start(monitor), run.state.boot] if monitor > 0 else run.state.myself()
-            note = {**self.note, "process": process, "holder": holder}
+            note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
+            if "lock:data" in run.handles:
+                state.commit_data(self.note["id"])
         run.note = note
-        run.state.save(self.kind, self.name, note)
-        if self.kind == "pods" and note.get("user") and not run.state.uid:
-            run.state.show(note)
+        state.save(self.kind, self.name, note)
+        if self.kind == "pods" and note.get("user") and not state.uid:
+            state.show(note)
+        if self.kind == "members" and state.marked("pods", self.note["pod"], "removing"):
+            raise BadInput(f"pod {self.note['pod']!r} is being removed", hint="nsrun pod ls")
 
 
 class Release(Step):
@@ -698,10 +723,9 @@ class Release(Step):
     def do(self, run: Run) -> None:
         run.release()
         if run.directory:
-            # A note alone does not tell a member that ended unseen from one that never began.
-            os.close(
-                os.open(f"{run.directory}/started", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            )
+            # A note alone does not tell what ended unseen from what never began.
+            kind, name = run.directory.rsplit("/", 2)[1:]
+            run.state.mark(kind, name, "started")
 
 
 class HandOver(Step):

@@ -6,7 +6,8 @@ import os
 from errno import EACCES, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, ESRCH
 
 from nsrun import kernel
-from nsrun.errors import BadInput, UnknownError
+from nsrun.errors import BadInput
+from nsrun.life import HOLDER
 from nsrun.plan import COMMIT, HOST, OPEN, Step
 
 TYPE_CHECKING = False
@@ -135,11 +136,11 @@ class OpenUserNamespace(Step):
     phase = OPEN
     why = "Layers that belong to the host's ids are shown with the pod's: an id-mapped mount needs the namespace."
     man = "mount_setattr(2) MOUNT_ATTR_IDMAP"
-    process: tuple[Any, ...]
+    process: str  # the handle of its pidfd
     handle: str = "pod:user"
 
     def call(self) -> str:
-        return f"open(/proc/{self.process[0]}/ns/user)"
+        return "open(/proc/PID/ns/user)   # the pause's"
 
     def calls(self) -> list[str]:
         return []
@@ -148,9 +149,41 @@ class OpenUserNamespace(Step):
         return "readlink /proc/PID/ns/user"
 
     def do(self, run: Run) -> None:
-        run.hold(self.handle, os.open(f"/proc/{self.process[0]}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
-        if not run.state.alive(self.process):  # else it might be another's
-            raise UnknownError("the pod has just ended", hint="nsrun pod ls")
+        pid = run.values[f"{self.process}:pid"]
+        run.hold(self.handle, os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
+        kernel.pidfd_send_signal(run.fd(self.process), 0)  # ESRCH: it has ended, and the number might be another's
+
+    hints = {ESRCH: "the pod has just ended", ENOENT: "the pod has just ended"}
+
+
+class ShowOwner(Step):
+    """What pause holds in a pod of root's own, which its owner may see."""
+
+    phase = HOST
+    why = (
+        "By a lock on this file the owner knows that the pod lives; root believes only its own, which nsrun-hold holds."
+    )
+    man = "fcntl(2) F_SETLK, acl(5)"
+    uid: int
+    name: str
+    hints = {EOPNOTSUPP: "the file system of nsrun's state has no ACLs: --root DIR on another"}
+
+    def call(self) -> str:
+        return f'fcntl(open("{self.name}.held", O_CREAT, 0644), F_SETLK, F_RDLCK)'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def check(self) -> str:
+        return "lslocks"
+
+    def do(self, run: Run) -> None:
+        run.hold("lock:shown", run.state.make_shown(self.uid, self.name))
+        read, write = os.pipe2(os.O_CLOEXEC)  # pause has the end that nobody writes to: nsrun-hold sees it let go
+        run.hold("alive:read", read), run.hold("alive:write", write)
+
+    def undo(self, run: Run) -> None:
+        run.state.disown({"user": {"uid": self.uid}, "name": self.name})
 
 
 class ReachDoor(Step):
@@ -187,16 +220,20 @@ class ReachDoor(Step):
 
 
 class HoldForPod(Step):
-    """What pause holds in a pod of root's; the owner of this one could take it out of pause."""
+    """What pause is for root in a pod of root's; the owner of this one has every power over pause."""
 
     phase = COMMIT
-    why = "The owner has every power over pause, and would keep a port or the table beyond the pod: a process of its own, out of her reach, holds them until pause ends."
-    man = "pidfd_getfd(2), bind(2), nft(8)"
-    cgroup: str  # beside the pod's: what is in that she could freeze
+    why = (
+        "The owner has every power over pause, and could keep a port or the table beyond the pod, or hide that it lives: "
+        "a process of root's own, out of the owner's reach, holds them until pause lets go."
+    )
+    man = "fcntl(2) F_SETLK, pidfd_getfd(2), bind(2), nft(8)"
+    cgroup: str  # beside the pod's: what is in that the owner could freeze
     held: tuple[str, ...]
 
     def call(self) -> str:
-        return f'clone3(CLONE_INTO_CGROUP); setresuid(65535, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)   # it keeps {", ".join(self.held)}'
+        keeps = f"   # it keeps {', '.join(self.held)}" if self.held else ""
+        return f'clone3(CLONE_INTO_CGROUP); fcntl(held, F_SETLK); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH){keeps}'
 
     def calls(self) -> list[str]:
         return ["clone3", "execveat"]
@@ -205,8 +242,9 @@ class HoldForPod(Step):
         return "pgrep -a nsrun-hold"
 
     def do(self, run: Run) -> None:
-        keep = [run.pidfd, *(run.fd(name) for name in self.held)]
-        run.start_door("hold", [f"pause={run.pidfd}", "uid=65535", "gid=65535"], keep, self.cgroup)
+        keep = [run.pidfd, *(run.fd(name) for name in ("lock:held", "alive:read", *self.held))]
+        words = [f"pause={run.pidfd}", f"alive={run.fd('alive:read')}", "uid=65535", "gid=65535"]
+        run.start_door("hold", words, keep, self.cgroup, (run.fd("lock:held"), HOLDER))
 
     def undo(self, run: Run) -> None:
         from nsrun.host import cgroup
@@ -223,7 +261,6 @@ class OpenDoor(Step):
     name: str
     user: dict[str, Any]
     cgroup: str
-    hints = {EOPNOTSUPP: "the file system of nsrun's state has no ACLs: --root DIR on another"}
 
     def call(self) -> str:
         return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setresuid({self.user["uid"]}, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
@@ -238,8 +275,6 @@ class OpenDoor(Step):
         import _socket
 
         state, uid = run.state, self.user["uid"]
-        if not state.uid:
-            state.make_owned(uid)
         path = state.path("pods", self.name, "door") if state.uid else f"{state.owned}/{uid}/{self.name}.door"
         directory, name = os.path.split(path)
         at = run.hold("door:dir", os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -263,10 +298,6 @@ class OpenDoor(Step):
         words += [f"forward={forward}"] if forward >= 0 else []
         place = f"{self.cgroup}/door" if self.cgroup else ""
         run.start_door("door", words, [fd for fd in (listener, run.pidfd, forward) if fd >= 0], place)
-
-    def undo(self, run: Run) -> None:
-        if not run.state.uid:
-            run.state.disown({"user": self.user, "name": self.name})
 
 
 class ForwardPorts(Step):

@@ -46,7 +46,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
     """`spec` is what spec.pod_spec made of the words of the command."""
     user = spec.get("user")
     if user:  # a pod of root's does not pay for importing them
-        from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor
+        from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor, ShowOwner
         from nsrun.userns import size
     name, network, ident = spec["name"], spec["network"], spec["id"]
     ports = spec["ports"]
@@ -87,7 +87,12 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
 
     uid = min(PAUSE_UID, *(size(ranges) - 1 for ranges in user["maps"].values())) if user else PAUSE_UID
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID
-    steps.append(Launch("net:fd" if own_net else "", kernel.CLONE_NEWNET if own_net else 0, flags, user=owned))
+    lock = "lock:held"
+    if user and by_root:
+        lock = "lock:shown"
+        steps.append(ShowOwner(user["uid"], name))
+    join = kernel.CLONE_NEWNET if own_net else 0
+    steps.append(Launch("net:fd" if own_net else "", join, flags, user=owned, locks=(lock,)))
 
     steps += [
         Undumpable(),
@@ -123,11 +128,11 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         ReadonlyRoot(),
         SetUser(uid, uid, (), 0),
         SetCapabilities(0),
-        ExecutePause("pause:fd", () if user else tuple(held)),
+        ExecutePause("pause:fd", (lock, "alive:write") if user and by_root else (lock, *held)),
     ]
     if network["mode"] == "pasta":
         steps.append(ForwardPorts(published))
-    if user and held:
+    if user and by_root:
         steps.append(HoldForPod(holder_cgroup(spec["cgroup"]), tuple(held)))
     if user:
         steps.append(OpenDoor(name, {**user, "groups": spec["groups"]}, spec["cgroup"]))
