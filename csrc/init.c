@@ -241,9 +241,19 @@ static long op_unshare(struct arg *a)
 	return SYS1(unshare, a[0].i);
 }
 
+/*
+ * No mount of ours appears on the host.  In a chroot, our root is not the root of the mount namespace: setns(2) to the one that
+ * we are in takes us there, or what we pivot into would cover only the chroot's directory, and the host's tree would be
+ * in view of whoever enters this namespace.
+ */
 static long op_private(struct arg *a)
 {
+	long fd;
 	(void)a;
+	about("/proc/self/ns/mnt");
+	fd = TRY(SYS4(openat, AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0));
+	TRY(SYS2(setns, fd, CLONE_NEWNS));
+	SYS1(close, fd);
 	about("/");
 	return SYS5(mount, NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
 }

@@ -295,6 +295,27 @@ def _programs() -> Finding:
     return _finding("programs", "ok", f"{', '.join(names)}: {size} bytes in all")
 
 
+def _left(state: State) -> list[Finding]:
+    """What no note knows, and notes that can't be believed."""
+    from nsrun import orphans
+
+    found, fix = [], "nsrun pod prune"
+    state.all("pods"), state.all("members")
+    for path, why in state.broken.items():
+        found.append(
+            _finding("damaged note", "limited", f"{path}: {why}", f"{fix} sets it aside once nothing of it lives")
+        )
+    for process in orphans.processes(state):
+        found.append(_finding("orphan", "limited", str(process), f"{fix} ends it"))
+    for path in orphans.cgroups(state):
+        found.append(_finding("cgroup", "ok", f"{path}: empty, of no pod in {state.run}", ""))
+    for data in orphans.data(state):
+        found.append(
+            _finding("data", "limited", f"no note speaks of {data}", f"{fix} --all removes what is not in use")
+        )
+    return found
+
+
 def examine(state: State) -> list[Finding]:
     """Everything, in the order in which a pod needs it; for a user, in a user namespace of hers, if she can have one."""
     found = [
@@ -349,6 +370,7 @@ def examine(state: State) -> list[Finding]:
     found += _cgroups() if not state.uid else []
     found += users
     found.append(_apparmor())
+    found += _left(state)
     found += [_firewall()] if not state.uid else []
     return found
 

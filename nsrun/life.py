@@ -237,6 +237,12 @@ def open_held(holder: int, number: int) -> tuple[int, int]:
     return (fd, pid) if fd >= 0 else (-1, 0)
 
 
+def held_lives(holder: int, number: int) -> bool:
+    """Has the process that a living holder has a pidfd of not ended?"""
+    pid = _held_pid(holder, number)
+    return pid > 0 and kernel.process_start(pid) > 0
+
+
 def _held_pid(holder: int, number: int) -> int:
     try:
         with open(f"/proc/{holder}/fdinfo/{number}", "rb", buffering=0) as file:

@@ -252,8 +252,8 @@ class State:
     def process(self, note: Note) -> tuple[int, int]:
         """(pidfd, pid) of a member's first process; (-1, 0) when it has ended, or is not there yet.
 
-        Its monitor has a pidfd of it.  When the monitor was killed, the note's pid counts if its start time, boot and PID
-        namespace fit; that they do not proves nothing.  BadInput: it lives, and is not visible from here.
+        Its monitor has a pidfd of it.  When the monitor was killed, the note's pid counts if its start time, boot, PID
+        namespace and cgroup fit; that they do not proves nothing.  BadInput: it lives, and is not visible from here.
         """
         now, found = self.look("members", note["name"])
         if now is None or now["id"] != note["id"] or "process" not in now:
@@ -262,8 +262,8 @@ class State:
             if found.keeper == os.getpid() and now["name"] in life.children:
                 return os.dup(life.children[now["name"]]), int(now["process"][0])
             return life.open_held(_visible(found.keeper, f"member {note['name']!r}"), now.get("pidfd", -1))
-        fd = kernel.pidfd_of(now["process"][0]) if self._noted(now["process"]) else -1
-        if fd >= 0 and not self._noted(now["process"]):
+        fd = kernel.pidfd_of(now["process"][0]) if self._noted(now) else -1
+        if fd >= 0 and not self._noted(now):
             os.close(fd)
             fd = -1
         return (fd, int(now["process"][0])) if fd >= 0 else (-1, 0)
@@ -284,14 +284,19 @@ class State:
         fd = life.open_pid(_visible(found.keeper, what), file, life.KEEPER)
         return (fd, found.keeper) if fd >= 0 else (-1, 0)
 
-    def _noted(self, process: Any) -> bool:
-        """Is a noted [pid, start time, boot id, PID namespace] surely alive?"""
+    def _noted(self, note: Note) -> bool:
+        """Is the member's noted process, [pid, start time, boot id, PID namespace], surely alive?"""
         try:
-            pid, start, boot, namespace = process
-        except (TypeError, ValueError):
+            pid, start, boot, namespace = note["process"]
+        except ValueError:
             return False
-        here = boot == self.boot and namespace == kernel.pid_namespace()
-        return bool(here and start > 0 and kernel.process_start(pid) == start)
+        if self.exit_of(note["name"]) or boot != self.boot or namespace != kernel.pid_namespace():
+            return False
+        if start <= 0 or kernel.process_start(pid) != start:
+            return False
+        from nsrun.host import cgroup
+
+        return not note["cgroup"] or pid in cgroup.pids(note["cgroup"])
 
     def identify(self, pid: int) -> list[Any]:
         """What a note says of a process, for people and for the case that its monitor is killed."""
@@ -338,23 +343,18 @@ class State:
         if now and now["id"] == note["id"]:
             note = now
         if found.kept and note.get("process"):
-            ending = self.marked("members", name, "stop") or (found.keeper and self._has_ended(note))
+            ending = self.marked("members", name, "stop")
+            if found.keeper and not life.held_lives(found.keeper, note.get("pidfd", -1)):
+                ending = True  # its keeper is about to write `exit`
             return ("stopping" if ending else "running"), None
         if found.alive:
             return "created", None
         code = self.exit_of(name)
         if code:
             return "stopped", code[0]
-        if note.get("process") and self._noted(note["process"]):  # its monitor was killed
+        if note.get("process") and self._noted(note):  # its monitor was killed
             return ("stopping" if self.marked("members", name, "stop") else "running"), None
         return "lost", None
-
-    def _has_ended(self, note: Note) -> bool:
-        """Its keeper lives, and is about to write `exit`."""
-        fd, _ = self.process(note)
-        if fd >= 0:
-            os.close(fd)
-        return fd < 0
 
     def exit_of(self, name: str) -> tuple[int, str, bool] | None:
         """What the monitor recorded: (exit status, time, was it killed for memory)."""

@@ -117,18 +117,22 @@ class Sweeper:
         from nsrun.host import cgroup
 
         state = self.state
-        if note["network"].get("veth") and not state.uid:
+        if state.uid:
+            if os.path.isdir(
+                state.path("pods", note["name"])
+            ):  # else it is of a pod that root made, and root's to remove
+                from nsrun.host import forward
+
+                cgroup.remove_member(note["cgroup"])
+                forward.end_of(state.path("pods", note["name"]))
+            return
+        if note["network"].get("veth"):
             from nsrun.host import net
 
             net.forget_pod(note)
-        if note.get("user") and note["cgroup"] and not state.uid:
+        if note.get("user") and note["cgroup"]:
             cgroup.remove(f"{note['cgroup']}.hold", kill=True)
-        cgroup.remove(note["cgroup"], kill=bool(note.get("user")) and not state.uid)
-        if state.uid:
-            cgroup.remove_member(note["cgroup"])
-            from nsrun.host import forward
-
-            forward.end_of(state.path("pods", note["name"]))
+        cgroup.remove(note["cgroup"], kill=bool(note.get("user")))
         state.disown(note)
 
     def _forget_pod(self, name: str, note: Note | None) -> bool:

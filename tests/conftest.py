@@ -234,11 +234,11 @@ class UserHost(Host):
             self.run("pod", "rm", "-f", *names)
         for member in self.json("ls", "-a"):
             self.run("rm", "-f", member["name"])
-        self.run("pod", "prune")
+        self.run("pod", "prune", "--all")
 
 
 def _lives(pid: str) -> bool:
-    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
 
 
 def processes() -> list[str]:
@@ -247,7 +247,7 @@ def processes() -> list[str]:
     mine = os.stat("/proc/thread-self/ns/net").st_ino
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            comm = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+            comm = pathlib.Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()  # any name, of anybody
             if (
                 comm in ("nsrun-monitor", "nsrun-init", "nsrun-door", "nsrun-hold", "pasta.avx2", "pasta")
                 and _lives(pid)
@@ -271,7 +271,7 @@ def host(throwaway_host: ThrowawayHost, request: pytest.FixtureRequest):
         host.run("pod", "rm", "-f", *names)
     for member in json.loads(host.run("ls", "-a", "--json").stdout):
         host.run("rm", "-f", member["name"])
-    host.run("pod", "prune")
+    host.run("pod", "prune", "--all")
     after = host.snapshot()
     for key, value in before.items():
         assert after[key] == value, f"{key} left behind by {request.node.name}"

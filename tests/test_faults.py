@@ -1,5 +1,6 @@
 """kill -9 at every step: what is left is gone after at most one later nsrun command."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -8,13 +9,16 @@ import sys
 import time
 
 import pytest
-from conftest import HERE, kill, need, sh
+from conftest import HERE, kill, need, sh, wait_for
+
+from nsrun import notes
+from nsrun.state import State
 
 KILLER = [sys.executable, str(HERE / "killer.py")]
 
 
 def steps_of(what: str) -> int:
-    return {"pod": 12, "owned": 17, "rootless": 12, "join": 12, "detached": 13, "owners": 15}[what]
+    return {"pod": 12, "owned": 18, "rootless": 12, "join": 12, "detached": 13, "owners": 15}[what]
 
 
 def killed_after(host, what: str, step: int, rootfs: str = "") -> None:
@@ -138,49 +142,46 @@ def test_a_member_holds_only_its_three_descriptors(host, pod, busybox):
     assert out[:3] == ["0", "1", "2"] and len(out) == 4  # the fourth is ls's own
 
 
+def rewrite(path: pathlib.Path, **changes: object) -> None:
+    """A note that says something else, with a checksum that fits."""
+    note = json.loads(path.read_text())
+    note.pop("crc")
+    path.write_bytes(notes.encode({**note, **changes}))
+
+
 def test_a_note_that_lies_is_not_believed(host, pod, busybox):
-    """A reused pid: the note's start time does not fit, so nothing is signalled (podman#25104)."""
-    import json
-
+    """A number that is another process's by now: nothing of it is signalled (podman#25104)."""
     host.start("a", busybox, "sleep", "1000")
-    innocent = subprocess.Popen(["sleep", "1000"])
-    try:
-        note = host.root / "run/members/a/note"
-        data = json.loads(note.read_text())
-        true_process = data["process"]
-        data["process"] = [innocent.pid, 12345, data["process"][2]]
-        note.write_text(json.dumps(data))
-        host.run("kill", "-s", "KILL", "a", check=False)
-        host.run("stop", "-t", "0", "a", check=False)
-        assert innocent.poll() is None
-        data["process"] = true_process
-        note.write_text(json.dumps(data))
-    finally:
-        innocent.kill()
-        innocent.wait()
-
-
-def test_notes_of_another_boot(host, pod, busybox):
-    """podman#12262: after a reboot a note means nothing, even if a pid and start time happen to fit."""
-    import json
-
-    note = host.root / "run/pods/pause/note"
-    data = json.loads(note.read_text())
-    host.start("a", busybox, "sleep", "1000")
-    kill(host.pod()["pid"])
     innocent = subprocess.Popen(["sleep", "1000"])
     try:
         start = int(pathlib.Path(f"/proc/{innocent.pid}/stat").read_text().rpartition(")")[2].split()[19])
-        for key in ("pause", "holder"):
-            data[key] = [innocent.pid, start, "another-boot"]
-        note.write_text(json.dumps(data))
-        assert "dead" in host.fails(125, "join", "pause", "true")
-        host.run("pod", "ls")
-        assert host.json("pod", "ls") == [] and host.json("ls", "-a") == []
+        process = [innocent.pid, start, State("/nowhere").boot, os.stat("/proc/self/ns/pid").st_ino]
+        for kind, name, key in (("pods", "pause", "pause"), ("members", "a", "process")):
+            rewrite(host.root / "run" / kind / name / "note", **{key: process})
+        assert host.pod()["pid"] != innocent.pid and host.member("a")["pid"] not in (0, innocent.pid)
+        host.run("kill", "-s", "USR1", "a")
+        host.run("stop", "-t", "0", "a")
+        host.run("pod", "kill", "pause")
         assert innocent.poll() is None
     finally:
         innocent.kill()
         innocent.wait()
+
+
+def test_after_a_reboot(host, pod, busybox):
+    """podman#12262: what a reboot leaves are notes that nobody holds, and data; the pod is dead, and its data are kept."""
+    host.start("a", busybox, "sh", "-c", "echo precious >/precious; sleep 1000")
+    wait_for(lambda: list(host.root.glob("lib/upper/*/upper/precious")))
+    kill(host.pod()["pid"])
+    wait_for(lambda: not host.json("ls"))
+    assert "dead" in host.fails(125, "join", "pause", "true")
+    assert host.json("pod", "ls") == [] and [p["status"] for p in host.json("pod", "ls", "-a")] == ["stopped"]
+    assert [m["name"] for m in host.json("ls", "-a")] == ["a"]
+    assert [path.read_text() for path in host.root.glob("lib/upper/*/upper/precious")] == ["precious\n"]
+    shutil.rmtree(host.root / "run")
+    host.run("pod", "ls")
+    assert [path.read_text() for path in host.root.glob("lib/upper/*/upper/precious")] == ["precious\n"]
+    host.run("pod", "prune", "--all")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"id": "x"}', "\x00" * 100])
@@ -189,11 +190,10 @@ def test_broken_notes_break_nothing(host, pod, busybox, content):
         directory = host.root / "run" / kind / "broken"
         directory.mkdir()
         (directory / "note").write_text(content)
-    host.run("pod", "ls")
-    host.run("ls", "-a")
+    for words in (("pod", "ls"), ("ls", "-a")):
+        assert "damaged" in host.run(*words).stderr
     assert host.run("join", "pause", "--rootfs", busybox, "echo", "works").stdout == "works\n"
     host.run("pod", "prune")
-    assert (
-        not pathlib.Path(host.root / "run/pods/broken").exists()
-        and not pathlib.Path(host.root / "run/members/broken").exists()
-    )
+    assert not any((host.root / "run" / kind / "broken").exists() for kind in ("pods", "members"))
+    assert len(list((host.root / "run/aside").iterdir())) == 2
+    assert host.run("pod", "ls").stderr == ""

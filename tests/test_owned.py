@@ -458,7 +458,11 @@ sys.stdin.read()
     )
     try:
         taken = [int(thief.stdout.readline()) for _ in range(3)]
-        assert taken == [0, 0, 0] and os.listdir(f"/proc/{host.pod('p')['pid']}/fd") == []
+        # of pause they get what is theirs to see: the file that tells them that the pod lives, and the end of a pipe
+        directory = f"/proc/{host.pod('p')['pid']}/fd"
+        found = [os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)]
+        assert taken == [2, 0, 0]
+        assert {f.partition(":")[0] for f in found} == {f"{host.root}/owned/{ALICE}/p.held", "pipe"}
         group = next(
             line[3:].strip()
             for line in pathlib.Path(f"/proc/{holder}/cgroup").read_text().splitlines()
@@ -658,6 +662,8 @@ def test_everything_goes_with_the_pod(host, alice, box):
     wait_for(lambda: alice.run("pod", "ls").stdout.count("\n") == 1)
     alice.run("ls", "-a"), host.run("pod", "ls")
     wait_for(lambda: host.snapshot() == {**before, "notes": host.snapshot()["notes"]}, what="all is gone")
+    assert [m["status"] for m in alice.json("ls", "-a")] == ["stopped"]  # of the story, each removes their own part
+    host.run("pod", "rm", "w"), alice.run("rm", "m")
     assert host.snapshot()["notes"] == before["notes"]
 
 

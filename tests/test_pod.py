@@ -29,7 +29,14 @@ def test_pause_is_harmless(host, pod):
     mounts = pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
     assert [line.split()[4] for line in mounts] == ["/", "/proc", "/dev/shm", "/dev/mqueue"]
     assert mounts[0].split()[5].startswith("ro")
-    assert os.listdir(f"/proc/{pid}/fd") == []
+    held = os.listdir(
+        f"/proc/{pid}/fd"
+    )  # by whose lock others know that it lives: an empty file, which it can only read
+    assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in held] == [str(host.root / "run/pods/pause/held")]
+    info = dict(line.split(":\t") for line in pathlib.Path(f"/proc/{pid}/fdinfo/{held[0]}").read_text().splitlines())
+    assert (
+        int(info["flags"], 8) & os.O_ACCMODE == os.O_RDONLY and (host.root / "run/pods/pause/held").stat().st_size == 0
+    )
     assert sorted(os.listdir(f"/proc/{pid}/root")) == ["dev", "etc", "member", "proc"]
     assert pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/pause\0")
     assert "memfd" in os.readlink(f"/proc/{pid}/exe")
@@ -143,8 +150,10 @@ def test_kill_dash_nine_from_outside(host, pod, busybox):
     wait_for(lambda: not os.path.exists(f"/proc/{member}"))
     message = host.fails(125, "join", "pause", "true")
     assert "dead" in message or "no pod" in message
-    host.run("pod", "ls")
-    assert host.json("ls", "-a") == []
+    assert host.json("pod", "ls") == [] and host.json("ls") == []
+    assert [m["status"] for m in host.json("ls", "-a")] == ["stopped"]  # its story stays until somebody says so
+    host.run("pod", "rm", "pause")
+    assert host.json("ls", "-a") == [] and host.json("pod", "ls", "-a") == []
 
 
 def test_signals_that_do_not_end_it(host, pod):

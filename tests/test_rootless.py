@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import NSRUN, USERS, UserHost, kill, need, private, sh, wait_for
+from conftest import CACHE, NSRUN, USERS, UserHost, kill, need, sh, wait_for
 from test_owned import FIRST, owner_of, status_of
 
 pytestmark = pytest.mark.live
@@ -182,23 +183,31 @@ def test_root_does_not_see_them_but_may_become_her(host, alice, pod):
     assert host.json("pod", "ls") == [] and [p["name"] for p in alice.json("pod", "ls")] == [pod]
 
 
-def test_no_runtime_directory(host, alice, tmp_path):
-    """Without a login session: a directory in /tmp, which must be hers alone."""
-
-    if os.path.isdir(f"/run/user/{ALICE}"):
-        pytest.fail("the throwaway host has a login session of alice's")
-    path = pathlib.Path(f"/tmp/nsrun-{ALICE}")
-    env = {"NSRUN_ROOT": "", "XDG_RUNTIME_DIR": "", "XDG_DATA_HOME": str(alice.home / "data")}
-    with private(host, "/tmp"):
-        sh("rm", "-rf", path)
-        alice.run("pod", "create", "--network", "none", "tmp", env=env)
-        assert path.stat().st_mode & 0o777 == 0o700 and path.stat().st_uid == ALICE
-        assert "tmp" in alice.run("pod", "ls", env=env).stdout
-        alice.run("pod", "rm", "-f", "tmp", env=env)
-        sh("rm", "-rf", path)
-        path.mkdir()
-        path.chmod(0o777)
-        assert "not a directory of yours alone" in alice.fails(125, "pod", "ls", env=env)
+def test_a_login_session_that_ends(host, alice, box, tmp_path):
+    """The pod goes on, and is found, whatever XDG_RUNTIME_DIR says later: no session, another one, one that was emptied."""
+    env = {"NSRUN_ROOT": "", "XDG_DATA_HOME": str(alice.home / "data")}
+    sessions = [host.root / name for name in ("first", "second")]
+    for session in sessions:
+        session.mkdir()
+        os.chown(session, ALICE, ALICE)
+    first, second = ({**env, "XDG_RUNTIME_DIR": str(session)} for session in sessions)
+    alice.run("image", "load", CACHE.parent / "images" / "busybox", env=first)
+    alice.run("pod", "create", "--network", "none", "long", env=first)
+    try:
+        words = ("sh", "-c", "echo precious >/precious; sleep 1000")
+        alice.run("join", "long", "-d", "--name", "m", "--image", "busybox", "--", *words, env=first)
+        shutil.rmtree(sessions[0])
+        for later in (first, second, {**env, "XDG_RUNTIME_DIR": ""}):
+            assert "long" in alice.run("pod", "ls", env=later).stdout
+            alice.run("image", "ls", env=later)
+            assert alice.run("exec", "m", "cat", "/precious", env=later).stdout == "precious\n"
+        data = alice.home / "data/nsrun"
+        assert all(
+            path.stat().st_mode & 0o777 == 0o700 for path in (data, data / "run", data / "run/pods", data / "upper")
+        )
+    finally:
+        alice.run("pod", "rm", "-f", "long", env=second)
+        alice.run("image", "rm", "busybox", env=second)
 
 
 def test_a_cgroup_that_was_delegated(host, alice, box):

@@ -1,37 +1,37 @@
 """What has died is forgotten, and nothing else: not even when names change hands while somebody looks."""
 
+import os
 import subprocess
+import sys
 
 import pytest
 
-from nsrun import manage
+from nsrun import life, manage, notes
+from nsrun.errors import BadInput, BrokenNote
 from nsrun.state import State
 from nsrun.sweep import Sweeper, forget_member
 
-POD = {"created": "", "owner": "root", "hostname": "", "network": {}, "labels": {}, "cgroup": ""}
+POD = {"created": "", "owner": "root", "hostname": "", "network": {"mode": "none"}, "labels": {}, "cgroup": ""}
 MEMBER = {
-    "pod": "p", "pod_id": "1", "created": "", "command": [], "rootfs": "/", "cgroup": "", "shares_pid": True,
-    "stop_signal": 15, "restart": "no:0", "restarts": 0, "rm": False,
+    "pod": "p", "pod_id": "1", "created": "", "started": "", "command": [], "rootfs": "/", "cgroup": "", "shares_pid": True,
+    "terminal": False, "stop_signal": 15, "restart": "no:0", "restarts": 0, "rm": False, "detached": True,
 }  # fmt: skip
 FIELDS = {"pods": POD, "members": MEMBER}
+#: Another process that holds a byte of a file until its standard input ends.
+HOLDER = "import sys; from nsrun import life, kernel; import os; fd = os.open(sys.argv[1], os.O_RDONLY); life.own(fd, int(sys.argv[2])); print(flush=True); sys.stdin.read()"
 
 
 class Interrupted(State):
-    """Before the kernel is asked about a process for the first time, somebody else gets to run."""
+    """After the kernel was asked about a thing for the first time, somebody else gets to run."""
 
     meanwhile = None
 
-    def alive(self, holder):
+    def life(self, kind, name):
+        found = super().life(kind, name)
         if self.meanwhile:
             self.meanwhile, act = None, self.meanwhile
             act()
-        return super().alive(holder)
-
-
-def ended() -> list:
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return [process.pid, 1, State("/nowhere").boot]
+        return found
 
 
 @pytest.fixture
@@ -39,51 +39,194 @@ def state(tmp_path) -> Interrupted:
     return Interrupted(str(tmp_path))
 
 
+def note(kind: str, ident: str = "1") -> dict:
+    return {"id": ident, "name": "x", **FIELDS[kind]}
+
+
+def dead(state: State, kind: str, began: bool = False) -> None:
+    """One whose maker has ended: before it was there, or after."""
+    _, fd = state.claim(kind, "x", note(kind), {})
+    if began:
+        process = {"pause" if kind == "pods" else "process": [1, 1, "", 1]}
+        state.save(kind, "x", {**note(kind), **process})
+        state.mark(kind, "x", "started")
+    life.let_go(fd)
+
+
+@pytest.fixture
+def holder():
+    """Start a process that holds a byte of a file."""
+    started = []
+
+    def start(path: str, byte: int) -> subprocess.Popen:
+        words = [sys.executable, "-c", HOLDER, path, str(byte)]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
+        started.append(process)
+        assert process.stdout.readline() == b"\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize("kind", ["pods", "members"])
-def test_who_makes_it_ends_between_two_looks(state, kind):
-    """The note names nsrun; nsrun writes who keeps it now, and ends; then the kernel says that nsrun is dead."""
-    note = {"id": "1", "name": "x", **FIELDS[kind]}
-    state.claim(kind, "x", note, {})
-    state.save(kind, "x", {**note, "holder": ended()})
-    state.meanwhile = lambda: state.save(kind, "x", {**note, "holder": state.myself()})
-    Sweeper(state).one(kind, "x")
-    assert state.read(kind, "x")["holder"] == state.myself()
+def test_who_makes_it_ends_between_two_looks(state, holder, kind):
+    """nsrun hands over to who keeps it from now on, and ends, while another nsrun looks."""
+    _, fd = state.claim(kind, "x", note(kind), {})
+    holder(state.held(kind, "x"), life.KEEPER)
+    state.meanwhile = lambda: life.let_go(fd)
+    Sweeper(state).all()
+    assert state.read(kind, "x")["id"] == "1" and state.life(kind, "x").keeper
 
 
 @pytest.mark.parametrize("kind", ["pods", "members"])
 @pytest.mark.parametrize("how", ["swept", "swept and made"])
 def test_somebody_else_sweeps_it_between_two_looks(state, kind, how):
     """And takes the name."""
-    note = {"id": "1", "name": "x", **FIELDS[kind]}
-    state.claim(kind, "x", note, {})
-    state.save(kind, "x", {**note, "holder": ended()})
+    dead(state, kind)
 
     def other() -> None:
-        Sweeper(State(state.root)).one(kind, "x")
+        Sweeper(State(state.root)).all()
         if how == "swept and made":
-            State(state.root).claim(kind, "x", {**note, "id": "2"}, {})
+            State(state.root).claim(kind, "x", note(kind, "2"), {})
 
     state.meanwhile = other
-    Sweeper(state).one(kind, "x")
+    Sweeper(state).all()
     now = state.read(kind, "x")
     assert (now and now["id"]) == ("2" if how == "swept and made" else None)
 
 
 def test_a_member_is_removed_and_its_name_taken_between_two_looks(state):
     """`nsrun rm x` of the one that was meant."""
-    note = {"id": "1", "name": "x", **MEMBER}
-    state.claim("members", "x", {**note, "id": "2"}, {})
-    forget_member(state, note)
+    state.claim("members", "x", note("members", "2"), {})
+    forget_member(state, note("members"))
     assert state.read("members", "x")["id"] == "2"
 
 
-def test_what_has_just_been_made_is_not_called_lost(state):
-    dead, alive = ended(), state.myself()
-    for kind in ("pods", "members"):
-        note = {"id": "1", "name": "x", **FIELDS[kind], "holder": dead}
-        state.claim(kind, "x", note, {})
-        state.save(kind, "x", {**note, "holder": alive, "pause" if kind == "pods" else "process": alive})
-        status = manage.pod_status(state, note) if kind == "pods" else state.member_status(note)[0]
-        assert status == "running"
-        state.save(kind, "x", note)
-        assert (manage.pod_status(state, note) if kind == "pods" else state.member_status(note)[0]) == "lost"
+@pytest.mark.parametrize("kind", ["pods", "members"])
+def test_what_had_begun_is_kept(state, kind):
+    """Its story, and what it wrote, are its user's; another of its name makes a pod's go."""
+    dead(state, kind, began=True)
+    Sweeper(state).all()
+    assert state.read(kind, "x")["id"] == "1"
+    if kind == "pods":
+        assert manage.pod_status(state, state.read(kind, "x")) == "stopped"
+        state.claim(kind, "x", note(kind, "2"), {})
+        assert state.read(kind, "x")["id"] == "2"
+    else:
+        assert state.member_status(state.read(kind, "x")) == ("lost", None)
+        with pytest.raises(BadInput, match="taken"):
+            state.claim(kind, "x", note(kind, "2"), {})
+        manage.remove_member(state, state.read(kind, "x"), False)
+        assert state.read(kind, "x") is None
+
+
+@pytest.mark.parametrize("byte", [life.MAKER, life.KEEPER, life.HOLDER])
+@pytest.mark.parametrize("kind", ["pods", "members"])
+def test_what_somebody_holds_is_nobody_elses(state, holder, kind, byte):
+    """Neither swept, nor given away, nor removed."""
+    dead(state, kind, began=True)
+    process = holder(state.held(kind, "x"), byte)
+    now = state.life(kind, "x")
+    assert (now.maker, now.keeper, now.holder)[byte] == process.pid
+    Sweeper(state).all()
+    assert not state.remove_directory(state.path(kind, "x"))
+    with pytest.raises(BadInput, match="taken"):
+        state.claim(kind, "x", note(kind, "2"), {})
+    process.communicate()
+    assert state.remove_directory(state.path(kind, "x")) and not os.path.exists(state.path(kind, "x"))
+
+
+def test_data_that_somebody_holds(state, holder):
+    """Whatever the notes say: there are none."""
+    for ident, committed in (("a", True), ("b", False)):
+        fd = state.make_data(ident, {"name": "x", "pod": "p", "image_id": "", "layers": []})
+        if committed:
+            state.commit_data(ident)
+        process = holder(f"{state.upper(ident)}/held", life.KEEPER)
+        life.let_go(fd)
+        Sweeper(state).all()
+        assert os.path.isdir(state.upper(ident)) and not state.remove_directory(state.upper(ident))
+        process.communicate()
+        Sweeper(state).all()
+        assert os.path.isdir(state.upper(ident)) == committed
+
+
+def test_a_lock_of_ours_survives_our_own_questions(state):
+    """Closing any descriptor of a file ends all locks that a process has on it."""
+    state.claim("pods", "x", note("pods"), {})
+    for _ in range(3):
+        assert state.life("pods", "x").maker == os.getpid()
+        Sweeper(state).all()
+        assert not subprocess.run(
+            [sys.executable, "-c", "import sys; from nsrun import life; sys.exit(not life.ask(sys.argv[1]).maker)", state.held("pods", "x")],
+            check=False, cwd="/",
+        ).returncode  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pods", "members"])
+def test_every_flipped_bit_shows(state, kind):
+    """And destroys nothing, neither note nor data."""
+    dead(state, kind, began=True)
+    path = state.path(kind, "x", "note")
+    with open(path, "rb") as file:
+        whole = file.read()
+    for position in range(8 * len(whole)):
+        broken = bytearray(whole)
+        broken[position // 8] ^= 1 << position % 8
+        with pytest.raises(ValueError):
+            notes.decode(bytes(broken), kind)
+    with open(path, "wb") as file:
+        file.write(broken)
+    with pytest.raises(BrokenNote):
+        state.read(kind, "x")
+    sweeper = Sweeper(state)
+    sweeper.all()
+    assert path.removesuffix("/note") in next(iter(state.broken)) and os.path.exists(path)
+
+
+@pytest.mark.parametrize("what", ["fifo", "directory", "symlink", "sparse", "unreadable descriptors"])
+def test_what_is_no_note(state, what):
+    """In its place: nothing hangs, nothing fills the memory, nothing is concluded."""
+    import resource
+
+    dead(state, "members", began=True)
+    path = state.path("members", "x", "note")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if what != "unreadable descriptors":
+        os.unlink(path)
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "directory":
+        os.mkdir(path)
+    elif what == "symlink":
+        os.symlink("/etc/passwd", path)
+    elif what == "sparse":
+        with open(path, "wb") as file:
+            file.truncate(2 << 30)
+    try:
+        if what == "unreadable descriptors":
+            used = max(map(int, os.listdir("/proc/self/fd")))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, limit[1]))
+            hogs = []
+            while True:
+                try:
+                    hogs.append(os.dup(0))
+                except OSError:
+                    break
+            with pytest.raises((BrokenNote, OSError)):
+                state.look("members", "x")
+            Sweeper(state).all()
+            for fd in hogs:
+                os.close(fd)
+        else:
+            with pytest.raises(BrokenNote):
+                state.read("members", "x")
+            Sweeper(state).all()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert os.path.lexists(path)
+    Sweeper(state).set_broken_aside() if what != "unreadable descriptors" else None
+    assert os.path.exists(state.path("members", "x")) == (what == "unreadable descriptors")

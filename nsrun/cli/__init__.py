@@ -419,7 +419,7 @@ def pod_rm(state: State, options: Options, operands: Words, rest: Words, general
 
 
 def pod_prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
+    from nsrun import manage, orphans
     from nsrun.sweep import Sweeper
 
     sweeper, code = Sweeper(state), 0
@@ -432,6 +432,14 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
                 _say(error)
                 code = code or error.exit_code
     sweeper.set_broken_aside()
+    state.broken.clear()
+    for process in orphans.processes(state):
+        if orphans.end(process, state):
+            print(process)
+    for data in orphans.data(state) if options.get("all") else []:
+        if not data.held:
+            print(data)
+            state.remove_directory(data.path)
     for line in sweeper.all():
         print(line)
     return code

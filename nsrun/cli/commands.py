@@ -98,7 +98,10 @@ COMMANDS = (
     Command("pod stop", "POD...", "stop members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,)),
     Command("pod kill", "POD...", "signal pause itself; when it ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,)),
     Command("pod rm", "POD...", "remove pods", "nsrun pod rm -f pause", (FORCE,), "A pod is its pause: when pause has ended, little is left to remove. With -f, a pod that is not there is no error."),
-    Command("pod prune", "", "remove what died, and sweep what a crash left", "nsrun pod prune"),
+    Command(
+        "pod prune", "", "remove pods and members that have ended, damaged notes, and what crashes left", "nsrun pod prune",
+        (O("-a, --all", "", "also data that no note speaks of any more: says whose and how much, and removes them"),),
+    ),
     Command(
         "join", "POD", "start a member in a pod: its own rootfs, the pod's namespaces",
         "sudo nsrun join pause -d --name mysql --rootfs ./mariadb -e MYSQL_DATABASE=exampledb -- docker-entrypoint.sh mysqld",

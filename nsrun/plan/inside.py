@@ -79,11 +79,17 @@ class Unshare(InitStep):
 
 class MakePrivate(InitStep):
     op = "private"
-    why = "Host mounts are usually shared: without this, ours would appear on the host."
-    man = "mount_namespaces(7)"
+    why = (
+        "Host mounts are usually shared: without this, ours would appear on the host. "
+        "And should nsrun run in a chroot, setns leads to the root of the mount namespace, which is the one to be left behind."
+    )
+    man = "mount_namespaces(7), setns(2), chroot(2)"
 
     def call(self) -> str:
-        return 'mount(NULL, "/", NULL, MS_REC|MS_PRIVATE, NULL)'
+        return 'setns(open("/proc/self/ns/mnt"), CLONE_NEWNS); mount(NULL, "/", NULL, MS_REC|MS_PRIVATE, NULL)'
+
+    def calls(self) -> list[str]:
+        return ["setns", "mount"]
 
     def shell(self) -> str:
         return "mount --make-rprivate /"

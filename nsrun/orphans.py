@@ -1,0 +1,132 @@
+"""What no note knows: data whose member was forgotten, damaged notes, processes and cgroups of pods whose notes are gone.
+
+`nsrun doctor` shows them.  `nsrun pod prune` ends what lives without a note, since nobody can end it otherwise, and `--all`
+also removes data, after it has said whose and how much.  Nothing here is found by a number alone: a process of ours is known
+by the `held` file that it has open, data by the file beside them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun import kernel, life
+from nsrun.errors import BrokenNote, KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nsrun.state import State
+
+
+class Data:
+    """What a member wrote, and no note of this state directory speaks of."""
+
+    def __init__(self, ident: str, path: str, what: str, size: int, held: bool) -> None:
+        self.ident, self.path, self.what, self.size, self.held = ident, path, what, size, held
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}, {self.size} bytes" + (", in use" if self.held else "")
+
+
+class Process:
+    """A pause, monitor or nsrun-hold whose state directory was removed or replaced."""
+
+    def __init__(self, pid: int, name: str, path: str) -> None:
+        self.pid, self.name, self.path = pid, name, path
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name}), of {self.path}, which is gone"
+
+
+def data(state: State) -> list[Data]:
+    """Of every directory of data without a note: whose it was, and how much."""
+    try:
+        idents = sorted(os.listdir(f"{state.lib}/upper"))
+    except FileNotFoundError:
+        return []
+    known = {note["id"] for note in state.all("members")}
+    found = []
+    for ident in idents:
+        path = state.upper(ident)
+        if ident in known or not os.path.isdir(path):
+            continue
+        try:
+            about = state.about(ident)
+            what = f"of member {about['name']!r} of pod {about['pod']!r}" if about else "of nobody known"
+        except BrokenNote as error:
+            what = f"of nobody known ({error.why})"
+        found.append(Data(ident, path, what, _size(path), life.ask(f"{path}/{life.HELD}").alive))
+    return found
+
+
+def _size(path: str) -> int:
+    """Bytes of all files, as far as they can be seen: of a user, some are only visible in a user namespace."""
+    total = 0
+    for _, _, files, fd in os.fwalk(path, follow_symlinks=False):
+        for name in files:
+            try:
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
+            except OSError:
+                continue
+    return total
+
+
+def processes(state: State) -> list[Process]:
+    """Those that hold a `held` of this state directory which has no name any more, or not this one."""
+    found = []
+    for pid, name, path, file in _holders():
+        ours = path.startswith((f"{state.run}/pods/", f"{state.run}/members/", f"{state.owned}/"))
+        if ours and life.identity(path) != file:
+            found.append(Process(pid, name, os.path.dirname(path)))
+    return found
+
+
+def _holders() -> Iterator[tuple[int, str, str, tuple[int, int]]]:
+    """(pid, name, path of a `held` that it has open, its identity)…"""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/comm", "rb") as file:
+                name = file.read(64).strip()
+            if name not in (b"pause", b"nsrun-monitor", b"nsrun-hold"):
+                continue
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                path = os.readlink(f"/proc/{pid}/fd/{number}").removesuffix(" (deleted)")
+                if path.endswith("/held"):
+                    st = os.stat(f"/proc/{pid}/fd/{number}")
+                    yield int(pid), name.decode(), path, (st.st_dev, st.st_ino)
+        except OSError:
+            continue  # it has ended, or is not ours to look into
+
+
+def end(process: Process, state: State) -> bool:
+    """SIGKILL; False when it is not what it was any more."""
+    fd = kernel.pidfd_of(process.pid)
+    if fd < 0:
+        return False
+    try:
+        if not any(process.pid == again.pid for again in processes(state)):  # asked with the pidfd in hand
+            return False
+        kernel.pidfd_send_signal(fd, 9)
+        return True
+    except KernelError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def cgroups(state: State) -> list[str]:
+    """Directories of pods below the base in which nothing runs, and that no note knows."""
+    from nsrun.host import cgroup
+
+    mount = cgroup.mount_point()
+    if state.uid or not mount or not cgroup.base():
+        return []
+    base = f"{mount}/{cgroup.base()}"
+    known = {note["cgroup"] for note in state.all("pods")}
+    try:
+        entries = sorted(os.listdir(base))
+    except FileNotFoundError:
+        return []
+    found = [f"{base}/{entry}" for entry in entries if os.path.isdir(f"{base}/{entry}")]
+    return [path for path in found if path.removesuffix(".hold") not in known and not cgroup.pids(path)]
