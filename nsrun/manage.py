@@ -247,6 +247,14 @@ def _signal(pidfd: int, signal: int) -> None:
             raise
 
 
+def _may_signal(pidfd: int, what: str) -> None:
+    """BadInput: it is not ours to end; asked before anything says that it is about to end."""
+    try:
+        _signal(pidfd, 0)
+    except KernelError as error:
+        raise BadInput(f"{what} is not yours to end: {error}", errno=error.errno or 0) from None
+
+
 def _settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
     """The note of a thing that an nsrun is making, once it is there or has failed.
 
@@ -287,11 +295,16 @@ def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
     """
     try:
         note = _settled(state, "members", note)
-        state.mark("members", note["name"], "stop")
-    except (FileNotFoundError, UnknownError):
+    except UnknownError:
         return
     fd, _ = state.process(note)
     try:
+        if fd >= 0:
+            _may_signal(fd, f"member {note['name']!r}")
+        try:
+            state.mark("members", note["name"], "stop")
+        except FileNotFoundError:
+            return
         if fd >= 0:
             _signal(fd, note["stop_signal"])
             if not _wait_dead(fd, seconds):
@@ -460,6 +473,12 @@ def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
         except NsrunError as error:
             failed.append(error)
 
+    fd, _ = state.pause(note)
+    if fd >= 0:
+        try:
+            _may_signal(fd, f"pod {name!r}")
+        finally:
+            os.close(fd)
     for member in members_of(state, note):
         threads.append(Thread(target=stop, args=(member,)))
         threads[-1].start()
@@ -492,15 +511,16 @@ def end_pod(state: State, note: Note, signal: int) -> None:
     """
     name = note["name"]
     own = not (note.get("user") and not state.uid)
-    try:
-        state.mark("pods", name, "removing")  # who makes a member meanwhile looks for this when it is made
-    except FileNotFoundError:
-        pass  # of a pod that root made, its owner has no directory
     fd, _ = state.pause(note)
     held = state.held("pods", name) if own else f"{state.owned}/{note['user']['uid']}/{name}.held"
     ended = True
     if fd >= 0:
         try:
+            _may_signal(fd, f"pod {name!r}")
+            try:
+                state.mark("pods", name, "removing")  # who makes a member meanwhile looks for this when it is made
+            except FileNotFoundError:
+                pass  # of a pod that root made, its owner has no directory
             _signal(fd, signal)
             # not the end of pause, which a zombie of its PID namespace may delay, but that it has let go
             ended = life.wait(held, fd, 10 if own or signal != SIGKILL else 1, life.KEEPER)
@@ -512,9 +532,10 @@ def end_pod(state: State, note: Note, signal: int) -> None:
     if not own:
         _end_roots_own(state, note)
     elif not ended:
+        state.unmark("pods", name, "removing")
         raise NsrunError(
             f"pod {name!r} does not end",
-            hint="its pause is in disk sleep, or frozen: ps -eo pid,ppid,stat,wchan,args",
+            hint="its pause is in disk sleep, or frozen (ps -eo pid,ppid,stat,wchan,args); or this is a process of the pod itself, which can't end it",
         )
     for member in members_of(state, note):
         if member["shares_pid"] and not wait_monitor(state, member):

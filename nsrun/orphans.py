@@ -73,17 +73,19 @@ def _size(path: str) -> int:
 
 
 def processes(state: State) -> list[Process]:
-    """Those that hold a `held` of this state directory which has no name any more, or not this one."""
+    """Those that hold a `held` of this state directory which was removed; one that is only out of view here is no orphan's."""
     found = []
-    for pid, name, path, file in _holders():
-        ours = path.startswith((f"{state.run}/pods/", f"{state.run}/members/", f"{state.owned}/"))
-        if ours and life.identity(path) != file:
+    for pid, name, path in _holders():
+        if path.startswith((f"{state.run}/pods/", f"{state.run}/members/", f"{state.owned}/")) and path.endswith(_GONE):
             found.append(Process(pid, name, os.path.dirname(path)))
     return found
 
 
-def _holders() -> Iterator[tuple[int, str, str, tuple[int, int]]]:
-    """(pid, name, path of a `held` that it has open, its identity)…"""
+_GONE = "/held (deleted)"  # proc_pid_fd(5)
+
+
+def _holders() -> Iterator[tuple[int, str, str]]:
+    """(pid, name, path of a `held` that it has open)…"""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/comm", "rb") as file:
@@ -91,10 +93,9 @@ def _holders() -> Iterator[tuple[int, str, str, tuple[int, int]]]:
             if name not in (b"pause", b"nsrun-monitor", b"nsrun-hold"):
                 continue
             for number in os.listdir(f"/proc/{pid}/fd"):
-                path = os.readlink(f"/proc/{pid}/fd/{number}").removesuffix(" (deleted)")
-                if path.endswith("/held"):
-                    st = os.stat(f"/proc/{pid}/fd/{number}")
-                    yield int(pid), name.decode(), path, (st.st_dev, st.st_ino)
+                path = os.readlink(f"/proc/{pid}/fd/{number}")
+                if "/held" in path:
+                    yield int(pid), name.decode(), path
         except OSError:
             continue  # it has ended, or is not ours to look into
 

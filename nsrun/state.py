@@ -488,6 +488,12 @@ class State:
         path = self.path(kind, name, file)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
+    def unmark(self, kind: str, name: str, file: str) -> None:
+        try:
+            os.unlink(self.path(kind, name, file))
+        except FileNotFoundError:
+            pass
+
     def marked(self, kind: str, name: str, file: str) -> bool:
         return os.path.exists(self.path(kind, name, file))
 

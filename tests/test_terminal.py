@@ -18,6 +18,7 @@ from conftest import NSRUN
 from images import Layout, entry, tar
 from test_sweep import MEMBER
 
+from nsrun import life
 from nsrun.state import State
 
 
@@ -143,9 +144,12 @@ def test_attach_without_a_terminal(host, pod, busybox):
 def test_attach_to_a_monitor_that_ends_before_it_has_read_everything(tmp_path):
     """Then unix(7) says ECONNRESET once, before it gives what had been sent: the output and the exit status."""
     state = State(str(tmp_path))
-    note = {"id": "1", "name": "a", **MEMBER, "process": state.myself(), "terminal": False}
+    process = {"process": state.identify(os.getpid()), "pidfd": os.pidfd_open(os.getpid())}
+    note = {"id": "1", "name": "a", **MEMBER, **process}
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    directory = os.open(state.claim("members", "a", note, {}), os.O_PATH)
+    path, held = state.claim("members", "a", note, {})
+    life.own(held, life.KEEPER)  # we are the monitor, and the member, too
+    directory = os.open(path, os.O_PATH)
     listener.bind(f"/proc/self/fd/{directory}/attach")  # sun_path is short
     listener.listen()
     words = [NSRUN, "--root", tmp_path, "attach", "a"]

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 import time
 
 import pytest
@@ -139,9 +140,27 @@ def test_with_ptrace_of_pause_there_is_nothing_to_find(host, pod, busybox):
     assert out.split()[:4] == ["dev", "etc", "member", "proc"] and "Read-only" in out
 
 
-def test_state_is_for_root_only(host, pod):
-    for path in (host.root / "run", host.root / "run/pods", host.root / "lib", host.root / "run/pods/pause"):
-        assert path.stat().st_mode & 0o077 == 0, path
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_state_is_for_root_only(host, busybox, umask):
+    """Whatever the umask: every directory is root's, and root can use it."""
+    host.run("pod", "create", "--network", "none", "pause", umask=umask)
+    host.start("a", busybox, "sleep", "1000", umask=umask)
+    upper = next((host.root / "lib/upper").iterdir())
+    paths = ("run", "run/pods", "run/members", "run/tmp", "run/pods/pause", "run/members/a", "lib", "lib/upper", upper)
+    for path in paths:
+        assert (host.root / path).stat().st_mode & 0o777 == 0o700, path
+    assert host.run("join", "pause", "--rootfs", busybox, "echo", "works", umask=umask).stdout == "works\n"
+
+
+@pytest.mark.parametrize("lost", ["run", "lib", "run/members", "lib/upper"])
+def test_a_directory_of_the_state_that_was_lost(host, busybox, lost):
+    """RUN and LIB are made each for itself."""
+    host.run("pod", "create", "--network", "none", "one")
+    host.run("join", "one", "--rootfs", busybox, "true")
+    host.run("pod", "rm", "-f", "one")
+    shutil.rmtree(host.root / lost)
+    host.run("pod", "create", "--network", "none", "two")
+    assert host.run("join", "two", "--rootfs", busybox, "echo", "works").stdout == "works\n"
 
 
 def test_nothing_is_setuid():
