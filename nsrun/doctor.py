@@ -307,8 +307,8 @@ def _left(state: State) -> list[Finding]:
         )
     for process in orphans.processes(state):
         found.append(_finding("orphan", "limited", str(process), f"{fix} ends it"))
-    for path in orphans.cgroups(state):
-        found.append(_finding("cgroup", "ok", f"{path}: empty, of no pod in {state.run}", ""))
+    for path, count in orphans.cgroups(state):
+        found.append(_finding("cgroup", "ok", f"{path}: {count} processes, of no pod in {state.run}: of another --root?"))
     for data in orphans.data(state):
         found.append(
             _finding("data", "limited", f"no note speaks of {data}", f"{fix} --all removes what is not in use")

@@ -116,8 +116,8 @@ def end(process: Process, state: State) -> bool:
         os.close(fd)
 
 
-def cgroups(state: State) -> list[str]:
-    """Directories of pods below the base in which nothing runs, and that no note knows."""
+def cgroups(state: State) -> list[tuple[str, int]]:
+    """(directory, processes in it) of pods below the base that no note knows; they may be another state directory's."""
     from nsrun.host import cgroup
 
     mount = cgroup.mount_point()
@@ -130,4 +130,4 @@ def cgroups(state: State) -> list[str]:
     except FileNotFoundError:
         return []
     found = [f"{base}/{entry}" for entry in entries if os.path.isdir(f"{base}/{entry}")]
-    return [path for path in found if path.removesuffix(".hold") not in known and not cgroup.pids(path)]
+    return [(path, len(cgroup.pids(path))) for path in found if path.removesuffix(".hold") not in known]

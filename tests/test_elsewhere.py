@@ -116,6 +116,8 @@ def understood(done: subprocess.CompletedProcess[str], what: object) -> None:
 def test_what_lives_is_left_alone(host, scene, busybox, tmp_path, place):
     """Every command that ends nothing, one after the other; then all is as it was."""
     for words in COMMANDS:
+        if place == "an emptied run" and words[:2] == ["pod", "create"]:
+            continue  # it would be a pod whose notes are gone with that /run
         understood(call(host, place, words, busybox, tmp_path), (place, words))
         assert os.path.exists(scene.upper) and scene.precious.read_text() == "precious\n", (place, words)
         if words[:2] == ["pod", "create"] and words[-1] == "other":
