@@ -54,7 +54,7 @@ ffi.cdef(
     long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation, int userns);
     long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve);
     long nsrun_fs_magic(int fd);
-    long nsrun_sealed_memfd(const char *name, const char *data, size_t size);
+    long nsrun_sealed_memfd(const char *name, const char *data, size_t size, int program);
     long nsrun_channel(int *two);
     long nsrun_replace_process(int program, char **argv, char **envp);
     """

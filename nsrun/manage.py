@@ -69,7 +69,7 @@ def _owners_members(state: State, pod: Note) -> list[str]:
         return []
     from nsrun.host import cgroup
 
-    return cgroup.members(pod["cgroup"])
+    return cgroup.members(pod["cgroup"], pod.get("cgroup_id", 0))
 
 
 def member_json(state: State, note: Note) -> dict[str, Any]:
@@ -147,7 +147,8 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
     from nsrun.host import cgroup
 
     for member in members_of(state, note):
-        for pid in cgroup.pids(member["cgroup"]) if member["cgroup"] else [member.get("process", [0])[0]]:
+        group = member["cgroup"]
+        for pid in cgroup.pids(group, member.get("cgroup_id", 0)) if group else [member.get("process", [0])[0]]:
             owners[pid] = member["name"]
     rows = []
     for entry in os.listdir("/proc"):
@@ -189,13 +190,13 @@ def stats(state: State, notes: list[Note], seconds: float = 0.2) -> list[dict[st
 
     from nsrun.host import cgroup
 
-    first = [cgroup.usage(note["cgroup"]) for note in notes]
+    first = [cgroup.usage(note["cgroup"], note.get("cgroup_id", 0)) for note in notes]
     began = time.monotonic()
     if any(u["cpu_seconds"] is not None for u in first):
         time.sleep(seconds)
     rows = []
     for note, before in zip(notes, first, strict=True):
-        now, span = cgroup.usage(note["cgroup"]), time.monotonic() - began
+        now, span = cgroup.usage(note["cgroup"], note.get("cgroup_id", 0)), time.monotonic() - began
         percent = None
         if before["cpu_seconds"] is not None and now["cpu_seconds"] is not None:
             percent = round(100 * (now["cpu_seconds"] - before["cpu_seconds"]) / span, 1)
@@ -282,7 +283,7 @@ def kill_member(note: Note, fd: int) -> None:
     """SIGKILL to everything in the member's cgroup; without cgroup v2, to its first process."""
     from nsrun.host import cgroup
 
-    if note.get("cgroup") and cgroup.kill(note["cgroup"]):
+    if note.get("cgroup") and cgroup.kill(note["cgroup"], note.get("cgroup_id", 0)):
         return
     try:
         kernel.pidfd_send_signal(fd, SIGKILL)

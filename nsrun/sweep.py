@@ -105,7 +105,7 @@ class Sweeper:
             from nsrun.host import net
 
             net.forget_pod(note)
-        cgroup.remove(note.get("cgroup", ""))
+        cgroup.remove(note.get("cgroup", ""), note.get("cgroup_id", 0))
         if note.get("user") and note.get("cgroup") and not state.uid:
             cgroup.remove(f"{note['cgroup']}.hold")
         ours = os.path.isdir(state.path("pods", name))  # what root wrote for an owner is root's to remove
@@ -171,7 +171,7 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> None:
     if its_cgroup:
         from nsrun.host import cgroup
 
-        cgroup.remove_member(note.get("cgroup", ""))
+        cgroup.remove_member(note.get("cgroup", ""), note.get("cgroup_id", 0))
     remove_tree(state.path("members", note["name"]))
     state.remove_written(state.upper(note["id"]))
 

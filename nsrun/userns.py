@@ -129,6 +129,59 @@ def size(ranges: Ranges) -> int:
     return sum(n for _, _, n in ranges)
 
 
+def nobody(maps: Maps, wish: int = 65535) -> int:
+    """The largest number up to `wish` that is both a uid and a gid; 0 is always one.  Pure."""
+    shared = (
+        (max(u, g), min(u + un, g + gn) - 1) for u, _, un in maps["uid"] for g, _, gn in maps["gid"]
+    )  # of each pair of ranges, what they have in common
+    return max((min(last, wish) for first, last in shared if first <= min(last, wish)), default=0)
+
+
+def around() -> dict[str, Any] | None:
+    """What the user namespace that we are in allows: {"maps", "setgroups"}; None: it is the machine's first, with all ids.
+
+    user_namespaces(7): its ids are those of uid_map and gid_map, and setgroups(2) is denied for good where an ordinary
+    user wrote the maps alone (`unshare -Ur`).
+    """
+    if not kernel.in_userns():
+        return None
+    maps: Maps = {}
+    for kind in ("uid", "gid"):
+        with open(f"/proc/thread-self/{kind}_map") as file:
+            maps[kind] = [[int(word) for word in line.split()] for line in file]
+    with open("/proc/thread-self/setgroups") as file:
+        return {"maps": maps, "setgroups": file.read().strip() == "allow"}
+
+
+def check_within(user: User, maps: Maps) -> None:
+    """BadInput: ids of a pod to be made for this user are not in the user namespace that we are in."""
+    here = around()
+    for kind, ranges in maps.items() if here else ():
+        for _, first, count in ranges:
+            if not any(i <= first and first + count <= i + n for i, _, n in here["maps"][kind]):  # type: ignore[index]
+                raise BadInput(
+                    f"a pod of {user.name}'s needs the {kind}s {first} to {first + count - 1}, which this user namespace does not have",
+                    hint="cat /proc/self/uid_map; a pod of its root's own: --owner root",
+                )
+
+
+def owns_network() -> bool:
+    """Does the network namespace that we are in belong to our user namespace?  ioctl_ns(2) NS_GET_USERNS."""
+    from fcntl import ioctl
+
+    net = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner = ioctl(net, 0xB701)
+    except PermissionError:
+        return False  # an outer one
+    finally:
+        os.close(net)
+    try:
+        return os.fstat(owner).st_ino == os.stat("/proc/thread-self/ns/user").st_ino
+    finally:
+        os.close(owner)
+
+
 def make(user: tuple[int, int], maps: Maps) -> int:
     """A descriptor of a new user namespace that belongs to `user` (uid, gid).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, ESRCH
+from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, EROFS, ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, UnknownError
@@ -53,7 +53,11 @@ class LoadProgram(Step):
     man = "memfd_create(2), fcntl(2) F_ADD_SEALS"
     program: str
     handle: str
-    hints = {ENOENT: "the installation is incomplete: build nsrun again (make build)"}
+    hints = {
+        ENOENT: "the installation is incomplete: build nsrun again (make build)",
+        EACCES: "vm.memfd_noexec is 2: programs in memory are forbidden here, and only root can have them otherwise:"
+        " sudo sysctl vm.memfd_noexec=1; or let root make the pod: sudo nsrun pod create",
+    }
 
     def call(self) -> str:
         return f'memfd_create("{self.program}", MFD_ALLOW_SEALING|MFD_EXEC); fcntl({self.handle}, F_ADD_SEALS, F_SEAL_WRITE|…)'
@@ -67,7 +71,7 @@ class LoadProgram(Step):
     def do(self, run: Run) -> None:
         with open(f"{LIBEXEC}/{self.program}", "rb", buffering=0) as file:
             data = file.read()
-        run.hold(self.handle, kernel.sealed_memfd(self.program, data))
+        run.hold(self.handle, kernel.sealed_program(self.program, data))
 
 
 class LoadFilter(Step):
@@ -196,7 +200,7 @@ class OverlayRoot(Step):
                 for part in ("upper", "work"):
                     os.mkdir(f"{upper}/{part}", 0o700)
                 os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
-                os.chown(f"{upper}/upper", st.st_uid, st.st_gid)
+                self._give(f"{upper}/upper", st.st_uid, st.st_gid)
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             fds.append(kernel.open_tree(upper) if self.idmap else os.open(upper, flags))
             if self.idmap:  # all of them attached in one mount namespace, which goes with its descriptor
@@ -206,6 +210,18 @@ class OverlayRoot(Step):
         finally:
             for fd in [*fds, *([apart] if apart >= 0 else [])]:
                 os.close(fd)
+
+    def _give(self, upper: str, uid: int, gid: int) -> None:
+        try:
+            os.chown(upper, uid, gid)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            raise BadInput(
+                f"{self.lowers[0]} belongs to an id that this user namespace does not have: its files would be nobody's",
+                hint="a root with ids of /proc/self/uid_map (unpack it in here), or a namespace with more: unshare --map-auto",
+                errno=EINVAL,
+            ) from None
 
     def undo(self, run: Run) -> None:
         if not self.again:
@@ -387,13 +403,13 @@ class OpenTerminal(Step):
     man = "pty(7), ioctl_tty(2) TIOCGPTPEER"
     uid: int = 0
     member: tuple[Any, ...] = ()  # exec: the devpts that the member already has
+    tty: bool = True  # the pod has a gid 5
 
     def call(self) -> str:
         if self.member:
             return 'open("ptmx" in the member\'s devpts); ioctl(master, TIOCGPTPEER)'
-        return (
-            'fsmount(fsopen("devpts"), "newinstance,ptmxmode=0666,mode=0620,gid=5"); openat("ptmx"); ioctl(TIOCGPTPEER)'
-        )
+        group = "mode=0620,gid=5" if self.tty else "mode=0600"
+        return f'fsmount(fsopen("devpts"), "newinstance,ptmxmode=0666,{group}"); openat("ptmx"); ioctl(TIOCGPTPEER)'
 
     def calls(self) -> list[str]:
         return [] if self.member else ["fsopen", "fsmount"]
@@ -413,7 +429,8 @@ class OpenTerminal(Step):
             if kernel.fs_magic(devpts) != kernel.DEVPTS_MAGIC:
                 raise KernelError(ENODEV, "the member's /dev/pts is no devpts")
         else:
-            options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]
+            options = [("newinstance", ""), ("ptmxmode", "0666")]
+            options += [("mode", "0620"), ("gid", "5")] if self.tty else [("mode", "0600")]
             attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
             devpts = run.hold("devpts:fd", kernel.mount_new("devpts", options, attrs))
         master = run.hold("tty:master", os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=devpts))
@@ -452,6 +469,8 @@ class ListenForAttach(Step):
 
 # ---- 2 Host ------------------------------------------------------------------------------------------------
 
+_READ_ONLY = "the cgroup tree is read-only here; NSRUN_CGROUP=none makes pods that go without cgroups"
+
 
 class MakeCgroup(Step):
     phase = HOST
@@ -460,9 +479,12 @@ class MakeCgroup(Step):
     path: str
     limits: dict[str, str]
     whole: str = ""  # of a pod: the directory above, which goes with it
+    pod: int | None = None  # of a member: the inode number of the pod's, from its note (0: unknown)
     hints = {
         EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there",
-        EACCES: "the cgroup tree is read-only here",
+        EACCES: _READ_ONLY,
+        EROFS: _READ_ONLY,
+        ENODEV: "another file system lies where cgroup v2 has to be mounted: nsrun doctor",
     }
 
     def call(self) -> str:
@@ -486,19 +508,24 @@ class MakeCgroup(Step):
     def do(self, run: Run) -> None:
         from nsrun.host import cgroup
 
-        directory = cgroup.make(self.path, self.limits)
+        directory = cgroup.make(self.path, self.limits, self.pod)
         if self.whole:
             cgroup.offer(self.whole)
         if directory >= 0:
             run.hold("cgroup:dir", directory)
-            parent, name = os.path.split(self.path)
-            run.hold("cgroup:parent", os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            run.values["cgroup:name"] = name
+            above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            run.hold("cgroup:parent", above)
+            run.values["cgroup:name"] = os.path.basename(self.path)
+            run.values["cgroup:id"] = os.fstat(directory).st_ino
+            run.values["cgroup:pod_id"] = os.fstat(above).st_ino
 
     def undo(self, run: Run) -> None:
         from nsrun.host import cgroup
 
-        cgroup.remove(self.whole or self.path, kill=True)
+        if self.whole:  # its name holds the pod's id: nobody else's
+            cgroup.remove(self.whole, int(run.values.get("cgroup:pod_id", 0)), kill=True)
+        elif "cgroup:id" in run.values:
+            cgroup.remove(self.path, int(run.values["cgroup:id"]), kill=True)
         cgroup.remove_empty(run.state)
 
 
@@ -507,6 +534,7 @@ class OpenCgroup(Step):
     why = "What is started in a member belongs to its cgroup, and ends with it."
     man = "cgroups(7)"
     path: str
+    ident: int = 0  # its inode number, from the note (0: unknown)
 
     def call(self) -> str:
         return f'open("{self.path}", O_DIRECTORY)'
@@ -522,7 +550,9 @@ class OpenCgroup(Step):
 
     def do(self, run: Run) -> None:
         if self.path:
-            run.hold("cgroup:dir", os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            from nsrun.host import cgroup
+
+            run.hold("cgroup:dir", cgroup.open_pod(self.path, self.ident))
 
 
 class LimitPod(Step):
@@ -571,11 +601,13 @@ class Launch(Step):
     detach: bool = False
     user: str = ""  # a user namespace to join first
     door: str = ""  # who does it for us, in the pod's cgroup
+    nested: bool = False  # we are root of a user namespace: we may have no power over what we would go back to
     hints = {
         ENOMEM: "the pod's PID 1 is dead: nothing can be started in its PID namespace any more",
         ESRCH: "the pod's PID 1 has just died",
         EPERM: "needs root (CAP_SYS_ADMIN); a seccomp profile or AppArmor may forbid namespaces: nsrun doctor",
         ENOSPC: "a limit on namespaces is reached: /proc/sys/user/max_*_namespaces",
+        ENOENT: "this is another cgroup namespace than the pod's, and the kernel lets no process out of it (nsdelegate)",
         11: "the pids limit of this cgroup or user is reached",
     }
 
@@ -593,7 +625,7 @@ class Launch(Step):
 
     @property
     def one_way(self) -> bool:
-        return bool(self.user or self.join_flags & kernel.CLONE_NEWUSER)
+        return bool(self.user or self.nested or self.join_flags & kernel.CLONE_NEWUSER)
 
     def call(self) -> str:
         join = f"setns({self.user}, CLONE_NEWUSER); " if self.user else ""
@@ -678,6 +710,7 @@ class WriteNote(Step):
             monitor = run.monitor_pid
             holder = [monitor, kernel.process_start(monitor), run.state.boot] if monitor > 0 else run.state.myself()
             note = {**self.note, "process": process, "holder": holder}
+        note["cgroup_id"] = run.values.get("cgroup:pod_id" if self.kind == "pods" else "cgroup:id", 0)
         run.note = note
         run.state.save(self.kind, self.name, note)
         if self.kind == "pods" and note.get("user") and not run.state.uid:
