@@ -46,8 +46,9 @@ def need_root() -> None:
         )
 
 
-_OF_CREATE = ("sys_admin", "setpcap", "setuid", "setgid", "kill")
-_OF_JOIN = ("sys_admin", "setpcap", "setuid", "setgid", "sys_chroot")
+#: The capabilities without which root can't make a pod, or join one (of its own: a user namespace has them all).
+OF_CREATE = ("sys_admin", "setpcap", "setuid", "setgid", "kill", "sys_ptrace")
+OF_JOIN = ("sys_admin", "setpcap", "setuid", "setgid", "sys_chroot", "sys_ptrace")
 
 
 def _need(names: tuple[str, ...], what: str) -> int:
@@ -85,6 +86,8 @@ def _same_userns(pod: dict[str, Any]) -> None:
     """
     try:
         theirs = os.stat(f"/proc/{pod['pause'][0]}/ns/user").st_ino
+    except PermissionError:
+        theirs = -1  # an outer one's
     except OSError:
         return  # not in view here; the kernel decides at setns(2)
     if theirs != os.stat("/proc/thread-self/ns/user").st_ino:
@@ -170,7 +173,7 @@ def _check_powers(pod: dict[str, Any]) -> None:
             "--network bridge: root of this user namespace has no power over the network namespace that it is in",
             hint="--network none, or host; or one of its own: unshare --user --map-root-user --net nsrun …",
         )
-    granted = _need(_OF_CREATE + (("net_admin",) if mode != "host" else ()), "a pod")
+    granted = _need(OF_CREATE + (("net_admin",) if mode != "host" else ()), "a pod")
     if not granted & capability_mask(["mknod"]) and not pod.get("user"):
         pod["devices"] = "host"
 
@@ -377,8 +380,9 @@ def plan_join(
     document = specs.member_spec({**options, "env": env}, facts)
     refused: list[str] = []
     if not pod.get("user") and ident != NO_ID:  # else its user namespace has them all
+        granted = _need(OF_JOIN, "a member")
         _same_userns(pod)
-        refused = _grant(document, _need(_OF_JOIN, "a member"))
+        refused = _grant(document, granted)
     if pod.get("user") and state.uid and not image and root != "/":
         _check_owner(root, pod)
     for number, mount in enumerate(document["mounts"]):
@@ -636,8 +640,9 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
     }
     document = {**document, "process": new}
     if not pod.get("user"):
+        granted = _need(OF_JOIN, "exec")
         _same_userns({"name": note["pod"], "pause": note["process"]})
-        _grant(document, _need(_OF_JOIN, "exec"))
+        _grant(document, granted)
     return exec_plan(document, note, how)
 
 

@@ -88,7 +88,7 @@ def maps_of(user: User) -> Maps:
         if not ranges:
             raise BadInput(
                 f"user {user.name!r} has no range in {path}: a pod of hers needs subordinate ids",
-                hint=f"{_usermod(user)}   (subuid(5)); or a pod of root's, without a user namespace: sudo nsrun pod create --owner root",
+                hint=f"{usermod(user)}   (subuid(5)); or a pod of root's, without a user namespace: sudo nsrun pod create --owner root",
             )
         inside, found = 1, [[0, own, 1]]
         for first, count in ranges[: MAX_RANGES - 1]:
@@ -98,7 +98,7 @@ def maps_of(user: User) -> Maps:
     return maps
 
 
-def _usermod(user: User) -> str:
+def usermod(user: User) -> str:
     """The command that gives a user ids which nobody has."""
     top = 100000
     for path in ("/etc/subuid", "/etc/subgid"):
@@ -248,6 +248,7 @@ def forbidden() -> str:
 def enter(state: State) -> None:
     """Makes a user namespace of the caller's own and enters it, for good: what her images and members write has ids of it.
 
+    Root stays where it is; as root of a user namespace it gets a mount namespace that it has power over.
     BadInput, NsrunError: what forbids it.
     """
     if os.geteuid():
@@ -255,6 +256,8 @@ def enter(state: State) -> None:
         fd = make((user.uid, user.gid), maps_of(user))
         kernel.enter_userns(fd)
         os.close(fd)
+    elif kernel.in_userns() and not state.uid:  # else it has just been entered
+        kernel.own_mounts()
 
 
 def call(state: State, *words: str) -> bytes:

@@ -73,7 +73,7 @@ def main(words: Words | None = None) -> int:
         status_fd = _status_fd(options)
         if command.name in _OF_MEMBERS and not state.uid:
             state = _as_owner(state, operands)
-        if command.name in _IN_USERNS and state.uid:
+        if command.name in _IN_USERNS:
             from nsrun import userns
 
             userns.enter(state)

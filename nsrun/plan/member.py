@@ -88,7 +88,7 @@ def _filter(spec: dict[str, Any], how: dict[str, Any]) -> list[Step]:
 
 
 def _foreign(pod: dict[str, Any]) -> int:
-    """The namespaces of a pod that its user namespace does not own: the host's network, where we are already."""
+    """The namespaces of a pod that its user namespace may not own: the host's network, where we are already."""
     return kernel.CLONE_NEWNET if pod["network"]["mode"] == "host" else 0
 
 
@@ -160,6 +160,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         shared |= kernel.CLONE_NEWPID  # a child namespace of the pod's: join it, then make one
     if user:
         shared |= kernel.CLONE_NEWUSER
+    if user or nested:
         shared &= ~_foreign(pod)
 
     # 1 Open
@@ -257,9 +258,10 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
         kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
     )
     if user:
-        networked = any(entry["type"] == "network" for entry in spec["linux"]["namespaces"])
         everything |= kernel.CLONE_NEWUSER
-        everything &= ~(_foreign(how["pod"]) if networked else kernel.CLONE_NEWNET)
+    if user or nested:
+        networked = any(entry["type"] == "network" for entry in spec["linux"]["namespaces"])
+        everything &= ~(_foreign(pod) if networked else kernel.CLONE_NEWNET)
     monitored = not how.get("fds")
     steps: list[Step] = [OpenProcess(f"member {note['name']}", member, "member:ns")]
     if door:

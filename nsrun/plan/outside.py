@@ -136,6 +136,7 @@ class OverlayRoot(Step):
         EINVAL: "the upper directory's file system can't carry an overlay (is it an overlay itself?): --root DIR on another, or --writable",
         ENOSPC: "the disk that holds /var/lib/nsrun is full",
         EPERM: "needs root",
+        EACCES: "overlayfs works in a directory of mode 0, and so needs CAP_DAC_OVERRIDE: nsrun doctor; or --writable",
     }
 
     def call(self) -> str:
@@ -616,7 +617,8 @@ class Launch(Step):
         if self.door:
             return "nsrun-door forks the monitor; a helper of it joins, and makes nsrun-init the monitor's child, born in the member's cgroup."
         if self.one_way:
-            return "Nobody comes back from a user namespace: a helper joins it, becomes its root, and makes nsrun-init our child."
+            become = "joins it, becomes its root," if self._becomes else "joins the pod"
+            return f"Nobody comes back from a user namespace, or to what is outside of ours: a helper {become} and makes nsrun-init our child."
         return (
             "One call joins them all or none; the clone is born inside, in its cgroup, and we go back out, so that we never pin the pod."
             if self.join_flags
@@ -627,6 +629,11 @@ class Launch(Step):
     def one_way(self) -> bool:
         return bool(self.user or self.nested or self.join_flags & kernel.CLONE_NEWUSER)
 
+    @property
+    def _becomes(self) -> bool:
+        """Does nsrun-init become root of a user namespace that it was not in?"""
+        return not self.door and bool(self.user or self.join_flags & kernel.CLONE_NEWUSER)
+
     def call(self) -> str:
         join = f"setns({self.user}, CLONE_NEWUSER); " if self.user else ""
         join += f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)}); " if self.join else ""
@@ -635,7 +642,7 @@ class Launch(Step):
         if self.door or self.one_way:
             clone = clone.replace("CLONE_VM|CLONE_VFORK", "CLONE_PARENT")
             how = f"sendmsg({self.door}, SCM_RIGHTS); " if self.door else "clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK); "
-            ids = "" if self.door else "setgroups(0, []); setresgid(0, 0, 0); setresuid(0, 0, 0); "
+            ids = "setgroups(0, []); setresgid(0, 0, 0); setresuid(0, 0, 0); " if self._becomes else ""
             return f'{how}{join}clone3({clone}); {ids}execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)'
         return f'{join}clone3({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + (
             "; setns(back)" if self.join else ""
@@ -647,7 +654,8 @@ class Launch(Step):
             # the plan, the request; what door does is not ours to trace
             return ["memfd_create", "memfd_create"]
         if self.one_way:
-            joins = ["setns"] * (bool(self.user) + bool(self.join)) + ["clone3", "setgroups", "setresgid", "setresuid"]
+            joins = ["setns"] * (bool(self.user) + bool(self.join)) + ["clone3"]
+            joins += ["setgroups", "setresgid", "setresuid"] if self._becomes else []
             return [
                 "memfd_create",
                 *(["clone3"] if self.detach else []),
