@@ -379,9 +379,10 @@ def plan_join(
     }
     document = specs.member_spec({**options, "env": env}, facts)
     refused: list[str] = []
-    if not pod.get("user") and ident != NO_ID:  # else its user namespace has them all
-        granted = _need(OF_JOIN, "a member")
-        _same_userns(pod)
+    if not pod.get("user"):  # else its user namespace has them all
+        granted = _need(OF_JOIN if ident != NO_ID else (), "a member")
+        if ident != NO_ID:
+            _same_userns(pod)
         refused = _grant(document, granted)
     if pod.get("user") and state.uid and not image and root != "/":
         _check_owner(root, pod)

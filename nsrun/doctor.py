@@ -111,13 +111,19 @@ def _memfd() -> Finding:
         os.close(kernel.sealed_program("doctor", b"#!"))
     except KernelError as error:
         return _finding("sealed programs", "missing", f"vm.memfd_noexec is 2: {error}", "sudo sysctl vm.memfd_noexec=1; pods that root makes for you are not affected")  # fmt: skip
-    return _finding("sealed programs", "ok", "vm.memfd_noexec is 2: they lie in a read-only tmpfs that is attached nowhere")
+    return _finding(
+        "sealed programs", "ok", "vm.memfd_noexec is 2: they lie in a read-only tmpfs that is attached nowhere"
+    )
 
 
 def _proc() -> Finding:
     """hidepid of proc(5): whose processes can be seen."""
     mounts = [line for line in _read("/proc/self/mountinfo").splitlines() if line.split()[4] == "/proc"]
-    hidden = [word for word in "".join(mounts[-1:]).rpartition(" - ")[2].replace(" ", ",").split(",") if word.startswith("hidepid=")]
+    hidden = [
+        word
+        for word in "".join(mounts[-1:]).rpartition(" - ")[2].replace(" ", ",").split(",")
+        if word.startswith("hidepid=")
+    ]
     if hidden and hidden[-1] not in ("hidepid=0", "hidepid=off"):
         return _finding("/proc", "ok", f"{hidden[-1]}: processes of others are not in view, those of your pods are")
     return _finding("/proc", "ok", "all processes are in view")
@@ -294,7 +300,9 @@ def _subordinate(user: Any, maps: Any) -> Finding:
         return _finding("subordinate ids", "ok", text)
     if userns.outside(maps["gid"], 5) < 0:
         text += ", no group 5 of terminals among them (they are their user's alone)"
-    return _finding("subordinate ids", "limited", f"{text}: files and users with larger ones can't be", userns.usermod(user))
+    return _finding(
+        "subordinate ids", "limited", f"{text}: files and users with larger ones can't be", userns.usermod(user)
+    )
 
 
 def _apparmor() -> Finding:

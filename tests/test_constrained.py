@@ -18,11 +18,11 @@ from nsrun.host import cgroup
 ALICE = USERS["alice"]
 
 
-def script(host, text: str, *wrapper: object, timeout: float = 60, check: bool = True, **env: str):
+def script(host, text: str, *wrapper: object, check: bool = True, pass_fds=(), **env: str):
     """A shell script in which `nsrun` is ours; `wrapper`: the words before `sh`, for example unshare."""
-    lines = f"set -eu; nsrun() {{ {NSRUN} \"$@\"; }}\n{textwrap.dedent(text)}"
+    lines = f'set -eu; nsrun() {{ {NSRUN} "$@"; }}\n{textwrap.dedent(text)}'
     words = host.words(*wrapper, "sh", "-c", lines)
-    return sh(*words, env={**host.env, **env}, cwd="/", timeout=timeout, check=check)
+    return sh(*words, env={**host.env, **env}, cwd="/", check=check, pass_fds=pass_fds)
 
 
 def refused(done, *words: str) -> str:
@@ -138,6 +138,40 @@ def test_an_ordinary_user_as_root_of_a_user_namespace(host, alice, rootfs):
     assert "has no uid 33" in out.stderr and "has no gid 5" in out.stderr and "nobody's" in out.stderr
 
 
+def test_as_in_an_unprivileged_container(host, busybox):
+    """65536 ids that are nobody's outside, namespaces of its own for everything, files that are its own."""
+    maps = {kind: [[0, 7_000_000, 65536]] for kind in ("uid", "gid")}
+    fd = kernel.new_userns(None, lambda pid: userns._write(pid, maps))
+    host.root.chmod(0o711)
+    enter = ["nsenter", f"--user=/proc/self/fd/{fd}", "--setuid", "0", "--setgid", "0"]
+    enter += ["unshare", "--mount", "--net", "--uts", "--ipc", "--cgroup", "--pid", "--fork", "--mount-proc"]
+    try:
+        out = script(
+            host,
+            f"""
+            mount -t tmpfs none {host.root}; mkdir {host.root}/r; cp -r {busybox}/. {host.root}/r
+            ip link set lo up
+            nsrun pod create -p 20870:80
+            nsrun join pause -d --name m --rootfs {host.root}/r -- httpd -f -p 80 -h /var/www
+            nsrun exec -t -u 33:5 m sh -c 'id -u; id -G; stat -c "%a %u %g" $(tty)'
+            nsrun pod ps pause
+            ! nsrun pod create --network none --memory 10m limited
+            curl -s -m 5 http://127.0.0.1:20870/ | grep -o -m1 nsrun
+            nsrun pod rm -f pause
+            """,
+            *enter,
+            pass_fds=[fd],
+        )
+    finally:
+        os.close(fd)
+    lines = out.stdout.splitlines()
+    assert lines[:5] == ["pause", "m", "33", "5", "620 33 5"] and any(
+        "65535" in line and "/pause" in line for line in lines
+    )
+    assert "nsrun" in lines
+    assert "warning: no cgroup for the pod" in out.stderr and "limits need a cgroup" in out.stderr
+
+
 def test_more_ids_in_a_user_namespace(host, alice, busybox):
     """With ids of her range, members have users and groups, and pause an id of its own."""
     out = script(
@@ -162,8 +196,19 @@ def test_pods_of_another_user_namespace(host, pod, busybox):
     for words in (f"join {pod} --rootfs {busybox} -- true", "exec m true"):
         refused(script(host, f"nsrun {words}", *USERNS, check=False), "another user namespace", "nsenter")
     script(host, "nsrun pod create --network none inner", *USERNS)
-    refused(host.run("join", "inner", "--rootfs", busybox, "--", "true", check=False), "another user namespace", "nsenter")
+    words = ["join", "inner", "--rm", "--rootfs", busybox, "--", "echo", "in"]
+    said = refused(host.run(*words, check=False), "another user namespace", "nsenter")
+    way = said.partition("from there: ")[2].partition(" nsrun …")[0].split()
+    assert sh(*way, NSRUN, *words, env=host.env).stdout == "in\n"
     host.run("pod", "rm", "-f", "inner")
+
+
+def test_a_proc_that_is_masked(host):
+    """As in an engine's container: a user namespace mounts proc only where a whole one is in view."""
+    mask = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /proc/interrupts && exec "$@"', "sh"]
+    done = script(host, "nsrun pod create --network none", *mask, *USERNS, "--mount", check=False)
+    refused(done, 'mount("proc"', "systempaths=unconfined")
+    assert host.json("pod", "ls") == []
 
 
 def test_an_owner_whose_ids_are_not_here(host, alice):
@@ -176,9 +221,14 @@ def test_ids_of_user_namespaces():
     """Pure arithmetic: the largest number that is both a uid and a gid."""
     one = [[0, 1000, 1]]
     assert userns.nobody({"uid": one, "gid": one}) == 0
-    assert userns.nobody({"uid": [[0, 1000, 1], [1, 100000, 65536]], "gid": [[0, 1000, 1], [1, 100000, 65536]]}) == 65535
+    assert (
+        userns.nobody({"uid": [[0, 1000, 1], [1, 100000, 65536]], "gid": [[0, 1000, 1], [1, 100000, 65536]]}) == 65535
+    )
     assert userns.nobody({"uid": [[0, 1000, 1], [1, 100000, 10]], "gid": [[0, 1000, 1], [1, 100000, 7]]}) == 7
-    assert userns.nobody({"uid": [[0, 0, 1], [50, 9, 10], [99000, 9, 5]], "gid": [[0, 0, 1], [55, 0, 2], [99000, 9, 5]]}) == 56
+    assert (
+        userns.nobody({"uid": [[0, 0, 1], [50, 9, 10], [99000, 9, 5]], "gid": [[0, 0, 1], [55, 0, 2], [99000, 9, 5]]})
+        == 56
+    )
 
 
 # ---- capabilities ----------------------------------------------------------------------------------------------
@@ -231,6 +281,7 @@ def test_a_bounding_set_without_one(host, busybox, name):
 
 def test_capabilities_that_were_asked_for(host, pod, busybox):
     """R10: what can't be granted is a warning; with ALL, too; and nothing is said of what nobody asked for."""
+
     def join(*words):
         return script(host, f"nsrun join {pod} --rm {' '.join(words)} --rootfs {busybox} -- cat /proc/self/status", *without("net_admin", "net_raw"))  # fmt: skip
 
@@ -310,8 +361,14 @@ def test_no_cgroups_by_choice(host, busybox):
         assert host.run("pod", "create", "--network", "none", env=env).stderr == ""
         host.run("join", "pause", "-d", "--name", "m", "--rootfs", busybox, "--", "sleep", "1000", env=env)
         assert host.cgroups() == before
-        refused(host.run("join", "pause", "--memory", "64m", "--rootfs", busybox, "--", "true", env=env, check=False), "NSRUN_CGROUP says so")
-        refused(host.run("join", "pause", "--memory", "64m", "--rootfs", busybox, "--", "true", check=False), "the pod was made without")
+        refused(
+            host.run("join", "pause", "--memory", "64m", "--rootfs", busybox, "--", "true", env=env, check=False),
+            "NSRUN_CGROUP says so",
+        )
+        refused(
+            host.run("join", "pause", "--memory", "64m", "--rootfs", busybox, "--", "true", check=False),
+            "the pod was made without",
+        )
         host.run("pod", "rm", "-f", "pause", env=env)
     refused(host.run("pod", "create", env={"NSRUN_CGROUP": "../x"}, check=False), "NSRUN_CGROUP='../x'")
 
@@ -384,6 +441,18 @@ def test_another_cgroup_of_the_same_name(host):
     assert second
 
 
+def test_a_cgroup_that_somebody_else_made(host, alice, owned, busybox):
+    """An owner who knows the name of root's next member makes its cgroup, to own its limits: root does not take it."""
+    v2()
+    path = json.loads((host.root / f"run/pods/{owned}/note").read_text())["cgroup"] + "/root-m"
+    alice.sh("mkdir", path)
+    words = ["join", owned, "--name", "m", "--rm", "--rootfs", busybox, "--", "true"]
+    refused(host.run(*words, check=False), f"belongs to uid {ALICE}", path)
+    assert os.path.isdir(path)
+    alice.sh("rmdir", path)
+    host.run(*words)
+
+
 @pytest.mark.parametrize("command", ["join pause --rootfs {box} -- true", "exec m true"])
 def test_a_cgroup_namespace_of_ones_own(host, pod, busybox, command):
     """With a mount of its own the pod's directory is not in view: a member would be born outside of its limits."""
@@ -448,14 +517,26 @@ def test_a_pods_cgroup_has_a_depth(host, alice, owned):
 
 def test_cgroups_whatever_the_umask(host, busybox):
     mount = v2()
-    script(host, f"umask 0777; nsrun pod create --network none; nsrun join pause -d --name m --rootfs {busybox} -- sleep 1000")
+    script(
+        host,
+        f"umask 0777; nsrun pod create --network none; nsrun join pause -d --name m --rootfs {busybox} -- sleep 1000",
+    )
     groups = host.cgroups()
     assert len(groups) >= 3 and all(os.stat(group).st_mode & 0o777 == 0o755 for group in groups if mount in group)
 
 
 # ---- memfds ----------------------------------------------------------------------------------------------------
 
-NOEXEC = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", 'echo 2 >/proc/sys/vm/memfd_noexec; exec "$@"', "sh"]
+NOEXEC = [
+    "unshare",
+    "--pid",
+    "--fork",
+    "--mount-proc",
+    "sh",
+    "-c",
+    'echo 2 >/proc/sys/vm/memfd_noexec; exec "$@"',
+    "sh",
+]
 
 
 def need_noexec() -> None:

@@ -153,7 +153,9 @@ _HOW = {
 def why_none(uid: int) -> tuple[str, str]:
     """(Why a pod that this user makes now has no cgroup, what to do); ("", "") when it has one."""
     reason = _home(uid)[1]
-    return reason, _HOW.get(reason, "a writable cgroup tree: a container gets one of its own; or mount -o remount,rw") if reason else ""
+    return reason, _HOW.get(
+        reason, "a writable cgroup tree: a container gets one of its own; or mount -o remount,rw"
+    ) if reason else ""
 
 
 def pod_path(name: str, ident: str, uid: int = 0) -> str:
@@ -266,7 +268,9 @@ def make(path: str, limits: dict[str, str], pod: int | None = None) -> int:
 def _refuse_limits() -> None:
     reason, fix = why_none(os.geteuid())
     raise BadInput(
-        f"limits need a cgroup, and there is none: {reason}" if reason else "limits need a cgroup, and the pod was made without",
+        f"limits need a cgroup, and there is none: {reason}"
+        if reason
+        else "limits need a cgroup, and the pod was made without",
         hint=fix or "make the pod anew: it gets one now",
     )
 
@@ -293,6 +297,10 @@ def _make(path: str, wanted: list[str], pod: int | None) -> int:
         finally:
             os.close(here)
         here = there
+    owner = os.fstat(here).st_uid
+    if owner != os.geteuid():  # an owner made it in her pod's, beforehand: its limits would be hers to change
+        os.close(here)
+        raise BadInput(f"the cgroup {path} is there already, and belongs to uid {owner}", hint=f"rmdir {path}")
     return here
 
 

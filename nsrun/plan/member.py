@@ -221,7 +221,9 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     # 2 Host, 3 Join
     steps.append(MakeCgroup(linux["cgroupsPath"], linux["resources"], pod=pod.get("cgroup_id", 0)))
     reach = "door:fd" if door else ""
-    steps.append(Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored, door=reach, nested=bool(nested)))
+    steps.append(
+        Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored, door=reach, nested=bool(nested))
+    )
 
     # 4 Init
     steps += [Undumpable(), EnterMountNamespace("pod:pidfd")]

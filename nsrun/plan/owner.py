@@ -353,7 +353,8 @@ def mapped(user: dict[str, Any], kind: str, ident: int, inside: bool) -> int:
     found = outside(ranges, ident)
     if found < 0:
         raise BadInput(
-            f"the pod's user namespace has no {kind} {ident}" + (f": they go from 0 to {size(ranges) - 1}" if "uid" in user else ""),
+            f"the pod's user namespace has no {kind} {ident}"
+            + (f": they go from 0 to {size(ranges) - 1}" if "uid" in user else ""),
             hint="a larger range in /etc/subuid and /etc/subgid (usermod --add-subuids), and the pod anew"
             if "uid" in user
             else "cat /proc/self/uid_map; one with more ids: unshare --map-auto --map-root-user",

@@ -92,7 +92,11 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
 
         uid = nobody(within["maps"], PAUSE_UID)
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID
-    steps.append(Launch("net:fd" if own_net else "", kernel.CLONE_NEWNET if own_net else 0, flags, user=owned, nested=bool(nested)))
+    steps.append(
+        Launch(
+            "net:fd" if own_net else "", kernel.CLONE_NEWNET if own_net else 0, flags, user=owned, nested=bool(nested)
+        )
+    )
 
     steps += [
         Undumpable(),
