@@ -102,7 +102,7 @@ def _network_is_ours() -> bool:
     return not kernel.in_userns() or userns.owns_network()
 
 
-def _memfd() -> Finding:
+def _memfd(state: State) -> Finding:
     """Programs run from sealed memfds; vm.memfd_noexec (Linux 6.3, of each PID namespace) may forbid that."""
     word = _read("/proc/sys/vm/memfd_noexec")
     if word != "2":
@@ -110,7 +110,7 @@ def _memfd() -> Finding:
     try:
         os.close(kernel.sealed_program("doctor", b"#!"))
     except KernelError as error:
-        return _finding("sealed programs", "missing", f"vm.memfd_noexec is 2: {error}", "sudo sysctl vm.memfd_noexec=1; pods that root makes for you are not affected")  # fmt: skip
+        return _finding("sealed programs", "limited" if state.uid else "missing", f"vm.memfd_noexec is 2: {error}", "sudo sysctl vm.memfd_noexec=1; pods that root makes for you are not affected")  # fmt: skip
     return _finding(
         "sealed programs", "ok", "vm.memfd_noexec is 2: they lie in a read-only tmpfs that is attached nowhere"
     )
@@ -358,7 +358,7 @@ def examine(state: State) -> list[Finding]:
     found = [
         _finding("kernel", "ok", f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"),
         _programs(),
-        _memfd(),
+        _memfd(state),
     ]
     groups = _cgroups(state)
     users = _user_namespaces(state)

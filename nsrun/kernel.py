@@ -295,7 +295,10 @@ def own_mounts() -> None:
 
 def in_userns() -> bool:
     """Are we in another user namespace than the first, whose inode number is fixed (linux/nsfs.h, USER_NS_INIT_INO)?"""
-    return os.stat("/proc/thread-self/ns/user").st_ino != 0xEFFFFFFD
+    try:
+        return os.stat("/proc/thread-self/ns/user").st_ino != 0xEFFFFFFD
+    except FileNotFoundError:
+        return False  # a kernel without them
 
 
 def capability_sets() -> dict[str, int]:

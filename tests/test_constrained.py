@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import textwrap
+import time
 
 import pytest
 from conftest import NSRUN, USERS, need, sh, wait_for
@@ -483,7 +484,7 @@ def test_the_notes_know_their_cgroups(host, pod, busybox):
         assert note["cgroup_id"] == os.stat(note["cgroup"]).st_ino > 0
 
 
-def test_a_thousand_cgroups_one_in_the_other(host):
+def test_cgroups_however_deep(host):
     """The walk holds one descriptor, however deep."""
     path = f"{v2()}/{os.environ['NSRUN_CGROUP']}/p-1"
     here = cgroup.make(path, {})
@@ -505,6 +506,23 @@ def test_a_thousand_cgroups_one_in_the_other(host):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert not os.path.exists(path)
     os.rmdir(os.path.dirname(path))
+
+
+def test_what_lives_keeps_its_own_cgroup_only(host):
+    """Whatever the order in which the kernel lists them: the empty ones go, those with a process and those above stay."""
+    path = f"{v2()}/{os.environ['NSRUN_CGROUP']}/p-1"
+    for name in "abcdefgh":
+        os.close(cgroup.make(f"{path}/{name}", {}))
+    process = subprocess.Popen(["sh", "-c", f"echo $$ >{path}/d/cgroup.procs; exec sleep 1000"])
+    try:
+        wait_for(lambda: cgroup.pids(path) == [process.pid], what="it is in")
+        began = time.monotonic()
+        cgroup.remove(path)
+        assert [p.name for p in pathlib.Path(path).iterdir() if p.is_dir()] == ["d"] and time.monotonic() - began < 2
+    finally:
+        cgroup.remove(path, kill=True)
+        process.wait()
+        os.rmdir(os.path.dirname(path))
 
 
 def test_a_pods_cgroup_has_a_depth(host, alice, owned):
@@ -582,9 +600,10 @@ def test_the_program_in_a_tmpfs_can_not_be_changed(throwaway_host):
         os.close(fd)
 
 
-def test_a_user_without_memfds_that_execute(host, alice, box):
+def test_a_user_without_memfds_that_execute(host, alice, box, busybox):
     """Her own pod is refused with the setting's name; of one that root made she is root, and joins."""
     need_noexec()
+    image = pathlib.Path(busybox).parent.parent / "images" / "busybox"
     uid = f"setpriv --reuid={ALICE} --regid={ALICE} --init-groups"
     out = script(
         host,
@@ -594,13 +613,16 @@ def test_a_user_without_memfds_that_execute(host, alice, box):
         SUDO_UID={ALICE} nsrun pod create --network none
         {uid} {NSRUN} join pause -d --name m --image {box} -- sleep 1000
         {uid} {NSRUN} exec m echo in
+        {uid} {NSRUN} image load {image} 2>&1
+        {uid} {NSRUN} doctor || echo missing
         {uid} {NSRUN} rm -f m
         nsrun pod rm -f pause
         """,
         *NOEXEC,
     )
     assert "vm.memfd_noexec is 2" in out.stderr and "vm.memfd_noexec=1" in out.stderr
-    assert "in\n" in out.stdout
+    assert "in\n" in out.stdout and box in out.stdout and "missing" not in out.stdout
+    assert "limited  sealed programs   vm.memfd_noexec is 2" in out.stdout
 
 
 # ---- hidepid ---------------------------------------------------------------------------------------------------

@@ -496,6 +496,8 @@ class MakeCgroup(Step):
         return []
 
     def shell(self) -> str:
+        if not self.path:
+            return "CGROUP=   # there are none here"
         lines = [f'CGROUP={sh_quote(self.path + ".shell")}; mkdir -p "$CGROUP"']
         lines += [
             f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max"}[k] }"'
