@@ -475,7 +475,10 @@ static long op_keyring(struct arg *a)
 	return r == -ENOSYS || r == -EPERM ? 0 : r;
 }
 
-/* Ids last, groups first; bounding set before either, because dropping it needs CAP_SETPCAP. */
+/*
+ * Ids last, groups first; bounding set before either, because dropping it needs CAP_SETPCAP.  Where the user namespace that
+ * we are in denies setgroups (a[4]), the groups that there are stay: none else can be had.
+ */
 static long op_user(struct arg *a)
 {
 	uint32_t groups[256];
@@ -492,7 +495,8 @@ static long op_user(struct arg *a)
 	}
 	for (; p < end && n < 256; p += str_len(p) + 1)
 		groups[n++] = (uint32_t)str_num(p, 65534);
-	TRY(SYS2(setgroups, n, groups));
+	if (!a[4].i)
+		TRY(SYS2(setgroups, n, groups));
 	TRY(SYS5(prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0));
 	TRY(SYS3(setresgid, a[1].i, a[1].i, a[1].i));
 	return SYS3(setresuid, a[0].i, a[0].i, a[0].i);
@@ -713,7 +717,7 @@ static const struct op {
 	{"loopback", "", op_loopback},
 	{"session", "i", op_session},
 	{"keyring", "", op_keyring},
-	{"user", "iili", op_user},
+	{"user", "iilii", op_user},
 	{"caps", "i", op_caps},
 	{"apparmor", "s", op_apparmor},
 	{"nonewprivs", "", op_nonewprivs},

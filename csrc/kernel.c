@@ -482,10 +482,10 @@ static long nsrun_spawn_userns(int uid, int gid, int *hold)
 	return pid;
 }
 
-/* From here on we are in that user namespace, with a mount tree of our own in it.  There is no way back. */
+/* From here on we are in that user namespace (-1: in ours), with a mount tree of our own in it.  There is no way back. */
 static long nsrun_enter_userns(int fd)
 {
-	if (setns(fd, CLONE_NEWUSER) < 0 || unshare(CLONE_NEWNS) < 0)
+	if ((fd >= 0 && setns(fd, CLONE_NEWUSER) < 0) || unshare(CLONE_NEWNS) < 0)
 		return -errno;
 	return 0;
 }
@@ -622,10 +622,13 @@ static long nsrun_fs_magic(int fd)
 	return fstatfs(fd, &st) < 0 ? -errno : (long)st.f_type;
 }
 
-/* A file in memory that nobody can change any more; MFD_EXEC and F_SEAL_EXEC are tried first (Linux 6.3). */
-static long nsrun_sealed_memfd(const char *name, const char *data, size_t size)
+/*
+ * A file in memory that nobody can change any more, a program or data.  MFD_EXEC, MFD_NOEXEC_SEAL and F_SEAL_EXEC are
+ * tried first (Linux 6.3).  EACCES: vm.memfd_noexec is 2, and it was to be a program.
+ */
+static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, int program)
 {
-	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | 0x10 /* MFD_EXEC */);
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | (program ? 0x10U /* MFD_EXEC */ : 8U /* MFD_NOEXEC_SEAL */));
 	const int seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 
 	if (fd < 0 && errno == EINVAL)

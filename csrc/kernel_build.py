@@ -57,7 +57,7 @@ ffi.cdef(
     long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation, int userns);
     long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve);
     long nsrun_fs_magic(int fd);
-    long nsrun_sealed_memfd(const char *name, const char *data, size_t size);
+    long nsrun_sealed_memfd(const char *name, const char *data, size_t size, int program);
     long nsrun_lock(int fd, int kind, long byte, long length);
     long nsrun_locked(int fd, long byte, long length);
     uint32_t nsrun_checksum(const char *data, size_t size);

@@ -46,6 +46,57 @@ def need_root() -> None:
         )
 
 
+#: The capabilities without which root can't make a pod, or join one (of its own: a user namespace has them all).
+OF_CREATE = ("sys_admin", "setpcap", "setuid", "setgid", "kill", "sys_ptrace")
+OF_JOIN = ("sys_admin", "setpcap", "setuid", "setgid", "sys_chroot", "sys_ptrace")
+
+
+def _need(names: tuple[str, ...], what: str) -> int:
+    """The capabilities that what we start may have (capabilities(7), CapBnd); BadInput when we lack one that nsrun needs."""
+    from nsrun import kernel
+    from nsrun.plan.inside import capability_mask, capability_names
+
+    sets = kernel.capability_sets()
+    lacking = capability_mask(names) & ~(sets["CapEff"] & sets["CapBnd"])
+    if lacking:
+        words = ", ".join(f"CAP_{name.upper()}" for name in capability_names(lacking))
+        raise BadInput(
+            f"{what} needs {words}, which root does not have here",
+            hint="capsh --print, or grep Cap /proc/self/status, shows what there is; an engine's container gets it with --cap-add",
+        )
+    return sets["CapBnd"]
+
+
+def _grant(document: dict[str, Any], granted: int) -> list[str]:
+    """Takes out of a member's capabilities those that can't be granted here (a bit mask); gives their names."""
+    from nsrun.plan.inside import capability_mask
+
+    sets = document["process"]["capabilities"]
+    lacking = [name for name in sets["bounding"] if not granted & capability_mask([name[4:].lower()])]
+    if lacking:
+        rest = [name for name in sets["bounding"] if name not in lacking]
+        document["process"]["capabilities"] = {**sets, "bounding": rest, "permitted": rest, "effective": rest}
+    return lacking
+
+
+def _same_userns(pod: dict[str, Any]) -> None:
+    """BadInput: a pod without a user namespace of its own was made in another one than ours.
+
+    Whoever joined it all the same would be root of a larger world than those who are in it.
+    """
+    try:
+        theirs = os.stat(f"/proc/{pod['pause'][0]}/ns/user").st_ino
+    except PermissionError:
+        theirs = -1  # an outer one's
+    except OSError:
+        return  # not in view here; the kernel decides at setns(2)
+    if theirs != os.stat("/proc/thread-self/ns/user").st_ino:
+        raise BadInput(
+            f"pod {pod['name']!r} was made in another user namespace",
+            hint=f"join it from there: nsenter --user --target {pod['pause'][0]} --preserve-credentials nsrun …",
+        )
+
+
 def _may(state: State, pod: dict[str, Any]) -> dict[str, Any]:
     """The pod; BadInput unless we are root or its owner."""
     if state.uid and not pod.get("user"):
@@ -101,7 +152,30 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts.update({"by_root": not state.uid, "groups": owner.groups})
-    return pod_plan(specs.pod_spec({**options, "name": name}, facts))
+        if not state.uid:
+            userns.check_within(owner, facts["user"]["maps"])
+    elif around := userns.around():
+        facts.update({"nested": around, "devices": "host"})
+    document = specs.pod_spec({**options, "name": name}, facts)
+    if not state.uid and ident != NO_ID:
+        _check_powers(document)
+    return pod_plan(document)
+
+
+def _check_powers(pod: dict[str, Any]) -> None:
+    """BadInput: what root can't do here for such a pod.  Without CAP_MKNOD its devices are the host's own nodes."""
+    from nsrun import userns
+    from nsrun.plan.inside import capability_mask
+
+    mode = pod["network"]["mode"]
+    if mode == "bridge" and pod.get("nested") and not userns.owns_network():
+        raise BadInput(
+            "--network bridge: root of this user namespace has no power over the network namespace that it is in",
+            hint="--network none, or host; or one of its own: unshare --user --map-root-user --net nsrun …",
+        )
+    granted = _need(OF_CREATE + (("net_admin",) if mode != "host" else ()), "a pod")
+    if not granted & capability_mask(["mknod"]) and not pod.get("user"):
+        pod["devices"] = "host"
 
 
 def _check_rootless(state: State, options: Options) -> None:
@@ -304,6 +378,12 @@ def plan_join(
         "cgroup_v2": bool(group) or bool(cgroup.mount_point()),
     }
     document = specs.member_spec({**options, "env": env}, facts)
+    refused: list[str] = []
+    if not pod.get("user"):  # else its user namespace has them all
+        granted = _need(OF_JOIN if ident != NO_ID else (), "a member")
+        if ident != NO_ID:
+            _same_userns(pod)
+        refused = _grant(document, granted)
     if pod.get("user") and state.uid and not image and root != "/":
         _check_owner(root, pod)
     for number, mount in enumerate(document["mounts"]):
@@ -350,7 +430,10 @@ def plan_join(
         "profile": profile,
         "door": door,
     }
-    return join_plan(document, pod, note, how)
+    plan = join_plan(document, pod, note, how)
+    added = {word.lower().removeprefix("cap_") for word in options.get("cap_add") or []}
+    plan.facts["refused"] = [name for name in refused if "all" in added or name[4:].lower() in added]
+    return plan
 
 
 def _set_filter(document: dict[str, Any], bundle: dict[str, Any], options: Options) -> str:
@@ -568,7 +651,12 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         "cwd": words.parse_directory(options.get("workdir")) or process["cwd"],
         "user": user,
     }
-    return exec_plan({**document, "process": new}, note, how)
+    document = {**document, "process": new}
+    if not pod.get("user"):
+        granted = _need(OF_JOIN, "exec")
+        _same_userns({"name": note["pod"], "pause": note["process"]})
+        _grant(document, granted)
+    return exec_plan(document, note, how)
 
 
 def execute(

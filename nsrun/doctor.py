@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from errno import EEXIST, ENOSYS
+from errno import ENOSYS
 
 from nsrun import kernel
 from nsrun.errors import KernelError, NsrunError, errno_text
@@ -15,6 +15,7 @@ from nsrun.errors import KernelError, NsrunError, errno_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from nsrun.state import State
 
@@ -44,35 +45,88 @@ def _read(path: str) -> str:
 
 
 def _privileges() -> Finding:
-    import prctl
+    """By the sets that what nsrun starts will have: CapEff and CapBnd, capabilities(7)."""
+    from nsrun.api import OF_CREATE, OF_JOIN
+    from nsrun.plan.inside import capability_mask, capability_names
+    from nsrun.words import DEFAULT_CAPABILITIES
 
-    wanted = (
-        "sys_admin",
-        "net_admin",
-        "setuid",
-        "setgid",
-        "setpcap",
-        "mknod",
-        "chown",
-        "dac_override",
-        "kill",
-        "sys_chroot",
-    )
-    lacking = [name for name in wanted if not getattr(prctl.cap_effective, name)]
-    if lacking:
-        return _finding(
-            "privileges",
-            "missing",
-            "without " + ", ".join(f"CAP_{n.upper()}" for n in lacking),
-            "run as root: sudo nsrun …",
-        )
-    if not prctl.cap_effective.sys_resource:
+    def names(mask: int) -> str:
+        return ", ".join(f"CAP_{name.upper()}" for name in capability_names(mask))
+
+    sets = kernel.capability_sets()
+    has = sets["CapEff"] & sets["CapBnd"]
+    if lacking := capability_mask((*OF_CREATE, *OF_JOIN)) & ~has:
+        return _finding("privileges", "missing", f"without {names(lacking)}", "run as root: sudo nsrun …; a container gets them with --cap-add")  # fmt: skip
+    lost = []
+    if not has & capability_mask(["net_admin"]):
+        lost.append("no CAP_NET_ADMIN: only pods with --network host")
+    if not has & capability_mask(["mknod"]):
+        lost.append("no CAP_MKNOD: members get the host's own device nodes")
+    if not has & capability_mask(["dac_override"]):
+        lost.append("no CAP_DAC_OVERRIDE: no overlay, only join --writable")
+    if less := capability_mask(DEFAULT_CAPABILITIES) & ~has:
+        lost.append(f"members go without {names(less)}")
+    if lost:
+        return _finding("privileges", "limited", "; ".join(lost), "a bounding set with them: capsh --print")
+    if not has & capability_mask(["sys_resource"]):
         return _finding(
             "privileges",
             "ok",
             "root without CAP_SYS_RESOURCE: hard limits can't be raised, oom_score_adj can't be lowered",
         )
     return _finding("privileges", "ok", "root")
+
+
+def _nested() -> list[Finding]:
+    """Root of a user namespace: what differs from root of the machine."""
+    from nsrun import userns
+
+    here = userns.around()
+    if not here:
+        return []
+    lost = ["devices are the host's own nodes"]
+    if not here["setgroups"]:
+        lost.append("setgroups is denied: members keep the groups of who calls")
+    if not userns.owns_network():
+        lost.append("the network namespace is an outer one's: --network none or host")
+    if userns.nobody(here["maps"]) != 65535:
+        lost.append("few ids: no uid beyond those of /proc/self/uid_map, pause among them")
+    fix = "unshare --map-auto --map-root-user --net, for ids, groups and a network; or root of the machine"
+    return [_finding("user namespace", "limited", f"root of one: {'; '.join(lost)}", fix)]
+
+
+def _network_is_ours() -> bool:
+    """Root of a user namespace may be in a network namespace that it has no power over, and couldn't go back to."""
+    from nsrun import userns
+
+    return not kernel.in_userns() or userns.owns_network()
+
+
+def _memfd(state: State) -> Finding:
+    """Programs run from sealed memfds; vm.memfd_noexec (Linux 6.3, of each PID namespace) may forbid that."""
+    word = _read("/proc/sys/vm/memfd_noexec")
+    if word != "2":
+        return _finding("sealed programs", "ok", "in memory")
+    try:
+        os.close(kernel.sealed_program("doctor", b"#!"))
+    except KernelError as error:
+        return _finding("sealed programs", "limited" if state.uid else "missing", f"vm.memfd_noexec is 2: {error}", "sudo sysctl vm.memfd_noexec=1; pods that root makes for you are not affected")  # fmt: skip
+    return _finding(
+        "sealed programs", "ok", "vm.memfd_noexec is 2: they lie in a read-only tmpfs that is attached nowhere"
+    )
+
+
+def _proc() -> Finding:
+    """hidepid of proc(5): whose processes can be seen."""
+    mounts = [line for line in _read("/proc/self/mountinfo").splitlines() if line.split()[4] == "/proc"]
+    hidden = [
+        word
+        for word in "".join(mounts[-1:]).rpartition(" - ")[2].replace(" ", ",").split(",")
+        if word.startswith("hidepid=")
+    ]
+    if hidden and hidden[-1] not in ("hidepid=0", "hidepid=off"):
+        return _finding("/proc", "ok", f"{hidden[-1]}: processes of others are not in view, those of your pods are")
+    return _finding("/proc", "ok", "all processes are in view")
 
 
 def _namespaces() -> Finding:
@@ -105,6 +159,7 @@ def _overlay(state: State) -> str:
     import tempfile
 
     os.makedirs(state.lib, 0o700, exist_ok=True)
+    os.chmod(state.lib, 0o700)
     with tempfile.TemporaryDirectory(dir=state.lib) as work:
         for part in ("lower", "upper", "work"):
             os.mkdir(f"{work}/{part}")
@@ -160,21 +215,14 @@ def _owner_table() -> str:
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge"
 
 
-def _cgroups() -> list[Finding]:
+def _cgroups(state: State) -> list[Finding]:
     from nsrun.host import cgroup
 
-    mount = cgroup.mount_point()
-    if not mount:
-        return [
-            _finding(
-                "cgroups",
-                "limited",
-                "cgroup v2 is not mounted: members are not grouped, limits do not work",
-                "mount -t cgroup2 none /sys/fs/cgroup",
-            )
-        ]
-    controllers = set(_read(f"{mount}/cgroup.controllers").split())
-    lacking = [name for name in ("cpu", "memory", "pids") if name not in controllers]
+    reason, fix = cgroup.why_none(state.uid)
+    if reason:
+        lost = "members are ended by their first process and what goes with it, limits are refused"
+        return [_finding("cgroups", "ok" if cgroup.chosen_none() else "limited", f"none: {reason}: {lost}", fix)]
+    mount, lacking = cgroup.mount_point(), cgroup.missing()
     layout = "pure v2" if mount == "/sys/fs/cgroup" else "hybrid: v1 controllers, v2 for grouping"
     found = [_finding("cgroups", "ok", f"{layout} at {mount}")]
     if lacking:
@@ -188,25 +236,20 @@ def _cgroups() -> list[Finding]:
         )
     else:
         found.append(_finding("limits", "ok", "cpu, memory, pids"))
+    path = cgroup.pod_path("doctor", str(os.getpid()), state.uid)
     try:
-        path = f"{mount}/{cgroup.base()}-doctor"
-        os.mkdir(path)
-        has_kill = os.path.exists(f"{path}/cgroup.kill")
-        os.rmdir(path)
-        if not has_kill:
-            found.append(
-                _finding(
-                    "cgroup.kill",
-                    "limited",
-                    "came with Linux 5.14: a member's stray children are not killed with it",
-                    "a newer kernel",
-                )
-            )
-    except OSError as error:
-        if error.errno != EEXIST:
-            found.append(
-                _finding("cgroup tree", "limited", f"{mount}: {errno_text(error.errno or 0)}", "a writable cgroup tree")
-            )
+        fd = cgroup.make(path, {})
+    except (OSError, NsrunError) as error:
+        found.append(_finding("cgroup tree", "limited", str(error).partition("\n")[0], "a writable cgroup tree; or NSRUN_CGROUP=none, to go without"))  # fmt: skip
+        return found
+    try:
+        if "cgroup.kill" not in os.listdir(fd):
+            found.append(_finding("cgroup.kill", "limited", "came with Linux 5.14: a member's stray children are not killed with it", "a newer kernel"))  # fmt: skip
+    finally:
+        ident = os.fstat(fd).st_ino
+        os.close(fd)
+        cgroup.remove(path, ident)
+        cgroup.remove_empty(state)
     return found
 
 
@@ -229,7 +272,7 @@ def _user_namespaces(state: State) -> list[Finding]:
         try:
             user = userns.User(str(uid))
             maps = userns.maps_of(user)
-            found.append(_finding("subordinate ids", "ok", f"{user.name}: {userns.size(maps['uid'])} ids in a pod"))
+            found.append(_subordinate(user, maps))
         except NsrunError as error:
             found.append(_finding("subordinate ids", "limited", error.message, error.hint))
     lacking = [(program, package) for program, package in (("newuidmap", "uidmap"), ("pasta", "passt")) if not shutil.which(program)]  # fmt: skip
@@ -245,6 +288,21 @@ def _user_namespaces(state: State) -> list[Finding]:
     else:
         found.append(_finding("without root", "ok", "newuidmap, pasta"))
     return found
+
+
+def _subordinate(user: Any, maps: Any) -> Finding:
+    """How many ids a pod of this user's has; images and users of members may need more than there are."""
+    from nsrun import userns
+
+    count = min(userns.size(ranges) for ranges in maps.values())
+    text = f"{user.name}: {count} ids in a pod"
+    if count > userns.WANTED:
+        return _finding("subordinate ids", "ok", text)
+    if userns.outside(maps["gid"], 5) < 0:
+        text += ", no group 5 of terminals among them (they are their user's alone)"
+    return _finding(
+        "subordinate ids", "limited", f"{text}: files and users with larger ones can't be", userns.usermod(user)
+    )
 
 
 def _apparmor() -> Finding:
@@ -287,7 +345,7 @@ def _filters() -> Finding:
 def _programs() -> Finding:
     from nsrun.plan.outside import LIBEXEC
 
-    names = ("pause", "init", "monitor", "unpack")
+    names = ("pause", "init", "monitor", "door", "unpack")
     lacking = [name for name in names if not os.access(f"{LIBEXEC}/nsrun-{name}", os.R_OK)]
     if lacking:
         return _finding("programs", "missing", f"{LIBEXEC} lacks nsrun-{', nsrun-'.join(lacking)}", "make build")
@@ -308,7 +366,9 @@ def _left(state: State) -> list[Finding]:
     for process in orphans.processes(state):
         found.append(_finding("orphan", "limited", str(process), f"{fix} ends it"))
     for path, count in orphans.cgroups(state):
-        found.append(_finding("cgroup", "ok", f"{path}: {count} processes, of no pod in {state.run}: of another --root?"))
+        found.append(
+            _finding("cgroup", "ok", f"{path}: {count} processes, of no pod in {state.run}: of another --root?")
+        )
     for data in orphans.data(state):
         found.append(
             _finding("data", "limited", f"no note speaks of {data}", f"{fix} --all removes what is not in use")
@@ -321,7 +381,9 @@ def examine(state: State) -> list[Finding]:
     found = [
         _finding("kernel", "ok", f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"),
         _programs(),
+        _memfd(state),
     ]
+    groups = _cgroups(state)
     users = _user_namespaces(state)
     if state.uid:
         found.append(
@@ -335,9 +397,13 @@ def examine(state: State) -> list[Finding]:
             found.append(
                 _finding("a namespace of yours", "missing", str(error).partition("\n")[0], getattr(error, "hint", ""))
             )
-            return found + users
+            return found + groups + users
     else:
         found.append(_privileges())
+        found += _nested()
+        if kernel.in_userns():
+            kernel.own_mounts()
+    found.append(_proc())
     found.append(_namespaces())
     found.append(_try("pidfd", _pidfd, "Linux 5.3 or newer"))
     found.append(_try("openat2", _openat2, "Linux 5.6 or newer"))
@@ -356,7 +422,7 @@ def examine(state: State) -> list[Finding]:
         )
     )
     found.append(_try("id-mapped mounts", lambda: _idmap(state), "Linux 5.12 or newer", needed=False))
-    if not state.uid:
+    if not state.uid and _network_is_ours():
         found.append(
             _try(
                 "published ports",
@@ -367,11 +433,11 @@ def examine(state: State) -> list[Finding]:
         )
     found.append(_filters())
     found.append(_images())
-    found += _cgroups() if not state.uid else []
+    found += groups
     found += users
     found.append(_apparmor())
     found += _left(state)
-    found += [_firewall()] if not state.uid else []
+    found += [_firewall()] if not state.uid and _network_is_ours() else []
     return found
 
 

@@ -8,7 +8,7 @@ that brought it.
 from __future__ import annotations
 
 import os
-from errno import E2BIG, ENOENT, ESRCH
+from errno import E2BIG, EACCES, ENOENT, EPERM, ESRCH
 
 from nsrun._kernel import ffi, lib
 from nsrun.errors import KernelError
@@ -44,7 +44,7 @@ MS_PRIVATE = 1 << 18
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE, AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x8000, 0x1000
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 2, 16
 O_PATH = os.O_PATH
-DEVPTS_MAGIC = 0x1CD1
+DEVPTS_MAGIC, CGROUP2_MAGIC = 0x1CD1, 0x63677270
 
 
 def flag_names(value: int, names: dict[str, int]) -> str:
@@ -206,7 +206,52 @@ def fs_magic(fd: int) -> int:
 
 def sealed_memfd(name: str, data: bytes) -> int:
     """memfd_create(2) with this content, sealed against every change."""
-    return _check(lib.nsrun_sealed_memfd(name.encode(), data, len(data)), f'memfd_create("{name}", MFD_ALLOW_SEALING)')
+    call = f'memfd_create("{name}", MFD_ALLOW_SEALING)'
+    return _check(lib.nsrun_sealed_memfd(name.encode(), data, len(data), 0), call)
+
+
+def sealed_program(name: str, data: bytes) -> int:
+    """The same for a program that will be executed.
+
+    Where vm.memfd_noexec is 2 (Linux 6.3) no memfd can be: it is then the one file of a tmpfs that is attached nowhere and,
+    mount and superblock, read-only.  EACCES: that can't be had either.
+    """
+    call = f'memfd_create("{name}", MFD_ALLOW_SEALING|MFD_EXEC)'
+    fd = lib.nsrun_sealed_memfd(name.encode(), data, len(data), 1)
+    if fd != -EACCES:
+        return _check(fd, call)
+    try:
+        return _program_in_tmpfs(name, data)
+    except KernelError as error:
+        if error.errno == EPERM:
+            raise KernelError(EACCES, call) from None
+        raise
+
+
+def _program_in_tmpfs(name: str, data: bytes) -> int:
+    fs = _check(lib.nsrun_fsopen(b"tmpfs"), 'fsopen("tmpfs")')
+    mount = -1
+    try:
+        for key, value in (("size", "4m"), ("mode", "0555")):
+            call = f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")'
+            _check(lib.nsrun_fsconfig(fs, 1, key.encode(), value.encode()), call)
+        _check(lib.nsrun_fsconfig(fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("tmpfs", FSCONFIG_CMD_CREATE)')
+        mount = _check(lib.nsrun_fsmount(fs, 0), "fsmount(fs, FSMOUNT_CLOEXEC, 0)")
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o500, dir_fd=mount)
+        try:
+            os.fchmod(file, 0o555)
+            while data:
+                data = data[os.write(file, data) :]
+        finally:
+            os.close(file)
+        mount_setattr(mount, set=MOUNT_ATTR_RDONLY)
+        _check(lib.nsrun_fsconfig(fs, 0, b"ro", ffi.NULL), 'fsconfig(fs, FSCONFIG_SET_FLAG, "ro")')
+        _check(lib.nsrun_fsconfig(fs, 7, ffi.NULL, ffi.NULL), 'fsconfig("tmpfs", FSCONFIG_CMD_RECONFIGURE)')
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=mount)
+    finally:
+        os.close(fs)
+        if mount >= 0:
+            os.close(mount)
 
 
 F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
@@ -265,10 +310,27 @@ def enter_userns(fd: int) -> None:
     _check(lib.nsrun_enter_userns(fd), "setns(fd, CLONE_NEWUSER); unshare(CLONE_NEWNS)")
 
 
+def own_mounts() -> None:
+    """This thread has a mount namespace of its own from now on, which belongs to the user namespace it is in.
+
+    What mounts needs power over the user namespace of its mount namespace: root of `unshare -Ur` has the host's at first.
+    """
+    _check(lib.nsrun_enter_userns(-1), "unshare(CLONE_NEWNS)")
+
+
 def in_userns() -> bool:
-    """Are we in another user namespace than the first?  (Its map is the identity; a map that only looks so does no harm.)"""
-    with open("/proc/self/uid_map", "rb", buffering=0) as file:
-        return file.read(4096).split() != [b"0", b"0", b"4294967295"]
+    """Are we in another user namespace than the first, whose inode number is fixed (linux/nsfs.h, USER_NS_INIT_INO)?"""
+    try:
+        return os.stat("/proc/thread-self/ns/user").st_ino != 0xEFFFFFFD
+    except FileNotFoundError:
+        return False  # a kernel without them
+
+
+def capability_sets() -> dict[str, int]:
+    """The capabilities of this thread by the names of proc_pid_status(5): CapEff, CapBnd and the like, as bit masks."""
+    with open("/proc/thread-self/status", "rb", buffering=0) as file:
+        lines = file.read(8192).split(b"\n")
+    return {line[:6].decode(): int(line[8:], 16) for line in lines if line[:3] == b"Cap"}
 
 
 class inside_netns:
@@ -334,7 +396,8 @@ def launch(
     env, _c = _strings([f"{k}={v}" for k, v in os.environ.items()] if monitor >= 0 else [])
     keeps, m_keeps = ffi.new("int[]", list(keep)), ffi.new("int[]", list(monitor_keep))
     launch.join_fd, launch.join_flags, launch.clone_flags = join_fd, join_flags, clone_flags
-    launch.user_fd, launch.one_way = user_fd, int(one_way or user_fd >= 0 or bool(join_flags & CLONE_NEWUSER))
+    one_way = one_way or user_fd >= 0 or bool(join_flags & CLONE_NEWUSER) or in_userns()
+    launch.user_fd, launch.one_way = user_fd, int(one_way)
     launch.cgroup, launch.program, launch.argv, launch.stdio = cgroup, program, args, list(stdio)
     launch.keep, launch.n_keep = keeps, len(keep)
     launch.monitor, launch.monitor_argv, launch.monitor_envp = monitor, m_args, env

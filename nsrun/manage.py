@@ -88,7 +88,7 @@ def _owners_members(state: State, pod: Note) -> list[str]:
         return []
     from nsrun.host import cgroup
 
-    return cgroup.members(pod["cgroup"])
+    return cgroup.members(pod["cgroup"], pod.get("cgroup_id", 0))
 
 
 def member_json(state: State, note: Note) -> dict[str, Any]:
@@ -171,7 +171,8 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
     from nsrun.host import cgroup
 
     for member in members_of(state, note):
-        for pid in cgroup.pids(member["cgroup"]) if member["cgroup"] else [_process_pid(state, member)]:
+        group = member["cgroup"]
+        for pid in cgroup.pids(group, member.get("cgroup_id", 0)) if group else [_process_pid(state, member)]:
             owners[pid] = member["name"]
     rows = []
     for entry in os.listdir("/proc"):
@@ -213,13 +214,13 @@ def stats(state: State, notes: list[Note], seconds: float = 0.2) -> list[dict[st
 
     from nsrun.host import cgroup
 
-    first = [cgroup.usage(note["cgroup"]) for note in notes]
+    first = [cgroup.usage(note["cgroup"], note.get("cgroup_id", 0)) for note in notes]
     began = time.monotonic()
     if any(u["cpu_seconds"] is not None for u in first):
         time.sleep(seconds)
     rows = []
     for note, before in zip(notes, first, strict=True):
-        now, span = cgroup.usage(note["cgroup"]), time.monotonic() - began
+        now, span = cgroup.usage(note["cgroup"], note.get("cgroup_id", 0)), time.monotonic() - began
         percent = None
         if before["cpu_seconds"] is not None and now["cpu_seconds"] is not None:
             percent = round(100 * (now["cpu_seconds"] - before["cpu_seconds"]) / span, 1)
@@ -247,12 +248,15 @@ def _signal(pidfd: int, signal: int) -> None:
             raise
 
 
-def _may_signal(pidfd: int, what: str) -> None:
-    """BadInput: it is not ours to end; asked before anything says that it is about to end."""
+def _may_end(pidfd: int, what: str, note: Note) -> None:
+    """BadInput: it can't be ended from here; asked before anything is done, and anything says that it is about to end."""
+    from nsrun.host import cgroup
+
     try:
         _signal(pidfd, 0)
     except KernelError as error:
         raise BadInput(f"{what} is not yours to end: {error}", errno=error.errno or 0) from None
+    cgroup.check_reach(note["cgroup"], note.get("cgroup_id", 0))
 
 
 def _settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
@@ -300,7 +304,7 @@ def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
     fd, _ = state.process(note)
     try:
         if fd >= 0:
-            _may_signal(fd, f"member {note['name']!r}")
+            _may_end(fd, f"member {note['name']!r}", note)
         try:
             state.mark("members", note["name"], "stop")
         except FileNotFoundError:
@@ -349,7 +353,7 @@ def kill_member(note: Note, fd: int) -> None:
     """SIGKILL to everything in the member's cgroup; without cgroup v2, to its first process."""
     from nsrun.host import cgroup
 
-    if note.get("cgroup") and cgroup.kill(note["cgroup"]):
+    if note.get("cgroup") and cgroup.kill(note["cgroup"], note.get("cgroup_id", 0)):
         return
     _signal(fd, SIGKILL)
 
@@ -451,13 +455,14 @@ def _check_lost(state: State, note: Note, force: bool) -> None:
     """Nobody saw how it ended: what may still run of it is in its cgroup."""
     from nsrun.host import cgroup
 
-    if cgroup.pids(note["cgroup"]) if note["cgroup"] else False:
+    group, ident = note["cgroup"], note.get("cgroup_id", 0)
+    if group and cgroup.pids(group, ident):
         if not force:
             raise BadInput(
                 f"processes of member {note['name']!r} live, though its monitor was killed",
                 hint=f"nsrun rm -f {note['name']}",
             )
-        cgroup.kill(note["cgroup"])
+        cgroup.kill(group, ident)
 
 
 def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
@@ -476,7 +481,7 @@ def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
     fd, _ = state.pause(note)
     if fd >= 0:
         try:
-            _may_signal(fd, f"pod {name!r}")
+            _may_end(fd, f"pod {name!r}", note)
         finally:
             os.close(fd)
     for member in members_of(state, note):
@@ -516,7 +521,7 @@ def end_pod(state: State, note: Note, signal: int) -> None:
     ended = True
     if fd >= 0:
         try:
-            _may_signal(fd, f"pod {name!r}")
+            _may_end(fd, f"pod {name!r}", note)
             try:
                 state.mark("pods", name, "removing")  # who makes a member meanwhile looks for this when it is made
             except FileNotFoundError:
@@ -569,7 +574,7 @@ def _end_roots_own(state: State, note: Note) -> None:
             finally:
                 os.close(fd)
     if note["cgroup"]:
-        cgroup.kill(note["cgroup"])
+        cgroup.kill(note["cgroup"], note.get("cgroup_id", 0))
 
 
 def remove_pod(state: State, name: str, force: bool) -> None:

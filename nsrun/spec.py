@@ -46,8 +46,13 @@ OCI_NAMES = {"net": "network", "ipc": "ipc", "pid": "pid", "uts": "uts", "mnt": 
 # ---- documents ---------------------------------------------------------------------------------------------
 
 
-def default_mounts(host_root: bool, terminal: bool, own_ipc: bool = False) -> list[dict[str, Any]]:
-    """In order.  Type "pod" is nsrun's: a part of pause's own root (the pod's shared memory, hosts, …)."""
+def default_mounts(
+    host_root: bool, terminal: bool, own_ipc: bool = False, tty_group: bool = True
+) -> list[dict[str, Any]]:
+    """In order.  Type "pod" is nsrun's: a part of pause's own root (the pod's shared memory, hosts, …).
+
+    `tty_group`: has the pod a gid 5, which terminals belong to by custom?  Without, they are their user's alone.
+    """
     safe = ["nosuid", "noexec", "nodev"]
     pod = [
         {"destination": path, "type": "pod", "source": path, "options": ["ro"]}
@@ -62,7 +67,8 @@ def default_mounts(host_root: bool, terminal: bool, own_ipc: bool = False) -> li
     proc = {"destination": "/proc", "type": "proc", "source": "proc", "options": safe}
     sysfs = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*safe, "ro"]}
     cgroup = {"destination": "/sys/fs/cgroup", "type": "cgroup2", "source": "cgroup", "options": [*safe, "ro"]}
-    pts = {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}  # fmt: skip
+    group = ["mode=0620", "gid=5"] if tty_group else ["mode=0600"]
+    pts = {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", *group]}  # fmt: skip
     if host_root:
         return [proc, sysfs, cgroup, *([pts] if terminal else []), *shared, *pod]
     dev = {
@@ -146,9 +152,15 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
                 hint="known: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=default, apparmor=PROFILE",
             )
 
-    mounts = default_mounts(host_root, terminal, options.get("ipc") == "own")
+    within = facts["pod"].get("user") or facts["pod"].get("nested")  # a user namespace
+    tty_group = True
+    if within:
+        from nsrun.userns import outside
+
+        tty_group = outside(within["maps"]["gid"], 5) >= 0
+    mounts = default_mounts(host_root, terminal, options.get("ipc") == "own", tty_group)
     net = options.get("net") or "pod"
-    if facts["pod"].get("user") and (net == "host" or (net == "pod" and facts["pod"]["network"]["mode"] == "host")):
+    if within and (net == "host" or (net == "pod" and facts["pod"]["network"]["mode"] == "host")):
         # sysfs shows a network namespace, and only who owns that may mount it
         mounts = [m for m in mounts if not m["destination"].startswith("/sys")]
     if not facts.get("cgroup_v2", True):
@@ -236,7 +248,8 @@ def _profile_name(word: str) -> str:
 
 def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """What a pod is.  facts: "id", "created", "cgroup", "resolv_conf" (the host's), "owner" (a name); of an owned
-    pod "user" ({uid, gid, maps}), "groups" (the owner's), "by_root" (is root making it)."""
+    pod "user" ({uid, gid, maps}), "groups" (the owner's), "by_root" (is root making it); of one that root of a user
+    namespace makes "nested" (userns.around); "devices": "host" where none can be made."""
     name = options.get("name") or "pause"
     rootless = bool(facts.get("user")) and not facts["by_root"]
     mode = options.get("network") or ("pasta" if rootless else "bridge")
@@ -282,6 +295,7 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "created": facts["created"],
         "owner": facts["owner"],
         **{key: facts[key] for key in ("user", "by_root", "groups") if facts.get("user")},
+        **{key: facts[key] for key in ("nested", "devices") if facts.get(key)},
         "hostname": hostname,
         "network": network,
         "ports": ports,

@@ -296,7 +296,7 @@ class State:
             return False
         from nsrun.host import cgroup
 
-        return not note["cgroup"] or pid in cgroup.pids(note["cgroup"])
+        return not note["cgroup"] or pid in cgroup.pids(note["cgroup"], note.get("cgroup_id", 0))
 
     def identify(self, pid: int) -> list[Any]:
         """What a note says of a process, for people and for the case that its monitor is killed."""

@@ -123,7 +123,7 @@ class Sweeper:
             ):  # else it is of a pod that root made, and root's to remove
                 from nsrun.host import forward
 
-                cgroup.remove_member(note["cgroup"])
+                cgroup.remove_member(note["cgroup"], note.get("cgroup_id", 0))
                 forward.end_of(state.path("pods", note["name"]))
             return
         if note["network"].get("veth"):
@@ -132,7 +132,7 @@ class Sweeper:
             net.forget_pod(note)
         if note.get("user") and note["cgroup"]:
             cgroup.remove(f"{note['cgroup']}.hold", kill=True)
-        cgroup.remove(note["cgroup"], kill=bool(note.get("user")))
+        cgroup.remove(note["cgroup"], note.get("cgroup_id", 0), kill=bool(note.get("user")))
         state.disown(note)
 
     def _forget_pod(self, name: str, note: Note | None) -> bool:
@@ -316,7 +316,7 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
     if its_cgroup:
         from nsrun.host import cgroup
 
-        cgroup.remove_member(note["cgroup"])
+        cgroup.remove_member(note["cgroup"], note.get("cgroup_id", 0))
     if os.path.lexists(state.upper(note["id"])):
         state.remove_directory(state.upper(note["id"]))
     return state.remove_directory(state.path("members", note["name"]))

@@ -88,7 +88,7 @@ def maps_of(user: User) -> Maps:
         if not ranges:
             raise BadInput(
                 f"user {user.name!r} has no range in {path}: a pod of hers needs subordinate ids",
-                hint=f"{_usermod(user)}   (subuid(5)); or a pod of root's, without a user namespace: sudo nsrun pod create --owner root",
+                hint=f"{usermod(user)}   (subuid(5)); or a pod of root's, without a user namespace: sudo nsrun pod create --owner root",
             )
         inside, found = 1, [[0, own, 1]]
         for first, count in ranges[: MAX_RANGES - 1]:
@@ -98,7 +98,7 @@ def maps_of(user: User) -> Maps:
     return maps
 
 
-def _usermod(user: User) -> str:
+def usermod(user: User) -> str:
     """The command that gives a user ids which nobody has."""
     top = 100000
     for path in ("/etc/subuid", "/etc/subgid"):
@@ -127,6 +127,59 @@ def inside(ranges: Ranges, outside: int) -> int:
 def size(ranges: Ranges) -> int:
     """How many ids there are, from 0 on.  Pure."""
     return sum(n for _, _, n in ranges)
+
+
+def nobody(maps: Maps, wish: int = 65535) -> int:
+    """The largest number up to `wish` that is both a uid and a gid; 0 is always one.  Pure."""
+    shared = (
+        (max(u, g), min(u + un, g + gn) - 1) for u, _, un in maps["uid"] for g, _, gn in maps["gid"]
+    )  # of each pair of ranges, what they have in common
+    return max((min(last, wish) for first, last in shared if first <= min(last, wish)), default=0)
+
+
+def around() -> dict[str, Any] | None:
+    """What the user namespace that we are in allows: {"maps", "setgroups"}; None: it is the machine's first, with all ids.
+
+    user_namespaces(7): its ids are those of uid_map and gid_map, and setgroups(2) is denied for good where an ordinary
+    user wrote the maps alone (`unshare -Ur`).
+    """
+    if not kernel.in_userns():
+        return None
+    maps: Maps = {}
+    for kind in ("uid", "gid"):
+        with open(f"/proc/thread-self/{kind}_map") as file:
+            maps[kind] = [[int(word) for word in line.split()] for line in file]
+    with open("/proc/thread-self/setgroups") as file:
+        return {"maps": maps, "setgroups": file.read().strip() == "allow"}
+
+
+def check_within(user: User, maps: Maps) -> None:
+    """BadInput: ids of a pod to be made for this user are not in the user namespace that we are in."""
+    here = around()
+    for kind, ranges in maps.items() if here else ():
+        for _, first, count in ranges:
+            if not any(i <= first and first + count <= i + n for i, _, n in here["maps"][kind]):  # type: ignore[index]
+                raise BadInput(
+                    f"a pod of {user.name}'s needs the {kind}s {first} to {first + count - 1}, which this user namespace does not have",
+                    hint="cat /proc/self/uid_map; a pod of its root's own: --owner root",
+                )
+
+
+def owns_network() -> bool:
+    """Does the network namespace that we are in belong to our user namespace?  ioctl_ns(2) NS_GET_USERNS."""
+    from fcntl import ioctl
+
+    net = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner = ioctl(net, 0xB701)
+    except PermissionError:
+        return False  # an outer one
+    finally:
+        os.close(net)
+    try:
+        return os.fstat(owner).st_ino == os.stat("/proc/thread-self/ns/user").st_ino
+    finally:
+        os.close(owner)
 
 
 def make(user: tuple[int, int], maps: Maps) -> int:
@@ -195,6 +248,7 @@ def forbidden() -> str:
 def enter(state: State) -> None:
     """Makes a user namespace of the caller's own and enters it, for good: what her images and members write has ids of it.
 
+    Root stays where it is; as root of a user namespace it gets a mount namespace that it has power over.
     BadInput, NsrunError: what forbids it.
     """
     if os.geteuid():
@@ -202,6 +256,8 @@ def enter(state: State) -> None:
         fd = make((user.uid, user.gid), maps_of(user))
         kernel.enter_userns(fd)
         os.close(fd)
+    elif kernel.in_userns() and not state.uid:  # else it has just been entered
+        kernel.own_mounts()
 
 
 def call(state: State, *words: str) -> bytes:

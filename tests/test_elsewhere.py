@@ -14,6 +14,8 @@ import subprocess
 import pytest
 from conftest import NSRUN, Host, sh, wait_for
 
+from nsrun.host import cgroup
+
 #: The command line stands at the end: "$@".  {root}: the state directory's parent; {new}: an empty directory.
 PLACES = {
     "pid": "unshare --pid --fork --mount-proc",
@@ -23,7 +25,7 @@ PLACES = {
     "mount": "unshare --mount",
     "ipc and uts": "unshare --ipc --uts",
     "cgroup": "unshare --cgroup",
-    "cgroup, with a mount of its own": """unshare --cgroup --mount sh -c 'mount -t cgroup2 none {v2} && exec "$@"' sh""",
+    "cgroup, with a mount of its own": """sh -c 'mkdir -p {v2}/{away}; echo $$ >{v2}/{away}/cgroup.procs; exec unshare --cgroup --mount "$@"' sh sh -c 'umount -l {v2} && mount -t cgroup2 none {v2} && exec "$@"' sh""",
     "cgroup, read-only": """unshare --mount sh -c 'mount -o remount,bind,ro {v2} && exec "$@"' sh""",
     "no cgroups": """unshare --mount sh -c 'umount -l {v2} && exec "$@"' sh""",
     "user": "unshare --user --map-root-user",
@@ -92,14 +94,17 @@ def scene(host, busybox):
     scene = Scene(host, busybox)
     yield scene
     scene.close()
+    away = pathlib.Path(cgroup.mount_point(), f"{os.environ['NSRUN_CGROUP']}-away")
+    for path in [*sorted(away.glob("**/"), reverse=True)] if away.exists() else []:
+        wait_for(lambda path=path: not path.exists() or not (path / "cgroup.procs").read_text())
+        path.rmdir()
 
 
 def call(host: Host, place: str, words: list[str], busybox: str, tmp_path) -> subprocess.CompletedProcess[str]:
-    from nsrun.host import cgroup
-
     new = tmp_path / "new"
     new.mkdir(exist_ok=True)
-    prefix = PLACES[place].format(root=host.root, new=new, v2=cgroup.mount_point()) if place else ""
+    away = f"{os.environ['NSRUN_CGROUP']}-away"
+    prefix = PLACES[place].format(root=host.root, new=new, v2=cgroup.mount_point(), away=away)
     words = [word.format(busybox=busybox) for word in words]
     script = f'exec {prefix} "$@"'
     return sh("sh", "-c", script, "sh", NSRUN, *words, env=host.env, check=False, cwd="/", timeout=60)

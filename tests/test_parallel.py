@@ -65,7 +65,9 @@ def test_a_pod_that_is_being_made_is_removed(host):
     """`pod rm -f` waits until it is there, and then ends it; or it came too early or too late to see any."""
     before = host.snapshot()
     for delay in range(0, 60, 6):
-        creator = host.background("pod", "create", "--network", "none", "p", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        creator = host.background(
+            "pod", "create", "--network", "none", "p", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         time.sleep(delay / 1000)
         understood(run_all(host, [["pod", "rm", "-f", "p"], ["pod", "rm", "-f", "p"], ["pod", "stop", "p"]]))
         assert b"Traceback" not in creator.communicate(timeout=60)[1]
@@ -108,7 +110,9 @@ def test_a_full_disk_loses_no_exit_status(host, busybox):
     try:
         host.run("pod", "create", "--network", "none", "pause")
         words = ["sh", "-c", "read x; exit 7"]
-        member = host.background("join", "pause", "-i", "--name", "m", "--rootfs", busybox, "--", *words, stdin=subprocess.PIPE)
+        member = host.background(
+            "join", "pause", "-i", "--name", "m", "--rootfs", busybox, "--", *words, stdin=subprocess.PIPE
+        )
         wait_for(lambda: (small / "members/m/started").exists())
         with open(small / "full", "wb", buffering=0) as file:
             with pytest.raises(OSError):

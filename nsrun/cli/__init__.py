@@ -73,7 +73,7 @@ def main(words: Words | None = None) -> int:
         status_fd = _status_fd(options)
         if command.name in _OF_MEMBERS and not state.uid:
             state = _as_owner(state, operands)
-        if command.name in _IN_USERNS and state.uid:
+        if command.name in _IN_USERNS:
             from nsrun import userns
 
             userns.enter(state)
@@ -263,6 +263,8 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
             f"the pod belongs to {note['owner']}, who joins it without sudo (nsrun join {note['name']} …) and is root in it only; --owner root makes it root's",
             file=sys.stderr,
         )
+    if not note["cgroup"]:
+        _say_without_cgroup(state)
     for port in note["ports"]:
         if port["host_ip"] != "127.0.0.1":
             print(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp", file=sys.stderr)
@@ -274,6 +276,16 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
             print(f"hint: {net.firewall_fix(chain)}", file=sys.stderr)
     print(note["name"])
     return 0
+
+
+def _say_without_cgroup(state: State) -> None:
+    """Once for each pod, unless it was asked for."""
+    from nsrun.host import cgroup
+
+    reason, fix = ("", "") if cgroup.chosen_none() else cgroup.why_none(state.uid)
+    if reason:
+        print(f"warning: no cgroup for the pod, {reason}: limits are refused, and what a member leaves behind is not killed with it", file=sys.stderr)  # fmt: skip
+        print(f"hint: {fix}; or NSRUN_CGROUP=none, to go without and hear no more of it", file=sys.stderr)
 
 
 def pod_ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -460,11 +472,23 @@ def join(state: State, options: Options, operands: Words, rest: Words, general: 
         options,
         detach=bool(options.get("detach")),
         status_fd=status,
-        observe=_trace(general),
+        observe=_with_warnings(_trace(general)),
         last=True,
     )
     print(note["name"])
     return 0
+
+
+def _with_warnings(trace: Any) -> Any:
+    """Tells of capabilities that were asked for and can't be granted (capabilities(7), the bounding set)."""
+
+    def observe(run: Run) -> None:
+        if refused := run.plan.facts.get("refused"):
+            print(f"warning: --cap-add: root does not have {', '.join(refused)} here, the member goes without", file=sys.stderr)  # fmt: skip
+        if trace:
+            trace(run)
+
+    return observe
 
 
 def _check_terminal(options: Options, detach: bool) -> None:

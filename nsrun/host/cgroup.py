@@ -4,42 +4,174 @@
 
 On the hybrid layout (v1 controllers, an empty v2 tree beside them) grouping and cgroup.kill work; a limit
 needs its controller on v2, and is an error that names it otherwise.
+
+A path is only a name: another mount, another cgroup namespace or no cgroup file system at all may lie below it.  So whatever
+is made, killed or removed here is reached by descriptors that fstatfs(2) proves to be of cgroup2, and is told from another's
+of the same name by its inode number, which the kernel gives to no other cgroup until the next boot.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from errno import EBUSY, ENODEV, ENOENT
+from errno import EBUSY, ENODEV, ENOENT, ENOTDIR
 
+from nsrun import kernel
 from nsrun.errors import BadInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from nsrun.state import State
 
-MOUNTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 LIMITS = {"memory": ("memory", "memory.max"), "cpus": ("cpu", "cpu.max"), "pids": ("pids", "pids.max")}
+MAX_BELOW = 1000  # cgroups that an owner may make in her pod's: what root has to walk when it is removed
+MAX_DEPTH = 32  # and how deep
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ANOTHER = (
+    "this is another cgroup namespace or mount than the one the pod was made in, and outside of its cgroup the pod's limits"
+    " hold for nothing: run nsrun where cgroup v2 shows the directory (compare /proc/self/cgroup and /proc/self/mountinfo)"
+)
+
+
+# ---- where -------------------------------------------------------------------------------------------------
 
 
 def mount_point() -> str:
-    """Where the v2 tree is mounted; "" when it is not."""
+    """Where the v2 tree is mounted, as fstatfs(2) proves; "" when it is not."""
     for mount in MOUNTS:
-        if os.path.exists(f"{mount}/cgroup.procs") and os.path.exists(f"{mount}/cgroup.controllers"):
+        try:
+            os.close(_open(mount))
             return mount
+        except OSError:
+            continue
     return ""
 
 
+def _open(path: str, within: int | None = None) -> int:
+    """A descriptor of a directory of cgroup2, and of no other file system.  OSError: ENODEV when it is another's."""
+    fd = os.open(path, _DIRECTORY, dir_fd=within)
+    try:
+        if kernel.fs_magic(fd) != kernel.CGROUP2_MAGIC:
+            raise OSError(ENODEV, "not a directory of cgroup2", path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _split(path: str) -> tuple[str, list[str]]:
+    """A path of ours: the mount that it is below, and the names from there on.  OSError ENODEV: it is below none."""
+    for mount in MOUNTS:
+        if path.startswith(f"{mount}/"):
+            parts = path[len(mount) + 1 :].split("/")
+            if not {"", ".", ".."} & set(parts):
+                return mount, parts
+    raise OSError(ENODEV, "below no mount of cgroup2", path)
+
+
+def _walk(path: str) -> int:
+    """A descriptor of the directory, name by name from the mount on.  OSError: ENOENT; ENODEV when cgroup2 is not there."""
+    mount, parts = _split(path)
+    here = _open(mount)
+    for part in parts:
+        try:
+            there = _open(part, here)
+        finally:
+            os.close(here)
+        here = there
+    return here
+
+
+def _find(path: str, ident: int = 0) -> int:
+    """The same if it is there and has that id (0: whatever it has), else -1."""
+    if not path:
+        return -1
+    try:
+        fd = _walk(path)
+    except OSError as error:
+        if error.errno in (ENOENT, ENODEV, ENOTDIR):
+            return -1
+        raise
+    if ident and os.fstat(fd).st_ino != ident:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def open_pod(path: str, ident: int = 0) -> int:
+    """A descriptor of a pod's or member's cgroup; `ident`: its inode number, from the note (0: unknown).
+
+    BadInput: it is not in view here, or another has its name.
+    """
+    fd = _find(path, ident)
+    if fd < 0:
+        raise BadInput(f"the cgroup {path} is not in view here", hint=_ANOTHER)
+    return fd
+
+
+def check_reach(path: str, ident: int = 0) -> None:
+    """BadInput: what lives in this cgroup can't be ended from here, because it is not in view, or only to be looked at."""
+    if path:
+        fd = open_pod(path, ident)
+        try:
+            if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+                raise BadInput(f"the cgroup {path} is mounted read-only here", hint="run it where it can be written to")
+        finally:
+            os.close(fd)
+
+
 def base() -> str:
-    return os.environ.get("NSRUN_CGROUP", "nsrun").strip("/")
+    """The directory of all pods, NSRUN_CGROUP; "" (or the word none): pods and members go without cgroups."""
+    word = os.environ.get("NSRUN_CGROUP", "nsrun").strip("/")
+    if word in ("", "none"):
+        return ""
+    if {"", ".", ".."} & set(word.split("/")):
+        raise BadInput(f"NSRUN_CGROUP={word!r} is no path below the cgroup tree", hint="a name; or none, to go without")
+    return word
+
+
+def chosen_none() -> bool:
+    """Did somebody ask for no cgroups?"""
+    return not base()
+
+
+def _home(uid: int) -> tuple[str, str]:
+    """(The directory below which pods of this user can have cgroups, ""), or ("", why there is none)."""
+    if not base():
+        return "", "NSRUN_CGROUP says so"
+    mount = mount_point()
+    if not mount:
+        return "", "cgroup v2 is not mounted"
+    if os.statvfs(mount).f_flag & os.ST_RDONLY:
+        return "", f"{mount} is mounted read-only"
+    if not uid and os.access(mount, os.W_OK):
+        return mount, ""
+    found = _delegated(mount)
+    return found, "" if found else "none was delegated to you"
+
+
+_HOW = {
+    "NSRUN_CGROUP says so": "unset it",
+    "cgroup v2 is not mounted": "mount -t cgroup2 none /sys/fs/cgroup",
+    "none was delegated to you": "systemd-run --user --scope -p Delegate=yes nsrun …; or let root make the pod: sudo nsrun pod create",
+}  # fmt: skip
+
+
+def why_none(uid: int) -> tuple[str, str]:
+    """(Why a pod that this user makes now has no cgroup, what to do); ("", "") when it has one."""
+    reason = _home(uid)[1]
+    return reason, _HOW.get(
+        reason, "a writable cgroup tree: a container gets one of its own; or mount -o remount,rw"
+    ) if reason else ""
 
 
 def pod_path(name: str, ident: str, uid: int = 0) -> str:
-    """The cgroup directory of a pod; "" on a machine without cgroup v2, or for a user to whom no cgroup was delegated."""
-    mount = mount_point()
-    within = _delegated(mount) if uid and mount else mount
+    """The cgroup directory of a pod; "" where none can be made (why_none tells)."""
+    within = _home(uid)[0]
     return f"{within}/{base()}/{name}-{ident}" if within else ""
 
 
@@ -48,6 +180,8 @@ def _delegated(mount: str) -> str:
     with open("/proc/self/cgroup") as file:
         own = next((line[3:].strip() for line in file if line.startswith("0::")), "/")
     path, found = f"{mount}{own}".rstrip("/"), ""
+    if ".." in path.split("/"):
+        return ""  # outside of this cgroup namespace
     while len(path) > len(mount):
         if os.access(path, os.W_OK) and os.access(f"{path}/cgroup.procs", os.W_OK):
             found = path
@@ -55,30 +189,62 @@ def _delegated(mount: str) -> str:
     return found
 
 
-def _controllers(path: str) -> list[str]:
+# ---- files of one cgroup -------------------------------------------------------------------------------------
+
+
+def _read(directory: int, name: str) -> str:
+    """The text of a file; "" when there is none, or it says nothing (a controller that is not there)."""
     try:
-        with open(f"{path}/cgroup.controllers") as file:
-            return file.read().split()
+        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)) as file:
+            return file.read()
     except OSError:
-        return []
+        return ""
 
 
-def make(path: str, limits: dict[str, str]) -> int:
-    """Makes the cgroup with its limits and gives a descriptor of the directory; -1 without cgroup v2."""
-    if not path:
-        if limits and mount_point():
-            raise BadInput(
-                "limits need a cgroup of your own, and none was delegated to you",
-                hint="systemd-run --user --scope -p Delegate=yes nsrun …; or let root make the pod: sudo nsrun pod create",
-            )
-        if limits:
-            raise BadInput(
-                "limits need cgroup v2, which is not mounted",
-                hint="mount -t cgroup2 none /sys/fs/cgroup, or see nsrun doctor",
-            )
-        return -1
+def _write(directory: int, name: str, value: str) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def _controllers(mount: str) -> list[str]:
+    fd = _open(mount)
+    try:
+        return _read(fd, "cgroup.controllers").split()
+    finally:
+        os.close(fd)
+
+
+def missing() -> list[str]:
+    """The controllers that limits and stats need and cgroup v2 does not offer here."""
     mount = mount_point()
-    parent = path[: path.rindex("/")]
+    return [c for c in ("cpu", "memory", "pids") if not mount or c not in _controllers(mount)]
+
+
+def _enable(directory: int, controllers: list[str]) -> None:
+    """Offers controllers to the cgroups below, those that are not offered yet."""
+    there = _read(directory, "cgroup.subtree_control").split()
+    if missing := [f"+{c}" for c in controllers if c not in there]:
+        _write(directory, "cgroup.subtree_control", " ".join(missing))
+
+
+# ---- making --------------------------------------------------------------------------------------------------
+
+
+def make(path: str, limits: dict[str, str], pod: int | None = None) -> int:
+    """Makes the cgroup with its limits and gives a descriptor of the directory; -1 when `path` is "" (no cgroups here).
+
+    `pod`: the inode number of the directory above, which must be there and be that one (0: unknown), because what is
+    born in another is outside of the pod's limits; None: what is missing above is made, too.
+    BadInput: limits that can't be had; the pod's cgroup is not in view.  OSError: what the kernel said.
+    """
+    if not path:
+        if limits:
+            _refuse_limits()
+        return -1
+    mount, parts = _split(path)
     wanted = sorted({LIMITS[key][0] for key in limits})
     for controller in wanted:
         if controller not in _controllers(mount):
@@ -88,14 +254,7 @@ def make(path: str, limits: dict[str, str]) -> int:
             )
     for _ in range(20):  # a sweeper may remove an empty parent under our feet
         try:
-            os.makedirs(path, 0o755, exist_ok=True)
-            if wanted:
-                step = mount
-                for part in parent[len(mount) + 1 :].split("/"):
-                    _enable(step, wanted)
-                    step += f"/{part}"
-                _enable(step, wanted)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = _make(path, wanted, pod)
             break
         except FileNotFoundError:
             continue
@@ -103,174 +262,300 @@ def make(path: str, limits: dict[str, str]) -> int:
         raise BadInput(f"can't make the cgroup {path}")
     try:
         for key, value in limits.items():
-            _write(f"{path}/{LIMITS[key][1]}", value)
+            _write(fd, LIMITS[key][1], value)
             if key == "memory":
                 try:
-                    _write(f"{path}/memory.swap.max", "0")
+                    _write(fd, "memory.swap.max", "0")
                 except FileNotFoundError:
                     pass  # a kernel without swap accounting has nothing to limit
     except BaseException:
+        ident = os.fstat(fd).st_ino
         os.close(fd)
-        remove(path)
+        remove(path, ident)
         raise
     return fd
 
 
-def _enable(path: str, controllers: list[str]) -> None:
-    """Offers controllers to the cgroups below `path`, those that are not offered yet."""
-    with open(f"{path}/cgroup.subtree_control") as file:
-        there = file.read().split()
-    if missing := [f"+{c}" for c in controllers if c not in there]:
-        _write(f"{path}/cgroup.subtree_control", " ".join(missing))
+def _refuse_limits() -> None:
+    reason, fix = why_none(os.geteuid())
+    raise BadInput(
+        f"limits need a cgroup, and there is none: {reason}"
+        if reason
+        else "limits need a cgroup, and the pod was made without",
+        hint=fix or "make the pod anew: it gets one now",
+    )
 
 
-MAX_BELOW = 1000  # cgroups that an owner may make in her pod's: what root has to walk when it is removed
+def _make(path: str, wanted: list[str], pod: int | None) -> int:
+    """The directory, with those controllers."""
+    mount, parts = _split(path)
+    if pod is None:
+        here, left = _open(mount), parts
+    else:
+        here, left = open_pod(path[: path.rindex("/")], pod), parts[-1:]
+        if wanted:
+            _offer(mount, parts[:-1], wanted)
+    for part in left:
+        try:
+            if wanted:
+                _enable(here, wanted)
+            try:
+                os.mkdir(part, 0o755, dir_fd=here)
+                os.chmod(part, 0o755, dir_fd=here)  # whatever the umask
+            except FileExistsError:
+                pass
+            there = _open(part, here)
+        finally:
+            os.close(here)
+        here = there
+    owner = os.fstat(here).st_uid
+    if owner != os.geteuid():  # an owner made it in her pod's, beforehand: its limits would be hers to change
+        os.close(here)
+        raise BadInput(f"the cgroup {path} is there already, and belongs to uid {owner}", hint=f"rmdir {path}")
+    return here
+
+
+def _offer(mount: str, parts: list[str], wanted: list[str]) -> None:
+    """Has every cgroup on the way offer these controllers to those below."""
+    here = _open(mount)
+    try:
+        for part in parts:
+            _enable(here, wanted)
+            there = _open(part, here)
+            os.close(here)
+            here = there
+        _enable(here, wanted)
+    finally:
+        os.close(here)
 
 
 def offer(path: str) -> None:
     """Has the kernel count what each member of a pod uses: the controllers of this machine go down to its cgroup."""
-    mount = mount_point()
-    offered = [c for c in ("cpu", "memory", "pids") if path and c in _controllers(mount)]
-    step = mount
-    for part in [*path[len(mount) + 1 :].split("/"), ""] if offered else []:
-        for controller in offered:
+    if not path:
+        return
+    mount, parts = _split(path)
+    for controller in _controllers(mount):
+        if controller in ("cpu", "memory", "pids"):
             try:
-                _enable(step, [controller])
+                _offer(mount, parts, [controller])
             except OSError:
                 continue  # a limit that needs it will say so
-        step += f"/{part}"
 
 
 def delegate(path: str, uid: int, gid: int) -> None:
     """Gives a pod's cgroup to its owner: she makes cgroups for members, and limits those; the pod's own files stay root's."""
     if path:
-        _write(f"{path}/cgroup.max.descendants", str(MAX_BELOW))
-        for file in ("", "/cgroup.procs", "/cgroup.threads", "/cgroup.subtree_control"):
-            os.chown(f"{path}{file}", uid, gid)
+        fd = open_pod(path)
+        try:
+            _write(fd, "cgroup.max.descendants", str(MAX_BELOW))
+            _write(fd, "cgroup.max.depth", str(MAX_DEPTH))
+            for file in (".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
+                os.chown(file, uid, gid, dir_fd=fd)
+        finally:
+            os.close(fd)
 
 
-def _write(path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+# ---- what there is -------------------------------------------------------------------------------------------
+
+
+def _below(top: int) -> Iterator[tuple[int, str]]:
+    """All cgroups below `top` as (descriptor of the one above, name), the deepest first; with one descriptor, however deep.
+
+    No cgroup of v2 can be moved, so the way up is the way that was gone down.
+    """
+    here, left = os.dup(top), [_children(top)]
     try:
-        os.write(fd, value.encode())
+        while left:
+            if not left[-1]:
+                left.pop()
+                if left:
+                    above = os.open("..", _DIRECTORY, dir_fd=here)
+                    os.close(here)
+                    here = above
+                    yield here, left[-1].pop()
+                continue
+            try:
+                there = _open(left[-1][-1], here)
+            except OSError:
+                left[-1].pop()  # it is gone, or not ours to see
+                continue
+            os.close(here)
+            here = there
+            left.append(_children(here))
+    finally:
+        os.close(here)
+
+
+def _children(directory: int) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []  # it has just been removed
+
+
+def _processes(directory: int) -> list[int]:
+    return [int(word) for word in _read(directory, "cgroup.procs").split()]
+
+
+def pids(path: str, ident: int = 0) -> list[int]:
+    """The processes in a cgroup and below it; none when it is not there.  `ident`: see open_pod."""
+    top = _find(path, ident)
+    if top < 0:
+        return []
+    try:
+        found = _processes(top)
+        for above, name in _below(top):
+            try:
+                fd = _open(name, above)
+            except OSError:
+                continue  # it has just gone
+            try:
+                found += _processes(fd)
+            finally:
+                os.close(fd)
+        return found
+    finally:
+        os.close(top)
+
+
+def members(path: str, ident: int = 0) -> list[str]:
+    """The names of the members (m-NAME) that have a cgroup in a pod's."""
+    from nsrun.state import NAME_CHARS
+
+    top = _find(path, ident)
+    if top < 0:
+        return []
+    try:
+        return sorted(e[2:] for e in _children(top) if e.startswith("m-") and len(e) < 66 and NAME_CHARS.issuperset(e))
+    finally:
+        os.close(top)
+
+
+def _number(directory: int, name: str) -> int | None:
+    """A file with one number; None: no such file (its controller is not there), or "max", no limit."""
+    word = _read(directory, name).strip()
+    return int(word) if word.isdigit() else None
+
+
+def usage(path: str, ident: int = 0) -> dict[str, Any]:
+    """What a cgroup and those below it use, and its own limits; cgroup-v2.rst.  None: the kernel does not tell.
+
+    cpu in seconds and processors, memory in bytes.  `ident`: see open_pod.
+    """
+    found: dict[str, Any] = dict.fromkeys(
+        ("cpu_seconds", "cpu_limit", "memory", "memory_peak", "memory_limit", "pids", "pids_limit", "oom_kills")
+    )
+    top = _find(path, ident)
+    if top < 0:
+        return found
+    try:
+        try:
+            lines = dict(line.split() for line in _read(top, "cpu.stat").splitlines())
+            found["cpu_seconds"] = int(lines["usage_usec"]) / 1e6
+            quota, period = _read(top, "cpu.max").split()
+            found["cpu_limit"] = int(quota) / int(period) if quota != "max" else None
+        except (KeyError, ValueError):
+            pass  # the controller is not offered here
+        for key, name in (("memory", "current"), ("memory_peak", "peak"), ("memory_limit", "max")):
+            found[key] = _number(top, f"memory.{name}")
+        found["pids"], found["pids_limit"] = _number(top, "pids.current"), _number(top, "pids.max")
+        for line in _read(top, "memory.events").splitlines():
+            if line.startswith("oom_kill "):
+                found["oom_kills"] = int(line.split()[1])
+    finally:
+        os.close(top)
+    if found["pids"] is None:
+        found["pids"] = len(pids(path, ident))
+    return found
+
+
+# ---- ending --------------------------------------------------------------------------------------------------
+
+
+def kill(path: str, ident: int = 0) -> bool:
+    """cgroup.kill (Linux 5.14): SIGKILL to all in it, at once.  False when there is no such cgroup (any more), or another
+    of that name: `ident`, see open_pod."""
+    fd = _find(path, ident)
+    return fd >= 0 and _kill(fd)
+
+
+def _kill(fd: int) -> bool:
+    """Closes the descriptor."""
+    try:
+        _write(fd, "cgroup.kill", "1")
+        return True
+    except OSError as error:
+        if error.errno in (ENOENT, ENODEV):  # removed meanwhile, or a kernel before 5.14
+            return False
+        raise
     finally:
         os.close(fd)
 
 
-def kill(path: str) -> bool:
-    """cgroup.kill (Linux 5.14): SIGKILL to all in it, at once.  False when there is no such cgroup (any more)."""
-    try:
-        _write(f"{path}/cgroup.kill", "1")
-        return True
-    except OSError as error:
-        if error.errno in (ENOENT, ENODEV):  # ENODEV: removed between open and write
-            return False
-        raise
+def remove(path: str, ident: int = 0, kill: bool = False) -> None:
+    """Removes a cgroup and those below it; waits a little for what is dying in it.  An empty path is none.
 
-
-def pids(path: str) -> list[int]:
-    """The processes in a cgroup and below it."""
-    found: list[int] = []
-    for directory, _, _ in os.walk(path):
-        try:
-            with open(f"{directory}/cgroup.procs") as file:
-                found += [int(line) for line in file]
-        except OSError:
-            continue
-    return found
-
-
-def _number(path: str) -> int | None:
-    """A file with one number; None: no such file (its controller is not there), or "max", no limit."""
-    try:
-        with open(path) as file:
-            word = file.read().split()[0]
-    except (OSError, IndexError):
-        return None
-    return int(word) if word.isdigit() else None
-
-
-def usage(path: str) -> dict[str, Any]:
-    """What a cgroup and those below it use, and its own limits; cgroup-v2.rst.  None: the kernel does not tell."""
-    found: dict[str, Any] = dict.fromkeys(
-        ("cpu_seconds", "cpu_limit", "memory", "memory_peak", "memory_limit", "pids", "pids_limit", "oom_kills")
-    )
-    if not path or not os.path.isdir(path):
-        return found
-    try:
-        with open(f"{path}/cpu.stat") as file:
-            lines = dict(line.split() for line in file)
-        found["cpu_seconds"] = int(lines["usage_usec"]) / 1e6
-        with open(f"{path}/cpu.max") as file:
-            quota, period = file.read().split()
-        found["cpu_limit"] = int(quota) / int(period) if quota != "max" else None
-    except (OSError, KeyError, ValueError):
-        pass  # the controller is not offered here
-    for key, name in (("memory", "current"), ("memory_peak", "peak"), ("memory_limit", "max")):
-        found[key] = _number(f"{path}/memory.{name}")
-    found["pids"], found["pids_limit"] = _number(f"{path}/pids.current"), _number(f"{path}/pids.max")
-    if found["pids"] is None:
-        found["pids"] = len(pids(path))
-    try:
-        with open(f"{path}/memory.events") as file:
-            found["oom_kills"] = next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
-    except (OSError, StopIteration):
-        pass  # no memory controller here
-    return found
-
-
-def missing() -> list[str]:
-    """The controllers that limits and stats need and cgroup v2 does not offer here."""
-    mount = mount_point()
-    return [c for c in ("cpu", "memory", "pids") if not mount or c not in _controllers(mount)]
-
-
-def members(path: str) -> list[str]:
-    """The names of the members (m-NAME) that have a cgroup in a pod's."""
-    from nsrun.state import NAME_CHARS
-
-    try:
-        entries = os.listdir(path)
-    except OSError:
-        return []
-    return sorted(e[2:] for e in entries if e.startswith("m-") and len(e) < 66 and NAME_CHARS.issuperset(e))
-
-
-def remove(path: str, kill: bool = False) -> None:
-    """Removes a cgroup and those below it; waits a little for what is dying in it.  An empty path is none."""
-    if not path or not os.path.isdir(path):
+    One that is not there is removed already; one of the same name with another id is another's, and stays.
+    """
+    top = _find(path, ident)
+    if top < 0:
         return
-    if kill:
-        globals()["kill"](path)
-    for directory, _, _ in os.walk(path, topdown=False):
-        for attempt in range(100):
-            try:
-                os.rmdir(directory)
-                break
-            except OSError as error:
-                if error.errno == ENOENT:
-                    break
-                if error.errno != EBUSY or attempt == 99:
-                    return  # something lives in it: not ours to end
+    try:
+        if kill:
+            _kill(os.dup(top))
+        tries = 100  # until something lives on in one of them, which is not ours to end: the others go all the same
+        for above, name in _below(top):
+            if not _rmdir(name, above, tries):
+                tries = 1
+        above = os.open("..", _DIRECTORY, dir_fd=top)
+        try:
+            _rmdir(os.path.basename(path), above, tries)
+        finally:
+            os.close(above)
+    finally:
+        os.close(top)
+
+
+def _rmdir(name: str, above: int, tries: int) -> bool:
+    """With a pause of 2 ms between tries; False: something lives in it."""
+    for left in range(tries - 1, -1, -1):
+        try:
+            os.rmdir(name, dir_fd=above)
+            return True
+        except OSError as error:
+            if error.errno == ENOENT:
+                return True
+            if error.errno != EBUSY:
+                return False
+            if left:
                 time.sleep(0.002)
+    return False
 
 
 def remove_empty(state: State) -> None:
     """The base directory, once no pod is in it."""
-    mount = mount_point()
-    if mount and base():
-        _rmdir(f"{mount}/{base()}")
+    within = _home(state.uid)[0]
+    if within:
+        _remove_if_empty(f"{within}/{base()}")
 
 
-def remove_member(path: str) -> None:
+def remove_member(path: str, ident: int = 0) -> None:
     """A member's cgroup; with an orphan, the last of its dead pod, the pod's directory too."""
-    remove(path, kill=True)
+    remove(path, ident, kill=True)
     if path:
-        _rmdir(os.path.dirname(path))
+        _remove_if_empty(os.path.dirname(path))
 
 
-def _rmdir(path: str) -> None:
+def _remove_if_empty(path: str) -> None:
     try:
-        os.rmdir(path)
+        mount, parts = _split(path)
+        above = _walk(os.path.dirname(path)) if len(parts) > 1 else _open(mount)
     except OSError:
-        return  # not there, or somebody is in it
+        return  # not there
+    try:
+        os.rmdir(parts[-1], dir_fd=above)
+    except OSError:
+        pass  # not there, or somebody is in it
+    finally:
+        os.close(above)

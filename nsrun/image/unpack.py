@@ -64,7 +64,7 @@ class Program:
 
     def __init__(self) -> None:
         with open(f"{LIBEXEC}/nsrun-unpack", "rb", buffering=0) as file:
-            self.fd = _high(kernel.sealed_memfd("nsrun-unpack", file.read()))
+            self.fd = _high(kernel.sealed_program("nsrun-unpack", file.read()))
 
     def close(self) -> None:
         os.close(self.fd)

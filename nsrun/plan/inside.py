@@ -150,6 +150,8 @@ class Mount(InitStep):
         ELOOP: "the rootfs has a symlink there: mounting through it is refused, it could lead anywhere",
         ENOTDIR: "the rootfs has a file where a directory must be",
         ENODEV: "this kernel was built without that file system",
+        EPERM: "a user namespace may mount proc and sysfs only where a whole one is in view: an engine's container masks parts"
+        " of them (--security-opt systempaths=unconfined), and no sysfs shows a network namespace that is not its own",
     }
 
     @property
@@ -300,7 +302,7 @@ class MakeDev(InitStep):
     empty: bool = False  # in a user namespace no device can be made: they come from the pod
     hints = {
         ELOOP: "the rootfs has a symlink at /dev: it is never followed",
-        EPERM: "mknod needs CAP_MKNOD on the host",
+        EPERM: "mknod needs CAP_MKNOD; a pod that is made without it has the host's own nodes for its members",
     }
 
     @property
@@ -564,22 +566,25 @@ class SetUser(InitStep):
     why = "Bounding set first, then groups, then ids: each needs a power that the next one takes away."
     man = "capabilities(7), setresuid(2), setgroups(2)"
     hints = {
-        EINVAL: "the pod's user namespace has no such id: cat /proc/PID/uid_map; a larger range in /etc/subuid, and the pod anew"
+        EINVAL: "the pod's user namespace has no such id: cat /proc/PID/uid_map; a larger range in /etc/subuid, and the pod anew",
+        EPERM: "it takes CAP_SETPCAP, CAP_SETUID and CAP_SETGID: nsrun doctor",
     }
     uid: int
     gid: int
     groups: tuple[int, ...]
     bounding: int
+    keep_groups: bool = False  # the user namespace that we are in denies setgroups(2)
 
     def args(self, run: Run) -> Sequence[int | list[str]]:
-        return (self.uid, self.gid, [str(g) for g in self.groups], self.bounding)
+        return (self.uid, self.gid, [str(g) for g in self.groups], self.bounding, int(self.keep_groups))
 
     def call(self) -> str:
-        groups = ", ".join(map(str, self.groups))
-        return f"setgroups({len(self.groups)}, [{groups}]); setresgid({self.gid}, {self.gid}, {self.gid}); setresuid({self.uid}, {self.uid}, {self.uid})"
+        groups = f"setgroups({len(self.groups)}, [{', '.join(map(str, self.groups))}]); "
+        ids = f"setresgid({self.gid}, {self.gid}, {self.gid}); setresuid({self.uid}, {self.uid}, {self.uid})"
+        return ids if self.keep_groups else groups + ids
 
     def calls(self) -> list[str]:
-        return ["setgroups", "setresgid", "setresuid"]
+        return [*([] if self.keep_groups else ["setgroups"]), "setresgid", "setresuid"]
 
     def check(self) -> str:
         return "grep -E 'Uid|Gid|Groups|CapBnd' /proc/PID/status"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nsrun import kernel
+from nsrun.errors import BadInput
 from nsrun.kernel import MOUNT_ATTRS, NAMESPACES
 from nsrun.plan import Plan, Step
 from nsrun.plan.inside import (
@@ -87,12 +88,12 @@ def _filter(spec: dict[str, Any], how: dict[str, Any]) -> list[Step]:
 
 
 def _foreign(pod: dict[str, Any]) -> int:
-    """The namespaces of a pod that its user namespace does not own: the host's network, where we are already."""
+    """The namespaces of a pod that its user namespace may not own: the host's network, where we are already."""
     return kernel.CLONE_NEWNET if pod["network"]["mode"] == "host" else 0
 
 
-def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
-    """What join and exec have in common: from the session to the program."""
+def _ends(process: dict[str, Any], filtered: bool, nested: Any) -> list[Step]:
+    """What join and exec have in common: from the session to the program.  `nested`: userns.around, of who made the pod."""
     user, caps = process["user"], capability_mask([c[4:].lower() for c in process["capabilities"]["bounding"]])
     uid, gid, groups = user["uid"], user["gid"], tuple(user["additionalGids"])
     steps: list[Step] = [NewSession(process["terminal"]), NewKeyring()]
@@ -102,7 +103,13 @@ def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
     last = process["noNewPrivileges"]  # else a filter needs the power that SetUser takes away
     if filtered and not last:
         steps.append(SetFilter())
-    steps += [SetUser(uid, gid, groups, caps), SetCapabilities(caps if uid == 0 else 0)]
+    keep = bool(nested and not nested["setgroups"])
+    if keep and not set(groups) <= {gid}:
+        raise BadInput(
+            f"the groups {', '.join(str(g) for g in groups if g != gid)} can't be had: this user namespace denies setgroups(2)",
+            hint="-u UID:GID, without other groups; or maps that newuidmap writes: unshare --map-auto --map-root-user",
+        )
+    steps += [SetUser(uid, gid, groups, caps, keep), SetCapabilities(caps if uid == 0 else 0)]
     if last:
         steps += [NoNewPrivileges(), *([SetFilter()] if filtered else [])]
     steps.append(ChangeDirectory(process["cwd"]))
@@ -111,17 +118,19 @@ def _ends(process: dict[str, Any], filtered: bool) -> list[Step]:
     return steps
 
 
-def _stdio(process: dict[str, Any], how: dict[str, Any], user: Any, member: str = "") -> Step:
-    """`user`: the pod's, if it has a user namespace."""
-    uid = process["user"]["uid"]
+def _stdio(
+    process: dict[str, Any], how: dict[str, Any], pod: dict[str, Any], member: str = "", tty: bool = True
+) -> Step:
+    """`tty`: has the pod a group of terminals?"""
+    uid, user = process["user"]["uid"], pod.get("user") or pod.get("nested")
     if user:
         from nsrun.plan.owner import mapped
 
-        uid = mapped(user, "uid", uid, bool(how.get("door")))
+        uid = mapped(user, "uid", uid, bool(how.get("door") or pod.get("nested")))
         for gid in [process["user"]["gid"], *process["user"]["additionalGids"]]:
             mapped(user, "gid", gid, True)
     if process["terminal"]:
-        return OpenTerminal(uid, member)
+        return OpenTerminal(uid, member, tty)
     if how.get("fds"):
         return InheritStdio(tuple(how["fds"]))
     return OpenStdio(bool(how.get("interactive")), uid)
@@ -136,7 +145,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     name, ident, detach, monitored = names["nsrun.name"], names["nsrun.id"], bool(how.get("detach")), not how.get("fds")
     root = spec["root"]["path"]
     host_root, overlay = root == "/", root != "/" and names["nsrun.writable"] != "true"
-    user, door = pod.get("user"), how.get("door") or ""
+    user, door, nested = pod.get("user"), how.get("door") or "", pod.get("nested")
     if user:
         from nsrun.plan.owner import EnterUserNamespace, OpenUserNamespace, ReachDoor, mapped
 
@@ -151,6 +160,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         shared |= kernel.CLONE_NEWPID  # a child namespace of the pod's: join it, then make one
     if user:
         shared |= kernel.CLONE_NEWUSER
+    if user or nested:
         shared &= ~_foreign(pod)
 
     # 1 Open
@@ -160,6 +170,10 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         steps += [EnterUserNamespace("pod:pidfd"), ReachDoor(door)]
     elif user:
         steps.append(OpenUserNamespace("pod:pidfd"))
+    elif nested:
+        from nsrun.plan.owner import OwnMounts
+
+        steps.append(OwnMounts())
     steps.append(LoadProgram("nsrun-init", "init:fd"))
     if monitored:
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
@@ -190,8 +204,9 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         elif kind == "devpts" and process["terminal"]:
             inner.append(MountTree("devpts:fd", target, "devpts"))
         elif kind == "tmpfs" and target == "/dev":
-            inner.append(MakeDev(empty=bool(user)))
-            if user:
+            given = bool(user) or pod.get("devices") == "host"
+            inner.append(MakeDev(empty=given))
+            if given:
                 inner += [MountFromPod(f"/dev/{name}", f"/dev/{name}") for name in DEVICES]
             inner += [MakeSymlink(to, path) for to, path in _LINKS]
             if process["terminal"]:
@@ -200,17 +215,19 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
             inner.append(Mount(kind, target, data, attrs))
     steps += volumes
     steps += (filters := _filter(spec, how))
-    steps.append(_stdio(process, how, user))
+    tty = all("gid=5" in mount["options"] for mount in spec["mounts"] if mount["type"] == "devpts")
+    steps.append(_stdio(process, how, pod, tty=tty))
     if (detach or how.get("background")) and monitored:
         steps.append(ListenForAttach())
 
     # 2 Host, 3 Join
-    steps.append(MakeCgroup(linux["cgroupsPath"], linux["resources"]))
+    steps.append(MakeCgroup(linux["cgroupsPath"], linux["resources"], pod=pod.get("cgroup_id", 0)))
     reach = "door:fd" if door else ""
-    locks = (
-        ("lock:held", "lock:data") if monitored and (detach or door) else ()
-    )  # else we become the monitor, or the parent
-    steps.append(Launch("pod:pidfd" if shared else "", shared, clones, detach and monitored, door=reach, locks=locks))
+    locks: tuple[str, ...] = ()  # of a member in the foreground: we become its monitor, or are its parent
+    if monitored and (detach or door):
+        locks = ("lock:held", "lock:data")
+    join = "pod:pidfd" if shared else ""
+    steps.append(Launch(join, shared, clones, detach and monitored, door=reach, locks=locks, nested=bool(nested)))
 
     # 4 Init
     steps += [Undumpable(), EnterMountNamespace("pod:pidfd")]
@@ -229,7 +246,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     if spec["root"]["readonly"]:
         steps.append(ReadonlyRoot())
     steps.append(Pivot())
-    steps += _ends(process, bool(filters))
+    steps += _ends(process, bool(filters), nested)
 
     # 5 Commit
     steps += [WriteNote("members", name, note), Release()]
@@ -240,15 +257,17 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
 
 def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
     """One more process in a member: its namespaces, its cgroup, its capabilities and never more.  `how`: as in join_plan; "pod" (its note)."""
-    user, door = (how.get("pod") or {}).get("user"), how.get("door") or ""
+    pod: dict[str, Any] = how.get("pod") or {}
+    user, door, nested = pod.get("user"), how.get("door") or "", pod.get("nested")
     process = spec["process"]
     everything = (
         kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
     )
     if user:
-        networked = any(entry["type"] == "network" for entry in spec["linux"]["namespaces"])
         everything |= kernel.CLONE_NEWUSER
-        everything &= ~(_foreign(how["pod"]) if networked else kernel.CLONE_NEWNET)
+    if user or nested:
+        networked = any(entry["type"] == "network" for entry in spec["linux"]["namespaces"])
+        everything &= ~(_foreign(pod) if networked else kernel.CLONE_NEWNET)
     monitored = not how.get("fds")
     steps: list[Step] = [OpenProcess(f"member {note['name']}", note, True, "member:ns")]
     if door:
@@ -261,12 +280,12 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
     filters = _filter(spec, how)
     steps += [
         *filters,
-        _stdio(process, how, user, "member:ns"),
-        OpenCgroup(spec["linux"]["cgroupsPath"]),
-        Launch("member:ns", everything, door="door:fd" if door else ""),
+        _stdio(process, how, pod, "member:ns"),
+        OpenCgroup(spec["linux"]["cgroupsPath"], note.get("cgroup_id", 0)),
+        Launch("member:ns", everything, door="door:fd" if door else "", nested=bool(nested)),
         Undumpable(),
         EnterMountNamespace("member:ns", "The member's own files and mounts, as it sees them."),
-        *_ends(process, bool(filters)),
+        *_ends(process, bool(filters), nested),
         Release(),
     ]
     if monitored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, ESRCH
+from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, EROFS, ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, UnknownError
@@ -60,7 +60,11 @@ class LoadProgram(Step):
     man = "memfd_create(2), fcntl(2) F_ADD_SEALS"
     program: str
     handle: str
-    hints = {ENOENT: "the installation is incomplete: build nsrun again (make build)"}
+    hints = {
+        ENOENT: "the installation is incomplete: build nsrun again (make build)",
+        EACCES: "vm.memfd_noexec is 2: programs in memory are forbidden here, and only root can have them otherwise:"
+        " sudo sysctl vm.memfd_noexec=1; or let root make the pod: sudo nsrun pod create",
+    }
 
     def call(self) -> str:
         return f'memfd_create("{self.program}", MFD_ALLOW_SEALING|MFD_EXEC); fcntl({self.handle}, F_ADD_SEALS, F_SEAL_WRITE|…)'
@@ -74,7 +78,7 @@ class LoadProgram(Step):
     def do(self, run: Run) -> None:
         with open(f"{LIBEXEC}/{self.program}", "rb", buffering=0) as file:
             data = file.read()
-        run.hold(self.handle, kernel.sealed_memfd(self.program, data))
+        run.hold(self.handle, kernel.sealed_program(self.program, data))
 
 
 class LoadFilter(Step):
@@ -148,6 +152,7 @@ class OverlayRoot(Step):
         EINVAL: "the upper directory's file system can't carry an overlay (is it an overlay itself?): --root DIR on another, or --writable",
         ENOSPC: "the disk that holds /var/lib/nsrun is full",
         EPERM: "needs root",
+        EACCES: "overlayfs works in a directory of mode 0, and so needs CAP_DAC_OVERRIDE: nsrun doctor; or --writable",
     }
 
     def call(self) -> str:
@@ -212,7 +217,7 @@ class OverlayRoot(Step):
                 for part in ("upper", "work"):
                     os.mkdir(f"{upper}/{part}", 0o700)
                 os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
-                os.chown(f"{upper}/upper", st.st_uid, st.st_gid)
+                self._give(f"{upper}/upper", st.st_uid, st.st_gid)
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             fds.append(kernel.open_tree(upper) if self.idmap else os.open(upper, flags))
             if self.idmap:  # all of them attached in one mount namespace, which goes with its descriptor
@@ -222,6 +227,18 @@ class OverlayRoot(Step):
         finally:
             for fd in [*fds, *([apart] if apart >= 0 else [])]:
                 os.close(fd)
+
+    def _give(self, upper: str, uid: int, gid: int) -> None:
+        try:
+            os.chown(upper, uid, gid)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            raise BadInput(
+                f"{self.lowers[0]} belongs to an id that this user namespace does not have: its files would be nobody's",
+                hint="a root with ids of /proc/self/uid_map (unpack it in here), or a namespace with more: unshare --map-auto",
+                errno=EINVAL,
+            ) from None
 
     def undo(self, run: Run) -> None:
         if not self.again:
@@ -410,13 +427,13 @@ class OpenTerminal(Step):
     man = "pty(7), ioctl_tty(2) TIOCGPTPEER"
     uid: int = 0
     member: str = ""  # exec: the handle of the member, which has a devpts already
+    tty: bool = True  # the pod has a gid 5
 
     def call(self) -> str:
         if self.member:
             return 'open("ptmx" in the member\'s devpts); ioctl(master, TIOCGPTPEER)'
-        return (
-            'fsmount(fsopen("devpts"), "newinstance,ptmxmode=0666,mode=0620,gid=5"); openat("ptmx"); ioctl(TIOCGPTPEER)'
-        )
+        group = "mode=0620,gid=5" if self.tty else "mode=0600"
+        return f'fsmount(fsopen("devpts"), "newinstance,ptmxmode=0666,{group}"); openat("ptmx"); ioctl(TIOCGPTPEER)'
 
     def calls(self) -> list[str]:
         return [] if self.member else ["fsopen", "fsmount"]
@@ -437,7 +454,8 @@ class OpenTerminal(Step):
             if kernel.fs_magic(devpts) != kernel.DEVPTS_MAGIC:
                 raise KernelError(ENODEV, "the member's /dev/pts is no devpts")
         else:
-            options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]
+            options = [("newinstance", ""), ("ptmxmode", "0666")]
+            options += [("mode", "0620"), ("gid", "5")] if self.tty else [("mode", "0600")]
             attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
             devpts = run.hold("devpts:fd", kernel.mount_new("devpts", options, attrs))
         master = run.hold("tty:master", os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=devpts))
@@ -476,6 +494,8 @@ class ListenForAttach(Step):
 
 # ---- 2 Host ------------------------------------------------------------------------------------------------
 
+_READ_ONLY = "the cgroup tree is read-only here; NSRUN_CGROUP=none makes pods that go without cgroups"
+
 
 class MakeCgroup(Step):
     phase = HOST
@@ -484,9 +504,12 @@ class MakeCgroup(Step):
     path: str
     limits: dict[str, str]
     whole: str = ""  # of a pod: the directory above, which goes with it
+    pod: int | None = None  # of a member: the inode number of the pod's, from its note (0: unknown)
     hints = {
         EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there",
-        EACCES: "the cgroup tree is read-only here",
+        EACCES: _READ_ONLY,
+        EROFS: _READ_ONLY,
+        ENODEV: "another file system lies where cgroup v2 has to be mounted: nsrun doctor",
     }
 
     def call(self) -> str:
@@ -497,6 +520,8 @@ class MakeCgroup(Step):
         return []
 
     def shell(self) -> str:
+        if not self.path:
+            return "CGROUP=   # there are none here"
         lines = [f'CGROUP={sh_quote(self.path + ".shell")}; mkdir -p "$CGROUP"']
         lines += [
             f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max"}[k] }"'
@@ -510,19 +535,24 @@ class MakeCgroup(Step):
     def do(self, run: Run) -> None:
         from nsrun.host import cgroup
 
-        directory = cgroup.make(self.path, self.limits)
+        directory = cgroup.make(self.path, self.limits, self.pod)
         if self.whole:
             cgroup.offer(self.whole)
         if directory >= 0:
             run.hold("cgroup:dir", directory)
-            parent, name = os.path.split(self.path)
-            run.hold("cgroup:parent", os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            run.values["cgroup:name"] = name
+            above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            run.hold("cgroup:parent", above)
+            run.values["cgroup:name"] = os.path.basename(self.path)
+            run.values["cgroup:id"] = os.fstat(directory).st_ino
+            run.values["cgroup:pod_id"] = os.fstat(above).st_ino
 
     def undo(self, run: Run) -> None:
         from nsrun.host import cgroup
 
-        cgroup.remove(self.whole or self.path, kill=True)
+        if self.whole:  # its name holds the pod's id: nobody else's
+            cgroup.remove(self.whole, int(run.values.get("cgroup:pod_id", 0)), kill=True)
+        elif "cgroup:id" in run.values:
+            cgroup.remove(self.path, int(run.values["cgroup:id"]), kill=True)
         cgroup.remove_empty(run.state)
 
 
@@ -531,6 +561,7 @@ class OpenCgroup(Step):
     why = "What is started in a member belongs to its cgroup, and ends with it."
     man = "cgroups(7)"
     path: str
+    ident: int = 0  # its inode number, from the note (0: unknown)
 
     def call(self) -> str:
         return f'open("{self.path}", O_DIRECTORY)'
@@ -546,7 +577,9 @@ class OpenCgroup(Step):
 
     def do(self, run: Run) -> None:
         if self.path:
-            run.hold("cgroup:dir", os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            from nsrun.host import cgroup
+
+            run.hold("cgroup:dir", cgroup.open_pod(self.path, self.ident))
 
 
 class LimitPod(Step):
@@ -596,11 +629,13 @@ class Launch(Step):
     user: str = ""  # a user namespace to join first
     door: str = ""  # who does it for us, in the pod's cgroup
     locks: tuple[str, ...] = ()  # files by whose locks others know that what is started here (or its monitor) lives
+    nested: bool = False  # we are root of a user namespace: we may have no power over what we would go back to
     hints = {
         ENOMEM: "the pod's PID 1 is dead: nothing can be started in its PID namespace any more",
         ESRCH: "the pod's PID 1 has just died",
         EPERM: "needs root (CAP_SYS_ADMIN); a seccomp profile or AppArmor may forbid namespaces: nsrun doctor",
         ENOSPC: "a limit on namespaces is reached: /proc/sys/user/max_*_namespaces",
+        ENOENT: "this is another cgroup namespace than the pod's, and the kernel lets no process out of it (nsdelegate)",
         11: "the pids limit of this cgroup or user is reached",
     }
 
@@ -609,7 +644,8 @@ class Launch(Step):
         if self.door:
             return "nsrun-door forks the monitor; a helper of it joins, and makes nsrun-init the monitor's child, born in the member's cgroup."
         if self.one_way:
-            return "Nobody comes back from a user namespace: a helper joins it, becomes its root, and makes nsrun-init our child."
+            become = "joins it, becomes its root," if self._becomes else "joins the pod"
+            return f"Nobody comes back from a user namespace, or to what is outside of ours: a helper {become} and makes nsrun-init our child."
         return (
             "One call joins them all or none; the clone is born inside, in its cgroup, and we go back out, so that we never pin the pod."
             if self.join_flags
@@ -618,7 +654,12 @@ class Launch(Step):
 
     @property
     def one_way(self) -> bool:
-        return bool(self.user or self.join_flags & kernel.CLONE_NEWUSER)
+        return bool(self.user or self.nested or self.join_flags & kernel.CLONE_NEWUSER)
+
+    @property
+    def _becomes(self) -> bool:
+        """Does nsrun-init become root of a user namespace that it was not in?"""
+        return not self.door and bool(self.user or self.join_flags & kernel.CLONE_NEWUSER)
 
     def call(self) -> str:
         join = f"setns({self.user}, CLONE_NEWUSER); " if self.user else ""
@@ -628,7 +669,7 @@ class Launch(Step):
         if self.door or self.one_way:
             clone = clone.replace("CLONE_VM|CLONE_VFORK", "CLONE_PARENT")
             how = f"sendmsg({self.door}, SCM_RIGHTS); " if self.door else "clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK); "
-            ids = "" if self.door else "setgroups(0, []); setresgid(0, 0, 0); setresuid(0, 0, 0); "
+            ids = "setgroups(0, []); setresgid(0, 0, 0); setresuid(0, 0, 0); " if self._becomes else ""
             return f'{how}{join}clone3({clone}); {ids}execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)'
         return f'{join}clone3({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + (
             "; setns(back)" if self.join else ""
@@ -640,7 +681,8 @@ class Launch(Step):
             # the plan, the request; what door does is not ours to trace
             return ["memfd_create", "memfd_create"]
         if self.one_way:
-            joins = ["setns"] * (bool(self.user) + bool(self.join)) + ["clone3", "setgroups", "setresgid", "setresuid"]
+            joins = ["setns"] * (bool(self.user) + bool(self.join)) + ["clone3"]
+            joins += ["setgroups", "setresgid", "setresuid"] if self._becomes else []
             return [
                 "memfd_create",
                 *(["clone3"] if self.detach else []),
@@ -701,6 +743,7 @@ class WriteNote(Step):
             note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
             if "lock:data" in run.handles:
                 state.commit_data(self.note["id"])
+        note["cgroup_id"] = run.values.get("cgroup:pod_id" if self.kind == "pods" else "cgroup:id", 0)
         run.note = note
         state.save(self.kind, self.name, note)
         if self.kind == "pods" and note.get("user") and not state.uid:

@@ -132,6 +132,23 @@ class EnterUserNamespace(Step):
         kernel.enter_userns(run.fd(self.handle))
 
 
+class OwnMounts(Step):
+    """Root of a user namespace, whose mount namespace may be an outer one's (`unshare -Ur`)."""
+
+    phase = OPEN
+    why = "What mounts needs power over the mount namespace it is in: one that belongs to our own user namespace."
+    man = "unshare(2), mount_namespaces(7)"
+
+    def call(self) -> str:
+        return "unshare(CLONE_NEWNS)"
+
+    def check(self) -> str:
+        return "readlink /proc/self/ns/mnt /proc/self/ns/user"
+
+    def do(self, run: Run) -> None:
+        kernel.own_mounts()
+
+
 class OpenUserNamespace(Step):
     phase = OPEN
     why = "Layers that belong to the host's ids are shown with the pod's: an id-mapped mount needs the namespace."
@@ -367,7 +384,10 @@ def mapped(user: dict[str, Any], kind: str, ident: int, inside: bool) -> int:
     found = outside(ranges, ident)
     if found < 0:
         raise BadInput(
-            f"the pod's user namespace has no {kind} {ident}: they go from 0 to {size(ranges) - 1}",
-            hint="a larger range in /etc/subuid and /etc/subgid (usermod --add-subuids), and the pod anew",
+            f"the pod's user namespace has no {kind} {ident}"
+            + (f": they go from 0 to {size(ranges) - 1}" if "uid" in user else ""),
+            hint="a larger range in /etc/subuid and /etc/subgid (usermod --add-subuids), and the pod anew"
+            if "uid" in user
+            else "cat /proc/self/uid_map; one with more ids: unshare --map-auto --map-root-user",
         )
     return ident if inside else found

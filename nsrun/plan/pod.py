@@ -47,13 +47,14 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
     user = spec.get("user")
     if user:  # a pod of root's does not pay for importing them
         from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor, ShowOwner
-        from nsrun.userns import size
     name, network, ident = spec["name"], spec["network"], spec["id"]
     ports = spec["ports"]
     table = f"nsrun-{ident}"
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
     by_root = not user or spec["by_root"]
     owned = "user:fd" if user else ""
+    nested = spec.get("nested")
+    outside = bridge or (by_root and not nested)  # who configures the network: we, or nsrun-init inside
     note = {k: v for k, v in spec.items() if k not in ("files", "ports", "sysctls", "shm_size", "by_root", "groups")}
 
     steps: list[Step] = [
@@ -77,7 +78,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         steps.append(NewNetns(owned))
     if bridge:
         steps.append(ConnectPod(network.get("wanted_ip", ""), network.get("subnet", "")))
-    if own_net and by_root:
+    if own_net and outside:
         steps.append(ConfigurePod(bridge))
     if bridge:
         holders = [HoldPort(*p) for p in published]
@@ -85,14 +86,18 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         held = [h.handle for h in holders] + [table_step.handle]
         steps += [*holders, table_step]
 
-    uid = min(PAUSE_UID, *(size(ranges) - 1 for ranges in user["maps"].values())) if user else PAUSE_UID
+    uid = PAUSE_UID
+    if within := user or nested:
+        from nsrun.userns import nobody
+
+        uid = nobody(within["maps"], PAUSE_UID)
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID
     lock = "lock:held"
     if user and by_root:
         lock = "lock:shown"
         steps.append(ShowOwner(user["uid"], name))
-    join = kernel.CLONE_NEWNET if own_net else 0
-    steps.append(Launch("net:fd" if own_net else "", join, flags, user=owned, locks=(lock,)))
+    join, net = ("net:fd", kernel.CLONE_NEWNET) if own_net else ("", 0)
+    steps.append(Launch(join, net, flags, user=owned, locks=(lock,), nested=bool(nested)))
 
     steps += [
         Undumpable(),
@@ -101,13 +106,13 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         Mount("proc", "/proc", "", SAFE, "PID 1's own view; members mount another, for themselves."),
         Mount("tmpfs", "/dev/shm", f"mode=1777,size={spec['shm_size']}", SAFE, "The pod's shared memory: /dev/shm is no part of the IPC namespace, so it must be one tmpfs for all."),
         Mount("mqueue", "/dev/mqueue", "", SAFE, "POSIX message queues of the pod's IPC namespace."),
-        *_for_members(user, own_net),
+        *_for_members(bool(user) or spec.get("devices") == "host", bool(within) and own_net),
         MakeDirectory("/etc"),
         MakeDirectory("/member"),
         *(WriteFile(path, text) for path, text in spec["files"].items()),
         SetHostname(spec["hostname"]),
     ]  # fmt: skip
-    if own_net and not by_root:
+    if own_net and not outside:
         steps.append(LoopbackUp())
     if own_net:
         steps.append(
@@ -126,7 +131,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         ),
         Pivot(),
         ReadonlyRoot(),
-        SetUser(uid, uid, (), 0),
+        SetUser(uid, uid, (), 0, bool(nested and not nested["setgroups"])),
         SetCapabilities(0),
         ExecutePause("pause:fd", (lock, "alive:write") if user and by_root else (lock, *held)),
     ]
@@ -148,19 +153,19 @@ def holder_cgroup(path: str) -> str:
     return f"{path}.hold" if path else ""
 
 
-def _for_members(user: dict[str, Any] | None, own_net: bool) -> list[Step]:
-    """What members of a pod with a user namespace can't make themselves, kept in pause's root while the host is in view."""
-    if not user:
-        return []
-    steps: list[Step] = [
-        MountFromPod(
-            f"/dev/{name}",
-            f"/dev/{name}",
-            reason="No device can be made in a user namespace: the host's own node, for members.",
-        )
-        for name, _, _ in DEVICE_NODES
-    ]
-    if own_net:
+def _for_members(devices: bool, sysfs: bool) -> list[Step]:
+    """What members can't make themselves, in a user namespace or without CAP_MKNOD: kept in pause's root while the host is in view."""
+    steps: list[Step] = []
+    if devices:
+        steps += [
+            MountFromPod(
+                f"/dev/{name}",
+                f"/dev/{name}",
+                reason="No device can be made in a user namespace, or without CAP_MKNOD: the host's own node, for members.",
+            )
+            for name, _, _ in DEVICE_NODES
+        ]
+    if sysfs:
         steps.append(
             Mount(
                 "sysfs",
