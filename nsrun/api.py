@@ -440,7 +440,7 @@ def _join(
         run.directory = state.path("members", again["name"])
     policy = document["annotations"]["nsrun.restart"].partition(":")[0]
     name = document["annotations"]["nsrun.name"]
-    run.monitor_options = {"cap": options.get("log_cap") or 16 << 20, "status": status_fd}
+    run.monitor_options = {"cap": 16 << 20, "status": status_fd}
     if not detach and not background:
         run.monitor_options.update({"foreground": 1, "stdin": int(bool(options.get("interactive")))})
     if policy != "no" or options.get("rm"):

@@ -41,6 +41,13 @@ MASKED = [
 ]  # fmt: skip
 READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 OCI_NAMES = {"net": "network", "ipc": "ipc", "pid": "pid", "uts": "uts", "mnt": "mount"}
+#: What a word of --net, --ipc, --pid, --uts means: to join the pod's, to make one, to stay in the host's.
+NAMESPACES = {
+    "net": {"pod": "join", "own": "make", "none": "make", "host": "stay"},
+    "ipc": {"pod": "join", "own": "make"},
+    "pid": {"pod": "join", "nested": "make", "own": "make"},
+    "uts": {"pod": "join", "own": "make"},
+}
 
 
 # ---- documents ---------------------------------------------------------------------------------------------
@@ -113,7 +120,8 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     if not options.get("user") and (process.get("user") or {}).get("additionalGids"):
         groups = sorted({gid, *process["user"]["additionalGids"]})
 
-    uts_own = options.get("uts") == "own"
+    ways = {short: namespace(short, options.get(short)) for short in NAMESPACES}
+    uts_own = ways["uts"] == "make"
     hostname = facts["name"] if uts_own else facts["pod"]["hostname"]
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if terminal:
@@ -146,9 +154,10 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
                 hint="known: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=default, apparmor=PROFILE",
             )
 
-    mounts = default_mounts(host_root, terminal, options.get("ipc") == "own")
-    net = options.get("net") or "pod"
-    if facts["pod"].get("user") and (net == "host" or (net == "pod" and facts["pod"]["network"]["mode"] == "host")):
+    mounts = default_mounts(host_root, terminal, ways["ipc"] == "make")
+    if facts["pod"].get("user") and (
+        ways["net"] == "stay" or (ways["net"] == "join" and facts["pod"]["network"]["mode"] == "host")
+    ):
         # sysfs shows a network namespace, and only who owns that may mount it
         mounts = [m for m in mounts if not m["destination"].startswith("/sys")]
     if not facts.get("cgroup_v2", True):
@@ -170,12 +179,10 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
 
     namespaces: list[dict[str, str]] = []
     pid = (facts["pod"].get("pause") or [0])[0]
-    for short, kind in OCI_NAMES.items():
-        mode = "own" if short == "mnt" else options.get(short) or "pod"
-        if mode == "pod":
-            namespaces.append({"type": kind, "path": f"/proc/{pid}/ns/{short}"})
-        elif mode in ("own", "nested"):
-            namespaces.append({"type": kind})
+    for short, way in [*ways.items(), ("mnt", "make")]:
+        if way != "stay":
+            path = {"path": f"/proc/{pid}/ns/{short}"} if way == "join" else {}
+            namespaces.append({"type": OCI_NAMES[short], **path})
 
     rlimits = [parse_ulimit(w) for w in options.get("ulimit") or []] or list(process.get("rlimits") or [])
     limits = parse_limits(options)
@@ -209,7 +216,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "cgroupsPath": facts.get("cgroup", ""),
             "resources": limits,
             "sysctl": parse_sysctls(
-                options.get("sysctl") or [], options.get("net") == "own", options.get("ipc") == "own", uts_own, "the member's"
+                options.get("sysctl") or [], ways["net"] == "make", ways["ipc"] == "make", uts_own, "the member's"
             ),
             "maskedPaths": MASKED,
             "readonlyPaths": READONLY,
@@ -225,6 +232,14 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "nsrun.seccomp": seccomp,
         },
     }  # fmt: skip
+
+
+def namespace(short: str, word: str | None) -> str:
+    """Return what a word of --net, --ipc, --pid or --uts means: "join", "make" or "stay".  UsageError: it means nothing."""
+    known = NAMESPACES[short]
+    if (word := "pod" if word is None else word) not in known:
+        raise UsageError(f"--{short} {word!r} is not known", hint=f"one of: {', '.join(known)}")
+    return known[word]
 
 
 def _profile_name(word: str) -> str:

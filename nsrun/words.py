@@ -259,7 +259,10 @@ def parse_mount(word: str) -> dict[str, Any]:
         values[key] = value if equals else "true"
     kind = values.pop("type", "volume")
     target = values.pop("target", "")
-    readonly = values.pop("readonly", "false") in ("true", "1")
+    word_readonly = values.pop("readonly", "false")
+    if word_readonly not in ("true", "1", "false", "0"):
+        raise UsageError(f"--mount {word}: readonly={word_readonly}", hint="readonly, readonly=true or readonly=false")
+    readonly = word_readonly in ("true", "1")
     if not target:
         raise UsageError(f"--mount {word}: no target")
     if kind == "tmpfs":

@@ -115,8 +115,6 @@ def pull(state: State, options: Options, operands: Words, rest: Words, general: 
     from nsrun.image import intake
 
     tls, budget = options.get("tls_verify", "true"), _budget(options)
-    if tls not in ("true", "false"):
-        raise UsageError(f"--tls-verify {tls!r}: true or false")
     need_root()
     _ignore_sigpipe()
     with Bar() as bar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from nsrun.cli.commands import BY_NAME, COMMANDS, GLOBAL, GROUPS, Command, Option
+from nsrun.cli.commands import BY_NAME, COMMANDS, GLOBAL, GROUPS, Command, Option, words_of
 from nsrun.errors import UsageError
 
 TYPE_CHECKING = False
@@ -225,8 +225,10 @@ def candidates(words: list[str]) -> list[str]:
         return candidates([*[w for w in rest if not w.startswith("-")], current])
     valued = {flag: option for option in command.options if option.value for flag in option.flags}
     if rest and rest[-1] in valued:
-        value = valued[rest[-1]].value
-        values = value.split("|") if "|" in value else _images(state) if rest[-1] == "--image" else []
+        closed = words_of(valued[rest[-1]].value)
+        values = [w.partition("[")[0].rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for w in closed] or (
+            _images(state) if rest[-1] == "--image" else []
+        )
         return [v for v in values if v.startswith(current)]
     if current.startswith("-"):
         return [f for o in command.options for f in o.flags if f.startswith(current)]
@@ -240,5 +242,5 @@ def candidates(words: list[str]) -> list[str]:
     elif "REF" in command.operands and name != "image pull":
         names = _images(state)
     else:
-        names = command.operands.split("|") if "|" in command.operands else []
+        names = words_of(command.operands)
     return [n for n in names if n.startswith(current) and n not in operands]
