@@ -11,6 +11,7 @@ from errno import EEXIST, ENOSYS
 
 from nsrun import kernel
 from nsrun.errors import KernelError, NsrunError, errno_text
+from nsrun.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def _try(what: str, action: Callable[[], object], fix: str, needed: bool = True)
 
 def _read(path: str) -> str:
     try:
-        with open(path) as file:
+        with open(path, errors="surrogateescape") as file:
             return file.read().strip()
     except OSError:
         return ""
@@ -95,7 +96,7 @@ def _namespaces() -> Finding:
         return _finding(
             "namespaces",
             "missing",
-            done.stderr.decode("utf-8", "replace").strip(),
+            os.fsdecode(done.stderr).strip(),
             "root, and no seccomp profile that forbids unshare",
         )
     return _finding("namespaces", "ok", ", ".join(kernel.NAMESPACES))
@@ -356,7 +357,7 @@ def examine(state: State) -> list[Finding]:
 def report(findings: list[Finding]) -> str:
     mark = {"ok": "ok     ", "limited": "limited", "missing": "MISSING"}
     lines = []
-    for finding in findings:
+    for finding in ({key: printable(text) for key, text in finding.items()} for finding in findings):
         lines.append(f"{mark[finding['status']]}  {finding['what']:<17} {finding['detail']}".rstrip())
         if finding["fix"] and finding["status"] != "ok":
             lines.append(f"{'':27}to get it: {finding['fix']}")

@@ -19,7 +19,7 @@ import os
 
 from nsrun import api, manage
 from nsrun.cli.parse import checked
-from nsrun.errors import CommandError, NsrunError, UsageError
+from nsrun.errors import CommandError, NsrunError, UsageError, told
 from nsrun.state import State
 from nsrun.sweep import Sweeper
 
@@ -275,9 +275,8 @@ def _run(state: State, words: list[str], input: bytes = b"") -> Result:
     root = ["--root", state.root] if state.root else []
     command = [sys.executable, "-I", program, *root, *words]
     done = subprocess.run(command, input=input, capture_output=True, check=False)
-    said = done.stderr.decode("utf-8", "replace")
-    if done.returncode in (2, 125, 126, 127) and said.startswith("nsrun: "):
-        message, _, hint = said.removeprefix("nsrun: ").strip().partition("\nhint: ")
+    if done.returncode in (2, 125, 126, 127) and done.stderr.startswith(b"nsrun: "):
+        message, hint = told(done.stderr)
         if done.returncode in (126, 127):
             raise CommandError(message, exit_code=done.returncode, hint=hint)
         raise (UsageError if done.returncode == 2 else NsrunError)(message, hint=hint)

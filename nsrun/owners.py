@@ -87,7 +87,7 @@ def members(state: State) -> list[dict[str, Any]]:
             continue
         for member in answer if isinstance(answer, list) else []:
             if isinstance(member, dict) and member.get("pod") in pods and _is_sound(member):
-                member["command"] = ["".join(c if c.isprintable() else "?" for c in str(w)) for w in member["command"]]
+                member["command"] = [str(word) for word in member["command"]]
                 found.append({**member, "owner": uid})
     return found
 

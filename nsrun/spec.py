@@ -268,7 +268,7 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     hostname = options.get("hostname") or name
     if not hostname or len(hostname) > 63 or not all(c.isalnum() or c in "-._" for c in hostname):
         raise UsageError(f"--hostname {hostname!r}", hint="letters, digits, '-' and '.', at most 63; hostname(7)")
-    from nsrun.host.net import parse_ipv4
+    from nsrun.host.net import parse_ipv4, parse_subnet
 
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
@@ -291,6 +291,8 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         if options.get("ip"):
             network["wanted_ip"] = parse_ipv4(options["ip"], "--ip")
         network["subnet"] = options.get("subnet") or facts.get("subnet", "")
+        if network["subnet"]:
+            parse_subnet(network["subnet"])
     return {
         "name": name,
         "id": facts["id"],

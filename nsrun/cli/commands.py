@@ -86,6 +86,7 @@ LIMITS = (
     O("--pids-limit", "N", "how many processes, cgroup v2"),
 )
 ENV = O("-e, --env", "NAME=VALUE", "an environment variable; NAME alone takes the caller's value", many=True)
+ENV_FILE = O("--env-file", "FILE", "lines of NAME=VALUE; a later file wins, and -e over all", many=True)
 WORKDIR = O("-w, --workdir", "DIR", "working directory inside")
 USER = O("-u, --user", "USER[:GROUP]", "names of the rootfs's own passwd and group, or numbers")
 INTERACTIVE = O("-i, --interactive", "", "pass standard input on")
@@ -141,7 +142,7 @@ COMMANDS = (
             TERMINAL,
             O("--rm", "", "forget it when it has ended"),
             ENV,
-            O("--env-file", "FILE", "lines of NAME=VALUE", many=True),
+            ENV_FILE,
             WORKDIR,
             USER,
             O("--entrypoint", "CMD", "put before the command; replaces the image's", empty=True),
@@ -168,7 +169,7 @@ COMMANDS = (
         "With none of --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. Foreground: exits with the member's status; Ctrl-C reaches it.",
         rest=True,
     ),
-    Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, WORKDIR, USER), rest=True),
+    Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=True),
     Command("ls", "", "list members", "nsrun ls -a", (O("-a, --all", "", "also those that have ended"), JSON)),
     Command("stats", "[MEMBER...]", "what running members use: processor, memory, processes, and their limits", "nsrun stats mysql", (JSON,)),
     Command("inspect", "MEMBER...", "everything about members, as JSON", "nsrun inspect mysql", (JSON,)),

@@ -45,8 +45,8 @@ def pod_path(name: str, ident: str, uid: int = 0) -> str:
 
 def _delegated(mount: str) -> str:
     """The topmost cgroup above this process that its user may write to (systemd gives users one, with Delegate=yes)."""
-    with open("/proc/self/cgroup") as file:
-        own = next((line[3:].strip() for line in file if line.startswith("0::")), "/")
+    with open("/proc/self/cgroup", errors="surrogateescape", newline="\n") as file:
+        own = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "/")
     path, found = f"{mount}{own}".rstrip("/"), ""
     while len(path) > len(mount):
         if os.access(path, os.W_OK) and os.access(f"{path}/cgroup.procs", os.W_OK):
@@ -57,7 +57,7 @@ def _delegated(mount: str) -> str:
 
 def _controllers(path: str) -> list[str]:
     try:
-        with open(f"{path}/cgroup.controllers") as file:
+        with open(f"{path}/cgroup.controllers", errors="surrogateescape") as file:
             return file.read().split()
     except OSError:
         return []
@@ -118,7 +118,7 @@ def make(path: str, limits: dict[str, str]) -> int:
 
 def _enable(path: str, controllers: list[str]) -> None:
     """Offers controllers to the cgroups below `path`, those that are not offered yet."""
-    with open(f"{path}/cgroup.subtree_control") as file:
+    with open(f"{path}/cgroup.subtree_control", errors="surrogateescape") as file:
         there = file.read().split()
     if missing := [f"+{c}" for c in controllers if c not in there]:
         _write(f"{path}/cgroup.subtree_control", " ".join(missing))
@@ -173,7 +173,7 @@ def pids(path: str) -> list[int]:
     found: list[int] = []
     for directory, _, _ in os.walk(path):
         try:
-            with open(f"{directory}/cgroup.procs") as file:
+            with open(f"{directory}/cgroup.procs", errors="surrogateescape") as file:
                 found += [int(line) for line in file]
         except OSError:
             continue
@@ -183,11 +183,11 @@ def pids(path: str) -> list[int]:
 def _number(path: str) -> int | None:
     """A file with one number; None: no such file (its controller is not there), or "max", no limit."""
     try:
-        with open(path) as file:
+        with open(path, errors="surrogateescape") as file:
             word = file.read().split()[0]
     except (OSError, IndexError):
         return None
-    return int(word) if word.isdigit() else None
+    return int(word) if word.isascii() and word.isdigit() else None
 
 
 def usage(path: str) -> dict[str, Any]:
@@ -198,10 +198,10 @@ def usage(path: str) -> dict[str, Any]:
     if not path or not os.path.isdir(path):
         return found
     try:
-        with open(f"{path}/cpu.stat") as file:
+        with open(f"{path}/cpu.stat", errors="surrogateescape") as file:
             lines = dict(line.split() for line in file)
         found["cpu_seconds"] = int(lines["usage_usec"]) / 1e6
-        with open(f"{path}/cpu.max") as file:
+        with open(f"{path}/cpu.max", errors="surrogateescape") as file:
             quota, period = file.read().split()
         found["cpu_limit"] = int(quota) / int(period) if quota != "max" else None
     except (OSError, KeyError, ValueError):
@@ -212,7 +212,7 @@ def usage(path: str) -> dict[str, Any]:
     if found["pids"] is None:
         found["pids"] = len(pids(path))
     try:
-        with open(f"{path}/memory.events") as file:
+        with open(f"{path}/memory.events", errors="surrogateescape") as file:
             found["oom_kills"] = next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
     except (OSError, StopIteration):
         pass  # no memory controller here
