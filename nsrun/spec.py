@@ -43,7 +43,7 @@ READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trig
 OCI_NAMES = {"net": "network", "ipc": "ipc", "pid": "pid", "uts": "uts", "mnt": "mount"}
 #: What a word of --net, --ipc, --pid, --uts means: to join the pod's, to make one, to stay in the host's.
 NAMESPACES = {
-    "net": {"pod": "join", "own": "make", "none": "make", "host": "stay"},
+    "net": {"pod": "join", "own": "make", "host": "stay", "none": "make"},
     "ipc": {"pod": "join", "own": "make"},
     "pid": {"pod": "join", "nested": "make", "own": "make"},
     "uts": {"pod": "join", "own": "make"},
@@ -266,7 +266,7 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         if options.get(flag) and mode != "bridge":
             raise UsageError(f"--{flag} needs --network bridge")
     hostname = options.get("hostname") or name
-    if not hostname or len(hostname) > 63 or not all(c.isalnum() or c in "-._" for c in hostname):
+    if not hostname or len(hostname) > 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in hostname):
         raise UsageError(f"--hostname {hostname!r}", hint="letters, digits, '-' and '.', at most 63; hostname(7)")
     from nsrun.host.net import parse_ipv4, parse_subnet
 

@@ -6,6 +6,7 @@ number to a filter that compares all 64.  Whoever compares what the kernel does 
 
 The prototypes are the kernel's (SYSCALL_DEFINE…, as section 2 of the man pages documents them under "C library/kernel
 differences"), not the C library's: clone(2) has `unsigned long flags`, of which the kernel takes the lower 32 bits.
+They are those of 64-bit programs: the 16-bit ids of i386's setuid(2), chown(2) and the like are compared in 32 bits.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import NSRUN
+from conftest import NSRUN, need
 from test_printable import WORD, clean
 
 from nsrun import signals
@@ -53,6 +54,14 @@ def test_an_exception_that_nobody_expected(tmp_path, raised, command):
     if command[0] == "wait":
         done = python(RAISES, raised, "--debug", "--root", str(tmp_path), *command)
         assert done.returncode == 1 and b"Traceback" in done.stderr
+
+
+def test_an_exception_in_a_thread_or_a_destructor(tmp_path):
+    thread = "import threading; cli.threads_tell(); t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join(); return_ = 0"
+    destructor = "exec('class C:' + chr(10) + ' def __del__(self): raise ValueError(chr(27))', globals()); C()"
+    for raised in (thread, destructor):
+        done = python(RAISES + "", raised + "; raise cli.NsrunError('done')", "--root", str(tmp_path), "wait", "a")
+        assert done.returncode == 125 and clean(done.stderr).count("nsrun: unexpected") == 1, done
 
 
 @pytest.mark.parametrize("module", ["nsrun.state", "nsrun.kernel", "nsrun._kernel", "nsrun.cli.text", "nsrun.manage", "nsrun.api"])  # fmt: skip
@@ -168,17 +177,26 @@ def test_odd_places(host, pod, busybox, tmp_path):
                 assert b"unexpected" not in text and b"Exception ignored" not in text, (command, after, done)
             if after == ">/dev/full" and command not in ("nope", "inspect nope", "pod prune") and "join" not in command and "_complete" not in command:  # fmt: skip
                 assert done.returncode == 125 and b"No space left" in done.stderr, (command, done)
+    for words in ("--root ./x pod ls", f"join pause --rootfs {busybox} -v ./x:/x -- true", "image load ./x"):
+        script = f"mkdir -p {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {NSRUN} {words}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, env=host.env, timeout=30, check=False)
+        assert done.returncode == 125 and (b"has been removed" in done.stderr or b"./x" in done.stderr), done
     assert len(host.json("pod", "ls")) == 8  # what can't be printed is made all the same
     done = subprocess.run(["bash", "-c", f"({NSRUN} pod inspect pause; echo $? >&2) | true"], capture_output=True, env=host.env, timeout=30, check=True)  # fmt: skip
     assert done.stderr.strip() in (b"0", b"141")
 
 
 @pytest.mark.live
-def test_a_terminal_that_can_not_show_it(host, pod):
-    """Whatever the locale's letters are, what it lacks is escaped, not an error."""
-    for locale in ("C", "POSIX", "en_US.ISO-8859-1", "nonsense"):
-        done = subprocess.run([NSRUN, "join", "--help"], capture_output=True, env={**host.env, "LC_ALL": locale}, timeout=30, check=False)  # fmt: skip
-        assert done.returncode == 0 and b"Traceback" not in done.stderr
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1", "nonsense"])
+def test_letters_that_the_locale_lacks(host, pod, busybox, tmp_path, locale):
+    """They are escaped, and no error."""
+    need(shutil.which("localedef"), "localedef is missing", "apt-get install locales")
+    subprocess.run(["localedef", "-f", "ISO-8859-1", "-i", "en_US", tmp_path / "en_US.ISO-8859-1"], timeout=60, check=False, capture_output=True)  # fmt: skip
+    need((tmp_path / "en_US.ISO-8859-1").exists(), "the locale can't be made", "apt-get install locales")
+    env = {**host.env, "LC_ALL": locale, "LOCPATH": str(tmp_path)}
+    for words in (["join", "--help"], ["explain", "pod", "create"], ["explain", "--format", "shell", "pod", "create"], ["pod", "create", "--network", "none", "--label", "日本=≈\udcff", "q"], ["pod", "inspect", "q"], ["join", "q", "--rm", "--rootfs", busybox, "echo", "日本"], ["join", "q", "--rootfs", busybox, "日本≈"], ["ls", "-a"]):  # fmt: skip
+        done = subprocess.run([NSRUN, *words], capture_output=True, env=env, timeout=60, check=False)
+        assert done.returncode in (0, 127) and b"unexpected" not in done.stderr and b"Traceback" not in done.stderr, (words, done)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", NUMBERS)

@@ -30,7 +30,11 @@ def _ignored(unraisable: Any) -> None:
     """
     error = unraisable.exc_value
     if not isinstance(error, KeyboardInterrupt | Interrupted):
-        sys.__unraisablehook__(unraisable)
+        if "--debug" in sys.argv:
+            sys.__unraisablehook__(unraisable)
+        elif isinstance(error, Exception):
+            failure = _failure(error)
+            _tell(failure.message, failure.hint)
         return
 
     def again(frame: Any, event: str, _: object) -> None:
@@ -124,12 +128,14 @@ def _command(words: Words, general: Options, command: Any, options: Options, ope
 
 def _failure(error: Exception) -> NsrunError:
     """What is told of an exception: its own words, when it has some for people."""
-    from errno import EACCES
+    from errno import EACCES, ENOENT
 
     from nsrun.errors import KernelError, errno_text
 
     if isinstance(error, NsrunError):
         return error
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_directory():
+        return NsrunError("the working directory has been removed", hint="cd to another one", errno=ENOENT)
     if isinstance(error, OSError) and error.errno:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         hint = "nsrun --debug shows where; nsrun doctor what this machine lacks"
@@ -144,6 +150,13 @@ def _failure(error: Exception) -> NsrunError:
     return NsrunError(f"unexpected {type(error).__name__}: {str(error)[:500]}", hint="nsrun --debug shows where")
 
 
+def _has_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
+
+
 def _tell(message: str, hint: str = "") -> None:
     """To standard error, if it can be written to: the exit status tells in any case."""
     from nsrun.cli import say
@@ -156,6 +169,20 @@ def _tell(message: str, hint: str = "") -> None:
     except (OSError, ValueError):
         pass
     say.give_up()
+
+
+def threads_tell() -> None:
+    """Have an exception that ends a thread told in a line, too; for the commands that start some."""
+    import threading
+
+    def told(what: Any) -> None:
+        if "--debug" in sys.argv:
+            threading.__excepthook__(what)
+        elif isinstance(what.exc_value, Exception):
+            failure = _failure(what.exc_value)
+            _tell(failure.message, failure.hint)
+
+    threading.excepthook = told
 
 
 def _flush() -> None:
@@ -467,6 +494,7 @@ def _signal_of(options: Options) -> int:
 def pod_stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage
 
+    threads_tell()
     seconds = _seconds(options)
     return _each(operands, lambda name: manage.stop_pod(state, name, seconds))
 

@@ -152,7 +152,7 @@ COMMANDS = (
             O("--device", "HOST[:MEMBER]", "a device node of this host, for example /dev/fuse", many=True),
             O("--read-only", "", "the root can't be written to"),
             O("--writable", "", "no overlay: write to the --rootfs directory itself"),
-            O("--net", "pod|own|none|host", "which network namespace (pod); own, none: one of its own, with only lo"),
+            O("--net", "pod|own|host|none", "which network namespace (pod); own, none: one of its own, with only lo"),
             O("--ipc", "pod|own", "which IPC namespace (pod); own: with a /dev/shm of its own"),
             O("--pid", "pod|nested|own", "which PID namespace (pod); nested: a child of the pod's; own: it outlives pause"),
             O("--uts", "pod|own", "which hostname (pod)"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.cli import say
+from nsrun.cli import say, threads_tell
 from nsrun.errors import NsrunError, UsageError
 
 TYPE_CHECKING = False
@@ -76,6 +76,7 @@ def load(state: State, options: Options, operands: Words, rest: Words, general: 
 
     need_root()
     _ignore_sigpipe()
+    threads_tell()
     with Bar() as bar:
         taken = intake.load(
             state, operands[0], options.get("tag") or [], options.get("platform") or "", _budget(options), bar
@@ -116,6 +117,7 @@ def pull(state: State, options: Options, operands: Words, rest: Words, general: 
         raise UsageError("--creds is not in UTF-8")
     need_root()
     _ignore_sigpipe()
+    threads_tell()
     with Bar() as bar:
         taken = intake.pull(
             state,
@@ -181,7 +183,7 @@ def history(state: State, options: Options, operands: Words, rest: Words, genera
 
 def _line(text: str) -> str:
     """The beginning of a text of several lines, as one line of a table."""
-    return " ".join(text.split())[:80]
+    return "".join(c if c.isprintable() else " " for c in text)[:80]
 
 
 def unpack(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:

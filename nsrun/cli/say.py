@@ -40,8 +40,12 @@ def script(text: str) -> None:
     """What another program reads: exactly so, unless a terminal does."""
     if sys.stdout and sys.stdout.isatty():
         page(text)
-    else:
-        raw(1, os.fsencode(text))
+        return
+    try:
+        data = os.fsencode(text)
+    except UnicodeEncodeError:  # not every letter is in the locale's
+        data = text.encode("utf-8", "backslashreplace")
+    raw(1, data)
 
 
 def progress(text: str = "") -> None:
