@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Options = dict[str, Any]
 
+MAX_ENVIRONMENT = 4 << 20  # bytes of an --env-file: execve(2) takes less
 NO_ID = "ID"  # what explain prints where a real run has a random id
 
 
@@ -120,13 +121,13 @@ def _host_resolv_conf() -> str:
     text = ""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
+            with open(path, errors="surrogateescape", newline="\n") as file:
                 text = file.read(65536)
         except OSError:
             continue
         if not any(
             line.split()[1:2] and line.startswith("nameserver") and line.split()[1].startswith("127.")
-            for line in text.splitlines()
+            for line in text.split("\n")
         ):
             break
     return text.replace("\0", "")
@@ -280,19 +281,42 @@ def read_small_at(directory: int, path: str) -> str:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode) or st.st_size > users.MAX_BYTES:
             raise BadInput(f"{path} of the rootfs is not a regular file of at most 1 MiB")
-        return os.read(fd, users.MAX_BYTES).decode("utf-8", "replace")
+        return os.fsdecode(os.read(fd, users.MAX_BYTES))
     finally:
         os.close(fd)
 
 
 def read_environment_file(path: str) -> list[str]:
-    """NAME=VALUE lines; # comments; NAME alone takes the caller's value."""
+    """Return its NAME=VALUE lines; # comments; NAME alone takes the caller's value.
+
+    A line ends at \\n, or at \\r\\n, as in Docker: every other character belongs to the value.  A byte order mark is
+    dropped.  BadInput: it can't be read, is larger than MAX_ENVIRONMENT, or a name is empty or has blanks in it.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--env-file {path}: {error}") from None
-    return [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
+            data = file.read(MAX_ENVIRONMENT + 1)
+    except OSError as error:
+        raise BadInput(f"--env-file {path!r}: {error.strerror}") from None
+    if len(data) > MAX_ENVIRONMENT:
+        raise BadInput(f"--env-file {path!r} is larger than {MAX_ENVIRONMENT >> 20} MiB")
+    found = []
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        line = os.fsdecode(raw.removesuffix(b"\r").lstrip(b" \t"))
+        name = line.partition("=")[0]
+        if not line or line.startswith("#"):
+            continue
+        if not name or "\0" in line or any(c.isspace() for c in name):
+            raise BadInput(
+                f"--env-file {path!r}, line {number}: {name!r} is not a name", hint="NAME=VALUE; no `export`"
+            )
+        found.append(line)
+    return found
+
+
+def _environment(options: Options) -> list[str]:
+    """What --env-file and -e give: a later file wins over an earlier one, and -e over all."""
+    files = [line for path in options.get("env_file") or [] for line in read_environment_file(path)]
+    return [*files, *(options.get("env") or [])]
 
 
 def _bundle(path: str) -> dict[str, Any]:
@@ -301,13 +325,13 @@ def _bundle(path: str) -> dict[str, Any]:
     if not path:
         raise BadInput("the bundle is an empty word", hint="an unset variable?")
     try:
-        with open(f"{path}/config.json", encoding="utf-8") as file:
-            document = notes.loads(file.read())
+        with open(f"{path}/config.json", "rb") as file:
+            document = notes.loads(file.read().decode())
     except OSError as error:
         raise BadInput(
             f"bundle {path!r}: {error.strerror}: config.json", hint="a bundle holds config.json and the root it names"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput(f"bundle {path!r}: config.json is not JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("root"), dict):
         raise BadInput(f"bundle {path!r}: config.json has no root")
@@ -361,9 +385,6 @@ def plan_join(
         )
     if root == "/" and options.get("read_only"):
         raise BadInput("--read-only needs --rootfs, --image or --bundle")
-    env = list(options.get("env") or [])
-    for path in options.get("env_file") or []:
-        env = read_environment_file(path) + env
     group = pod.get("cgroup") or ""
     facts = {
         "name": name,
@@ -377,7 +398,7 @@ def plan_join(
         "cgroup": f"{group}/{'root' if pod.get('user') and not state.uid else 'm'}-{name}" if group else "",
         "cgroup_v2": bool(group) or bool(cgroup.mount_point()),
     }
-    document = specs.member_spec({**options, "env": env}, facts)
+    document = specs.member_spec({**options, "env": _environment(options)}, facts)
     refused: list[str] = []
     if not pod.get("user"):  # else its user namespace has them all
         granted = _need(OF_JOIN if ident != NO_ID else (), "a member")
@@ -529,7 +550,7 @@ def _join(
         run.directory = state.path("members", again["name"])
     policy = document["annotations"]["nsrun.restart"].partition(":")[0]
     name = document["annotations"]["nsrun.name"]
-    run.monitor_options = {"cap": options.get("log_cap") or 16 << 20, "status": status_fd}
+    run.monitor_options = {"cap": 16 << 20, "status": status_fd}
     if not detach and not background:
         run.monitor_options.update({"foreground": 1, "stdin": int(bool(options.get("interactive")))})
     if policy != "no" or options.get("rm"):
@@ -642,7 +663,7 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         )
         user = {"uid": uid, "gid": gid, "additionalGids": groups}
         env["HOME"] = home
-    env.update(words.parse_environment(options.get("env") or [], dict(os.environ)))
+    env.update(words.parse_environment(_environment(options), dict(os.environ)))
     new = {
         **process,
         "terminal": terminal,

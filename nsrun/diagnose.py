@@ -106,6 +106,8 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
                     f"{path} is a script whose interpreter {interpreter} does not exist in the rootfs",
                     "install the interpreter, or correct the first line",
                 )
+        elif data[:4] == b"\x7fELF" and len(data) < 20:
+            return f"{path} is no whole program: {errno_text(errno)}", "it was cut off; copy it again"
         elif data[:4] == b"\x7fELF":
             (machine,) = struct.unpack_from("<H", data, 18)
             ours = {"x86_64": 62, "aarch64": 183}.get(os.uname().machine, 0)

@@ -11,6 +11,7 @@ from errno import ENOSYS
 
 from nsrun import kernel
 from nsrun.errors import KernelError, NsrunError, errno_text
+from nsrun.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _try(what: str, action: Callable[[], object], fix: str, needed: bool = True)
 
 def _read(path: str) -> str:
     try:
-        with open(path) as file:
+        with open(path, errors="surrogateescape") as file:
             return file.read().strip()
     except OSError:
         return ""
@@ -118,7 +119,7 @@ def _memfd(state: State) -> Finding:
 
 def _proc() -> Finding:
     """hidepid of proc(5): whose processes can be seen."""
-    mounts = [line for line in _read("/proc/self/mountinfo").splitlines() if line.split()[4] == "/proc"]
+    mounts = [line for line in _read("/proc/self/mountinfo").split("\n") if line.split()[4:5] == ["/proc"]]
     hidden = [
         word
         for word in "".join(mounts[-1:]).rpartition(" - ")[2].replace(" ", ",").split(",")
@@ -149,7 +150,7 @@ def _namespaces() -> Finding:
         return _finding(
             "namespaces",
             "missing",
-            done.stderr.decode("utf-8", "replace").strip(),
+            os.fsdecode(done.stderr).strip(),
             "root, and no seccomp profile that forbids unshare",
         )
     return _finding("namespaces", "ok", ", ".join(kernel.NAMESPACES))
@@ -444,7 +445,7 @@ def examine(state: State) -> list[Finding]:
 def report(findings: list[Finding]) -> str:
     mark = {"ok": "ok     ", "limited": "limited", "missing": "MISSING"}
     lines = []
-    for finding in findings:
+    for finding in ({key: printable(text) for key, text in finding.items()} for finding in findings):
         lines.append(f"{mark[finding['status']]}  {finding['what']:<17} {finding['detail']}".rstrip())
         if finding["fix"] and finding["status"] != "ok":
             lines.append(f"{'':27}to get it: {finding['fix']}")

@@ -83,3 +83,9 @@ class StepError(NsrunError):
 
 def errno_text(errno: int) -> str:
     return f"{os.strerror(errno)} [{errorcode.get(errno, errno)}]"
+
+
+def told(stderr: bytes) -> tuple[str, str]:
+    """(message, hint) of what another nsrun wrote about its failure."""
+    message, _, hint = stderr.decode("utf-8", "replace").strip().removeprefix("nsrun: ").partition("\nhint: ")
+    return message, hint

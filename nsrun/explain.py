@@ -10,6 +10,7 @@ import os
 from nsrun.errors import UsageError
 from nsrun.plan import INIT, PHASES, Plan, Step
 from nsrun.plan.outside import Launch
+from nsrun.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def text(plan: Plan) -> str:
         if step.phase != phase:
             phase = step.phase
             lines += [f"{phase + 1} {PHASES[phase]}   ({WHO[phase]})", ""]
-        lines.append(f"{number:4}  {step.call()}")
+        lines.append(f"{number:4}  {printable(step.call())}")
         lines += [f"{'':6}{line}" for line in _wrap(step.why)]
         facts = [f"man: {step.man}"] if step.man else []
-        facts += [f"see: {step.check()}"] if step.check() else []
+        facts += [f"see: {printable(step.check())}"] if step.check() else []
         lines += [f"{'':6}{'   '.join(facts)}", ""] if facts else [""]
     return "\n".join(lines)
 
@@ -127,7 +128,7 @@ def document(plan: Plan) -> dict[str, Any]:
 
 def _comment(number: int, step: Step) -> list[str]:
     approx = f"   ≈ {step.approx}" if step.approx else ""
-    return [f"# {number}. {step.call().splitlines()[0]}{approx}"]
+    return [f"# {number}. {printable(step.call())}{approx}"]
 
 
 def _body(steps: list[tuple[int, Step]]) -> list[str]:
@@ -152,7 +153,7 @@ def shell(plan: Plan, words: list[str]) -> str:
     inside = _body([(n, s) for n, s in numbered if s.phase == INIT])
     first = [
         "#!/bin/sh",
-        f"# nsrun explain --format shell {' '.join(map(sh_quote, words))}",
+        printable(f"# nsrun explain --format shell {' '.join(map(sh_quote, words))}"),
         "# Run it as root. What the shell can only approximate is marked with ≈.",
         "set -eu",
         "ROOT_BIND= ROOT_OPTIONS= CGROUP=",
@@ -247,6 +248,6 @@ def trace(run: Run) -> str:
     lines = []
     for number, step in enumerate(run.plan, 1):
         took = f"{times[number] * 1000:8.2f} ms" if number in times else f"{'':8}  ·"
-        lines.append(f"{number:4} {took}  {PHASES[step.phase]:6} {step.call()}")
+        lines.append(f"{number:4} {took}  {PHASES[step.phase]:6} {printable(step.call())}")
     lines.append(f"     {total * 1000:8.2f} ms  pid {os.getpid()}; the steps of Init are timed by the step of Join")
     return "\n".join(lines) + "\n"

@@ -479,5 +479,5 @@ def namespace_ids(pid: int) -> dict[str, int]:
 
 
 def boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id") as file:
+    with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
         return file.read().strip()

@@ -8,7 +8,8 @@
     db.exec(["sh", "-c", "echo hello >/dev/shm/test"])
     pod.stop()
 
-Options have the names of the command line, with `_` for `-`.  Nothing is printed.  Errors are `NsrunError`s;
+Options have the names of the command line, with `_` for `-`, and are checked by the same table: a name that a command
+does not have is a TypeError, a word that it does not know a UsageError.  Nothing is printed.  Other errors are `NsrunError`s;
 see nsrun.errors.  Safe to use from several threads: what joins a namespace is one thread, for the length of one call.
 """
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 import os
 
 from nsrun import api, manage
-from nsrun.errors import CommandError, NsrunError
+from nsrun.cli.parse import checked
+from nsrun.errors import CommandError, NsrunError, UsageError, told
 from nsrun.state import State
 from nsrun.sweep import Sweeper
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.plan import Plan
+
+
+#: Options of `nsrun join` that are parameters here, or make no sense without a command line.
+_NOT_OF_JOIN = ("detach", "status_fd")
 
 
 class Result:
@@ -73,6 +79,7 @@ class Member:
 
     def exec(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
         """Executes a command in it, waits, and gives its output.  Options: env, workdir, user."""
+        command, options = _command(command), checked("exec", options)
         if _apart(self._state, api.pod_of(self._state, self.name)):
             return _run(self._state, ["exec", "-i", *_words(options), self.name, "--", *command], input)
         return _collect(
@@ -113,7 +120,7 @@ class Pod:
     @classmethod
     def create(cls, name: str = "pause", *, root: str = "", **options: Any) -> Pod:
         """Makes it.  Options: publish, network, ip, subnet, hostname, add_host, dns, sysctl, shm_size, label, memory, cpus, pids_limit."""
-        state = State(root)
+        options, state = checked("pod create", options), State(root)
         api.create_pod(state, {**options, "name": name})
         return cls(name, state=state)
 
@@ -139,16 +146,18 @@ class Pod:
         Detached, a monitor keeps it and its log.  With `detach=False` this process is its parent: it inherits our
         descriptors 0, 1, 2 (or those in `fds`), there is no log, and `os.waitpid` gives its status.
         """
+        fds = None if detach else options.pop("fds", (0, 1, 2))
+        command, options = _command(command), checked("join", options, _NOT_OF_JOIN)
         if detach and _apart(self._state, self._state.pod(self.name)):
             words = ["join", self.name, "-d", *_words(options), *(["--", *command] if command else [])]
             return Member(_run(self._state, words).check().stdout.decode().strip(), self._state)
-        fds = None if detach else options.pop("fds", (0, 1, 2))
         note = api.join(self._state, self.name, {**options, "command": list(command)}, detach=detach, fds=fds)
         return Member(note["name"], self._state)
 
     def run(self, command: Sequence[str] = (), *, input: bytes = b"", **options: Any) -> Result:
         """Starts a member, waits for it, gives its output, and forgets it."""
         notes: list[dict[str, Any]] = []
+        command, options = _command(command), checked("join", options, _NOT_OF_JOIN)
         if _apart(self._state, self._state.pod(self.name)):
             words = ["join", self.name, "--rm", "-i", *_words(options), *(["--", *command] if command else [])]
             return _run(self._state, words, input)
@@ -238,6 +247,13 @@ def _apart(state: State, pod: dict[str, Any]) -> bool:
     return bool(state.uid and pod.get("user"))
 
 
+def _command(command: Sequence[str]) -> list[str]:
+    """The words of a command.  TypeError: one string, which would be a word for each of its letters."""
+    if isinstance(command, (str, bytes)) or not all(isinstance(word, str) for word in command):
+        raise TypeError(f"the command {command!r} is no list of words")
+    return list(command)
+
+
 def _words(options: dict[str, Any]) -> list[str]:
     """Options of the library as those of the command line."""
     words: list[str] = []
@@ -259,12 +275,11 @@ def _run(state: State, words: list[str], input: bytes = b"") -> Result:
     root = ["--root", state.root] if state.root else []
     command = [sys.executable, "-I", program, *root, *words]
     done = subprocess.run(command, input=input, capture_output=True, check=False)
-    said = done.stderr.decode("utf-8", "replace")
-    if done.returncode in (2, 125, 126, 127) and said.startswith("nsrun: "):
-        message, _, hint = said.removeprefix("nsrun: ").strip().partition("\nhint: ")
+    if done.returncode in (2, 125, 126, 127) and done.stderr.startswith(b"nsrun: "):
+        message, hint = told(done.stderr)
         if done.returncode in (126, 127):
             raise CommandError(message, exit_code=done.returncode, hint=hint)
-        raise NsrunError(message, hint=hint)
+        raise (UsageError if done.returncode == 2 else NsrunError)(message, hint=hint)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

@@ -126,9 +126,9 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
 def _pid_inside(pid: int) -> int:
     """The innermost of a process's pids, NSpid of proc_pid_status(5)."""
     try:
-        with open(f"/proc/{pid}/status") as file:
+        with open(f"/proc/{pid}/status", "rb") as file:  # a name in it may be of any bytes
             for line in file:
-                if line.startswith("NSpid:"):
+                if line.startswith(b"NSpid:"):
                     return int(line.split()[-1])
     except OSError:
         return 0
@@ -182,10 +182,10 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
         try:
             if os.stat(f"/proc/{pid}/ns/pid").st_ino != wanted and pid not in owners:
                 continue
-            with open(f"/proc/{pid}/status") as file:
+            with open(f"/proc/{pid}/status", errors="surrogateescape", newline="\n") as file:
                 status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
             with open(f"/proc/{pid}/cmdline", "rb") as raw:
-                words = raw.read().rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+                words = os.fsdecode(raw.read().rstrip(b"\0").replace(b"\0", b" "))
         except OSError:
             continue  # it has just ended
         inner = status.get("NSpid", str(pid)).split()
@@ -516,7 +516,11 @@ def end_pod(state: State, note: Note, signal: int) -> None:
     """
     name = note["name"]
     own = not (note.get("user") and not state.uid)
-    fd, _ = state.pause(note)
+    fd, pid = state.pause(note)
+    if fd >= 0:
+        from nsrun.host import cgroup
+
+        note = {**note, "cgroup": cgroup.locate(note["cgroup"], note.get("cgroup_id", 0), pid)}
     held = state.held("pods", name) if own else f"{state.owned}/{note['user']['uid']}/{name}.held"
     ended = True
     if fd >= 0:

@@ -74,6 +74,10 @@ def _read_within(fd: int) -> bytes:
 
 
 _SHOWN = {"name": str, "pod": str, "status": str, "pid": int, "pid_in_pod": int, "command": list}
+_KEPT = (
+    "id", "name", "pod", "status", "orphaned", "pid", "pid_in_pod", "exit_code", "oom_killed", "created", "started", "finished", "image",
+    "image_id", "rootfs", "restarts",
+)  # fmt: skip
 
 
 def members(state: State) -> list[dict[str, Any]]:
@@ -85,14 +89,23 @@ def members(state: State) -> list[dict[str, Any]]:
         except NsrunError:
             continue
         for member in answer if isinstance(answer, list) else []:
-            if isinstance(member, dict) and member.get("pod") in pods and _is_sound(member):
-                member["command"] = ["".join(c if c.isprintable() else "?" for c in str(w)) for w in member["command"]]
-                found.append({**member, "owner": uid})
+            if isinstance(member, dict) and _is_sound(member) and member["pod"] in pods:
+                found.append({**_shown(member), "owner": uid})
     return found
+
+
+def _shown(member: dict[str, Any]) -> dict[str, Any]:
+    """What root prints of it, and gives to programs: no control characters, nothing nested deeper than it ought to be."""
+    flat = {key: member[key] for key in _KEPT if key in member and isinstance(member[key], (str, int, type(None)))}
+    command = ["".join(c if c.isprintable() else "?" for c in word) for word in member["command"]]
+    return {**flat, "command": command, "namespaces": member.get("namespaces", {})}
 
 
 def _is_sound(member: dict[str, Any]) -> bool:
     plain = all(isinstance(member.get(key), kind) for key, kind in _SHOWN.items())
+    plain = plain and all(isinstance(word, str) for word in member["command"])
+    namespaces = member.get("namespaces", {})
+    plain = plain and isinstance(namespaces, dict) and all(isinstance(number, int) for number in namespaces.values())
     names = plain and all(member[key] and NAME_CHARS.issuperset(member[key]) for key in ("name", "status"))
     return names and isinstance(member.get("exit_code"), (int, type(None))) and isinstance(member.get("orphaned"), bool)
 

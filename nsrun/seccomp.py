@@ -2,8 +2,9 @@
 
 A profile is an allow-list with a default action, and rules that depend on capabilities (`includes`, `excludes`) or on
 arguments.  Where a rule refuses a call, or some arguments of it, that another allows, it becomes part of a second filter: the kernel
-takes the strictest answer of all (seccomp(2)).  Compiling takes 28 ms and needs libseccomp, so the result is kept: a join only
-reads a file.  Ours is seccomp.json.
+takes the strictest answer of all (seccomp(2)).  An argument is compared in as many bits as the kernel reads of it
+(widths.py).  Compiling takes 28 ms and needs libseccomp, so the result is kept: a join only reads a file.  Ours is
+seccomp.json.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 DEFAULT = os.path.join(os.path.dirname(__file__), "seccomp.json")
 MAX_PROFILE = 1 << 20
+MAX_ALTERNATIVES = 256  # rules that one rule with comparisons of several arguments may become
+COMPILER = 2  # to be raised when programs() makes something else of a profile: what is kept is compiled anew then
 _HINT = "the format is Docker's: https://docs.docker.com/engine/security/seccomp/"
 
 
@@ -32,10 +35,10 @@ def key(profile: str, caps: int) -> str:
     """
     if not profile:
         st = os.stat(DEFAULT)
-        return f"default-{st.st_mtime_ns:x}-{st.st_size:x}-{caps:x}"
+        return f"default-{COMPILER}-{st.st_mtime_ns:x}-{st.st_size:x}-{caps:x}"
     import hashlib
 
-    return f"{hashlib.sha256(_read(profile)).hexdigest()}-{caps:x}"
+    return f"{hashlib.sha256(_read(profile)).hexdigest()}-{COMPILER}-{caps:x}"
 
 
 def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
@@ -147,7 +150,7 @@ def programs(document: Any, caps: int, what: str) -> bytes:
     except (TypeError, ValueError):
         raise BadInput(f"{what}: defaultErrnoRet, architectures or archMap can't be understood", hint=_HINT) from None
     default = _action(library, str(document.get("defaultAction", "SCMP_ACT_ALLOW")), errno, what)
-    allowed = {name for rule in found if rule.action == "SCMP_ACT_ALLOW" and not rule.args for name in rule.names}
+    allowed = {name for rule in found if rule.action == "SCMP_ACT_ALLOW" for name in rule.names}
     first, second = library.SyscallFilter(default), library.SyscallFilter(library.ALLOW)
     refusals = 0
     for target in (first, second):
@@ -164,13 +167,14 @@ def programs(document: Any, caps: int, what: str) -> bytes:
             target = second if strict else first
             if action == default and not strict:
                 continue  # it changes nothing
-            try:
-                target.add_rule(action, name, *(_comparison(library, *arg, what) for arg in rule.args))
-                refusals += strict
-            except OSError as error:
-                if not _known(library, name):
-                    continue  # a call that this libseccomp or this machine does not have
-                raise BadInput(f"{what}: rule for {name}: {error.strerror}", hint=_HINT) from None
+            if not _known(library, name):
+                continue  # a call that this libseccomp or this machine does not have
+            for comparisons in _alternatives(library, name, rule.args, what):
+                try:
+                    target.add_rule(action, name, *comparisons)
+                    refusals += strict
+                except OSError as error:
+                    raise BadInput(f"{what}: rule for {name}: {error.strerror}", hint=_HINT) from None
     data = b""
     for target in (first, second) if refusals else (first,):
         memory = os.memfd_create("bpf", os.MFD_CLOEXEC)
@@ -218,11 +222,26 @@ def _action(library: Any, word: str, errno: int, what: str) -> int:
     raise BadInput(f"{what}: action {word!r} is not known", hint="SCMP_ACT_ALLOW, ERRNO, KILL, KILL_PROCESS, TRAP, LOG")
 
 
-def _comparison(library: Any, index: int, word: str, value: int, value_two: int, what: str) -> Any:
-    name = word.removeprefix("SCMP_CMP_")
-    if name not in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"):
-        raise BadInput(f"{what}: comparison {word!r} is not known", hint=_HINT)
-    operator = getattr(library, name)
-    return (
-        library.Arg(index, operator, value, value_two) if name == "MASKED_EQ" else library.Arg(index, operator, value)
-    )
+def _alternatives(library: Any, call: str, args: list[tuple[int, str, int, int]], what: str) -> list[list[Any]]:
+    """Return lists of libseccomp's comparisons; the rule applies when all of one list are true."""
+    from nsrun.widths import masked, width
+
+    found: list[list[Any]] = [[]]
+    for index, word, value, two in args:
+        name = word.removeprefix("SCMP_CMP_")
+        if name not in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"):
+            raise BadInput(f"{what}: comparison {word!r} is not known", hint=_HINT)
+        bits = width(call, index)
+        if bits == 64:
+            operands = (value, two) if name == "MASKED_EQ" else (value,)
+            ways = [[library.Arg(index, getattr(library, name), *operands)]]
+        else:
+            try:
+                pairs = masked(name, value, two, bits)
+            except BadInput as error:
+                raise BadInput(f"{what}: rule for {call}, argument {index}: {error.message}", hint=_HINT) from None
+            ways = [[library.Arg(index, library.MASKED_EQ, *pair)] if pair[0] else [] for pair in pairs]
+        if len(found) * len(ways) > MAX_ALTERNATIVES:
+            raise BadInput(f"{what}: rule for {call}: it compares too much at once", hint="make two rules of it")
+        found = [[*those, *these] for those in found for these in ways]
+    return found

@@ -41,6 +41,13 @@ MASKED = [
 ]  # fmt: skip
 READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 OCI_NAMES = {"net": "network", "ipc": "ipc", "pid": "pid", "uts": "uts", "mnt": "mount"}
+#: What a word of --net, --ipc, --pid, --uts means: to join the pod's, to make one, to stay in the host's.
+NAMESPACES = {
+    "net": {"pod": "join", "own": "make", "host": "stay", "none": "make"},
+    "ipc": {"pod": "join", "own": "make"},
+    "pid": {"pod": "join", "nested": "make", "own": "make"},
+    "uts": {"pod": "join", "own": "make"},
+}
 
 
 # ---- documents ---------------------------------------------------------------------------------------------
@@ -119,7 +126,8 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     if not options.get("user") and (process.get("user") or {}).get("additionalGids"):
         groups = sorted({gid, *process["user"]["additionalGids"]})
 
-    uts_own = options.get("uts") == "own"
+    ways = {short: namespace(short, options.get(short)) for short in NAMESPACES}
+    uts_own = ways["uts"] == "make"
     hostname = facts["name"] if uts_own else facts["pod"]["hostname"]
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if terminal:
@@ -158,9 +166,9 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
         from nsrun.userns import outside
 
         tty_group = outside(within["maps"]["gid"], 5) >= 0
-    mounts = default_mounts(host_root, terminal, options.get("ipc") == "own", tty_group)
-    net = options.get("net") or "pod"
-    if within and (net == "host" or (net == "pod" and facts["pod"]["network"]["mode"] == "host")):
+    mounts = default_mounts(host_root, terminal, ways["ipc"] == "make", tty_group)
+    foreign = ways["net"] == "stay" or (ways["net"] == "join" and facts["pod"]["network"]["mode"] == "host")
+    if within and foreign:
         # sysfs shows a network namespace, and only who owns that may mount it
         mounts = [m for m in mounts if not m["destination"].startswith("/sys")]
     if not facts.get("cgroup_v2", True):
@@ -182,12 +190,10 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
 
     namespaces: list[dict[str, str]] = []
     pid = (facts["pod"].get("pause") or [0])[0]
-    for short, kind in OCI_NAMES.items():
-        mode = "own" if short == "mnt" else options.get(short) or "pod"
-        if mode == "pod":
-            namespaces.append({"type": kind, "path": f"/proc/{pid}/ns/{short}"})
-        elif mode in ("own", "nested"):
-            namespaces.append({"type": kind})
+    for short, way in [*ways.items(), ("mnt", "make")]:
+        if way != "stay":
+            path = {"path": f"/proc/{pid}/ns/{short}"} if way == "join" else {}
+            namespaces.append({"type": OCI_NAMES[short], **path})
 
     rlimits = [parse_ulimit(w) for w in options.get("ulimit") or []] or list(process.get("rlimits") or [])
     limits = parse_limits(options)
@@ -221,7 +227,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "cgroupsPath": facts.get("cgroup", ""),
             "resources": limits,
             "sysctl": parse_sysctls(
-                options.get("sysctl") or [], options.get("net") == "own", options.get("ipc") == "own", uts_own, "the member's"
+                options.get("sysctl") or [], ways["net"] == "make", ways["ipc"] == "make", uts_own, "the member's"
             ),
             "maskedPaths": MASKED,
             "readonlyPaths": READONLY,
@@ -237,6 +243,14 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "nsrun.seccomp": seccomp,
         },
     }  # fmt: skip
+
+
+def namespace(short: str, word: str | None) -> str:
+    """Return what a word of --net, --ipc, --pid or --uts means: "join", "make" or "stay".  UsageError: it means nothing."""
+    known = NAMESPACES[short]
+    if (word := "pod" if word is None else word) not in known:
+        raise UsageError(f"--{short} {word!r} is not known", hint=f"one of: {', '.join(known)}")
+    return known[word]
 
 
 def _profile_name(word: str) -> str:
@@ -264,9 +278,9 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         if options.get(flag) and mode != "bridge":
             raise UsageError(f"--{flag} needs --network bridge")
     hostname = options.get("hostname") or name
-    if not hostname or len(hostname) > 63 or not all(c.isalnum() or c in "-._" for c in hostname):
+    if not hostname or len(hostname) > 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in hostname):
         raise UsageError(f"--hostname {hostname!r}", hint="letters, digits, '-' and '.', at most 63; hostname(7)")
-    from nsrun.host.net import parse_ipv4
+    from nsrun.host.net import parse_ipv4, parse_subnet
 
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
@@ -289,6 +303,8 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         if options.get("ip"):
             network["wanted_ip"] = parse_ipv4(options["ip"], "--ip")
         network["subnet"] = options.get("subnet") or facts.get("subnet", "")
+        if network["subnet"]:
+            parse_subnet(network["subnet"])
     return {
         "name": name,
         "id": facts["id"],

@@ -12,7 +12,7 @@ import os
 from errno import EPERM
 
 from nsrun import kernel
-from nsrun.errors import BadInput, KernelError, NsrunError
+from nsrun.errors import BadInput, KernelError, NsrunError, told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,23 +61,21 @@ def _subordinate(path: str, user: User) -> Ranges:
     """The [first, how many] of a user in /etc/subuid or /etc/subgid; by name or by number, as shadow's tools take it."""
     found: Ranges = []
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read(1 << 20).splitlines()
+        with open(path, errors="surrogateescape", newline="\n") as file:
+            lines = file.read(1 << 20).split("\n")
     except OSError:
         return []
     for line in lines:
         who, _, rest = line.partition(":")
         first, _, count = rest.partition(":")
-        if (
-            who in (user.name, str(user.uid))
-            and first.isascii()
-            and first.isdigit()
-            and count.isascii()
-            and count.isdigit()
-        ):
+        if who in (user.name, str(user.uid)) and _is_id(first) and _is_id(count):
             if int(count) and int(first) and int(first) + int(count) <= 1 << 32:
                 found.append([int(first), int(count)])
     return found
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10
 
 
 def maps_of(user: User) -> Maps:
@@ -103,10 +101,10 @@ def usermod(user: User) -> str:
     top = 100000
     for path in ("/etc/subuid", "/etc/subgid"):
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
+            with open(path, errors="surrogateescape", newline="\n") as file:
                 for line in file:
-                    first, count = [*line.strip().split(":"), "", ""][1:3]
-                    if first.isdigit() and count.isdigit():
+                    first, count = [*line.rstrip("\n").split(":"), "", ""][1:3]
+                    if _is_id(first) and _is_id(count):
                         top = max(top, int(first) + int(count))
         except OSError:
             continue
@@ -221,7 +219,7 @@ def _ask(pid: int, maps: Maps) -> None:
                     hint="apt-get install uidmap",
                 ) from None
             if os.waitpid(child, 0)[1]:
-                said = os.pread(errors, 1000, 0).decode("utf-8", "replace").strip()
+                said = "; ".join(filter(None, os.fsdecode(os.pread(errors, 1000, 0)).split("\n")))
                 raise NsrunError(
                     f"{words[0]} failed: {said}", hint="it must be set-user-ID root, and /etc/subuid right"
                 )
@@ -237,7 +235,7 @@ def forbidden() -> str:
         ("user/max_user_namespaces", "0", "sudo sysctl user.max_user_namespaces=10000"),
     ):  # fmt: skip
         try:
-            with open(f"/proc/sys/{path}") as file:
+            with open(f"/proc/sys/{path}", errors="surrogateescape") as file:
                 if file.read().strip() == bad:
                     return f"{path.replace('/', '.')} is {bad}: {fix}; or let root make the pod: sudo nsrun pod create"
         except OSError:
@@ -272,7 +270,8 @@ def call(state: State, *words: str) -> bytes:
     root = ["--root", state.root] if state.root else []
     done = subprocess.run([sys.executable, "-I", program, *root, *words], capture_output=True, check=False)
     if done.returncode:
-        raise NsrunError(done.stderr.decode("utf-8", "replace").strip().removeprefix("nsrun: "))
+        message, hint = told(done.stderr)
+        raise NsrunError(message, hint=hint)
     return done.stdout
 
 

@@ -29,7 +29,7 @@ def _is_id(text: str) -> bool:
 
 def _lines(text: str, fields: int) -> list[list[str]]:
     rows = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         parts = line.split(":")
         if len(parts) >= fields and _is_id(parts[2]):
             rows.append(parts)

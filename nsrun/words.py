@@ -18,15 +18,32 @@ DEFAULT_CAPABILITIES = (
 ).split()
 
 
+def parse_count(text: str, flag: str, what: str, low: int = 0, high: int = (1 << 63) - 1) -> int:
+    """Return a number in ASCII digits from `low` to `high`.  UsageError: it is not `what` ("a number of lines")."""
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"{flag} {text[:80]!r} is not {what}")
+    if len(text) > 20 or not low <= int(text) <= high:
+        raise UsageError(f"{flag} {text[:80]} is out of range", hint=f"from {low} to {high}")
+    return int(text)
+
+
+def parse_fraction(text: str, flag: str, what: str, low: float, high: float) -> float:
+    """Return a number with or without a point, from `low` to `high`.  UsageError: it is not `what` ("a number of seconds")."""
+    whole, point, part = text.partition(".")
+    if not (text.isascii() and len(text) <= 20 and (whole + part).isdigit() and low <= float(text) <= high):
+        raise UsageError(f"{flag} {text[:80]!r} is not {what}", hint=f"from {low:g} to {high:g}: 1.5")
+    return float(text)
+
+
 def parse_size(text: str, flag: str) -> int:
     """Bytes from 64m, 1g, 512k, 4096 (powers of 1024, as Docker has it)."""
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "b")
     if unit == "b" and text[-2:-1].isalpha():
         return parse_size(text[:-1], flag)
-    factors = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-    if not (number.isascii() and number.isdigit()) or unit not in factors or int(number) == 0:
-        raise UsageError(f"{flag} {text!r} is not a size", hint="a number with k, m or g: 64m")
-    return int(number) * factors[unit]
+    factor = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}.get(unit)
+    if factor is None or not (number.isascii() and number.isdigit()):
+        raise UsageError(f"{flag} {text[:80]!r} is not a size", hint="a number with k, m or g: 64m")
+    return parse_count(number, flag, "a size", 1, ((1 << 63) - 1) // factor) * factor
 
 
 def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
@@ -111,7 +128,7 @@ def parse_ulimit(word: str) -> dict[str, Any]:
             raise UsageError(
                 f"--ulimit {word}: {text!r} is not a number", hint="for example nofile=1024:2048, core=unlimited"
             )
-        return int(text)
+        return parse_count(text, f"--ulimit {name}", "a number", 0, UNLIMITED)
 
     if name not in RESOURCES or not equals:
         raise UsageError(f"--ulimit {word}: not NAME=SOFT[:HARD]", hint=f"names: {' '.join(RESOURCES)}")
@@ -125,9 +142,9 @@ def parse_restart(word: str) -> tuple[str, int]:
     policy, colon, count = word.partition(":")
     if policy == "unless-stopped" and not colon:
         policy = "always"  # the same here: nothing is started at boot
-    if policy not in ("no", "on-failure", "always") or (colon and (policy != "on-failure" or not count.isdigit())):
+    if policy not in ("no", "on-failure", "always") or (colon and policy != "on-failure"):
         raise UsageError(f"--restart {word!r}", hint="no, on-failure[:N] or always")
-    return policy, int(count or 0)
+    return policy, parse_count(count, "--restart on-failure:", "a number of times") if colon else 0
 
 
 def capabilities(add: Sequence[str], drop: Sequence[str]) -> list[str]:
@@ -157,18 +174,10 @@ def parse_limits(options: dict[str, Any]) -> dict[str, str]:
     if options.get("memory"):
         limits["memory"] = str(parse_size(options["memory"], "--memory"))
     if options.get("cpus"):
-        try:
-            share = float(options["cpus"])
-        except ValueError:
-            share = 0.0
-        if not 0.01 <= share <= 4096:
-            raise UsageError(f"--cpus {options['cpus']!r}", hint="a number of processors: 1.5")
+        share = parse_fraction(options["cpus"], "--cpus", "a number of processors", 0.01, 4096)
         limits["cpus"] = f"{int(share * 100000)} 100000"
     if options.get("pids_limit"):
-        text = str(options["pids_limit"])
-        if not text.isdigit() or int(text) == 0:
-            raise UsageError(f"--pids-limit {text!r} is not a number of processes")
-        limits["pids"] = text
+        limits["pids"] = str(parse_count(options["pids_limit"], "--pids-limit", "a number of processes", 1, 1 << 22))
     return limits
 
 
@@ -259,7 +268,10 @@ def parse_mount(word: str) -> dict[str, Any]:
         values[key] = value if equals else "true"
     kind = values.pop("type", "volume")
     target = values.pop("target", "")
-    readonly = values.pop("readonly", "false") in ("true", "1")
+    word_readonly = values.pop("readonly", "false")
+    if word_readonly not in ("true", "1", "false", "0"):
+        raise UsageError(f"--mount {word}: readonly={word_readonly}", hint="readonly, readonly=true or readonly=false")
+    readonly = word_readonly in ("true", "1")
     if not target:
         raise UsageError(f"--mount {word}: no target")
     if kind == "tmpfs":

@@ -10,7 +10,7 @@ import threading
 import pytest
 from conftest import sh
 
-from nsrun import seccomp
+from nsrun import seccomp, widths
 from nsrun.errors import BadInput
 from nsrun.plan.inside import CAPABILITIES, capability_mask
 from nsrun.state import State
@@ -233,3 +233,194 @@ def test_many_compile_at_once(tmp_path):
     assert len(found) == 12 and len(set(found)) == 1
     assert os.listdir(f"{state.lib}/seccomp") == [name]
     assert [os.stat(f"{state.lib}{part}").st_mode & 0o777 for part in ("", "/seccomp")] == [0o700, 0o700]
+
+
+# ---- what the kernel reads of an argument ------------------------------------------------------------------
+
+CALLS = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+/* Lines of "NUMBER A0 … A5" on stdin; what each call's errno is, made by a process of its own. */
+int main(void)
+{
+	unsigned long n, a[6];
+	while (scanf("%lu %lx %lx %lx %lx %lx %lx", &n, a, a + 1, a + 2, a + 3, a + 4, a + 5) == 7) {
+		int status;
+		pid_t pid = fork();
+		if (!pid) {
+			pid_t me = getpid();
+			char line[20];
+			errno = 0;
+			long r = syscall(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+			if (getpid() != me)
+				_exit(0); /* the child of a clone */
+			int length = sprintf(line, "%d\n", r < 0 ? errno : 0);
+			_exit(write(1, line, length) != length);
+		}
+		if (waitpid(pid, &status, 0) != pid || status)
+			return 1;
+	}
+	return 0;
+}
+"""
+#: The kernel's prototypes, for the calls below: (call, index) → bits.
+PROTOTYPES = {
+    ("personality", 0): 32,  # unsigned int
+    ("clone", 0): 32,  # unsigned long, of which kernel_clone() takes lower_32_bits()
+    ("unshare", 0): 64,  # unsigned long
+    ("socket", 0): 32,  # int
+    ("socket", 1): 32,
+    ("ioctl", 1): 32,  # unsigned int
+    ("chmod", 1): 16,  # umode_t
+    ("lseek", 1): 64,  # off_t
+}
+REFUSED, DEFAULTED = 3999, 3998  # no error of the kernel's
+HIGH = (0, 1 << 32, 1 << 63, (1 << 64) - (1 << 32), 1 << 16, 1 << 31)
+
+
+@pytest.fixture(scope="session")
+def calls(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("calls")
+    path.chmod(0o755)
+    (path / "c.c").write_text(CALLS)
+    sh("cc", "-static", "-O1", "-o", path / "calls", path / "c.c", timeout=60)
+    return path
+
+
+def is_true(op: str, argument: int, value: int, two: int) -> bool:
+    return {
+        "NE": argument != value, "EQ": argument == value, "LT": argument < value, "LE": argument <= value,
+        "GT": argument > value, "GE": argument >= value, "MASKED_EQ": argument & value == two,
+    }[op]  # fmt: skip
+
+
+def expected(profile: dict, call: str, args: list[int]) -> bool:
+    """Whether the filter lets it through: what the kernel reads is what is compared, and the strictest rule wins."""
+    allowed, refused = profile["defaultAction"] == "SCMP_ACT_ALLOW", False
+    for rule in seccomp.rules(profile, DEFAULT, "it"):
+        read = [args[i] & (1 << PROTOTYPES.get((call, i), 64)) - 1 for i in range(6)]
+        if call in rule.names and all(
+            is_true(op.removeprefix("SCMP_CMP_"), read[i], value, two) for i, op, value, two in rule.args
+        ):
+            refused, allowed = refused or rule.action != "SCMP_ACT_ALLOW", allowed or rule.action == "SCMP_ACT_ALLOW"
+    return allowed and not refused
+
+
+def telling(profile: dict) -> dict:
+    """The profile with errors that are no errors of the kernel's."""
+    rules = [{**r, "errnoRet": REFUSED} if r["action"] == "SCMP_ACT_ERRNO" else r for r in profile["syscalls"]]
+    return {**profile, "defaultErrnoRet": DEFAULTED, "syscalls": rules}
+
+
+def around(profile: dict) -> list[tuple[str, list[int]]]:
+    """For every comparison of a profile: its operands, their neighbours, and each with bits that are too high."""
+    found = []
+    for rule in profile["syscalls"]:
+        for arg in rule.get("args") or []:
+            edges = {arg["value"], arg.get("valueTwo") or 0}
+            edges |= {edge + step for edge in edges for step in (-1, 1) if edge + step >= 0}
+            for call in rule["names"]:
+                for edge in sorted(edges):
+                    for high in HIGH:
+                        args = [0] * 6
+                        args[arg["index"]] = (edge | high) & (1 << 64) - 1
+                        found.append((call, args))
+    return found
+
+
+def outcomes(host, pod, busybox, calls, tmp_path, profile, wanted) -> None:
+    import pyseccomp
+
+    (tmp_path / "p.json").write_text(json.dumps(telling(profile)))
+    lines = "".join(
+        f"{pyseccomp.resolve_syscall(pyseccomp.system_arch(), call)} {' '.join(f'{a:x}' for a in args)}\n"
+        for call, args in wanted
+    )
+    done = host.run(
+        "join", pod, "--rm", "-i", "--security-opt", f"seccomp={tmp_path}/p.json", "-v", f"{calls}:/t:ro",
+        "--rootfs", busybox, "--", "/t/calls", input=lines,
+    )  # fmt: skip
+    errors = [int(line) for line in done.stdout.split()]
+    assert len(errors) == len(wanted) > 10
+    verdicts = [expected(profile, *one) for one in wanted]
+    assert True in verdicts and False in verdicts
+    for (call, args), error, verdict in zip(wanted, errors, verdicts, strict=True):
+        assert (error not in (REFUSED, DEFAULTED)) == verdict, (call, [hex(a) for a in args], error)
+
+
+@pytest.mark.live
+def test_every_comparison_of_ours_sees_what_the_kernel_reads(host, pod, busybox, calls, tmp_path):
+    """AF_VSOCK with bit 32 set was AF_VSOCK to the kernel and another number to the filter."""
+    wanted = around(OURS)
+    compared = {(n, a["index"]) for r in OURS["syscalls"] for a in r.get("args") or [] for n in r["names"]}
+    assert compared <= set(PROTOTYPES), "say how wide the arguments of a new rule are"
+    outcomes(host, pod, busybox, calls, tmp_path, OURS, wanted)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("action", ["ALLOW", "ERRNO"])
+@pytest.mark.parametrize("op", ["NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"])
+def test_every_comparison_of_a_users_profile(host, pod, busybox, calls, tmp_path, op, action):
+    """Of an int, an unsigned int, a umode_t and an off_t; whether the rule allows or refuses."""
+    every = [n for n in OURS["syscalls"][0]["names"] if n not in ("socket", "ioctl", "chmod", "lseek")]
+    base = [] if action == "ERRNO" else [{"names": every, "action": "SCMP_ACT_ALLOW"}]
+    args = [("socket", 0, 40, 8), ("ioctl", 1, 0x5412, 0x5410), ("chmod", 1, 0o4755, 0o4000), ("lseek", 1, 1 << 33, 1 << 33)]  # fmt: skip
+    rules = [
+        {"names": [name], "action": f"SCMP_ACT_{action}", "args": [{"index": index, "op": f"SCMP_CMP_{op}", "value": value, "valueTwo": two}]}
+        for name, index, value, two in args
+    ]  # fmt: skip
+    profile = {"defaultAction": "SCMP_ACT_ALLOW" if action == "ERRNO" else "SCMP_ACT_ERRNO", "syscalls": base + rules}
+    outcomes(host, pod, busybox, calls, tmp_path, profile, around(profile))
+
+
+@pytest.mark.live
+def test_a_refusal_by_one_argument_and_a_leave_by_another(host, pod, busybox, calls, tmp_path):
+    """The strictest wins between conditional rules of one call, too; of two comparisons in a rule both must be true."""
+    every = {"names": [n for n in OURS["syscalls"][0]["names"] if n != "socket"], "action": "SCMP_ACT_ALLOW"}
+
+    def rule(action: str, *args: tuple[int, str, int]) -> dict:
+        comparisons = [{"index": i, "op": f"SCMP_CMP_{op}", "value": value} for i, op, value in args]
+        return {"names": ["socket"], "action": f"SCMP_ACT_{action}", "args": comparisons}
+
+    allow, refuse = rule("ALLOW", (0, "NE", 40)), rule("ERRNO", (1, "EQ", 3))
+    wanted = [
+        ("socket", [domain | high, kind | high, 0, 0, 0, 0]) for domain in (1, 2, 40) for kind in (1, 3) for high in HIGH
+    ]  # fmt: skip
+    for rules in ([allow, refuse], [refuse, allow], [rule("ALLOW", (0, "NE", 40), (1, "LT", 3))]):
+        profile = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [every, *rules]}
+        outcomes(host, pod, busybox, calls, tmp_path, profile, wanted)
+
+
+@pytest.mark.parametrize("bits", [4, 5])
+@pytest.mark.parametrize("op", ["NE", "LT", "LE", "EQ", "GE", "GT"])
+def test_masked_comparisons_are_the_comparison(op, bits):
+    for value in range(1 << bits):
+        pairs = widths.masked(op, value, 0, bits)
+        for argument in range(1 << bits + 2):
+            found = any(argument & mask == wanted for mask, wanted in pairs)
+            assert found == is_true(op, argument & (1 << bits) - 1, value, 0)
+
+
+def test_an_operand_that_the_argument_can_not_have():
+    assert widths.masked("EQ", (1 << 64) - 1, 0, 32) == [((1 << 32) - 1, (1 << 32) - 1)]  # -1
+    for value in (1 << 32, (1 << 64) - (1 << 32), 1 << 63):
+        with pytest.raises(BadInput, match="32 bits"):
+            widths.masked("EQ", value, 0, 32)
+    wrong = {"syscalls": [{"names": ["socket"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1 << 40, "op": "SCMP_CMP_EQ"}]}]}  # fmt: skip
+    with pytest.raises(BadInput, match="socket, argument 0"):
+        seccomp.programs(wrong, 0, "it")
+    many = [{"index": i, "value": 1, "op": "SCMP_CMP_NE"} for i in range(3)]
+    with pytest.raises(BadInput, match="too much"):
+        seccomp.programs({"syscalls": [{"names": ["socket"], "action": "SCMP_ACT_ERRNO", "args": many}]}, 0, "it")
+
+
+def test_a_profile_that_was_compiled_otherwise_is_compiled_anew(tmp_path, monkeypatch):
+    (tmp_path / "p").write_text("a")
+    names = [seccomp.key("", 1), seccomp.key(str(tmp_path / "p"), 1)]
+    monkeypatch.setattr(seccomp, "COMPILER", seccomp.COMPILER + 1)
+    assert not {seccomp.key("", 1), seccomp.key(str(tmp_path / "p"), 1)} & set(names)

@@ -1,5 +1,6 @@
 """Linters are tests: a missing tool skips here and fails in CI."""
 
+import ast
 import os
 import pathlib
 import re
@@ -84,3 +85,29 @@ def test_no_unsafe_paths_below_a_rootfs():
         body = path.read_text()
         assert not re.search(r"os\.path\.join\(root(fs|_path)?,", body), path
         assert "shell=True" not in body and "preexec_fn" not in body and "extractall" not in body, path
+
+
+def test_one_place_writes():
+    """What others wrote reaches a terminal through cli/say.py only, which escapes it; skopeo's progress is skopeo's."""
+    for path in (TOP / "nsrun").rglob("*.py"):
+        name, body = str(path.relative_to(TOP / "nsrun")), path.read_text()
+        if name == "image/pull.py":
+            body = body.replace("stdout=sys.stderr if os.isatty(2)", "")
+        if name != "cli/say.py":
+            found = re.findall(r"^(?!.*`).*(?:\bprint\(|sys\.std(?:out|err)|os\.write\([12],).*", body, re.M)
+            assert not found, (path, found)
+
+
+def test_text_of_others_is_read_whatever_it_is():
+    """No file is read as strict UTF-8 (a process may have any name), and no foreign text ends a line at U+2028."""
+    for path in (TOP / "nsrun").rglob("*.py"):
+        name, body = str(path.relative_to(TOP / "nsrun")), path.read_text()
+        if name.startswith("image/") or name == "run.py":
+            continue
+        for call in ast.walk(ast.parse(body)):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "open":
+                mode = ast.literal_eval(call.args[1]) if len(call.args) > 1 else "r"
+                errors = [ast.literal_eval(word.value) for word in call.keywords if word.arg == "errors"]
+                assert "b" in mode or "w" in mode or errors == ["surrogateescape"], (path, call.lineno)
+        if name != "copy.py":  # what cp(1) said
+            assert "splitlines" not in body, path

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from errno import EACCES
 
 from nsrun.cli.parse import parse
 from nsrun.errors import NsrunError, UsageError
-from nsrun.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.run import Run
+    from nsrun.state import State
 
     Words = list[str]
     Options = dict[str, Any]
@@ -31,7 +30,11 @@ def _ignored(unraisable: Any) -> None:
     """
     error = unraisable.exc_value
     if not isinstance(error, KeyboardInterrupt | Interrupted):
-        sys.__unraisablehook__(unraisable)
+        if "--debug" in sys.argv:
+            sys.__unraisablehook__(unraisable)
+        elif isinstance(error, Exception):
+            failure = _failure(error)
+            _tell(failure.message, failure.hint)
         return
 
     def again(frame: Any, event: str, _: object) -> None:
@@ -42,7 +45,10 @@ def _ignored(unraisable: Any) -> None:
 
 
 def main(words: Words | None = None) -> int:
-    """Runs one command and gives the exit status (docs/cli.md, "Exit status")."""
+    """Runs one command and gives the exit status (docs/cli.md, "Exit status").
+
+    Whatever goes wrong is one line, and perhaps a hint; --debug raises it.
+    """
     import _signal
 
     words = sys.argv[1:] if words is None else words
@@ -54,61 +60,152 @@ def main(words: Words | None = None) -> int:
 
     sys.unraisablehook = _ignored
     try:
+        _fill_standard_descriptors()
         if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         for number in (_signal.SIGTERM, _signal.SIGHUP):
             if _signal.getsignal(number) == _signal.SIG_DFL:
                 _signal.signal(number, interrupted)
         _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
-        if words[:1] == ["_complete"]:
-            from nsrun.cli import text
-
-            return text.complete(words[1:])
-        general, command, options, operands, rest = parse(_hidden(words))
-        if "help" in general or "version" in general or command is None:
-            from nsrun.cli import text
-
-            return text.general(general, command)
-        state = State(general.get("root", ""))
+        general, command, options, operands, rest = ({}, None, {}, [], []) if _is_hidden(words) else parse(words)
         status_fd = _status_fd(options)
-        if command.name in _OF_MEMBERS and not state.uid:
-            state = _as_owner(state, operands)
-        if command.name in _IN_USERNS:
-            from nsrun import userns
-
-            userns.enter(state)
-        code: int = _handler(command.name)(state, options, operands, rest, general)
-        if command.name not in ("exec", "explain", "help", "completion", "doctor"):
-            _sweep(state)
+        code = _command(words, general, command, options, operands, rest)
+        _flush()
         return code
-    except NsrunError as error:
+    except (KeyboardInterrupt, Interrupted) as error:
+        _tell("interrupted")
+        return 128 + (error.args[0] if isinstance(error, Interrupted) else 2)
+    except BrokenPipeError:
+        _give_up()
+        return 141
+    except Exception as error:
         if debug:
             raise
-        _say(error)
+        failure = _failure(error)
+        _tell(failure.message, failure.hint)
         if status_fd >= 0:
             from nsrun.api import tell
 
-            tell(status_fd, _event(error))
-        return error.exit_code
-    except (KeyboardInterrupt, Interrupted) as error:
-        print("nsrun: interrupted", file=sys.stderr)
-        return 128 + (error.args[0] if isinstance(error, Interrupted) else 2)
+            tell(status_fd, _event(failure))
+        return failure.exit_code
+
+
+def _fill_standard_descriptors() -> None:
+    """Open on /dev/null what was closed of 0, 1 and 2: the next descriptor that is opened would be taken for it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)  # the lowest free number is this one
+
+
+def _command(words: Words, general: Options, command: Any, options: Options, operands: Words, rest: Words) -> int:
+    """What main() does when nothing goes wrong."""
+    if words[:1] == ["_complete"]:
+        from nsrun.cli import text
+
+        return text.complete(words[1:])
+    if _is_hidden(words):
+        return _hidden(words)
+    if "help" in general or "version" in general or command is None:
+        from nsrun.cli import text
+
+        return text.general(general, command)
+    from nsrun.state import State
+
+    state = State(general.get("root", ""))
+    if command.name in _OF_MEMBERS and not state.uid:
+        state = _as_owner(state, operands)
+    if command.name in _IN_USERNS:
+        from nsrun import userns
+
+        userns.enter(state)
+    code: int = _handler(command.name)(state, options, operands, rest, general)
+    if command.name not in ("exec", "explain", "help", "completion", "doctor"):
+        _sweep(state)
+    return code
+
+
+def _failure(error: Exception) -> NsrunError:
+    """What is told of an exception: its own words, when it has some for people."""
+    from errno import EACCES, ENOENT
+
+    from nsrun.errors import KernelError, errno_text
+
+    if isinstance(error, NsrunError):
+        return error
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_directory():
+        return NsrunError("the working directory has been removed", hint="cd to another one", errno=ENOENT)
+    if isinstance(error, OSError) and error.errno:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        hint = "nsrun --debug shows where; nsrun doctor what this machine lacks"
+        if error.errno == EACCES and os.geteuid():
+            hint = "sudo nsrun …"
+        told = str(error) if isinstance(error, KernelError) else errno_text(error.errno)
+        return NsrunError(where + told, hint=hint, errno=error.errno)
+    if isinstance(error, ImportError):
+        return NsrunError(f"a part of nsrun can't be loaded: {error}", hint="make build, or make install; nsrun --debug shows where")  # fmt: skip
+    if isinstance(error, MemoryError):
+        return NsrunError("there is not enough memory", hint="nsrun --debug shows where")
+    return NsrunError(f"unexpected {type(error).__name__}: {str(error)[:500]}", hint="nsrun --debug shows where")
+
+
+def _has_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
+
+
+def _tell(message: str, hint: str = "") -> None:
+    """To standard error, if it can be written to: the exit status tells in any case."""
+    from nsrun.cli import say
+
+    try:
+        say.err(f"nsrun: {message}")
+        if hint:
+            say.err(f"hint: {hint}")
+        say.flush()
+    except (OSError, ValueError):
+        pass
+    say.give_up()
+
+
+def threads_tell() -> None:
+    """Have an exception that ends a thread told in a line, too; for the commands that start some."""
+    import threading
+
+    def told(what: Any) -> None:
+        if "--debug" in sys.argv:
+            threading.__excepthook__(what)
+        elif isinstance(what.exc_value, Exception):
+            failure = _failure(what.exc_value)
+            _tell(failure.message, failure.hint)
+
+    threading.excepthook = told
+
+
+def _flush() -> None:
+    """Have all written that the command printed.  NsrunError: it can't be, and that it was done is not hidden."""
+    from nsrun.cli import say
+
+    try:
+        say.flush()
     except BrokenPipeError:
-        return 141
+        raise
     except OSError as error:
-        if debug:
-            raise
         from nsrun.errors import errno_text
 
-        print(
-            f"nsrun: {error.filename or ''}{': ' if error.filename else ''}{errno_text(error.errno or 0)}",
-            file=sys.stderr,
-        )
-        if error.errno == EACCES and os.geteuid():
-            print("hint: sudo nsrun …", file=sys.stderr)
-        else:
-            print("hint: nsrun --debug shows where; nsrun doctor what this machine lacks", file=sys.stderr)
-        return 125
+        raise NsrunError(
+            f"it is done, but what it prints can't be written: {errno_text(error.errno or 0)}",
+            hint="df -h tells whether a disk is full",
+        ) from None
+
+
+def _give_up() -> None:
+    from nsrun.cli import say
+
+    say.give_up()
 
 
 #: Their operands are members.
@@ -118,6 +215,7 @@ _OF_MEMBERS = ("exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm",
 def _as_owner(state: State, names: Words) -> State:
     """Root names a member that is not its own: from here on we are the owner of its pod, with the owner's notes."""
     from nsrun.errors import UnknownError
+    from nsrun.state import State
 
     for name in names:
         try:
@@ -145,12 +243,17 @@ def _handler(name: str) -> Any:
     return _HANDLERS[name]
 
 
-def _hidden(words: Words) -> Words:
-    """What the monitor (`_ended`) and nsrun itself (the others, in a user namespace) call; these are no commands for people."""
+def _is_hidden(words: Words) -> bool:
+    """Whether it is what the monitor (`_ended`), a shell (`_complete`) or nsrun itself (the others) call: no commands for people."""
     at = 2 if words[:1] == ["--root"] else 0
-    if words[at : at + 1] and words[at] in _HIDDEN:
-        sys.exit(_HIDDEN[words[at]](State(words[1] if at else ""), words[at + 1 :]))
-    return words
+    return words[:1] == ["_complete"] or (len(words) > at and words[at] in _HIDDEN)
+
+
+def _hidden(words: Words) -> int:
+    from nsrun.state import State
+
+    at = 2 if words[:1] == ["--root"] else 0
+    return int(_HIDDEN[words[at]](State(words[1] if at else ""), words[at + 1 :]))
 
 
 def _ended(state: State, words: Words) -> int:
@@ -178,9 +281,12 @@ def _remove(state: State, words: Words) -> int:
 
 
 def _say(error: NsrunError) -> None:
-    print(f"nsrun: {error.message}", file=sys.stderr)
+    """Tell an error after which the command goes on."""
+    from nsrun.cli import say
+
+    say.err(f"nsrun: {error.message}")
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        say.err(f"hint: {error.hint}")
 
 
 def _event(error: NsrunError) -> dict[str, Any]:
@@ -200,13 +306,14 @@ def _status_fd(options: Options) -> int:
     text = options.get("status_fd")
     if text is None:
         return -1
-    if not text.isdigit():
-        raise UsageError(f"--status-fd {text!r} is not a descriptor")
+    from nsrun.words import parse_count
+
+    number = parse_count(text, "--status-fd", "a descriptor", 0, (1 << 31) - 1)
     try:
-        os.fstat(int(text))
+        os.fstat(number)
     except OSError:
         raise UsageError(f"--status-fd {text}: no such descriptor is open") from None
-    return int(text)
+    return number
 
 
 def _sweep(state: State) -> None:
@@ -223,8 +330,10 @@ def _sweep(state: State) -> None:
         ([f"{p}: {w}" for p, w in state.broken.items()], "damaged"),
     ):
         if what:
+            from nsrun.cli.say import err
+
             more = f" (and {len(what) - 1} more)" if len(what) > 1 else ""
-            print(f"nsrun: {where}: {what[0]}{more}; nsrun doctor", file=sys.stderr)
+            err(f"nsrun: {where}: {what[0]}{more}; nsrun doctor")
 
 
 def _trace(general: Options) -> Any:
@@ -232,9 +341,10 @@ def _trace(general: Options) -> Any:
         return None
 
     def observe(run: Run) -> None:
+        from nsrun.cli import say
         from nsrun.explain import trace
 
-        print(trace(run), file=sys.stderr, end="")
+        say.err_page(trace(run))
 
     return observe
 
@@ -256,25 +366,25 @@ _HIDDEN = {"_ended": _ended, "_remove": _remove, "_whole": _whole}
 
 def pod_create(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import api
+    from nsrun.cli.say import err, out
 
     note = api.create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general), last=True)
     if note.get("user") and not state.uid:
-        print(
-            f"the pod belongs to {note['owner']}, who joins it without sudo (nsrun join {note['name']} …) and is root in it only; --owner root makes it root's",
-            file=sys.stderr,
+        err(
+            f"the pod belongs to {note['owner']}, who joins it without sudo (nsrun join {note['name']} …) and is root in it only; --owner root makes it root's"
         )
     if not note["cgroup"]:
         _say_without_cgroup(state)
     for port in note["ports"]:
         if port["host_ip"] != "127.0.0.1":
-            print(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp", file=sys.stderr)
+            err(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp")
     if note["network"]["mode"] == "bridge":
         from nsrun.host import net
 
         if chain := net.foreign_drop():
-            print(f"warning: the firewall chain {chain!r} drops what is forwarded to and from the pod", file=sys.stderr)
-            print(f"hint: {net.firewall_fix(chain)}", file=sys.stderr)
-    print(note["name"])
+            err(f"warning: the firewall chain {chain!r} drops what is forwarded to and from the pod")
+            err(f"hint: {net.firewall_fix(chain)}")
+    out(note["name"])
     return 0
 
 
@@ -284,8 +394,10 @@ def _say_without_cgroup(state: State) -> None:
 
     reason, fix = ("", "") if cgroup.chosen_none() else cgroup.why_none(state.uid)
     if reason:
-        print(f"warning: no cgroup for the pod, {reason}: limits are refused, and what a member leaves behind is not killed with it", file=sys.stderr)  # fmt: skip
-        print(f"hint: {fix}; or NSRUN_CGROUP=none, to go without and hear no more of it", file=sys.stderr)
+        from nsrun.cli.say import err
+
+        err(f"warning: no cgroup for the pod, {reason}: limits are refused, and what a member leaves behind is not killed with it")  # fmt: skip
+        err(f"hint: {fix}; or NSRUN_CGROUP=none, to go without and hear no more of it")
 
 
 def pod_ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -351,11 +463,12 @@ def stats(state: State, options: Options, operands: Words, rest: Words, general:
 def _stats(state: State, options: Options, notes: list[Any]) -> int:
     from nsrun import manage
     from nsrun.cli import text
+    from nsrun.cli.say import err
     from nsrun.host import cgroup
 
     rows = manage.stats(state, notes)
     if lacking := cgroup.missing():
-        print(f"cgroup v2 has no controller {', '.join(lacking)} here: some figures are missing; nsrun doctor", file=sys.stderr)  # fmt: skip
+        err(f"cgroup v2 has no controller {', '.join(lacking)} here: some figures are missing; nsrun doctor")  # fmt: skip
     if options.get("json"):
         return text.json(rows)
 
@@ -382,11 +495,13 @@ def _stats(state: State, options: Options, notes: list[Any]) -> int:
 
 def _each(operands: Words, action: Any) -> int:
     """Does it for each name; goes on after an error, and gives the first one's status."""
+    from nsrun.cli.say import out
+
     code = 0
     for name in operands:
         try:
             action(name)
-            print(name)
+            out(name)
         except NsrunError as error:
             _say(error)
             code = code or error.exit_code
@@ -395,13 +510,9 @@ def _each(operands: Words, action: Any) -> int:
 
 def _seconds(options: Options) -> float:
     text = options.get("time", "10")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise UsageError(f"-t {text!r} is not a number of seconds")
-    return seconds
+    from nsrun.words import parse_fraction
+
+    return parse_fraction(text, "-t", "a number of seconds", 0, 86400)
 
 
 def _signal_of(options: Options) -> int:
@@ -413,6 +524,7 @@ def _signal_of(options: Options) -> int:
 def pod_stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage
 
+    threads_tell()
     seconds = _seconds(options)
     return _each(operands, lambda name: manage.stop_pod(state, name, seconds))
 
@@ -432,6 +544,7 @@ def pod_rm(state: State, options: Options, operands: Words, rest: Words, general
 
 def pod_prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage, orphans
+    from nsrun.cli.say import out
     from nsrun.sweep import Sweeper
 
     sweeper, code = Sweeper(state), 0
@@ -439,7 +552,7 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
         for note in notes:
             try:
                 if manage.prune(state, kind, note):
-                    print(f"{kind} {note['name']}")
+                    out(f"{kind} {note['name']}")
             except NsrunError as error:
                 _say(error)
                 code = code or error.exit_code
@@ -447,13 +560,13 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
     state.broken.clear()
     for process in orphans.processes(state):
         if orphans.end(process, state):
-            print(process)
+            out(str(process))
     for data in orphans.data(state) if options.get("all") else []:
         if not data.held:
-            print(data)
+            out(str(data))
             state.remove_directory(data.path)
     for line in sweeper.all():
-        print(line)
+        out(line)
     return code
 
 
@@ -462,6 +575,7 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
 
 def join(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import api
+    from nsrun.cli.say import out
 
     options = {**options, "command": rest}
     _check_terminal(options, bool(options.get("detach")))
@@ -475,7 +589,7 @@ def join(state: State, options: Options, operands: Words, rest: Words, general: 
         observe=_with_warnings(_trace(general)),
         last=True,
     )
-    print(note["name"])
+    out(note["name"])
     return 0
 
 
@@ -484,7 +598,9 @@ def _with_warnings(trace: Any) -> Any:
 
     def observe(run: Run) -> None:
         if refused := run.plan.facts.get("refused"):
-            print(f"warning: --cap-add: root does not have {', '.join(refused)} here, the member goes without", file=sys.stderr)  # fmt: skip
+            from nsrun.cli.say import err
+
+            err(f"warning: --cap-add: root does not have {', '.join(refused)} here, the member goes without")
         if trace:
             trace(run)
 
@@ -539,24 +655,24 @@ def inspect(state: State, options: Options, operands: Words, rest: Words, genera
 
 def logs(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage
+    from nsrun.cli.say import raw
+    from nsrun.words import parse_count
 
-    tail = options.get("tail")
-    if tail is not None and not tail.isdigit() and tail != "all":
-        raise UsageError(f"--tail {tail!r} is not a number of lines")
-    lines = manage.logs(state, operands[0], int(tail) if tail and tail != "all" else None, bool(options.get("follow")))
+    word = options.get("tail", "all")
+    tail = None if word == "all" else parse_count(word, "--tail", "a number of lines")
+    lines = manage.logs(state, operands[0], tail, bool(options.get("follow")))
     for time, stream, line in lines:
-        out = sys.stderr if stream == "stderr" else sys.stdout
         data = (f"{time} {line}" if options.get("timestamps") else line).encode("utf-8", "surrogateescape")
-        out.buffer.write(data)
-        out.buffer.flush()
+        raw(2 if stream == "stderr" else 1, data)
     return 0
 
 
 def wait(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage
+    from nsrun.cli.say import out
 
     for name in operands:
-        print(manage.wait_member(state, name))
+        out(str(manage.wait_member(state, name)))
     return 0
 
 
@@ -599,20 +715,22 @@ def attach(state: State, options: Options, operands: Words, rest: Words, general
 
 def explain(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import explain as module
+    from nsrun.cli import say
 
-    print(module.explain(state, rest, options.get("format", "text")), end="")
+    form = options.get("format", "text")
+    (say.page if form == "text" else say.script)(module.explain(state, rest, form))
     return 0
 
 
 def doctor(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import doctor as module
-    from nsrun.cli import text
+    from nsrun.cli import say, text
 
     findings = module.examine(state)
     if options.get("json"):
         text.json(findings)
     else:
-        print(module.report(findings), end="")
+        say.page(module.report(findings))
     return 0 if all(f["status"] != "missing" for f in findings) else 1
 
 

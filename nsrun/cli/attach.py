@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 
+from nsrun.cli import say
 from nsrun.errors import BadInput, UnknownError
 
 TYPE_CHECKING = False
@@ -71,8 +71,7 @@ def attach(state: State, name: str) -> int:
                     raise BadInput(f"the monitor of {note['name']!r} has gone")
                 if packet[:1] == b"x":
                     return int(packet[1:])
-                (sys.stderr if packet[:1] == b"e" else sys.stdout).buffer.write(packet[1:])
-                (sys.stderr if packet[:1] == b"e" else sys.stdout).buffer.flush()
+                say.raw(2 if packet[:1] == b"e" else 1, packet[1:])
             if 0 in ready:
                 data = os.read(0, 4000)
                 if not data:
@@ -89,4 +88,4 @@ def attach(state: State, name: str) -> int:
             import termios
 
             termios.tcsetattr(0, termios.TCSADRAIN, saved)
-            print(file=sys.stderr)
+            say.err("")

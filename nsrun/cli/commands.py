@@ -5,16 +5,45 @@ argparse would cost 7 ms per command and has no place for an example; this has b
 
 from __future__ import annotations
 
+from nsrun.errors import UsageError
+
+
+def words_of(value: str) -> list[str]:
+    """Return the words of a closed set, "pod|own" or "no|on-failure[:N]|seccomp=FILE"; [] where anything may stand (FILE|DIR)."""
+    words = value.split("|") if "|" in value else []
+    return words if all(word[:1].islower() for word in words) else []
+
 
 class Option:
-    """flags "-p, --publish"; value "" for a switch, "?" for several times a value."""
+    """One option: flags "-p, --publish"; value "" for a switch.
 
-    __slots__ = ("flags", "help", "key", "many", "value")
+    `also`: words of a closed set that are understood and not advertised.  `empty`: an empty value means something, or
+    is refused by who reads it.
+    """
 
-    def __init__(self, flags: str, value: str, help: str, many: bool = False) -> None:
+    __slots__ = ("also", "empty", "flags", "help", "key", "many", "value")
+
+    def __init__(
+        self, flags: str, value: str, help: str, many: bool = False, also: tuple[str, ...] = (), empty: bool = False
+    ) -> None:
         self.flags = tuple(flags.split(", "))
-        self.value, self.help, self.many = value, help, many
+        self.value, self.help, self.many, self.also, self.empty = value, help, many, also, empty
         self.key = self.flags[-1].lstrip("-").replace("-", "_")
+
+    def check(self, value: str) -> None:
+        """Raise UsageError for a word that is not of the option's closed set, and for an empty one.
+
+        What follows a word (N, FILE) is looked at by who reads it: words.py, spec.py.
+        """
+        if words := words_of(self.value):
+            word = value.replace("=", ":", 1).partition(":")
+            for known in [*words, *self.also]:
+                head, tail, _ = known.replace("[", "", 1).replace("=", ":", 1).partition(":")
+                if word[0] == head and (tail or value == head):
+                    return
+            raise UsageError(f"{self.flags[-1]} {value!r} is not known", hint=f"one of: {', '.join(words)}")
+        if not value and not self.empty:
+            raise UsageError(f"{self.flags[-1]} is an empty word", hint="an unset variable?")
 
 
 class Command:
@@ -57,6 +86,7 @@ LIMITS = (
     O("--pids-limit", "N", "how many processes, cgroup v2"),
 )
 ENV = O("-e, --env", "NAME=VALUE", "an environment variable; NAME alone takes the caller's value", many=True)
+ENV_FILE = O("--env-file", "FILE", "lines of NAME=VALUE; a later file wins, and -e over all", many=True)
 WORKDIR = O("-w, --workdir", "DIR", "working directory inside")
 USER = O("-u, --user", "USER[:GROUP]", "names of the rootfs's own passwd and group, or numbers")
 INTERACTIVE = O("-i, --interactive", "", "pass standard input on")
@@ -77,7 +107,7 @@ COMMANDS = (
         "sudo nsrun pod create -p 8080:80 web",
         (
             O("-p, --publish", "[IP:][HOST]:POD[/tcp]", "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port)", many=True),
-            O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only lo; host: this host's network; without root pasta takes the bridge's place"),
+            O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only lo; host: this host's network; without root pasta takes the bridge's place", also=("pasta",)),
             O("--ip", "ADDR", "this address of the bridge's network"),
             O("--subnet", "ADDR/24", "the bridge's network, when the bridge does not exist yet (NSRUN_SUBNET)"),
             O("--hostname", "NAME", "hostname inside (default: the pod's name)"),
@@ -86,7 +116,7 @@ COMMANDS = (
             O("--sysctl", "KEY=VALUE", "a kernel setting of the pod's namespaces", many=True),
             O("--shm-size", "SIZE", "size of the pod's /dev/shm (64m)"),
             O("--label", "KEY=VALUE", "a label, shown by inspect", many=True),
-            O("--owner", "USER", "whose it is: that user joins and ends it without sudo, and is root in it only (who called sudo); root: no user namespace"),
+            O("--owner", "USER", "whose it is: that user joins and ends it without sudo, and is root in it only (who called sudo); root: no user namespace", empty=True),
             *LIMITS,
         ),
         "Without an address a port is published on all addresses of this host, past most firewalls' INPUT rules; NSRUN_PUBLISH_IP changes the default.",
@@ -106,43 +136,43 @@ COMMANDS = (
         "join", "POD", "start a member in a pod: its own rootfs, the pod's namespaces",
         "sudo nsrun join pause -d --name mysql --rootfs ./mariadb -e MYSQL_DATABASE=exampledb -- docker-entrypoint.sh mysqld",
         (
-            O("--rootfs", "DIR", "an unpacked root filesystem; written to through an overlay, so it stays clean"),
-            O("--image", "REF", "an image of the store (image load, image pull); without a command, its own"),
-            O("--bundle", "DIR", "an OCI bundle: config.json and its root"),
-            O("--name", "NAME", "the member's name (default: made up)"),
+            O("--rootfs", "DIR", "an unpacked root filesystem; written to through an overlay, so it stays clean", empty=True),
+            O("--image", "REF", "an image of the store (image load, image pull); without a command, its own", empty=True),
+            O("--bundle", "DIR", "an OCI bundle: config.json and its root", empty=True),
+            O("--name", "NAME", "the member's name (default: made up)", empty=True),
             O("-d, --detach", "", "in the background; prints the name"),
             INTERACTIVE,
             TERMINAL,
             O("--rm", "", "forget it when it has ended"),
             ENV,
-            O("--env-file", "FILE", "lines of NAME=VALUE", many=True),
+            ENV_FILE,
             WORKDIR,
             USER,
-            O("--entrypoint", "CMD", "put before the command; replaces the image's"),
+            O("--entrypoint", "CMD", "put before the command; replaces the image's", empty=True),
             O("-v, --volume", "SRC:DST[:ro]", "a directory or file of this host, or a named volume, at DST", many=True),
             O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…[,readonly]", many=True),
             O("--tmpfs", "DST[:OPTIONS]", "an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
             O("--device", "HOST[:MEMBER]", "a device node of this host, for example /dev/fuse", many=True),
             O("--read-only", "", "the root can't be written to"),
             O("--writable", "", "no overlay: write to the --rootfs directory itself"),
-            O("--net", "pod|own|host", "which network namespace (pod)"),
+            O("--net", "pod|own|host|none", "which network namespace (pod); own, none: one of its own, with only lo"),
             O("--ipc", "pod|own", "which IPC namespace (pod); own: with a /dev/shm of its own"),
             O("--pid", "pod|nested|own", "which PID namespace (pod); nested: a child of the pod's; own: it outlives pause"),
             O("--uts", "pod|own", "which hostname (pod)"),
             O("--cap-add", "CAP", "a capability beside Docker's fourteen, or ALL", many=True),
             O("--cap-drop", "CAP", "one of them less, or ALL", many=True),
-            O("--security-opt", "OPT", "no-new-privileges; seccomp=FILE (a profile in Docker's format) or seccomp=unconfined; apparmor=PROFILE, one that is loaded", many=True),
+            O("--security-opt", "no-new-privileges[:true]|seccomp=FILE|apparmor=PROFILE", "seccomp: a profile in Docker's format, or seccomp=unconfined; apparmor: one that is loaded", many=True),
             O("--sysctl", "KEY=VALUE", "a kernel setting of a namespace of the member's own (--net own: net.*; --ipc own)", many=True),
             O("--ulimit", "NAME=SOFT[:HARD]", "a resource limit: nofile=1024:2048", many=True),
             O("--stop-signal", "SIGNAL", "what stop sends (TERM)"),
-            O("--restart", "POLICY", "no, on-failure[:N] or always; delays double from 0.1 s to 1 min"),
+            O("--restart", "no|on-failure[:N]|always", "what follows its end; delays double from 0.1 s to 1 min", also=("unless-stopped",)),
             *LIMITS,
             O("--status-fd", "N", "write JSON lines about start, error and end to this descriptor"),
         ),
         "With none of --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. Foreground: exits with the member's status; Ctrl-C reaches it.",
         rest=True,
     ),
-    Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, WORKDIR, USER), rest=True),
+    Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=True),
     Command("ls", "", "list members", "nsrun ls -a", (O("-a, --all", "", "also those that have ended"), JSON)),
     Command("stats", "[MEMBER...]", "what running members use: processor, memory, processes, and their limits", "nsrun stats mysql", (JSON,)),
     Command("inspect", "MEMBER...", "everything about members, as JSON", "nsrun inspect mysql", (JSON,)),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 
+from nsrun.cli import say, threads_tell
 from nsrun.errors import NsrunError, UsageError
 
 TYPE_CHECKING = False
@@ -40,14 +40,14 @@ class Bar:
             self.shown = now
             share = min(self.done / total, 1.0) if total else 1.0
             bar = ("█" * int(share * 30)).ljust(30, "░")
-            print(f"\r{what[:30]} {bar} {share:4.0%} of {size_text(total)}", end="", file=sys.stderr, flush=True)
+            say.progress(f"{what[:30]} {bar} {share:4.0%} of {size_text(total)}")
 
     def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            say.progress()
 
 
 def size_text(number: float) -> str:
@@ -60,15 +60,13 @@ def size_text(number: float) -> str:
 
 def _budget(options: Options) -> Budget:
     from nsrun.image.unpack import Budget
-    from nsrun.words import parse_size
+    from nsrun.words import parse_count, parse_size
 
     budget = Budget()
     if options.get("max_size"):
         budget.size = parse_size(options["max_size"], "--max-size")
     if options.get("max_ratio"):
-        if not options["max_ratio"].isdigit() or int(options["max_ratio"]) < 1:
-            raise UsageError(f"--max-ratio {options['max_ratio']!r} is not a number")
-        budget.ratio = int(options["max_ratio"])
+        budget.ratio = parse_count(options["max_ratio"], "--max-ratio", "a number", 1)
     return budget
 
 
@@ -78,6 +76,7 @@ def load(state: State, options: Options, operands: Words, rest: Words, general: 
 
     need_root()
     _ignore_sigpipe()
+    threads_tell()
     with Bar() as bar:
         taken = intake.load(
             state, operands[0], options.get("tag") or [], options.get("platform") or "", _budget(options), bar
@@ -91,15 +90,14 @@ def _tell(taken: Any) -> int:
 
     for image in taken:
         for text in image.warnings:
-            print(f"warning: {text}", file=sys.stderr)
+            say.err(f"warning: {text}")
         if image.skipped:
             more = ", …" if len(image.skipped) > 3 else ""
-            print(
-                f"left out {len(image.skipped)} device nodes: {', '.join(image.skipped[:3])}{more} (a member's /dev has its own)",
-                file=sys.stderr,
+            say.err(
+                f"left out {len(image.skipped)} device nodes: {', '.join(image.skipped[:3])}{more} (a member's /dev has its own)"
             )
         for line in map(references.familiar, image.names or [image.id]):
-            print(line)
+            say.out(line)
     return 0
 
 
@@ -115,10 +113,11 @@ def pull(state: State, options: Options, operands: Words, rest: Words, general: 
     from nsrun.image import intake
 
     tls, budget = options.get("tls_verify", "true"), _budget(options)
-    if tls not in ("true", "false"):
-        raise UsageError(f"--tls-verify {tls!r}: true or false")
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in options.get("creds") or ""):
+        raise UsageError("--creds is not in UTF-8")
     need_root()
     _ignore_sigpipe()
+    threads_tell()
     with Bar() as bar:
         taken = intake.pull(
             state,
@@ -183,7 +182,7 @@ def history(state: State, options: Options, operands: Words, rest: Words, genera
 
 
 def _line(text: str) -> str:
-    """One line for a table, without what could move a terminal's cursor."""
+    """The beginning of a text of several lines, as one line of a table."""
     return "".join(c if c.isprintable() else " " for c in text)[:80]
 
 
@@ -193,7 +192,7 @@ def unpack(state: State, options: Options, operands: Words, rest: Words, general
 
     need_root()
     bundle.unpack(state, operands[0], operands[1])
-    print(operands[1])
+    say.out(operands[1])
     return 0
 
 
@@ -203,7 +202,7 @@ def tag(state: State, options: Options, operands: Words, rest: Words, general: O
     from nsrun.image.store import Store
 
     need_root()
-    print(references.familiar(Store(state).tag(operands[0], operands[1])))
+    say.out(references.familiar(Store(state).tag(operands[0], operands[1])))
     return 0
 
 
@@ -216,11 +215,11 @@ def rm(state: State, options: Options, operands: Words, rest: Words, general: Op
     for word in operands:
         try:
             for line in Store(state).remove(word, bool(options.get("force")))[0]:
-                print(line)
+                say.out(line)
         except NsrunError as error:
-            print(f"nsrun: {error.message}", file=sys.stderr)
+            say.err(f"nsrun: {error.message}")
             if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
+                say.err(f"hint: {error.hint}")
             code = code or error.exit_code
     return code
 
@@ -232,6 +231,6 @@ def prune(state: State, options: Options, operands: Words, rest: Words, general:
     need_root()
     removed, freed = Store(state).prune(bool(options.get("all")))
     for line in removed:
-        print(line)
-    print(f"freed {size_text(freed)}", file=sys.stderr)
+        say.out(line)
+    say.err(f"freed {size_text(freed)}")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsrun.cli.commands import BY_NAME, GLOBAL, GROUPS, Command, Option
+from nsrun.cli.commands import BY_NAME, GLOBAL, GROUPS, Command, Option, words_of
 from nsrun.errors import UsageError
 
 TYPE_CHECKING = False
@@ -53,6 +53,7 @@ def _value(words: list[str], flag: str, see: str) -> str:
 def _store(option: Option, value: str, into: dict[str, Any]) -> None:
     if "\0" in value:
         raise UsageError(f"{option.flags[-1]}: a NUL byte")
+    option.check(value)
     if option.many:
         into.setdefault(option.key, []).append(value)
     else:
@@ -123,3 +124,48 @@ def _count(command: Command, operands: list[str], wanted: int, options: dict[str
             f"nsrun {command.name}: {'missing ' + spec if len(operands) < low else 'too many words: ' + ' '.join(operands[high:])}",
             hint=see,
         )
+    known = words_of(spec)
+    for word in operands if known else []:
+        if word not in known:
+            raise UsageError(f"nsrun {command.name}: {word!r} is not known", hint=f"one of: {', '.join(known)}")
+
+
+def checked(name: str, options: dict[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the options of a program's call as those of the command `name`, checked by the same table.
+
+    A switch is a bool, what may be repeated a list or tuple, any other value a str, a path or a number; None is not given.
+
+    TypeError: the command has no such option, or its value is of another type.  UsageError: as for the command line.
+    """
+    known = {option.key: option for option in BY_NAME[name].options if option.key not in without}
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        option = known.get(key)
+        if option is None:
+            raise TypeError(f"{name} has no option {key!r}; it has {', '.join(sorted(known))}")
+        if value is None:
+            continue
+        if not option.value:
+            if not isinstance(value, bool):
+                raise TypeError(f"{key}={value!r}: a bool is wanted")
+            if value:
+                found[key] = True
+        elif not option.many:
+            _store(option, _word(key, value), found)
+        elif isinstance(value, (list, tuple)):
+            for one in value:
+                _store(option, _word(key, one), found)
+        else:
+            raise TypeError(f"{key}={value!r}: a list is wanted")
+    return found
+
+
+def _word(key: str, value: Any) -> str:
+    from os import fspath
+
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    word = value if isinstance(value, str) else fspath(value) if hasattr(value, "__fspath__") else None
+    if not isinstance(word, str):
+        raise TypeError(f"{key}: {value!r} is no word")
+    return word

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
-from nsrun.cli.commands import BY_NAME, COMMANDS, GLOBAL, GROUPS, Command, Option
+from nsrun.cli import say
+from nsrun.cli.commands import BY_NAME, COMMANDS, GLOBAL, GROUPS, Command, Option, words_of
 from nsrun.errors import UsageError
+from nsrun.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,14 +27,16 @@ def version() -> str:
 def json(value: Any) -> int:
     import json
 
-    print(json.dumps(value, indent=2))
+    # ASCII, whatever the value holds; DEL is the one character of it that JSON does not escape
+    say.script(json.dumps(value, indent=2).replace("\x7f", "\\u007f") + "\n")
     return 0
 
 
 def table(head: list[str], rows: list[list[str]]) -> int:
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say.out("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
@@ -95,12 +97,12 @@ def overview() -> str:
 
 def help_for(name: str) -> int:
     if not name:
-        print(overview(), end="")
+        say.page(overview())
     elif name in BY_NAME:
-        print(command_help(BY_NAME[name]), end="")
+        say.page(command_help(BY_NAME[name]))
     elif name in GROUPS:
         width = max(len(c.name) for c in COMMANDS)
-        print("".join(f"  {c.name:<{width}}  {c.help}\n" for c in COMMANDS if c.name.startswith(f"{name} ")), end="")
+        say.page("".join(f"  {c.name:<{width}}  {c.help}\n" for c in COMMANDS if c.name.startswith(f"{name} ")))
     else:
         raise UsageError(f"no help for {name!r}", hint="see 'nsrun --help'")
     return 0
@@ -108,10 +110,10 @@ def help_for(name: str) -> int:
 
 def general(options: dict[str, Any], command: Command | None) -> int:
     if "version" in options:
-        print(f"nsrun {version()}")
+        say.out(f"nsrun {version()}")
         return 0
     if command is None and "help" not in options:
-        print(overview(), end="", file=sys.stderr)
+        say.err_page(overview())
         return 2
     name = options.get("help")
     return help_for("" if name is True else str(name))
@@ -171,14 +173,14 @@ complete -c nsrun -F -n 'test -z "(nsrun _complete (commandline -opc)[2..-1] (co
 def completion(shell: str) -> int:
     if shell not in _SCRIPTS:
         raise UsageError(f"no completion for {shell!r}", hint="bash, zsh or fish")
-    print(_SCRIPTS[shell], end="")
+    say.page(_SCRIPTS[shell])
     return 0
 
 
 def complete(words: list[str]) -> int:
     """Prints what may stand in the place of the last word; nothing where a file name belongs."""
     for candidate in candidates(words):
-        print(candidate)
+        say.out(candidate)
     return 0
 
 
@@ -225,8 +227,10 @@ def candidates(words: list[str]) -> list[str]:
         return candidates([*[w for w in rest if not w.startswith("-")], current])
     valued = {flag: option for option in command.options if option.value for flag in option.flags}
     if rest and rest[-1] in valued:
-        value = valued[rest[-1]].value
-        values = value.split("|") if "|" in value else _images(state) if rest[-1] == "--image" else []
+        closed = words_of(valued[rest[-1]].value)
+        values = [w.partition("[")[0].rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for w in closed] or (
+            _images(state) if rest[-1] == "--image" else []
+        )
         return [v for v in values if v.startswith(current)]
     if current.startswith("-"):
         return [f for o in command.options for f in o.flags if f.startswith(current)]
@@ -240,5 +244,5 @@ def candidates(words: list[str]) -> list[str]:
     elif "REF" in command.operands and name != "image pull":
         names = _images(state)
     else:
-        names = command.operands.split("|") if "|" in command.operands else []
+        names = words_of(command.operands)
     return [n for n in names if n.startswith(current) and n not in operands]

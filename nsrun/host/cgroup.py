@@ -113,6 +113,32 @@ def open_pod(path: str, ident: int = 0) -> int:
     return fd
 
 
+def locate(path: str, ident: int, pid: int) -> str:
+    """Where a cgroup is in view from here: `path`, or where a process of it shows that it is; `path` when it is nowhere.
+
+    It was made in another cgroup namespace, or below another mount, if not at its path.
+    """
+    fd = _find(path, ident)
+    if fd >= 0 or not path or not ident:
+        if fd >= 0:
+            os.close(fd)
+        return path
+    mount = mount_point()
+    try:
+        with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
+            own = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "/")
+    except OSError:
+        return path
+    there = f"{mount}{own}"
+    while mount and len(there) > len(mount):
+        fd = _find(there, ident)
+        if fd >= 0:
+            os.close(fd)
+            return there
+        there = os.path.dirname(there)
+    return path
+
+
 def check_reach(path: str, ident: int = 0) -> None:
     """BadInput: what lives in this cgroup can't be ended from here, because it is not in view, or only to be looked at."""
     if path:
@@ -177,8 +203,8 @@ def pod_path(name: str, ident: str, uid: int = 0) -> str:
 
 def _delegated(mount: str) -> str:
     """The topmost cgroup above this process that its user may write to (systemd gives users one, with Delegate=yes)."""
-    with open("/proc/self/cgroup") as file:
-        own = next((line[3:].strip() for line in file if line.startswith("0::")), "/")
+    with open("/proc/self/cgroup", errors="surrogateescape", newline="\n") as file:
+        own = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "/")
     path, found = f"{mount}{own}".rstrip("/"), ""
     if ".." in path.split("/"):
         return ""  # outside of this cgroup namespace
@@ -195,7 +221,8 @@ def _delegated(mount: str) -> str:
 def _read(directory: int, name: str) -> str:
     """The text of a file; "" when there is none, or it says nothing (a controller that is not there)."""
     try:
-        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)) as file:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        with open(fd, errors="surrogateescape", newline="\n") as file:
             return file.read()
     except OSError:
         return ""
@@ -435,7 +462,7 @@ def members(path: str, ident: int = 0) -> list[str]:
 def _number(directory: int, name: str) -> int | None:
     """A file with one number; None: no such file (its controller is not there), or "max", no limit."""
     word = _read(directory, name).strip()
-    return int(word) if word.isdigit() else None
+    return int(word) if word.isascii() and word.isdigit() else None
 
 
 def usage(path: str, ident: int = 0) -> dict[str, Any]:
@@ -451,7 +478,7 @@ def usage(path: str, ident: int = 0) -> dict[str, Any]:
         return found
     try:
         try:
-            lines = dict(line.split() for line in _read(top, "cpu.stat").splitlines())
+            lines = dict(line.split() for line in _read(top, "cpu.stat").split("\n") if line)
             found["cpu_seconds"] = int(lines["usage_usec"]) / 1e6
             quota, period = _read(top, "cpu.max").split()
             found["cpu_limit"] = int(quota) / int(period) if quota != "max" else None
@@ -460,7 +487,7 @@ def usage(path: str, ident: int = 0) -> dict[str, Any]:
         for key, name in (("memory", "current"), ("memory_peak", "peak"), ("memory_limit", "max")):
             found[key] = _number(top, f"memory.{name}")
         found["pids"], found["pids_limit"] = _number(top, "pids.current"), _number(top, "pids.max")
-        for line in _read(top, "memory.events").splitlines():
+        for line in _read(top, "memory.events").split("\n"):
             if line.startswith("oom_kill "):
                 found["oom_kills"] = int(line.split()[1])
     finally:

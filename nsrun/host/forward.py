@@ -60,8 +60,8 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
         time.sleep(0.002)
     else:
         stop(pid)
-    with open(log, encoding="utf-8", errors="replace") as file:
-        said = [line for line in file.read(4096).splitlines() if not line.startswith("Failed to send")]
+    with open(log, errors="surrogateescape", newline="\n") as file:
+        said = [line for line in file.read(4096).split("\n") if line and not line.startswith("Failed to send")]
     raise NsrunError(f"pasta did not start: {' '.join(said) or 'it said nothing'}", hint=" ".join(words))
 
 
@@ -97,7 +97,7 @@ def end_of(directory: str) -> None:
 
 def check_port(port: int) -> None:
     """BadInput: a port that an ordinary user may not bind, with the exact command that allows it (podman#3212)."""
-    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
+    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", errors="surrogateescape") as file:
         first = int(file.read())
     if 0 < port < first:
         raise BadInput(

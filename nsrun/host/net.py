@@ -47,7 +47,7 @@ def ip_text(number: int) -> str:
 def parse_ipv4(text: str, what: str) -> str:
     """BadInput unless it is four decimal numbers."""
     parts = text.split(".")
-    if len(parts) != 4 or not all(p.isdigit() and len(p) <= 3 and int(p) < 256 for p in parts):
+    if len(parts) != 4 or not all(p.isascii() and p.isdigit() and len(p) <= 3 and int(p) < 256 for p in parts):
         raise BadInput(f"{what}: {text!r} is not an IPv4 address")
     return ".".join(str(int(p)) for p in parts)
 
@@ -69,10 +69,10 @@ def interfaces() -> dict[str, int]:
 def _routes() -> list[tuple[int, int]]:
     """(destination, mask) of every route but the default, proc_net(5) route."""
     found = []
-    with open("/proc/thread-self/net/route") as file:
+    with open("/proc/thread-self/net/route", "rb") as file:  # an interface's name may be of any bytes but ASCII blanks
         for line in file.readlines()[1:]:
             fields = line.split()
-            to, mask = (int.from_bytes(bytes.fromhex(f), "little") for f in (fields[1], fields[7]))
+            to, mask = (int.from_bytes(bytes.fromhex(f.decode()), "little") for f in (fields[1], fields[7]))
             if mask:
                 found.append((to, mask))
     return found
@@ -83,14 +83,19 @@ def subnet_in_use(subnet: str) -> bool:
     return any(net & m == to & m & mask or to & mask == net for to, m in _routes())
 
 
+def parse_subnet(text: str) -> str:
+    """The first address of a /24, named by any of its addresses.  BadInput: it is none."""
+    address, _, prefix = text.partition("/")
+    address = parse_ipv4(address, "--subnet")
+    if prefix not in ("", "24"):
+        raise BadInput(f"--subnet {text}: the bridge's network is a /24")
+    return ip_text(ip_number(address) & 0xFFFFFF00)
+
+
 def pick_subnet(wanted: str) -> str:
     """The first address of a free /24.  BadInput when the wanted one is in use, or all are."""
     if wanted:
-        address, _, prefix = wanted.partition("/")
-        address = parse_ipv4(address, "--subnet")
-        if prefix not in ("", "24"):
-            raise BadInput(f"--subnet {wanted}: the bridge's network is a /24")
-        net = ip_text(ip_number(address) & 0xFFFFFF00)
+        net = parse_subnet(wanted)
         if subnet_in_use(net):
             raise BadInput(
                 f"--subnet {net}/24 is in use on this machine", hint="ip route shows by whom; choose another"
@@ -141,7 +146,7 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
                 _write("/proc/sys/net/" + setting.format(BRIDGE), "0")
             except FileNotFoundError:
                 continue  # no IPv6 here
-    with open("/proc/sys/net/ipv4/ip_forward") as file:
+    with open("/proc/sys/net/ipv4/ip_forward", errors="surrogateescape") as file:
         forwards = file.read().strip() == "1"
     if not forwards:
         _write("/proc/sys/net/ipv4/ip_forward", "1")
@@ -336,7 +341,7 @@ def foreign_drop() -> str:
         if 4 not in chain or 5 not in chain:  # NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY
             continue
         hook = wire.attributes(chain[4]).get(1, b"")
-        table, name = (chain[key].rstrip(b"\0").decode() for key in (1, 3))
+        table, name = (os.fsdecode(chain[key].rstrip(b"\0")) for key in (1, 3))
         if hook[-1:] == b"\2" and chain[5][-1:] == b"\0" and body[0] in (1, 2) and not table.startswith("nsrun-"):
             return f"{_FAMILIES[body[0]]} {table} {name}"
     return ""
