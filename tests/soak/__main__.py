@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from conftest import CACHE, NSRUN, ThrowawayHost
 
 from soak import commands, trouble
 from soak.ledger import Ledger
-from soak.world import World
+from soak.world import BOUND, Hung, World
 
 KINDS = ("commands", "kills", "flips", "disk", "namespaces")
 SECONDS = 12.0
@@ -38,7 +39,7 @@ def work(world: World, seed: str, until: float) -> None:
             world.ledger.count("places", place)
         world.run(
             who, command.words, kind=f"{command.kind} ({place})" if place else command.kind, foreground=command.foreground,
-            wrap=words, env=command.env, may_wait=command.may_wait, bound=5 if command.may_wait else 60,
+            wrap=words, env=command.env, may_wait=command.may_wait, bound=5 if command.may_wait else BOUND,
         )  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def play(throwaway: ThrowawayHost, ledger: Ledger, seed: int, kinds: set[str], w
         for thread in (watcher, *makers):
             thread.start()
         for thread in makers[:workers]:
-            thread.join(SECONDS + 90)
+            thread.join(SECONDS + 2 * BOUND)
         world.ended.set()
         for thread in (watcher, *makers):
             thread.join(30)
@@ -84,8 +85,20 @@ def play(throwaway: ThrowawayHost, ledger: Ledger, seed: int, kinds: set[str], w
         world.look()
         world.tidy()
         world.nothing_is_left()
+    except Hung:
+        ledger.count("rounds", "ended by force, because a command hung")
     finally:
         world.close()
+
+
+def _keep_output() -> None:
+    """Only this process writes to where we were told to: what is left running keeps no pipe of the caller's open."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        kept = os.dup(number)  # closed on exec
+        setattr(sys, name, os.fdopen(kept, "w", buffering=1))
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
 
 
 def main() -> int:
@@ -97,6 +110,8 @@ def main() -> int:
         sys.exit(f"KINDS are {','.join(KINDS)}")
     if os.geteuid() or not os.path.exists(NSRUN) or not (CACHE / "busybox").is_dir():
         sys.exit("the soak needs root, `make build`, `rootfs/build busybox` and `rootfs/build --image busybox`")
+    _keep_output()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     ledger, until = Ledger(), time.monotonic() + 60 * minutes
     print(f"soak: SEED={first}, {minutes:g} minutes, {', '.join(sorted(kinds))}", flush=True)
     throwaway = ThrowawayHost()

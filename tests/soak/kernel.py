@@ -13,7 +13,7 @@ from conftest import Host, ThrowawayHost, sh
 
 #: What nsrun starts, by the name of the process.
 PROGRAMS = (
-    "nsrun", "pause", "nsrun-init", "nsrun-monitor", "nsrun-follow", "nsrun-door", "nsrun-hold", "nsrun-unpack", "pasta", "pasta.avx2",
+    "nsrun", "pause", "nsrun-init", "nsrun-monitor", "nsrun-follow", "nsrun-door", "nsrun-hold", "nsrun-unpack", "pasta",
 )  # fmt: skip
 
 
@@ -50,9 +50,9 @@ def ours(throwaway: ThrowawayHost, host: Host) -> set[int]:
 
 def kind(pid: int) -> str:
     """Which program of nsrun's it is, "member" for what runs inside a pod, "" for what is none of these."""
-    comm = name(pid)
+    comm = name(pid).replace(".avx2", "").replace("passt", "pasta")
     if comm in PROGRAMS:
-        return comm.replace(".avx2", "")
+        return comm
     if any("bin/nsrun" in word or word.endswith("nsrun/__main__.py") for word in words(pid)[:4]):
         return "nsrun"
     with contextlib.suppress(OSError):
