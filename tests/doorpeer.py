@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -55,7 +56,7 @@ def request(
 def connect(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.connect(path)  # which waits while 64 others do
-    sock.settimeout(5)
+    sock.settimeout(15)
     return sock
 
 
@@ -176,6 +177,39 @@ def strange_numbers(path: str, pause: int) -> list[str]:
     with connect(path) as sock:
         sock.sendmsg([b"L"], [(socket.SOL_SOCKET, 2, credentials)])  # SCM_CREDENTIALS
         found.append(hear(sock))
+    return found
+
+
+def mutated(path: str, pause: int) -> list[str]:
+    """Requests that were right before some of their bytes, numbers or descriptors changed; for DOORPEER_SECONDS."""
+    seed = int(os.environ.get("NSRUN_FUZZ_SEED") or random.randrange(1 << 30))
+    print(f"seed {seed}", file=sys.stderr)
+    rng, end = random.Random(seed), time.monotonic() + float(os.environ["DOORPEER_SECONDS"])
+    null, true = os.open("/dev/null", os.O_RDWR), os.open("/bin/true", os.O_PATH)
+    numbers = [300, 301, 302, 303, 304]
+    found = []
+    while time.monotonic() < end or len(found) < 50:
+        sent = [os.pidfd_open(pause), true, true, null, null]
+        data = bytearray(request(numbers, keep=[303], argv=[b"true"] * rng.randint(1, 5)))
+        for _ in range(rng.randint(0, 4)):
+            kind, at = rng.randrange(4), rng.randrange(len(data))
+            if kind == 0:
+                data[at] ^= 1 << rng.randrange(8)
+            elif kind == 1:
+                at = at // 4 * 4
+                data[at : at + 4] = struct.pack(
+                    "=I", rng.choice((0, 1, 3, 250, 251, 511, 512, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1))
+                )
+            elif kind == 2:
+                del data[at : at + rng.randint(1, 8)]
+                data += b"\0" * rng.randrange(8)
+            else:
+                sent[rng.randrange(len(sent))] = rng.choice((null, true, 0))
+        memfd = memory(bytes(data))
+        found.append(ask(path, [memfd, *sent]))
+        os.close(memfd)
+        for fd in set(sent) - {null, true, 0}:
+            os.close(fd)
     return found
 
 

@@ -12,6 +12,7 @@ import time
 
 import pytest
 from conftest import HERE, kill, wait_for
+from test_fuzz import SECONDS
 
 PEER = [sys.executable, str(HERE / "doorpeer.py")]
 
@@ -42,10 +43,13 @@ def serves(alice, box: str) -> bool:
     return done.stdout == "fine\n" and time.monotonic() - began < 8
 
 
-def ask(host, alice, box: str, case: str) -> list[str]:
+def ask(host, alice, box: str, case: str, seconds: float = 0) -> list[str]:
     """What door says to doorpeer.py; then it is the same door, idle, and serves the next honest join."""
     door = door_of(host)
-    out = alice.sh(*PEER, "ask", socket_of(host, alice), case, host.pod()["pid"]).stdout.splitlines()
+    alice.env["DOORPEER_SECONDS"] = str(seconds)
+    done = alice.sh(*PEER, "ask", socket_of(host, alice), case, host.pod()["pid"], timeout=60 + seconds)
+    print(done.stderr)  # a seed
+    out = done.stdout.splitlines()
     wait_for(lambda: children(door) == [], 12, "door's children end")
     assert door_of(host) == door and len(os.listdir(f"/proc/{door}/fd")) < 8
     assert serves(alice, box)
@@ -107,6 +111,14 @@ def test_numbers_flags_and_pids_that_are_none(host, alice, owned, box):
     out = ask(host, alice, box, "strange_numbers")
     assert len(out) == 19 and all(word.isdigit() and int(word) > 0 for word in out), out
     assert set(out[:12]) == {str(errno.EBADMSG)} and set(out[12:15]) == {str(errno.EPERM)}, out
+
+
+def test_requests_that_were_right_once(host, alice, owned, box):
+    """Fuzzing (NSRUN_FUZZ=SECONDS): every one is launched, or refused; the door lives on, and nothing runs on."""
+    out = ask(host, alice, box, "mutated", SECONDS)
+    words = {word.partition(" ")[0] for word in out}
+    assert "started" in words and str(errno.EBADMSG) in words and "silent" not in words, words
+    assert all(word in ("started", "closed") or int(word) > 0 for word in words), words
 
 
 def test_doors_own_descriptors_are_not_for_who_asks(host, alice, owned, box):

@@ -112,7 +112,7 @@ class World:
         for sign in ("Traceback (most recent", "Exception ignored", "Fatal Python error", "BYSTANDER"):
             if sign in error or sign in output:
                 last = next((x for x in reversed(error.splitlines()) if x.strip()), "")
-                self.ledger.find("bystander" if sign == "BYSTANDER" else "traceback", f"{kind}: {last} {text}")
+                self.ledger.find("bystander" if sign == "BYSTANDER" else "traceback", f"{last} {text}")
                 return
         if error.startswith(("unshare:", "mount:", "chroot:", "setpriv:")):
             return  # nsrun was not reached
