@@ -180,6 +180,28 @@ def strange_numbers(path: str, pause: int) -> list[str]:
     return found
 
 
+def lingering(path: str, pause: int) -> list[str]:
+    """A connection with data that nobody takes, and SO_LINGER: whoever closes it last waits for 1000 s (socket(7))."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = socket.create_connection(server.getsockname())
+        with server.accept()[0]:
+            sock.setblocking(False)
+            try:
+                while sock.send(b"x" * 65536):
+                    pass
+            except BlockingIOError:
+                pass
+            sock.setblocking(True)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+            with connect(path) as door:
+                null = os.open("/dev/null", os.O_RDWR)
+                data = request([300, 300])  # the second one takes the place of the first, which is closed
+                held = [memory(data), sock.detach(), null]
+                door.sendmsg([b"L"], rights(held))
+                os.close(held[1])
+                return [hear(door)]
+
+
 def mutated(path: str, pause: int) -> list[str]:
     """Requests that were right before some of their bytes, numbers or descriptors changed; for DOORPEER_SECONDS."""
     seed = int(os.environ.get("NSRUN_FUZZ_SEED") or random.randrange(1 << 30))

@@ -113,6 +113,13 @@ def test_numbers_flags_and_pids_that_are_none(host, alice, owned, box):
     assert set(out[:12]) == {str(errno.EBADMSG)} and set(out[12:15]) == {str(errno.EPERM)}, out
 
 
+def test_a_launch_that_stalls(host, alice, owned, box):
+    """Where a descriptor of hers makes it wait, it ends after some seconds."""
+    began = time.monotonic()
+    assert ask(host, alice, box, "lingering") == ["closed"]
+    assert 5 < time.monotonic() - began < 20
+
+
 def test_requests_that_were_right_once(host, alice, owned, box):
     """Fuzzing (NSRUN_FUZZ=SECONDS): every one is launched, or refused; the door lives on, and nothing runs on."""
     out = ask(host, alice, box, "mutated", SECONDS)
