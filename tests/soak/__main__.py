@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -52,7 +53,7 @@ def guarded(world: World, target, *arguments: object) -> threading.Thread:
         except Exception as error:
             import traceback
 
-            world.ledger.find("soak", f"{target.__name__}: {error!r} {traceback.format_exc()}")
+            world.ledger.find("soak", traceback.format_exc(), f"{target.__name__}: {error!r}")
 
     return threading.Thread(target=run, name=target.__name__, daemon=True)
 
@@ -85,6 +86,8 @@ def play(throwaway: ThrowawayHost, ledger: Ledger, seed: int, kinds: set[str], w
         world.look()
         world.tidy()
         world.nothing_is_left()
+    except (AssertionError, OSError, ValueError, subprocess.SubprocessError) as error:
+        ledger.find("soak", f"{type(error).__name__}: {error}")
     except Hung:
         ledger.count("rounds", "ended by force, because a command hung")
     finally:

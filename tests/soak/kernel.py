@@ -88,13 +88,13 @@ def tokens(prefix: str, pids: set[int]) -> Iterator[tuple[int, str, str]]:
 
 def left(host: Host) -> dict[str, list[str]]:
     """What a pod or a command leaves in the kernel unless it is taken away again."""
-    tables = json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"]
+    tables = sh("nft", "list", "tables").stdout.splitlines()  # nft -j says half of it while a table goes
     links = json.loads(sh("ip", "-j", "link").stdout)
     sockets = pathlib.Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines()[1:]
     listening = [line.split()[1] for line in pathlib.Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]  # fmt: skip
     return {
         "links": [link["ifname"] for link in links],
-        "tables": [t["table"]["name"] for t in tables if "table" in t],
+        "tables": [line.split()[2] for line in tables if line.startswith("table ")],
         "mounts": [
             line.split(" ", 2)[2] for line in pathlib.Path("/proc/thread-self/mountinfo").read_text().splitlines()
         ],

@@ -22,9 +22,9 @@ class Ledger:
         with self._lock:
             self.counts[kind][what] += 1
 
-    def find(self, kind: str, text: str) -> None:
-        """A fault.  Those that differ in numbers and names only are one, shown when it is first found."""
-        key = f"{kind}: {_VARIES.sub('#', text)[:160]}"
+    def find(self, kind: str, text: str, key: str = "") -> None:
+        """A fault.  Those of one kind and key (without one: whose texts differ in numbers only) are one, shown when first found."""
+        key = f"{kind}: {_VARIES.sub('#', key or text)[:120]}"
         with self._lock:
             first = key not in self.findings
             self.findings.setdefault(key, []).append(self.where)

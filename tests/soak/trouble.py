@@ -32,6 +32,7 @@ def kills(world: World, rng: random.Random) -> None:
         found = [pid for pid in pids if kernel.kind(pid) == want]
         if found and kernel.kill(rng.choice(found), signal.SIGKILL, want):
             world.ledger.count("kills", want)
+            world.note(f"kill -9 of {want}")
 
 
 def flips(world: World, rng: random.Random) -> None:
@@ -58,6 +59,7 @@ def flips(world: World, rng: random.Random) -> None:
                 PLACES[how](world, path)  # type: ignore[arg-type]
                 os.chown(path, st.st_uid, st.st_gid, follow_symlinks=False)
             world.ledger.count("flips", how)
+            world.note(f"{how}: {path.relative_to(world.root)}")
 
 
 def disk(world: World, rng: random.Random) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import pathlib
@@ -55,6 +56,7 @@ class World:
         self.known = before | {process.pid for process in self.innocents}
         self._whole: dict[tuple[int, int], tuple[str, str]] = {}
         self.ended = threading.Event()
+        self._lately: collections.deque[str] = collections.deque(maxlen=12)
 
     def _prepare(self, who: Host) -> str:
         """The image in everybody's store, and a root filesystem that is theirs; gives its path."""
@@ -83,6 +85,7 @@ class World:
         kind = kind or " ".join(words[:2])
         line = [*wrap, *who.words(NSRUN, *words)]
         self.ledger.count("commands", kind)
+        self.note(f"{getattr(who, 'name', 'root')}: {kind}: {' '.join(words[:4])}")
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             process = subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd="/", start_new_session=True,
@@ -93,7 +96,7 @@ class World:
             except subprocess.TimeoutExpired:
                 code = -1000
                 if not may_wait:
-                    self.ledger.find("hang", f"{kind}: {self._say(who, line)}: {_stuck(process.pid)}")
+                    self.ledger.find("hang", f"{self._say(who, line)}: {_stuck(process.pid)}", kind)
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait(20)
@@ -112,7 +115,7 @@ class World:
         for sign in ("Traceback (most recent", "Exception ignored", "Fatal Python error", "BYSTANDER"):
             if sign in error or sign in output:
                 last = next((x for x in reversed(error.splitlines()) if x.strip()), "")
-                self.ledger.find("bystander" if sign == "BYSTANDER" else "traceback", f"{last} {text}")
+                self.ledger.find("bystander" if sign == "BYSTANDER" else "traceback", text, last)
                 return
         if error.startswith(("unshare:", "mount:", "chroot:", "setpriv:")):
             return  # nsrun was not reached
@@ -124,9 +127,16 @@ class World:
         if "kills" in self.kinds or code == -1000:
             allowed |= {-9, 137, -1000}
         if code not in allowed and not (kind == "prune" and code == 2):
-            self.ledger.find("exit status", text)
+            self.ledger.find("exit status", text, f"{kind} → {code}")
         elif code == 125 and "nsrun: " not in error:
-            self.ledger.find("no message", text)
+            self.ledger.find("no message", text, kind)
+
+    def note(self, what: str) -> None:
+        """Something began: what is found soon after may be its doing."""
+        self._lately.append(what)
+
+    def lately(self) -> str:
+        return "; ".join(self._lately)
 
     # ---- what must be true all the time -------------------------------------------------------------------------
 
@@ -141,16 +151,16 @@ class World:
             if not self.is_whole(pid, token, volume):
                 if key in self._whole and not self._recovers(key, token, volume):
                     del self._whole[key]
-                    self.ledger.find(
-                        "data", f"of a running member is gone: {token} (its volume: {volume}), process {pid}"
-                    )
+                    text = f"{token} (its volume: {volume}), process {pid}; before: {self.lately()}"
+                    self.ledger.find("data of a running member is gone", text, "it")
             elif key not in self._whole:
                 self._whole[key] = (token, volume)
                 self.ledger.count("members watched", "with a volume" if volume != "-" else "without")
         for process in self.innocents:
             if process.poll() is not None and process.returncode is not None and process.pid in self.known:
                 self.known.discard(process.pid)
-                self.ledger.find("bystander", f"an innocent process has ended: {process.returncode}")
+                text = f"an innocent process has ended: {process.returncode}; before: {self.lately()}"
+                self.ledger.find("bystander", text, "killed")
         with contextlib.suppress(OSError):
             if self.victim.read_text() != "precious":
                 self.ledger.find("victim", "a file that is none of nsrun's was changed")
@@ -200,7 +210,7 @@ class World:
         time.sleep(0.5)
         for pid in living - listed:
             if kernel.kind(pid) == "pause" and kernel.start_time(pid):
-                self.ledger.find("unlisted", "a pause lives that no `pod ls` shows")
+                self.ledger.find("unlisted", "a pause lives that no `pod ls` shows", "pause")
 
     def tidy(self) -> None:
         """As a person would: everything is removed by nsrun's own commands."""
@@ -231,7 +241,7 @@ class World:
             time.sleep(0.2)
         for kind, items in left.items():
             kinds = sorted({item.partition(" ")[0] if kind == "processes" else item for item in items})
-            self.ledger.find(f"left: {kind}", ", ".join(kinds))
+            self.ledger.find(f"left: {kind}", ", ".join(kinds), ", ".join(kinds) if kind == "processes" else "some")
 
     def close(self) -> None:
         """By force: the next round begins with nothing."""
