@@ -238,7 +238,7 @@ class UserHost(Host):
 
 
 def _lives(pid: str) -> bool:
-    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
 
 
 def processes() -> list[str]:
@@ -247,7 +247,7 @@ def processes() -> list[str]:
     mine = os.stat("/proc/thread-self/ns/net").st_ino
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            comm = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+            comm = pathlib.Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
             if (
                 comm in ("nsrun-monitor", "nsrun-init", "nsrun-door", "nsrun-hold", "pasta.avx2", "pasta")
                 and _lives(pid)

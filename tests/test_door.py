@@ -26,7 +26,7 @@ def door_of(host) -> int:
     line = f"Pid:\t{host.pod()['pid']}\n"
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # another test's, which has just ended
-            if pathlib.Path(f"/proc/{pid}/comm").read_text() == "nsrun-door\n":
+            if pathlib.Path(f"/proc/{pid}/comm").read_bytes() == b"nsrun-door\n":
                 if any(line in fd.read_text() for fd in pathlib.Path(f"/proc/{pid}/fdinfo").iterdir()):
                     return int(pid)
     raise AssertionError("the pod has no door")

@@ -66,6 +66,8 @@ def play(throwaway: ThrowawayHost, ledger: Ledger, seed: int, kinds: set[str], w
     ledger.count("rounds", ",".join(sorted(kinds)))
     world = World(throwaway, ledger, kinds, seed)
     try:
+        for who, command in commands.Maker(world, random.Random(f"{seed} first")).first():
+            world.run(who, command.words, kind=command.kind, env=command.env)
         until = time.monotonic() + SECONDS
         watcher = guarded(world, World.watch)
         makers = [guarded(world, work, f"{seed} {number}", until) for number in range(workers)]

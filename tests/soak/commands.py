@@ -32,12 +32,16 @@ class Maker:
     def next(self) -> tuple[Host, Command]:
         who = self.rng.choice(self.world.people)
         choices = {
-            self.create: 10, self.join_detached: 22, self.join_foreground: 8, self.execute: 8, self.end_member: 12, self.end_pod: 8,
-            self.look: 16, self.wait: 3, self.image: 8, self.prune: 4, self.explain: 2,
+            self.create: 12, self.join_detached: 26, self.join_foreground: 8, self.execute: 8, self.end_member: 8, self.end_pod: 4,
+            self.look: 16, self.wait: 3, self.image: 8, self.prune: 3, self.explain: 2,
         }  # fmt: skip
         (choice,) = self.rng.choices(list(choices), list(choices.values()))
         self.number += 1
         return who, choice(who)
+
+    def first(self) -> list[tuple[Host, Command]]:
+        """What a round begins with: pods, so that the first joins find some."""
+        return [(who, self.create(who)) for who in self.world.people for _ in range(3)]
 
     def pod(self, who: Host) -> str:
         """A pod that this person may have: one's own, or one that root made for them."""
