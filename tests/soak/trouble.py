@@ -104,6 +104,17 @@ def places(world: World) -> dict[str, list[str]]:
 def wrap(world: World, rng: random.Random, who: Host, makes: bool) -> tuple[str, list[str]]:
     """(name, words before a command): some place where it sees other pids, times, mounts or cgroups."""
     choices = places(world)
+    if not isinstance(who, UserHost):  # an ordinary user's ids are not mapped there
+        choices["user"] = ["unshare", "--user", "--map-root-user"]
+        choices["user, pid and mount"] = [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
     name = rng.choice([*choices, "numbers"])
     if makes and name.startswith(" "):
         name = "pid"
