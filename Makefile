@@ -60,6 +60,11 @@ scenario: .venv/.tested   ## the user's scenario as a test: builds the real root
 	@for name in mariadb wordpress; do $(SUDO) rootfs/build $$name && $(SUDO) rootfs/build --image $$name || exit; done
 	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv/bin/pytest tests/test_scenario.py $(PYTEST)
 
+soak: .venv/.tested   ## random commands, kills, flips, full disks (MINUTES=30 SEED=n KINDS=commands,kills,…; tests/soak)
+	@$(SUDO) rootfs/build busybox
+	@$(SUDO) rootfs/build --image busybox
+	@cd tests && $(SUDO) env PATH="$$PATH" MINUTES="$(MINUTES)" SEED="$(SEED)" KINDS="$(KINDS)" ROUNDS="$(ROUNDS)" WORKERS="$(WORKERS)" $(CURDIR)/.venv/bin/python -m soak
+
 check: .venv/.tested   ## linters
 	@.venv/bin/pytest tests/test_style.py $(PYTEST)
 
@@ -82,5 +87,5 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 clean:          ## what was built here
 	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
 
-.PHONY: help deps build install uninstall test unit scenario check docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build install uninstall test unit scenario soak check docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help

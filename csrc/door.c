@@ -37,6 +37,11 @@
 #define MAX_FDS        250 /* SCM_MAX_FD is 253 */
 #define MAX_STRINGS    8192
 #define HIGH           512 /* received descriptors wait here; what the request names is below */
+#define MAX_REQUEST    (8 << 20) /* execve(2) takes 6 MiB of strings at most */
+#define MAX_SECONDS    10 /* from a request to the answer */
+#define MAX_WAITING    128 /* who has connected and not asked yet */
+#define NAMESPACES \
+	(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET)
 
 struct request {
 	uint32_t magic;
@@ -187,7 +192,9 @@ static long receive(int conn, int *fds)
 	struct message msg = {.iov = &iov, .iov_len = 1, .control = &c, .control_len = sizeof c};
 	long n;
 
-	if (SYS3(recvmsg, conn, &msg, 0x40000000 /* MSG_CMSG_CLOEXEC */) < 1 || msg.control_len < 16)
+	if (SYS3(recvmsg, conn, &msg, 0x40000040 /* MSG_CMSG_CLOEXEC | MSG_DONTWAIT */) < 1 || msg.control_len < 16)
+		return -1;
+	if (c.level != 1 /* SOL_SOCKET */ || c.type != 1 /* SCM_RIGHTS */)
 		return -1;
 	n = c.len < 16 || c.len > msg.control_len ? 0 : (long)((c.len - 16) / sizeof(int));
 	memcpy(fds, c.fds, (size_t)n * sizeof(int));
@@ -199,7 +206,7 @@ static void answer(int conn, int pidfd, int monitor_pidfd)
 	struct iov iov = {outcome, offsetof(struct outcome, pidfd)};
 	struct control c = {.len = 16 + 2 * sizeof(int), .level = 1 /* SOL_SOCKET */, .type = 1 /* SCM_RIGHTS */, .fds = {pidfd, monitor_pidfd}};
 	struct message msg = {.iov = &iov, .iov_len = 1, .control = pidfd >= 0 ? &c : NULL, .control_len = pidfd >= 0 ? c.len : 0};
-	SYS3(sendmsg, conn, &msg, 0x4000 /* MSG_NOSIGNAL */);
+	SYS3(sendmsg, conn, &msg, 0x4040 /* MSG_NOSIGNAL | MSG_DONTWAIT */);
 }
 
 /* The member's keeper is this process, nsrun-monitor to be: it proves so from here on (nsrun/life.py, KEEPER). */
@@ -221,22 +228,59 @@ static __attribute__((noreturn)) void refuse(int conn, int err)
 	sys_exit(125);
 }
 
+/* What serves one connection ends with door, or after so many seconds; 0: it becomes the monitor, which does neither. */
+static void limit_time(long seconds)
+{
+	const struct {
+		long every[2], first[2];
+	} timer = {.first = {seconds, 0}};
+
+	SYS5(prctl, PR_SET_PDEATHSIG, seconds ? SIGKILL : 0, 0, 0, 0);
+	SYS3(setitimer, 0 /* ITIMER_REAL: SIGALRM */, &timer, NULL);
+}
+
+/*
+ * The bytes of the request.  Only a sealed memfd is one: it is read without waiting for anybody, and can't get shorter
+ * (SIGBUS) or say something else while it is read; memfd_create(2), fcntl(2) F_GET_SEALS.  NULL: it is none.
+ */
+static const char *map_request(int fd, uint64_t *size)
+{
+	const long sealed = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
+	long seals = SYS2(fcntl, fd, F_GET_SEALS), map;
+	struct statx st;
+
+	if (seals < 0 || (seals & sealed) != sealed || SYS5(statx, fd, "", AT_EMPTY_PATH_, STATX_SIZE, &st) < 0)
+		return NULL;
+	if (st.stx_size > MAX_REQUEST)
+		return NULL;
+	*size = st.stx_size;
+	map = SYS(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	return map < 0 ? NULL : (const char *)map;
+}
+
 static __attribute__((noreturn)) void serve(int conn)
 {
 	int fds[260];
-	struct statx st;
+	uint64_t size = 0;
 	struct request r;
 	const char *p, *end;
 	int n_fds, n_keep, n_monitor_keep, n_locks;
 	long n, map, helper;
 
 	default_signals();
+	limit_time(MAX_SECONDS);
 	map = SYS(mmap, 0, sizeof *outcome, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (map < 0)
 		sys_exit(125);
 	outcome = (struct outcome *)map;
 	*outcome = (struct outcome){.pidfd = -1};
-	conn = (int)SYS3(fcntl, conn, F_DUPFD_CLOEXEC, HIGH);
+	n = SYS3(fcntl, conn, F_DUPFD_CLOEXEC, HIGH);
+	if (n < 0)
+		refuse(conn, (int)-n);
+	conn = (int)n;
+	/* door's own descriptors are no numbers that a request could name */
+	SYS3(close_range, 3, conn - 1, 0);
+	SYS3(close_range, conn + 1, ~0U, 0);
 	n = receive(conn, fds);
 	for (long i = 0; i < n; i++) {
 		long high = SYS3(fcntl, fds[i], F_DUPFD_CLOEXEC, HIGH);
@@ -245,14 +289,13 @@ static __attribute__((noreturn)) void serve(int conn)
 			refuse(conn, (int)-high);
 		fds[i] = (int)high;
 	}
-	if (n < 1 || SYS5(statx, fds[0], "", AT_EMPTY_PATH_, STATX_SIZE, &st) < 0)
+	p = n < 1 ? NULL : map_request(fds[0], &size);
+	if (!p)
 		refuse(conn, EBADMSG);
-	map = SYS(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE, fds[0], 0);
-	if (map < 0)
-		refuse(conn, EBADMSG);
-	p = (const char *)map;
-	end = p + st.stx_size;
+	end = p + size;
 	if (!take(&p, end, &r, sizeof r) || r.magic != 0x3244534eU /* NSD2 */)
+		refuse(conn, EBADMSG);
+	if ((r.join_flags | r.clone_flags) & ~NAMESPACES)
 		refuse(conn, EBADMSG);
 	n_fds = take_numbers(&p, end, numbers, MAX_FDS, HIGH);
 	n_keep = take_numbers(&p, end, keep, MAX_FDS, HIGH);
@@ -297,6 +340,7 @@ static __attribute__((noreturn)) void serve(int conn)
 	inherit(monitor_keep, n_monitor_keep);
 	set_cloexec(r.pidfd_slot, 0);
 	SYS1(chdir, "/");
+	limit_time(0);
 	answer(conn, r.pidfd_slot, (int)SYS2(pidfd_open, outcome->monitor, 0));
 	SYS5(execveat, r.monitor, "", argv_[1], argv_[2], AT_EMPTY_PATH_);
 	sys_exit(125);
@@ -319,6 +363,30 @@ static void become(long uid, long gid, const char *list)
 	}
 	if (SYS2(setgroups, n, groups) < 0 || SYS3(setresgid, gid, gid, gid) < 0 || SYS3(setresuid, uid, uid, uid) < 0)
 		sys_exit(125);
+}
+
+/*
+ * Who has connected has a descriptor here, and a process only when a request has come: however many connect and say
+ * nothing, nobody waits for them.  When there are too many, the one that has waited longest goes.
+ */
+static int waiting[MAX_WAITING], n_waiting;
+
+static int take_waiting(int at)
+{
+	int conn = waiting[at];
+	memmove(waiting + at, waiting + at + 1, (size_t)(--n_waiting - at) * sizeof *waiting);
+	return conn;
+}
+
+/* 0: there was none, for want of descriptors or memory. */
+static int admit(long listener)
+{
+	long conn = SYS4(accept4, listener, NULL, NULL, O_CLOEXEC);
+	if (n_waiting == MAX_WAITING || (n_waiting && (conn == -EMFILE || conn == -ENFILE)))
+		SYS1(close, take_waiting(0));
+	if (conn >= 0)
+		waiting[n_waiting++] = (int)conn;
+	return conn >= 0;
 }
 
 int main(int argc, char **argv, char **envp)
@@ -366,21 +434,29 @@ int main(int argc, char **argv, char **envp)
 	SYS1(chdir, "/");
 	SYS0(setsid);
 	for (;;) {
-		struct pollfd p[3] = {{(int)listener, POLLIN, 0}, {(int)pause, POLLIN, 0}, {(int)alive, POLLIN, 0}};
-		if (SYS5(ppoll, p, 3, NULL, NULL, 0) < 0)
+		struct pollfd p[3 + MAX_WAITING] = {{(int)listener, POLLIN, 0}, {(int)pause, POLLIN, 0}, {(int)alive, POLLIN, 0}};
+		const int polled = n_waiting;
+		for (int i = 0; i < polled; i++)
+			p[3 + i] = (struct pollfd){waiting[i], POLLIN, 0};
+		if (SYS5(ppoll, p, 3 + polled, NULL, NULL, 0) < 0)
 			continue;
 		if (p[1].revents || p[2].revents) {
 			if (forward >= 0)
 				SYS4(pidfd_send_signal, forward, SIGKILL, NULL, 0);
 			return 0;
 		}
-		if (p[0].revents) {
-			long conn = SYS4(accept4, listener, NULL, NULL, O_CLOEXEC);
-			if (conn < 0)
+		for (int i = polled - 1; i >= 0; i--) {
+			int conn;
+			if (!p[3 + i].revents)
 				continue;
-			if (fork_(0) == 0)
-				serve((int)conn);
+			conn = take_waiting(i);
+			if (p[3 + i].revents & POLLIN && fork_(0) == 0)
+				serve(conn);
 			SYS1(close, conn);
+		}
+		if (p[0].revents && !admit(listener)) {
+			long pace[2] = {0, 50000000}; /* 50 ms */
+			SYS5(ppoll, p + 1, 2, pace, NULL, 0);
 		}
 	}
 }

@@ -410,30 +410,85 @@ def launch(
     return launch.pid, launch.pidfd, launch.monitor_pid
 
 
-def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int, int, int]:
-    """Sends a launch to nsrun-door (csrc/door.c): (pid, its pidfd, monitor's pid, its pidfd).
+#: How long nsrun-door may take from a request to its answer, in seconds; it gives up after 10 itself.
+DOOR_SECONDS = 15
 
-    The first descriptor is the request.
+
+def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int, int, int]:
+    """Send a launch to nsrun-door (csrc/door.c); give (pid, its pidfd, monitor's pid, its pidfd).
+
+    The first descriptor is the request.  Who answers may be any process of the pod's owner: nothing is believed but what
+    the kernel says of the descriptors (`_check_answer`).  A pid is 0 when its process has already ended.
+
+    KernelError: ETIMEDOUT, no answer in DOOR_SECONDS; ECONNRESET, the door closed without one; EBADMSG, what came
+    is no answer; EPERM, it names a process that is not the pod's or not ours; else what the launch failed with.
+    unix(7), SCM_RIGHTS; pidfd_open(2).
     """
     import _socket
-    from errno import E2BIG, ECONNRESET
+    from errno import EBADMSG, ECONNRESET, ETIMEDOUT
     from struct import pack, unpack
 
     if len(fds) > 250:
         raise KernelError(E2BIG, f"sendmsg(door, SCM_RIGHTS): {len(fds)} descriptors, 250 are possible: fewer volumes")
     sock = _socket.socket(fileno=os.dup(door))
+    received: list[int] = []
     try:
-        sock.sendmsg([b"L"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"={len(fds)}i", *fds))])
-        data, control, _, _ = sock.recvmsg(16, 64, _socket.MSG_CMSG_CLOEXEC)
+        sock.settimeout(DOOR_SECONDS)
+        try:
+            sock.sendmsg([b"L"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"={len(fds)}i", *fds))])
+            data, control, _, _ = sock.recvmsg(17, 64, _socket.MSG_CMSG_CLOEXEC)
+        except TimeoutError:
+            call = f"recv(door): nsrun-door gave no answer in {DOOR_SECONDS} s (stopped, or not nsrun's)"
+            raise KernelError(ETIMEDOUT, call) from None
+        except (BrokenPipeError, ConnectionResetError):
+            data, control = b"", []
+        for level, kind, content in control:
+            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+                received += unpack(f"={len(content) // 4}i", content[: len(content) // 4 * 4])
+        if not data:
+            raise KernelError(ECONNRESET, "recv(door): nsrun-door closed the connection without an answer")
+        if len(data) != 16:
+            raise KernelError(EBADMSG, "recv(door)")
+        _, _, failed, error = unpack("=4i", data)
+        if -4096 < error < 0:
+            raise KernelError(-error, _LAUNCH_STAGE.get(failed, "launch"))
+        if error or len(received) != 2:
+            raise KernelError(EBADMSG, "recv(door)")
+        pid, monitor = _check_answer(received[0], inside=True), _check_answer(received[1], inside=False)
+        pidfd, monitor_pidfd, received = received[0], received[1], []
+        return pid, pidfd, monitor, monitor_pidfd
     finally:
         sock.close()
-    if len(data) != 16:
-        raise KernelError(ECONNRESET, "recv(door)")
-    pid, monitor, failed, error = unpack("=4i", data)
-    if error < 0:
-        raise KernelError(-error, _LAUNCH_STAGE.get(failed, "launch"))
-    pidfd, monitor_pidfd = unpack("=2i", control[0][2])
-    return pid, pidfd, monitor, monitor_pidfd
+        for fd in received:
+            os.close(fd)
+
+
+def _check_answer(fd: int, inside: bool) -> int:
+    """Return the pid that a pidfd of the door's stands for, as the kernel tells it: 0 when that process has ended.
+
+    `inside`: it must be in a PID namespace below ours, as everything in a pod is.  Never the pid that the door names: a
+    lie would make a stranger the member that is shown, signalled and waited for.
+    """
+    from errno import EBADMSG, EPERM
+
+    with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
+        info = dict(line.split(b":\t", 1) for line in file.read(4096).split(b"\n") if b":\t" in line)
+    if b"Pid" not in info:
+        raise KernelError(EBADMSG, "recv(door): not a pidfd")
+    try:
+        pidfd_send_signal(fd, 0)
+    except KernelError as error:
+        if error.errno == ESRCH:
+            return 0
+        raise KernelError(error.errno or EPERM, "recv(door): a process that is not ours") from None
+    pid = int(info[b"Pid"])
+    if pid < 0:  # it has ended in between
+        return 0
+    if pid == 0:
+        raise KernelError(ESRCH, "recv(door): a process outside of our PID namespace")
+    if inside and len(info.get(b"NSpid", b"").split()) < 2:
+        raise KernelError(EPERM, "recv(door): a process outside of the pod")
+    return pid
 
 
 def replace_process(program: int, argv: Sequence[str]) -> NoReturn:

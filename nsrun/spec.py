@@ -167,8 +167,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
 
         tty_group = outside(within["maps"]["gid"], 5) >= 0
     mounts = default_mounts(host_root, terminal, ways["ipc"] == "make", tty_group)
-    foreign = ways["net"] == "stay" or (ways["net"] == "join" and facts["pod"]["network"]["mode"] == "host")
-    if within and foreign:
+    if within and (ways["net"] == "stay" or (ways["net"] == "join" and facts["pod"]["network"]["mode"] == "host")):
         # sysfs shows a network namespace, and only who owns that may mount it
         mounts = [m for m in mounts if not m["destination"].startswith("/sys")]
     if not facts.get("cgroup_v2", True):

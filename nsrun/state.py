@@ -223,10 +223,9 @@ class State:
 
     def held(self, kind: str, name: str) -> str:
         """The file whose locks prove that it lives."""
-        own = self.path(kind, name, life.HELD)
-        if kind == "pods" and self.uid and not os.path.isdir(self.path(kind, name)):
-            return f"{self.owned}/{name}.held"
-        return own
+        own, shown = self.path(kind, name, life.HELD), f"{self.owned}/{name}.held"
+        theirs = kind == "pods" and self.uid and not os.path.lexists(own) and os.path.lexists(shown)
+        return shown if theirs else own
 
     def life(self, kind: str, name: str) -> Life:
         """Who keeps it.  OSError: it can't be asked, which is no death."""

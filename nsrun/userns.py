@@ -145,9 +145,9 @@ def around() -> dict[str, Any] | None:
         return None
     maps: Maps = {}
     for kind in ("uid", "gid"):
-        with open(f"/proc/thread-self/{kind}_map") as file:
+        with open(f"/proc/thread-self/{kind}_map", errors="surrogateescape") as file:
             maps[kind] = [[int(word) for word in line.split()] for line in file]
-    with open("/proc/thread-self/setgroups") as file:
+    with open("/proc/thread-self/setgroups", errors="surrogateescape") as file:
         return {"maps": maps, "setgroups": file.read().strip() == "allow"}
 
 

@@ -638,7 +638,7 @@ def send(data, fds):
 def memory(data):
     fd = os.memfd_create('x'); os.write(fd, data); return fd
 send(b'L', []); send(b'x' * 1000, []); send(b'L', [0] * 250); send(b'L', [memory(b'')]); send(b'L', [memory(os.urandom(4096))])
-head = b'NSD1' + struct.pack('=13i', 3, 0, 0, -1, 4, 5, 6, 0, 1, 2, -1, -1, -1)
+head = b'NSD2' + struct.pack('=13i', 3, 0, 0, -1, 4, 5, 6, 0, 1, 2, -1, -1, -1)
 for tail in (b'', struct.pack('=I', 1 << 31), struct.pack('=Ii', 1, 5), struct.pack('=Ii', 1, -5), struct.pack('=III', 0, 0, 0) + struct.pack('=I', 9) + b'a', struct.pack('=IIIIII', 0, 0, 0, 0, 0, 0)):
     send(b'L', [memory(head + tail)])
 """

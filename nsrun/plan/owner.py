@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, ESRCH
+from errno import EACCES, EAGAIN, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput
@@ -209,7 +209,12 @@ class ReachDoor(Step):
     man = "unix(7), cgroups(7)"
     path: str
     handle: str = "door:fd"
-    hints = {ENOENT: _GONE, ECONNREFUSED: _GONE, EACCES: "the pod belongs to somebody else"}
+    hints = {
+        ENOENT: _GONE,
+        ECONNREFUSED: _GONE,
+        EACCES: "the pod belongs to somebody else",
+        EAGAIN: "the pod's nsrun-door does not answer: is it stopped? pgrep -a nsrun-door",
+    }
 
     def call(self) -> str:
         return f'connect(socket(AF_UNIX, SOCK_SEQPACKET), "{self.path}")'
@@ -222,11 +227,14 @@ class ReachDoor(Step):
 
     def do(self, run: Run) -> None:
         import _socket
+        from struct import pack
 
         directory, name = os.path.split(self.path)
         at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         try:
+            # a stopped door takes nobody in, and its queue may be full: SO_SNDTIMEO bounds the wait, socket(7)
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, pack("=qq", kernel.DOOR_SECONDS, 0))
             sock.connect(f"/proc/self/fd/{at}/{name}")  # a path of any length: sun_path holds 108 bytes
         except BaseException:
             sock.close()

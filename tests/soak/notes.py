@@ -1,0 +1,43 @@
+"""The only place that knows what nsrun writes down and what its commands list: to be changed when that changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+#: What a dead pod is listed as, by those who list it at all.
+DEAD = ("stopped", "lost")
+
+
+def files(root: pathlib.Path) -> list[pathlib.Path]:
+    """Every small file of nsrun's own: notes, what lies beside them, what holds them, documents of images."""
+    found: list[pathlib.Path] = []
+    for pattern in ("run", "users/*/run", "lib", "users/*/lib", "owned"):
+        for base in root.glob(pattern):
+            for directory, below, names in os.walk(base):
+                # what members wrote, and the files of images, are not nsrun's
+                below[:] = [d for d in below if d not in ("upper", "work", "layers", "volumes", "tmp", "fs")]
+                found += [pathlib.Path(directory, name) for name in names if not name.endswith(".lock")]
+    return sorted(p for p in found if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 16)
+
+
+def left(root: pathlib.Path) -> list[str]:
+    """What is left of pods and members when all of them were removed."""
+    patterns = [f"{kind}/*" for kind in ("run/pods", "run/members", "run/tmp", "lib/upper", "lib/images/tmp")]
+    patterns += [*(f"users/*/{pattern}" for pattern in patterns), "owned/*/*"]
+    return sorted(str(path.relative_to(root)) for pattern in patterns for path in root.glob(pattern))
+
+
+def listed(output: str) -> list[tuple[str, str, int]]:
+    """(name, status, pid) of `pod ls --json` or `ls --json`."""
+    try:
+        return [(item["name"], item["status"], item["pid"]) for item in json.loads(output)]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+#: Removes everything of one user's, with a choice for each age of nsrun: the first that is no usage error counts.
+PRUNE = (("pod", "prune", "--all"), ("pod", "prune"))
+LIST_PODS = (("pod", "ls", "-a", "--json"), ("pod", "ls", "--json"))
+LIST_MEMBERS = (("ls", "-a", "--json"),)
