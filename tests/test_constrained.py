@@ -12,6 +12,7 @@ import time
 
 import pytest
 from conftest import NSRUN, USERS, need, sh, wait_for
+from images import Layout, entry, tar
 
 from nsrun import kernel, userns
 from nsrun.host import cgroup
@@ -69,14 +70,14 @@ def test_every_kind_of_member_in_a_user_namespace(host, busybox, rootfs):
     out = script(
         host,
         f"""
-        nsrun pod create --network none --shm-size 1m --sysctl net.core.somaxconn=77
+        nsrun pod create --network none --shm-size 1m --sysctl net.ipv4.ip_default_ttl=77
         {join} -- sh -c 'echo 1; test -e {busybox}/bin'
         {join} --rootfs {busybox} -v named:/data -v {host.root}:/host:ro --tmpfs /t -- sh -c 'echo 2 >/data/x; cat /data/x; touch /host/x 2>/dev/null || echo ro'
         {join} --rootfs {busybox} --pid nested -- sh -c 'echo 3 $$'
         {join} --rootfs {busybox} --pid own --net own --ipc own --uts own -- sh -c 'echo 4 $$; ip link | grep -c lo:'
         {join} --rootfs {rootfs} --writable -- sh -c 'echo 5 >/five; cat /sys/class/net/lo/operstate'
         {join} --rootfs {busybox} --read-only -- sh -c 'touch /x 2>/dev/null || echo 6'
-        {join} --rootfs {busybox} --device /dev/null:/dev/nil -- sh -c 'echo x >/dev/nil && echo 7; cat /proc/sys/net/core/somaxconn'
+        {join} --rootfs {busybox} --device /dev/null:/dev/nil -- sh -c 'echo x >/dev/nil && echo 7; cat /proc/sys/net/ipv4/ip_default_ttl'
         nsrun image load {image} >/dev/null 2>&1
         {join} --image busybox -- echo 8
         {join} --net host --rootfs {busybox} -- echo 9
@@ -107,6 +108,34 @@ def test_a_bridge_of_root_of_a_user_namespace(host, busybox):
     refused(script(host, text, *USERNS, check=False), "no power over the network namespace", "--network none", "--net")
     done = script(host, text, *USERNS, "--net", check=False)
     assert done.returncode == 0 and "10.88.0.2" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("wrapper", [USERNS, ("setpriv", "--bounding-set", "-net_admin")], ids=["userns", "net_admin"])
+def test_a_bridge_that_is_not_ours_to_remove(host, busybox, wrapper):
+    """Without power over the network namespace an idle bridge stays, and no command fails for it."""
+    sh("ip", "link", "add", "nsrun0", "type", "bridge")
+    try:
+        out = script(
+            host,
+            f"""
+            nsrun pod create --network host
+            nsrun join pause --rm --rootfs {busybox} -- echo in
+            nsrun doctor || :
+            nsrun pod rm -f pause
+            nsrun pod prune
+            ip link show nsrun0
+            """,
+            *wrapper,
+        )
+        assert "in\n" in out.stdout and "nsrun0" in out.stdout
+    finally:
+        sh("ip", "link", "delete", "nsrun0", check=False)
+
+
+def test_a_state_directory_that_is_not_ours(alice):
+    env = {key: value for key, value in alice.env.items() if key != "NSRUN_ROOT"}
+    done = sh(*alice.words(*USERNS, NSRUN, "pod", "create", "--network", "none"), check=False, env=env)
+    refused(done, "/run/nsrun", "--root DIR")
 
 
 def test_an_ordinary_user_as_root_of_a_user_namespace(host, alice, rootfs):
@@ -698,3 +727,12 @@ def test_three_subordinate_ids(host, few, rootfs, by_root):
     assert any("5" in f["detail"] and f["what"] == "subordinate ids" and f["status"] == "limited" for f in findings)
     few.run("pod", "rm", "-f", "pause", check=False)
     host.run("pod", "rm", "-f", "pause", check=False)
+
+
+def test_an_image_with_more_ids_than_there_are(few, busybox):
+    """The message says that an id is missing, and where it would come from."""
+    base = subprocess.run(["tar", "-C", busybox, "-c", "."], stdout=subprocess.PIPE, check=True, timeout=30).stdout
+    layout = few.home / "layout"
+    Layout(base, tar(entry("x", uid=33)), name="box:1").write(layout)
+    sh("chown", "-R", f"{ALICE}:{ALICE}", layout)
+    assert "an id that this user namespace does not have" in few.fails(125, "image", "load", layout)

@@ -27,7 +27,10 @@ class ClaimName(Step):
     kind: str
     name: str
     note: dict[str, Any]
-    hints = {ENOSPC: "the disk that holds nsrun's state is full", EACCES: "needs root"}
+    hints = {
+        ENOSPC: "the disk that holds nsrun's state is full",
+        EACCES: "needs root; root of a user namespace needs a state directory of its own, too: --root DIR",
+    }
 
     def call(self) -> str:
         return f'rename("{self.kind}/.new", "{self.kind}/{self.name}")'
