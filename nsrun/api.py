@@ -152,9 +152,9 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts.update({"by_root": not state.uid, "groups": owner.groups})
-        if not state.uid:
-            userns.check_within(owner, facts["user"]["maps"])
-    elif around := userns.around():
+    if not state.uid and (around := userns.around()):
+        if owner:
+            userns.check_within(owner, facts["user"]["maps"], around)
         facts.update({"nested": around, "devices": "host"})
     document = specs.pod_spec({**options, "name": name}, facts)
     if not state.uid and ident != NO_ID:

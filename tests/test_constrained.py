@@ -202,6 +202,38 @@ def test_as_in_an_unprivileged_container(host, busybox):
     assert "warning: no cgroup for the pod" in out.stderr and "limits need a cgroup" in out.stderr
 
 
+def test_an_owned_pod_of_a_nested_root(host, alice, busybox):
+    """sudo in a user namespace that has all ids: only that it is not the first tells it from the machine's root."""
+    fd = kernel.new_userns(None, lambda pid: userns._write(pid, {k: [[0, 0, 4294967295]] for k in ("uid", "gid")}))
+    uid = f"setpriv --reuid={ALICE} --regid={ALICE} --init-groups"
+    own = alice.home / "root"
+    sh("cp", "-a", busybox, own)
+    sh("chown", "-R", f"{ALICE}:{ALICE}", own)
+    try:
+        out = script(
+            host,
+            f"""
+            SUDO_UID={ALICE} nsrun pod create --network none
+            ! nsrun join pause --rm --rootfs {busybox} -- true
+            export HOME={alice.home}
+            {uid} {NSRUN} join pause -d --name m --rootfs {own} -- sleep 1000
+            {uid} {NSRUN} exec -u 33 -t m id -u
+            {uid} {NSRUN} rm -f m
+            nsrun pod rm -f pause
+            nsrun pod create --network none --owner root mine
+            nsrun join mine --rm --rootfs {busybox} -- sh -c 'echo x >/dev/null && id -u'
+            nsrun pod rm -f mine
+            """,
+            "nsenter",
+            f"--user=/proc/self/fd/{fd}",
+            pass_fds=[fd],
+        )
+    finally:
+        os.close(fd)
+    assert out.stdout.split() == ["pause", "m", "33", "m", "pause", "mine", "0", "mine"], out.stdout
+    assert "can't be shown with other ids" in out.stderr and "let the owner join" in out.stderr
+
+
 def test_more_ids_in_a_user_namespace(host, alice, busybox):
     """With ids of her range, members have users and groups, and pause an id of its own."""
     out = script(
@@ -736,3 +768,21 @@ def test_an_image_with_more_ids_than_there_are(few, busybox):
     Layout(base, tar(entry("x", uid=33)), name="box:1").write(layout)
     sh("chown", "-R", f"{ALICE}:{ALICE}", layout)
     assert "an id that this user namespace does not have" in few.fails(125, "image", "load", layout)
+
+
+# ---- the umask -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_the_root_of_an_image_without_layers(tmp_path, umask):
+    """Members that are not root enter it, whatever the umask of who came first."""
+    from nsrun.image import lookup
+    from nsrun.state import State
+
+    need(os.geteuid() == 0, "directories of mode 0 are entered", "sudo make test")
+    before = os.umask(umask)
+    try:
+        path = lookup.nothing(State(str(tmp_path / "state")))
+    finally:
+        os.umask(before)
+    assert os.stat(path).st_mode & 0o7777 == 0o755

@@ -126,7 +126,7 @@ def _stdio(
     if user:
         from nsrun.plan.owner import mapped
 
-        uid = mapped(user, "uid", uid, bool(how.get("door") or pod.get("nested")))
+        uid = mapped(user, "uid", uid, bool(how.get("door") or not pod.get("user")))
         for gid in [process["user"]["gid"], *process["user"]["additionalGids"]]:
             mapped(user, "gid", gid, True)
     if process["terminal"]:
@@ -170,7 +170,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         steps += [EnterUserNamespace("pod:pidfd"), ReachDoor(door)]
     elif user:
         steps.append(OpenUserNamespace(tuple(pod["pause"])))
-    elif nested:
+    if nested and not door:
         from nsrun.plan.owner import OwnMounts
 
         steps.append(OwnMounts())
