@@ -602,6 +602,7 @@ def pod_of(state: State, member: str) -> dict[str, Any]:
 
 
 def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) -> Plan:
+    from nsrun import kernel
     from nsrun.plan.member import exec_plan
 
     note, pod = state.member(member), pod_of(state, member)
@@ -644,6 +645,10 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         granted = _need(OF_JOIN, "exec")
         _same_userns({"name": note["pod"], "pause": note["process"]})
         _grant(document, granted)
+        if kernel.in_userns() and "nested" not in pod:  # a member that outlived its pod
+            from nsrun.userns import around
+
+            how["pod"] = {**pod, "nested": around()}
     return exec_plan(document, note, how)
 
 

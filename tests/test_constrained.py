@@ -110,6 +110,26 @@ def test_a_bridge_of_root_of_a_user_namespace(host, busybox):
     assert done.returncode == 0 and "10.88.0.2" in done.stdout, done.stderr
 
 
+def test_a_member_that_outlives_its_pod_in_a_user_namespace(alice, busybox):
+    """With setgroups denied, exec keeps the groups there are, though nothing tells any more how the pod was made."""
+    own = alice.home / "root"
+    sh("cp", "-a", busybox, own)
+    sh("chown", "-R", f"{ALICE}:{ALICE}", own)
+    out = script(
+        alice,
+        f"""
+        nsrun pod create --network none
+        nsrun join pause -d --name m --pid own --rootfs {own} -- sleep 1000
+        nsrun pod kill pause
+        nsrun exec m echo in
+        nsrun rm -f m
+        """,
+        *USERNS,
+        NSRUN_ROOT=str(alice.home / "state"),
+    )
+    assert out.stdout.split() == ["pause", "m", "pause", "in", "m"], out.stdout
+
+
 @pytest.mark.parametrize("wrapper", [USERNS, ("setpriv", "--bounding-set", "-net_admin")], ids=["userns", "net_admin"])
 def test_a_bridge_that_is_not_ours_to_remove(host, busybox, wrapper):
     """Without power over the network namespace an idle bridge stays, and no command fails for it."""

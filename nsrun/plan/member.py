@@ -89,7 +89,8 @@ def _filter(spec: dict[str, Any], how: dict[str, Any]) -> list[Step]:
 
 def _foreign(pod: dict[str, Any]) -> int:
     """The namespaces of a pod that its user namespace may not own: the host's network, where we are already."""
-    return kernel.CLONE_NEWNET if pod["network"]["mode"] == "host" else 0
+    network = pod.get("network") or {}  # of a pod that is gone nothing is known
+    return kernel.CLONE_NEWNET if network.get("mode") == "host" else 0
 
 
 def _ends(process: dict[str, Any], filtered: bool, nested: Any) -> list[Step]:
