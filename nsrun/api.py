@@ -153,9 +153,9 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts.update({"by_root": not state.uid, "groups": owner.groups})
-        if not state.uid:
-            userns.check_within(owner, facts["user"]["maps"])
-    elif around := userns.around():
+    if not state.uid and (around := userns.around()):
+        if owner:
+            userns.check_within(owner, facts["user"]["maps"], around)
         facts.update({"nested": around, "devices": "host"})
     document = specs.pod_spec({**options, "name": name}, facts)
     if not state.uid and ident != NO_ID:
@@ -631,6 +631,7 @@ def pod_of(state: State, member: str) -> dict[str, Any]:
 
 
 def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) -> Plan:
+    from nsrun import kernel
     from nsrun.plan.member import exec_plan
 
     note, pod = state.member(member), pod_of(state, member)
@@ -677,6 +678,10 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         granted = _need(OF_JOIN, "exec")
         _same_userns({"name": note["pod"], "pause": note["process"]})
         _grant(document, granted)
+        if kernel.in_userns() and "nested" not in pod:  # a member that outlived its pod
+            from nsrun.userns import around
+
+            how["pod"] = {**pod, "nested": around()}
     return exec_plan(document, note, how)
 
 

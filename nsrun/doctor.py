@@ -96,13 +96,6 @@ def _nested() -> list[Finding]:
     return [_finding("user namespace", "limited", f"root of one: {'; '.join(lost)}", fix)]
 
 
-def _network_is_ours() -> bool:
-    """Root of a user namespace may be in a network namespace that it has no power over, and couldn't go back to."""
-    from nsrun import userns
-
-    return not kernel.in_userns() or userns.owns_network()
-
-
 def _memfd(state: State) -> Finding:
     """Programs run from sealed memfds; vm.memfd_noexec (Linux 6.3, of each PID namespace) may forbid that."""
     word = _read("/proc/sys/vm/memfd_noexec")
@@ -423,7 +416,9 @@ def examine(state: State) -> list[Finding]:
         )
     )
     found.append(_try("id-mapped mounts", lambda: _idmap(state), "Linux 5.12 or newer", needed=False))
-    if not state.uid and _network_is_ours():
+    from nsrun.host import net
+
+    if not state.uid and net.in_our_power():
         found.append(
             _try(
                 "published ports",
@@ -438,7 +433,7 @@ def examine(state: State) -> list[Finding]:
     found += users
     found.append(_apparmor())
     found += _left(state)
-    found += [_firewall()] if not state.uid and _network_is_ours() else []
+    found += [_firewall()] if not state.uid and net.in_our_power() else []
     return found
 
 

@@ -151,12 +151,11 @@ def around() -> dict[str, Any] | None:
         return {"maps": maps, "setgroups": file.read().strip() == "allow"}
 
 
-def check_within(user: User, maps: Maps) -> None:
-    """BadInput: ids of a pod to be made for this user are not in the user namespace that we are in."""
-    here = around()
-    for kind, ranges in maps.items() if here else ():
+def check_within(user: User, maps: Maps, here: dict[str, Any]) -> None:
+    """BadInput: ids of a pod to be made for this user are not in the user namespace that we are in (around)."""
+    for kind, ranges in maps.items():
         for _, first, count in ranges:
-            if not any(i <= first and first + count <= i + n for i, _, n in here["maps"][kind]):  # type: ignore[index]
+            if not any(i <= first and first + count <= i + n for i, _, n in here["maps"][kind]):
                 raise BadInput(
                     f"a pod of {user.name}'s needs the {kind}s {first} to {first + count - 1}, which this user namespace does not have",
                     hint="cat /proc/self/uid_map; a pod of its root's own: --owner root",

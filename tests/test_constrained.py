@@ -12,6 +12,7 @@ import time
 
 import pytest
 from conftest import NSRUN, USERS, need, sh, wait_for
+from images import Layout, entry, tar
 
 from nsrun import kernel, userns
 from nsrun.host import cgroup
@@ -69,14 +70,14 @@ def test_every_kind_of_member_in_a_user_namespace(host, busybox, rootfs):
     out = script(
         host,
         f"""
-        nsrun pod create --network none --shm-size 1m --sysctl net.core.somaxconn=77
+        nsrun pod create --network none --shm-size 1m --sysctl net.ipv4.ip_default_ttl=77
         {join} -- sh -c 'echo 1; test -e {busybox}/bin'
         {join} --rootfs {busybox} -v named:/data -v {host.root}:/host:ro --tmpfs /t -- sh -c 'echo 2 >/data/x; cat /data/x; touch /host/x 2>/dev/null || echo ro'
         {join} --rootfs {busybox} --pid nested -- sh -c 'echo 3 $$'
         {join} --rootfs {busybox} --pid own --net own --ipc own --uts own -- sh -c 'echo 4 $$; ip link | grep -c lo:'
         {join} --rootfs {rootfs} --writable -- sh -c 'echo 5 >/five; cat /sys/class/net/lo/operstate'
         {join} --rootfs {busybox} --read-only -- sh -c 'touch /x 2>/dev/null || echo 6'
-        {join} --rootfs {busybox} --device /dev/null:/dev/nil -- sh -c 'echo x >/dev/nil && echo 7; cat /proc/sys/net/core/somaxconn'
+        {join} --rootfs {busybox} --device /dev/null:/dev/nil -- sh -c 'echo x >/dev/nil && echo 7; cat /proc/sys/net/ipv4/ip_default_ttl'
         nsrun image load {image} >/dev/null 2>&1
         {join} --image busybox -- echo 8
         {join} --net host --rootfs {busybox} -- echo 9
@@ -107,6 +108,54 @@ def test_a_bridge_of_root_of_a_user_namespace(host, busybox):
     refused(script(host, text, *USERNS, check=False), "no power over the network namespace", "--network none", "--net")
     done = script(host, text, *USERNS, "--net", check=False)
     assert done.returncode == 0 and "10.88.0.2" in done.stdout, done.stderr
+
+
+def test_a_member_that_outlives_its_pod_in_a_user_namespace(alice, busybox):
+    """With setgroups denied, exec keeps the groups there are, though nothing tells any more how the pod was made."""
+    own = alice.home / "root"
+    sh("cp", "-a", busybox, own)
+    sh("chown", "-R", f"{ALICE}:{ALICE}", own)
+    out = script(
+        alice,
+        f"""
+        nsrun pod create --network none
+        nsrun join pause -d --name m --pid own --rootfs {own} -- sleep 1000
+        nsrun pod kill pause
+        nsrun exec m echo in
+        nsrun rm -f m
+        """,
+        *USERNS,
+        NSRUN_ROOT=str(alice.home / "state"),
+    )
+    assert out.stdout.split() == ["pause", "m", "pause", "in", "m"], out.stdout
+
+
+@pytest.mark.parametrize("wrapper", [USERNS, ("setpriv", "--bounding-set", "-net_admin")], ids=["userns", "net_admin"])
+def test_a_bridge_that_is_not_ours_to_remove(host, busybox, wrapper):
+    """Without power over the network namespace an idle bridge stays, and no command fails for it."""
+    sh("ip", "link", "add", "nsrun0", "type", "bridge")
+    try:
+        out = script(
+            host,
+            f"""
+            nsrun pod create --network host
+            nsrun join pause --rm --rootfs {busybox} -- echo in
+            nsrun doctor || :
+            nsrun pod rm -f pause
+            nsrun pod prune
+            ip link show nsrun0
+            """,
+            *wrapper,
+        )
+        assert "in\n" in out.stdout and "nsrun0" in out.stdout
+    finally:
+        sh("ip", "link", "delete", "nsrun0", check=False)
+
+
+def test_a_state_directory_that_is_not_ours(alice):
+    env = {key: value for key, value in alice.env.items() if key != "NSRUN_ROOT"}
+    done = sh(*alice.words(*USERNS, NSRUN, "pod", "create", "--network", "none"), check=False, env=env)
+    refused(done, "/run/nsrun", "--root DIR")
 
 
 def test_an_ordinary_user_as_root_of_a_user_namespace(host, alice, rootfs):
@@ -171,6 +220,38 @@ def test_as_in_an_unprivileged_container(host, busybox):
     )
     assert "nsrun" in lines
     assert "warning: no cgroup for the pod" in out.stderr and "limits need a cgroup" in out.stderr
+
+
+def test_an_owned_pod_of_a_nested_root(host, alice, busybox):
+    """sudo in a user namespace that has all ids: only that it is not the first tells it from the machine's root."""
+    fd = kernel.new_userns(None, lambda pid: userns._write(pid, {k: [[0, 0, 4294967295]] for k in ("uid", "gid")}))
+    uid = f"setpriv --reuid={ALICE} --regid={ALICE} --init-groups"
+    own = alice.home / "root"
+    sh("cp", "-a", busybox, own)
+    sh("chown", "-R", f"{ALICE}:{ALICE}", own)
+    try:
+        out = script(
+            host,
+            f"""
+            SUDO_UID={ALICE} nsrun pod create --network none
+            ! nsrun join pause --rm --rootfs {busybox} -- true
+            export HOME={alice.home}
+            {uid} {NSRUN} join pause -d --name m --rootfs {own} -- sleep 1000
+            {uid} {NSRUN} exec -u 33 -t m id -u
+            {uid} {NSRUN} rm -f m
+            nsrun pod rm -f pause
+            nsrun pod create --network none --owner root mine
+            nsrun join mine --rm --rootfs {busybox} -- sh -c 'echo x >/dev/null && id -u'
+            nsrun pod rm -f mine
+            """,
+            "nsenter",
+            f"--user=/proc/self/fd/{fd}",
+            pass_fds=[fd],
+        )
+    finally:
+        os.close(fd)
+    assert out.stdout.split() == ["pause", "m", "33", "m", "pause", "mine", "0", "mine"], out.stdout
+    assert "can't be shown with other ids" in out.stderr and "let the owner join" in out.stderr
 
 
 def test_more_ids_in_a_user_namespace(host, alice, busybox):
@@ -698,3 +779,30 @@ def test_three_subordinate_ids(host, few, rootfs, by_root):
     assert any("5" in f["detail"] and f["what"] == "subordinate ids" and f["status"] == "limited" for f in findings)
     few.run("pod", "rm", "-f", "pause", check=False)
     host.run("pod", "rm", "-f", "pause", check=False)
+
+
+def test_an_image_with_more_ids_than_there_are(few, busybox):
+    """The message says that an id is missing, and where it would come from."""
+    base = subprocess.run(["tar", "-C", busybox, "-c", "."], stdout=subprocess.PIPE, check=True, timeout=30).stdout
+    layout = few.home / "layout"
+    Layout(base, tar(entry("x", uid=33)), name="box:1").write(layout)
+    sh("chown", "-R", f"{ALICE}:{ALICE}", layout)
+    assert "an id that this user namespace does not have" in few.fails(125, "image", "load", layout)
+
+
+# ---- the umask -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_the_root_of_an_image_without_layers(tmp_path, umask):
+    """Members that are not root enter it, whatever the umask of who came first."""
+    from nsrun.image import lookup
+    from nsrun.state import State
+
+    need(os.geteuid() == 0, "directories of mode 0 are entered", "sudo make test")
+    before = os.umask(umask)
+    try:
+        path = lookup.nothing(State(str(tmp_path / "state")))
+    finally:
+        os.umask(before)
+    assert os.stat(path).st_mode & 0o7777 == 0o755

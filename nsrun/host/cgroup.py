@@ -177,7 +177,9 @@ def _home(uid: int) -> tuple[str, str]:
     if not uid and os.access(mount, os.W_OK):
         return mount, ""
     found = _delegated(mount)
-    return found, "" if found else "none was delegated to you"
+    return found, "" if found else (
+        "none was delegated to you" if uid else "no part of the cgroup tree belongs to this root"
+    )
 
 
 _HOW = {

@@ -17,6 +17,7 @@ import _socket
 import os
 from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, ENODEV
 
+from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import wire
 
@@ -301,6 +302,22 @@ def delete_link(name: str, index: int) -> None:
             time.sleep(0.005)  # its namespace is dying: the kernel is at it
 
 
+def in_our_power() -> bool:
+    """May we change links and tables of the network namespace that we are in?
+
+    Not without CAP_NET_ADMIN, nor as root of a user namespace that it does not belong to.  network_namespaces(7).
+    """
+    from nsrun.plan.inside import capability_mask
+
+    if not kernel.capability_sets()["CapEff"] & capability_mask(["net_admin"]):
+        return False
+    if not kernel.in_userns():
+        return True
+    from nsrun import userns
+
+    return userns.owns_network()
+
+
 def remove_idle_bridge(state: State, known: set[str] | None = None, patience: float = 0.0) -> None:
     """The bridge goes when no pod is on it.
 
@@ -308,6 +325,8 @@ def remove_idle_bridge(state: State, known: set[str] | None = None, patience: fl
     """
     import time
 
+    if BRIDGE not in interfaces() or not in_our_power():
+        return
     end = time.monotonic() + patience
     while BRIDGE in interfaces():
         lock = state.lock("net")

@@ -148,9 +148,11 @@ def measure(tree: str) -> tuple[int, int]:
 
 def nothing(state: State) -> str:
     """An empty directory: the root of an image without layers."""
-    path = f"{base(state)}/layers"
-    os.makedirs(f"{path}/none/tree", 0o755, exist_ok=True)
-    return f"{path}/none/tree"
+    path = f"{base(state)}/layers/none/tree"
+    if not os.path.isdir(path):
+        os.makedirs(path, exist_ok=True)
+        os.chmod(path, 0o755)  # whatever the umask: it becomes the root of members
+    return path
 
 
 def hold(state: State) -> int:

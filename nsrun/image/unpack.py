@@ -17,7 +17,7 @@ import hashlib
 import os
 import struct
 import threading
-from errno import ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENOTSUP
+from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENOTSUP
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, errno_text
@@ -318,6 +318,8 @@ class Layer:
                 entry = f"entry {os.fsdecode(name)!r}: " if name else ""
                 reason = text.decode() + (f": {errno_text(err)}" if err else "")
                 hint = {27: "--max-size raises the budget", 28: "free some space"}.get(err, "")
+                if err == EINVAL and b"owner" in text and kernel.in_userns():
+                    hint = "it belongs to an id that this user namespace does not have: a larger range in /etc/subuid and /etc/subgid; nsrun doctor"
                 raise BadInput(f"{self.about()}: {entry}{reason}", hint=hint, errno=err)
             if kind == "N":
                 self.again = True

@@ -89,7 +89,8 @@ def _filter(spec: dict[str, Any], how: dict[str, Any]) -> list[Step]:
 
 def _foreign(pod: dict[str, Any]) -> int:
     """The namespaces of a pod that its user namespace may not own: the host's network, where we are already."""
-    return kernel.CLONE_NEWNET if pod["network"]["mode"] == "host" else 0
+    network = pod.get("network") or {}  # of a pod that is gone nothing is known
+    return kernel.CLONE_NEWNET if network.get("mode") == "host" else 0
 
 
 def _ends(process: dict[str, Any], filtered: bool, nested: Any) -> list[Step]:
@@ -126,7 +127,7 @@ def _stdio(
     if user:
         from nsrun.plan.owner import mapped
 
-        uid = mapped(user, "uid", uid, bool(how.get("door") or pod.get("nested")))
+        uid = mapped(user, "uid", uid, bool(how.get("door") or not pod.get("user")))
         for gid in [process["user"]["gid"], *process["user"]["additionalGids"]]:
             mapped(user, "gid", gid, True)
     if process["terminal"]:
@@ -170,7 +171,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         steps += [EnterUserNamespace("pod:pidfd"), ReachDoor(door)]
     elif user:
         steps.append(OpenUserNamespace("pod:pidfd"))
-    elif nested:
+    if nested and not door:
         from nsrun.plan.owner import OwnMounts
 
         steps.append(OwnMounts())

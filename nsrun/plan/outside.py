@@ -28,7 +28,10 @@ class ClaimName(Step):
     kind: str
     name: str
     note: dict[str, Any]
-    hints = {ENOSPC: "the disk that holds nsrun's state is full", EACCES: "needs root"}
+    hints = {
+        ENOSPC: "the disk that holds nsrun's state is full",
+        EACCES: "needs root; root of a user namespace needs a state directory of its own, too: --root DIR",
+    }
 
     def call(self) -> str:
         return f'fcntl("held", F_SETLK, F_RDLCK); rename("tmp/ID", "{self.kind}/{self.name}")'
@@ -202,12 +205,12 @@ class OverlayRoot(Step):
                     try:
                         kernel.mount_setattr(fds[-1], propagation=kernel.MS_PRIVATE, userns=run.fd(self.idmap))
                     except KernelError as error:
-                        if error.errno != EINVAL:
+                        if error.errno not in (EINVAL, EPERM):  # EPERM: only the first user namespace's root may
                             raise
                         raise BadInput(
                             f"{path}: {error}: its file system can't be shown with other ids",
                             hint="one that can (ext4, XFS, btrfs, tmpfs since 6.3); or let the owner join, with files of hers; overlay over such layers came with Linux 5.19",
-                            errno=EINVAL,
+                            errno=error.errno,
                         ) from None
                 else:
                     fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
