@@ -255,7 +255,12 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
     if note["network"]["mode"] == "bridge":
         from nsrun.host import net
 
-        if chain := net.foreign_drop():
+        try:
+            chain = net.foreign_drop()
+        except OSError as error:
+            chain = ""
+            print(f"warning: whether another firewall drops what is forwarded can't be told: {error}", file=sys.stderr)
+        if chain:
             print(f"warning: the firewall chain {chain!r} drops what is forwarded to and from the pod", file=sys.stderr)
             print(f"hint: {net.firewall_fix(chain)}", file=sys.stderr)
     print(note["name"])

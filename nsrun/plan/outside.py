@@ -673,6 +673,7 @@ class WriteNote(Step):
                     "gateway": run.values["pod:gateway"],
                     "veth": veth_name(ip),
                     "veth_index": run.values["veth:index"],
+                    "netns": run.values["host:netns"],
                 }
         else:
             monitor = run.monitor_pid
