@@ -155,9 +155,9 @@ def _owner_table() -> str:
             words = [("bridge", wire.encode("new_bridge", bridge=net.BRIDGE, mac=net.mac_of(gateway)))]
             wire.talk(sock, words)
             index = net.interfaces()[net.BRIDGE]
-            ip, _, table = net.connect(sock, netns, gateway, index, "", "doctordoctor")
+            ip, _, table = net.connect(sock, netns, gateway, index, "", "d0c70e000000")
             with table:
-                net.publish(table.fileno(), ip, gateway, [{"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1}])
+                net.publish(table.fileno(), "d0c70e000000", ip, gateway, [{"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1}])
     finally:
         os.close(netns)
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge, veth, ingress filters"

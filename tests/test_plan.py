@@ -179,6 +179,7 @@ def test_templates_equal_pyroute2():
             "netns_fd": seed.randrange(3, 1 << 20),
             "index": seed.randrange(1, 1 << 30),
             "ip_word": seed.randrange(1 << 32),
+            "label": seed.randbytes(16),
             "mac": b"\x02" + seed.randbytes(5),
             "pod_ip": ip(),
             "host_ip": ip(),

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 IFF_UP = 1
 NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
-NEWTABLE, NEWCHAIN, NEWRULE = NFT | 0, NFT | 3, NFT | 6
+NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE = NFT | 0, NFT | 2, NFT | 3, NFT | 6
 NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 2, 3, 4
 HOOKS = {
     "prerouting": (NF_INET_PRE_ROUTING, -100, "nat"),
@@ -258,6 +258,19 @@ def new_table(table: str) -> bytes:
     return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 
+def new_common_table(table: str) -> bytes:
+    """A table without an owner: it stays until it is deleted, or flushed by an administrator."""
+    msg = nft_table_msg()
+    msg["attrs"] = [("NFTA_TABLE_NAME", table)]
+    return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def del_table(table: str) -> bytes:
+    msg = nft_table_msg()
+    msg["attrs"] = [("NFTA_TABLE_NAME", table)]
+    return _nft(msg, DELTABLE, NLM_F_ACK)
+
+
 def new_chain(table: str, name: str) -> bytes:
     hook, priority, kind = HOOKS[name]
     msg = nft_chain_msg()
@@ -378,20 +391,32 @@ def _local() -> list[Expr]:
     ]
 
 
-def _dnatted() -> list[Expr]:
-    """ct status dnat"""
-    bit = struct.pack("=I", 1 << 5)
-    return [
-        _expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", 2)),
-        _masked(bit),
-        _cmp(bytes(4), 1),
-    ]
+def _ct(key: int) -> Expr:
+    return _expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", key))
 
 
-def _new_connection() -> list[Expr]:
-    """ct state new"""
-    bit = struct.pack("=I", 1 << 3)
-    return [_expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", 0)), _masked(bit), _cmp(bytes(4), 1)]
+def _dnatted(op: int = 1) -> list[Expr]:
+    """ct status dnat; op 0: ct status & dnat == 0"""
+    return [_ct(2), _masked(struct.pack("=I", 1 << 5)), _cmp(bytes(4), op)]
+
+
+NEW, RELATED = 1 << 3, 1 << 2
+
+
+def _state(bit: int) -> list[Expr]:
+    """ct state new, related"""
+    return [_ct(0), _masked(struct.pack("=I", bit)), _cmp(bytes(4), 1)]
+
+
+LABELS = 13  # NFT_CT_LABELS
+
+
+def _labelled(label: bytes) -> list[Expr]:
+    return [_ct(LABELS), _cmp(label)]
+
+
+def _set_label(label: bytes) -> list[Expr]:
+    return [_load(1, label), _expr("ct", _num("NFTA_CT_KEY", LABELS), _reg("NFTA_CT_SREG"))]
 
 
 def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
@@ -460,14 +485,49 @@ def rule_guard_loopback(table: str, bridge: str) -> bytes:
     return _rule(table, "guard", _ifname(IIFNAME, bridge), _addr(DADDR, "127.0.0.0", 8), [_verdict(0)])
 
 
-def rule_forward_in(table: str, bridge: str, pod_ip: str) -> bytes:
-    """Published ports are let in, to the bridge, where only the pod has this address …"""
-    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(OIFNAME, bridge), _dnatted(), [_verdict(1)])
+# A connection belongs to the pod that began it or for whose published port it began, and its label (16 bytes of conntrack's)
+# says so: what conntrack remembers of a pod that is gone must not lead to the next one with its address.
+
+
+def rule_label_out(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+    """Whatever the pod sends away from its bridge is the pod's …"""
+    return _rule(table, "forward", _addr(SADDR, pod_ip), _ifname(OIFNAME, bridge, 1), _set_label(label))
+
+
+def rule_label_in(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+    """… and so is what begins at a published port, on its way to the bridge, where nobody else has this address …"""
+    return _rule(
+        table, "forward", _addr(DADDR, pod_ip), _ifname(OIFNAME, bridge), _dnatted(), _state(NEW), _set_label(label)
+    )
+
+
+def rule_forward_labelled(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+    """… which is let in …"""
+    outside = [*_addr(DADDR, pod_ip), *_ifname(IIFNAME, bridge, 1)]
+    return _rule(table, "forward", outside, _labelled(label), [_verdict(1)])
+
+
+def rule_forward_related(table: str, bridge: str, pod_ip: str) -> bytes:
+    """… with what the kernel relates to it (ICMP errors) …"""
+    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _state(RELATED), [_verdict(1)])
 
 
 def rule_forward_closed(table: str, bridge: str, pod_ip: str) -> bytes:
-    """… and nothing else that begins outside the bridge, even if a neighbour routes straight to the pod's address."""
-    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _new_connection(), [_verdict(0)])
+    """… and nothing else from outside the bridge, even if a neighbour routes straight to the pod's address."""
+    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), [_verdict(0)])
+
+
+def rule_forward_nothing_new(table: str, bridge: str) -> bytes:
+    """For the time when a pod's own table is gone and the pod is not: nothing begins outside but what was published."""
+    return _rule(
+        table,
+        "forward",
+        _ifname(OIFNAME, bridge),
+        _ifname(IIFNAME, bridge, 1),
+        _dnatted(0),
+        _state(NEW),
+        [_verdict(0)],
+    )
 
 
 # ---- templates ---------------------------------------------------------------------------------------
@@ -478,6 +538,7 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
     "veth": ("nsr@@@@@@@@", b"nsr@@@@@@@@"),
     "table": ("nsrun-########", b"nsrun-########"),
     "alias": ("nsrun:%%%%%%%%%%%%", b"nsrun:%%%%%%%%%%%%"),
+    "label": (b"label:&&&&&&&&&&", b"label:&&&&&&&&&&"),
     "bridge_index": (0x5A5B5C5D, struct.pack("=I", 0x5A5B5C5D)),
     "netns_fd": (0x6A6B6C6D, struct.pack("=I", 0x6A6B6C6D)),
     "index": (0x4A4B4C4D, struct.pack("=I", 0x4A4B4C4D)),
@@ -511,6 +572,8 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "batch_begin": (batch, (True,)),
     "batch_end": (batch, (False,)),
     "new_table": (new_table, ("table",)),
+    "new_common_table": (new_common_table, ("table",)),
+    "del_table": (del_table, ("table",)),
     "publish_prerouting": (rule_publish, ("table", "'prerouting", "host_ip", "port", "pod_ip", "pod_port")),
     "publish_output": (rule_publish, ("table", "'output", "host_ip", "port", "pod_ip", "pod_port")),
     "publish_any_prerouting": (rule_publish, ("table", "'prerouting", "'0.0.0.0", "port", "pod_ip", "pod_port")),
@@ -519,8 +582,12 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "masquerade_loopback": (rule_masquerade_loopback, ("table", "bridge", "pod_ip")),
     "masquerade_hairpin": (rule_masquerade_hairpin, ("table", "bridge", "pod_ip", "gateway")),
     "guard_loopback": (rule_guard_loopback, ("table", "bridge")),
-    "forward_in": (rule_forward_in, ("table", "bridge", "pod_ip")),
+    "label_out": (rule_label_out, ("table", "bridge", "pod_ip", "label")),
+    "label_in": (rule_label_in, ("table", "bridge", "pod_ip", "label")),
+    "forward_labelled": (rule_forward_labelled, ("table", "bridge", "pod_ip", "label")),
+    "forward_related": (rule_forward_related, ("table", "bridge", "pod_ip")),
     "forward_closed": (rule_forward_closed, ("table", "bridge", "pod_ip")),
+    "forward_nothing_new": (rule_forward_nothing_new, ("table", "bridge")),
     **{f"chain_{name}": (new_chain, ("table", f"'{name}")) for name in HOOKS},
 }
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import _socket
 import os
 import sys
-from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
+from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 BRIDGE = "nsrun0"
 BRIDGE_ALIAS = "nsrun:all the pods"
+#: The one table without an owner: what holds for the bridge as long as there is one, whoever was killed.
+COMMON_TABLE = "nsrun-all-pods"
 PREFIX = 24
 #: Tried in this order until one is free on this machine; NSRUN_SUBNET (or --subnet) names another.
 SUBNETS = (
@@ -79,6 +81,11 @@ def table_name(ip: str) -> str:
 def alias_of(ident: str) -> str:
     """What `ip link` shows of a pod's veth: whose it is."""
     return f"nsrun:{ident}"
+
+
+def label_of(ident: str) -> bytes:
+    """What conntrack's label of a connection says: whose it is."""
+    return bytes.fromhex(ident).rjust(16, b"\0")
 
 
 def mac_of(ip: str) -> bytes:
@@ -195,10 +202,44 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
         forwards = file.read().strip() == "1"
     if not forwards:
         _write("/proc/sys/net/ipv4/ip_forward", "1")
-    # Only this link: 127.0.0.1 may be routed to a pod.  What comes back that way is dropped on the pod's veth, as long as
-    # that lives, and, whatever else is on the bridge, by every pod's table (rule_guard_loopback).
+    _ensure_common_table()
+    # Only this link: 127.0.0.1 may be routed to a pod.  What comes back that way is dropped on the pod's veth, by the
+    # table of all pods, and, should an administrator flush that, by every pod's own (rule_guard_loopback).
     _write(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet", "1")
     return gateway, _socket.if_nametoindex(BRIDGE)
+
+
+def _ensure_common_table() -> None:
+    if COMMON_TABLE in tables():  # asking first: a batch that is refused waits for an RCU grace period, 5 ms
+        return
+    batch = [
+        ("nft batch", wire.encode("batch_begin")),
+        (f"nft create table ip {COMMON_TABLE}", wire.encode("new_common_table", table=COMMON_TABLE)),
+    ]
+    for chain, rule in (("guard", "guard_loopback"), ("forward", "forward_nothing_new")):
+        batch.append((f"nft add chain ip {COMMON_TABLE} {chain}", wire.encode(f"chain_{chain}", table=COMMON_TABLE)))
+        batch.append((f"nft add rule ip {COMMON_TABLE} {chain}", wire.encode(rule, table=COMMON_TABLE, bridge=BRIDGE)))
+    batch.append(("nft batch", wire.encode("batch_end")))
+    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
+        try:
+            wire.talk(sock, batch)
+        except KernelError as error:
+            if error.errno != EEXIST:  # somebody was faster; a batch is carried out whole or not at all
+                raise
+
+
+def _remove_common_table() -> None:
+    words = [
+        ("nft batch", wire.encode("batch_begin")),
+        (f"nft delete table ip {COMMON_TABLE}", wire.encode("del_table", table=COMMON_TABLE)),
+        ("nft batch", wire.encode("batch_end")),
+    ]
+    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
+        try:
+            wire.talk(sock, words)
+        except KernelError as error:
+            if error.errno != ENOENT:
+                raise
 
 
 def connect(
@@ -216,8 +257,8 @@ def connect(
             raise BadInput(f"--ip {wanted_ip} is not a free address of {ip_text(net)}/{PREFIX}")
         candidates = [number]
     else:
-        taken = interfaces()
-        candidates = [n for n in range(net + 2, net + 255) if veth_name(ip_text(n)) not in taken]
+        taken = {name[3:] for name in interfaces()} | {name[6:] for name in leases()}
+        candidates = [n for n in range(net + 2, net + 255) if f"{n:08x}" not in taken]
     for number in candidates:
         ip = ip_text(number)
         table = lease(ip)
@@ -258,12 +299,17 @@ def lease(ip: str) -> wire.Socket | None:
     return sock
 
 
-def leases() -> set[str]:
-    """Return the names of all tables of pods."""
+def tables() -> set[str]:
+    """Return the names of all tables of nsrun's in this network namespace."""
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
         bodies = wire.ask(sock, "nft list tables", wire.encode("get_tables"))
     names = (wire.attributes(body[4:]).get(1, b"").rstrip(b"\0").decode(errors="replace") for body in bodies)
-    return {name for name in names if name.startswith("nsrun-") and len(name) == 14}
+    return {name for name in names if name.startswith("nsrun-") and len(name) == len(COMMON_TABLE)}
+
+
+def leases() -> set[str]:
+    """Return the names of the tables of pods."""
+    return tables() - {COMMON_TABLE}
 
 
 def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident: str) -> int:
@@ -367,11 +413,12 @@ def hold_port(host_ip: str, port: int) -> tuple[_socket.socket, int]:
 CHAINS = ("prerouting", "output", "postrouting", "guard", "forward")
 
 
-def rules(table: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
+def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     """What goes into the pod's own nf_tables table, as (nft's words, message) …"""
     requests = [("nft batch", wire.encode("batch_begin"))]
     for chain in CHAINS:
         requests.append((f"nft add chain ip {table} {chain}", wire.encode(f"chain_{chain}", table=table)))
+    label = label_of(ident)
     on_bridge = {"table": table, "bridge": BRIDGE, "pod_ip": pod_ip}
     for text, data in (
         ("guard", wire.encode("guard_loopback", table=table, bridge=BRIDGE)),
@@ -381,7 +428,10 @@ def rules(table: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) ->
             "postrouting",
             wire.encode("masquerade_hairpin", **on_bridge, subnet=ip_text(ip_number(gateway) & 0xFFFFFF00)),
         ),
-        ("forward", wire.encode("forward_in", **on_bridge)),
+        ("forward", wire.encode("label_out", **on_bridge, label=label)),
+        ("forward", wire.encode("label_in", **on_bridge, label=label)),
+        ("forward", wire.encode("forward_labelled", **on_bridge, label=label)),
+        ("forward", wire.encode("forward_related", **on_bridge)),
         ("forward", wire.encode("forward_closed", **on_bridge)),
     ):
         requests.append((f"nft add rule ip {table} {text}", data))
@@ -397,11 +447,11 @@ def rules(table: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) ->
     return requests
 
 
-def publish(table: int, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> None:
+def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> None:
     """Fill the pod's table; `table`: a descriptor of the lease, which only its owner can change."""
     with wire.Socket(fileno=os.dup(table)) as sock:
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1 << 20)
-        wire.talk(sock, rules(table_name(pod_ip), pod_ip, gateway, ports))
+        wire.talk(sock, rules(table_name(pod_ip), ident, pod_ip, gateway, ports))
 
 
 def forget_pod(note: dict[str, Any]) -> None:
@@ -466,6 +516,7 @@ def remove_idle_bridge(state: State, known: set[str] | None = None, patience: fl
                 delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)
                 if BRIDGE in interfaces():
                     _write(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet", "0")
+                _remove_common_table()
                 return True
             return pods <= (known or set())
         finally:

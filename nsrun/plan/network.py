@@ -43,6 +43,18 @@ class NewNetns(Step):
         run.hold(self.handle, kernel.new_netns(run.fd(self.user) if self.user else -1))
 
 
+COMMON_RULES = """nft list table ip nsrun-all-pods >/dev/null 2>&1 || nft -f - <<EOF
+table ip nsrun-all-pods {
+ chain guard { type filter hook prerouting priority -300;
+  iifname "nsrun0" ip daddr 127.0.0.0/8 drop
+ }
+ chain forward { type filter hook forward priority 0;
+  oifname "nsrun0" iifname != "nsrun0" ct status & dnat == 0 ct state new drop
+ }
+}
+EOF"""
+
+
 class ConnectPod(Step):
     """The bridge, the lease, the pair."""
 
@@ -91,6 +103,7 @@ class ConnectPod(Step):
             [
                 f'GATEWAY=$(ip -4 -o address show nsrun0 2>/dev/null | awk \'{{sub("/.*", "", $4); print $4}}\'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}',
                 f"ip link show nsrun0 >/dev/null 2>&1 || {{ ip link add nsrun0 address {mac.format('$GATEWAY')} type bridge mcast_snooping 0; ip link set nsrun0 alias '{BRIDGE_ALIAS}'; ip address add $GATEWAY/24 dev nsrun0; for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; ip link set nsrun0 up; }}",
+                COMMON_RULES,
                 "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/nsrun0/route_localnet",
                 choose,
                 "HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; "
@@ -209,6 +222,7 @@ class PublishTable(Step):
     phase = HOST
     why = "All rules are in the pod's own table, which has an owner: when pause dies, by SIGKILL too, the kernel removes it."
     man = "nft(8)"
+    ident: str
     ports: tuple[tuple[str, int, int], ...] = ()
     handle: str = "table:fd"
     hints = {
@@ -224,7 +238,10 @@ class PublishTable(Step):
     def calls(self) -> list[str]:
         return []
 
-    approx = "without the owner flag, which needs a socket that stays open: nft delete table removes it"
+    approx = (
+        "without the owner flag, which needs a socket that stays open: nft delete table removes it; nft names labels by one "
+        "of 128 bits, nsrun's hold the pod's id"
+    )
 
     def shell(self) -> str:
         dnat = "\n".join(
@@ -233,7 +250,8 @@ class PublishTable(Step):
             )
             for ip, port, to in self.ports
         )
-        return f"""nft -f - <<EOF
+        return f"""LABEL=$(($(od -An -N1 -tu1 /dev/urandom) % 128))
+nft -f - <<EOF
 table ip nsrun-$HEX {{
  chain prerouting {{ type nat hook prerouting priority -100;
 {dnat}
@@ -250,8 +268,11 @@ table ip nsrun-$HEX {{
   iifname "nsrun0" ip daddr 127.0.0.0/8 drop
  }}
  chain forward {{ type filter hook forward priority 0;
-  ip daddr $IP oifname "nsrun0" ct status dnat accept
-  ip daddr $IP iifname != "nsrun0" ct state new drop
+  ip saddr $IP oifname != "nsrun0" ct label set $LABEL
+  ip daddr $IP oifname "nsrun0" ct status dnat ct state new ct label set $LABEL
+  ip daddr $IP iifname != "nsrun0" ct label $LABEL accept
+  ip daddr $IP iifname != "nsrun0" ct state related accept
+  ip daddr $IP iifname != "nsrun0" drop
  }}
 }}
 EOF"""
@@ -262,4 +283,4 @@ EOF"""
     def do(self, run: Run) -> None:
         from nsrun.host import net
 
-        net.publish(run.fd(self.handle), str(run.values["pod:ip"]), str(run.values["pod:gateway"]), run.ports)
+        net.publish(run.fd(self.handle), self.ident, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), run.ports)

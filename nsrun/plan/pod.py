@@ -80,7 +80,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         steps.append(ConfigurePod(bridge))
     if bridge:
         holders = [HoldPort(*p) for p in published]
-        table_step = PublishTable(published)
+        table_step = PublishTable(ident, published)
         held = [h.handle for h in holders] + [table_step.handle]
         steps += [*holders, table_step]
 

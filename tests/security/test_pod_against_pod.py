@@ -13,6 +13,7 @@ import pathlib
 import socket
 import struct
 import subprocess
+import sys
 import time
 
 import pytest
@@ -452,6 +453,15 @@ def test_nothing_opens_when_a_holder_is_killed(host, evil, victim, rootfs, frame
         kill(evil.pid)
     try:
         wait_for(lambda: f"nsrun-{evil.veth[3:]}" not in sh("nft", "list", "tables").stdout)
+        away = ["nsenter", "-t", str(host.throwaway.neighbour.pid), "-n"]
+        sh(*away, "ip", "route", "replace", f"{evil.ip}/32", "via", "192.0.2.1")
+        inside = ["nsenter", "-t", str(keeper.pid if keeper else evil.pid), "-n"]
+        server = subprocess.Popen([*inside, BUSYBOX, "nc", "-l", "-p", "7777", "-e", "echo", "open"])
+        wait_for(lambda: ":1E61 " in sh(*inside, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)
+        assert get(evil.ip, 7777, *away).startswith("curl 28"), "nobody outside reaches what was not published"
+        server.kill()
+        server.wait()
+        sh(*away, "ip", "route", "del", f"{evil.ip}/32")
         sh("nft", "flush", "ruleset")  # of the throwaway host
         assert evil.veth in sh("ip", "-br", "link").stdout
         listener = Listener(frame_program, *victim.net)
@@ -475,13 +485,21 @@ def test_nothing_opens_when_a_holder_is_killed(host, evil, victim, rootfs, frame
             wait_for(lambda: host.run("rm", "-f", "lasting", check=False) and "lasting" not in host.run("ls", "-a").stdout)
 
 
-def test_what_worked_still_works(host, owner, victim):
-    """Pods reach each other, the host and the world; the host reaches them."""
+@pytest.mark.parametrize("br_netfilter", [0, 1])
+def test_what_worked_still_works(host, owner, victim, br_netfilter):
+    """Pods reach each other, the host and the world; the host and the world reach what is published."""
+    switch = pathlib.Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if switch.exists():
+        switch.write_text(str(br_netfilter))
     assert get(victim.ip, 80) == "victim"
     assert owner.run(BUSYBOX, "ping", "-c", "1", "-W", "2", victim.ip).count("bytes from") == 1
     assert owner.run(BUSYBOX, "ping", "-c", "1", "-W", "2", "192.0.2.9").count("bytes from") == 1
     assert sh(BUSYBOX, "ping", "-c", "1", "-W", "2", owner.ip).stdout.count("bytes from") == 1
     assert get("192.0.2.1", 20900, *victim.net) == "victim"  # hairpin
+    away = ("nsenter", "-t", str(host.throwaway.neighbour.pid), "-n")
+    assert get("192.0.2.1", 20900, *away) == "victim" == get("127.0.0.1", 20900)
+    inside = ["nsenter", "-t", str(owner.pid), "-n"]
+    assert get(victim.ip, 80, *inside) == "victim" == get("192.0.2.1", 20900, *inside)
 
 
 # ---- another network namespace ----------------------------------------------------------------------------------
@@ -560,3 +578,101 @@ def test_a_bridge_of_that_name_which_is_not_ours_stays(host):
         sh("ip", "link", "del", "nsrun0")
 
 
+
+
+WORLD = """
+import socket, sys
+def call():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("192.0.2.9", int(sys.argv[1])))
+    s.settimeout(3)
+    s.connect(("192.0.2.1", 20902))
+    return s
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.bind(("192.0.2.9", 4445))
+print("ready", flush=True)
+peer = u.recvfrom(100)[1]
+first = call()
+first.recv(100)
+print("connected", flush=True)
+sys.stdin.readline()
+first.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: closed without a word
+first.close()
+for _ in range(3):
+    u.sendto(b"secret", peer)
+try:
+    print("reached", call().recv(100), flush=True)
+except OSError as error:
+    print("refused", error, flush=True)
+"""
+
+INSIDE = """
+import socket, sys
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.bind(("0.0.0.0", 5353))
+t = socket.create_server(("0.0.0.0", 80))
+if sys.argv[1] == "old":
+    u.sendto(b"hello", ("192.0.2.9", 4445))
+    c = t.accept()[0]
+    c.send(b"hello")
+    sys.stdin.readline()
+    c.setsockopt(socket.IPPROTO_TCP, 19, 1)
+    sys.exit()
+print("listens", flush=True)
+sys.stdin.readline()
+for s in (u, t):
+    s.settimeout(0.3)
+    try:
+        s.recvfrom(100) if s is u else s.accept()
+        print("reached", flush=True)
+    except TimeoutError:
+        print("quiet", flush=True)
+"""
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_connections_of_a_dead_pod_do_not_lead_to_the_next(host, swept):
+    """What conntrack remembers of a pod forwards to its address, too: it is forgotten before the next one has it.
+
+    An outsider and a pod keep a connection to a published port, and an exchange of datagrams, open as far as this host can
+    see; the pod ends without a word, and the outsider goes on.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    within = lambda pid: ["nsenter", "-t", str(pid), "-n", sys.executable, "-c"]  # noqa: E731
+    running = []
+
+    def start(*words: str) -> subprocess.Popen:
+        running.append(subprocess.Popen(words, **pipes))
+        return running[-1]
+
+    def say(process: subprocess.Popen) -> None:
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    try:
+        world = start(*within(host.throwaway.neighbour.pid), WORLD, "4444" if swept else "4446")  # what conntrack has of the other run is dropped
+        assert world.stdout.readline() == "ready\n"
+        host.run("pod", "create", "--ip", "10.88.0.9", "-p", "20902:80", "old")
+        pid = host.pod("old")["pid"]
+        old = start(*within(pid), INSIDE, "old")
+        assert world.stdout.readline() == "connected\n"
+        say(old)
+        old.wait(timeout=10)
+        if swept:
+            host.run("pod", "rm", "-f", "old")
+        else:
+            kill(pid)
+            wait_for(lambda: "nsr0a580009" not in sh("ip", "-br", "link").stdout)
+        host.run("pod", "create", "--ip", "10.88.0.9", "-p", "20903:81", "new")
+        new = start(*within(host.pod("new")["pid"]), INSIDE, "new")
+        assert new.stdout.readline() == "listens\n"
+        say(world)
+        answer = world.stdout.readline()
+        say(new)
+        assert [new.stdout.readline() for _ in range(2)] == ["quiet\n"] * 2
+        assert answer.startswith("refused")
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
