@@ -157,7 +157,9 @@ def _owner_table() -> str:
             index = net.interfaces()[net.BRIDGE]
             ip, _, table = net.connect(sock, netns, gateway, index, "", "d0c70e000000")
             with table:
-                net.publish(table.fileno(), "d0c70e000000", ip, gateway, [{"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1}])
+                net.publish(
+                    table.fileno(), "d0c70e000000", ip, gateway, [{"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1}]
+                )
     finally:
         os.close(netns)
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge, veth, ingress filters"
@@ -262,7 +264,12 @@ def _firewall() -> Finding:
     try:
         chain = net.foreign_drop()
     except OSError as error:
-        return _finding("forwarding", "limited", f"whether another table drops it can't be told: {error}", "root, with CAP_NET_ADMIN")
+        return _finding(
+            "forwarding",
+            "limited",
+            f"whether another table drops it can't be told: {error}",
+            "root, with CAP_NET_ADMIN",
+        )
     if chain:
         return _finding(
             "forwarding", "limited", f"the chain {chain!r} drops what is forwarded; an accept elsewhere can't undo that",

@@ -485,8 +485,8 @@ def rule_guard_loopback(table: str, bridge: str) -> bytes:
     return _rule(table, "guard", _ifname(IIFNAME, bridge), _addr(DADDR, "127.0.0.0", 8), [_verdict(0)])
 
 
-# A connection belongs to the pod that began it or for whose published port it began, and its label (16 bytes of conntrack's)
-# says so: what conntrack remembers of a pod that is gone must not lead to the next one with its address.
+# A connection belongs to the pod that began it or for whose published port it began, and its label (16 bytes that
+# conntrack keeps with it) says so: what is remembered of a dead pod must not lead to the next one with its address.
 
 
 def rule_label_out(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:

@@ -3,17 +3,18 @@
     pod A eth0 ── nsr0a580002 ┐
     pod B eth0 ── nsr0a580003 ┴ nsrun0 10.88.0.1/24 … routed and masqueraded by the host
 
-The kernel keeps the books.  A pod's nf_tables table is named after its address, names are unique, and the table lives as
-long as a socket that pause holds (in a pod of a user's, nsrun-hold): so who gets the table has the address, and whatever
-the owner of a pod does to its eth0, nobody else gets an address to which that table still forwards.  A published port is
-a bound socket.  So nothing here needs a lease file, and nothing is left when pause is killed, except an idle bridge,
-which the next command removes.
+The kernel keeps the books.  A pod's nf_tables table is named after its address, names are unique, and the table lives
+as long as a socket that pause holds (in a user's pod, nsrun-hold): so whoever gets the table has the address, and
+whatever the owner of a pod does to its eth0, nobody else gets an address to which that table still forwards.  A published
+port is a bound socket.  So nothing here needs a lease file, and nothing is left when pause is killed but an idle bridge
+with its table, which the next command removes.
 
 What a pod may send is checked on its veth (portfilter.py), and that check goes with the veth.  Who is behind which port
-is written down for the bridge and for the host, never learned.
+is written down for the bridge and for the host, never learned.  What holds for the whole bridge stands in a table without
+an owner, which goes with the bridge.
 
-Links are named by index and by an alias that holds the pod's id; a note also tells the network namespace in which it was
-made.  What does not match is another's, and left alone.
+Links are named by index and by an alias that holds the pod's id; a note also tells the network namespace it was made in.
+What does not match is another's, and left alone.
 
 veth(4), bridge(8), nft(8) "owner"; the rules' reasons are in messages.py.
 """
@@ -111,7 +112,8 @@ def link_identity(sock: wire.Socket, index: int) -> tuple[str, str] | None:
             return None
         raise
     found = wire.attributes(body[16:])
-    return tuple(found.get(key, b"").rstrip(b"\0").decode(errors="replace") for key in (3, 20))  # type: ignore[return-value]
+    name, alias = (found.get(key, b"").rstrip(b"\0").decode(errors="replace") for key in (3, 20))
+    return name, alias
 
 
 def interfaces() -> dict[str, int]:
@@ -247,8 +249,8 @@ def connect(
 ) -> tuple[str, int, wire.Socket]:
     """Lease the first free address (or the wanted one) and make the pair: (address, this end's index, the lease).
 
-    The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its veth
-    are gone.  BadInput: it is taken, or all are.
+    The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
+    veth are gone.  BadInput: it is taken, or all are.
     """
     net = ip_number(gateway) & 0xFFFFFF00
     if wanted_ip:
@@ -352,7 +354,7 @@ def secure_port(sock: wire.Socket, name: str, index: int, bridge_index: int, ip:
                 wire.encode("neighbour", bridge_index=bridge_index, pod_ip=ip, mac=mac),
             ),
             (
-                f"ip link set {name} up alias {alias_of(ident)} type bridge_slave learning off flood off hairpin on guard on",
+                f"ip link set {name} up alias {alias_of(ident)}; bridge link set dev {name} learning off flood off …",
                 wire.encode("port_up", index=index, alias=alias_of(ident)),
             ),
         ],
@@ -360,7 +362,7 @@ def secure_port(sock: wire.Socket, name: str, index: int, bridge_index: int, ip:
 
 
 def configure_pod(ip: str, gateway: str) -> None:
-    """Inside the pod's network namespace: lo and eth0 up, the address, the default route; nobody is asked for another."""
+    """Inside the pod's network namespace: lo and eth0 up, the address, the default route."""
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         index = _socket.if_nametoindex("eth0")
         wire.talk(
@@ -455,8 +457,9 @@ def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[dict[
 
 
 def forget_pod(note: dict[str, Any]) -> None:
-    """Remove the pod's veth now: the kernel would, a little later.  Neither what has its name since nor a link of another
-    network namespace is touched.
+    """Remove the pod's veth now: the kernel would, a little later.
+
+    Neither what has its name since nor a link of another network namespace is touched.
     """
     network = note.get("network") or {}
     if network.get("veth") and network.get("netns") == netns_cookie():
@@ -501,8 +504,8 @@ def delete_link(name: str, index: int, alias: str) -> None:
 def remove_idle_bridge(state: State, known: set[str] | None = None, patience: float = 0.0) -> None:
     """Remove the bridge when no pod is on it, neither by a veth nor by a lease.
 
-    `patience`: seconds to wait for veths that are not among the `known` ones: what dies takes a moment.  A bridge that is
-    not nsrun's own stays, but is no way to 127.0.0.1 any more.
+    `patience`: seconds to wait for veths that are not among the `known` ones: what dies takes a moment.  A bridge that
+    is not nsrun's own stays, but is no way to 127.0.0.1 any more.
     """
 
     def settled() -> bool:

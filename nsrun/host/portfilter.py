@@ -1,14 +1,14 @@
 """What a pod may send: a classic BPF program on its veth, run for every frame before the bridge sees it.
 
-Only frames from the pod's own MAC and IPv4 address pass, and only ARP that says the same.  So nobody takes a
-neighbour's address by ARP, answers in its name, or advertises a router: IPv6 is dropped altogether, since a pod on the
-bridge has no IPv6 address but a link-local one.  Frames with a VLAN tag, DHCP offers, and whatever goes to 127.0.0.0/8
-(route_localnet is set on the bridge: CVE-2020-8558) are dropped too.
+Only frames from the pod's own MAC and IPv4 address pass, and only ARP that says the same.  So nobody takes a neighbour's
+address by ARP, answers in its name, or advertises a router: IPv6 is dropped altogether, since a pod on the bridge has no
+IPv6 address but a link-local one.  Frames with a VLAN tag, DHCP offers, and whatever goes to 127.0.0.0/8 (route_localnet
+is set on the bridge: CVE-2020-8558) are dropped too.
 
-It is a tc filter, no nf_tables rule, because of how long it lives: it goes with the veth and with nothing else.  A table
-goes with its owner's socket or with `nft flush ruleset`, and the pod's namespaces may outlive both.
+It is a tc filter rather than an nf_tables rule because of how long it lives: it goes with the veth and with nothing else.
+A table goes with its owner's socket or with `nft flush ruleset`, and a pod's namespaces may outlive both.
 
-bpf(4) "Filter machine" (FreeBSD's page; Linux: Documentation/networking/filter.rst), tc-bpf(8).  Pure: no socket here.
+Linux Documentation/networking/filter.rst, tc-bpf(8).  Pure: no socket here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _lines(ip: int) -> list[str | Line]:
 
 
 def program(ip: int) -> list[Instruction]:
-    """(opcode, jump if true, jump if false, operand) …, as struct sock_filter has them, for the pod with this address."""
+    """Return (opcode, jump if true, jump if false, operand) …, as struct sock_filter has them, for this address."""
     lines = _lines(ip)
     code: list[Line] = []
     labels: dict[str, int] = {}
@@ -95,7 +95,7 @@ def program(ip: int) -> list[Instruction]:
 
 
 def tc_bytecode(address: str) -> str:
-    """The program as tc-bpf(8) takes it on a command line; `address` stands for the pod's address as a number."""
+    """Return the program as tc-bpf(8) takes it on a command line; `address` stands for the pod's address, a number."""
     marker = 0x3A3B3C3D
     words = [f"{op} {t} {f} {address if k == marker else k}" for op, t, f, k in program(marker)]
     return f"{len(words)}," + ",".join(words)

@@ -60,9 +60,9 @@ class ConnectPod(Step):
 
     phase = HOST
     why = (
-        "A table with an owner is named after the address: names are unique, so the kernel itself leases the address, for "
-        "as long as the pod's table lives. The veth lets nothing pass but frames from this MAC and address: a filter that "
-        "lives as long as the veth. Who is behind which port is written down, not learned."
+        "A table with an owner is named after the address: names are unique, so the kernel itself leases the address "
+        "for as long as the pod's table lives. The veth lets nothing pass but frames from this MAC and address, by a "
+        "filter that lives as long as the veth. Who is behind which port is written down, not learned."
     )
     man = "veth(4), bridge(8), ip-link(8), nft(8), tc-bpf(8)"
     ident: str
@@ -80,7 +80,8 @@ class ConnectPod(Step):
     def call(self) -> str:
         which = self.ip or "the first free one"
         return (
-            "nft add table ip nsrun-… { flags owner; }; ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"
+            "nft add table ip nsrun-… { flags owner; }; "
+            "ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"
             f"; tc filter add dev nsr… ingress bpf …; bridge fdb …; ip neighbour …   # address: {which}"
         )
 
@@ -106,8 +107,7 @@ class ConnectPod(Step):
                 COMMON_RULES,
                 "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/nsrun0/route_localnet",
                 choose,
-                "HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; "
-                f"MAC={mac.format('$IP')}",
+                f"HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; MAC={mac.format('$IP')}",
                 "nft create table ip nsrun-$HEX",
                 "ip link add $VETH type veth peer name eth0 address $MAC netns $NET; ip link set $VETH master nsrun0",
                 f'tc qdisc add dev $VETH ingress; tc filter add dev $VETH ingress bpf direct-action bytecode "{tc_bytecode("$((0x$HEX))")}"',
@@ -116,10 +116,14 @@ class ConnectPod(Step):
             ]
         )
 
-    approx = "the search for a free address is not atomic, and the table has no owner: nft delete table gives the address back"
+    approx = (
+        "the search for a free address is not atomic; the table has no owner, nft delete table gives the address back"
+    )
 
     def check(self) -> str:
-        return "ip -br link show master nsrun0; nft list tables; tc filter show dev VETH ingress; bridge fdb show dev VETH"
+        return (
+            "ip -br link show master nsrun0; nft list tables; tc filter show dev VETH ingress; bridge fdb show dev VETH"
+        )
 
     def do(self, run: Run) -> None:
         from nsrun.host import net, wire
@@ -132,9 +136,7 @@ class ConnectPod(Step):
         finally:
             os.close(lock)
         run.hold(self.handle, table.detach())
-        run.values.update(
-            {"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()}
-        )
+        run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()})
 
     def undo(self, run: Run) -> None:
         from nsrun.host import net
@@ -239,8 +241,8 @@ class PublishTable(Step):
         return []
 
     approx = (
-        "without the owner flag, which needs a socket that stays open: nft delete table removes it; nft names labels by one "
-        "of 128 bits, nsrun's hold the pod's id"
+        "without the owner flag, which needs a socket that stays open: nft delete table removes it; "
+        "for nft a label is one of 128 bits, nsrun's hold the pod's id"
     )
 
     def shell(self) -> str:
@@ -283,4 +285,6 @@ EOF"""
     def do(self, run: Run) -> None:
         from nsrun.host import net
 
-        net.publish(run.fd(self.handle), self.ident, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), run.ports)
+        net.publish(
+            run.fd(self.handle), self.ident, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), run.ports
+        )

@@ -1,7 +1,7 @@
-"""Attacks from one pod on its neighbours and on the host's network, by who has exactly the attacker's power.
+"""Attacks from one pod on its neighbours and on the host's network, by processes with exactly the attacker's power.
 
-`member`: a process with Docker's default capabilities (NET_RAW among them) in a pod of root's.  `owner`: an ordinary user
-who enters an owned pod's namespaces and has every capability there.
+`member`: a process with Docker's default capabilities (NET_RAW among them) in a pod of root's.  `owner`: an ordinary
+user who enters an owned pod's namespaces and has every capability there.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def bridge_mac() -> bytes:
     return bytes.fromhex(json.loads(sh("ip", "-j", "link", "show", "nsrun0").stdout)[0]["address"].replace(":", ""))
 
 
-def arp(dst: bytes, src: bytes, sender_mac: bytes, sender_ip: str, target_ip: str, op: int = 2, tail: bytes = b"") -> bytes:
+def arp(
+    dst: bytes, src: bytes, sender_mac: bytes, sender_ip: str, target_ip: str, op: int = 2, tail: bytes = b""
+) -> bytes:
     body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, op) + sender_mac + socket.inet_aton(sender_ip)
     return dst + src + b"\x08\x06" + body + bytes(6) + socket.inet_aton(target_ip) + tail
 
@@ -357,27 +359,33 @@ def test_no_default_route_by_a_router_advertisement(evil, victim):
             assert sh(*victim.net, "cat", f"/proc/sys/net/{setting.format(conf)}").stdout == "0\n", (setting, conf)
     wait_for(lambda: "fe80" in sh(*victim.net, "ip", "-6", "address", "show", "dev", "eth0", "-tentative").stdout)
     before = sh(*victim.net, "ip", "-6", "route").stdout
-    prefix = struct.pack("!BBBBIII16s", 3, 4, 64, 0xC0, 3600, 3600, 0, socket.inet_pton(socket.AF_INET6, "2001:db8:bad::"))
+    prefix = struct.pack(
+        "!BBBBIII16s", 3, 4, 64, 0xC0, 3600, 3600, 0, socket.inet_pton(socket.AF_INET6, "2001:db8:bad::")
+    )
     advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix
     frame = b"\x33\x33\0\0\0\1" + evil.mac + b"\x86\xdd" + ipv6(58, advertisement)
     evil.send(*[frame] * 5)
-    # and should one come from elsewhere on the bridge (from the host itself), it is not believed
     time.sleep(0.3)
     assert sh(*victim.net, "ip", "-6", "route").stdout == before
     assert "2001:db8:bad" not in sh(*victim.net, "ip", "-6", "address").stdout
 
 
 def test_an_owner_who_takes_the_neighbours_address_and_mac(host, owner, victim):
-    """With every capability in the pod: her eth0 gets his address and MAC; the host goes on finding him."""
+    """With every capability in the pod, eth0 gets the neighbour's address and MAC; the host still finds the neighbour."""
     mac = victim.mac.hex(":")
-    for words in (f"address add {victim.ip}/32 dev eth0", "link set eth0 down", f"link set eth0 address {mac}", "link set eth0 up"):
+    for words in (
+        f"address add {victim.ip}/32 dev eth0",
+        "link set eth0 down",
+        f"link set eth0 address {mac}",
+        "link set eth0 up",
+    ):
         owner.run("ip", *words.split())
     sh("ip", "neighbour", "flush", "dev", "nsrun0")
     with owner.spraying(arp(BROADCAST, victim.mac, victim.mac, victim.ip, victim.ip)):
         for _ in range(5):
             assert get("127.0.0.1", 20900) == "victim" and get(victim.ip, 80) == "victim"
     assert owner.run(BUSYBOX, "ping", "-c", "1", "-W", "1", victim.gateway, check=False).count("bytes from") == 0
-    # what was hers works again when it is as it was
+    # as it was before, it works as before
     for words in (f"address del {victim.ip}/32 dev eth0", "link set eth0 down", f"link set eth0 address {owner.mac.hex(':')}", "link set eth0 up"):  # fmt: skip
         owner.run("ip", *words.split())
     wait_for(lambda: "bytes from" in owner.run(BUSYBOX, "ping", "-c", "1", "-W", "1", victim.gateway, check=False))
@@ -395,7 +403,7 @@ def holder_of(pid: int) -> int:
 
 
 def test_an_address_is_free_when_its_pod_is_gone(host, owner, busybox):
-    """She deletes her eth0: her published port must not lead to the next pod, which publishes nothing."""
+    """The owner deletes eth0: their published port must not lead to the next pod, which publishes nothing."""
     owner.run("ip", "link", "del", "eth0")
     wait_for(lambda: owner.veth not in sh("ip", "-br", "link").stdout)
     assert "taken" in host.fails(125, "pod", "create", "--ip", owner.ip, "next")
@@ -448,7 +456,21 @@ def test_nothing_opens_when_a_holder_is_killed(host, evil, victim, rootfs, frame
         keeper = subprocess.Popen(["nsenter", "-t", str(evil.pid), "-n", "sleep", "60"])
         time.sleep(0.2)
         words = [frame_program, "spray", "eth0", 4000]
-        own = ["join", "evil", "-d", "--name", "lasting", "--pid", "own", "--rootfs", rootfs, "--", "/frame", *words[1:], knock.hex()]
+        own = [
+            "join",
+            "evil",
+            "-d",
+            "--name",
+            "lasting",
+            "--pid",
+            "own",
+            "--rootfs",
+            rootfs,
+            "--",
+            "/frame",
+            *words[1:],
+            knock.hex(),
+        ]
         host.run(*own)
         kill(evil.pid)
     try:
@@ -482,15 +504,26 @@ def test_nothing_opens_when_a_holder_is_killed(host, evil, victim, rootfs, frame
         if keeper:
             keeper.kill()
             keeper.wait()
-            wait_for(lambda: host.run("rm", "-f", "lasting", check=False) and "lasting" not in host.run("ls", "-a").stdout)
+            wait_for(
+                lambda: host.run("rm", "-f", "lasting", check=False) and "lasting" not in host.run("ls", "-a").stdout
+            )
 
 
-@pytest.mark.parametrize("br_netfilter", [0, 1])
+@pytest.fixture(params=["0", "1"])
+def br_netfilter(request):
+    """Do frames on the bridge go through the rules of IPv4?"""
+    switch = pathlib.Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if not switch.exists():
+        yield
+        return
+    before = switch.read_text()
+    switch.write_text(request.param)
+    yield
+    switch.write_text(before)
+
+
 def test_what_worked_still_works(host, owner, victim, br_netfilter):
     """Pods reach each other, the host and the world; the host and the world reach what is published."""
-    switch = pathlib.Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    if switch.exists():
-        switch.write_text(str(br_netfilter))
     assert get(victim.ip, 80) == "victim"
     assert owner.run(BUSYBOX, "ping", "-c", "1", "-W", "2", victim.ip).count("bytes from") == 1
     assert owner.run(BUSYBOX, "ping", "-c", "1", "-W", "2", "192.0.2.9").count("bytes from") == 1
@@ -578,8 +611,6 @@ def test_a_bridge_of_that_name_which_is_not_ours_stays(host):
         sh("ip", "link", "del", "nsrun0")
 
 
-
-
 WORLD = """
 import socket, sys
 def call():
@@ -635,8 +666,8 @@ for s in (u, t):
 def test_connections_of_a_dead_pod_do_not_lead_to_the_next(host, swept):
     """What conntrack remembers of a pod forwards to its address, too: it is forgotten before the next one has it.
 
-    An outsider and a pod keep a connection to a published port, and an exchange of datagrams, open as far as this host can
-    see; the pod ends without a word, and the outsider goes on.
+    An outsider and a pod keep a connection to a published port, and an exchange of datagrams, open as far as this host
+    can see; the pod ends without a word, and the outsider goes on.
     """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     within = lambda pid: ["nsenter", "-t", str(pid), "-n", sys.executable, "-c"]  # noqa: E731
@@ -651,7 +682,8 @@ def test_connections_of_a_dead_pod_do_not_lead_to_the_next(host, swept):
         process.stdin.flush()
 
     try:
-        world = start(*within(host.throwaway.neighbour.pid), WORLD, "4444" if swept else "4446")  # what conntrack has of the other run is dropped
+        port = "4444" if swept else "4446"  # what conntrack has of the other run would be dropped
+        world = start(*within(host.throwaway.neighbour.pid), WORLD, port)
         assert world.stdout.readline() == "ready\n"
         host.run("pod", "create", "--ip", "10.88.0.9", "-p", "20902:80", "old")
         pid = host.pod("old")["pid"]
