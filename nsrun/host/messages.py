@@ -115,14 +115,13 @@ def port_up(index: int, alias: str) -> bytes:
 
     It learns no address and gets no frame for an address that is unknown: who is where is written down (fdb_entry).
     Hairpin lets the bridge send a frame back where it came from: where br_netfilter is loaded, a pod that calls its own
-    published port is DNATed while still on the bridge, and the bridge would drop the frame.  "Guard" drops BPDUs.
+    published port is DNATed while still on the bridge, and the bridge would drop the frame.
     """
     msg = ifinfmsg()
     msg["index"], msg["flags"], msg["change"] = index, IFF_UP, IFF_UP
     port = {
         "attrs": [
             ("IFLA_BRPORT_MODE", 1),
-            ("IFLA_BRPORT_GUARD", 1),
             ("IFLA_BRPORT_LEARNING", 0),
             ("IFLA_BRPORT_UNICAST_FLOOD", 0),
         ]

@@ -240,7 +240,7 @@ def _remove_common_table() -> None:
         try:
             wire.talk(sock, words)
         except KernelError as error:
-            if error.errno != ENOENT:
+            if error.errno != ENOENT:  # flushed just now
                 raise
 
 
@@ -514,14 +514,16 @@ def remove_idle_bridge(state: State, known: set[str] | None = None, patience: fl
             links = interfaces()
             if BRIDGE not in links:
                 return True
+            found = tables()
             pods = {name for name in links if name.startswith("nsr") and len(name) == 11}
-            if not pods and not (pods := {f"nsr{table[6:]}" for table in leases()}):
-                delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)
-                if BRIDGE in interfaces():
-                    _write(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet", "0")
+            pods |= {f"nsr{name[6:]}" for name in found - {COMMON_TABLE}}
+            if pods:
+                return pods <= (known or set())
+            _write(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet", "0")
+            if COMMON_TABLE in found:
                 _remove_common_table()
-                return True
-            return pods <= (known or set())
+            delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)  # last: as long as it is there, a next command tries again
+            return True
         finally:
             os.close(lock)
 

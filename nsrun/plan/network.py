@@ -112,7 +112,7 @@ class ConnectPod(Step):
                 "ip link add $VETH type veth peer name eth0 address $MAC netns $NET; ip link set $VETH master nsrun0",
                 f'tc qdisc add dev $VETH ingress; tc filter add dev $VETH ingress bpf direct-action bytecode "{tc_bytecode("$((0x$HEX))")}"',
                 "bridge fdb replace $MAC dev $VETH master static sticky; ip neighbour replace $IP lladdr $MAC dev nsrun0 nud permanent",
-                f"bridge link set dev $VETH learning off flood off hairpin on guard on; ip link set $VETH alias {alias_of(self.ident)} up",
+                f"bridge link set dev $VETH learning off flood off hairpin on; ip link set $VETH alias {alias_of(self.ident)} up",
             ]
         )
 
