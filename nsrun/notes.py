@@ -67,7 +67,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "pods": {
         "id": str, "name": str, "created": str, "owner": str, "hostname": str, "network": _NETWORK, "labels": dict, "cgroup": str,
         "ports?": _PORTS, "pause?": list, "pause_fd?": int, "namespaces?": dict, "cgroup_id?": int,
-        "user?": {"uid": int, "gid": int, "maps": _MAPS},
+        "user?": {"uid": int, "gid": int, "maps": _MAPS}, "nested?": {"maps": _MAPS, "setgroups": bool}, "devices?": str,
     },
     "members": {
         "id": str, "name": str, "pod": str, "pod_id": str, "created": str, "started": str, "command": _TEXTS, "rootfs": str,

@@ -5,7 +5,7 @@ import pathlib
 import socket
 
 import pytest
-from conftest import kill, sh, wait_for
+from conftest import NSRUN, kill, sh, wait_for
 
 
 @pytest.fixture
@@ -121,7 +121,8 @@ def test_a_port_of_another_program(host):
 def test_the_table_has_an_owner(host, web):
     """Nobody can delete it while pause lives; the kernel does when pause is killed."""
     info = web("pause", "-p", "8080:80")
-    (table,) = [t["table"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t]
+    tables = [t["table"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t]
+    (table,) = [table for table in tables if table["name"] != "nsrun-all-pods"]
     done = sh("nft", "delete", "table", "ip", table["name"], check=False)
     assert done.returncode != 0 and "not permitted" in done.stderr
     kill(info["pid"])
@@ -205,3 +206,22 @@ def test_two_roots_do_not_see_each_other(host):
         assert len({p["id"] for p in pods}) == 2 and len({p["network"]["ip"] for p in pods}) == 2
     finally:
         host.run("--root", other, "pod", "rm", "-f", "a")
+
+
+def test_what_cannot_be_told_is_not_taken_for_good(host):
+    """Without CAP_NET_ADMIN no table is seen: doctor says so instead of "no foreign table"."""
+    words = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin", NSRUN, "doctor", "--json"]
+    found = {f["what"]: f for f in json.loads(sh(*words, env=host.env, check=False).stdout)}
+    assert found["forwarding"]["status"] == "limited" and "can't be told" in found["forwarding"]["detail"]
+
+
+def test_the_common_table_comes_back_and_goes_with_the_bridge(host):
+    """Flushed by an administrator, it is made again by the next pod; with the last pod it goes."""
+    host.run("pod", "create", "a")
+    assert "nsrun-all-pods" in sh("nft", "list", "tables").stdout
+    sh("nft", "flush", "ruleset")
+    assert "nsrun-all-pods" not in sh("nft", "list", "tables").stdout
+    host.run("pod", "create", "b")
+    assert sh("nft", "list", "table", "ip", "nsrun-all-pods").stdout.count("drop") == 2
+    host.run("pod", "rm", "-f", "a", "b")
+    assert "nsrun" not in sh("nft", "list", "tables").stdout + sh("ip", "-br", "link").stdout

@@ -173,10 +173,13 @@ def test_templates_equal_pyroute2():
         values = {
             "bridge": "nsrun0",
             "veth": f"nsr{seed.randrange(1 << 32):08x}",
-            "table": f"nsrun-{seed.randrange(1 << 48):012x}",
+            "table": f"nsrun-{seed.randrange(1 << 32):08x}",
+            "alias": f"nsrun:{seed.randrange(1 << 48):012x}",
             "bridge_index": seed.randrange(1, 1 << 30),
             "netns_fd": seed.randrange(3, 1 << 20),
             "index": seed.randrange(1, 1 << 30),
+            "ip_word": seed.randrange(1 << 32),
+            "label": seed.randbytes(16),
             "mac": b"\x02" + seed.randbytes(5),
             "pod_ip": ip(),
             "host_ip": ip(),
@@ -203,7 +206,7 @@ def test_samples_are_unmistakable():
 
 def test_wrong_length_is_refused():
     with pytest.raises(ValueError, match="bytes on the wire"):
-        wire.encode("new_bridge", bridge="toolongname")
+        wire.encode("new_bridge", bridge="toolongname", mac=bytes(6))
 
 
 # ---- notes -----------------------------------------------------------------------------------------------------

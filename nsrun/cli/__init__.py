@@ -381,7 +381,12 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
     if note["network"]["mode"] == "bridge":
         from nsrun.host import net
 
-        if chain := net.foreign_drop():
+        try:
+            chain = net.foreign_drop()
+        except OSError as error:
+            chain = ""
+            err(f"warning: whether another firewall drops what is forwarded can't be told: {error}")
+        if chain:
             err(f"warning: the firewall chain {chain!r} drops what is forwarded to and from the pod")
             err(f"hint: {net.firewall_fix(chain)}")
     out(note["name"])

@@ -13,12 +13,25 @@ from __future__ import annotations
 import socket
 import struct
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, nla, nlmsg
 from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nft_table_msg
-from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE
+from pyroute2.netlink.rtnl import (
+    RTM_DELLINK,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWQDISC,
+    RTM_NEWROUTE,
+    RTM_NEWTFILTER,
+)
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
+from nsrun.host import portfilter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +42,7 @@ if TYPE_CHECKING:
 
 IFF_UP = 1
 NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
-NEWTABLE, NEWCHAIN, NEWRULE = NFT | 0, NFT | 3, NFT | 6
+NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE = NFT | 0, NFT | 2, NFT | 3, NFT | 6
 NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 2, 3, 4
 HOOKS = {
     "prerouting": (NF_INET_PRE_ROUTING, -100, "nat"),
@@ -50,10 +63,30 @@ def _finish(msg: Any, type_: int, flags: int) -> bytes:
 # ---- rtnetlink ---------------------------------------------------------------------------------------
 
 
-def new_bridge(name: str) -> bytes:
+def _mac(raw: bytes) -> str:
+    return ":".join(f"{b:02x}" for b in raw)
+
+
+def new_bridge(name: str, mac: bytes) -> bytes:
+    """A bridge whose MAC is its own, not the lowest of its ports': it stays when a pod comes or goes.
+
+    It does not snoop on IGMP: a pod could make itself the querier.
+    """
     msg = ifinfmsg()
     msg["flags"], msg["change"] = IFF_UP, IFF_UP
-    msg["attrs"] = [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})]
+    msg["attrs"] = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_ADDRESS", _mac(mac)),
+        (
+            "IFLA_LINKINFO",
+            {
+                "attrs": [
+                    ("IFLA_INFO_KIND", "bridge"),
+                    ("IFLA_INFO_DATA", {"attrs": [("IFLA_BR_MCAST_SNOOPING", 0)]}),
+                ]
+            },
+        ),
+    ]
     return _finish(msg, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 
@@ -62,11 +95,10 @@ def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
     peer = ifinfmsg()
     peer["attrs"] = [
         ("IFLA_IFNAME", "eth0"),
-        ("IFLA_ADDRESS", ":".join(f"{b:02x}" for b in mac)),
+        ("IFLA_ADDRESS", _mac(mac)),
         ("IFLA_NET_NS_FD", netns_fd),
     ]
     msg = ifinfmsg()
-    msg["flags"], msg["change"] = IFF_UP, IFF_UP
     msg["attrs"] = [
         ("IFLA_IFNAME", name),
         ("IFLA_MASTER", bridge),
@@ -78,17 +110,102 @@ def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
     return _finish(msg, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 
-def hairpin(index: int) -> bytes:
-    """Lets the bridge send a frame back where it came from.
+def port_up(index: int, alias: str) -> bytes:
+    """A port of the bridge comes up: with an alias that says whose it is, and what it may do.
 
-    Where br_netfilter is loaded, a pod that calls its own published port is DNATed while still on the bridge,
-    and the bridge would drop the frame.
+    It learns no address and gets no frame for an address that is unknown: who is where is written down (fdb_entry).
+    Hairpin lets the bridge send a frame back where it came from: where br_netfilter is loaded, a pod that calls its own
+    published port is DNATed while still on the bridge, and the bridge would drop the frame.
     """
     msg = ifinfmsg()
-    msg["index"] = index
-    port = {"attrs": [("IFLA_BRPORT_MODE", 1)]}
-    msg["attrs"] = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", port)]})]
+    msg["index"], msg["flags"], msg["change"] = index, IFF_UP, IFF_UP
+    port = {
+        "attrs": [
+            ("IFLA_BRPORT_MODE", 1),
+            ("IFLA_BRPORT_LEARNING", 0),
+            ("IFLA_BRPORT_UNICAST_FLOOD", 0),
+        ]
+    }
+    msg["attrs"] = [
+        ("IFLA_IFALIAS", alias),
+        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", port)]}),
+    ]
     return _finish(msg, RTM_NEWLINK, NLM_F_ACK)
+
+
+def set_alias(index: int, alias: str) -> bytes:
+    msg = ifinfmsg()
+    msg["index"] = index
+    msg["attrs"] = [("IFLA_IFALIAS", alias)]
+    return _finish(msg, RTM_NEWLINK, NLM_F_ACK)
+
+
+def get_link(index: int) -> bytes:
+    msg = ifinfmsg()
+    msg["index"] = index
+    return _finish(msg, RTM_GETLINK, NLM_F_ACK)
+
+
+def _neighbour(family: int, index: int, state: int, flags: int, *attrs: object) -> bytes:
+    msg = ndmsg()
+    msg["family"], msg["ifindex"], msg["state"], msg["flags"] = family, index, state, flags
+    msg["attrs"] = list(attrs)
+    return _finish(msg, RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def fdb_entry(index: int, mac: bytes) -> bytes:
+    """The bridge finds this MAC behind this port and behind no other, whatever is sent (NTF_STICKY); bridge(8)."""
+    return _neighbour(socket.AF_BRIDGE, index, 0x42, 0x44, ("NDA_LLADDR", _mac(mac)))  # NOARP|REACHABLE, MASTER|STICKY
+
+
+def neighbour(bridge_index: int, ip: str, mac: bytes) -> bytes:
+    """The host never asks by ARP who has a pod's address, so nobody else can answer; ip-neighbour(8), "permanent"."""
+    return _neighbour(socket.AF_INET, bridge_index, 0x80, 0, ("NDA_DST", ip), ("NDA_LLADDR", _mac(mac)))
+
+
+class _bpf_options(nla):  # type: ignore[misc]  # pyroute2's own has no room for a classic program
+    nla_map = (
+        ("TCA_BPF_UNSPEC", "none"),
+        ("TCA_BPF_ACT", "none"),
+        ("TCA_BPF_POLICE", "none"),
+        ("TCA_BPF_CLASSID", "uint32"),
+        ("TCA_BPF_OPS_LEN", "uint16"),
+        ("TCA_BPF_OPS", "cdata"),
+        ("TCA_BPF_FD", "uint32"),
+        ("TCA_BPF_NAME", "asciiz"),
+        ("TCA_BPF_FLAGS", "uint32"),
+    )
+
+
+class _bpf_filter(nlmsg):  # type: ignore[misc]  # a subclass of tcmsg would inherit its compiled map of attributes
+    fields = tcmsg.fields
+    nla_map = (("TCA_UNSPEC", "none"), ("TCA_KIND", "asciiz"), ("TCA_OPTIONS", "options"))
+    options = _bpf_options
+
+
+INGRESS = 0xFFFF0000  # ffff:, linux/pkt_sched.h
+
+
+def ingress(index: int) -> bytes:
+    """Where filters on what an interface receives hang; tc(8) "ingress"."""
+    msg = tcmsg()
+    msg["index"], msg["handle"], msg["parent"] = index, INGRESS, 0xFFFFFFF1
+    msg["attrs"] = [("TCA_KIND", "ingress")]
+    return _finish(msg, RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def port_filter(index: int, ip_word: int) -> bytes:
+    """What the pod with this address may send (portfilter.py); the program's answer is the verdict; tc-bpf(8)."""
+    code = portfilter.program(ip_word)
+    msg = _bpf_filter()
+    msg["index"], msg["parent"], msg["info"] = index, INGRESS, 1 << 16 | socket.htons(3)  # priority 1, ETH_P_ALL
+    options = [
+        ("TCA_BPF_OPS_LEN", len(code)),
+        ("TCA_BPF_OPS", b"".join(struct.pack("=HBBI", *line) for line in code)),
+        ("TCA_BPF_FLAGS", 1),  # TCA_BPF_FLAG_ACT_DIRECT
+    ]
+    msg["attrs"] = [("TCA_KIND", "bpf"), ("TCA_OPTIONS", {"attrs": options})]
+    return _finish(msg, RTM_NEWTFILTER, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 
 def link_up(index: int) -> bytes:
@@ -131,10 +248,26 @@ def batch(begin: bool) -> bytes:
 
 
 def new_table(table: str) -> bytes:
-    """NFT_TABLE_F_OWNER (2; Linux 5.12): the table goes when the socket that made it is closed."""
+    """NFT_TABLE_F_OWNER (2; Linux 5.12): the table goes when the socket that made it is closed.
+
+    EPERM: another socket has one of this name; EEXIST: there is one without an owner.
+    """
     msg = nft_table_msg()
     msg["attrs"] = [("NFTA_TABLE_NAME", table), ("NFTA_TABLE_FLAGS", 2)]
     return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def new_common_table(table: str) -> bytes:
+    """A table without an owner: it stays until it is deleted, or flushed by an administrator."""
+    msg = nft_table_msg()
+    msg["attrs"] = [("NFTA_TABLE_NAME", table)]
+    return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def del_table(table: str) -> bytes:
+    msg = nft_table_msg()
+    msg["attrs"] = [("NFTA_TABLE_NAME", table)]
+    return _nft(msg, DELTABLE, NLM_F_ACK)
 
 
 def new_chain(table: str, name: str) -> bytes:
@@ -147,6 +280,13 @@ def new_chain(table: str, name: str) -> bytes:
         ("NFTA_CHAIN_TYPE", kind),
     ]
     return _nft(msg, NEWCHAIN, NLM_F_ACK | NLM_F_CREATE)
+
+
+def get_tables() -> bytes:
+    """A dump of all tables of family ip."""
+    msg = nft_table_msg()
+    msg["nfgen_family"] = socket.AF_INET
+    return _finish(msg, NFT | 1, 0x300)  # NLM_F_DUMP
 
 
 def get_chains() -> bytes:
@@ -250,20 +390,32 @@ def _local() -> list[Expr]:
     ]
 
 
-def _dnatted() -> list[Expr]:
-    """ct status dnat"""
-    bit = struct.pack("=I", 1 << 5)
-    return [
-        _expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", 2)),
-        _masked(bit),
-        _cmp(bytes(4), 1),
-    ]
+def _ct(key: int) -> Expr:
+    return _expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", key))
 
 
-def _new_connection() -> list[Expr]:
-    """ct state new"""
-    bit = struct.pack("=I", 1 << 3)
-    return [_expr("ct", _reg("NFTA_CT_DREG"), _num("NFTA_CT_KEY", 0)), _masked(bit), _cmp(bytes(4), 1)]
+def _dnatted(op: int = 1) -> list[Expr]:
+    """ct status dnat; op 0: ct status & dnat == 0"""
+    return [_ct(2), _masked(struct.pack("=I", 1 << 5)), _cmp(bytes(4), op)]
+
+
+NEW, RELATED = 1 << 3, 1 << 2
+
+
+def _state(bit: int) -> list[Expr]:
+    """ct state new, related"""
+    return [_ct(0), _masked(struct.pack("=I", bit)), _cmp(bytes(4), 1)]
+
+
+LABELS = 13  # NFT_CT_LABELS
+
+
+def _labelled(label: bytes) -> list[Expr]:
+    return [_ct(LABELS), _cmp(label)]
+
+
+def _set_label(label: bytes) -> list[Expr]:
+    return [_load(1, label), _expr("ct", _num("NFTA_CT_KEY", LABELS), _reg("NFTA_CT_SREG"))]
 
 
 def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
@@ -332,14 +484,49 @@ def rule_guard_loopback(table: str, bridge: str) -> bytes:
     return _rule(table, "guard", _ifname(IIFNAME, bridge), _addr(DADDR, "127.0.0.0", 8), [_verdict(0)])
 
 
-def rule_forward_in(table: str, bridge: str, pod_ip: str) -> bytes:
-    """Published ports are let in …"""
-    return _rule(table, "forward", _addr(DADDR, pod_ip), _dnatted(), [_verdict(1)])
+# A connection belongs to the pod that began it or for whose published port it began, and its label (16 bytes that
+# conntrack keeps with it) says so: what is remembered of a dead pod must not lead to the next one with its address.
+
+
+def rule_label_out(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+    """Whatever the pod sends away from its bridge is the pod's …"""
+    return _rule(table, "forward", _addr(SADDR, pod_ip), _ifname(OIFNAME, bridge, 1), _set_label(label))
+
+
+def rule_label_in(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+    """… and so is what begins at a published port, on its way to the bridge, where nobody else has this address …"""
+    return _rule(
+        table, "forward", _addr(DADDR, pod_ip), _ifname(OIFNAME, bridge), _dnatted(), _state(NEW), _set_label(label)
+    )
+
+
+def rule_forward_labelled(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+    """… which is let in …"""
+    outside = [*_addr(DADDR, pod_ip), *_ifname(IIFNAME, bridge, 1)]
+    return _rule(table, "forward", outside, _labelled(label), [_verdict(1)])
+
+
+def rule_forward_related(table: str, bridge: str, pod_ip: str) -> bytes:
+    """… with what the kernel relates to it (ICMP errors) …"""
+    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _state(RELATED), [_verdict(1)])
 
 
 def rule_forward_closed(table: str, bridge: str, pod_ip: str) -> bytes:
-    """… and nothing else that begins outside the bridge, even if a neighbour routes straight to the pod's address."""
-    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _new_connection(), [_verdict(0)])
+    """… and nothing else from outside the bridge, even if a neighbour routes straight to the pod's address."""
+    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), [_verdict(0)])
+
+
+def rule_forward_nothing_new(table: str, bridge: str) -> bytes:
+    """For the time when a pod's own table is gone and the pod is not: nothing begins outside but what was published."""
+    return _rule(
+        table,
+        "forward",
+        _ifname(OIFNAME, bridge),
+        _ifname(IIFNAME, bridge, 1),
+        _dnatted(0),
+        _state(NEW),
+        [_verdict(0)],
+    )
 
 
 # ---- templates ---------------------------------------------------------------------------------------
@@ -348,10 +535,13 @@ def rule_forward_closed(table: str, bridge: str, pod_ip: str) -> bytes:
 SAMPLES: dict[str, tuple[object, bytes]] = {
     "bridge": ("nsrun0", b"nsrun0"),
     "veth": ("nsr@@@@@@@@", b"nsr@@@@@@@@"),
-    "table": ("nsrun-############", b"nsrun-############"),
+    "table": ("nsrun-########", b"nsrun-########"),
+    "alias": ("nsrun:%%%%%%%%%%%%", b"nsrun:%%%%%%%%%%%%"),
+    "label": (b"label:&&&&&&&&&&", b"label:&&&&&&&&&&"),
     "bridge_index": (0x5A5B5C5D, struct.pack("=I", 0x5A5B5C5D)),
     "netns_fd": (0x6A6B6C6D, struct.pack("=I", 0x6A6B6C6D)),
     "index": (0x4A4B4C4D, struct.pack("=I", 0x4A4B4C4D)),
+    "ip_word": (0x3A3B3C3D, struct.pack("=I", 0x3A3B3C3D)),
     "mac": (bytes.fromhex("f2f3f4f5f6f7"), bytes.fromhex("f2f3f4f5f6f7")),
     "pod_ip": ("237.238.239.241", bytes((237, 238, 239, 241))),
     "host_ip": ("227.228.229.231", bytes((227, 228, 229, 231))),
@@ -363,17 +553,26 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
 
 #: name → (function, its parameters as names of SAMPLES or constants)
 MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
-    "new_bridge": (new_bridge, ("bridge",)),
+    "new_bridge": (new_bridge, ("bridge", "mac")),
     "new_veth": (new_veth, ("veth", "bridge_index", "netns_fd", "mac")),
-    "hairpin": (hairpin, ("index",)),
+    "port_up": (port_up, ("index", "alias")),
+    "set_alias": (set_alias, ("index", "alias")),
+    "get_link": (get_link, ("index",)),
+    "fdb_entry": (fdb_entry, ("index", "mac")),
+    "neighbour": (neighbour, ("bridge_index", "pod_ip", "mac")),
+    "ingress": (ingress, ("index",)),
+    "port_filter": (port_filter, ("index", "ip_word")),
     "link_up": (link_up, ("index",)),
     "del_link": (del_link, ("index",)),
     "new_address": (new_address, ("index", "pod_ip", 24)),
     "default_route": (default_route, ("gateway",)),
+    "get_tables": (get_tables, ()),
     "get_chains": (get_chains, ()),
     "batch_begin": (batch, (True,)),
     "batch_end": (batch, (False,)),
     "new_table": (new_table, ("table",)),
+    "new_common_table": (new_common_table, ("table",)),
+    "del_table": (del_table, ("table",)),
     "publish_prerouting": (rule_publish, ("table", "'prerouting", "host_ip", "port", "pod_ip", "pod_port")),
     "publish_output": (rule_publish, ("table", "'output", "host_ip", "port", "pod_ip", "pod_port")),
     "publish_any_prerouting": (rule_publish, ("table", "'prerouting", "'0.0.0.0", "port", "pod_ip", "pod_port")),
@@ -382,8 +581,12 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "masquerade_loopback": (rule_masquerade_loopback, ("table", "bridge", "pod_ip")),
     "masquerade_hairpin": (rule_masquerade_hairpin, ("table", "bridge", "pod_ip", "gateway")),
     "guard_loopback": (rule_guard_loopback, ("table", "bridge")),
-    "forward_in": (rule_forward_in, ("table", "bridge", "pod_ip")),
+    "label_out": (rule_label_out, ("table", "bridge", "pod_ip", "label")),
+    "label_in": (rule_label_in, ("table", "bridge", "pod_ip", "label")),
+    "forward_labelled": (rule_forward_labelled, ("table", "bridge", "pod_ip", "label")),
+    "forward_related": (rule_forward_related, ("table", "bridge", "pod_ip")),
     "forward_closed": (rule_forward_closed, ("table", "bridge", "pod_ip")),
+    "forward_nothing_new": (rule_forward_nothing_new, ("table", "bridge")),
     **{f"chain_{name}": (new_chain, ("table", f"'{name}")) for name in HOOKS},
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import struct
+from errno import EINTR
 
 from nsrun.errors import KernelError
 
@@ -25,7 +26,8 @@ except ImportError:  # not built (an editable checkout): let pyroute2 encode the
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-_NUMBERS = ("bridge_index", "netns_fd", "index")
+NLM_F_DUMP_INTR = 0x10
+_NUMBERS = ("bridge_index", "netns_fd", "index", "ip_word")
 _PORTS = ("port", "pod_port")
 _ADDRESSES = ("pod_ip", "host_ip", "gateway", "subnet")
 
@@ -104,20 +106,29 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def dump(sock: Socket, request: bytes) -> list[bytes]:
-    """The bodies of all messages that answer a dump request."""
-    sock.send(request)
-    bodies: list[bytes] = []
-    while True:
-        data = sock.recv(65536)
-        while len(data) >= 16:
-            length, kind = struct.unpack_from("=LH", data)
-            if kind == NLMSG_ERROR:
-                raise KernelError(-struct.unpack_from("=i", data, 16)[0], "netlink dump")
-            if kind == NLMSG_DONE:
-                return bodies
-            bodies.append(data[16:length])
-            data = data[max(16, (length + 3) & ~3) :]
+def ask(sock: Socket, text: str, request: bytes) -> list[bytes]:
+    """Return the bodies of all messages that answer a request: of a dump, or of one that wants an acknowledgement.
+
+    Raise KernelError with `text` when the kernel refuses, or when what is dumped changed five times meanwhile (EINTR).
+    """
+    for _ in range(5):
+        sock.send(request)
+        bodies: list[bytes] = []
+        done = torn = False
+        while not done:
+            data = sock.recv(1 << 18)
+            while len(data) >= 16 and not done:
+                length, kind, flags = struct.unpack_from("=LHH", data)
+                torn |= bool(flags & NLM_F_DUMP_INTR)
+                if kind == NLMSG_ERROR and (code := -struct.unpack_from("=i", data, 16)[0]):
+                    raise KernelError(code, text)
+                done = kind in (NLMSG_ERROR, NLMSG_DONE)
+                if not done:
+                    bodies.append(data[16:length])
+                data = data[max(16, (length + 3) & ~3) :]
+        if not torn:
+            return bodies
+    raise KernelError(EINTR, text)
 
 
 def address_of(interface: str) -> str:

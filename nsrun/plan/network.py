@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ENOENT, EOPNOTSUPP, EPERM
+from errno import EINVAL, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
 from nsrun.plan import HOST, Step
@@ -43,43 +43,87 @@ class NewNetns(Step):
         run.hold(self.handle, kernel.new_netns(run.fd(self.user) if self.user else -1))
 
 
+COMMON_RULES = """nft list table ip nsrun-all-pods >/dev/null 2>&1 || nft -f - <<EOF
+table ip nsrun-all-pods {
+ chain guard { type filter hook prerouting priority -300;
+  iifname "nsrun0" ip daddr 127.0.0.0/8 drop
+ }
+ chain forward { type filter hook forward priority 0;
+  oifname "nsrun0" iifname != "nsrun0" ct status & dnat == 0 ct state new drop
+ }
+}
+EOF"""
+
+
 class ConnectPod(Step):
-    """The bridge, the pair, the lease."""
+    """The bridge, the lease, the pair."""
 
     phase = HOST
-    why = "The veth is named after the address: names are unique, so the kernel itself leases the address."
-    man = "veth(4), bridge(8), ip-link(8)"
+    why = (
+        "A table with an owner is named after the address: names are unique, so the kernel itself leases the address "
+        "for as long as the pod's table lives. The veth lets nothing pass but frames from this MAC and address, by a "
+        "filter that lives as long as the veth. Who is behind which port is written down, not learned."
+    )
+    man = "veth(4), bridge(8), ip-link(8), nft(8), tc-bpf(8)"
+    ident: str
     ip: str = ""
     subnet: str = ""
-    hints = {EPERM: "needs CAP_NET_ADMIN", EOPNOTSUPP: "this kernel has no veth or bridge: modprobe veth bridge"}
+    handle: str = "table:fd"
+    hints = {
+        EPERM: "needs CAP_NET_ADMIN",
+        EOPNOTSUPP: "this kernel has no veth, bridge or nf_tables: modprobe veth bridge nf_tables; or --network none",
+        EPROTONOSUPPORT: "this kernel has no nf_tables: modprobe nf_tables; or --network none",
+        ENOENT: "this kernel can't filter what a pod sends: modprobe sch_ingress cls_bpf; or --network none",
+        EINVAL: "tables with an owner came with Linux 5.12",
+    }
 
     def call(self) -> str:
-        return f"ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd   # address: {self.ip or 'the first free one'}"
+        which = self.ip or "the first free one"
+        return (
+            "nft add table ip nsrun-… { flags owner; }; "
+            "ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"
+            f"; tc filter add dev nsr… ingress bpf …; bridge fdb …; ip neighbour …   # address: {which}"
+        )
 
     def calls(self) -> list[str]:
         return []
 
     def shell(self) -> str:
+        from nsrun.host.net import ADVICE, BRIDGE_ALIAS, alias_of
+        from nsrun.host.portfilter import MAC_PREFIX, tc_bytecode
+
+        prefix = f"{MAC_PREFIX >> 8:02x}:{MAC_PREFIX & 255:02x}"
         choose = f"IP={self.ip}" if self.ip else (
-            "IP=; n=2; while [ $n -lt 255 ]; do a=$(printf 'nsr%02x%02x%02x%02x' $(echo $NETWORK.$n | tr . ' '));"
-            " ip link show $a >/dev/null 2>&1 || { IP=$NETWORK.$n; break; }; n=$((n+1)); done"
+            "IP=; n=2; while [ $n -lt 255 ]; do a=$(printf '%02x%02x%02x%02x' $(echo $NETWORK.$n | tr . ' '));"
+            " ip link show nsr$a >/dev/null 2>&1 || nft list table ip nsrun-$a >/dev/null 2>&1 || { IP=$NETWORK.$n; break; }; n=$((n+1)); done"
         )  # fmt: skip
         default = self.subnet.rsplit(".", 1)[0] if self.subnet else "10.88.0"
+        mac = f"$(printf '{prefix}:%02x:%02x:%02x:%02x' $(echo {{}} | tr . ' '))"
+        advice = " ".join("/proc/sys/net/" + setting.format("nsrun0") for setting in ADVICE)
         return "\n".join(
             [
                 f'GATEWAY=$(ip -4 -o address show nsrun0 2>/dev/null | awk \'{{sub("/.*", "", $4); print $4}}\'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}',
-                "ip link show nsrun0 >/dev/null 2>&1 || { ip link add nsrun0 type bridge; ip address add $GATEWAY/24 dev nsrun0; ip link set nsrun0 up; }",
+                f"ip link show nsrun0 >/dev/null 2>&1 || {{ ip link add nsrun0 address {mac.format('$GATEWAY')} type bridge mcast_snooping 0; ip link set nsrun0 alias '{BRIDGE_ALIAS}'; ip address add $GATEWAY/24 dev nsrun0; for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; ip link set nsrun0 up; }}",
+                COMMON_RULES,
                 "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/nsrun0/route_localnet",
                 choose,
-                "VETH=$(printf 'nsr%02x%02x%02x%02x' $(echo $IP | tr . ' '))",
-                "ip link add $VETH type veth peer name eth0 netns $NET; ip link set $VETH master nsrun0 up; bridge link set dev $VETH hairpin on",
+                f"HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; MAC={mac.format('$IP')}",
+                "nft create table ip nsrun-$HEX",
+                "ip link add $VETH type veth peer name eth0 address $MAC netns $NET; ip link set $VETH master nsrun0",
+                f'tc qdisc add dev $VETH ingress; tc filter add dev $VETH ingress bpf direct-action bytecode "{tc_bytecode("$((0x$HEX))")}"',
+                "bridge fdb replace $MAC dev $VETH master static sticky; ip neighbour replace $IP lladdr $MAC dev nsrun0 nud permanent",
+                f"bridge link set dev $VETH learning off flood off hairpin on; ip link set $VETH alias {alias_of(self.ident)} up",
             ]
         )
 
-    approx = "the search for a free address is not atomic"
+    approx = (
+        "the search for a free address is not atomic; the table has no owner, nft delete table gives the address back"
+    )
 
     def check(self) -> str:
-        return "ip -br link show master nsrun0"
+        return (
+            "ip -br link show master nsrun0; nft list tables; tc filter show dev VETH ingress; bridge fdb show dev VETH"
+        )
 
     def do(self, run: Run) -> None:
         from nsrun.host import net, wire
@@ -88,29 +132,35 @@ class ConnectPod(Step):
         try:
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
                 gateway, index = net.ensure_bridge(sock, self.subnet)
-                ip, veth = net.make_veth(sock, run.fd("net:fd"), gateway, index, self.ip)
+                ip, veth, table = net.connect(sock, run.fd("net:fd"), gateway, index, self.ip, self.ident)
         finally:
             os.close(lock)
-        run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth})
+        run.hold(self.handle, table.detach())
+        run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()})
 
     def undo(self, run: Run) -> None:
         from nsrun.host import net
 
         if "pod:ip" in run.values:
-            net.delete_link(net.veth_name(str(run.values["pod:ip"])), int(run.values["veth:index"]))
+            name = net.veth_name(str(run.values["pod:ip"]))
+            net.delete_link(name, int(run.values["veth:index"]), net.alias_of(self.ident))
         net.remove_idle_bridge(run.state)
 
 
 class ConfigurePod(Step):
     phase = HOST
-    why = "Inside: lo up (or localhost hangs), the address, the way out."
     man = "rtnetlink(7), ip-address(8), ip-route(8)"
     bridge: bool = True
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        lo = "Inside: lo up, or localhost hangs"
+        return f"{lo}; the address, the way out; no router and no redirect is listened to." if self.bridge else f"{lo}."
 
     def call(self) -> str:
         if not self.bridge:
             return "setns(net:fd, CLONE_NEWNET); ip link set lo up; setns(back)"
-        return "setns(net:fd, CLONE_NEWNET); ip link set lo up; ip address add pod:ip/24 dev eth0; ip link set eth0 up; ip route add default; setns(back)"
+        return "setns(net:fd, CLONE_NEWNET); echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_ra …; ip link set lo up; ip address add pod:ip/24 dev eth0; ip link set eth0 up; ip route add default; setns(back)"
 
     def calls(self) -> list[str]:
         return ["setns", "setns"]
@@ -119,7 +169,11 @@ class ConfigurePod(Step):
         run = "nsenter --target $NET --net ip"
         if not self.bridge:
             return f"{run} link set lo up"
-        return f"{run} link set lo up; {run} address add $IP/24 dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY"
+        from nsrun.host.net import ADVICE
+
+        advice = " ".join("/proc/sys/net/" + setting.format("$c") for setting in ADVICE)
+        quiet = f"for c in all default eth0; do for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; done"
+        return f"nsenter --target $NET --net sh -c '{quiet}'; {run} link set lo up; {run} address add $IP/24 dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY"
 
     def check(self) -> str:
         return "nsenter --target PID --net ip -br address"
@@ -129,6 +183,7 @@ class ConfigurePod(Step):
 
         with kernel.inside_netns(run.fd("net:fd")):
             if self.bridge:
+                net.trust_no_router()
                 net.configure_pod(str(run.values["pod:ip"]), str(run.values["pod:gateway"]))
             else:
                 net.loopback_up()
@@ -167,26 +222,28 @@ class HoldPort(Step):
 
 class PublishTable(Step):
     phase = HOST
-    why = "One nf_tables table of the pod's own, with an owner: when pause dies, by SIGKILL too, the kernel removes it."
+    why = "All rules are in the pod's own table, which has an owner: when pause dies, by SIGKILL too, the kernel removes it."
     man = "nft(8)"
-    table: str
+    ident: str
     ports: tuple[tuple[str, int, int], ...] = ()
     handle: str = "table:fd"
     hints = {
         EOPNOTSUPP: "this kernel lacks nf_tables nat, fib or masquerade: modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq",
         ENOENT: "this kernel lacks an nf_tables expression: modprobe nft_chain_nat nft_fib_ipv4 nft_masq nft_ct",
-        EINVAL: "tables with an owner came with Linux 5.12",
         EPERM: "needs CAP_NET_ADMIN",
     }
 
     def call(self) -> str:
         ports = ", ".join(f"{ip}:{port or 'free'}→{to}" for ip, port, to in self.ports)
-        return f"nft add table ip {self.table} {{ flags owner; … }}" + (f"   # {ports}" if ports else "")
+        return "nft -f - <<< 'table ip nsrun-… { … }'" + (f"   # {ports}" if ports else "")
 
     def calls(self) -> list[str]:
         return []
 
-    approx = "without the owner flag, which needs a socket that stays open: nft delete table removes it"
+    approx = (
+        "without the owner flag, which needs a socket that stays open: nft delete table removes it; "
+        "for nft a label is one of 128 bits, nsrun's hold the pod's id"
+    )
 
     def shell(self) -> str:
         dnat = "\n".join(
@@ -195,8 +252,9 @@ class PublishTable(Step):
             )
             for ip, port, to in self.ports
         )
-        return f"""nft -f - <<EOF
-table ip {self.table} {{
+        return f"""LABEL=$(($(od -An -N1 -tu1 /dev/urandom) % 128))
+nft -f - <<EOF
+table ip nsrun-$HEX {{
  chain prerouting {{ type nat hook prerouting priority -100;
 {dnat}
  }}
@@ -212,17 +270,21 @@ table ip {self.table} {{
   iifname "nsrun0" ip daddr 127.0.0.0/8 drop
  }}
  chain forward {{ type filter hook forward priority 0;
-  ip daddr $IP ct status dnat accept
-  ip daddr $IP iifname != "nsrun0" ct state new drop
+  ip saddr $IP oifname != "nsrun0" ct label set $LABEL
+  ip daddr $IP oifname "nsrun0" ct status dnat ct state new ct label set $LABEL
+  ip daddr $IP iifname != "nsrun0" ct label $LABEL accept
+  ip daddr $IP iifname != "nsrun0" ct state related accept
+  ip daddr $IP iifname != "nsrun0" drop
  }}
 }}
 EOF"""
 
     def check(self) -> str:
-        return f"nft list table ip {self.table}"
+        return "nft list table ip nsrun-…   # the address in hexadecimal"
 
     def do(self, run: Run) -> None:
         from nsrun.host import net
 
-        sock = net.publish(self.table, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), run.ports)
-        run.hold(self.handle, sock.detach())
+        net.publish(
+            run.fd(self.handle), self.ident, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), run.ports
+        )

@@ -741,6 +741,7 @@ class WriteNote(Step):
                     "gateway": run.values["pod:gateway"],
                     "veth": veth_name(ip),
                     "veth_index": run.values["veth:index"],
+                    "netns": run.values["host:netns"],
                 }
         else:
             note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}

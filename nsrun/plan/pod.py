@@ -49,7 +49,6 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
         from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor, ShowOwner
     name, network, ident = spec["name"], spec["network"], spec["id"]
     ports = spec["ports"]
-    table = f"nsrun-{ident}"
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
     by_root = not user or spec["by_root"]
     owned = "user:fd" if user else ""
@@ -77,12 +76,12 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
     if own_net:
         steps.append(NewNetns(owned))
     if bridge:
-        steps.append(ConnectPod(network.get("wanted_ip", ""), network.get("subnet", "")))
+        steps.append(ConnectPod(ident, network.get("wanted_ip", ""), network.get("subnet", "")))
     if own_net and outside:
         steps.append(ConfigurePod(bridge))
     if bridge:
         holders = [HoldPort(*p) for p in published]
-        table_step = PublishTable(table, published)
+        table_step = PublishTable(ident, published)
         held = [h.handle for h in holders] + [table_step.handle]
         steps += [*holders, table_step]
 
