@@ -125,6 +125,7 @@ def _enable(path: str, controllers: list[str]) -> None:
 
 
 MAX_BELOW = 1000  # cgroups that an owner may make in her pod's: what root has to walk when it is removed
+MAX_DEPTH = 32  # and how deep they may be nested
 
 
 def offer(path: str) -> None:
@@ -145,6 +146,7 @@ def delegate(path: str, uid: int, gid: int) -> None:
     """Gives a pod's cgroup to its owner: she makes cgroups for members, and limits those; the pod's own files stay root's."""
     if path:
         _write(f"{path}/cgroup.max.descendants", str(MAX_BELOW))
+        _write(f"{path}/cgroup.max.depth", str(MAX_DEPTH))
         for file in ("", "/cgroup.procs", "/cgroup.threads", "/cgroup.subtree_control"):
             os.chown(f"{path}{file}", uid, gid)
 
@@ -169,14 +171,20 @@ def kill(path: str) -> bool:
 
 
 def pids(path: str) -> list[int]:
-    """The processes in a cgroup and below it."""
+    """List the processes in a cgroup and below it."""
+    from nsrun.host.trees import walk
+
     found: list[int] = []
-    for directory, _, _ in os.walk(path):
-        try:
-            with open(f"{directory}/cgroup.procs") as file:
-                found += [int(line) for line in file]
-        except OSError:
-            continue
+    try:
+        for directory, name, _ in walk(path):
+            if name == "cgroup.procs":
+                try:
+                    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)) as file:
+                        found += [int(line) for line in file]
+                except OSError:
+                    continue
+    except OSError:
+        pass  # it went while it was read
     return found
 
 
@@ -242,17 +250,31 @@ def remove(path: str, kill: bool = False) -> None:
         return
     if kill:
         globals()["kill"](path)
-    for directory, _, _ in os.walk(path, topdown=False):
-        for attempt in range(100):
-            try:
-                os.rmdir(directory)
-                break
-            except OSError as error:
-                if error.errno == ENOENT:
-                    break
-                if error.errno != EBUSY or attempt == 99:
-                    return  # something lives in it: not ours to end
-                time.sleep(0.002)
+    from nsrun.host.trees import walk
+
+    for _ in range(3):  # it may change while it is read
+        try:
+            if not all(_rmdir_when_empty(name, fd) for fd, name, is_directory in walk(path) if is_directory):
+                return
+            if _rmdir_when_empty(path):
+                return
+        except OSError:
+            continue
+
+
+def _rmdir_when_empty(path: str, directory: int | None = None) -> bool:
+    """Remove one cgroup, at most 0.2 s after the last in it died; False when something lives in it: not ours to end."""
+    for _ in range(100):
+        try:
+            os.rmdir(path, dir_fd=directory)
+            return True
+        except OSError as error:
+            if error.errno == ENOENT:
+                return True
+            if error.errno != EBUSY:
+                return False
+            time.sleep(0.002)
+    return False
 
 
 def remove_empty(state: State) -> None:

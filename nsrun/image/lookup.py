@@ -125,25 +125,13 @@ def whole(state: State, layer: str) -> bool:
         except NsrunError:
             return False
         return True
+    from nsrun.host.trees import measure
+
     note = _read(f"{path}/layer.json") or {}
     if measure(f"{path}/tree") != (note.get("files"), note.get("size")):
         return False
     os.unlink(f"{path}/unsynced")
     return True
-
-
-def measure(tree: str) -> tuple[int, int]:
-    """How many regular files a tree has, and bytes in them, each name counted."""
-    from stat import S_ISREG
-
-    count = size = 0
-    for _, _, files, fd in os.fwalk(tree):
-        for name in files:
-            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if S_ISREG(st.st_mode):
-                count += 1
-                size += st.st_size
-    return count, size
 
 
 def nothing(state: State) -> str:

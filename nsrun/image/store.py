@@ -384,6 +384,8 @@ class Store:
         """Removes what a killed nsrun left below tmp; gives how many bytes."""
         import fcntl
 
+        from nsrun.host.trees import measure
+
         freed = 0
         for entry in os.listdir(f"{self.path}/tmp"):
             path = f"{self.path}/tmp/{entry}"
@@ -396,7 +398,10 @@ class Store:
             except OSError:
                 continue  # its maker lives
             else:
-                freed += _size(path)
+                try:
+                    freed += measure(path)[1]
+                except OSError:
+                    pass  # only told, not needed
                 remove_tree(path)
             finally:
                 os.close(fd)
@@ -483,14 +488,3 @@ def _unlink(path: str) -> None:
     except OSError as error:
         if error.errno != ENOENT:
             raise
-
-
-def _size(path: str) -> int:
-    total = 0
-    for _, _, files, fd in os.fwalk(path):
-        for name in files:
-            try:
-                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
-            except OSError:
-                continue
-    return total

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 CHUNK = 1 << 20
-RESOLVE_NO_SYMLINKS = 4
 ATTRS = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
 
 
@@ -419,7 +418,7 @@ class Layer:
                 os.close(fd)
             remove_tree(f"{work}/work")
             remove_tree(work)
-        from nsrun.image.lookup import measure
+        from nsrun.host.trees import measure
 
         self.files, self.bytes = measure(self.tree)
 
@@ -469,7 +468,7 @@ class View:
             return -1
         try:
             name = os.fsdecode(path) or "."
-            return kernel.open_in_root(self.fd, name, os.O_RDONLY | os.O_NONBLOCK | flags, RESOLVE_NO_SYMLINKS)
+            return kernel.open_in_root(self.fd, name, os.O_RDONLY | os.O_NONBLOCK | flags, kernel.RESOLVE_NO_SYMLINKS)
         except KernelError as error:
             if error.errno == ELOOP:
                 raise _Through from None
@@ -481,7 +480,7 @@ class View:
         if self.fd < 0:
             return False
         try:
-            fd = kernel.open_in_root(self.fd, os.fsdecode(path), os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS)
+            fd = kernel.open_in_root(self.fd, os.fsdecode(path), os.O_PATH | os.O_NOFOLLOW, kernel.RESOLVE_NO_SYMLINKS)
         except KernelError as error:
             if error.errno in (ENOENT, ENOTDIR):
                 return False
@@ -504,7 +503,7 @@ def _below(root: int, path: bytes) -> int:
     """A directory of the layer itself; -1 when a later entry replaced it."""
     try:
         name = os.fsdecode(path) or "."
-        return kernel.open_in_root(root, name, os.O_RDONLY | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
+        return kernel.open_in_root(root, name, os.O_RDONLY | os.O_DIRECTORY, kernel.RESOLVE_NO_SYMLINKS)
     except KernelError as error:
         if error.errno == ELOOP:
             raise _Through from None
