@@ -21,15 +21,12 @@ try:
     _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
 
     def loads(text: str) -> Any:
-        """ValueError when it is not a JSON document."""
+        """ValueError when it is not a JSON document, or one that is nested too deep."""
         text = text.strip()
         try:
             value, end = _scan(text, 0)
-        except (
-            StopIteration,
-            SystemError,
-        ):  # SystemError: it wants the exception of a json.decoder that is not imported
-            end = -1
+        except (StopIteration, SystemError, RecursionError):
+            end = -1  # SystemError: it wants the exception of a json.decoder that is not imported
         if end != len(text):
             raise ValueError("not JSON")
         return value
@@ -40,4 +37,10 @@ try:
 except ImportError:  # an interpreter without the accelerator
     import json
 
-    loads, dumps = json.loads, json.dumps  # type: ignore[assignment]
+    dumps = json.dumps  # type: ignore[assignment]
+
+    def loads(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise ValueError("not JSON") from None
