@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nsrun.image.unpack import Budget
+    from nsrun.image.budget import Budget
     from nsrun.state import State
 
     Words = list[str]
@@ -59,7 +59,7 @@ def size_text(number: float) -> str:
 
 
 def _budget(options: Options) -> Budget:
-    from nsrun.image.unpack import Budget
+    from nsrun.image.budget import Budget
     from nsrun.words import parse_size
 
     budget = Budget()

@@ -25,7 +25,7 @@ from errno import EEXIST, ENOENT, ENOTEMPTY
 
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.image import lookup, references
-from nsrun.image.unpack import Blob, Budget, Layer, View, unpack_all
+from nsrun.image.unpack import Blob, Layer, View, unpack_all
 from nsrun.state import State, new_id, remove_tree
 
 TYPE_CHECKING = False
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from nsrun.image.budget import Account
     from nsrun.image.source import Found
 
     Record = dict[str, Any]
@@ -128,7 +129,7 @@ class Store:
         self,
         found: Found,
         names: Iterable[str],
-        budget: Budget,
+        account: Account,
         tick: Callable[[int, int], None] = lambda n, total: None,
     ) -> Record:
         """Takes one image in, and gives its record.  `tick(bytes, of)` tells how much of its layers was read.
@@ -142,7 +143,7 @@ class Store:
             self.sweep()
             present = self.missing(found)
             if present < len(chain):
-                self._unpack(found, chain, present, budget, tick)
+                self._unpack(found, chain, present, account, tick)
             record = lookup.record(self.state, found.config.digest[7:]) or self._record(found, chain)
             digests = dict.fromkeys([*record["digests"], self._blob(found.manifest), *filter(None, [found.index])])
             if list(digests) != record["digests"] or not os.path.exists(self._record_path(record["id"])):
@@ -155,7 +156,7 @@ class Store:
         return record
 
     def _unpack(
-        self, found: Found, chain: list[str], present: int, budget: Budget, tick: Callable[[int, int], None]
+        self, found: Found, chain: list[str], present: int, account: Account, tick: Callable[[int, int], None]
     ) -> None:
         """Unpacks the layers from `present` on and moves them into place."""
         with Workshop(self) as shop:
@@ -169,14 +170,14 @@ class Store:
                     layers.append(Layer(number + 1, blobs[-1], found.config.diff_ids[number], directory))
                 total = sum(blob.size for blob in blobs)
                 beneath = [f"{self.layer_path(c)}/tree" for c in reversed(chain[:present])]
-                unpack_all(layers, beneath, budget, lambda n: tick(n, total))
+                unpack_all(layers, beneath, account, lambda n: tick(n, total))
                 for layer in layers:
                     note = {
                         "diff_id": layer.diff_id,
                         "size": layer.bytes,
                         "files": layer.files,
-                        "entries": layer.entries,
-                        "skipped": layer.skipped[:100],
+                        "entries": layer.charged[1],
+                        "skipped": layer.skipped,
                     }
                     self._write(f"{layer.directory}/layer.json", json.dumps(note).encode())
                     self._write(f"{layer.directory}/unsynced", self.state.boot.encode())
