@@ -315,7 +315,7 @@ static void check_depth(int fd)
 
 /*
  * A directory by its path, or (one name) in `dir`.  Where a link is on the way, *linked is set and the depth that it leads to
- * is checked; else the path is what it says.  On an overlay, what has to be copied up before it is written to is charged.
+ * is checked; else the path is what it says.
  */
 static long open_directory(int dir, const char *path, const char *whole, int *linked)
 {
@@ -333,15 +333,20 @@ static long open_directory(int dir, const char *path, const char *whole, int *li
 	return fd;
 }
 
-static void charge_copy_up(int dir, const char *path)
+/* `dir` lies `depth` deep, and something in it is about to change. */
+static void charge_copy_up(int dir, uint64_t depth)
 {
 	struct statx st;
-	uint64_t depth = 1;
-	if (mode == LAYER || (stat_at(dir, "", &st) == 0 && made_here(&st)))
-		return;
+	if (mode != LAYER && depth && (stat_at(dir, "", &st) < 0 || !made_here(&st)))
+		count(depth);
+}
+
+static uint64_t depth_of(const char *path)
+{
+	uint64_t depth = *path != 0;
 	for (; *path; path++)
 		depth += *path == '/';
-	count(depth);
+	return depth;
 }
 
 static int is_whiteout(const struct statx *st)
@@ -522,7 +527,7 @@ static int parent_of(char *path, const char **base, int make)
 					*p = end;
 					break;
 				}
-				charge_copy_up((int)at, "");
+				charge_copy_up((int)at, name > path);
 				imply((int)at, name, path);
 				fd = open_directory((int)at, name, path, &linked);
 			}
@@ -542,7 +547,7 @@ static int parent_of(char *path, const char **base, int make)
 			*slash = '/';
 		return (int)fd;
 	}
-	charge_copy_up((int)fd, path);
+	charge_copy_up((int)fd, depth_of(path));
 	memcpy(parent_path, path, str_len(path) + 1);
 	parent_fd = (int)fd;
 found:

@@ -167,7 +167,7 @@ def plain(
     `charge` is told of each piece before it is given.  The time is linear in what is read and given, however many compressed streams
     there are.  BadInput: it is shorter than it should be, not what it says it is, or grows beyond `ratio`.
     """
-    at, left, out = blob.offset, blob.size, 0
+    at, left, out, streams = blob.offset, blob.size, 0, 0
     stream: Any = None
     compressed, window, hungry, carry = False, FIRST, True, b""  # carry: the first bytes of a stream
     while left:
@@ -199,6 +199,9 @@ def plain(
                     break
                 if not _is_compressed(head):
                     raise BadInput("garbage follows the end of its compressed stream")
+                streams += 1
+                if streams > 1000 + (blob.size - left - len(data) + start) // 64:
+                    raise BadInput("it is made of too many compressed streams of next to nothing")
                 stream, window, hungry = _decompressor(head), FIRST, True
             given = data[start : start + window] if hungry else b""
             try:
