@@ -4,7 +4,7 @@ A schema is written as the document looks:
 
     {"args": [WORD], "cwd?": WORD, "user?": {"uid": Number(0, 4294967294)}, "env?": [WORD], "labels?": {str: TEXT}}
 
-    TEXT, WORD, LINE, FLAG, Number(least, most), OneOf(…)  a value
+    TEXT, STRING, WORD, LINE, HEX, FLAG, Number(least, most), OneOf(…)  a value
     [S]               a list, each of whose items is S
     {"key": S}        an object with this key; "key?": it may be missing, or null; other keys are not looked at
     {str: S}          an object, each of whose values is S, whatever the keys (which are TEXT)
@@ -22,9 +22,28 @@ from nsrun.errors import BadInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeGuard
 
 MAX_ITEMS = 100_000  # of one list or object
+
+
+def read_document(path: str, most: int) -> bytes:
+    """The bytes of a regular file that are at most so many.  BadInput: it is something else, or larger; OSError."""
+    from stat import S_ISREG
+
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not to wait for who writes to a FIFO
+    try:
+        st = os.fstat(fd)
+        if not S_ISREG(st.st_mode) or st.st_size > most:
+            raise BadInput(f"{path} is not a regular file of at most {most >> 10} KiB")
+        data = b""
+        while len(data) <= most and (piece := os.read(fd, most + 1 - len(data))):
+            data += piece
+        if len(data) > most:
+            raise BadInput(f"{path} is larger than {most >> 10} KiB")
+        return data
+    finally:
+        os.close(fd)
 
 
 def is_number(text: str) -> bool:
@@ -32,7 +51,7 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
-def is_text(value: object) -> bool:
+def is_text(value: object) -> TypeGuard[str]:
     """Is it a string that can be written as UTF-8?  JSON can hold half a surrogate pair, "\\ud800", which can not."""
     if not isinstance(value, str):
         return False
@@ -46,24 +65,27 @@ def is_text(value: object) -> bool:
 class Text:
     """A string of at most `most` characters, with `lines` possibly of several lines.
 
-    `raw`: a word for the kernel, without NUL, which may hold bytes that are no UTF-8 as os.fsdecode shows them.
+    `nul`: it may hold NUL bytes.  `raw`: it may hold bytes that are no UTF-8, as os.fsdecode shows them.  `of`: only these, at least one.
     """
 
-    def __init__(self, kind: str, most: int = 4 << 20, *, lines: bool = True, raw: bool = False) -> None:
-        self.kind, self.most, self.lines, self.raw = kind, most, lines, raw
+    def __init__(
+        self, kind: str, most: int = 4 << 20, *, lines: bool = True, nul: bool = False, raw: bool = False, of: str = ""
+    ) -> None:
+        self.kind, self.most, self.lines, self.nul, self.raw, self.of = kind, most, lines, nul, raw, frozenset(of)
 
     def fits(self, value: Any) -> bool:
-        if not isinstance(value, str) or len(value) > self.most or (not self.lines and not self._is_line(value)):
+        if not isinstance(value, str) or len(value) > self.most:
+            return False
+        if (not self.lines and "\n" in value) or (not self.nul and "\0" in value):
+            return False
+        if self.of and not (value and self.of.issuperset(value)):
             return False
         if not self.raw:
             return is_text(value)
         try:
-            return b"\0" not in os.fsencode(value)
+            return bool(os.fsencode(value)) or not value
         except UnicodeEncodeError:
             return False
-
-    def _is_line(self, value: str) -> bool:
-        return "\n" not in value and "\0" not in value
 
 
 class Number:
@@ -88,9 +110,11 @@ class OneOf:
         return any(type(value) is type(one) and value == one for one in self.values)
 
 
-TEXT = Text("text")
+TEXT = Text("text", nul=True)
+STRING = Text("text without NUL bytes")
 WORD = Text("text without NUL bytes", raw=True)
 LINE = Text("a line of text", 4096, lines=False)
+HEX = Text("hexadecimal digits", 64, of="0123456789abcdef")
 FLAG = OneOf(True, False)
 
 

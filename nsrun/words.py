@@ -6,6 +6,7 @@ import os
 
 from nsrun.errors import BadInput, UsageError
 from nsrun.plan.inside import CAPABILITIES, RESOURCES, UNLIMITED
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def parse_size(text: str, flag: str) -> int:
     if unit == "b" and text[-2:-1].isalpha():
         return parse_size(text[:-1], flag)
     factors = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-    if not (number.isascii() and number.isdigit()) or unit not in factors or int(number) == 0:
+    if not is_number(number) or unit not in factors or int(number) == 0:
         raise UsageError(f"{flag} {text!r} is not a size", hint="a number with k, m or g: 64m")
     return int(number) * factors[unit]
 
@@ -71,9 +72,7 @@ def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
 def _port_range(text: str, word: str) -> list[int]:
     first, dash, last = text.partition("-")
     numbers = [first, last] if dash else [first, first]
-    if not all(n.isascii() and n.isdigit() and len(n) <= 5 and 1 <= int(n) <= 65535 for n in numbers) or int(
-        numbers[0]
-    ) > int(numbers[1]):
+    if not all(is_number(n) and 1 <= int(n) <= 65535 for n in numbers) or int(numbers[0]) > int(numbers[1]):
         raise UsageError(f"-p {word}: {text!r} is not a port or range", hint="ports go from 1 to 65535")
     return list(range(int(numbers[0]), int(numbers[1]) + 1))
 
@@ -107,7 +106,7 @@ def parse_ulimit(word: str) -> dict[str, Any]:
     def number(text: str) -> int:
         if text in ("unlimited", "-1"):
             return UNLIMITED
-        if not (text.isascii() and text.isdigit()):
+        if not is_number(text):
             raise UsageError(
                 f"--ulimit {word}: {text!r} is not a number", hint="for example nofile=1024:2048, core=unlimited"
             )
@@ -125,7 +124,7 @@ def parse_restart(word: str) -> tuple[str, int]:
     policy, colon, count = word.partition(":")
     if policy == "unless-stopped" and not colon:
         policy = "always"  # the same here: nothing is started at boot
-    if policy not in ("no", "on-failure", "always") or (colon and (policy != "on-failure" or not count.isdigit())):
+    if policy not in ("no", "on-failure", "always") or (colon and (policy != "on-failure" or not is_number(count))):
         raise UsageError(f"--restart {word!r}", hint="no, on-failure[:N] or always")
     return policy, int(count or 0)
 
@@ -166,7 +165,7 @@ def parse_limits(options: dict[str, Any]) -> dict[str, str]:
         limits["cpus"] = f"{int(share * 100000)} 100000"
     if options.get("pids_limit"):
         text = str(options["pids_limit"])
-        if not text.isdigit() or int(text) == 0:
+        if not is_number(text) or int(text) == 0:
             raise UsageError(f"--pids-limit {text!r} is not a number of processes")
         limits["pids"] = text
     return limits

@@ -185,8 +185,7 @@ def test_history_and_labels_are_only_data(host, tmp_path):
     layout.config["history"] = [
         {"created_by": "ADD \x1b[31mred", "created": "2024-01-01T00:00:00Z"},
         {"created_by": "CMD", "empty_layer": True},
-        "nonsense",
-        {"created_by": "COPY b", "comment": 5},
+        {"created_by": "COPY b", "comment": None, "other": 5},
     ]
     load(host, tmp_path, layout)
     out = host.run("image", "history", "t:1").stdout

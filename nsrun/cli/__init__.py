@@ -8,6 +8,7 @@ from errno import EACCES
 
 from nsrun.cli.parse import parse
 from nsrun.errors import NsrunError, UsageError
+from nsrun.schema import is_number
 from nsrun.state import State
 
 TYPE_CHECKING = False
@@ -194,11 +195,11 @@ def _status_fd(options: Options) -> int:
     text = options.get("status_fd")
     if text is None:
         return -1
-    if not text.isdigit():
+    if not is_number(text):
         raise UsageError(f"--status-fd {text!r} is not a descriptor")
     try:
         os.fstat(int(text))
-    except OSError:
+    except (OSError, OverflowError):
         raise UsageError(f"--status-fd {text}: no such descriptor is open") from None
     return int(text)
 
@@ -489,7 +490,7 @@ def logs(state: State, options: Options, operands: Words, rest: Words, general: 
     from nsrun import manage
 
     tail = options.get("tail")
-    if tail is not None and not tail.isdigit() and tail != "all":
+    if tail is not None and not is_number(tail) and tail != "all":
         raise UsageError(f"--tail {tail!r} is not a number of lines")
     lines = manage.logs(state, operands[0], int(tail) if tail and tail != "all" else None, bool(options.get("follow")))
     for time, stream, line in lines:

@@ -6,6 +6,7 @@ import os
 import sys
 
 from nsrun.errors import NsrunError, UsageError
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _budget(options: Options) -> Budget:
     if options.get("max_size"):
         budget.size = parse_size(options["max_size"], "--max-size")
     if options.get("max_ratio"):
-        if not options["max_ratio"].isdigit() or int(options["max_ratio"]) < 1:
+        if not is_number(options["max_ratio"]) or int(options["max_ratio"]) < 1:
             raise UsageError(f"--max-ratio {options['max_ratio']!r} is not a number")
         budget.ratio = int(options["max_ratio"])
     return budget
@@ -91,11 +92,11 @@ def _tell(taken: Any) -> int:
 
     for image in taken:
         for text in image.warnings:
-            print(f"warning: {text}", file=sys.stderr)
+            print(f"warning: {_line(text, 400)}", file=sys.stderr)
         if image.skipped:
             more = ", …" if len(image.skipped) > 3 else ""
             print(
-                f"left out {len(image.skipped)} device nodes: {', '.join(image.skipped[:3])}{more} (a member's /dev has its own)",
+                f"left out {len(image.skipped)} device nodes: {', '.join(_line(path) for path in image.skipped[:3])}{more} (a member's /dev has its own)",
                 file=sys.stderr,
             )
         for line in map(references.familiar, image.names or [image.id]):
@@ -135,11 +136,12 @@ def pull(state: State, options: Options, operands: Words, rest: Words, general: 
 
 def ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli import text
-    from nsrun.image import lookup
     from nsrun.image.store import Store
 
-    store = Store(state)
-    found = [store.describe(record) for record in lookup.records(state)]
+    broken: list[str] = []
+    found = Store(state).all(broken)
+    for line in broken:
+        print(f"warning: {_line(line, 400)}", file=sys.stderr)
     if options.get("json"):
         return text.json(found)
     rows = []
@@ -148,7 +150,7 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
             cells = [
                 name,
                 image["id"][:12],
-                image["created"][:10] or "-",
+                _line(image["created"][:10]) or "-",
                 str(len(image["layers"])),
                 size_text(image["size"]),
             ]
@@ -173,7 +175,7 @@ def history(state: State, options: Options, operands: Words, rest: Words, genera
     rows = [
         [
             row["diff_id"][7:19] or "-",
-            row["created"][:10] or "-",
+            _line(row["created"][:10]) or "-",
             size_text(row["size"]),
             _line(row["created_by"] or row["comment"]),
         ]
@@ -182,9 +184,9 @@ def history(state: State, options: Options, operands: Words, rest: Words, genera
     return text.table(["LAYER", "CREATED", "SIZE", "CREATED BY"], rows)
 
 
-def _line(text: str) -> str:
+def _line(text: str, most: int = 80) -> str:
     """One line for a table, without what could move a terminal's cursor."""
-    return "".join(c if c.isprintable() else " " for c in text)[:80]
+    return "".join(c if c.isprintable() else " " for c in text[:most])
 
 
 def unpack(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:

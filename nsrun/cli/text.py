@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from nsrun.cli.commands import BY_NAME, COMMANDS, GLOBAL, GROUPS, Command, Option
-from nsrun.errors import UsageError
+from nsrun.errors import NsrunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _images(state: State) -> list[str]:
 
     try:
         return [references.familiar(name) for name in lookup.names(state)]
-    except PermissionError:  # the store is root's
+    except NsrunError:  # the store is root's, or damaged
         return []
 
 

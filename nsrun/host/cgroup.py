@@ -13,6 +13,7 @@ import time
 from errno import EBUSY, ENODEV, ENOENT
 
 from nsrun.errors import BadInput
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _number(path: str) -> int | None:
             word = file.read().split()[0]
     except (OSError, IndexError):
         return None
-    return int(word) if word.isdigit() else None
+    return int(word) if is_number(word) else None
 
 
 def usage(path: str) -> dict[str, Any]:

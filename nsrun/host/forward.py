@@ -13,6 +13,7 @@ from errno import EACCES, EPERM
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError
+from nsrun.schema import is_number
 
 SECONDS = 10
 
@@ -97,7 +98,7 @@ def end_unnoted(directory: str) -> None:
     if not os.path.exists(f"{directory}/forward.log"):
         return
     tail = os.fsencode(f"\0--pid\0{directory}/forward.pid\0")
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in filter(is_number, os.listdir("/proc")):
         try:
             started = kernel.process_start(int(pid))
             with open(f"/proc/{pid}/cmdline", "rb") as file:

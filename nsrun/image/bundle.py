@@ -40,16 +40,14 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
     config["mounts"] = [{**m, "type": "cgroup"} if m["type"] == "cgroup2" else m for m in config["mounts"]]
     del config["linux"]["cgroupsPath"], config["linux"]["resources"]
     # of the labels only the spec's own: an engine's annotations are orders (run.oci.hooks.stdout=FILE), an image's labels are not
-    labels = image.get("Labels")
-    labels = labels if isinstance(labels, dict) else {}
     known = "org.opencontainers.image."
-    annotations = {k: v for k, v in labels.items() if isinstance(v, str) and k.startswith(known)}
+    annotations = {k: v for k, v in (image.get("Labels") or {}).items() if k.startswith(known)}
     for key in ("os", "architecture", "variant", "author", "created"):
-        if isinstance(document.get(key), str):
+        if document.get(key):
             annotations[f"org.opencontainers.image.{key}"] = document[key]
     if image.get("StopSignal"):
         annotations["org.opencontainers.image.stopSignal"] = image["StopSignal"]
-    if isinstance(image.get("ExposedPorts"), dict) and image["ExposedPorts"]:
+    if image.get("ExposedPorts"):
         annotations["org.opencontainers.image.exposedPorts"] = ",".join(sorted(image["ExposedPorts"]))
     config["annotations"] = annotations
     return config
@@ -69,7 +67,7 @@ def unpack(state: State, word: str, target: str) -> None:
             accounts = {"passwd": "", "group": ""}
         else:
             accounts = {key: record["users"][key] for key in ("passwd", "group")}
-        config = runtime_config(json.loads(Store(state).blob(f"sha256:{record['id']}")), accounts)
+        config = runtime_config(Store(state).config(record["id"]).document, accounts)
         was_there = os.path.isdir(target)
         if os.path.lexists(target) and not (was_there and not os.listdir(target)):
             raise BadInput(f"{target!r} is there already, and not an empty directory", hint="choose a new one")

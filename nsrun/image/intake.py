@@ -121,5 +121,6 @@ def _valid(names: list[str]) -> tuple[list[str], list[str]]:
             if references.parse(name).tag:
                 kept.append(name)
         except UsageError as error:
-            warnings.append(f"the archive's {error.message}; give one with --tag")
-    return list(dict.fromkeys(kept)), warnings
+            warnings.append(f"the archive's {error.message[:200]}; give one with --tag")
+    more = [f"and {len(warnings) - 5} more names that are none"] if len(warnings) > 6 else []
+    return list(dict.fromkeys(kept)), warnings[:5] + more if more else warnings

@@ -265,10 +265,10 @@ def find_images(source: Source, platform: Platform) -> list[Found]:
 def _names(descriptor: Descriptor, stem: str) -> list[str]:
     """Full names stand in containerd's annotation; the OCI one is often only a tag."""
     full = descriptor.annotations.get("io.containerd.image.name")
-    if isinstance(full, str) and full:
+    if is_text(full) and full:
         return [full]
     name = descriptor.annotations.get("org.opencontainers.image.ref.name")
-    if not isinstance(name, str) or not name:
+    if not is_text(name) or not name:
         return []
     if "/" in name or ":" in name:
         return [name]

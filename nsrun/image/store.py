@@ -23,9 +23,10 @@ import json
 import os
 from errno import EEXIST, ENOENT, ENOTEMPTY
 
-from nsrun.errors import BadInput, NsrunError, UsageError
-from nsrun.image import lookup, references
+from nsrun.errors import BadInput, NsrunError, UsageError, errno_text
+from nsrun.image import lookup, references, shapes
 from nsrun.image.unpack import Blob, Layer, View, unpack_all
+from nsrun.schema import read_document
 from nsrun.state import State, new_id, remove_tree
 
 TYPE_CHECKING = False
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.image.budget import Account
+    from nsrun.image.documents import Config
     from nsrun.image.source import Found
 
     Record = dict[str, Any]
+
+
+MAX_NAMES = 10_000
 
 
 class Store:
@@ -101,8 +106,22 @@ class Store:
     def blob(self, digest: str) -> bytes:
         if not references.DIGEST.fullmatch(digest):
             raise BadInput(f"{digest!r} is not a digest")
-        with open(f"{self.path}/blobs/sha256/{digest[7:]}", "rb") as file:
-            return file.read()
+        from nsrun.image.documents import MAX_DOCUMENT
+
+        try:
+            return read_document(f"{self.path}/blobs/sha256/{digest[7:]}", MAX_DOCUMENT)
+        except OSError as error:
+            raise NsrunError(
+                f"blob {digest[:19]}… of the store can't be read: {errno_text(error.errno or 0)}",
+                hint="nsrun image prune repairs the store; then load the image again",
+                errno=error.errno or 0,
+            ) from None
+
+    def config(self, ident: str) -> Config:
+        """The config of an image, checked as when it was loaded."""
+        from nsrun.image.documents import Config
+
+        return Config(self.blob(f"sha256:{ident}"), f"the config of image {ident[:12]}")
 
     def layer_path(self, ident: str) -> str:
         return f"{self.path}/layers/{ident}"
@@ -110,11 +129,10 @@ class Store:
     def layer(self, ident: str) -> Record:
         """What is known of a layer: diff_id, size (bytes of its files), entries, skipped (device nodes left out)."""
         try:
-            with open(f"{self.layer_path(ident)}/layer.json", encoding="utf-8") as file:
-                found: Record = json.loads(file.read())
-            return found
-        except (OSError, ValueError):
-            return {"diff_id": "", "size": 0, "entries": 0, "skipped": []}
+            found = lookup.read(f"{self.layer_path(ident)}/layer.json", shapes.LAYER)
+        except NsrunError:
+            found = None  # what a list shows of it; that it is whole is asked where it is used
+        return found or {"diff_id": "", "size": 0, "entries": 0, "skipped": []}
 
     # ---- loading ---------------------------------------------------------------------------------------
 
@@ -243,6 +261,8 @@ class Store:
             kept = lookup.names(self.state)
             changed = {name: at for name, at in kept.items() if name not in set(remove)}
             changed.update(dict.fromkeys(names, ident))
+            if len(changed) > max(MAX_NAMES, len(kept)):
+                raise BadInput(f"the store has more than {MAX_NAMES} names", hint="nsrun image rm NAME…")
             if changed != kept:
                 self._write(f"{self.path}/names.json", json.dumps(dict(sorted(changed.items())), indent=1).encode())
         finally:
@@ -311,15 +331,19 @@ class Store:
         record = lookup.record(self.state, ident) or {"digests": []}
         self._name("", [], self.names_of(ident))
         _unlink(self._record_path(ident))
-        others = {d for r in lookup.records(self.state) for d in r["digests"]}
+        broken: list[str] = []
+        others = {d for r in lookup.records(self.state, broken) for d in r["digests"]}
         for digest in [f"sha256:{ident}", *record["digests"]]:
-            if digest not in others:
+            if digest not in others and not broken:
                 _unlink(f"{self.path}/blobs/sha256/{digest[7:]}")
 
     def _free_layers(self) -> int:
         """Removes the layers that no image has and no running member uses; gives the bytes of their files."""
         state = self.state
-        wanted = {layer for record in lookup.records(state) for layer in record["layers"]}
+        broken: list[str] = []
+        wanted = {layer for record in lookup.records(state, broken) for layer in record["layers"]}
+        if broken:
+            return 0  # they may be those of an image that can't be read now
         for name in state.names("members"):
             note = state.read("members", name)
             if note and note.get("image_id") and self.users_of(note["image_id"]):
@@ -340,7 +364,7 @@ class Store:
             removed = []
             freed = self.sweep()
             named = self._repair()
-            for record in lookup.records(self.state):
+            for record in lookup.records(self.state, []):
                 ident, names = record["id"], self.names_of(record["id"])
                 if (everything or (named and not names)) and not self.users_of(ident):
                     self._forget(ident)
@@ -361,23 +385,26 @@ class Store:
         named = True
         try:
             lookup.names(self.state)
-        except NsrunError:
-            _unlink(f"{self.path}/names.json")
+        except lookup.Damaged:
+            os.replace(f"{self.path}/names.json", f"{self.path}/names.json.broken")
             named = False
         for file in os.listdir(f"{self.path}/records"):
-            ident = file[:-5]
             try:
-                record = lookup.record(self.state, ident)
+                record = lookup.record(self.state, file[:-5])
+                whole = bool(record) and all(lookup.whole(self.state, layer) for layer in record["layers"])  # type: ignore[index]
+            except lookup.Damaged:
+                whole = False
             except NsrunError:
-                record = None
-            if not record or not all(lookup.whole(self.state, layer) for layer in record.get("layers", [""])):
+                continue  # it can't be read, which does not say that it is not there
+            if not whole:
                 _unlink(f"{self.path}/records/{file}")
         lost = [n for n, at in lookup.names(self.state).items() if not os.path.exists(self._record_path(at))]
         if lost:
             self._name("", [], lost)
-        known = {d for r in lookup.records(self.state) for d in (f"sha256:{r['id']}", *r["digests"])}
+        broken: list[str] = []
+        known = {d for r in lookup.records(self.state, broken) for d in (f"sha256:{r['id']}", *r["digests"])}
         for file in os.listdir(f"{self.path}/blobs/sha256"):
-            if f"sha256:{file}" not in known:
+            if f"sha256:{file}" not in known and not broken:
                 _unlink(f"{self.path}/blobs/sha256/{file}")
         return named
 
@@ -410,12 +437,23 @@ class Store:
 
     # ---- what there is ---------------------------------------------------------------------------------
 
-    def describe(self, record: Record) -> Record:
+    def all(self, broken: list[str]) -> list[Record]:
+        """Every image that can be read, described; `broken` gets what is wrong with the others, and with the names."""
+        records = lookup.records(self.state, broken)
+        try:
+            names = lookup.names(self.state)
+        except NsrunError as error:
+            broken.append(error.message)
+            names = {}
+        return [self.describe(record, names) for record in records]
+
+    def describe(self, record: Record, names: dict[str, str] | None = None) -> Record:
         """One image, as `image ls --json` and the library have it."""
+        names = lookup.names(self.state) if names is None else names
         layers = [self.layer(ident) for ident in record["layers"]]
         return {
             "id": record["id"],
-            "names": [references.familiar(name) for name in self.names_of(record["id"])],
+            "names": [references.familiar(name) for name, at in names.items() if at == record["id"]],
             "digests": record["digests"],
             "created": record["created"],
             "loaded": record["loaded"],
@@ -432,18 +470,15 @@ class Store:
     def inspect(self, word: str) -> Record:
         """The same with the image's own config."""
         record = lookup.find(self.state, word)
-        return {**self.describe(record), "config": json.loads(self.blob(f"sha256:{record['id']}"))}
+        return {**self.describe(record), "config": self.config(record["id"]).document}
 
     def history(self, word: str) -> list[Record]:
         """From the top down: when, by what, how large; layers that the history does not tell are shown, too."""
         record = lookup.find(self.state, word)
-        document = json.loads(self.blob(f"sha256:{record['id']}"))
+        document = self.config(record["id"]).document
         layers = list(record["layers"])
         rows: list[Record] = []
-        told = document.get("history")
-        for entry in told if isinstance(told, list) else []:
-            if not isinstance(entry, dict):
-                continue
+        for entry in document.get("history") or []:
             ident = layers.pop(0) if layers and not entry.get("empty_layer") else ""
             rows.append(self._history_row(entry, ident))
         rows += [self._history_row({}, ident) for ident in layers]
