@@ -108,10 +108,28 @@ static __attribute__((noreturn)) void fail(int err, const char *why)
 	sys_exit(1);
 }
 
+/* What *p is after n was added to it, by us alone among all processes. */
+static uint64_t add_shared(uint64_t *p, uint64_t n)
+{
+#if defined(__x86_64__)
+	return __atomic_add_fetch(p, n, __ATOMIC_RELAXED);
+#else /* gcc calls libgcc for it, which is not there */
+	uint64_t sum;
+	uint32_t failed;
+	__asm__ volatile("1:	ldxr	%0, %2\n"
+	                 "	add	%0, %0, %3\n"
+	                 "	stxr	%w1, %0, %2\n"
+	                 "	cbnz	%w1, 1b"
+	                 : "=&r"(sum), "=&r"(failed), "+Q"(*p)
+	                 : "r"(n));
+	return sum;
+#endif
+}
+
 /* Takes n of a budget. 0: it is used up. */
 static int charge(uint64_t *of_all, uint64_t *of_us, uint64_t n, uint64_t max)
 {
-	if (n > max || __atomic_add_fetch(of_all, n, __ATOMIC_RELAXED) > max)
+	if (n > max || add_shared(of_all, n) > max)
 		return 0;
 	*of_us += n;
 	return 1;

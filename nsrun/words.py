@@ -250,7 +250,7 @@ def image_volume(path: str) -> dict[str, Any]:
 
 
 def parse_mount(word: str) -> dict[str, Any]:
-    """--mount type=bind|tmpfs|volume,source=…,target=…,readonly"""
+    """--mount type=bind|tmpfs|volume,source=…,target=…,readonly,nosuid,nodev,noexec"""
     values: dict[str, str] = {}
     for part in word.split(","):
         key, equals, value = part.partition("=")
@@ -258,20 +258,23 @@ def parse_mount(word: str) -> dict[str, Any]:
         values[key] = value if equals else "true"
     kind = values.pop("type", "volume")
     target = values.pop("target", "")
-    readonly = values.pop("readonly", "false") in ("true", "1")
+    flags = {key: values.pop(key, "false") for key in ("readonly", "nosuid", "nodev", "noexec")}
+    if bad := [key for key, value in flags.items() if value not in ("true", "1", "false", "0")]:
+        raise UsageError(f"--mount {word}: {bad[0]} is true or false")
+    options = [key.replace("readonly", "ro") for key, value in flags.items() if value in ("true", "1")]
     if not target:
         raise UsageError(f"--mount {word}: no target")
     if kind == "tmpfs":
-        options = [f"{k.removeprefix('tmpfs-')}={v}" for k, v in values.items() if k in ("tmpfs-size", "tmpfs-mode")]
+        options += [f"{k.removeprefix('tmpfs-')}={v}" for k, v in values.items() if k in ("tmpfs-size", "tmpfs-mode")]
         if unknown := set(values) - {"tmpfs-size", "tmpfs-mode"}:
             raise UsageError(f"--mount {word}: unknown key {sorted(unknown)[0]!r}")
-        return parse_tmpfs(":".join([target, ",".join(options + (["ro"] if readonly else []))]).rstrip(":"))
+        return parse_tmpfs(":".join([target, ",".join(options)]).rstrip(":"))
     source = values.pop("source", "")
     if values or kind not in ("bind", "volume") or (kind == "bind" and not source):
-        raise UsageError(f"--mount {word}: not type=bind|tmpfs|volume,source=…,target=…[,readonly]")
+        raise UsageError(f"--mount {word}: not type=bind|tmpfs|volume,source=…,target=…[,readonly][,nosuid]")
     if kind == "bind" and not source.startswith(("/", ".")):
         source = f"./{source}"
-    return _volume(source, target, ["ro"] if readonly else [], f"--mount {word}")
+    return _volume(source, target, options, f"--mount {word}")
 
 
 _IPC_SYSCTLS = (
