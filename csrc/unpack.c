@@ -2,7 +2,8 @@
  * nsrun-unpack unpacks: it reads one tar stream and writes its entries below one directory.
  *
  *   nsrun-unpack MODE BYTES ENTRIES DEPTH RECORDS <STREAM
- *       descriptor 0: the stream; 1: a memfd for the records; 3: the directory, a detached mount
+ *       descriptor 0: the stream; 1: a memfd for the records; 3: the directory, a detached mount;
+ *       4: a memfd with the account (below)
  *
  *   layer      the diff of one image layer, as overlayfs wants it: what the layer says, and whiteouts as 0:0 devices
  *   whiteouts  only the whiteouts of a layer, applied to the tree below (an overlay of the layers beneath)
@@ -21,11 +22,18 @@
  *   'W' PATH   a whiteout stands here
  *   'O' PATH   this directory hides the lower one
  *   'D' PATH   it does, because of a whiteout of its name
- *   'S' PATH   a device node, left out
+ *   'S' PATH   a device node, left out; of the first MAX_TOLD
  *   'F' PATH   list: a file, with offset and size; 'L' PATH LINK: a link
  *   'N' PATH   can't go on without the layers beneath (a link through, or to, something of theirs)
  *   'E' PATH   an error, with errno and text
- *   'K'        the end: entries and bytes read, regular files and bytes that are there
+ *   'C'        before K and N: the entries, bytes and bytes of records that this run was charged
+ *   'K'        the end: regular files that are there, and bytes in them
+ *
+ * Budgets.  What a layer costs is charged where it is spent, by charge(), to one account that all writers of all images
+ * of a load share.  An entry is whatever takes an inode: one that is read, a parent that is implied, and, on an overlay, every
+ * directory that has to be copied up.  Bytes are those of files (holes included), of extended attributes, and, on an
+ * overlay, of a lower file that is copied up to be linked.  Depth is where a directory really is, by whatever links
+ * it was reached.
  */
 #include "sys.h"
 #include "tar.h"
@@ -35,6 +43,7 @@
 #include <linux/close_range.h>
 #include <linux/fcntl.h>
 #include <linux/filter.h>
+#include <linux/mman.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/prctl.h>
@@ -49,7 +58,10 @@
 #define MNT_DETACH_   2
 #define SIGKILL_      9
 #define ROOT          3
-#define MAX_DEPTH     1024
+#define ACCOUNT       4
+#define MAX_DEPTH     1024 /* that may be asked for */
+#define MAX_TOLD      100
+#define HELD          64 /* directories that are open at a time while a tree is removed */
 #define TIMES_MAX     (48 << 20)
 
 enum mode { LAYER, WHITEOUTS, ENTRIES, LIST };
@@ -58,7 +70,10 @@ static enum mode mode;
 static struct tar tar;
 static struct tar_entry entry;
 static uint64_t max_bytes, max_entries, max_depth, max_records; /* the budgets */
-static uint64_t bytes, entries, records;
+static struct account {
+	uint64_t bytes, entries, records;
+} *account, charged; /* of all; of this run */
+static struct statx_timestamp begun; /* when the root that we write to was made; 0: the file system does not tell */
 static uint64_t kept[2]; /* regular files that are there, and bytes in them, each name counted */
 static char parent_path[TAR_PATH_MAX + 1]; /* what parent_fd is open on; only while parent_fd >= 0 */
 static int parent_fd = -1;
@@ -89,16 +104,67 @@ static void put(char kind, int err, uint64_t a, uint64_t b, const char *s, size_
 
 static __attribute__((noreturn)) void fail(int err, const char *why)
 {
-	put('E', err, entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
+	put('E', err, charged.entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
 	sys_exit(1);
 }
 
-static void note(char kind, const char *path)
+/* What *p is after n was added to it, by us alone among all processes. */
+static uint64_t add_shared(uint64_t *p, uint64_t n)
 {
-	records += sizeof(struct record) + str_len(path);
-	if (records > max_records)
-		fail(0, "too many whiteouts and implied directories");
-	put(kind, 0, 0, 0, path, str_len(path), "", 0);
+#if defined(__x86_64__)
+	return __atomic_add_fetch(p, n, __ATOMIC_RELAXED);
+#else /* gcc calls libgcc for it, which is not there */
+	uint64_t sum;
+	uint32_t failed;
+	__asm__ volatile("1:	ldxr	%0, %2\n"
+	                 "	add	%0, %0, %3\n"
+	                 "	stxr	%w1, %0, %2\n"
+	                 "	cbnz	%w1, 1b"
+	                 : "=&r"(sum), "=&r"(failed), "+Q"(*p)
+	                 : "r"(n));
+	return sum;
+#endif
+}
+
+/* Takes n of a budget. 0: it is used up. */
+static int charge(uint64_t *of_all, uint64_t *of_us, uint64_t n, uint64_t max)
+{
+	if (n > max || add_shared(of_all, n) > max)
+		return 0;
+	*of_us += n;
+	return 1;
+}
+
+static void spend(uint64_t n)
+{
+	if (!charge(&account->bytes, &charged.bytes, n, max_bytes))
+		fail(EFBIG, "the layer is larger than its budget");
+}
+
+static void count(uint64_t n)
+{
+	if (!charge(&account->entries, &charged.entries, n, max_entries))
+		fail(0, mode == LIST ? "the archive has more entries than its budget"
+		                     : "the layer has more entries than its budget");
+}
+
+static void note(char kind, const char *path, const char *link, int err, uint64_t a, uint64_t b)
+{
+	uint64_t n = sizeof(struct record) + str_len(path) + str_len(link);
+	if (!charge(&account->records, &charged.records, n, max_records))
+		fail(0, mode == LIST ? "the archive's list is larger than its budget"
+		                     : "too many whiteouts and implied directories");
+	put(kind, err, a, b, path, str_len(path), link, str_len(link));
+}
+
+static void tell(char kind, const char *path)
+{
+	note(kind, path, "", 0, 0, 0);
+}
+
+static void tell_charges(void)
+{
+	put('C', 0, charged.entries, charged.bytes, (const char *)&charged.records, sizeof charged.records, "", 0);
 }
 
 /* Stops here: the caller begins again, with the layers beneath in view. */
@@ -106,7 +172,8 @@ static __attribute__((noreturn)) void need_lower(const char *why)
 {
 	if (mode != LAYER)
 		fail(0, why);
-	put('N', 0, entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
+	tell_charges();
+	put('N', 0, charged.entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
 	sys_exit(0);
 }
 
@@ -141,7 +208,8 @@ static void seccomp(void)
 	static const int allowed[] = {
 		__NR_read, __NR_write, __NR_pwrite64, __NR_close, __NR_lseek, __NR_openat, __NR_openat2, __NR_statx,
 		__NR_mkdirat, __NR_mknodat, __NR_symlinkat, __NR_linkat, __NR_unlinkat, __NR_fchown, __NR_fchownat,
-		__NR_fchmod, __NR_utimensat, __NR_fsetxattr, __NR_ftruncate, __NR_getdents64, __NR_exit_group,
+		__NR_fchmod, __NR_utimensat, __NR_fsetxattr, __NR_ftruncate, __NR_getdents64, __NR_fchdir, __NR_getcwd,
+		__NR_exit_group,
 	};
 	static struct sock_filter code[2 * (sizeof allowed / sizeof *allowed) + 8];
 	struct sock_fprog program = {.filter = code};
@@ -182,7 +250,7 @@ static void confine(void)
 	if (max_bytes < 1UL << 62)
 		limit(RLIMIT_FSIZE, max_bytes + max_records + (1 << 20));
 	limit(RLIMIT_CORE, 0);
-	limit(RLIMIT_NOFILE, MAX_DEPTH + 64);
+	limit(RLIMIT_NOFILE, HELD + 64);
 	limit(RLIMIT_AS, 256UL << 20);
 	must(SYS2(capset, &header, data), "capset");
 	seccomp();
@@ -235,7 +303,68 @@ static void forget_parent(void)
 
 static long stat_at(int dir, const char *name, struct statx *st)
 {
-	return SYS5(statx, dir, name, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH), STATX_BASIC_STATS, st);
+	return SYS5(statx, dir, name, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH), STATX_BASIC_STATS | STATX_BTIME, st);
+}
+
+/* Is it in the upper directory already?  What overlayfs copies up is born then.  In doubt it is not, and is charged. */
+static int made_here(const struct statx *st)
+{
+	const struct statx_timestamp *born = &st->stx_btime;
+	if (!(st->stx_mask & STATX_BTIME) || (!begun.tv_sec && !begun.tv_nsec))
+		return 0;
+	return born->tv_sec > begun.tv_sec || (born->tv_sec == begun.tv_sec && born->tv_nsec > begun.tv_nsec);
+}
+
+/* Fails if the directory lies deeper than it may: by its real path, which getcwd(2) knows. */
+static void check_depth(int fd)
+{
+	char path[TAR_PATH_MAX];
+	uint64_t depth = 0;
+	long n = SYS1(fchdir, fd);
+	if (n == 0)
+		n = SYS2(getcwd, path, sizeof path);
+	for (long i = 0; i < n - 1; i++)
+		depth += path[i] == '/' && path[i + 1];
+	if (n == -ERANGE || n == -ENAMETOOLONG || depth + 1 > max_depth)
+		fail(0, "what it is in lies deeper than the budget");
+	if (n < 0)
+		fail((int)-n, "its parent can't be looked at");
+}
+
+/*
+ * A directory by its path, or (one name) in `dir`.  Where a link is on the way, *linked is set and the depth that it leads to
+ * is checked; else the path is what it says.
+ */
+static long open_directory(int dir, const char *path, const char *whole, int *linked)
+{
+	struct open_how how = {
+		.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
+	};
+	long fd = open_how(dir, *path ? path : ".", &how, sizeof how);
+	if (fd == -ELOOP) {
+		fd = open_at(ROOT, whole, O_PATH | O_DIRECTORY);
+		*linked = 1;
+	}
+	if (fd >= 0 && *linked)
+		check_depth((int)fd);
+	return fd;
+}
+
+/* `dir` lies `depth` deep, and something in it is about to change. */
+static void charge_copy_up(int dir, uint64_t depth)
+{
+	struct statx st;
+	if (mode != LAYER && depth && (stat_at(dir, "", &st) < 0 || !made_here(&st)))
+		count(depth);
+}
+
+static uint64_t depth_of(const char *path)
+{
+	uint64_t depth = *path != 0;
+	for (; *path; path++)
+		depth += *path == '/';
+	return depth;
 }
 
 static int is_whiteout(const struct statx *st)
@@ -251,52 +380,93 @@ struct dirent64_ {
 	char name[];
 };
 
-static void remove_at(int dir, const char *name, int depth);
-
-/* Everything in the directory that `fd` is; the offset after a removal is not to be trusted, so: again from the start. */
-static void empty(int fd, int depth)
-{
-	_Alignas(8) char buffer[2048];
-	if (depth > MAX_DEPTH)
-		fail(0, "what it replaces is too deep");
-	for (;;) {
-		long n, at, removed = 0;
-		SYS3(lseek, fd, 0, 0);
-		while ((n = SYS3(getdents64, fd, buffer, sizeof buffer)) > 0)
-			for (at = 0; at < n;) {
-				struct dirent64_ *d = (void *)(buffer + at);
-				at += d->reclen;
-				if (str_eq(d->name, ".") || str_eq(d->name, ".."))
-					continue;
-				remove_at(fd, d->name, depth + 1);
-				removed++;
-			}
-		if (n < 0)
-			fail((int)-n, "getdents64");
-		if (!removed)
-			return;
-	}
-}
-
-static void remove_at(int dir, const char *name, int depth)
+/* Removes one entry, if it is no directory with something in it: then -ENOTEMPTY. */
+static long drop(int dir, const char *name)
 {
 	struct statx st;
-	long r = stat_at(dir, name, &st), fd;
+	long r = stat_at(dir, name, &st);
 	if (r == 0 && (st.stx_mode & S_IFMT) == S_IFREG) {
 		kept[0]--;
 		kept[1] -= st.stx_size;
 	}
 	r = SYS3(unlinkat, dir, name, 0);
-	if (r == -EISDIR || r == -EPERM) {
-		fd = SYS4(openat, dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-		if (fd < 0)
-			fail((int)-fd, "what it replaces can't be opened");
-		empty((int)fd, depth);
-		SYS1(close, fd);
+	if (r == -EISDIR || r == -EPERM)
 		r = SYS3(unlinkat, dir, name, AT_REMOVEDIR);
-	}
-	if (r < 0 && r != -ENOENT)
+	if (r < 0 && r != -ENOENT && r != -ENOTEMPTY && r != -EEXIST)
 		fail((int)-r, "what it replaces can't be removed");
+	return r == -ENOTEMPTY || r == -EEXIST ? -ENOTEMPTY : 0;
+}
+
+/*
+ * Removes everything in the directory `top`, however deep: nobody but us changes this tree, so `..` leads back to where
+ * we came from, and HELD open directories are enough.  The offset after a removal is not to be trusted, so a directory is
+ * read again until a pass finds nothing; a directory that was emptied goes in the pass after.
+ */
+static void empty(int top)
+{
+	_Alignas(8) char buffer[2048];
+	int fds[HELD], changed[HELD];
+	uint64_t depth = 0, lowest = 0; /* those from `lowest` to `depth` are open */
+	fds[0] = top;
+	changed[0] = 0;
+	SYS3(lseek, top, 0, 0);
+	for (;;) {
+		int *fd = &fds[depth % HELD], *again = &changed[depth % HELD];
+		long n = SYS3(getdents64, *fd, buffer, sizeof buffer), down = -1;
+		if (n < 0)
+			fail((int)-n, "getdents64");
+		for (long at = 0; at < n && down < 0;) {
+			struct dirent64_ *d = (void *)(buffer + at);
+			at += d->reclen;
+			if (str_eq(d->name, ".") || str_eq(d->name, ".."))
+				continue;
+			*again = 1;
+			if (drop(*fd, d->name) == 0)
+				continue;
+			down = SYS4(openat, *fd, d->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+			if (down < 0)
+				fail((int)-down, "what it replaces can't be opened");
+			SYS3(lseek, *fd, d->off, 0);
+		}
+		if (down >= 0) {
+			if (++depth - lowest == HELD) {
+				if (lowest)
+					SYS1(close, fds[lowest % HELD]);
+				lowest++;
+			}
+			fds[depth % HELD] = (int)down;
+			changed[depth % HELD] = 0;
+		} else if (n == 0 && *again) {
+			SYS3(lseek, *fd, 0, 0);
+			*again = 0;
+		} else if (n == 0) {
+			if (depth == 0)
+				return;
+			if (--depth < lowest) {
+				down = depth ? SYS4(openat, *fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0) : top;
+				if (down < 0)
+					fail((int)-down, "what it replaces can't be opened");
+				fds[depth % HELD] = (int)down;
+				changed[depth % HELD] = 1;
+				lowest = depth;
+			}
+			SYS1(close, *fd);
+		}
+	}
+}
+
+static void remove_at(int dir, const char *name)
+{
+	long fd;
+	if (drop(dir, name) == 0)
+		return;
+	fd = SYS4(openat, dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+	if (fd < 0)
+		fail((int)-fd, "what it replaces can't be opened");
+	empty((int)fd);
+	SYS1(close, fd);
+	if (drop(dir, name) < 0)
+		fail(ENOTEMPTY, "what it replaces can't be removed");
 }
 
 /* Unlinks what has the name. */
@@ -305,7 +475,7 @@ static void replace(int dir, const char *name)
 	struct statx st;
 	if (stat_at(dir, name, &st) < 0)
 		return;
-	remove_at(dir, name, 0);
+	remove_at(dir, name);
 	if ((st.stx_mode & S_IFMT) == S_IFDIR)
 		forget_parent(); /* it may lie within; the caller asks again */
 }
@@ -314,7 +484,9 @@ static void replace(int dir, const char *name)
 static void imply(int dir, const char *name, const char *path)
 {
 	int hidden = 0;
-	long r = SYS3(mkdirat, dir, name, 0755);
+	long r;
+	count(1);
+	r = SYS3(mkdirat, dir, name, 0755);
 	if (r == -EEXIST) {
 		struct statx st;
 		if (mode == LAYER && stat_at(dir, name, &st) == 0 && is_whiteout(&st)) {
@@ -328,7 +500,7 @@ static void imply(int dir, const char *name, const char *path)
 	if (r < 0)
 		fail((int)-r, "its parent can't be made");
 	if (mode == LAYER)
-		note(hidden ? 'H' : 'I', path);
+		tell(hidden ? 'H' : 'I', path);
 }
 
 /*
@@ -340,6 +512,7 @@ static int parent_of(char *path, const char **base, int make)
 {
 	char *slash = NULL, *p;
 	long fd, at;
+	int linked = 0;
 	for (p = path; *p; p++)
 		if (*p == '/')
 			slash = p;
@@ -351,9 +524,10 @@ static int parent_of(char *path, const char **base, int make)
 	if (parent_fd >= 0 && str_eq(path, parent_path))
 		goto found;
 	forget_parent();
-	fd = open_at(ROOT, path, O_PATH | O_DIRECTORY);
+	fd = open_directory(ROOT, path, path, &linked);
 	if ((fd == -ENOENT || fd == -ENOTDIR) && make) {
 		at = open_at(ROOT, "", O_PATH | O_DIRECTORY);
+		linked = 0;
 		for (p = path;; p++) {
 			const char *name = p;
 			char end;
@@ -361,7 +535,7 @@ static int parent_of(char *path, const char **base, int make)
 				p++;
 			end = *p;
 			*p = 0;
-			fd = open_at(ROOT, path, O_PATH | O_DIRECTORY);
+			fd = open_directory((int)at, name, path, &linked);
 			if (fd == -ENOENT || fd == -ENOTDIR) {
 				struct statx st;
 				if (fd == -ENOTDIR && (stat_at((int)at, name, &st) < 0 || !is_whiteout(&st) || mode != LAYER)) {
@@ -371,8 +545,9 @@ static int parent_of(char *path, const char **base, int make)
 					*p = end;
 					break;
 				}
+				charge_copy_up((int)at, name > path);
 				imply((int)at, name, path);
-				fd = open_at(ROOT, path, O_PATH | O_DIRECTORY);
+				fd = open_directory((int)at, name, path, &linked);
 			}
 			if (fd < 0)
 				fail((int)-fd, "its parent can't be opened");
@@ -390,6 +565,7 @@ static int parent_of(char *path, const char **base, int make)
 			*slash = '/';
 		return (int)fd;
 	}
+	charge_copy_up((int)fd, depth_of(path));
 	memcpy(parent_path, path, str_len(path) + 1);
 	parent_fd = (int)fd;
 found:
@@ -419,7 +595,7 @@ static void set_xattrs(int fd)
 			continue; /* labels of another machine's security module, trusted.*: not ours to give */
 		if (x->name_len > 255 || x->value_len > 65536)
 			fail(0, "an extended attribute of it is too large");
-		bytes += x->value_len;
+		spend(x->name_len + x->value_len);
 		memcpy(name, x->name, x->name_len);
 		name[x->name_len] = 0;
 		r = SYS5(fsetxattr, fd, name, x->value, x->value_len, 0);
@@ -482,13 +658,6 @@ static void set_directory_times(void)
 }
 
 /* ---- entries ------------------------------------------------------------------------------------ */
-
-static void spend(uint64_t n)
-{
-	if (n > max_bytes || bytes > max_bytes - n)
-		fail(EFBIG, "the layer is larger than its budget");
-	bytes += n;
-}
 
 static void copy(int fd, uint64_t offset, uint64_t length)
 {
@@ -559,9 +728,9 @@ static void directory(int dir, const char *name)
 	SYS1(close, fd);
 	remember_time(clean_name);
 	if (mode == LAYER && (was || hides)) /* it may have been implied before */
-		note('X', clean_name);
+		tell('X', clean_name);
 	if (hides)
-		note('O', clean_name);
+		tell('O', clean_name);
 }
 
 static void root_directory(void)
@@ -576,7 +745,7 @@ static void root_directory(void)
 	SYS1(close, fd);
 	remember_time("");
 	if (mode == LAYER)
-		note('X', "");
+		tell('X', "");
 }
 
 static void symlink(int dir, const char *name)
@@ -617,10 +786,12 @@ static void hard_link(void)
 	if (stat_at((int)dir, name, &b) == 0) {
 		if (a.stx_ino == b.stx_ino)
 			goto out; /* itself, or linked already */
-		remove_at((int)dir, name, 0);
+		remove_at((int)dir, name);
 		if (stat_at((int)from, from_name, &a) < 0)
 			fail(ENOENT, "it replaces the directory that holds what it links to");
 	}
+	if (mode != LAYER && (a.stx_mode & S_IFMT) == S_IFREG && !made_here(&a))
+		spend(a.stx_size);
 	r = SYS5(linkat, from, from_name, dir, name, 0);
 	if (r < 0)
 		fail((int)-r, "it can't be linked");
@@ -658,11 +829,11 @@ static void hide(int dir, const char *name, char *path)
 	}
 	if (stat_at(dir, name, &st) == 0) {
 		if ((st.stx_mode & S_IFMT) == S_IFDIR)
-			note('D', path);
+			tell('D', path);
 		return;
 	}
 	must(SYS4(mknodat, dir, name, S_IFCHR, 0), "mknodat(whiteout)");
-	note('W', path);
+	tell('W', path);
 }
 
 static void opaque(const char *path)
@@ -670,11 +841,11 @@ static void opaque(const char *path)
 	if (mode == WHITEOUTS) {
 		long fd = open_at(ROOT, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
 		if (fd >= 0) {
-			empty((int)fd, 0);
+			empty((int)fd);
 			SYS1(close, fd);
 		}
 	} else {
-		note('O', path);
+		tell('O', path);
 	}
 }
 
@@ -695,6 +866,8 @@ static int whiteout(void)
 		return 0;
 	if (mode == ENTRIES)
 		return 1;
+	if (mode == WHITEOUTS)
+		count(1);
 	if (str_after(rest, ".wh.")) {
 		if (!str_eq(rest, ".wh..opq"))
 			return 1; /* what AUFS kept for itself */
@@ -725,10 +898,11 @@ static int whiteout(void)
 
 static void one(void)
 {
+	static int told;
 	const char *name;
 	int dir;
-	if (++entries > max_entries)
-		fail(0, "the layer has more entries than its budget");
+	if (mode == LAYER)
+		count(1);
 	if (clean(entry.name, clean_name) > max_depth)
 		fail(0, "its name is deeper than the budget");
 	if (!clean_name[0]) {
@@ -738,6 +912,8 @@ static void one(void)
 	}
 	if (whiteout() || mode == WHITEOUTS)
 		return;
+	if (mode == ENTRIES)
+		count(1);
 	if (entry.type == '1') {
 		hard_link();
 		return;
@@ -749,7 +925,8 @@ static void one(void)
 	case '5': directory(dir, name); break;
 	case '6': fifo(dir, name); break;
 	default: /* a device: members have a /dev of their own, and need no other way to the hardware */
-		put('S', 0, 0, 0, clean_name, str_len(clean_name), "", 0);
+		if (told++ < MAX_TOLD)
+			tell('S', clean_name);
 		replace(dir, name);
 		if (mode == LAYER) {
 			if (parent_fd < 0)
@@ -761,16 +938,12 @@ static void one(void)
 
 static void list(void)
 {
-	if (++entries > max_entries)
-		fail(0, "the archive has more entries than its budget");
-	records += sizeof(struct record) + str_len(entry.name) + str_len(entry.link);
-	if (records > max_records)
-		fail(0, "the archive's list is larger than its budget");
+	count(1);
 	clean(entry.name, clean_name);
 	if (entry.type == '0' && !entry.n_extents && entry.size == tar.remaining)
-		put('F', 0, entry.offset, entry.size, clean_name, str_len(clean_name), "", 0);
+		note('F', clean_name, "", 0, entry.offset, entry.size);
 	else if (entry.type == '1' || entry.type == '2')
-		put('L', entry.type, 0, 0, clean_name, str_len(clean_name), entry.link, str_len(entry.link));
+		note('L', clean_name, entry.link, entry.type, 0, 0);
 }
 
 /* ---- main --------------------------------------------------------------------------------------- */
@@ -798,6 +971,7 @@ static int skip(void *context, uint64_t n)
 int main(int argc, char **argv, char **envp)
 {
 	static const char *const modes[] = {"layer", "whiteouts", "entries", "list"};
+	struct statx root;
 	int got;
 	(void)envp;
 	if (argc == 2 && str_eq(argv[1], "--version")) {
@@ -821,7 +995,12 @@ int main(int argc, char **argv, char **envp)
 	SYS1(umask, 0);
 	tar.fill = fill;
 	tar.skip = mode == LIST ? skip : NULL;
+	account = (void *)SYS(mmap, NULL, sizeof *account, PROT_READ | PROT_WRITE, MAP_SHARED, ACCOUNT, 0);
+	if ((unsigned long)account > -4096UL)
+		fail((int)-(long)account, "mmap(account)");
 	confine();
+	if (mode != LIST && stat_at(ROOT, "", &root) == 0 && root.stx_mask & STATX_BTIME)
+		begun = root.stx_btime;
 	while ((got = tar_next(&tar, &entry)) > 0) {
 		if (mode == LIST)
 			list();
@@ -834,6 +1013,7 @@ int main(int argc, char **argv, char **envp)
 	set_directory_times();
 	while (fill(NULL, tar.buffer, sizeof tar.buffer) > 0)
 		; /* what follows the end belongs to the digest, not to the tree */
-	put('K', 0, entries, bytes, (const char *)kept, sizeof kept, "", 0);
+	tell_charges();
+	put('K', 0, kept[0], kept[1], "", 0, "", 0);
 	return 0;
 }

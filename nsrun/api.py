@@ -327,25 +327,24 @@ def _environment(options: Options) -> list[str]:
 
 def _bundle(path: str) -> dict[str, Any]:
     from nsrun import notes
+    from nsrun.schema import check, read_document
 
     if not path:
         raise BadInput("the bundle is an empty word", hint="an unset variable?")
     try:
-        with open(f"{path}/config.json", "rb") as file:
-            document = notes.loads(file.read().decode())
+        document: dict[str, Any] = notes.loads(read_document(f"{path}/config.json", 4 << 20).decode())
     except OSError as error:
         raise BadInput(
             f"bundle {path!r}: {error.strerror}: config.json", hint="a bundle holds config.json and the root it names"
         ) from None
     except (ValueError, RecursionError):
         raise BadInput(f"bundle {path!r}: config.json is not JSON") from None
-    if not isinstance(document, dict) or not isinstance(document.get("root"), dict):
-        raise BadInput(f"bundle {path!r}: config.json has no root")
+    check(document, specs.bundle_shape(), f"bundle {path!r}: config.json")
     if any((document.get("hooks") or {}).values()):
         raise BadInput(
             f"bundle {path!r}: config.json has hooks, and nsrun runs none", hint="take `hooks` out, or run it with crun"
         )
-    document["root"]["path"] = os.path.join(path, document["root"].get("path", "rootfs"))
+    document["root"]["path"] = os.path.join(path, document["root"].get("path") or "rootfs")
     return document
 
 

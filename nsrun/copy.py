@@ -13,7 +13,6 @@ from nsrun import kernel
 from nsrun.errors import KernelError, NsrunError
 
 _CP = next((path for path in ("/bin/cp", "/usr/bin/cp") if os.path.exists(path)), "cp")
-RESOLVE_NO_SYMLINKS = 4
 
 
 def copy_tree(directory: int, target: str) -> None:
@@ -58,7 +57,7 @@ def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int,
         os.chown(staging, *ids)
         try:
             flags = os.O_RDONLY | os.O_DIRECTORY
-            source = kernel.open_in_root(root, path, flags, RESOLVE_NO_SYMLINKS)
+            source = kernel.open_in_root(root, path, flags, kernel.RESOLVE_NO_SYMLINKS)
         except KernelError as error:
             if error.errno != ENOENT:
                 raise

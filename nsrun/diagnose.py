@@ -109,7 +109,9 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
         elif data[:4] == b"\x7fELF" and len(data) < 20:
             return f"{path} is no whole program: {errno_text(errno)}", "it was cut off; copy it again"
         elif data[:4] == b"\x7fELF":
-            (machine,) = struct.unpack_from("<H", data, 18)
+            if len(data) < 20:
+                return f"{path} is cut off: it begins as an ELF file and is {len(data)} bytes long", "copy it again"
+            (machine,) = struct.unpack_from(">H" if data[5:6] == b"\2" else "<H", data, 18)
             ours = {"x86_64": 62, "aarch64": 183}.get(os.uname().machine, 0)
             if errno == ENOEXEC or (ours and machine != ours and not (ours == 62 and machine == 3)):
                 return (

@@ -152,7 +152,9 @@ def _namespaces() -> Finding:
 def _overlay(state: State) -> str:
     import tempfile
 
-    os.makedirs(state.lib, 0o700, exist_ok=True)
+    from nsrun.state import make_directory
+
+    make_directory(state.lib)
     os.chmod(state.lib, 0o700)
     with tempfile.TemporaryDirectory(dir=state.lib) as work:
         for part in ("lower", "upper", "work"):

@@ -304,11 +304,11 @@ def pods(root: str = "") -> list[Pod]:
 
 
 def images(root: str = "") -> list[Image]:
-    """Those of the store."""
+    """Those of the store that can be read; `nsrun image ls` tells what is wrong with others."""
     from nsrun.image import lookup
 
     state = State(root)
-    return [Image(record["id"], state=state) for record in lookup.records(state)]
+    return [Image(record["id"], state=state) for record in lookup.records(state, [])]
 
 
 def member(name: str, root: str = "") -> Member:

@@ -11,6 +11,8 @@ JSON itself costs one C call here: importing `json` pulls `re` in, 5 ms of every
 from __future__ import annotations
 
 from nsrun import kernel
+from nsrun.errors import BadInput
+from nsrun.schema import FLAG, HEX, LINE, WORD, Number, Text, check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,16 +33,12 @@ try:
     _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
 
     def loads(text: str) -> Any:
-        """ValueError when it is not a JSON document."""
+        """ValueError when it is not a JSON document, or one that is nested too deep."""
         text = text.strip()
         try:
             value, end = _scan(text, 0)
-        except (
-            StopIteration,
-            SystemError,
-            RecursionError,
-        ):  # SystemError: it wants the exception of a json.decoder that is not imported
-            end = -1
+        except (StopIteration, SystemError, RecursionError):
+            end = -1  # SystemError: it wants the exception of a json.decoder that is not imported
         if end != len(text):
             raise ValueError("not JSON")
         return value
@@ -51,32 +49,44 @@ try:
 except ImportError:  # an interpreter without the accelerator
     import json
 
-    loads, dumps = json.loads, json.dumps  # type: ignore[assignment]
+    dumps = json.dumps  # type: ignore[assignment]
+
+    def loads(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise ValueError("not JSON") from None
 
 
 #: Bytes: a config.json may have an argument list as long as the kernel takes.
 MAX_BYTES = 16 << 20
 _HEAD = b'{"crc": "%08x", '
-_NUMBERS = [int]
-_TEXTS = [str]
-_MAPS = {"uid": [_NUMBERS], "gid": [_NUMBERS]}
-_NETWORK = {"mode": str, "ip?": str, "gateway?": str, "bridge?": str, "veth?": str, "veth_index?": int}
-_PORTS = [{"host_ip": str, "host_port": int, "pod_port": int, "protocol": str}]
-#: What must be in a note, and of which type; `?`: it may be missing.
+_COUNT, _SIGNED = Number(), Number(-1)
+_NAME = Text("a name", 63, of="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+_MAPS = {"uid": [[_COUNT]], "gid": [[_COUNT]]}
+_NETWORK = {
+    "mode": LINE, "ip?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
+}  # fmt: skip
+_PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol": LINE}]
+#: What must be in a note (schema.py).
 SHAPES: dict[str, dict[str, Any]] = {
     "pods": {
-        "id": str, "name": str, "created": str, "owner": str, "hostname": str, "network": _NETWORK, "labels": dict, "cgroup": str,
-        "ports?": _PORTS, "pause?": list, "pause_fd?": int, "namespaces?": dict, "cgroup_id?": int,
-        "user?": {"uid": int, "gid": int, "maps": _MAPS}, "nested?": {"maps": _MAPS, "setgroups": bool}, "devices?": str,
+        "id": HEX, "name": _NAME, "created": LINE, "owner": LINE, "hostname": LINE, "network": _NETWORK, "labels": {str: WORD},
+        "cgroup": WORD, "ports?": _PORTS, "pause?": list, "pause_fd?": _SIGNED, "namespaces?": {str: _COUNT}, "cgroup_id?": _COUNT,
+        "user?": {"uid": _COUNT, "gid": _COUNT, "maps": _MAPS}, "nested?": {"maps": _MAPS, "setgroups": FLAG}, "devices?": LINE,
     },
     "members": {
-        "id": str, "name": str, "pod": str, "pod_id": str, "created": str, "started": str, "command": _TEXTS, "rootfs": str,
-        "cgroup": str, "shares_pid": bool, "terminal": bool, "stop_signal": int, "restart": str, "restarts": int, "rm": bool,
-        "detached": bool, "process?": list, "pidfd?": int, "image?": str, "image_id?": str, "layers?": _TEXTS, "cgroup_id?": int,
+        "id": HEX, "name": _NAME, "pod": _NAME, "pod_id": HEX, "created": LINE, "started": LINE, "command": [WORD], "rootfs": WORD,
+        "cgroup": WORD, "shares_pid": FLAG, "terminal": FLAG, "stop_signal": Number(1, 64), "restart": LINE, "restarts": _COUNT,
+        "rm": FLAG, "detached": FLAG, "process?": list, "pidfd?": _SIGNED, "image?": WORD, "image_id?": HEX, "layers?": [HEX],
+        "cgroup_id?": _COUNT,
     },
-    "config.json": {"process": {"args": _TEXTS, "env": _TEXTS, "cwd": str, "user": dict, "capabilities": dict}, "root": dict, "linux": dict, "annotations": dict},
+    "config.json": {
+        "process": {"args": [WORD], "env": [WORD], "cwd": WORD, "user": dict, "capabilities": dict}, "root": {"path": WORD},
+        "linux": dict, "annotations": {str: WORD},
+    },
     "options.json": {},
-    "about": {"name": str, "pod": str, "image_id": str, "layers": _TEXTS},
+    "about": {"name": _NAME, "pod": _NAME, "image_id": Text("an id", 64), "layers": [HEX]},
 }  # fmt: skip
 
 
@@ -93,24 +103,8 @@ def decode(data: bytes, shape: str) -> dict[str, Any]:
     if data[:size] != _HEAD % kernel.checksum(body):
         raise ValueError("its checksum does not fit: it was changed, or written only in part")
     note = loads("{" + body.decode())
-    _check(note, SHAPES[shape], "")
+    try:
+        check(note, SHAPES[shape], "it")
+    except BadInput as error:
+        raise ValueError(error.message) from None
     return note  # type: ignore[no-any-return]
-
-
-def _check(value: Any, shape: Any, where: str) -> None:
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where or 'it'} is no object")
-        for key, inner in shape.items():
-            name = key.removesuffix("?")
-            if name in value:
-                _check(value[name], inner, f"{where}.{name}".lstrip("."))
-            elif name == key:
-                raise ValueError(f"{where}.{name}".lstrip(".") + " is missing")
-    elif isinstance(shape, list):
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is no list")
-        for item in value:
-            _check(item, shape[0], f"{where}[]")
-    elif not isinstance(value, shape) or (shape is int and isinstance(value, bool)):
-        raise ValueError(f"{where} is no {shape.__name__}")

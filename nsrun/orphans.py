@@ -11,6 +11,7 @@ import os
 
 from nsrun import kernel, life
 from nsrun.errors import BrokenNote, KernelError
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,15 +62,13 @@ def data(state: State) -> list[Data]:
 
 
 def _size(path: str) -> int:
-    """Bytes of all files, as far as they can be seen: of a user, some are only visible in a user namespace."""
-    total = 0
-    for _, _, files, fd in os.fwalk(path, follow_symlinks=False):
-        for name in files:
-            try:
-                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
-            except OSError:
-                continue
-    return total
+    """Bytes of all files; 0 where they can't be seen: of a user, some are only visible in a user namespace."""
+    from nsrun.host.trees import measure
+
+    try:
+        return measure(path)[1]
+    except OSError:
+        return 0
 
 
 def processes(state: State) -> list[Process]:
@@ -86,7 +85,7 @@ _GONE = "/held (deleted)"  # proc_pid_fd(5)
 
 def _holders() -> Iterator[tuple[int, str, str]]:
     """(pid, name, path of a `held` that it has open)…"""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in filter(is_number, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/comm", "rb") as file:
                 name = file.read(64).strip()

@@ -64,11 +64,10 @@ def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
         raise BadInput(f"{what} is not JSON: {error}", hint=_HINT) from None
     if isinstance(document, dict) and isinstance(document.get("linux"), dict):  # a bundle's config.json
         document = document["linux"].get("seccomp")
-    from nsrun.state import new_id
+    from nsrun.state import make_directory, new_id
 
     data = programs(document, caps, what)
-    for directory in (state.lib, f"{state.lib}/seccomp"):
-        os.makedirs(directory, 0o700, exist_ok=True)
+    make_directory(f"{state.lib}/seccomp")
     temporary = f"{path}.{new_id()}.tmp"  # several may compile at once, threads of one process, too
     with open(temporary, "xb") as file:
         file.write(data)

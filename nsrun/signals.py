@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nsrun.errors import UsageError
+from nsrun.schema import is_number
 
 
 def parse_signal(text: str) -> int:
@@ -10,16 +11,12 @@ def parse_signal(text: str) -> int:
     import _signal
 
     word = text.upper().removeprefix("SIG")
-    if _is_number(word) and 1 <= int(word) <= 64:
+    if is_number(word) and 1 <= int(word) <= 64:
         return int(word)
     base, _, plus = word.partition("+")
-    if base == "RTMIN" and (not plus or _is_number(plus)) and int(plus or 0) <= 30:
+    if base == "RTMIN" and (not plus or is_number(plus)) and int(plus or 0) <= 30:
         return 34 + int(plus or 0)
-    number = getattr(_signal, f"SIG{word}", None)
+    number = getattr(_signal, f"SIG{word}", None) if word.isascii() else None
     if isinstance(number, int) and word.isalnum():
         return int(number)
     raise UsageError(f"{text!r} is no signal", hint="a name like TERM, a number, or RTMIN+N; kill -l lists them")
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 9

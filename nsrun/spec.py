@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from nsrun import users
 from nsrun.errors import UsageError
-from nsrun.plan.inside import CAPABILITIES
+from nsrun.plan.inside import CAPABILITIES, RESOURCES, UNLIMITED
 from nsrun.signals import parse_signal
 from nsrun.words import (
     capabilities,
@@ -51,6 +51,32 @@ NAMESPACES = {
 
 
 # ---- documents ---------------------------------------------------------------------------------------------
+
+
+def bundle_shape() -> dict[str, Any]:
+    """What member_spec, and who calls it, takes for granted of a bundle's config.json; see schema.py."""
+    from nsrun.schema import FLAG, LINE, WORD, Number, OneOf
+
+    ident = Number(0, users.MAX_ID)
+    limit = Number(0, UNLIMITED)
+    kinds = OneOf(*(f"RLIMIT_{name.upper()}" for name in RESOURCES))
+    return {
+        "root": {"path?": WORD, "readonly?": FLAG},
+        "process?": {
+            "args?": [WORD],
+            "env?": [WORD],
+            "cwd?": WORD,
+            "user?": {"uid?": ident, "gid?": ident, "additionalGids?": [ident]},
+            "capabilities?": {"bounding?": [LINE]},
+            "rlimits?": [{"type": kinds, "soft": limit, "hard": limit}],
+            "noNewPrivileges?": FLAG,
+            "apparmorProfile?": LINE,
+        },
+        "mounts?": [{"destination": WORD, "type?": LINE, "source?": WORD, "options?": [WORD]}],
+        "annotations?": {str: WORD},
+        "hooks?": dict,
+        "linux?": {"seccomp?": dict},
+    }
 
 
 def default_mounts(
@@ -174,8 +200,12 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
         mounts = [m for m in mounts if m["type"] != "cgroup2"]
     own = {m["destination"] for m in mounts}
     for mount in bundle.get("mounts") or []:
-        if mount["destination"] not in own and mount["type"] in ("bind", "tmpfs"):
-            mounts.append({**mount, "destination": parse_target(mount["destination"], "the bundle's mount")})
+        if mount["destination"] not in own and mount.get("type") in ("bind", "tmpfs"):
+            target = parse_target(mount["destination"], "the bundle's mount")
+            source, words = mount.get("source") or "", mount.get("options") or []
+            if mount["type"] == "bind" and not source:
+                raise UsageError(f"the bundle's mount at {target!r} has no source")
+            mounts.append({"destination": target, "type": mount["type"], "source": source or "tmpfs", "options": words})
     mounts += [parse_volume(w) for w in options.get("volume") or []]
     mounts += [parse_mount(w) for w in options.get("mount") or []]
     mounts += [parse_tmpfs(w) for w in options.get("tmpfs") or []]
@@ -212,7 +242,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             "user": {"uid": uid, "gid": gid, "additionalGids": groups},
             "args": args,
             "env": [f"{k}={v}" for k, v in env.items()],
-            "cwd": parse_directory(options.get("workdir")) or process.get("cwd") or "/",
+            "cwd": parse_directory(options.get("workdir")) or parse_directory(process.get("cwd") or None) or "/",
             "capabilities": {"bounding": caps_upper, "permitted": caps_upper, "effective": caps_upper, "inheritable": [], "ambient": []},
             "rlimits": rlimits,
             "noNewPrivileges": no_new_privs,

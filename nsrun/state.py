@@ -57,27 +57,10 @@ def new_id() -> str:
 
 
 def remove_tree(path: str) -> None:
-    """Removes a directory of ours, whatever members put into it: by descriptors, following no link.
+    """Remove a tree of ours, whatever members put into it (host/trees.py).  What can't be removed stays, for the next sweep."""
+    from nsrun.host.trees import remove
 
-    (shutil.rmtree would do; importing it costs 10 ms.)  What can't be removed stays, for the next sweep.
-    """
-    try:
-        for _, directories, files, fd in os.fwalk(path, topdown=False, follow_symlinks=False):
-            for name in files:
-                _quietly(os.unlink, name, fd)
-            for name in directories:
-                _quietly(os.rmdir, name, fd)  # a symlink to a directory is listed here: rmdir refuses it
-                _quietly(os.unlink, name, fd)
-        os.rmdir(path)
-    except OSError:
-        return
-
-
-def _quietly(remove: Callable[..., None], name: str, fd: int) -> None:
-    try:
-        remove(name, dir_fd=fd)
-    except OSError:
-        return
+    remove(path)
 
 
 def allow(path: str, uid: int) -> None:

@@ -13,6 +13,7 @@ from errno import EPERM
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, told
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class User:
         import pwd
 
         try:
-            entry = pwd.getpwuid(int(word)) if word.isascii() and word.isdigit() else pwd.getpwnam(word)
+            entry = pwd.getpwuid(int(word)) if is_number(word) else pwd.getpwnam(word)
         except (KeyError, OverflowError, ValueError):
             raise BadInput(f"this machine has no user {word!r}", hint="getent passwd lists them") from None
         self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir
@@ -68,14 +69,10 @@ def _subordinate(path: str, user: User) -> Ranges:
     for line in lines:
         who, _, rest = line.partition(":")
         first, _, count = rest.partition(":")
-        if who in (user.name, str(user.uid)) and _is_id(first) and _is_id(count):
+        if who in (user.name, str(user.uid)) and is_number(first) and is_number(count):
             if int(count) and int(first) and int(first) + int(count) <= 1 << 32:
                 found.append([int(first), int(count)])
     return found
-
-
-def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 10
 
 
 def maps_of(user: User) -> Maps:
@@ -104,7 +101,7 @@ def usermod(user: User) -> str:
             with open(path, errors="surrogateescape", newline="\n") as file:
                 for line in file:
                     first, count = [*line.rstrip("\n").split(":"), "", ""][1:3]
-                    if _is_id(first) and _is_id(count):
+                    if is_number(first) and is_number(count):
                         top = max(top, int(first) + int(count))
         except OSError:
             continue

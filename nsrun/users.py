@@ -6,6 +6,7 @@ Never the host's: NSS, `pwd` and `grp` would answer for the wrong machine.  pass
 from __future__ import annotations
 
 from nsrun.errors import BadInput
+from nsrun.schema import is_number
 
 MAX_ID = (1 << 32) - 2
 MAX_BYTES = 1 << 20
@@ -24,7 +25,7 @@ def _number(text: str) -> int | None:
 
 
 def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
+    return is_number(text) and int(text) <= MAX_ID
 
 
 def _lines(text: str, fields: int) -> list[list[str]]:

@@ -6,6 +6,7 @@ import os
 
 from nsrun.errors import BadInput, UsageError
 from nsrun.plan.inside import CAPABILITIES, RESOURCES, UNLIMITED
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ DEFAULT_CAPABILITIES = (
 
 def parse_count(text: str, flag: str, what: str, low: int = 0, high: int = (1 << 63) - 1) -> int:
     """Return a number in ASCII digits from `low` to `high`.  UsageError: it is not `what` ("a number of lines")."""
-    if not (text.isascii() and text.isdigit()):
+    if not is_number(text[:18]):
         raise UsageError(f"{flag} {text[:80]!r} is not {what}")
-    if len(text) > 20 or not low <= int(text) <= high:
+    if not is_number(text) or not low <= int(text) <= high:
         raise UsageError(f"{flag} {text[:80]} is out of range", hint=f"from {low} to {high}")
     return int(text)
 
@@ -30,7 +31,7 @@ def parse_count(text: str, flag: str, what: str, low: int = 0, high: int = (1 <<
 def parse_fraction(text: str, flag: str, what: str, low: float, high: float) -> float:
     """Return a number with or without a point, from `low` to `high`.  UsageError: it is not `what` ("a number of seconds")."""
     whole, point, part = text.partition(".")
-    if not (text.isascii() and len(text) <= 20 and (whole + part).isdigit() and low <= float(text) <= high):
+    if not (is_number(whole + part) and low <= float(text) <= high):
         raise UsageError(f"{flag} {text[:80]!r} is not {what}", hint=f"from {low:g} to {high:g}: 1.5")
     return float(text)
 
@@ -41,7 +42,7 @@ def parse_size(text: str, flag: str) -> int:
     if unit == "b" and text[-2:-1].isalpha():
         return parse_size(text[:-1], flag)
     factor = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}.get(unit)
-    if factor is None or not (number.isascii() and number.isdigit()):
+    if factor is None or not is_number(number[:18]):
         raise UsageError(f"{flag} {text[:80]!r} is not a size", hint="a number with k, m or g: 64m")
     return parse_count(number, flag, "a size", 1, ((1 << 63) - 1) // factor) * factor
 
@@ -88,9 +89,7 @@ def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
 def _port_range(text: str, word: str) -> list[int]:
     first, dash, last = text.partition("-")
     numbers = [first, last] if dash else [first, first]
-    if not all(n.isascii() and n.isdigit() and len(n) <= 5 and 1 <= int(n) <= 65535 for n in numbers) or int(
-        numbers[0]
-    ) > int(numbers[1]):
+    if not all(is_number(n) and 1 <= int(n) <= 65535 for n in numbers) or int(numbers[0]) > int(numbers[1]):
         raise UsageError(f"-p {word}: {text!r} is not a port or range", hint="ports go from 1 to 65535")
     return list(range(int(numbers[0]), int(numbers[1]) + 1))
 
@@ -124,7 +123,7 @@ def parse_ulimit(word: str) -> dict[str, Any]:
     def number(text: str) -> int:
         if text in ("unlimited", "-1"):
             return UNLIMITED
-        if not (text.isascii() and text.isdigit()):
+        if not is_number(text):
             raise UsageError(
                 f"--ulimit {word}: {text!r} is not a number", hint="for example nofile=1024:2048, core=unlimited"
             )
@@ -260,7 +259,7 @@ def image_volume(path: str) -> dict[str, Any]:
 
 
 def parse_mount(word: str) -> dict[str, Any]:
-    """--mount type=bind|tmpfs|volume,source=…,target=…,readonly"""
+    """--mount type=bind|tmpfs|volume,source=…,target=…,readonly,nosuid,nodev,noexec"""
     values: dict[str, str] = {}
     for part in word.split(","):
         key, equals, value = part.partition("=")
@@ -268,23 +267,23 @@ def parse_mount(word: str) -> dict[str, Any]:
         values[key] = value if equals else "true"
     kind = values.pop("type", "volume")
     target = values.pop("target", "")
-    word_readonly = values.pop("readonly", "false")
-    if word_readonly not in ("true", "1", "false", "0"):
-        raise UsageError(f"--mount {word}: readonly={word_readonly}", hint="readonly, readonly=true or readonly=false")
-    readonly = word_readonly in ("true", "1")
+    flags = {key: values.pop(key, "false") for key in ("readonly", "nosuid", "nodev", "noexec")}
+    if bad := [key for key, value in flags.items() if value not in ("true", "1", "false", "0")]:
+        raise UsageError(f"--mount {word}: {bad[0]} is true or false")
+    options = [key.replace("readonly", "ro") for key, value in flags.items() if value in ("true", "1")]
     if not target:
         raise UsageError(f"--mount {word}: no target")
     if kind == "tmpfs":
-        options = [f"{k.removeprefix('tmpfs-')}={v}" for k, v in values.items() if k in ("tmpfs-size", "tmpfs-mode")]
+        options += [f"{k.removeprefix('tmpfs-')}={v}" for k, v in values.items() if k in ("tmpfs-size", "tmpfs-mode")]
         if unknown := set(values) - {"tmpfs-size", "tmpfs-mode"}:
             raise UsageError(f"--mount {word}: unknown key {sorted(unknown)[0]!r}")
-        return parse_tmpfs(":".join([target, ",".join(options + (["ro"] if readonly else []))]).rstrip(":"))
+        return parse_tmpfs(":".join([target, ",".join(options)]).rstrip(":"))
     source = values.pop("source", "")
     if values or kind not in ("bind", "volume") or (kind == "bind" and not source):
-        raise UsageError(f"--mount {word}: not type=bind|tmpfs|volume,source=…,target=…[,readonly]")
+        raise UsageError(f"--mount {word}: not type=bind|tmpfs|volume,source=…,target=…[,readonly][,nosuid]")
     if kind == "bind" and not source.startswith(("/", ".")):
         source = f"./{source}"
-    return _volume(source, target, ["ro"] if readonly else [], f"--mount {word}")
+    return _volume(source, target, options, f"--mount {word}")
 
 
 _IPC_SYSCTLS = (

@@ -517,7 +517,7 @@ def _(layout: Layout) -> None:
     layout.layers[0]["digest"] = "md5:" + "0" * 32
 
 
-@spoilt("size-is-text", "not a size")
+@spoilt("size-is-text", "layer 1", "size is not a whole number")
 def _(layout: Layout) -> None:
     layout.layers[0]["size"] = "12"
 
@@ -607,7 +607,7 @@ def _(layout: Layout) -> None:
     layout.edit_index = nest
 
 
-@spoilt("config-platform-of-other-types", tree={"file": b"x"})
+@spoilt("config-platform-of-other-types", "config: os is not a line of text")
 def _(layout: Layout) -> None:
     layout.config.update({"os": [], "architecture": None, "variant": {"a": 1}})
 

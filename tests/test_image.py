@@ -185,8 +185,7 @@ def test_history_and_labels_are_only_data(host, tmp_path):
     layout.config["history"] = [
         {"created_by": "ADD \x1b[31mred", "created": "2024-01-01T00:00:00Z"},
         {"created_by": "CMD", "empty_layer": True},
-        "nonsense",
-        {"created_by": "COPY b", "comment": 5},
+        {"created_by": "COPY b", "comment": None, "other": 5},
     ]
     load(host, tmp_path, layout)
     out = host.run("image", "history", "t:1").stdout
@@ -530,6 +529,28 @@ def test_bundle_of_an_image(host, pod, tmp_path, busybox_layer):
     assert host.run("join", pod, "--rm", "--bundle", tmp_path / "bundle").stdout == "from config\n"
     message = host.fails(125, "image", "unpack", "box:1", tmp_path / "bundle")
     assert "not an empty directory" in message
+
+
+def test_an_unpacked_image_is_for_its_owner_alone(host, tmp_path):
+    """Set-user-ID programs of root's: whatever the umask, and whatever directory was given."""
+    load(host, tmp_path, Layout(tar(directory("./", mode=0o755), entry("su", b"#!", mode=0o4755))))
+    (tmp_path / "in").mkdir(mode=0o755)
+    for number, umask in enumerate((0, 0o022, 0o077)):
+        target = tmp_path / f"in/{number}/new"
+        host.run("image", "unpack", "t:1", target, umask=umask)
+        assert target.stat().st_mode & 0o7777 == 0o700
+        assert (target / "rootfs/su").stat().st_mode & 0o7777 == 0o4755
+        assert (target / "rootfs").stat().st_mode & 0o7777 == 0o755
+    for mode, owner in ((0o755, 0), (0o711, 0), (0o710, 0), (0o777, 0), (0o700, 12001)):
+        (tmp_path / "given").mkdir(exist_ok=True)
+        (tmp_path / "given").chmod(mode)
+        os.chown(tmp_path / "given", owner, 0)
+        message = host.fails(125, "image", "unpack", "t:1", tmp_path / "given")
+        assert "chmod 700" in message and list((tmp_path / "given").iterdir()) == []
+        assert (tmp_path / "given").stat().st_mode & 0o7777 == mode
+    os.chown(tmp_path / "given", 0, 0)
+    host.run("image", "unpack", "t:1", tmp_path / "given")
+    assert (tmp_path / "given").stat().st_mode & 0o7777 == 0o700
 
 
 def test_explain_image_without_touching(host, tmp_path, busybox_layer):

@@ -65,7 +65,7 @@ def test_an_exception_in_a_thread_or_a_destructor(tmp_path):
 
 
 @pytest.mark.parametrize("module", ["nsrun.state", "nsrun.kernel", "nsrun._kernel", "nsrun.cli.text", "nsrun.manage", "nsrun.api"])  # fmt: skip
-@pytest.mark.parametrize("words", [["pod", "ls"], ["_complete", "pod", "rm", ""], ["_ended", "x", "0"], ["explain", "pod", "create"]])  # fmt: skip
+@pytest.mark.parametrize("words", [["pod", "ls"], ["_complete", "pod", "rm", ""], ["_ended", "x", "--held", "-1,-1", "0"], ["explain", "pod", "create"]])  # fmt: skip
 def test_a_part_that_can_not_be_loaded(tmp_path, module, words):
     script = f"import sys; sys.modules[{module!r}] = None\nfrom nsrun.cli import main\nsys.exit(main(sys.argv[1:]))"
     done = python(script, "--root", str(tmp_path), *words)

@@ -148,6 +148,9 @@ def test_volumes():
         "mode=1777",
     ]
     assert words.parse_mount("type=bind,src=/a,dst=/b,readonly")["options"][-1] == "ro"
+    flags = words.parse_mount("type=bind,src=/a,dst=/b,nosuid,nodev=true,noexec=0,ro=false")["options"]
+    assert flags == ["rbind", "rprivate", "nosuid", "nodev"]
+    assert words.parse_mount("type=volume,src=a,dst=/b,nosuid,ro=1")["options"] == ["rbind", "rprivate", "ro", "nosuid"]
 
 
 @pytest.mark.parametrize("word", ["/a:b", "/a:/", "/a:/b:what", ":/b", "/a:/b:ro:x", "../x y:/..", "a/b:/c"])
@@ -160,6 +163,8 @@ def test_volumes_refused(word):
     "word",
     [
         "type=bind,target=/b",
+        "type=bind,src=/a,target=/b,readonly=yes",
+        "type=bind,src=/a,target=/b,nosuid=2",
         "type=bind,source=/a",
         "type=what,source=/a,target=/b",
         "type=tmpfs,target=/t,source=/x",

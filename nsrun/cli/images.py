@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nsrun.image.unpack import Budget
+    from nsrun.image.budget import Budget
     from nsrun.state import State
 
     Words = list[str]
@@ -59,7 +59,7 @@ def size_text(number: float) -> str:
 
 
 def _budget(options: Options) -> Budget:
-    from nsrun.image.unpack import Budget
+    from nsrun.image.budget import Budget
     from nsrun.words import parse_count, parse_size
 
     budget = Budget()
@@ -134,11 +134,12 @@ def pull(state: State, options: Options, operands: Words, rest: Words, general: 
 
 def ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli import text
-    from nsrun.image import lookup
     from nsrun.image.store import Store
 
-    store = Store(state)
-    found = [store.describe(record) for record in lookup.records(state)]
+    broken: list[str] = []
+    found = Store(state).all(broken)
+    for line in broken:
+        say.err(f"warning: {line[:400]}")
     if options.get("json"):
         return text.json(found)
     rows = []
@@ -147,7 +148,7 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
             cells = [
                 name,
                 image["id"][:12],
-                image["created"][:10] or "-",
+                _line(image["created"][:10]) or "-",
                 str(len(image["layers"])),
                 size_text(image["size"]),
             ]
@@ -172,7 +173,7 @@ def history(state: State, options: Options, operands: Words, rest: Words, genera
     rows = [
         [
             row["diff_id"][7:19] or "-",
-            row["created"][:10] or "-",
+            _line(row["created"][:10]) or "-",
             size_text(row["size"]),
             _line(row["created_by"] or row["comment"]),
         ]

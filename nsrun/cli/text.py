@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nsrun.cli import say
 from nsrun.cli.commands import BY_NAME, COMMANDS, GLOBAL, GROUPS, Command, Option, words_of
-from nsrun.errors import UsageError
+from nsrun.errors import NsrunError, UsageError
 from nsrun.printable import printable
 
 TYPE_CHECKING = False
@@ -189,7 +189,7 @@ def _images(state: State) -> list[str]:
 
     try:
         return [references.familiar(name) for name in lookup.names(state)]
-    except PermissionError:  # the store is root's
+    except NsrunError:  # the store is root's, or damaged
         return []
 
 

@@ -18,6 +18,7 @@ from errno import EBUSY, ENODEV, ENOENT, ENOTDIR
 
 from nsrun import kernel
 from nsrun.errors import BadInput
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -464,7 +465,7 @@ def members(path: str, ident: int = 0) -> list[str]:
 def _number(directory: int, name: str) -> int | None:
     """A file with one number; None: no such file (its controller is not there), or "max", no limit."""
     word = _read(directory, name).strip()
-    return int(word) if word.isascii() and word.isdigit() else None
+    return int(word) if is_number(word) else None
 
 
 def usage(path: str, ident: int = 0) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from errno import EACCES
 
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError
+from nsrun.schema import is_number
 
 SECONDS = 10
 
@@ -79,7 +80,7 @@ def end_of(directory: str) -> None:
     if not os.path.exists(f"{directory}/forward.log"):
         return
     tail = os.fsencode(f"\0--pid\0{directory}/forward.pid\0")
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in filter(is_number, os.listdir("/proc")):
         try:
             fd = kernel.pidfd_of(int(pid))
             if fd < 0:

@@ -29,6 +29,7 @@ from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, ENOENT, EOP
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def ip_text(number: int) -> str:
 def parse_ipv4(text: str, what: str) -> str:
     """BadInput unless it is four decimal numbers."""
     parts = text.split(".")
-    if len(parts) != 4 or not all(p.isascii() and p.isdigit() and len(p) <= 3 and int(p) < 256 for p in parts):
+    if len(parts) != 4 or not all(is_number(p) and len(p) <= 3 and int(p) < 256 for p in parts):
         raise BadInput(f"{what}: {text!r} is not an IPv4 address")
     return ".".join(str(int(p)) for p in parts)
 

@@ -40,23 +40,40 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
     config["mounts"] = [{**m, "type": "cgroup"} if m["type"] == "cgroup2" else m for m in config["mounts"]]
     del config["linux"]["cgroupsPath"], config["linux"]["resources"]
     # of the labels only the spec's own: an engine's annotations are orders (run.oci.hooks.stdout=FILE), an image's labels are not
-    labels = image.get("Labels")
-    labels = labels if isinstance(labels, dict) else {}
     known = "org.opencontainers.image."
-    annotations = {k: v for k, v in labels.items() if isinstance(v, str) and k.startswith(known)}
+    annotations = {k: v for k, v in (image.get("Labels") or {}).items() if k.startswith(known)}
     for key in ("os", "architecture", "variant", "author", "created"):
-        if isinstance(document.get(key), str):
+        if document.get(key):
             annotations[f"org.opencontainers.image.{key}"] = document[key]
     if image.get("StopSignal"):
         annotations["org.opencontainers.image.stopSignal"] = image["StopSignal"]
-    if isinstance(image.get("ExposedPorts"), dict) and image["ExposedPorts"]:
+    if image.get("ExposedPorts"):
         annotations["org.opencontainers.image.exposedPorts"] = ",".join(sorted(image["ExposedPorts"]))
     config["annotations"] = annotations
     return config
 
 
+def _is_there(target: str) -> bool:
+    """Is the directory there?  BadInput when it can't be used: its mode is its maker's choice, so it is not changed but refused."""
+    if not os.path.lexists(target):
+        return False
+    if not os.path.isdir(target) or os.listdir(target):
+        raise BadInput(f"{target!r} is there already, and not an empty directory", hint="choose a new one")
+    st = os.stat(target)
+    if st.st_uid != os.geteuid() or st.st_mode & 0o077:
+        raise BadInput(
+            f"{target!r} is not yours alone, and the image's set-user-ID programs would be others' to run",
+            hint=f"chmod 700 {target}, or name a directory that is not there: it is made so",
+        )
+    return True
+
+
 def unpack(state: State, word: str, target: str) -> None:
-    """DIR/rootfs and DIR/config.json of an image.  BadInput when DIR is there and not empty."""
+    """Write DIR/rootfs and DIR/config.json of an image.
+
+    DIR is mode 0700: an image has set-user-ID programs of root's, and its own root directory is open to everybody.
+    BadInput: DIR is there and not empty, or others than its owner, who must be the caller, may enter it.
+    """
     from nsrun.copy import copy_tree
     from nsrun.state import remove_tree
 
@@ -69,12 +86,13 @@ def unpack(state: State, word: str, target: str) -> None:
             accounts = {"passwd": "", "group": ""}
         else:
             accounts = {key: record["users"][key] for key in ("passwd", "group")}
-        config = runtime_config(json.loads(Store(state).blob(f"sha256:{record['id']}")), accounts)
-        was_there = os.path.isdir(target)
-        if os.path.lexists(target) and not (was_there and not os.listdir(target)):
-            raise BadInput(f"{target!r} is there already, and not an empty directory", hint="choose a new one")
+        config = runtime_config(Store(state).config(record["id"]).document, accounts)
+        was_there = _is_there(target)
         try:
-            os.makedirs(f"{target}/rootfs", 0o755)
+            if not was_there:
+                os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
+                os.mkdir(target, 0o700)
+            os.mkdir(f"{target}/rootfs", 0o755)
             with View(lookup.trees(state, record)) as view:
                 if view.fd >= 0:
                     copy_tree(view.fd, f"{target}/rootfs")

@@ -10,8 +10,11 @@ import hashlib
 import json
 import platform as machine
 
-from nsrun.errors import BadInput
+from nsrun.errors import BadInput, UsageError
+from nsrun.image import shapes
 from nsrun.image.references import DIGEST
+from nsrun.schema import check
+from nsrun.signals import parse_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
 INDEX = {f"{OCI}index.v1+json", f"{DOCKER}distribution.manifest.list.v2+json"}
 MANIFEST = {f"{OCI}manifest.v1+json", f"{DOCKER}distribution.manifest.v2+json"}
-CONFIG = {f"{OCI}config.v1+json", f"{DOCKER}container.image.v1+json"}
+CONFIGS = {f"{OCI}config.v1+json", f"{DOCKER}container.image.v1+json"}
 LAYERS = {
     *(f"{OCI}layer.{kind}v1.tar{suffix}" for kind in ("", "nondistributable.") for suffix in ("", "+gzip", "+zstd")),
     *(f"{DOCKER}image.rootfs.{kind}diff.tar{suffix}" for kind in ("", "foreign.") for suffix in ("", ".gzip", ".zstd")),
@@ -53,25 +56,19 @@ def parse(data: bytes, what: str) -> Document:
 def _platform(value: Any) -> dict[str, str]:
     """What of os, architecture and variant a document says."""
     keys = ("os", "architecture", "variant")
-    return {k: value[k] for k in keys if isinstance(value.get(k), str)} if isinstance(value, dict) else {}
+    return {key: value[key] for key in keys if value.get(key) is not None} if value else {}
 
 
 class Descriptor:
     """Where a document says another one, or a layer, is: media type, digest, size."""
 
     def __init__(self, value: Any, what: str) -> None:
-        if not isinstance(value, dict):
-            raise BadInput(f"{what}: a descriptor is no object")
-        type_, digest, size = value.get("mediaType") or "", value.get("digest"), value.get("size")
-        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-            raise BadInput(f"{what}: {str(digest)[:90]!r} is not a SHA-256 digest")
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 62:
-            raise BadInput(f"{what}: {str(size)[:30]!r} is not a size")
-        if not isinstance(type_, str):
-            raise BadInput(f"{what}: the media type is not a string")
-        self.type: str = type_
-        self.digest: str = digest
-        self.size: int = size
+        check(value, shapes.DESCRIPTOR, f"{what}: descriptor")
+        if not DIGEST.fullmatch(value["digest"]):
+            raise BadInput(f"{what}: {value['digest']!r} is not a SHA-256 digest")
+        self.type: str = value.get("mediaType") or ""
+        self.digest: str = value["digest"]
+        self.size: int = value["size"]
         self.platform = _platform(value.get("platform"))
         annotations = value.get("annotations")
         self.annotations: Document = annotations if isinstance(annotations, dict) else {}
@@ -115,7 +112,7 @@ class Manifest:
 
     def __init__(self, document: Document, what: str) -> None:
         self.config = Descriptor(document.get("config"), f"{what}: config")
-        if self.config.type not in CONFIG:
+        if self.config.type not in CONFIGS:
             raise BadInput(
                 f"{what} is no image: its config is {self.config.type[:90]!r}",
                 hint="an artifact (a chart, a signature, …)",
@@ -135,17 +132,14 @@ class Config:
     def __init__(self, data: bytes, what: str) -> None:
         self.data, self.digest = data, digest_of(data)
         self.document = document = parse(data, what)
-        rootfs = document.get("rootfs")
-        diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-        if not isinstance(diff_ids, list) or not all(isinstance(d, str) and DIGEST.fullmatch(d) for d in diff_ids):
-            raise BadInput(f"{what}: rootfs.diff_ids is not a list of SHA-256 digests")
-        if len(diff_ids) > MAX_LAYERS:
+        check(document, shapes.CONFIG, what)
+        self.diff_ids: list[str] = document["rootfs"]["diff_ids"]
+        for diff_id in self.diff_ids:
+            if not DIGEST.fullmatch(diff_id):
+                raise BadInput(f"{what}: rootfs.diff_ids has {diff_id!r}, which is not a SHA-256 digest")
+        if len(self.diff_ids) > MAX_LAYERS:
             raise BadInput(f"{what} has more than {MAX_LAYERS} layers")
-        self.diff_ids: list[str] = diff_ids
-        process = document.get("config")
-        if process is not None and not isinstance(process, dict):
-            raise BadInput(f"{what}: `config` is no object")
-        self.process = check_process(process or {}, what)
+        self.process = check_process(document.get("config") or {}, what)
         self.platform = {"os": "", "architecture": "", "variant": "", **_platform(document)}
 
     @property
@@ -157,35 +151,27 @@ class Config:
         return chain
 
 
-def _words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) and "\0" not in v for v in value)
-
-
 def check_process(process: Document, what: str) -> Document:
-    """Entrypoint, Cmd, Env, User, WorkingDir, StopSignal, Volumes: of the right shape, without NUL bytes.
+    """What of shapes.PROCESS more can be wrong than its types.
 
     Labels, Volumes and all else are data: never a path or an option of the host (threats R19).
     """
-    for key in ("Entrypoint", "Cmd", "Env"):
-        if process.get(key) is not None and not _words(process[key]):
-            raise BadInput(f"{what}: {key} is not a list of strings without NUL bytes")
-    for key in ("User", "WorkingDir", "StopSignal"):
-        value = process.get(key)
-        if value is not None and (not isinstance(value, str) or "\0" in value or "\n" in value or len(value) > 4096):
-            raise BadInput(f"{what}: {key} is not a line of text")
     for word in process.get("Env") or []:
         name, _, value = word.partition("=")
         if not name or (name in ("HOME", "USER") and "\n" in value):
-            raise BadInput(f"{what}: Env has {word[:60]!r}")
+            raise BadInput(f"{what}: config.Env has {word[:60]!r}")
     directory = process.get("WorkingDir")
     if directory and not directory.startswith("/"):
-        raise BadInput(f"{what}: WorkingDir {directory[:90]!r} is not absolute")
-    volumes = process.get("Volumes")
-    if volumes is not None and not (
-        isinstance(volumes, dict) and all(v.startswith("/") and "\0" not in v and len(v) <= 4096 for v in volumes)
-    ):
-        raise BadInput(f"{what}: Volumes are not absolute paths")
-    if volumes and len(volumes) > 256:
+        raise BadInput(f"{what}: config.WorkingDir {directory[:90]!r} is not absolute")
+    if process.get("StopSignal"):
+        try:
+            parse_signal(process["StopSignal"])
+        except UsageError:
+            raise BadInput(f"{what}: config.StopSignal {process['StopSignal'][:60]!r} is no signal") from None
+    volumes = process.get("Volumes") or {}
+    if not all(v.startswith("/") and "\0" not in v and len(v) <= 4096 for v in volumes):
+        raise BadInput(f"{what}: config.Volumes are not absolute paths")
+    if len(volumes) > 256:
         raise BadInput(f"{what} has more than 256 volumes")
     return process
 

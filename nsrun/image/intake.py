@@ -6,10 +6,10 @@ import os
 
 from nsrun.errors import BadInput, UsageError
 from nsrun.image import references
+from nsrun.image.budget import Account, Budget
 from nsrun.image.documents import Platform
 from nsrun.image.source import Directory, find_images, open_source
 from nsrun.image.store import Store
-from nsrun.image.unpack import Budget
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,25 +48,29 @@ def load(
 
     UsageError: a name that is none.  BadInput: what is wrong with the image, by layer and entry; nothing is kept of it.
     """
-    given, fits, budget = list(names), Platform(platform), budget or Budget()
+    given, fits = list(names), Platform(platform)
     for name in given:
         references.parse(name)
     if path != "-" and not os.path.exists(path):
         raise BadInput(f"{path!r} does not exist", hint="a layout directory, an archive, or - for stdin")
     store = Store(state)
     store.prepare()
-    source = open_source(path, f"{store.path}/tmp", budget)
+    account = Account(budget or Budget())
+    source = None
     try:
+        source = open_source(path, f"{store.path}/tmp", account)
         found = find_images(source, fits)
         if given and len(found) > 1:
             raise BadInput(f"{path} holds {len(found)} images: --tag can name only one")
         taken = []
         for image in found:
             kept, warnings = (given, []) if given else _valid(image.names)
-            taken.append(_take(store, image, kept, warnings, budget, progress))
+            taken.append(_take(store, image, kept, warnings, account, progress))
         return taken
     finally:
-        source.close()
+        if source:
+            source.close()
+        account.close()
 
 
 def pull(
@@ -87,23 +91,25 @@ def pull(
     store = Store(state)
     store.prepare()
     with download(store, reference, fits, creds, authfile, tls) as path:
-        source = Directory(path)
+        account = Account(budget or Budget())
+        source = Directory(path, account)
         try:
             taken = []
             for image in find_images(source, fits):
                 image.index = reference.digest or image.index
                 kept = [reference.name] if reference.tag else []
-                taken.append(_take(store, image, kept, [], budget or Budget(), progress))
+                taken.append(_take(store, image, kept, [], account, progress))
             return taken
         finally:
             source.close()
+            account.close()
 
 
 def _take(
-    store: Store, image: Found, names: list[str], warnings: list[str], budget: Budget, progress: Progress
+    store: Store, image: Found, names: list[str], warnings: list[str], account: Account, progress: Progress
 ) -> Taken:
     what = names[0] if names else image.config.digest[7:19]
-    record = store.load(image, names, budget, lambda count, total: progress(what, count, total))
+    record = store.load(image, names, account, lambda count, total: progress(what, count, total))
     return Taken(store, record, names, warnings)
 
 
@@ -115,5 +121,6 @@ def _valid(names: list[str]) -> tuple[list[str], list[str]]:
             if references.parse(name).tag:
                 kept.append(name)
         except UsageError as error:
-            warnings.append(f"the archive's {error.message}; give one with --tag")
-    return list(dict.fromkeys(kept)), warnings
+            warnings.append(f"the archive's {error.message[:200]}; give one with --tag")
+    more = [f"and {len(warnings) - 5} more names that are none"] if len(warnings) > 6 else []
+    return list(dict.fromkeys(kept)), warnings[:5] + more if more else warnings

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 
 from nsrun import notes
-from nsrun.errors import NsrunError, UnknownError
+from nsrun.errors import BadInput, NsrunError, UnknownError, errno_text
+from nsrun.image import shapes
+from nsrun.schema import check, read_document
 from nsrun.state import State
 
 TYPE_CHECKING = False
@@ -26,35 +28,50 @@ def base(state: State) -> str:
     return f"{state.lib}/images"
 
 
-def _read(path: str) -> Record | None:
+class Damaged(NsrunError):
+    """A document of the store does not say what it should, whoever reads it."""
+
+
+def read(path: str, shape: dict[Any, Any]) -> Record | None:
+    """A document of the store (shapes.py); None when there is none.  Damaged: it is not what it should be; NsrunError: it can't be read."""
+    hint = "nsrun image prune repairs the store; then load the image again"
     try:
-        with open(path, encoding="utf-8") as file:
-            found = notes.loads(file.read())
-        if isinstance(found, dict):
-            return found
+        found: Record = notes.loads(read_document(path, shapes.MAX_BYTES).decode())
+        check(found, shape, path)
+        return found
     except FileNotFoundError:
         return None
+    except BadInput as error:
+        raise Damaged(f"{error.message}: it is damaged", hint=hint) from None
     except ValueError:
-        pass
-    raise NsrunError(f"{path} is damaged", hint="nsrun image prune repairs the store; then load the image again")
+        raise Damaged(f"{path} is damaged", hint=hint) from None
+    except OSError as error:
+        raise NsrunError(f"{path} can't be read: {errno_text(error.errno or 0)}", errno=error.errno or 0) from None
 
 
 def names(state: State) -> dict[str, str]:
-    found = _read(f"{base(state)}/names.json")
+    found = read(f"{base(state)}/names.json", shapes.NAMES)
     return {} if found is None else found
 
 
 def record(state: State, ident: str) -> Record | None:
     """The record of a config digest (hexadecimal digits)."""
-    return _read(f"{base(state)}/records/{ident}.json")
+    return read(f"{base(state)}/records/{ident}.json", shapes.RECORD)
 
 
-def records(state: State) -> list[Record]:
+def records(state: State, broken: list[str]) -> list[Record]:
+    """The records that can be read; of the others, `broken` gets what is wrong with them."""
     try:
         files = sorted(os.listdir(f"{base(state)}/records"))
     except FileNotFoundError:
         return []
-    found = (record(state, file[:-5]) for file in files if file.endswith(".json") and _HEX.issuperset(file[:-5]))
+    found = []
+    for file in files:
+        if file.endswith(".json") and _HEX.issuperset(file[:-5]):
+            try:
+                found.append(record(state, file[:-5]))
+            except NsrunError as error:
+                broken.append(error.message)
     return [r for r in found if r]
 
 
@@ -79,8 +96,9 @@ def find(state: State, word: str) -> Record:
     path, at, digest = word.partition("@")
     hexadecimal = (digest if at else word).removeprefix("sha256:")
     matching: list[Record] = []
+    broken: list[str] = []
     if hexadecimal and _HEX.issuperset(hexadecimal) and (len(hexadecimal) >= 4 or at):
-        for candidate in records(state):
+        for candidate in records(state, broken):
             ids = [candidate["id"], *(d.removeprefix("sha256:") for d in candidate["digests"])]
             if any(i == hexadecimal if at else i.startswith(hexadecimal) for i in ids):
                 matching.append(candidate)
@@ -91,6 +109,8 @@ def find(state: State, word: str) -> Record:
         raise UnknownError(f"{word!r} is the beginning of several image ids", hint=f"give more digits: {several}")
     from nsrun.image.references import familiar
 
+    if broken:
+        raise NsrunError(f"no image {word!r} among those that can be read", hint="; ".join(broken[:3]))
     known = sorted({familiar(n) for n in names(state)})
     hint = f"known images: {', '.join(known[:20])}" if known else "there are no images"
     raise UnknownError(f"no image {word!r}", hint=f"{hint}; nsrun image pull {word}, or nsrun image load FILE")
@@ -125,25 +145,22 @@ def whole(state: State, layer: str) -> bool:
         except NsrunError:
             return False
         return True
-    note = _read(f"{path}/layer.json") or {}
-    if measure(f"{path}/tree") != (note.get("files"), note.get("size")):
+    from nsrun.host.trees import measure
+
+    try:
+        note = read(f"{path}/layer.json", shapes.LAYER) or {}
+    except Damaged:
+        return False
+    try:
+        there = measure(f"{path}/tree")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise NsrunError(f"{path}/tree can't be read: {errno_text(error.errno or 0)}", errno=error.errno or 0) from None
+    if there != (note.get("files"), note.get("size")):
         return False
     os.unlink(f"{path}/unsynced")
     return True
-
-
-def measure(tree: str) -> tuple[int, int]:
-    """How many regular files a tree has, and bytes in them, each name counted."""
-    from stat import S_ISREG
-
-    count = size = 0
-    for _, _, files, fd in os.fwalk(tree):
-        for name in files:
-            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if S_ISREG(st.st_mode):
-                count += 1
-                size += st.st_size
-    return count, size
 
 
 def nothing(state: State) -> str:

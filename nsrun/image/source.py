@@ -19,8 +19,10 @@ from errno import ENOENT
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.image import documents
+from nsrun.image.budget import Account, Budget
 from nsrun.image.documents import Config, Descriptor, Manifest, Platform
-from nsrun.image.unpack import Blob, Budget, Program, _high, plain
+from nsrun.image.unpack import Blob, Program, _high, plain
+from nsrun.schema import is_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Source:
 
     what = ""  # for messages
     stem = ""  # for an image whose name is only a tag
+    account: Account
 
     def open(self, name: str) -> Blob:
         """BadInput when there is no regular file of this name."""
@@ -49,6 +52,7 @@ class Source:
         try:
             if blob.size > documents.MAX_DOCUMENT:
                 raise BadInput(f"{self.what}: {name} is larger than {documents.MAX_DOCUMENT >> 20} MiB")
+            self.account.document(blob.size)
             data = b""
             while len(data) < blob.size:
                 piece = os.pread(blob.fd, blob.size - len(data), blob.offset + len(data))
@@ -82,7 +86,8 @@ class Source:
 
 
 class Directory(Source):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, account: Account) -> None:
+        self.account = account
         self.what, self.stem = f"layout {path!r}", posixpath.basename(os.path.abspath(path))
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -104,16 +109,15 @@ class Directory(Source):
 class Archive(Source):
     """An uncompressed tar in a seekable file."""
 
-    def __init__(self, fd: int, what: str, stem: str) -> None:
-        self.fd, self.what, self.stem = fd, what, stem
+    def __init__(self, fd: int, what: str, stem: str, account: Account) -> None:
+        self.fd, self.what, self.stem, self.account = fd, what, stem, account
         self.files: dict[str, tuple[int, int]] = {}
         self.links: dict[str, str] = {}
-        program = Program()
+        program, listing = Program(), Account(Budget(size=1 << 62, entries=200_000))
         stream = _high(os.dup(fd))
         try:
             os.lseek(fd, 0, os.SEEK_SET)
-            budget = Budget(size=1 << 62, entries=200_000)
-            for kind, err, a, b, text, more in program.start("list", stream, -1, budget).wait():
+            for kind, err, a, b, text, more in program.start("list", stream, -1, listing).wait():
                 name, extra = os.fsdecode(text), os.fsdecode(more)
                 if kind == "E":
                     raise BadInput(f"{what}: {f'entry {extra!r}: ' if extra else ''}{name}", errno=err)
@@ -130,6 +134,7 @@ class Archive(Source):
         finally:
             os.close(stream)
             program.close()
+            listing.close()
 
     def open(self, name: str) -> Blob:
         asked, name = name, posixpath.normpath(f"/{name}").lstrip("/")
@@ -146,10 +151,10 @@ class Archive(Source):
         os.close(self.fd)
 
 
-def open_source(path: str, spool: str, budget: Budget) -> Source:
+def open_source(path: str, spool: str, account: Account) -> Source:
     """A layout directory, an archive, or "-" (stdin); streams are kept in an unnamed file below `spool`."""
     if path != "-" and os.path.isdir(path):
-        return Directory(path)
+        return Directory(path, account)
     if path == "-":
         fd, what, stem = os.dup(0), "standard input", "image"
         if os.isatty(0):
@@ -163,16 +168,16 @@ def open_source(path: str, spool: str, budget: Budget) -> Source:
     try:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             os.lseek(fd, 0, os.SEEK_SET)
-            fd = _decompressed(fd, what, spool, budget)
+            fd = _decompressed(fd, what, spool, account)
         elif path == "-" or stat.S_ISFIFO(os.fstat(fd).st_mode):
             os.set_blocking(fd, True)
-            fd = _decompressed(_spooled(fd, spool, budget), what, spool, budget)
+            fd = _decompressed(_spooled(fd, spool, account), what, spool, account)
         else:
             raise BadInput(f"{what} is neither a file nor a directory")
     except BaseException:
         _close(fd)
         raise
-    return Archive(_high(fd), what, stem)
+    return Archive(_high(fd), what, stem, account)
 
 
 def _close(fd: int) -> None:
@@ -186,12 +191,10 @@ def _unnamed(spool: str) -> int:
     return os.open(spool, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
-def _spooled(fd: int, spool: str, budget: Budget) -> int:
-    out, total = _unnamed(spool), 0
+def _spooled(fd: int, spool: str, account: Account) -> int:
+    out = _unnamed(spool)
     while piece := os.read(fd, 1 << 20):
-        total += len(piece)
-        if total > budget.size:
-            raise BadInput("the stream is larger than the budget", hint="--max-size")
+        account.spool(len(piece))
         _write(out, piece)
     os.close(fd)
     return out
@@ -203,7 +206,7 @@ def _write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _decompressed(fd: int, what: str, spool: str, budget: Budget) -> int:
+def _decompressed(fd: int, what: str, spool: str, account: Account) -> int:
     """The same file, or an unnamed one with its plain bytes when it is compressed as a whole."""
     head = os.pread(fd, 8, 0)
     if head.startswith((b"\xfd7zXZ", b"BZh")):
@@ -214,7 +217,8 @@ def _decompressed(fd: int, what: str, spool: str, budget: Budget) -> int:
         return fd
     out = _unnamed(spool)
     try:
-        for piece in plain(Blob(fd, 0, os.fstat(fd).st_size), hashlib.sha256(), budget, lambda n: None):
+        blob = Blob(fd, 0, os.fstat(fd).st_size)
+        for piece in plain(blob, hashlib.sha256(), account.budget.ratio, account.spool, lambda n: None):
             _write(out, bytes(piece))
     except BadInput as error:
         os.close(out)
@@ -261,10 +265,10 @@ def find_images(source: Source, platform: Platform) -> list[Found]:
 def _names(descriptor: Descriptor, stem: str) -> list[str]:
     """Full names stand in containerd's annotation; the OCI one is often only a tag."""
     full = descriptor.annotations.get("io.containerd.image.name")
-    if isinstance(full, str) and full:
+    if is_text(full) and full:
         return [full]
     name = descriptor.annotations.get("org.opencontainers.image.ref.name")
-    if not isinstance(name, str) or not name:
+    if not is_text(name) or not name:
         return []
     if "/" in name or ":" in name:
         return [name]
@@ -275,53 +279,70 @@ def _find_oci(source: Source, platform: Platform) -> list[Found]:
     index = documents.parse(source.small("index.json"), f"{source.what}: index.json")
     if documents.check_kind(index, "", f"{source.what}: index.json") != "index":
         raise BadInput(f"{source.what}: index.json is no index")
-    found: list[Found] = []
-    seen: dict[str, Found] = {}
-    others: list[str] = []
+    finder = _Finder(source, platform)
+    found: dict[str, Found] = {}
     for descriptor in documents.descriptors(index, f"{source.what}: index.json"):
-        image = _resolve(source, descriptor, platform, others, 0)
-        if image is None:
-            continue
-        image.names = _names(descriptor, source.stem)
-        known = seen.get(image.config.digest)
-        if known:
-            known.names += image.names
-        else:
-            seen[image.config.digest] = image
-            found.append(image)
+        image = finder.resolve(descriptor)
+        if image:
+            names = _names(descriptor, source.stem)
+            source.account.names(len(names))
+            found.setdefault(image.config.digest, image).names += names
     if not found:
-        has = ", ".join(dict.fromkeys(others)) or "no image at all"
-        raise BadInput(f"{source.what} has no image for {platform}", hint=f"it has: {has}; --platform chooses")
-    return found
+        raise BadInput(f"{source.what} has no image for {platform}", hint=f"it has: {finder.met()}; --platform chooses")
+    return list(found.values())
 
 
-def _resolve(source: Source, descriptor: Descriptor, platform: Platform, others: list[str], depth: int) -> Found | None:
-    """The image a descriptor leads to, through indexes: the first that fits; None when it fits nothing."""
-    if depth > documents.MAX_DEPTH:
-        raise BadInput(f"{source.what}: indexes are nested more than {documents.MAX_DEPTH} deep")
-    if not platform.fits(descriptor.platform):
-        others.append(documents.platform_text(descriptor.platform))
-        return None
-    what = f"{source.what}: {descriptor.digest[:19]}…"
-    data = source.document(descriptor, what)
-    document = documents.parse(data, what)
-    if documents.check_kind(document, descriptor.type, what) == "index":
-        for inner in documents.descriptors(document, what):
-            image = _resolve(source, inner, platform, others, depth + 1)
-            if image:
-                image.index = descriptor.digest
-                return image
-        return None
-    if depth and document.get("artifactType"):
-        return None
-    manifest = Manifest(document, what)
-    config = Config(source.document(manifest.config, f"{what}: config"), f"{what}: config")
-    if not descriptor.platform and not platform.fits(config.platform):
-        others.append(documents.platform_text(config.platform))
-        return None
-    if len(manifest.layers) != len(config.diff_ids):
-        raise BadInput(f"{what}: {len(manifest.layers)} layers, but the config has {len(config.diff_ids)} diff_ids")
-    return Found(source, data, config, [], layers=manifest.layers)
+class _Finder:
+    """Images of an index.  A document is read once for each way in which it can be meant, however often it is named."""
+
+    def __init__(self, source: Source, platform: Platform) -> None:
+        self.source, self.platform = source, platform
+        self.others: dict[str, None] = {}
+        self.known: dict[tuple[str, str, bool, int], Found | None] = {}
+
+    def met(self) -> str:
+        """The platforms that did not fit, some of them."""
+        some = list(self.others)
+        return ", ".join(some[:20]) + (", …" if len(some) > 20 else "") or "no image at all"
+
+    def resolve(self, descriptor: Descriptor, depth: int = 0) -> Found | None:
+        """The image a descriptor leads to, through indexes: the first that fits; None when it fits nothing."""
+        if depth > documents.MAX_DEPTH:
+            raise BadInput(f"{self.source.what}: indexes are nested more than {documents.MAX_DEPTH} deep")
+        if not self.platform.fits(descriptor.platform):
+            self._other(descriptor.platform)
+            return None
+        key = (descriptor.digest, descriptor.type, bool(descriptor.platform), depth)
+        if key not in self.known:
+            self.known[key] = self._read(descriptor, depth)
+        return self.known[key]
+
+    def _other(self, platform: dict[str, str]) -> None:
+        if len(self.others) <= 20:
+            self.others[documents.platform_text(platform)[:60]] = None
+
+    def _read(self, descriptor: Descriptor, depth: int) -> Found | None:
+        source = self.source
+        what = f"{source.what}: {descriptor.digest[:19]}…"
+        data = source.document(descriptor, what)
+        document = documents.parse(data, what)
+        if documents.check_kind(document, descriptor.type, what) == "index":
+            for inner in documents.descriptors(document, what):
+                image = self.resolve(inner, depth + 1)
+                if image:
+                    image.index = descriptor.digest
+                    return image
+            return None
+        if depth and document.get("artifactType"):
+            return None
+        manifest = Manifest(document, what)
+        config = Config(source.document(manifest.config, f"{what}: config"), f"{what}: config")
+        if not descriptor.platform and not self.platform.fits(config.platform):
+            self._other(config.platform)
+            return None
+        if len(manifest.layers) != len(config.diff_ids):
+            raise BadInput(f"{what}: {len(manifest.layers)} layers, but the config has {len(config.diff_ids)} diff_ids")
+        return Found(source, data, config, [], layers=manifest.layers)
 
 
 def _find_docker(source: Source) -> list[Found]:
@@ -333,15 +354,19 @@ def _find_docker(source: Source) -> list[Found]:
         raise BadInput(f"{what} is not JSON: {error}") from None
     if not isinstance(entries, list) or not entries or len(entries) > 1000:
         raise BadInput(f"{what} is not a list of images")
-    found = []
+    found: dict[str, Found] = {}
+    configs: dict[str, Config] = {}
     for entry in entries:
         if not isinstance(entry, dict):
             raise BadInput(f"{what} is not a list of images")
-        path, layers, tags = entry.get("Config"), entry.get("Layers") or [], entry.get("RepoTags") or []
+        path, layers, tags = entry.get("Config") or "", entry.get("Layers") or [], entry.get("RepoTags") or []
         strings = (path, *layers, *tags) if isinstance(layers, list) and isinstance(tags, list) else (None,)
-        if not all(isinstance(s, str) and s and "\0" not in s for s in strings) or len(layers) > documents.MAX_LAYERS:
+        if not all(is_text(s) and s and "\0" not in s for s in strings) or len(layers) > documents.MAX_LAYERS:
             raise BadInput(f"{what}: Config, Layers or RepoTags are malformed")
-        config = Config(source.small(str(path)), f"{source.what}: {path}")
+        source.account.names(len(tags))
+        if path not in configs:
+            configs[path] = Config(source.small(path), f"{source.what}: {path}")
+        config = configs[path]
         if len(layers) != len(config.diff_ids):
             raise BadInput(f"{what}: {len(layers)} layers, but the config has {len(config.diff_ids)} diff_ids")
         # what is kept is an OCI manifest, of the layers as they are named by the config
@@ -359,5 +384,5 @@ def _find_docker(source: Source) -> list[Found]:
             ],
         }
         text = json.dumps(manifest, separators=(",", ":")).encode()
-        found.append(Found(source, text, config, list(tags), layers=list(layers)))
-    return found
+        found.setdefault(config.digest, Found(source, text, config, [], layers=list(layers))).names += tags
+    return list(found.values())

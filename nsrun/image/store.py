@@ -24,19 +24,25 @@ import os
 from errno import EEXIST, ENOENT, ENOTEMPTY
 
 from nsrun import life
-from nsrun.errors import BadInput, NsrunError, UsageError
-from nsrun.image import lookup, references
-from nsrun.image.unpack import Blob, Budget, Layer, View, unpack_all
-from nsrun.state import State, new_id, remove_tree
+from nsrun.errors import BadInput, NsrunError, UsageError, errno_text
+from nsrun.image import lookup, references, shapes
+from nsrun.image.unpack import Blob, Layer, View, unpack_all
+from nsrun.schema import read_document
+from nsrun.state import State, make_directory, new_id, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from nsrun.image.budget import Account
+    from nsrun.image.documents import Config
     from nsrun.image.source import Found
 
     Record = dict[str, Any]
+
+
+MAX_NAMES = 10_000
 
 
 class Store:
@@ -49,7 +55,7 @@ class Store:
 
     def prepare(self) -> None:
         for part in ("", "/records", "/blobs", "/blobs/sha256", "/layers", "/tmp"):
-            os.makedirs(f"{self.path}{part}", 0o700, exist_ok=True)
+            make_directory(f"{self.path}{part}")
         os.chmod(self.state.lib, 0o700)
         os.close(os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
@@ -101,8 +107,22 @@ class Store:
     def blob(self, digest: str) -> bytes:
         if not references.DIGEST.fullmatch(digest):
             raise BadInput(f"{digest!r} is not a digest")
-        with open(f"{self.path}/blobs/sha256/{digest[7:]}", "rb") as file:
-            return file.read()
+        from nsrun.image.documents import MAX_DOCUMENT
+
+        try:
+            return read_document(f"{self.path}/blobs/sha256/{digest[7:]}", MAX_DOCUMENT)
+        except OSError as error:
+            raise NsrunError(
+                f"blob {digest[:19]}… of the store can't be read: {errno_text(error.errno or 0)}",
+                hint="nsrun image prune repairs the store; then load the image again",
+                errno=error.errno or 0,
+            ) from None
+
+    def config(self, ident: str) -> Config:
+        """The config of an image, checked as when it was loaded."""
+        from nsrun.image.documents import Config
+
+        return Config(self.blob(f"sha256:{ident}"), f"the config of image {ident[:12]}")
 
     def layer_path(self, ident: str) -> str:
         return f"{self.path}/layers/{ident}"
@@ -110,11 +130,10 @@ class Store:
     def layer(self, ident: str) -> Record:
         """What is known of a layer: diff_id, size (bytes of its files), entries, skipped (device nodes left out)."""
         try:
-            with open(f"{self.layer_path(ident)}/layer.json", encoding="utf-8") as file:
-                found: Record = json.loads(file.read())
-            return found
-        except (OSError, ValueError):
-            return {"diff_id": "", "size": 0, "entries": 0, "skipped": []}
+            found = lookup.read(f"{self.layer_path(ident)}/layer.json", shapes.LAYER)
+        except NsrunError:
+            found = None  # what a list shows of it; that it is whole is asked where it is used
+        return found or {"diff_id": "", "size": 0, "entries": 0, "skipped": []}
 
     # ---- loading ---------------------------------------------------------------------------------------
 
@@ -129,7 +148,7 @@ class Store:
         self,
         found: Found,
         names: Iterable[str],
-        budget: Budget,
+        account: Account,
         tick: Callable[[int, int], None] = lambda n, total: None,
     ) -> Record:
         """Takes one image in, and gives its record.  `tick(bytes, of)` tells how much of its layers was read.
@@ -143,7 +162,7 @@ class Store:
             self.sweep()
             present = self.missing(found)
             if present < len(chain):
-                self._unpack(found, chain, present, budget, tick)
+                self._unpack(found, chain, present, account, tick)
             record = lookup.record(self.state, found.config.digest[7:]) or self._record(found, chain)
             digests = dict.fromkeys([*record["digests"], self._blob(found.manifest), *filter(None, [found.index])])
             if list(digests) != record["digests"] or not os.path.exists(self._record_path(record["id"])):
@@ -156,7 +175,7 @@ class Store:
         return record
 
     def _unpack(
-        self, found: Found, chain: list[str], present: int, budget: Budget, tick: Callable[[int, int], None]
+        self, found: Found, chain: list[str], present: int, account: Account, tick: Callable[[int, int], None]
     ) -> None:
         """Unpacks the layers from `present` on and moves them into place."""
         with Workshop(self) as shop:
@@ -170,14 +189,14 @@ class Store:
                     layers.append(Layer(number + 1, blobs[-1], found.config.diff_ids[number], directory))
                 total = sum(blob.size for blob in blobs)
                 beneath = [f"{self.layer_path(c)}/tree" for c in reversed(chain[:present])]
-                unpack_all(layers, beneath, budget, lambda n: tick(n, total))
+                unpack_all(layers, beneath, account, lambda n: tick(n, total))
                 for layer in layers:
                     note = {
                         "diff_id": layer.diff_id,
                         "size": layer.bytes,
                         "files": layer.files,
-                        "entries": layer.entries,
-                        "skipped": layer.skipped[:100],
+                        "entries": layer.charged[1],
+                        "skipped": layer.skipped,
                     }
                     self._write(f"{layer.directory}/layer.json", json.dumps(note).encode())
                     self._write(f"{layer.directory}/unsynced", self.state.boot.encode())
@@ -243,6 +262,8 @@ class Store:
             kept = lookup.names(self.state)
             changed = {name: at for name, at in kept.items() if name not in set(remove)}
             changed.update(dict.fromkeys(names, ident))
+            if len(changed) > max(MAX_NAMES, len(kept)):
+                raise BadInput(f"the store has more than {MAX_NAMES} names", hint="nsrun image rm NAME…")
             if changed != kept:
                 self._write(f"{self.path}/names.json", json.dumps(dict(sorted(changed.items())), indent=1).encode())
         finally:
@@ -319,14 +340,18 @@ class Store:
         record = lookup.record(self.state, ident) or {"digests": []}
         self._name("", [], self.names_of(ident))
         _unlink(self._record_path(ident))
-        others = {d for r in lookup.records(self.state) for d in r["digests"]}
+        broken: list[str] = []
+        others = {d for r in lookup.records(self.state, broken) for d in r["digests"]}
         for digest in [f"sha256:{ident}", *record["digests"]]:
-            if digest not in others:
+            if digest not in others and not broken:
                 _unlink(f"{self.path}/blobs/sha256/{digest[7:]}")
 
     def _free_layers(self) -> int:
         """Removes the layers that no image has and no running member uses; gives the bytes of their files."""
-        wanted = {layer for record in lookup.records(self.state) for layer in record["layers"]}
+        broken: list[str] = []
+        wanted = {layer for record in lookup.records(self.state, broken) for layer in record["layers"]}
+        if broken:
+            return 0  # they may be those of an image that can't be read now
         for about in self._in_use():
             wanted.update(about["layers"])
         freed = 0
@@ -345,7 +370,7 @@ class Store:
             removed = []
             freed = self.sweep()
             named = self._repair()
-            for record in lookup.records(self.state):
+            for record in lookup.records(self.state, []):
                 ident, names = record["id"], self.names_of(record["id"])
                 if (everything or (named and not names)) and not self.users_of(ident):
                     self._forget(ident)
@@ -366,29 +391,34 @@ class Store:
         named = True
         try:
             lookup.names(self.state)
-        except NsrunError:
-            _unlink(f"{self.path}/names.json")
+        except lookup.Damaged:
+            os.replace(f"{self.path}/names.json", f"{self.path}/names.json.broken")
             named = False
         for file in os.listdir(f"{self.path}/records"):
-            ident = file[:-5]
             try:
-                record = lookup.record(self.state, ident)
+                record = lookup.record(self.state, file[:-5])
+                whole = bool(record) and all(lookup.whole(self.state, layer) for layer in record["layers"])  # type: ignore[index]
+            except lookup.Damaged:
+                whole = False
             except NsrunError:
-                record = None
-            if not record or not all(lookup.whole(self.state, layer) for layer in record.get("layers", [""])):
+                continue  # it can't be read, which does not say that it is not there
+            if not whole:
                 _unlink(f"{self.path}/records/{file}")
         lost = [n for n, at in lookup.names(self.state).items() if not os.path.exists(self._record_path(at))]
         if lost:
             self._name("", [], lost)
-        known = {d for r in lookup.records(self.state) for d in (f"sha256:{r['id']}", *r["digests"])}
+        broken: list[str] = []
+        known = {d for r in lookup.records(self.state, broken) for d in (f"sha256:{r['id']}", *r["digests"])}
         for file in os.listdir(f"{self.path}/blobs/sha256"):
-            if f"sha256:{file}" not in known:
+            if f"sha256:{file}" not in known and not broken:
                 _unlink(f"{self.path}/blobs/sha256/{file}")
         return named
 
     def sweep(self) -> int:
         """Removes what a killed nsrun left below tmp; gives how many bytes."""
         import fcntl
+
+        from nsrun.host.trees import measure
 
         freed = 0
         for entry in os.listdir(f"{self.path}/tmp"):
@@ -402,7 +432,10 @@ class Store:
             except OSError:
                 continue  # its maker lives
             else:
-                freed += _size(path)
+                try:
+                    freed += measure(path)[1]
+                except OSError:
+                    pass  # only told, not needed
                 remove_tree(path)
             finally:
                 os.close(fd)
@@ -410,12 +443,23 @@ class Store:
 
     # ---- what there is ---------------------------------------------------------------------------------
 
-    def describe(self, record: Record) -> Record:
+    def all(self, broken: list[str]) -> list[Record]:
+        """Every image that can be read, described; `broken` gets what is wrong with the others, and with the names."""
+        records = lookup.records(self.state, broken)
+        try:
+            names = lookup.names(self.state)
+        except NsrunError as error:
+            broken.append(error.message)
+            names = {}
+        return [self.describe(record, names) for record in records]
+
+    def describe(self, record: Record, names: dict[str, str] | None = None) -> Record:
         """One image, as `image ls --json` and the library have it."""
+        names = lookup.names(self.state) if names is None else names
         layers = [self.layer(ident) for ident in record["layers"]]
         return {
             "id": record["id"],
-            "names": [references.familiar(name) for name in self.names_of(record["id"])],
+            "names": [references.familiar(name) for name, at in names.items() if at == record["id"]],
             "digests": record["digests"],
             "created": record["created"],
             "loaded": record["loaded"],
@@ -432,18 +476,15 @@ class Store:
     def inspect(self, word: str) -> Record:
         """The same with the image's own config."""
         record = lookup.find(self.state, word)
-        return {**self.describe(record), "config": json.loads(self.blob(f"sha256:{record['id']}"))}
+        return {**self.describe(record), "config": self.config(record["id"]).document}
 
     def history(self, word: str) -> list[Record]:
         """From the top down: when, by what, how large; layers that the history does not tell are shown, too."""
         record = lookup.find(self.state, word)
-        document = json.loads(self.blob(f"sha256:{record['id']}"))
+        document = self.config(record["id"]).document
         layers = list(record["layers"])
         rows: list[Record] = []
-        told = document.get("history")
-        for entry in told if isinstance(told, list) else []:
-            if not isinstance(entry, dict):
-                continue
+        for entry in document.get("history") or []:
             ident = layers.pop(0) if layers and not entry.get("empty_layer") else ""
             rows.append(self._history_row(entry, ident))
         rows += [self._history_row({}, ident) for ident in layers]
@@ -489,14 +530,3 @@ def _unlink(path: str) -> None:
     except OSError as error:
         if error.errno != ENOENT:
             raise
-
-
-def _size(path: str) -> int:
-    total = 0
-    for _, _, files, fd in os.fwalk(path):
-        for name in files:
-            try:
-                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
-            except OSError:
-                continue
-    return total

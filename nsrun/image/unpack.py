@@ -28,23 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
+    from nsrun.image.budget import Account
+
 CHUNK = 1 << 20
-RESOLVE_NO_SYMLINKS = 4
 ATTRS = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
-
-
-class Budget:
-    """What an image may cost; more is refused (threats R17).
-
-    size: bytes of all files, holes included; entries: of all layers; depth: of directories; ratio: unpacked to packed
-    bytes of a layer, from the first 256 MiB on; records: bytes of reports by one writer.
-    """
-
-    def __init__(self, size: int = 32 << 30, entries: int = 1_000_000, depth: int = 512, ratio: int = 250) -> None:
-        self.size, self.entries, self.depth, self.ratio, self.records = size, entries, depth, ratio, 16 << 20
-
-    def words(self) -> list[str]:
-        return [str(n) for n in (self.size, self.entries, self.depth, self.records)]
 
 
 class Blob:
@@ -69,16 +56,16 @@ class Program:
     def close(self) -> None:
         os.close(self.fd)
 
-    def start(self, mode: str, stream: int, tree: int, budget: Budget) -> Writer:
+    def start(self, mode: str, stream: int, tree: int, account: Account) -> Writer:
         """`tree`: a detached mount of the directory, or -1 (list)."""
-        records = _high(os.memfd_create("records", os.MFD_CLOEXEC))
-        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, stream, 0), (os.POSIX_SPAWN_DUP2, records, 1)]
+        records, shared = _high(os.memfd_create("records", os.MFD_CLOEXEC)), _high(os.dup(account.fd))
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((stream, 0), (records, 1), (shared, 4))]
         if tree >= 0:
             actions.append((os.POSIX_SPAWN_DUP2, tree, 3))
         try:
             pid = os.posix_spawn(
                 f"/proc/self/fd/{self.fd}",
-                ["nsrun-unpack", mode, *budget.words()],
+                ["nsrun-unpack", mode, *account.budget.words()],
                 {},
                 file_actions=actions,
                 setsigmask=[],
@@ -86,11 +73,13 @@ class Program:
         except BaseException:
             os.close(records)
             raise
+        finally:
+            os.close(shared)
         return Writer(pid, records)
 
 
 def _high(fd: int) -> int:
-    """The same descriptor with a number that no dup2 of a child's 0, 1 and 3 can hit."""
+    """The same descriptor with a number that no dup2 of a child's 0, 1, 3 and 4 can hit."""
     import fcntl
 
     try:
@@ -109,25 +98,20 @@ class Writer:
 
     def wait(self) -> Iterator[tuple[str, int, int, int, bytes, bytes]]:
         """(kind, errno, a, b, text, second text)…, after it has ended; NsrunError if it was killed."""
-        _, status = os.waitpid(self.pid, 0)
         try:
+            _, status = os.waitpid(self.pid, 0)
             os.lseek(self.records, 0, os.SEEK_SET)
+            last = ""
             with os.fdopen(self.records, "rb", closefd=False) as file:
-                data = file.read()
+                while len(head := file.read(self.HEAD.size)) == self.HEAD.size:
+                    kind, err, a, b, n, m = self.HEAD.unpack(head)
+                    last = chr(kind)
+                    yield last, err, a, b, file.read(n), file.read(m)
         finally:
             os.close(self.records)
-        at, last = 0, ""
-        found = []
-        while at + self.HEAD.size <= len(data):
-            kind, err, a, b, n, m = self.HEAD.unpack_from(data, at)
-            at += self.HEAD.size
-            last = chr(kind)
-            found.append((last, err, a, b, data[at : at + n], data[at + n : at + n + m]))
-            at += n + m
         if last not in ("K", "E", "N"):
             how = f"by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"with status {status >> 8}"
             raise NsrunError(f"the confined writer (nsrun-unpack) ended {how}", hint="please report it, with the image")
-        return iter(found)
 
 
 # ---- the stream --------------------------------------------------------------------------------------------
@@ -172,15 +156,20 @@ def _decompressor(head: bytes) -> Any:
     return zstd.ZstdDecompressor()
 
 
-def plain(blob: Blob, packed: Any, budget: Budget, tick: Callable[[int], None]) -> Iterator[memoryview | bytes]:
+FIRST = 256  # bytes of a compressed stream that are looked at first; each time twice as many, so none is copied more than twice
+
+
+def plain(
+    blob: Blob, packed: Any, ratio: int, charge: Callable[[int], None], tick: Callable[[int], None]
+) -> Iterator[memoryview | bytes]:
     """The uncompressed bytes of a blob, piece by piece; `packed` (a hash) is fed with the compressed ones.
 
-    BadInput: it is shorter than it should be, not what it says it is, or grows beyond the budget.
+    `charge` is told of each piece before it is given.  The time is linear in what is read and given, however many compressed streams
+    there are.  BadInput: it is shorter than it should be, not what it says it is, or grows beyond `ratio`.
     """
-    at, left, out = blob.offset, blob.size, 0
-    most = budget.size + (budget.entries << 10)
+    at, left, out, streams = blob.offset, blob.size, 0, 0
     stream: Any = None
-    between, carry = True, b""  # between two compressed streams; the first bytes of one
+    compressed, window, hungry, carry = False, FIRST, True, b""  # carry: the first bytes of a stream
     while left:
         piece = os.pread(blob.fd, min(CHUNK, left), at)
         if not piece:
@@ -191,45 +180,59 @@ def plain(blob: Blob, packed: Any, budget: Budget, tick: Callable[[int], None]) 
         tick(len(piece))
         if first and piece.startswith((b"\xfd7zXZ", b"BZh")):
             raise BadInput("it is compressed with xz or bzip2, which no image may be")
-        if first and not _is_compressed(piece):
-            if blob.size > most:
-                raise BadInput("it is larger than its budget", hint="--max-size")
-            between = False
-        if not between and stream is None:
+        if first:
+            compressed = _is_compressed(piece)
+        if not compressed:
+            charge(len(piece))
             yield piece
             continue
-        data = carry + piece
+        data, start = memoryview(carry + piece), 0
         carry = b""
         while True:
-            if between:
-                if out or stream is not None:
-                    data = data.lstrip(b"\0")  # padding
-                if len(data) < 4 and left:
-                    carry = data
+            if stream is None:
+                start = _after_zeros(data, start) if out or not first else start  # padding
+                head = bytes(data[start : start + 4])
+                if len(head) < 4 and left:
+                    carry = head
                     break
-                if not data:
+                if not head:
                     break
-                if not _is_compressed(data):
+                if not _is_compressed(head):
                     raise BadInput("garbage follows the end of its compressed stream")
-                stream, between = _decompressor(data), False
+                streams += 1
+                if streams > 1000 + (blob.size - left - len(data) + start) // 64:
+                    raise BadInput("it is made of too many compressed streams of next to nothing")
+                stream, window, hungry = _decompressor(head), FIRST, True
+            given = data[start : start + window] if hungry else b""
             try:
-                piece = stream.decompress(data, CHUNK)
+                piece = stream.decompress(given, CHUNK)
             except Exception as error:  # isal and zstd have error classes of their own
                 raise BadInput(f"its compressed stream is damaged: {error}") from None
+            start, window, hungry = start + len(given), min(2 * window, CHUNK), stream.needs_input
             out += len(piece)
-            if out > 256 << 20 and out > (blob.size - left) * budget.ratio:
-                raise BadInput(f"it unpacks to more than {budget.ratio} times its size", hint="--max-ratio")
-            if out > most:
-                raise BadInput("it unpacks to more than its budget", hint="--max-size")
+            if out > 256 << 20 and out > (blob.size - left) * ratio:
+                raise BadInput(f"it unpacks to more than {ratio} times its size", hint="--max-ratio")
             if piece:
+                charge(len(piece))
                 yield piece
-            data = b""
             if stream.eof:
-                between, data = True, stream.unused_data
-            elif stream.needs_input:
+                start -= len(stream.unused_data)
+                stream = None
+            elif hungry and start == len(data):
                 break
-    if stream is not None and not between:
+    if stream is not None:
         raise BadInput("its compressed stream is cut off")
+
+
+def _after_zeros(data: memoryview, start: int) -> int:
+    """Where the first byte is that is not zero."""
+    while start < len(data):
+        some = bytes(data[start : start + 4096])
+        rest = len(some.lstrip(b"\0"))
+        start += len(some) - rest
+        if rest:
+            break
+    return start
 
 
 class Layer:
@@ -237,7 +240,8 @@ class Layer:
 
     def __init__(self, number: int, blob: Blob, diff_id: str, directory: str) -> None:
         self.number, self.blob, self.diff_id, self.directory = number, blob, diff_id, directory
-        self.entries = self.size = 0  # what was read
+        self.read = 0  # bytes of its tar that were charged
+        self.charged = (0, 0, 0)  # by the writer: bytes, entries, bytes of reports
         self.files = self.bytes = 0  # what is there
         self.skipped: list[str] = []
         self.marks: list[tuple[str, bytes]] = []  # I, H, X, W, O, D in order
@@ -252,7 +256,7 @@ class Layer:
         return f"layer {self.number} ({digest[:19]}…)"
 
     def run(
-        self, program: Program, budget: Budget, tick: Callable[[int], None], mode: str = "layer", mount: int = -1
+        self, program: Program, account: Account, tick: Callable[[int], None], mode: str = "layer", mount: int = -1
     ) -> None:
         """Unpacks into `tree` (or the mount given); BadInput names the layer and the entry."""
         own = mount < 0
@@ -267,12 +271,14 @@ class Layer:
         try:
             kernel.mount_setattr(mount_, set=ATTRS, propagation=kernel.MS_PRIVATE)
             _widen(write)
-            writer = program.start(mode, read, mount_, budget)
+            writer = program.start(mode, read, mount_, account)
+            self.read = 0
             os.close(read)
             read = -1
             stopped = False
             try:
-                for piece in plain(self.blob, packed, budget, tick):
+                for piece in plain(self.blob, packed, account.budget.ratio, account.plain, tick):
+                    self.read += len(piece)
                     unpacked.update(piece)
                     view = memoryview(piece)
                     while view:
@@ -307,14 +313,15 @@ class Layer:
                 self._reports(writer, quietly=True)
 
     def _reports(self, writer: Writer, quietly: bool = False) -> None:
-        try:
-            reports = list(writer.wait())
-        except NsrunError:
-            if quietly:
-                return
-            raise
-        for kind, err, a, b, text, name in reports:
-            if kind == "E" and not quietly:
+        if quietly:  # another error is told
+            try:
+                for _ in writer.wait():
+                    pass
+            except NsrunError:
+                pass
+            return
+        for kind, err, a, b, text, name in writer.wait():
+            if kind == "E":
                 entry = f"entry {os.fsdecode(name)!r}: " if name else ""
                 reason = text.decode() + (f": {errno_text(err)}" if err else "")
                 hint = {27: "--max-size raises the budget", 28: "free some space"}.get(err, "")
@@ -323,9 +330,10 @@ class Layer:
                 raise BadInput(f"{self.about()}: {entry}{reason}", hint=hint, errno=err)
             if kind == "N":
                 self.again = True
+            elif kind == "C":
+                self.charged = (b, a, struct.unpack("=Q", text)[0])
             elif kind == "K":
-                self.entries, self.size = a, b
-                self.files, self.bytes = struct.unpack("=QQ", text)
+                self.files, self.bytes = a, b
             elif kind == "S":
                 self.skipped.append(os.fsdecode(text))
             elif kind in "IHXWOD":
@@ -333,7 +341,7 @@ class Layer:
 
     # ---- settling: what the layer says about those beneath it ------------------------------------------
 
-    def settle(self, lowers: Sequence[str], program: Program, budget: Budget) -> None:
+    def settle(self, lowers: Sequence[str], program: Program, account: Account) -> None:
         """`lowers`: the trees beneath, from the top down, settled themselves."""
         if not self.again:
             with View(lowers) as view:
@@ -342,7 +350,7 @@ class Layer:
                 except _Through:
                     self.again = True
         if self.again:
-            self._over(lowers, program, budget)
+            self._over(lowers, program, account)
 
     def _settle(self, view: View) -> None:
         implied: dict[bytes, bool] = {b"": False}  # directories without an entry: in place of a whiteout?
@@ -396,11 +404,12 @@ class Layer:
                 return
             path = path.rpartition(b"/")[0]
 
-    def _over(self, lowers: Sequence[str], program: Program, budget: Budget) -> None:
+    def _over(self, lowers: Sequence[str], program: Program, account: Account) -> None:
         """Unpacks once more, onto an overlay of the lower layers: the kernel resolves what goes through them."""
         from nsrun.state import remove_tree
 
         remove_tree(self.tree)
+        account.refund(self.charged)
         self.marks, self.skipped = [], []
         os.mkdir(self.tree, 0o755)
         os.chmod(self.tree, 0o755)
@@ -411,9 +420,10 @@ class Layer:
             if lowers:
                 _adopt(os.dup(fds[0]), os.dup(fds[2]))
             for mode in ("whiteouts", "entries"):
+                account.plain(-self.read)  # each is one reading of the same bytes
                 mount = kernel.overlay(fds[2:], fds[0], fds[1]) if lowers else kernel.open_tree(self.tree)
                 try:
-                    self.run(program, budget, lambda n: None, mode, mount)
+                    self.run(program, account, _unseen, mode, mount)
                 finally:
                     os.close(mount)
         finally:
@@ -421,9 +431,13 @@ class Layer:
                 os.close(fd)
             remove_tree(f"{work}/work")
             remove_tree(work)
-        from nsrun.image.lookup import measure
+        from nsrun.host.trees import measure
 
         self.files, self.bytes = measure(self.tree)
+
+
+def _unseen(count: int) -> None:
+    """The progress was shown when it was read for the first time."""
 
 
 class _Through(Exception):
@@ -471,7 +485,7 @@ class View:
             return -1
         try:
             name = os.fsdecode(path) or "."
-            return kernel.open_in_root(self.fd, name, os.O_RDONLY | os.O_NONBLOCK | flags, RESOLVE_NO_SYMLINKS)
+            return kernel.open_in_root(self.fd, name, os.O_RDONLY | os.O_NONBLOCK | flags, kernel.RESOLVE_NO_SYMLINKS)
         except KernelError as error:
             if error.errno == ELOOP:
                 raise _Through from None
@@ -483,7 +497,7 @@ class View:
         if self.fd < 0:
             return False
         try:
-            fd = kernel.open_in_root(self.fd, os.fsdecode(path), os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS)
+            fd = kernel.open_in_root(self.fd, os.fsdecode(path), os.O_PATH | os.O_NOFOLLOW, kernel.RESOLVE_NO_SYMLINKS)
         except KernelError as error:
             if error.errno in (ENOENT, ENOTDIR):
                 return False
@@ -506,7 +520,7 @@ def _below(root: int, path: bytes) -> int:
     """A directory of the layer itself; -1 when a later entry replaced it."""
     try:
         name = os.fsdecode(path) or "."
-        return kernel.open_in_root(root, name, os.O_RDONLY | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
+        return kernel.open_in_root(root, name, os.O_RDONLY | os.O_DIRECTORY, kernel.RESOLVE_NO_SYMLINKS)
     except KernelError as error:
         if error.errno == ELOOP:
             raise _Through from None
@@ -581,7 +595,7 @@ def _whiteout(root: int, path: bytes) -> None:
         os.close(fd)
 
 
-def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], budget: Budget, tick: Callable[[int], None]) -> None:
+def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], account: Account, tick: Callable[[int], None]) -> None:
     """Unpacks layers (bottom first, in a row) above the trees `beneath` (top down); the first error ends all."""
     program = Program()
     errors: list[BaseException] = []
@@ -600,7 +614,7 @@ def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], budget: Budget, 
                     return
                 layer = queue.pop(0)
             try:
-                layer.run(program, budget, count_bytes)
+                layer.run(program, account, count_bytes)
             except BaseException as error:
                 errors.append(error)
 
@@ -617,14 +631,12 @@ def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], budget: Budget, 
             thread.join()
         if errors:
             raise errors[0]
-        if sum(layer.entries for layer in layers) > budget.entries or sum(layer.size for layer in layers) > budget.size:
-            raise BadInput("the image is larger than its budget", hint="--max-size")
         below = list(beneath)
         for layer in layers:
-            layer.settle(below, program, budget)
+            layer.settle(below, program, account)
             below.insert(0, layer.tree)
     finally:
         program.close()
 
 
-__all__ = ["Blob", "Budget", "Layer", "Program", "View", "unpack_all"]
+__all__ = ["Blob", "Layer", "Program", "View", "unpack_all"]

@@ -335,6 +335,7 @@ class OpenVolume(Step):
                 seed_volume(run.fd("rootfs:fd"), self.seed, self.source, self.staging, self.ids)
             else:
                 os.makedirs(self.source, 0o755, exist_ok=True)
+                os.chmod(self.source, 0o755)  # whatever the umask
                 os.chown(self.source, *self.ids)
         fd = run.hold(self.handle, kernel.open_tree(self.source, recursive=True))
         kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)

@@ -1,0 +1,350 @@
+"""Trees that others made: removed and walked without recursion, with a bounded number of descriptors, however deep they are.
+
+**No path leads anywhere.**  Every call takes a descriptor of a directory and one name in it.  A directory is opened by
+openat2(2) with O_NOFOLLOW, RESOLVE_NO_SYMLINKS and RESOLVE_NO_XDEV, so what is opened was, at that moment, a directory in
+the one above it, on the same mount; PATH_MAX plays no part.
+
+**Removing goes only down.**  A `..` can be led out of the tree: who renames a directory to another place while we are in it
+has moved our way back, too.  So we never climb.  LEVELS directories are held open; a directory that lies deeper is renamed
+into a stage, a directory of ours (mode 0700) at the top of the tree, and the stage is then emptied in the same way, with
+a new stage for what lies deeper still.  Each directory is moved once for every LEVELS levels at most, so the work is linear in
+the number of entries, and neither memory nor descriptors grow with it.  What somebody moves out of the tree
+while we hold it open is still what was in the tree, and holds what they could have removed themselves.
+
+**Walking climbs, and looks where it came out.**  A reader may not move anything.  It holds the HELD lowest directories open and keeps
+three numbers (24 bytes) of each one above them: after `..`, device and inode must be those of the directory that it went
+down from, and it reads on after the entry by which it went down.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EINVAL, EISDIR, ENODEV, ENOENT, ENOTDIR, ENOTEMPTY, ESTALE, EXDEV
+
+from nsrun import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator
+
+LEVELS = 12  # directories that a removal holds open, with two descriptors each
+PASSES = 4  # over one directory in which something was removed, and something is left
+LATE = 1_000_000  # entries that were changed after the removal began: then somebody is making more, and it ends
+HELD = 64  # directories that a walk holds open, with two descriptors each
+MAX_TEXTS = 8  # of what could not be removed
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+_RESOLVE = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_XDEV
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The directory that holds it, and its name there; OSError EINVAL when it has none (`/`, `..`)."""
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        raise OSError(EINVAL, os.strerror(EINVAL), path)
+    return parent or ("/" if path.startswith("/") else "."), name
+
+
+def _open(directory: int, name: str) -> int:
+    """The directory `name`, which must be on the same mount; OSError."""
+    return kernel.open_in_root(directory, name, _DIRECTORY, _RESOLVE)
+
+
+def _open_ours(directory: int, name: str) -> int:
+    """The same, with the permission to read and change it, if it is ours to give."""
+    try:
+        fd = _open(directory, name)
+    except OSError as error:
+        if error.errno != EACCES:
+            raise
+        path = kernel.open_in_root(directory, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, _RESOLVE)
+        try:
+            os.chmod(f"/proc/self/fd/{path}", 0o700)
+        finally:
+            os.close(path)
+        fd = _open(directory, name)
+    try:
+        if os.fstat(fd).st_mode & 0o700 != 0o700:
+            os.fchmod(fd, 0o700)
+    except OSError:
+        pass  # not ours: what it forbids will be said where it stands in the way
+    return fd
+
+
+# ---- removing ----------------------------------------------------------------------------------------------
+
+
+def remove(path: str) -> list[str]:
+    """Remove a tree, whatever others made in it; give what could not be removed, as texts (at most MAX_TEXTS and a count).
+
+    Raises nothing for what is found there.  A path that does not exist is removed; a file or a link is unlinked.
+    """
+    try:
+        parent, name = _split(path)
+        try:
+            os.unlink(path)
+            return []
+        except OSError as error:
+            if error.errno == ENOENT:
+                return []
+            if not os.path.isdir(path) or os.path.islink(path):
+                raise
+        above = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            top = _open_ours(above, name)
+            try:
+                removal = _Removal(top)
+                removal.everything()
+            finally:
+                os.close(top)
+            why = _gone(above, name, True)
+        finally:
+            os.close(above)
+    except OSError as error:
+        return [f"{path}: {_why(error)}"]
+    return removal.texts(path, why) if why else []
+
+
+def _why(error: OSError) -> str:
+    return "another file system is mounted there" if error.errno == EXDEV else os.strerror(error.errno or 0)
+
+
+def _gone(directory: int, name: str, is_directory: bool) -> OSError | None:
+    """Remove one entry; None when it is gone, whoever did it."""
+    try:
+        (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
+    except OSError as error:
+        return None if error.errno == ENOENT else error
+    return None
+
+
+class _Grows(Exception):
+    """More is made than is removed."""
+
+
+class _Frame:
+    """An open directory: its descriptor, its name in the one above, how far it is read, and in which pass."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd, self.name, self.passes, self.removed, self.child = fd, name, 0, 0, 0
+        try:
+            self.entries = os.scandir(fd)
+        except OSError:
+            os.close(fd)
+            raise
+
+    def next(self) -> os.DirEntry[str] | None:
+        return next(self.entries, None)
+
+    def again(self) -> bool:
+        """Begin another pass, if the last one changed something; else nothing would be different."""
+        if not self.removed or self.passes + 1 >= PASSES:
+            return False
+        self.passes, self.removed = self.passes + 1, 0
+        self.entries.close()  # and rewinds the descriptor
+        self.entries = os.scandir(self.fd)
+        return True
+
+    def close(self) -> None:
+        self.entries.close()
+        os.close(self.fd)
+
+
+class _Removal:
+    """One removal of what is in the directory `top`."""
+
+    def __init__(self, top: int) -> None:
+        self.top, self.stage, self.stage_name = top, -1, ""
+        self.moved = self.late = 0
+        self.failed: dict[str, str] = {}
+        self.more = 0
+        os.fchmod(top, 0o700)  # of the file system's own clock: when we began
+        self.began = os.fstat(top).st_ctime_ns
+
+    def everything(self) -> None:
+        try:
+            self._below(self.top)
+            while self.stage >= 0:
+                stage, name, self.stage = self.stage, self.stage_name, -1
+                try:
+                    self._below(stage)
+                finally:
+                    os.close(stage)
+                if error := _gone(self.top, name, True):
+                    self._fail((), name, error)
+        except _Grows:
+            self.failed["more is made in it while it is removed"] = ""
+        finally:
+            if self.stage >= 0:
+                os.close(self.stage)
+
+    def _below(self, base: int) -> None:
+        """Empty a directory; what lies more than LEVELS deep is moved to the stage."""
+        frames = [_Frame(os.dup(base), "")]
+        try:
+            while frames:
+                frame = frames[-1]
+                try:
+                    entry = frame.next()
+                    if entry:
+                        self._one(frames, entry.name, entry.is_dir(follow_symlinks=False), self._is_late(entry))
+                        continue
+                except OSError as error:  # the directory can't be read: the next pass, or the one above, will tell
+                    self._fail(frames, "", error)
+                if len(frames) == 1:
+                    if frame.again():
+                        continue
+                    frames.pop().close()
+                    continue
+                why = _gone(frames[-2].fd, frame.name, True)
+                if why and frame.again():
+                    continue
+                frames.pop().close()
+                if not why:
+                    frames[-1].removed += 1
+                elif why.errno != ENOTEMPTY:  # else what is left in it was told
+                    self._fail(frames, frame.name, why)
+        finally:
+            for frame in frames:
+                frame.close()
+
+    def _one(self, frames: list[_Frame], name: str, is_directory: bool, late: bool) -> None:
+        frame = frames[-1]
+        if len(frames) == 1 and self.stage >= 0 and name == self.stage_name:
+            return
+        self.late += late
+        if self.late > LATE + self.moved:  # moving is a change, too
+            raise _Grows
+        why = _gone(frame.fd, name, is_directory)
+        if why and is_directory and why.errno == ENOTEMPTY:
+            fd = -1
+            try:
+                fd = _open_ours(frame.fd, name)
+                if len(frames) < LEVELS:
+                    frames.append(_Frame(fd, name))
+                    return
+                os.close(fd)
+                self._move(frame.fd, name)
+                why = None
+            except OSError as error:
+                why = error
+        if why is None:
+            frame.removed += 1
+        elif why.errno not in (EISDIR, ENOTDIR, ENOENT):  # changed under our hands: the next pass sees what it is
+            self._fail(frames, name, why)
+
+    def _is_late(self, entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.stat(follow_symlinks=False).st_ctime_ns > self.began
+        except OSError:
+            return False  # gone
+
+    def _move(self, directory: int, name: str) -> None:
+        if self.stage < 0:
+            self._make_stage()
+        self.moved += 1
+        os.rename(name, str(self.moved), src_dir_fd=directory, dst_dir_fd=self.stage)
+
+    def _make_stage(self) -> None:
+        name = f".nsrun-{os.urandom(6).hex()}"
+        os.mkdir(name, 0o700, dir_fd=self.top)
+        fd = _open(self.top, name)
+        os.fchmod(fd, 0o700)
+        st = os.fstat(fd)
+        if st.st_uid != os.geteuid():
+            os.close(fd)
+            raise OSError(ESTALE, os.strerror(ESTALE))  # somebody put a directory of theirs in its place
+        self.stage, self.stage_name = fd, name
+
+    def _fail(self, frames: list[_Frame] | tuple[()], name: str, error: OSError) -> None:
+        where = "/".join([*(frame.name for frame in frames if frame.name), *([name] if name else [])])
+        where = where if len(where) < 200 else f"…{where[-200:]}"
+        if len(self.failed) < MAX_TEXTS:
+            self.failed[f"{where!r}"] = _why(error)
+        elif f"{where!r}" not in self.failed:
+            self.more += 1
+
+    def texts(self, path: str, why: OSError) -> list[str]:
+        found = [f"{path}: {key}{': ' + text if text else ''}" for key, text in self.failed.items()]
+        return [*(found or [f"{path}: {_why(why)}"]), *([f"{path}: and {self.more} more"] if self.more else [])]
+
+
+# ---- walking ---------------------------------------------------------------------------------------------
+
+
+def walk(path: str) -> Iterator[tuple[int, str, bool]]:
+    """Give every entry of a tree as (descriptor of its directory, its name, is it a directory), a directory after what is in it.
+
+    The descriptor is good until the next step; the entry may be removed by its taker.  What another file system is mounted on
+    is left out.  OSError: a directory can't be read; ESTALE: somebody moved one in which we were.
+    """
+    from array import array
+
+    parent, name = _split(path)
+    above = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        frames = [_Frame(_open(above, name), "")]
+    finally:
+        os.close(above)
+    higher = array("Q")  # of each directory above those: device, inode, inode of the one in it that we are in
+    try:
+        while True:
+            frame = frames[-1]
+            entry = frame.next()
+            if entry is None:
+                if len(frames) == 1:
+                    if not higher:
+                        return
+                    frames.insert(0, _climb(frame, higher))
+                frames.pop().close()
+                yield frames[-1].fd, frame.name, True
+            elif not entry.is_dir(follow_symlinks=False):
+                yield frame.fd, entry.name, False
+            else:
+                try:
+                    fd = _open(frame.fd, entry.name)
+                except OSError as error:
+                    if error.errno in (ENOENT, ENODEV, ENOTDIR, EXDEV):
+                        continue  # gone, or not ours to enter
+                    raise
+                frame.child = entry.inode()
+                frames.append(_Frame(fd, entry.name))
+                if len(frames) > HELD:
+                    st = os.fstat(frames[0].fd)
+                    higher.extend((st.st_dev, st.st_ino, frames[0].child))
+                    frames.pop(0).close()
+    finally:
+        for frame in frames:
+            frame.close()
+
+
+def _climb(frame: _Frame, higher: array[int]) -> _Frame:
+    """The directory above, read up to the entry of `frame`, which gets its name."""
+    child, inode, device = higher.pop(), higher.pop(), higher.pop()
+    up = _Frame(os.open("..", _DIRECTORY | os.O_CLOEXEC, dir_fd=frame.fd), "")
+    st = os.fstat(up.fd)
+    if (st.st_dev, st.st_ino) == (device, inode):
+        for entry in up.entries:
+            if entry.inode() == child:
+                frame.name = entry.name
+                return up
+    up.close()
+    raise OSError(ESTALE, "a directory was moved while it was read")
+
+
+def measure(path: str) -> tuple[int, int]:
+    """Count the regular files of a tree, and the bytes in them, each name counted.  OSError, as `walk`."""
+    from stat import S_ISREG
+
+    count = size = 0
+    for directory, name, is_directory in walk(path):
+        if not is_directory:
+            try:
+                st = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if S_ISREG(st.st_mode):
+                count += 1
+                size += st.st_size
+    return count, size

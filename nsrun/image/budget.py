@@ -1,0 +1,80 @@
+"""What images may cost, and the account of what they did: one for all images of a load.
+
+Everything is charged where it is spent, whatever led there.  What is written is charged by nsrun-unpack (csrc/unpack.c), all of whose
+processes share the page `Account.fd`: bytes of files, entries, bytes of reports.  What is read, decompressed and parsed here is
+charged here.  A layer that has to be unpacked again gets back what the first attempt was charged, because that was removed.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+
+from nsrun.errors import BadInput
+
+MAX_DOCUMENTS = 16 << 20  # bytes of all JSON documents of one source; parsed they take some twenty times as much memory
+MAX_NAMES = 1000  # that one source may give to its images
+
+
+class Budget:
+    """The limits; more is refused (threats R17).
+
+    size: bytes of all files, holes included; entries: files, directories and links; depth: of directories; ratio: unpacked
+    to packed bytes of a layer, from the first 256 MiB on; records: bytes of reports by the writers.
+    """
+
+    def __init__(self, size: int = 32 << 30, entries: int = 1_000_000, depth: int = 512, ratio: int = 250) -> None:
+        self.size, self.entries, self.depth, self.ratio, self.records = size, entries, depth, ratio, 16 << 20
+
+    def words(self) -> list[str]:
+        return [str(n) for n in (self.size, self.entries, self.depth, self.records)]
+
+
+class Account:
+    """What was spent of a budget.  Close it."""
+
+    WRITERS = struct.Struct("=QQQ")  # bytes, entries, records: `struct account` of csrc/unpack.c
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.fd = os.memfd_create("account", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.WRITERS.size)
+        self._lock = threading.Lock()
+        self._plain = self._spooled = self._documents = self._names = 0
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def plain(self, count: int) -> None:
+        """Bytes of tars, decompressed: what their files hold, and a KiB for each entry."""
+        with self._lock:
+            self._plain += count
+        if self._plain > self.budget.size + (self.budget.entries << 10):
+            raise BadInput("it unpacks to more than its budget", hint="--max-size")
+
+    def spool(self, count: int) -> None:
+        """Bytes of a stream that is kept in a file until it is read."""
+        self._spooled += count
+        if self._spooled > self.budget.size + (self.budget.entries << 10):
+            raise BadInput("it is larger than its budget", hint="--max-size")
+
+    def document(self, count: int) -> None:
+        """A JSON document of that many bytes."""
+        self._documents += count + 512
+        if self._documents > MAX_DOCUMENTS:
+            raise BadInput(f"its indexes, manifests and configs are larger than {MAX_DOCUMENTS >> 20} MiB together")
+
+    def names(self, count: int) -> None:
+        self._names += count
+        if self._names > MAX_NAMES:
+            raise BadInput(f"it has more than {MAX_NAMES} names")
+
+    def written(self) -> tuple[int, int, int]:
+        """What the writers were charged: bytes, entries, bytes of reports."""
+        bytes_, entries, records = self.WRITERS.unpack(os.pread(self.fd, self.WRITERS.size, 0))
+        return bytes_, entries, records
+
+    def refund(self, charged: tuple[int, int, int]) -> None:
+        """Takes back what a writer was charged whose work was removed.  No writer may be running."""
+        os.pwrite(self.fd, self.WRITERS.pack(*(a - b for a, b in zip(self.written(), charged, strict=True))), 0)

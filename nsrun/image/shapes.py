@@ -1,0 +1,48 @@
+"""The shapes of the documents of images, as schema.py reads them: what strangers write, and what the store writes down.
+
+OCI image-spec 1.1: descriptor.md, config.md.  What is not named here is data that nobody looks at.
+"""
+
+from __future__ import annotations
+
+from nsrun.schema import FLAG, HEX, LINE, STRING, TEXT, WORD, Number, Text
+
+DIGEST = Text("a SHA-256 digest: sha256: and 64 hexadecimal digits", 71, of="sha256:0123456789abcdef")
+PLATFORM = {"os?": LINE, "architecture?": LINE, "variant?": LINE}
+DESCRIPTOR = {"mediaType?": LINE, "digest": DIGEST, "size": Number(0, (1 << 62) - 1), "platform?": PLATFORM}
+PROCESS = {
+    "Entrypoint?": [STRING],
+    "Cmd?": [STRING],
+    "Env?": [STRING],
+    "User?": LINE,
+    "WorkingDir?": LINE,
+    "StopSignal?": LINE,
+    "Volumes?": {str: object},
+    "ExposedPorts?": {str: object},
+    "Labels?": {str: TEXT},
+}
+CONFIG = {
+    **PLATFORM,
+    "created?": LINE,
+    "author?": TEXT,
+    "rootfs": {"diff_ids": [DIGEST]},
+    "config?": PROCESS,
+    "history?": [{"created?": TEXT, "created_by?": TEXT, "comment?": TEXT, "empty_layer?": FLAG}],
+}
+
+# of the store
+NAMES = {str: HEX}
+RECORD = {
+    "id": HEX,
+    "digests": [DIGEST],
+    "layers": [HEX],
+    "process": PROCESS,
+    "users": {"passwd": TEXT, "group": TEXT, "error?": TEXT},
+    "created": TEXT,
+    "loaded": TEXT,
+    "os": LINE,
+    "architecture": LINE,
+    "variant?": LINE,
+}
+LAYER = {"diff_id": DIGEST, "size": Number(), "files?": Number(), "entries": Number(), "skipped": [WORD]}
+MAX_BYTES = 8 << 20  # of each of them

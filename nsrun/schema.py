@@ -1,0 +1,174 @@
+"""Is a document of the shape that its reader takes for granted?  Asked once, where it comes in; the answer names the key.
+
+A schema is written as the document looks:
+
+    {"args": [WORD], "cwd?": WORD, "user?": {"uid": Number(0, 4294967294)}, "env?": [WORD], "labels?": {str: TEXT}}
+
+    TEXT, STRING, WORD, LINE, HEX, FLAG, Number(least, most), OneOf(…)  a value
+    [S]               a list, each of whose items is S
+    {"key": S}        an object with this key; "key?": it may be missing, or null; other keys are not looked at
+    {str: S}          an object, each of whose values is S, whatever the keys (which are TEXT)
+    dict, list        an object, a list, of anything
+    object            anything
+
+The depth of what is looked at is the schema's, not the document's.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun.errors import BadInput
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeGuard
+
+MAX_ITEMS = 100_000  # of one list or object
+
+
+def read_document(path: str, most: int) -> bytes:
+    """The bytes of a regular file that are at most so many.  BadInput: it is something else, or larger; OSError."""
+    from stat import S_ISREG
+
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not to wait for who writes to a FIFO
+    try:
+        st = os.fstat(fd)
+        if not S_ISREG(st.st_mode) or st.st_size > most:
+            raise BadInput(f"{path} is not a regular file of at most {most >> 10} KiB")
+        data = b""
+        while len(data) <= most and (piece := os.read(fd, most + 1 - len(data))):
+            data += piece
+        if len(data) > most:
+            raise BadInput(f"{path} is larger than {most >> 10} KiB")
+        return data
+    finally:
+        os.close(fd)
+
+
+def is_number(text: str) -> bool:
+    """Is it a number of 1 to 18 decimal digits?  (str.isdigit takes "²", which int() refuses, and "٣", which it does not.)"""
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Is it a string that can be written as UTF-8?  JSON can hold half a surrogate pair, "\\ud800", which can not."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Text:
+    """A string of at most `most` characters, with `lines` possibly of several lines.
+
+    `nul`: it may hold NUL bytes.  `raw`: it may hold bytes that are no UTF-8, as os.fsdecode shows them.  `of`: only these, at least one.
+    """
+
+    def __init__(
+        self, kind: str, most: int = 4 << 20, *, lines: bool = True, nul: bool = False, raw: bool = False, of: str = ""
+    ) -> None:
+        self.kind, self.most, self.lines, self.nul, self.raw, self.of = kind, most, lines, nul, raw, frozenset(of)
+
+    def fits(self, value: Any) -> bool:
+        if not isinstance(value, str) or len(value) > self.most:
+            return False
+        if (not self.lines and "\n" in value) or (not self.nul and "\0" in value):
+            return False
+        if self.of and not (value and self.of.issuperset(value)):
+            return False
+        if not self.raw:
+            return is_text(value)
+        try:
+            return bool(os.fsencode(value)) or not value
+        except UnicodeEncodeError:
+            return False
+
+
+class Number:
+    """A whole number (and no truth value) in a range."""
+
+    def __init__(self, least: int = 0, most: int = (1 << 63) - 1) -> None:
+        self.least, self.most = least, most
+        self.kind = f"a whole number from {least} to {most}"
+
+    def fits(self, value: Any) -> bool:
+        return type(value) is int and self.least <= value <= self.most
+
+
+class OneOf:
+    """Exactly one of these values."""
+
+    def __init__(self, *values: object) -> None:
+        self.values = values
+        self.kind = " or ".join(repr(value) for value in values)
+
+    def fits(self, value: Any) -> bool:
+        return any(type(value) is type(one) and value == one for one in self.values)
+
+
+TEXT = Text("text", nul=True)
+STRING = Text("text without NUL bytes")
+WORD = Text("text without NUL bytes", raw=True)
+LINE = Text("a line of text", 4096, lines=False)
+HEX = Text("hexadecimal digits", 64, of="0123456789abcdef")
+FLAG = OneOf(True, False)
+
+
+def check(value: Any, schema: Any, what: str) -> None:
+    """BadInput when the document `what` is not what the schema says: "config.json: process.env[3] is not text …"."""
+    for path, kind in _wrong(value, schema, ""):
+        raise BadInput(f"{what}: {path or 'it'} is {kind}")
+
+
+def _wrong(value: Any, schema: Any, path: str) -> list[tuple[str, str]]:
+    """The first that is wrong: where, and what it is not."""
+    if isinstance(schema, (Text, Number, OneOf)):
+        return [] if schema.fits(value) else [(path, f"not {schema.kind}")]
+    if schema is object:
+        return []
+    if schema is dict or isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return [(path, "not an object")]
+        return _wrong_object(value, schema, path) if isinstance(schema, dict) else []
+    if not isinstance(value, list):
+        return [(path, "not a list")]
+    if schema is list:
+        return []
+    if len(value) > MAX_ITEMS:
+        return [(path, f"longer than {MAX_ITEMS}")]
+    for number, item in enumerate(value):
+        if found := _wrong(item, schema[0], f"{path}[{number}]"):
+            return found
+    return []
+
+
+def _wrong_object(value: dict[Any, Any], schema: dict[Any, Any], path: str) -> list[tuple[str, str]]:
+    if str in schema:
+        if len(value) > MAX_ITEMS:
+            return [(path, f"larger than {MAX_ITEMS}")]
+        for key, item in value.items():
+            if not is_text(key):
+                return [(_below(path, key), "not a name that is text")]
+            if found := _wrong(item, schema[str], _below(path, key)):
+                return found
+        return []
+    for name, inner in schema.items():
+        key = name.removesuffix("?")
+        if key is not name and value.get(key) is None:
+            continue
+        if key not in value:
+            return [(_below(path, key), "missing")]
+        if found := _wrong(value[key], inner, _below(path, key)):
+            return found
+    return []
+
+
+def _below(path: str, key: str) -> str:
+    simple = key.isascii() and key.replace("_", "").isalnum() and len(key) <= 60
+    if not simple:
+        return f"{path}[{ascii(key[:60])}]"
+    return f"{path}.{key}" if path else key
