@@ -7,7 +7,7 @@ from errno import EACCES, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPER
 
 from nsrun import kernel
 from nsrun.errors import BadInput, UnknownError
-from nsrun.plan import COMMIT, HOST, OPEN, Step
+from nsrun.plan import COMMIT, HOST, OPEN, OWN_KEYRING, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class NewUserNamespace(Step):
         )
 
     def call(self) -> str:
-        become = f"setresuid({self.uid}, {self.uid}, {self.uid}); " if self.by_root else ""
+        become = f"{OWN_KEYRING}; setresuid({self.uid}, {self.uid}, {self.uid}); " if self.by_root else ""
         how = "write(/proc/PID/{0}_map, {1})" if self.by_root else "new{0}map PID {1}"
         maps = "; ".join(how.format(kind, _map_text(self.maps[kind])) for kind in ("gid", "uid"))
         return f"{become}unshare(CLONE_NEWUSER); {maps}"
 
     def calls(self) -> list[str]:
-        return [*(["setgroups", "setresgid", "setresuid"] if self.by_root else []), "unshare"]
+        return [*(["keyctl", "setgroups", "setresgid", "setresuid", "capset"] if self.by_root else []), "unshare"]
 
     approx = "a process holds the namespace instead of a descriptor"
 
@@ -196,10 +196,10 @@ class HoldForPod(Step):
     held: tuple[str, ...]
 
     def call(self) -> str:
-        return f'clone3(CLONE_INTO_CGROUP); setresuid(65535, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)   # it keeps {", ".join(self.held)}'
+        return f'clone3(CLONE_INTO_CGROUP); setsid(); {OWN_KEYRING}; setresuid(65535, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)   # it keeps {", ".join(self.held)}'
 
     def calls(self) -> list[str]:
-        return ["clone3", "execveat"]
+        return ["clone3", "setsid", "keyctl", "execveat"]
 
     def check(self) -> str:
         return "pgrep -a nsrun-hold"
@@ -226,10 +226,10 @@ class OpenDoor(Step):
     hints = {EOPNOTSUPP: "the file system of nsrun's state has no ACLs: --root DIR on another"}
 
     def call(self) -> str:
-        return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setresuid({self.user["uid"]}, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
+        return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setsid(); {OWN_KEYRING}; setresuid({self.user["uid"]}, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
 
     def calls(self) -> list[str]:
-        return ["bind", "clone3", "execveat"]
+        return ["bind", "clone3", "setsid", "keyctl", "execveat"]
 
     def check(self) -> str:
         return "pgrep -a nsrun-door"
