@@ -116,7 +116,7 @@ static __attribute__((noreturn)) void join(const struct request *r, int n_keep)
 	long pid;
 
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the clone is seen in the pod before it is nsrun-init */
-	outcome->failed = 6;
+	outcome->failed = 7;
 	outcome->error = (int32_t)own_keyring();
 	if (outcome->error < 0)
 		sys_exit(0);
@@ -339,7 +339,7 @@ static __attribute__((noreturn)) void serve(int conn)
 
 	n = take_from_peer(conn);
 	if (n < 0) {
-		outcome->failed = 7;
+		outcome->failed = 8;
 		outcome->error = (int32_t)n;
 		answer(conn, -1, -1);
 		sys_exit(125);

@@ -213,7 +213,7 @@ static long spawn_nested(nsrun_launch *l)
 /* In the helper, which shares our memory and descriptors. */
 static long join_one_way(nsrun_launch *l)
 {
-	l->failed = 6;
+	l->failed = 7;
 	MUST(own_keyring());
 	if (syscall(SYS_geteuid) == 0)
 		MUST(plain_priorities(0));

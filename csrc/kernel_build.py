@@ -33,7 +33,7 @@ ffi.cdef(
         int pid;                /* out */
         int pidfd;              /* out; without a monitor */
         int monitor_pid;        /* out */
-        int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore, 6 leave */
+        int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore, 7 leave */
         int error;              /* out: what the intermediate child met, -errno */
         int nest;               /* for itself */
     } nsrun_launch;

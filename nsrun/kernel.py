@@ -288,8 +288,8 @@ _LAUNCH_STAGE = {
     3: "clone3(nsrun-init)",
     4: "clone3(nsrun-monitor)",
     5: "setns(back)",
-    6: "keyctl(KEYCTL_JOIN_SESSION_KEYRING), sched_setattr",
-    7: "prlimit64(the process that asks, as nsrun-door sees it)",
+    7: "keyctl(KEYCTL_JOIN_SESSION_KEYRING), sched_setattr",
+    8: "prlimit64(the process that asks, as nsrun-door sees it)",
 }
 
 

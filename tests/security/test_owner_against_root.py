@@ -339,7 +339,7 @@ def test_who_asked_is_gone(host, alice, lent, box):
     """The socket is another's by now: whose limits would those be?  Nothing is started."""
     pause, path = host.pod()["pid"], host.root / "owned" / str(ALICE) / "pause.door"
     said = alice.sh(sys.executable, "-c", REQUEST, path, pause, LOOK, "go").stdout
-    assert "{" not in said and said == f"(0, 0, 7, -{errno.ESRCH})\n"
+    assert "{" not in said and said == f"(0, 0, 8, -{errno.ESRCH})\n"
     assert alice.run("join", lent, "--rm", "--image", box, "--", "echo", "fine").stdout == "fine\n"
 
 
