@@ -60,7 +60,8 @@ class Worker:
 
 
 def enter_throwaway_host() -> None:
-    os.environ.pop("SUDO_UID", None)  # root's pods are root's here, under sudo too
+    for _name in ("SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
+        os.environ.pop(_name, None)  # root's pods are root's here, under sudo too
     libc = ctypes.CDLL(None, use_errno=True)
     pids = pathlib.Path("/sys/fs/cgroup/pids")
     if (pids / "cgroup.procs").exists():

@@ -11,6 +11,10 @@
  *                        while its pidfd waits until every zombie of its PID namespace was reaped
  *     forward            a process that is to end with pause, too (the forwarder of a pod made without root)
  *
+ * Started by root it has root's limits, because only so can what it forks have those of who asks, whatever they are.
+ * Nothing that the owner may look into has them: door and X are not dumpable, X takes the limits and priorities of its
+ * peer first of all (take_from_peer()), and execs the owner's programs last.
+ *
  * One connection is one launch (run.py, `through`):
  *
  *   nsrun → door   one packet: descriptors.  The first is a memfd, the request: numbers, strings (see serve())
@@ -22,6 +26,8 @@
  */
 #include "decode.h"
 #include "sys.h"
+
+#include "session.h"
 
 #include <asm/signal.h>
 #include <linux/close_range.h>
@@ -117,6 +123,10 @@ static __attribute__((noreturn)) void join(const struct request *r, int n_keep)
 	long pid;
 
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the clone is seen in the pod before it is nsrun-init */
+	outcome->failed = 7;
+	outcome->error = (int32_t)own_keyring();
+	if (outcome->error < 0)
+		sys_exit(0);
 	outcome->failed = 2;
 	outcome->error = (int32_t)SYS2(setns, r->join_fd, r->join_flags);
 	if (outcome->error < 0)
@@ -258,6 +268,78 @@ static const char *map_request(int fd, uint64_t *size)
 	return map < 0 ? NULL : (const char *)map;
 }
 
+/* What the one who asks has, is what it gets: only lowering, which needs no power.  A thread's own are its process's first. */
+static long take_priorities(long pid)
+{
+	static const char *const self = "/proc/self/oom_score_adj";
+	struct schedule mine = {.size = sizeof mine}, theirs = {.size = sizeof theirs};
+	unsigned long cpus[128]; /* 8192 of them, as many as Linux can have */
+	char path[64];
+	long n, io, score, own;
+
+	MUST(CALL(sched_getattr, 0, &mine, sizeof mine, 0, 0));
+	MUST(CALL(sched_getattr, pid, &theirs, sizeof theirs, 0, 0));
+	if (is_plain(theirs.policy)) /* a realtime process may be anything else of its nice value */
+		mine.policy = mine.policy == 5 ? 5 : theirs.policy;
+	mine.flags = 0;
+	if (theirs.nice > mine.nice)
+		mine.nice = theirs.nice;
+	MUST(CALL(sched_setattr, 0, &mine, 0, 0, 0));
+	io = CALL(ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, pid, 0, 0, 0);
+	if (io >> 13 == 2 || io >> 13 == 3) /* IOPRIO_CLASS_BE, IOPRIO_CLASS_IDLE */
+		CALL(ioprio_set, 1, 0, io, 0, 0);
+	n = CALL(sched_getaffinity, pid, sizeof cpus, cpus, 0, 0);
+	MUST(n);
+	n = CALL(sched_setaffinity, 0, n, cpus, 0, 0);
+	if (n < 0 && n != -EINVAL) /* EINVAL: none of them is in the pod's cpuset, which counts */
+		return n;
+	*put_str(put_num(put_str(path, "/proc/"), (unsigned long)pid, 1), "/oom_score_adj") = 0;
+	n = oom_score(path, &score);
+	if (n == -ENOENT || n == -EPERM || n == -EACCES)
+		return 0; /* hidepid: nobody can say; it stays what door has, that of an ordinary process */
+	MUST(n);
+	MUST(oom_score(self, &own));
+	if (score <= own)
+		return 0;
+	SYS5(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0); /* else the file is root's; what there was of root's is gone */
+	n = set_oom_score(score);
+	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+	return n;
+}
+
+/*
+ * In X: takes the limits and priorities of the process that connected.  Before Linux 6.5 (SO_PEERPIDFD) its pid may be
+ * another's by now: then that one's, and it is a process of the owner's, because the kernel shows the limits of no other
+ * (prlimit(2)).  One kind there is that has the owner's ids and limits of root's: a door, and what it forked and is not
+ * yet past this.  Their saved group id is none of the owner's (guarded_gid()), so of those, too, the kernel says EPERM.
+ */
+static long take_from_peer(int conn)
+{
+	struct {
+		int32_t pid, uid, gid;
+	} peer = {0};
+	uint32_t size = sizeof peer, fd_size = sizeof(int);
+	struct limit limits[N_LIMITS];
+	int fd = -1;
+	long r;
+
+	MUST(SYS5(getsockopt, conn, 1 /* SOL_SOCKET */, 17 /* SO_PEERCRED */, &peer, &size));
+	if (peer.pid <= 0)
+		return -ESRCH; /* of a PID namespace that is not below ours */
+	r = SYS5(getsockopt, conn, 1, 77 /* SO_PEERPIDFD */, &fd, &fd_size);
+	if (r == -ENOPROTOOPT)
+		r = fd = (int)SYS2(pidfd_open, peer.pid, 0);
+	MUST(r);
+	for (int i = 0; i < N_LIMITS; i++)
+		MUST(SYS4(prlimit64, peer.pid, i, NULL, &limits[i]));
+	for (int i = 0; i < N_LIMITS; i++)
+		MUST(lower_limit(i, limits[i]));
+	MUST(take_priorities(peer.pid));
+	MUST(SYS4(pidfd_send_signal, fd, 0, NULL, 0)); /* all of that was one process's */
+	SYS1(close, fd);
+	return SYS3(setresgid, -1, -1, SYS0(getegid));
+}
+
 static __attribute__((noreturn)) void serve(int conn)
 {
 	int fds[260];
@@ -311,6 +393,13 @@ static __attribute__((noreturn)) void serve(int conn)
 		SYS1(close, fds[i + 1]);
 	}
 
+	n = take_from_peer(conn);
+	if (n < 0) {
+		outcome->failed = 8;
+		outcome->error = (int32_t)n;
+		answer(conn, -1, -1);
+		sys_exit(125);
+	}
 	SYS0(setsid);
 	for (int i = 0; i < n_locks; i++) {
 		long r_ = take_lock(locks[i]);
@@ -348,20 +437,36 @@ static __attribute__((noreturn)) void serve(int conn)
 
 /* ---- the wait ---------------------------------------------------------------------------------------- */
 
-static void become(long uid, long gid, const char *list)
+/* A group id that the owner does not have, for door itself and what is not yet past take_from_peer(). */
+static long guarded_gid(long gid)
 {
-	uint32_t groups[256];
-	int n = 0;
+	return gid == 65535 ? 65534 : 65535;
+}
 
-	while (list && *list && n < 256) {
+/* The kernel's audit records name who acts: from here on that is the owner, who may ask, not who made the pod. */
+static void set_login(long uid)
+{
+	char text[24];
+	long fd = SYS4(openat, AT_FDCWD, "/proc/self/loginuid", O_WRONLY | O_CLOEXEC, 0);
+	if (fd >= 0) /* ENOENT: no audit */
+		SYS3(write, fd, text, put_num(text, (unsigned long)uid, 1) - text);
+	SYS1(close, fd);
+}
+
+static void become(long uid, long gid, long saved, const char *list)
+{
+	static uint32_t groups[65536]; /* NGROUPS_MAX */
+	long n = 0;
+
+	while (list && *list) {
 		long value = 0;
 		while (*list >= '0' && *list <= '9')
 			value = value * 10 + (*list++ - '0');
+		if (n == 65536 || (*list && *list++ != ','))
+			sys_exit(125);
 		groups[n++] = (uint32_t)value;
-		if (*list == ',')
-			list++;
 	}
-	if (SYS2(setgroups, n, groups) < 0 || SYS3(setresgid, gid, gid, gid) < 0 || SYS3(setresuid, uid, uid, uid) < 0)
+	if (plain_priorities(1) < 0 || become_user(uid, gid, saved, groups, n) < 0)
 		sys_exit(125);
 }
 
@@ -423,16 +528,17 @@ int main(int argc, char **argv, char **envp)
 		return 2;
 	}
 	SYS5(prctl, PR_SET_NAME, listener >= 0 ? "nsrun-door" : "nsrun-hold", 0, 0, 0);
+	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
+	if (uid >= 0 && listener >= 0)
+		set_login(uid);
 	if (uid >= 0)
-		become(uid, gid, groups);
+		become(uid, gid, listener >= 0 ? guarded_gid(gid) : gid, groups);
 	if (listener < 0)
 		SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
-	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
 	default_signals();
 	sys_sigmask(SIG_SETMASK_, none);
 	SYS4(rt_sigaction, SIGCHLD, &ignore, NULL, sizeof(sigbits));
 	SYS1(chdir, "/");
-	SYS0(setsid);
 	for (;;) {
 		struct pollfd p[3 + MAX_WAITING] = {{(int)listener, POLLIN, 0}, {(int)pause, POLLIN, 0}, {(int)alive, POLLIN, 0}};
 		const int polled = n_waiting;

@@ -22,13 +22,14 @@
 #include "decode.h"
 #include "sys.h"
 
+#include "session.h"
+
 #include <asm/ioctls.h>
 #include <asm/signal.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
 #include <linux/fcntl.h>
 #include <linux/filter.h>
-#include <linux/keyctl.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/prctl.h>
@@ -470,9 +471,8 @@ static long op_session(struct arg *a)
 
 static long op_keyring(struct arg *a)
 {
-	long r = SYS2(keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
 	(void)a;
-	return r == -ENOSYS || r == -EPERM ? 0 : r;
+	return own_keyring();
 }
 
 /*
@@ -481,7 +481,7 @@ static long op_keyring(struct arg *a)
  */
 static long op_user(struct arg *a)
 {
-	uint32_t groups[256];
+	static uint32_t groups[65536]; /* NGROUPS_MAX */
 	int n = 0;
 	const char *p = a[2].s, *end = a[2].s + a[2].len;
 	uint64_t keep = (uint64_t)a[3].i;
@@ -493,8 +493,12 @@ static long op_user(struct arg *a)
 		if (has && !(keep >> cap & 1))
 			TRY(SYS5(prctl, PR_CAPBSET_DROP, cap, 0, 0, 0));
 	}
-	for (; p < end && n < 256; p += str_len(p) + 1)
-		groups[n++] = (uint32_t)str_num(p, 65534);
+	for (; p < end; p += str_len(p) + 1) {
+		long gid = str_num(p, -1);
+		if (n == 65536 || gid < 0)
+			return -EINVAL;
+		groups[n++] = (uint32_t)gid;
+	}
 	if (!a[4].i)
 		TRY(SYS2(setgroups, n, groups));
 	TRY(SYS5(prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0));

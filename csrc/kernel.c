@@ -13,11 +13,15 @@
  *
  * Nobody comes back from a user namespace.  So where one has to be joined, or where we are in one already (and have no
  * power over the namespaces that we would go back to), a helper does the middle, and makes the child ours (CLONE_PARENT).
+ *
+ * What is launched has a session and a session keyring of its own, and none of the descriptors that happen to be open here: in a pod of
+ * somebody's, its owner may look into it from its exec on (session.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -33,6 +37,8 @@
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "session.h"
 
 #ifndef CLONE_PIDFD
 #define CLONE_PIDFD 0x1000
@@ -164,6 +170,12 @@ static int take_locks(nsrun_launch *l)
 	return 0;
 }
 
+/* What a shell left open for us (9>lock) is not for whom we start. */
+static void close_all_on_exec(void)
+{
+	syscall(SYS_close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
+}
+
 /* In the child, which has its own descriptor table and our memory: exec nsrun-init. */
 static int become_init(void *arg)
 {
@@ -173,18 +185,23 @@ static int become_init(void *arg)
 
 	if (l->monitor < 0 && take_locks(l) < 0)
 		_exit(125);
-
+	syscall(SYS_setsid); /* no controlling terminal: /dev/tty would be the caller's */
 	for (int i = 0; i < 3; i++)
 		high[i] = fcntl(l->stdio[i], F_DUPFD_CLOEXEC, 64);
 	for (int i = 0; i < 3; i++)
 		dup3(high[i], i, 0);
+	close_all_on_exec();
 	inherit(l->keep, l->n_keep);
+	if (!l->one_way && own_keyring() < 0) /* else before the user namespace was joined */
+		_exit(125);
 	/*
 	 * In a user namespace that was joined its ids become 0 of it: ids that mean nothing there can make no file.  Not before
 	 * the clone, which root's own id allows to be into root's cgroup.  By raw calls: libc's go to all threads of its process.
 	 */
 	if ((l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER) &&
 	    (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0))
+		_exit(125);
+	if (l->user_fd >= 0 && least_limits(64 << 20, 64) < 0) /* pause, in a pod of somebody's */
 		_exit(125);
 	syscall(SYS_execveat, l->program, "", l->argv, no_env, AT_EMPTY_PATH);
 	_exit(125);
@@ -233,6 +250,10 @@ static long spawn_nested(nsrun_launch *l)
 /* In the helper, which shares our memory and descriptors. */
 static long join_one_way(nsrun_launch *l)
 {
+	l->failed = 7;
+	MUST(own_keyring());
+	if (syscall(SYS_geteuid) == 0)
+		MUST(plain_priorities(0));
 	l->failed = 2;
 	if (l->user_fd >= 0 && setns(l->user_fd, CLONE_NEWUSER) < 0)
 		return -errno;
@@ -344,6 +365,7 @@ static int become_monitor(void *arg)
 	l->error = (int)join_and_clone(l);
 	if (l->error < 0)
 		_exit(125);
+	close_all_on_exec();
 	dup3(l->pidfd, l->pidfd_slot, 0);
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	for (int i = 0; i < 3; i++)
@@ -414,7 +436,9 @@ static int make_netns(void *arg)
 {
 	struct maker *m = arg;
 
-	m->error = m->user_fd >= 0 ? result(setns(m->user_fd, CLONE_NEWUSER)) : 0;
+	m->error = m->user_fd >= 0 ? own_keyring() : 0;
+	if (m->error >= 0 && m->user_fd >= 0)
+		m->error = result(setns(m->user_fd, CLONE_NEWUSER));
 	if (m->error >= 0)
 		m->error = result(unshare(CLONE_NEWNET));
 	if (m->error >= 0) {
@@ -441,7 +465,8 @@ static long nsrun_new_netns(int user_fd)
 
 /*
  * A process in a new user namespace, which belongs to `uid` (-1: to us).  It waits until *hold is closed, so that
- * somebody can write its maps.  A real fork: the parent goes on meanwhile.
+ * somebody can write its maps.  A real fork: the parent goes on meanwhile.  The user may signal it: a parent waits for it
+ * some seconds only, and ends it with SIGKILL, which reaches what was stopped, too.
  */
 static long nsrun_spawn_userns(int uid, int gid, int *hold)
 {
@@ -459,9 +484,8 @@ static long nsrun_spawn_userns(int uid, int gid, int *hold)
 	pid = fork();
 	if (pid == 0) {
 		close(wait[1]);
-		if (uid >= 0 && (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, gid, gid, gid) < 0 ||
-		                 syscall(SYS_setresuid, uid, uid, uid) < 0))
-			error = errno;
+		if (uid >= 0)
+			error = (int)-become_user(uid, gid, gid, NULL, 0);
 		if (!error && unshare(CLONE_NEWUSER) < 0)
 			error = errno;
 		if (write(ready[1], &error, sizeof error) == sizeof error)
@@ -469,24 +493,86 @@ static long nsrun_spawn_userns(int uid, int gid, int *hold)
 		_exit(0);
 	}
 	close(ready[1]), close(wait[0]);
-	if (pid < 0 || read(ready[0], &error, sizeof error) != sizeof error)
-		error = pid < 0 ? EAGAIN : ECHILD;
+	if (pid < 0) {
+		error = EAGAIN;
+	} else {
+		struct pollfd p = {.fd = ready[0], .events = POLLIN};
+		int heard;
+		while ((heard = poll(&p, 1, 5000)) < 0 && errno == EINTR)
+			;
+		if (heard == 0)
+			error = ETIMEDOUT;
+		else if (heard < 0 || read(ready[0], &error, sizeof error) != sizeof error)
+			error = ECHILD;
+	}
 	close(ready[0]);
 	if (error) {
 		close(wait[1]);
-		if (pid > 0)
+		if (pid > 0) {
+			kill(pid, SIGKILL);
 			waitpid(pid, NULL, 0);
+		}
 		return -error;
 	}
 	*hold = wait[1];
 	return pid;
 }
 
-/* From here on we are in that user namespace (-1: in ours), with a mount tree of our own in it.  There is no way back. */
+/* ---- root becomes a user --------------------------------------------------------------------------------- */
+
+/*
+ * The calling process, which has one thread, becomes that user for good.  The descriptors above 2 stay open here and do
+ * not survive an exec; the working directory, which could lie where the user does not get by a path, does not stay.
+ */
+static long nsrun_become(int uid, int gid, const unsigned *groups, int n)
+{
+	close_all_on_exec();
+	if (chdir("/") < 0)
+		return -errno;
+	return become_user(uid, gid, gid, groups, n);
+}
+
+/*
+ * A program as that user, in a session of its own, whose output goes to `out`; its pid.  A real fork, and nothing is
+ * waited for: the user may stop it at any moment.
+ */
+static long nsrun_spawn_as(int uid, int gid, const unsigned *groups, int n, int out, char **argv, char **envp)
+{
+	const sigset_t none = {0};
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	pid_t pid;
+
+	if (null < 0)
+		return -errno;
+	pid = fork();
+	if (pid == 0) {
+		for (int sig = 1; sig <= 64; sig++)
+			signal(sig, SIG_DFL);
+		sigprocmask(SIG_SETMASK, &none, NULL);
+		setsid();
+		if (dup2(null, 0) < 0 || dup2(null, 2) < 0 || dup2(out, 1) < 0)
+			_exit(125);
+		if (nsrun_become(uid, gid, groups, n) < 0 || least_limits(1 << 30, 256) < 0 || lower_limit(L_CPU, (struct limit){60, 60}) < 0)
+			_exit(125);
+		syscall(SYS_execve, argv[0], argv, envp);
+		_exit(125);
+	}
+	close(null);
+	return pid < 0 ? -EAGAIN : pid;
+}
+
+/*
+ * From here on we are in that user namespace (-1: in ours), with a mount tree of our own in it.  There is no way back.  What was not to
+ * be looked into before (root's memory, nsrun_become()) is not afterwards: new credentials set it to fs.suid_dumpable.
+ */
 static long nsrun_enter_userns(int fd)
 {
+	int hidden = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 0;
+
 	if ((fd >= 0 && setns(fd, CLONE_NEWUSER) < 0) || unshare(CLONE_NEWNS) < 0)
 		return -errno;
+	if (hidden)
+		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	return 0;
 }
 

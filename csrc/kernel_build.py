@@ -36,7 +36,7 @@ ffi.cdef(
         int pid;                /* out */
         int pidfd;              /* out; without a monitor */
         int monitor_pid;        /* out */
-        int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore, 6 locks */
+        int failed;             /* out: 1 save, 2 setns, 3 clone, 4 clone of the monitor, 5 restore, 6 locks, 7 leave */
         int error;              /* out: what the intermediate child met, -errno */
         int nest;               /* for itself */
     } nsrun_launch;
@@ -44,6 +44,8 @@ ffi.cdef(
     long nsrun_do_launch(nsrun_launch *);
     long nsrun_new_netns(int user_fd);
     long nsrun_spawn_userns(int uid, int gid, int *hold);
+    long nsrun_become(int uid, int gid, const unsigned *groups, int n);
+    long nsrun_spawn_as(int uid, int gid, const unsigned *groups, int n, int out, char **argv, char **envp);
     long nsrun_enter_userns(int fd);
     long nsrun_enter_netns(int fd);
     long nsrun_pidfd_open(int pid);
@@ -66,7 +68,8 @@ ffi.cdef(
     """
 )
 
-ffi.set_source("nsrun._kernel", (pathlib.Path(__file__).parent / "kernel.c").read_text())
+HERE = pathlib.Path(__file__).parent
+ffi.set_source("nsrun._kernel", (HERE / "kernel.c").read_text(), include_dirs=[str(HERE)])
 
 if __name__ == "__main__":
     ffi.compile(verbose=True)

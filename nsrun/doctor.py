@@ -268,14 +268,13 @@ def _user_namespaces(state: State) -> list[Finding]:
         if refusal
         else _finding("user namespaces", "ok", "users may make them")
     ]
-    uid = state.uid or int(os.environ.get("SUDO_UID") or 0)
-    if uid:
-        try:
-            user = userns.User(str(uid))
+    try:
+        user = userns.User(str(state.uid)) if state.uid else userns.owner_of(None, dict(os.environ))
+        if user:
             maps = userns.maps_of(user)
             found.append(_subordinate(user, maps))
-        except NsrunError as error:
-            found.append(_finding("subordinate ids", "limited", error.message, error.hint))
+    except NsrunError as error:
+        found.append(_finding("subordinate ids", "limited", error.message, error.hint))
     lacking = [(program, package) for program, package in (("newuidmap", "uidmap"), ("pasta", "passt")) if not shutil.which(program)]  # fmt: skip
     if lacking:
         what = (

@@ -299,7 +299,27 @@ def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None])
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(hold[0])
+        os.kill(pid, 9)  # the owner could have stopped it
         os.waitpid(pid, 0)
+
+
+def become(uid: int, gid: int, groups: Sequence[int]) -> None:
+    """This process, root's and with a single thread, is that user's from now on, and has nothing of root's session.
+
+    That is: keys, priorities, groups, capabilities, working directory (/), umask (022), and descriptors above 2 once it
+    execs.  Not its limits and its environment.  setresuid(2), keyrings(7).  After an error the process must end.
+    """
+    _check(
+        lib.nsrun_become(uid, gid, ffi.new("unsigned[]", list(groups)), len(groups)), f"setresuid({uid}, {uid}, {uid})"
+    )
+
+
+def spawn_as(uid: int, gid: int, groups: Sequence[int], argv: Sequence[str], env: dict[str, str], out: int) -> int:
+    """The pid of a program that root starts as a user, as `become` does, with few limits; it writes to `out`."""
+    args, _a = _strings(argv)
+    environment, _b = _strings([f"{k}={v}" for k, v in env.items()])
+    numbers = ffi.new("unsigned[]", list(groups))
+    return _check(lib.nsrun_spawn_as(uid, gid, numbers, len(groups), out, args, environment), "fork()")
 
 
 def enter_userns(fd: int) -> None:
@@ -356,6 +376,8 @@ _LAUNCH_STAGE = {
     4: "clone3(nsrun-monitor)",
     5: "setns(back)",
     6: "fcntl(held, F_SETLK)",
+    7: "keyctl(KEYCTL_JOIN_SESSION_KEYRING), sched_setattr",
+    8: "prlimit64(the process that asks, as nsrun-door sees it)",
 }
 
 

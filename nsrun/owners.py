@@ -31,10 +31,14 @@ def owned_pods(state: State) -> dict[int, list[str]]:
 
 
 def ask(state: State, uid: int, words: list[str]) -> Any:
-    """The JSON that nsrun prints for this user.  NsrunError: she is gone, it took too long, it said too much, or no."""
+    """The JSON that nsrun prints for this user.
+
+    NsrunError: the account is gone, it took too long, it said too much, or no.
+    """
     import json
-    import subprocess
     import sys
+
+    from nsrun import kernel
 
     try:
         user = userns.User(str(uid))
@@ -42,14 +46,22 @@ def ask(state: State, uid: int, words: list[str]) -> Any:
         raise NsrunError(f"the owner {uid} has no account any more") from None
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     root = ["--root", state.root] if state.root else []
-    environment = {"HOME": user.home, "USER": user.name, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-    with subprocess.Popen(
-        [sys.executable, "-I", program, *root, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        cwd="/", env=environment, user=user.uid, group=user.gid, extra_groups=user.groups, start_new_session=True,
-    ) as process:  # fmt: skip
-        assert process.stdout
-        data = _read_within(process.stdout.fileno())
-        process.kill()  # it has said all, or too much, or was stopped by her: a signal of root's reaches it always
+    command = [sys.executable, "-I", program, *root, *words]
+    environment = {**userns.environment_of(user, dict(os.environ)), "LC_ALL": "C.UTF-8"}
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            pid = kernel.spawn_as(user.uid, user.gid, user.groups, command, environment, write)
+        finally:
+            os.close(write)
+        try:
+            data = _read_within(read)
+        finally:
+            # it has said all, or too much, or was stopped by its owner: a signal of root's reaches it always
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+    finally:
+        os.close(read)
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

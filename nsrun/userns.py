@@ -46,10 +46,32 @@ class User:
         return os.getgrouplist(self.name, self.gid)
 
 
+def caller_of(environ: dict[str, str]) -> str:
+    """Who called sudo(8), doas(1) or pkexec(1), as root's environment tells: a uid or a name; "0" without any of them.
+
+    BadInput: two of them tell of different users, or one of nobody.
+    """
+    found: dict[str, str] = {}
+    for variable in ("SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
+        word = environ.get(variable)
+        if word is None:
+            continue
+        if not word or (variable != "DOAS_USER" and not (word.isascii() and word.isdigit())):
+            raise BadInput(f"{variable}={word!r} names no user", hint="--owner USER tells whose the pod is")
+        found[variable] = "0" if word == "root" else word
+    if len(set(found.values())) > 1 and len({User(word).uid for word in found.values()}) > 1:
+        told = ", ".join(f"{variable}={environ[variable]}" for variable in found)
+        raise BadInput(f"{told} tell of different users", hint="--owner USER tells whose the pod is")
+    return next(iter(found.values()), "0")
+
+
 def owner_of(word: str | None, environ: dict[str, str]) -> User | None:
-    """Whom root makes a pod for: --owner, or who called sudo; None: root itself, without a user namespace."""
+    """Whom root makes a pod for: --owner, or who called sudo, doas or pkexec; None: root itself, without a user namespace.
+
+    BadInput: there is no such account, or it is not clear who called.
+    """
     if word is None:
-        word = environ.get("SUDO_UID", "0")
+        word = caller_of(environ)
     if not word:
         raise BadInput("--owner is an empty word", hint="an unset variable?")
     if word in ("0", "root"):  # without asking for its account: that costs a millisecond
@@ -264,21 +286,84 @@ def call(state: State, *words: str) -> bytes:
 
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     root = ["--root", state.root] if state.root else []
-    done = subprocess.run([sys.executable, "-I", program, *root, *words], capture_output=True, check=False)
+    # root that has become somebody's owner has its terminal yet: not for what is theirs to look into
+    done = subprocess.run(
+        [sys.executable, "-I", program, *root, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        start_new_session=True,
+        check=False,
+    )
     if done.returncode:
         message, hint = told(done.stderr)
         raise NsrunError(message, hint=hint)
     return done.stdout
 
 
+#: What goes over of root's environment: what a terminal and its language are, and where nsrun's cgroups are.
+_KEPT = (
+    "TERM", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
+    "NSRUN_CGROUP",
+)  # fmt: skip
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def environment_of(user: User, caller: dict[str, str]) -> dict[str, str]:
+    """The environment of what root starts as this user, variable by variable: nothing else of root's is in it.  Pure."""
+    own = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "PATH": PATH}
+    return {**{name: caller[name] for name in _KEPT if name in caller}, **own}
+
+
 def become(user: User) -> None:
-    """Root becomes an ordinary user, for good, with her surroundings: what follows can do no more than she."""
-    os.setgroups(user.groups)
-    os.setresgid(user.gid, user.gid, user.gid)
-    os.setresuid(user.uid, user.uid, user.uid)
-    for name in ("SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND", "XDG_RUNTIME_DIR", "XDG_DATA_HOME"):
-        os.environ.pop(name, None)
-    os.environ.update({"HOME": user.home, "USER": user.name, "LOGNAME": user.name})
+    """Root becomes an ordinary user, for good: nothing of root's session goes over, and what follows can do no more than they.
+
+    Standard input, output and error stay what they are.  KernelError: the process must end.
+    """
+    environment = environment_of(user, dict(os.environ))
+    kernel.become(user.uid, user.gid, user.groups)
+    _take_limits()
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+#: Somebody who has no process that we could compare with gets no more than this.
+_MODEST = {
+    "RLIMIT_NPROC": 64,
+    "RLIMIT_NOFILE": 1024,
+    "RLIMIT_CORE": 0,
+    "RLIMIT_MEMLOCK": 8 << 20,
+    "RLIMIT_SIGPENDING": 64,
+}
+
+
+def _take_limits() -> None:
+    """Lowers each limit to the highest that a process of the user's has: root's own are higher, perhaps.
+
+    It is the user who asks, by now: of no other's process the kernel tells (prlimit(2)), nor of a nsrun-door that has
+    limits of root's (csrc/door.c, guarded_gid).
+    """
+    import resource
+
+    numbers = range(16)  # RLIM_NLIMITS
+    endless = resource.RLIM_INFINITY
+
+    def size(value: int) -> float:
+        return float("inf") if value == endless else value
+
+    found: dict[int, tuple[int, int]] = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            theirs = [resource.prlimit(pid, number) for number in numbers] if pid != os.getpid() else []
+        except (PermissionError, ProcessLookupError):
+            continue
+        for number, (soft, hard) in enumerate(theirs):
+            other = found.get(number, (0, 0))
+            found[number] = max(soft, other[0], key=size), max(hard, other[1], key=size)
+    if not found:
+        found = {getattr(resource, name): (most, most) for name, most in _MODEST.items()}
+    for number, (soft, hard) in found.items():
+        hard = min(hard, resource.getrlimit(number)[1], key=size)
+        resource.setrlimit(number, (min(soft, hard, key=size), hard))
 
 
 def maps_in(pod: dict[str, Any]) -> Maps | None:

@@ -31,7 +31,8 @@ USERS = {"alice": 12001, "bob": 12002, "carol": 12003}
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x40000000
 IN_CI = os.environ.get("CI") in ("true", "1")
 ROOT = os.geteuid() == 0
-for _name in ("NSRUN_ROOT", "SUDO_UID"):  # `sudo make test`: what root makes is root's, unless a test says otherwise
+# `sudo make test`: what root makes is root's, unless a test says otherwise
+for _name in ("NSRUN_ROOT", "SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
     os.environ.pop(_name, None)
 
 

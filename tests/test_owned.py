@@ -489,7 +489,7 @@ while time.time() < end:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             words = open(f"/proc/{{pid}}/cmdline", "rb").read()
-            if b"__main__.py" in words and b"{host.root}" in words: os.kill(int(pid), signal.SIGSTOP)
+            if int(pid) != os.getpid() and b"__main__.py" in words and b"{host.root}" in words: os.kill(int(pid), signal.SIGSTOP)
         except OSError: pass
 """
     stopper = subprocess.Popen(alice.words(sys.executable, "-c", script), cwd="/")

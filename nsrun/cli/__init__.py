@@ -115,7 +115,7 @@ def _command(words: Words, general: Options, command: Any, options: Options, ope
 
     state = State(general.get("root", ""))
     if command.name in _OF_MEMBERS and not state.uid:
-        state = _as_owner(state, operands)
+        state = _as_owner(state, operands, options)
     if command.name in _IN_USERNS:
         from nsrun import userns
 
@@ -212,8 +212,11 @@ def _give_up() -> None:
 _OF_MEMBERS = ("exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach")
 
 
-def _as_owner(state: State, names: Words) -> State:
-    """Root names a member that is not its own: from here on we are the owner of its pod, with the owner's notes."""
+def _as_owner(state: State, names: Words, options: Options) -> State:
+    """Root names a member that is not its own: from here on we are the owner of its pod, with the owner's notes.
+
+    What `-e NAME` asks for of root's environment is taken before.
+    """
     from nsrun.errors import UnknownError
     from nsrun.state import State
 
@@ -226,6 +229,11 @@ def _as_owner(state: State, names: Words) -> State:
             uid = owners.owner_of_member(state, name)
             if uid < 0:
                 return state  # the command itself says so, after what else is wrong with it
+            if options.get("env"):
+                from nsrun.words import parse_environment
+
+                named = parse_environment(options["env"], dict(os.environ))
+                options["env"] = [f"{key}={value}" for key, value in named.items()]
             userns.become(userns.User(str(uid)))
             return State(state.root)
     return state

@@ -116,7 +116,7 @@ COMMANDS = (
             O("--sysctl", "KEY=VALUE", "a kernel setting of the pod's namespaces", many=True),
             O("--shm-size", "SIZE", "size of the pod's /dev/shm (64m)"),
             O("--label", "KEY=VALUE", "a label, shown by inspect", many=True),
-            O("--owner", "USER", "whose it is: that user joins and ends it without sudo, and is root in it only (who called sudo); root: no user namespace", empty=True),
+            O("--owner", "USER", "whose it is: that user joins and ends it without sudo, and is root in it only (who called sudo, doas or pkexec); root: no user namespace", empty=True),
             *LIMITS,
         ),
         "Without an address a port is published on all addresses of this host, past most firewalls' INPUT rules; NSRUN_PUBLISH_IP changes the default.",

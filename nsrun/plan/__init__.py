@@ -27,6 +27,7 @@ else:
 
 PHASES = ("Open", "Host", "Join", "Init", "Commit")
 OPEN, HOST, JOIN, INIT, COMMIT = range(5)
+OWN_KEYRING = "keyctl(KEYCTL_JOIN_SESSION_KEYRING, NULL)"
 
 
 @dataclass_transform(frozen_default=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOTDIR, EPERM
 
 from nsrun import kernel
-from nsrun.plan import InitStep, sh_quote
+from nsrun.plan import OWN_KEYRING, InitStep, sh_quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -555,7 +555,7 @@ class NewKeyring(InitStep):
     man = "keyctl(2), session-keyring(7)"
 
     def call(self) -> str:
-        return "keyctl(KEYCTL_JOIN_SESSION_KEYRING, NULL)"
+        return OWN_KEYRING
 
     def check(self) -> str:
         return "cat /proc/keys"

@@ -6,7 +6,7 @@ import os
 from errno import EINVAL, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
-from nsrun.plan import HOST, Step
+from nsrun.plan import HOST, OWN_KEYRING, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ class NewNetns(Step):
     handle: str = "net:fd"
 
     def call(self) -> str:
-        join = f"setns({self.user}, CLONE_NEWUSER); " if self.user else ""
+        join = f"{OWN_KEYRING}; setns({self.user}, CLONE_NEWUSER); " if self.user else ""
         return f"clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK); {join}unshare(CLONE_NEWNET); {self.handle} = open(/proc/thread-self/ns/net)"
 
     def calls(self) -> list[str]:
-        return ["clone3", *(["setns"] if self.user else []), "unshare"]
+        return ["clone3", *(["keyctl", "setns"] if self.user else []), "unshare"]
 
     approx = "a process holds the namespace instead of a descriptor"
 

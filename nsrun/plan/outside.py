@@ -7,7 +7,7 @@ from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, 
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, UnknownError
-from nsrun.plan import COMMIT, HOST, JOIN, Step, sh_quote
+from nsrun.plan import COMMIT, HOST, JOIN, OWN_KEYRING, Step, sh_quote
 from nsrun.state import make_directory
 
 TYPE_CHECKING = False
@@ -666,6 +666,7 @@ class Launch(Step):
         return not self.door and bool(self.user or self.join_flags & kernel.CLONE_NEWUSER)
 
     def call(self) -> str:
+        keyring, session = ("", "") if self.door else (f"{OWN_KEYRING}; ", "setsid(); ")
         join = f"setns({self.user}, CLONE_NEWUSER); " if self.user else ""
         join += f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)}); " if self.join else ""
         flags = kernel.flag_names(self.clone_flags, kernel.CLONE_FLAGS)
@@ -674,8 +675,8 @@ class Launch(Step):
             clone = clone.replace("CLONE_VM|CLONE_VFORK", "CLONE_PARENT")
             how = f"sendmsg({self.door}, SCM_RIGHTS); " if self.door else "clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK); "
             ids = "setgroups(0, []); setresgid(0, 0, 0); setresuid(0, 0, 0); " if self._becomes else ""
-            return f'{how}{join}clone3({clone}); {ids}execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)'
-        return f'{join}clone3({clone}); execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + (
+            return f'{how}{keyring}{join}clone3({clone}); {session}{ids}execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)'
+        return f'{join}clone3({clone}); {session}{keyring}execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + (
             "; setns(back)" if self.join else ""
         )
 
@@ -685,18 +686,18 @@ class Launch(Step):
             # the plan, the request; what door does is not ours to trace
             return ["memfd_create", "memfd_create"]
         if self.one_way:
-            joins = ["setns"] * (bool(self.user) + bool(self.join)) + ["clone3"]
+            joins = ["keyctl", *["setns"] * (bool(self.user) + bool(self.join)), "clone3", "setsid"]
             joins += ["setgroups", "setresgid", "setresuid"] if self._becomes else []
             return [
                 "memfd_create",
-                *(["clone3"] if self.detach else []),
+                *(["clone3", "setsid"] if self.detach else []),
                 "clone3",
                 *joins,
-                *(["execveat"] if self.detach else []),
+                *(["chdir", "execveat"] if self.detach else []),
             ]
         back = ["setns"] * bin(self.join_flags).count("1") if self.join else []
-        calls = ["memfd_create", *(["setns"] if self.join else []), "clone3", *back]
-        return [calls[0], "clone3", *calls[1:], "execveat"] if self.detach else calls
+        calls = ["memfd_create", *(["setns"] if self.join else []), "clone3", "setsid", "keyctl", *back]
+        return [calls[0], "clone3", "setsid", *calls[1:], "chdir", "execveat"] if self.detach else calls
 
     def check(self) -> str:
         return "ls -l /proc/PID/ns"

@@ -8,7 +8,7 @@ from errno import EACCES, EAGAIN, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSU
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.life import HOLDER
-from nsrun.plan import COMMIT, HOST, OPEN, Step
+from nsrun.plan import COMMIT, HOST, OPEN, OWN_KEYRING, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ class NewUserNamespace(Step):
         )
 
     def call(self) -> str:
-        become = f"setresuid({self.uid}, {self.uid}, {self.uid}); " if self.by_root else ""
+        become = f"{OWN_KEYRING}; setresuid({self.uid}, {self.uid}, {self.uid}); " if self.by_root else ""
         how = "write(/proc/PID/{0}_map, {1})" if self.by_root else "new{0}map PID {1}"
         maps = "; ".join(how.format(kind, _map_text(self.maps[kind])) for kind in ("gid", "uid"))
         return f"{become}unshare(CLONE_NEWUSER); {maps}"
 
     def calls(self) -> list[str]:
-        return [*(["setgroups", "setresgid", "setresuid"] if self.by_root else []), "unshare"]
+        return [*(["keyctl", "setgroups", "setresgid", "setresuid", "capset"] if self.by_root else []), "unshare"]
 
     approx = "a process holds the namespace instead of a descriptor"
 
@@ -258,10 +258,10 @@ class HoldForPod(Step):
 
     def call(self) -> str:
         keeps = f"   # it keeps {', '.join(self.held)}" if self.held else ""
-        return f'clone3(CLONE_INTO_CGROUP); fcntl(held, F_SETLK); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH){keeps}'
+        return f'clone3(CLONE_INTO_CGROUP); fcntl(held, F_SETLK); setsid(); {OWN_KEYRING}; execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH){keeps}'
 
     def calls(self) -> list[str]:
-        return ["clone3", "execveat"]
+        return ["clone3", "setsid", "keyctl", "execveat"]
 
     def check(self) -> str:
         return "pgrep -a nsrun-hold"
@@ -288,10 +288,10 @@ class OpenDoor(Step):
     cgroup: str
 
     def call(self) -> str:
-        return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setresuid({self.user["uid"]}, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
+        return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setsid(); {OWN_KEYRING}; setresuid({self.user["uid"]}, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
 
     def calls(self) -> list[str]:
-        return ["bind", "clone3", "execveat"]
+        return ["bind", "clone3", "setsid", "keyctl", "execveat"]
 
     def check(self) -> str:
         return "pgrep -a nsrun-door"
