@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.server
 import json
 import os
 import pathlib
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -235,4 +238,69 @@ def test_killed_pull_leaves_nothing(host, registry, tmp_path):
         os.killpg(process.pid, 9)
         process.wait(timeout=30)
     host.run("image", "prune", "-a")
+    assert list((store(host) / "tmp").iterdir()) == []
+
+
+def pull_with(host, name: str, size: int, timeout: float = 60) -> str:
+    """The error of a pull with such a budget, in a process of its own."""
+    code = (
+        "import sys\nfrom nsrun.errors import NsrunError\nfrom nsrun.image import intake\nfrom nsrun.image.budget import Budget\n"
+        "from nsrun.state import State\n"
+        "try: intake.pull(State(sys.argv[1]), sys.argv[2], tls=False, budget=Budget(size=int(sys.argv[3]), entries=1000))\n"
+        "except NsrunError as error: print(error)"
+    )
+    return sh(sys.executable, "-I", "-c", code, host.root, name, size, timeout=timeout).stdout
+
+
+def test_a_pull_has_a_budget(host, registry, tmp_path):
+    registry.push(Layout(tar(entry("base", os.urandom(8 << 20)))).write(tmp_path / "a"), "mine/a:1")
+    assert "larger than its budget" in pull_with(host, f"{registry.host}/mine/a:1", 4 << 20)
+    assert list((store(host) / "tmp").iterdir()) == list((store(host) / "layers").iterdir()) == []
+    assert pull_with(host, f"{registry.host}/mine/a:1", 9 << 20) == ""
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+    """A registry whose only layer does not end."""
+
+    layout = Layout(tar(entry("f")))
+
+    def do_GET(self) -> None:
+        files = self.layout.files()
+        manifest = json.dumps(self.layout.manifest).encode()
+        kind, what = "application/octet-stream", b"{}"
+        if "/manifests/" in self.path:
+            kind, what = "application/vnd.oci.image.manifest.v1+json", manifest
+        elif self.path.endswith(self.layout.manifest["config"]["digest"]):
+            what = files[f"blobs/sha256/{self.layout.manifest['config']['digest'][7:]}"]
+        elif "/blobs/" in self.path:
+            self.send_response(200)
+            self.end_headers()
+            noise = os.urandom(1 << 20)  # skopeo would compress zeros
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(noise)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(what)))
+        self.end_headers()
+        self.wfile.write(what)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is printed."""
+
+
+def test_a_registry_that_sends_for_ever(host):
+    need(shutil.which("skopeo"), "skopeo is missing", "apt-get install skopeo")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        error = pull_with(host, f"127.0.0.1:{server.server_port}/mine/a:1", 64 << 20)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert "larger than its budget" in error, error
     assert list((store(host) / "tmp").iterdir()) == []

@@ -84,14 +84,32 @@ def pull(
     progress: Progress = _quiet,
 ) -> list[Taken]:
     """An image of a registry, through skopeo.  NsrunError tells what the registry said."""
-    from nsrun.image.pull import download, need_skopeo
+    from nsrun.image.pull import need_skopeo
 
     reference, fits = references.parse(word.removeprefix("docker://")), Platform(platform)
     need_skopeo()
     store = Store(state)
     store.prepare()
-    with download(store, reference, fits, creds, authfile, tls) as path:
-        account = Account(budget or Budget())
+    account = Account(budget or Budget())
+    try:
+        return _pulled(store, reference, fits, creds, authfile, tls, account, progress)
+    finally:
+        account.close()
+
+
+def _pulled(
+    store: Store,
+    reference: references.Reference,
+    fits: Platform,
+    creds: str | None,
+    authfile: str | None,
+    tls: bool,
+    account: Account,
+    progress: Progress,
+) -> list[Taken]:
+    from nsrun.image.pull import download
+
+    with download(store, reference, fits, creds, authfile, tls, account) as path:
         source = Directory(path, account)
         try:
             taken = []
@@ -102,7 +120,6 @@ def pull(
             return taken
         finally:
             source.close()
-            account.close()
 
 
 def _take(

@@ -24,6 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from nsrun.image.budget import Account
+
 _HINTS = (
     ("manifest unknown", "the registry has no such tag: skopeo list-tags docker://{name} shows those there are"),
     ("name unknown", "the registry has no such repository"),
@@ -54,9 +56,18 @@ def need_skopeo() -> None:
 
 @contextlib.contextmanager
 def download(
-    store: Store, reference: Reference, platform: Platform, creds: str | None, authfile: str | None, tls: bool
+    store: Store,
+    reference: Reference,
+    platform: Platform,
+    creds: str | None,
+    authfile: str | None,
+    tls: bool,
+    account: Account,
 ) -> Iterator[str]:
-    """A layout directory with the image, as long as the context lasts.  NsrunError tells what the registry said."""
+    """A layout directory with the image, as long as the context lasts.
+
+    NsrunError tells what the registry said.  BadInput: it sends more than the budget.
+    """
     with Workshop(store) as shop:
         layout = f"{shop.path}/layout"
         words = ["skopeo"]
@@ -74,7 +85,8 @@ def download(
             access += ["--src-authfile", os.path.abspath(authfile)]
         source = f"docker://{reference if not (reference.tag and reference.digest) else _by_digest(reference)}"
         _reuse(store, layout, words, source, access)
-        _run([*words, "copy", *access, "--", source, f"oci:{layout}:image"], reference, bool(creds or authfile))
+        copy = [*words, "copy", *access, "--", source, f"oci:{layout}:image"]
+        _run(copy, reference, bool(creds or authfile), layout, account)
         yield layout
 
 
@@ -129,21 +141,28 @@ def _reuse(store: Store, layout: str, words: list[str], source: str, access: lis
             file.truncate(layer.size)
 
 
-def _run(words: list[str], reference: Reference, known: bool) -> None:
-    """skopeo's own progress goes to a terminal; what it says when it fails becomes our message.  `known`: as a user."""
-    done = subprocess.run(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr if os.isatty(2) else subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode == 0:
+def _run(words: list[str], reference: Reference, known: bool, layout: str, account: Account) -> None:
+    """skopeo's own progress goes to a terminal; what it says when it fails becomes our message.  `known`: as a user.
+
+    What it writes is looked at twice a second, and charged: a registry can send for ever.
+    """
+    stdout = sys.stderr if os.isatty(2) else subprocess.DEVNULL
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE) as skopeo:
+        try:
+            spent, error = 0, None
+            while error is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    error = skopeo.communicate(timeout=0.5)[1].decode("utf-8", "replace")
+                now = _on_disk(layout)
+                account.spool(max(0, now - spent))
+                spent = max(now, spent)
+        except BaseException:
+            skopeo.kill()
+            raise
+    if skopeo.returncode == 0:
         return
-    lines = [line for line in done.stderr.strip().splitlines() if line]
-    said = lines[-1] if lines else f"exit status {done.returncode}"
+    lines = [line for line in error.strip().splitlines() if line]
+    said = lines[-1] if lines else f"exit status {skopeo.returncode}"
     if 'msg="' in said:
         said = said.partition('msg="')[2].rstrip('"').replace('\\"', '"')
     hint = next((hint for text, hint in _HINTS if text.lower() in said.lower()), "")
@@ -151,3 +170,15 @@ def _run(words: list[str], reference: Reference, known: bool) -> None:
         hint = "the registry refuses this user or password"
     hint = hint.format(name=f"{reference.host}/{reference.path}", host=reference.host)
     raise NsrunError(f"pulling {familiar(str(reference))} failed: {said}", hint=hint)
+
+
+def _on_disk(layout: str) -> int:
+    """How many bytes of the disk it takes; the holes in place of layers that we have take none."""
+    from nsrun.host.trees import walk
+
+    total = 0
+    with contextlib.suppress(OSError):  # it is being written
+        for directory, name, _ in walk(layout):
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
+    return total
