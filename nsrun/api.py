@@ -80,27 +80,17 @@ def _grant(document: dict[str, Any], granted: int) -> list[str]:
     return lacking
 
 
-def _same_userns(name: str, process: tuple[int, int]) -> None:
+def _same_userns(pod: dict[str, Any]) -> None:
     """BadInput: a pod without a user namespace of its own was made in another one than ours.
 
-    Whoever joined it all the same would be root of a larger world than those who are in it.  `process`: (pidfd, pid) of one
-    that is in it.
+    Whoever joined it all the same would be root of a larger world than those who are in it.  Of a member that outlived its pod
+    nothing is noted: there the kernel decides, at setns(2).
     """
-    pidfd, pid = process
-    if pidfd < 0:
-        return  # it has just ended, as the join itself will find out
-    try:
-        theirs = os.stat(f"/proc/{pid}/ns/user").st_ino
-    except PermissionError:
-        theirs = -1  # an outer one's
-    except OSError:
-        return  # not in view here; the kernel decides at setns(2)
-    finally:
-        os.close(pidfd)
-    if theirs != os.stat("/proc/thread-self/ns/user").st_ino:
+    theirs = pod.get("namespaces", {}).get("user")
+    if theirs and theirs != os.stat("/proc/thread-self/ns/user").st_ino:
         raise BadInput(
-            f"pod {name!r} was made in another user namespace",
-            hint=f"join it from there: nsenter --user --target {pid} --preserve-credentials nsrun …",
+            f"pod {pod['name']!r} was made in another user namespace",
+            hint=f"join it from there: nsenter --user --target {pod['pause'][0]} --preserve-credentials nsrun …",
         )
 
 
@@ -408,7 +398,7 @@ def plan_join(
     if not pod.get("user"):  # else its user namespace has them all
         granted = _need(OF_JOIN if ident != NO_ID else (), "a member")
         if ident != NO_ID:
-            _same_userns(pod["name"], state.pause(pod))
+            _same_userns(pod)
         refused = _grant(document, granted)
     if pod.get("user") and state.uid and not image and root != "/":
         _check_owner(root, pod)
@@ -681,7 +671,7 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
     document = {**document, "process": new}
     if not pod.get("user"):
         granted = _need(OF_JOIN, "exec")
-        _same_userns(note["pod"], state.process(note))
+        _same_userns(pod)
         _grant(document, granted)
         if kernel.in_userns() and "nested" not in pod:  # a member that outlived its pod
             from nsrun.userns import around

@@ -7,6 +7,7 @@ from errno import ENOENT, ESRCH
 
 from nsrun import children, kernel, life
 from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError
+from nsrun.schema import is_number
 from nsrun.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
@@ -176,7 +177,7 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
             owners[pid] = member["name"]
     rows = []
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
+        if not is_number(entry):
             continue
         pid = int(entry)
         try:

@@ -234,8 +234,6 @@ def test_digits_are_asked_for_in_one_place():
     later = {
         "users.py",
         "schema.py",
-        "manage.py",
-        "sweep.py",
     }  # users: refuses; manage, sweep: names that the kernel or we gave
     found = [p.name for p in top.rglob("*.py") if p.name not in later and ".isd" in p.read_text().replace(".isdir", "")]
     assert found == []
