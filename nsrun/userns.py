@@ -56,7 +56,7 @@ def caller_of(environ: dict[str, str]) -> str:
         word = environ.get(variable)
         if word is None:
             continue
-        if not word or (variable != "DOAS_USER" and not (word.isascii() and word.isdigit())):
+        if not word or (variable != "DOAS_USER" and not is_number(word)):
             raise BadInput(f"{variable}={word!r} names no user", hint="--owner USER tells whose the pod is")
         found[variable] = "0" if word == "root" else word
     if len(set(found.values())) > 1 and len({User(word).uid for word in found.values()}) > 1:
@@ -351,7 +351,7 @@ def _take_limits() -> None:
         return float("inf") if value == endless else value
 
     found: dict[int, tuple[int, int]] = {}
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+    for pid in map(int, filter(is_number, os.listdir("/proc"))):
         try:
             theirs = [resource.prlimit(pid, number) for number in numbers] if pid != os.getpid() else []
         except (PermissionError, ProcessLookupError):

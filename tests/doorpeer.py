@@ -211,6 +211,7 @@ def mutated(path: str, pause: int) -> list[str]:
     numbers = [300, 301, 302, 303, 304]
     found = []
     while time.monotonic() < end or len(found) < 50:
+        time.sleep(0.01)  # what was launched is init's to reap, and until then counts as a process of hers
         sent = [os.pidfd_open(pause), true, true, null, null]
         data = bytearray(request(numbers, keep=[303], argv=[b"true"] * rng.randint(1, 5)))
         for _ in range(rng.randint(0, 4)):

@@ -92,7 +92,7 @@ def test_one_place_writes():
     for path in (TOP / "nsrun").rglob("*.py"):
         name, body = str(path.relative_to(TOP / "nsrun")), path.read_text()
         if name == "image/pull.py":
-            body = body.replace("stdout=sys.stderr if os.isatty(2)", "")
+            body = body.replace("stdout = sys.stderr if os.isatty(2)", "")
         if name != "cli/say.py":
             found = re.findall(r"^(?!.*`).*(?:\bprint\(|sys\.std(?:out|err)|os\.write\([12],).*", body, re.M)
             assert not found, (path, found)

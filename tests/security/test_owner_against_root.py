@@ -262,18 +262,18 @@ def test_the_scheduling_of_who_asks(alice, lent, box, policy):
 
 #: A launch of alice's own making: her own program in nsrun-monitor's place, which keeps every descriptor that there might be.
 REQUEST = r"""
-import array, os, socket, struct, sys, time
+import array, fcntl, os, socket, struct, sys, time
 path, pause, script = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 out, python, true = os.dup(1), os.open(sys.executable, os.O_RDONLY), os.open("/bin/true", os.O_RDONLY)
 join = os.pidfd_open(pause)
 sent = [out, python, true, join]
 keep = [*range(3, 60), *range(500, 512)]
-request = struct.pack("=4s7i", b"NSD1", join, 0x10000000, 0, -1, true, python, 100) + struct.pack("=6i", -1, -1, -1, -1, out, out)
-for numbers in (sent, [], keep): request += struct.pack(f"=I{len(numbers)}i", len(numbers), *numbers)
+request = struct.pack("=4s7i", b"NSD2", join, 0x10000000, 0, -1, true, python, 100) + struct.pack("=6i", -1, -1, -1, -1, out, out)
+for numbers in (sent, [], keep, []): request += struct.pack(f"=I{len(numbers)}i", len(numbers), *numbers)
 for words in (["true"], [os.path.realpath(sys.executable), "-c", script], []):
     text = b"".join(os.fsencode(word) + b"\0" for word in words)
     request += struct.pack("=I", len(text)) + text
-memory = os.memfd_create("request"); os.write(memory, request)
+memory = os.memfd_create("request", os.MFD_ALLOW_SEALING); os.write(memory, request); fcntl.fcntl(memory, fcntl.F_ADD_SEALS, 15)
 if sys.argv[4:] and (asker := os.fork()):
     os.waitpid(asker, 0)
     os._exit(0)
