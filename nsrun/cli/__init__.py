@@ -66,7 +66,6 @@ def main(words: Words | None = None) -> int:
         for number in (_signal.SIGTERM, _signal.SIGHUP):
             if _signal.getsignal(number) == _signal.SIG_DFL:
                 _signal.signal(number, interrupted)
-        _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
         general, command, options, operands, rest = ({}, None, {}, [], []) if _is_hidden(words) else parse(words)
         status_fd = _status_fd(options)
         code = _command(words, general, command, options, operands, rest)
