@@ -43,7 +43,7 @@ class BrokenNote(BadInput):
     def __init__(self, path: str, why: str, errno: int = 0) -> None:
         super().__init__(
             f"{path} is damaged: {why}",
-            hint="nsrun doctor tells what is known of it; nsrun pod prune sets damaged notes aside once nothing of theirs lives",
+            hint="what lives of it ends by name: nsrun pod rm -f, nsrun rm -f; nsrun pod prune sets notes aside of which nothing lives",
             errno=errno,
         )
         self.path, self.why = path, why

@@ -44,7 +44,7 @@ MS_PRIVATE = 1 << 18
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE, AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x8000, 0x1000
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 1, 2, 4, 16
 O_PATH = os.O_PATH
-DEVPTS_MAGIC, CGROUP2_MAGIC = 0x1CD1, 0x63677270
+DEVPTS_MAGIC, CGROUP2_MAGIC, PROC_MAGIC = 0x1CD1, 0x63677270, 0x9FA0
 
 
 def flag_names(value: int, names: dict[str, int]) -> str:
@@ -539,9 +539,14 @@ def process_start(pid: int) -> int:
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def pid_namespace() -> int:
-    """The inode of our own PID namespace, pid_namespaces(7)."""
-    return os.stat("/proc/self/ns/pid").st_ino
+def our_view() -> list[int]:
+    """The inodes of the namespaces on which it depends what a pid and a start time mean: pid_, time_namespaces(7)."""
+    found = [os.stat("/proc/self/ns/pid").st_ino]
+    try:
+        found.append(os.stat("/proc/self/ns/time").st_ino)
+    except FileNotFoundError:
+        found.append(0)  # a kernel without them
+    return found
 
 
 def namespace_ids(pid: int) -> dict[str, int]:
@@ -556,5 +561,6 @@ def namespace_ids(pid: int) -> dict[str, int]:
 
 
 def boot_id() -> str:
+    """Which boot this is, random(4); "" when another file stands in its place."""
     with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
-        return file.read().strip()
+        return file.read().strip() if fs_magic(file.fileno()) == PROC_MAGIC else ""

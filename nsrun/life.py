@@ -237,6 +237,15 @@ def open_held(holder: int, number: int) -> tuple[int, int]:
     return (fd, pid) if fd >= 0 else (-1, 0)
 
 
+def pidfds_of(holder: int) -> list[tuple[int, int]]:
+    """The same of every process that it has a pidfd of."""
+    try:
+        numbers = [int(number) for number in os.listdir(f"/proc/{holder}/fdinfo")]
+    except OSError:
+        return []
+    return [pair for number in numbers if (pair := open_held(holder, number))[0] >= 0]
+
+
 def held_lives(holder: int, number: int) -> bool:
     """Has the process that a living holder has a pidfd of not ended?"""
     pid = _held_pid(holder, number)

@@ -6,8 +6,9 @@ import os
 from errno import ENOENT, ESRCH
 
 from nsrun import children, kernel, life
-from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError
+from nsrun.errors import BadInput, BrokenNote, KernelError, NsrunError, UnknownError
 from nsrun.schema import is_number
+from nsrun.state import NAME_CHARS
 from nsrun.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from nsrun.life import Life
     from nsrun.state import Note, State
 
 SIGKILL, SIGTERM = 9, 15
@@ -140,12 +142,32 @@ def pods(state: State, everything: bool = False) -> list[dict[str, Any]]:
     """Those that live; with `everything`, also those that ended and were not removed yet."""
     known = member_notes(state)
     found = [pod_json(state, note, known) for note in state.all("pods")]
-    return [pod for pod in found if everything or pod["status"] in ("created", "running", "removing")]
+    found = [pod for pod in found if everything or pod["status"] in ("created", "running", "removing")]
+    for name, now in unreadable(state, "pods") if state.broken else []:
+        if everything or now.alive:
+            found.append({**_DAMAGED_POD, "name": name, "pid": now.keeper or 0})
+    return found
 
 
 def members(state: State, everything: bool = False) -> list[dict[str, Any]]:
     found = [member_json(state, note) for note in member_notes(state)]
-    return [m for m in found if everything or m["status"] in ("running", "stopping", "created")]
+    found = [m for m in found if everything or m["status"] in ("running", "stopping", "created")]
+    for name, now in unreadable(state, "members") if state.broken else []:
+        if everything or now.alive:
+            found.append({**_DAMAGED_MEMBER, "name": name})
+    return found
+
+
+#: What is told of something whose note can't be read: its name, and whether it lives.
+_DAMAGED: dict[str, Any] = {"id": "", "status": "damaged", "pid": 0, "created": "", "namespaces": {}}
+_DAMAGED_POD: dict[str, Any] = {
+    **_DAMAGED, "owner": "", "hostname": "", "network": dict.fromkeys(("mode", "ip", "ip6", "gateway", "bridge", "veth"), ""),
+    "ports": [], "members": [], "labels": {},
+}  # fmt: skip
+_DAMAGED_MEMBER: dict[str, Any] = {
+    **_DAMAGED, "pod": "", "orphaned": False, "pid_in_pod": 0, "exit_code": None, "oom_killed": False, "started": None,
+    "finished": None, "command": [], "rootfs": "", "restarts": 0,
+}  # fmt: skip
 
 
 def pod_note(state: State, name: str) -> Note:
@@ -429,15 +451,27 @@ def remove_member(state: State, note: Note, force: bool) -> None:
         stop_member(state, note, 0)
     elif state.life("members", note["name"]).alive:  # about to be restarted
         stop_member(state, note, 0)
-    elif status == "lost":
-        _check_lost(state, note, force)
     kept = life.children.pop(note["name"], -1)
     if kept >= 0:
         os.close(kept)
         for path in (state.held("members", note["name"]), f"{state.upper(note['id'])}/{life.HELD}"):
             life.let_go_of(path)
+    if not state.surely_ended(note):
+        _end_lost(state, note, force)
     if not forget_member(state, note):
         raise BadInput(f"member {note['name']!r} is kept by somebody", hint="nsrun ls -a")
+
+
+def remove_named(state: State, name: str, force: bool) -> None:
+    """The same of a member by its name, whose note may be one that can't be read."""
+    try:
+        note = state.member(name)
+    except BrokenNote:
+        if not force:
+            raise
+        end_unreadable(state, "members", name)
+        return
+    remove_member(state, note, force)
 
 
 def prune(state: State, kind: str, note: Note) -> bool:
@@ -448,22 +482,81 @@ def prune(state: State, kind: str, note: Note) -> bool:
         return False
     if state.read("members", note["name"]) is None:  # it went with its pod
         return False
+    if not state.surely_ended(note):
+        return False
     remove_member(state, note, False)
     return True
 
 
-def _check_lost(state: State, note: Note, force: bool) -> None:
-    """Nobody saw how it ended: what may still run of it is in its cgroup."""
+def _end_lost(state: State, note: Note, force: bool) -> None:
+    """Nobody saw how it ended: what may still run of it is in its cgroup.  BadInput: it lives, or nothing tells that it does not."""
+    from time import sleep
+
     from nsrun.host import cgroup
 
-    group, ident = note["cgroup"], note.get("cgroup_id", 0)
-    if group and cgroup.pids(group, ident):
-        if not force:
-            raise BadInput(
-                f"processes of member {note['name']!r} live, though its monitor was killed",
-                hint=f"nsrun rm -f {note['name']}",
-            )
-        cgroup.kill(group, ident)
+    name = note["name"]
+    if force:
+        cgroup.kill(note["cgroup"], note.get("cgroup_id", 0))
+        for _ in range(100):
+            if state.surely_ended(note):
+                return
+            sleep(0.02)
+    raise BadInput(
+        f"member {name!r} may still run: its monitor was killed, and from here nothing proves its end",
+        hint=f"nsrun rm -f {name}; or end its pod: nsrun pod rm -f {note['pod']}",
+    )
+
+
+def unreadable(state: State, kind: str) -> list[tuple[str, Life]]:
+    """The names under which there is a note that can't be read, and whether what it was about lives."""
+    found = []
+    for name in state.names(kind):
+        if NAME_CHARS.issuperset(name):
+            try:
+                state.read(kind, name)
+            except BrokenNote:
+                found.append((name, state.life(kind, name)))
+    return found
+
+
+def end_unreadable(state: State, kind: str, name: str) -> None:
+    """End what lives under a name whose note can't be read, known by its locks alone, and set the note aside.
+
+    NsrunError: it does not end.  BadInput: it is not visible from here.
+    """
+    from nsrun.host import cgroup
+
+    found, held = state.life(kind, name), state.held(kind, name)
+    what = f"{kind[:-1]} {name!r}"
+    if 0 in (found.keeper, found.holder):
+        raise BadInput(f"{what} lives, but is not visible from this PID namespace", hint="run it in the machine's own")
+    first: list[tuple[int, int]] = []  # (pidfd, pid) of pause, or of the member
+    if found.keeper and kind == "pods":
+        fd = life.open_pid(found.keeper, held, life.KEEPER)
+        first += [(fd, found.keeper)] if fd >= 0 else []
+    elif found.keeper or found.holder:
+        first = life.pidfds_of(found.keeper or found.holder or 0)
+    group = os.path.dirname(cgroup.of_process(first[0][1])) if first and kind == "pods" else ""
+    if not os.path.basename(group).startswith(f"{name}-"):
+        group = ""
+    for fd, _ in first:
+        _signal(fd, SIGKILL)
+        os.close(fd)
+    if found.holder:
+        fd = life.open_pid(found.holder, held, life.HOLDER)
+        if fd >= 0:
+            _signal(fd, SIGKILL)
+            os.close(fd)
+    if group:
+        cgroup.kill(group)
+    if not life.wait(held, -1, 10):
+        raise NsrunError(f"{what} does not end", hint="ps -eo pid,ppid,stat,wchan,args")
+    if group:
+        cgroup.remove(group, kill=True)
+        cgroup.remove(f"{group}.hold", kill=True)
+    if kind == "pods" and not state.uid:
+        state.disown_name(name)
+    Sweeper(state).set_aside(kind, name)
 
 
 def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
@@ -583,7 +676,14 @@ def _end_roots_own(state: State, note: Note) -> None:
 
 
 def remove_pod(state: State, name: str, force: bool) -> None:
-    note = state.read("pods", name) if "/" not in name else None
+    """Forget a pod that has ended, and its members with all that they wrote; `force` ends it before.  BadInput: it lives."""
+    try:
+        note = state.read("pods", name) if "/" not in name else None
+    except BrokenNote:
+        if not force:
+            raise
+        end_unreadable(state, "pods", name)
+        return
     if note is None:
         if force:
             return

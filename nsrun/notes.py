@@ -86,6 +86,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "linux": dict, "annotations": {str: WORD},
     },
     "options.json": {},
+    "committed": {
+        "id": HEX, "name": _NAME, "pod": _NAME, "pod_id": HEX, "cgroup": WORD, "cgroup_id": _COUNT, "shares_pid": FLAG, "process": list,
+    },
     "about": {"name": _NAME, "pod": _NAME, "image_id": Text("an id", 64), "layers": [HEX]},
 }  # fmt: skip
 

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 class Data:
     """What a member wrote, and no note of this state directory speaks of."""
 
-    def __init__(self, ident: str, path: str, what: str, size: int, held: bool) -> None:
-        self.ident, self.path, self.what, self.size, self.held = ident, path, what, size, held
+    def __init__(self, ident: str, path: str, what: str, size: int, free: bool) -> None:
+        self.ident, self.path, self.what, self.size = ident, path, what, size
+        self.free = free  # it is proven that nothing runs that could use it
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.what}, {self.size} bytes" + (", in use" if self.held else "")
+        return f"{self.path}: {self.what}, {self.size} bytes" + (
+            "" if self.free else ", in use, or nothing tells that it is not"
+        )
 
 
 class Process:
@@ -57,8 +60,18 @@ def data(state: State) -> list[Data]:
             what = f"of member {about['name']!r} of pod {about['pod']!r}" if about else "of nobody known"
         except BrokenNote as error:
             what = f"of nobody known ({error.why})"
-        found.append(Data(ident, path, what, _size(path), life.ask(f"{path}/{life.HELD}").alive))
+        found.append(Data(ident, path, what, _size(path), _is_free(state, ident)))
     return found
+
+
+def _is_free(state: State, ident: str) -> bool:
+    try:
+        committed = state.committed(ident)
+    except BrokenNote:
+        return False
+    if committed is None or committed["id"] != ident:
+        return not life.ask(f"{state.upper(ident)}/{life.HELD}").alive
+    return state.surely_ended(committed)
 
 
 def _size(path: str) -> int:

@@ -267,22 +267,59 @@ class State:
         return (fd, found.keeper) if fd >= 0 else (-1, 0)
 
     def _noted(self, note: Note) -> bool:
-        """Is the member's noted process, [pid, start time, boot id, PID namespace], surely alive?"""
-        try:
-            pid, start, boot, namespace = note["process"]
-        except ValueError:
-            return False
-        if self.exit_of(note["name"]) or boot != self.boot or namespace != kernel.pid_namespace():
-            return False
-        if start <= 0 or kernel.process_start(pid) != start:
+        """Is the member's noted process surely alive?"""
+        if self.exit_of(note["name"]) or self._process_lives(note) is not True:
             return False
         from nsrun.host import cgroup
 
-        return not note["cgroup"] or pid in cgroup.pids(note["cgroup"], note.get("cgroup_id", 0))
+        return not note["cgroup"] or note["process"][0] in cgroup.pids(note["cgroup"], note.get("cgroup_id", 0))
+
+    def _process_lives(self, note: Note) -> bool | None:
+        """What the number and start time of a noted process say; None: nothing, from here."""
+        try:
+            pid, start, boot, *view = note["process"]
+        except ValueError:
+            return None
+        if not boot or not self.boot or start <= 0:
+            return None
+        if boot != self.boot:
+            return False
+        return kernel.process_start(pid) == start if view == kernel.our_view() else None
+
+    def surely_ended(self, note: Note) -> bool:
+        """Is it proven that nothing of a member runs any more?  Only then what it wrote may go.
+
+        Its monitor proves that it lives; that it has ended is proven by the exit status that the monitor wrote.  When nobody saw
+        the end, by its cgroup, in which nothing is; by the end of its pod, whose PID 1 takes all with it; or by the number and
+        start time of its process, where they mean the same as in the note.  `note`: or what stands beside the data.
+        """
+        from nsrun.host import cgroup
+
+        name, now = note["name"], None
+        if life.ask(f"{self.upper(note['id'])}/{life.HELD}").alive:
+            return False
+        if os.path.isdir(self.path("members", name)):
+            now, found = self.look("members", name)
+            if now and now["id"] == note["id"] and found.alive:
+                return False
+        if "process" not in note:
+            return True
+        if now and now["id"] == note["id"] and self.exit_of(name):
+            return True
+        if (count := cgroup.count(note["cgroup"], note.get("cgroup_id", 0))) >= 0:
+            return count == 0
+        if note["shares_pid"]:
+            pod, found = self.look("pods", note["pod"])
+            if pod and pod["id"] == note["pod_id"] and not found.alive and found.file:
+                return True
+        return self._process_lives(note) is False
 
     def identify(self, pid: int) -> list[Any]:
-        """What a note says of a process, for people and for the case that its monitor is killed."""
-        return [pid, kernel.process_start(pid), self.boot, kernel.pid_namespace()]
+        """What a note says of a process, for people and for the case that its monitor is killed.
+
+        [pid, start time, boot id, PID namespace, time namespace]
+        """
+        return [pid, kernel.process_start(pid), self.boot, *kernel.our_view()]
 
     def pod(self, name: str) -> Note:
         """The note of a pod whose pause lives; UnknownError lists the pods there are.  BrokenNote."""
@@ -446,10 +483,14 @@ class State:
         """What stands beside the data of a member; None when it is gone.  BrokenNote."""
         return self._load(f"{self.upper(ident)}/about", "about")
 
-    def commit_data(self, ident: str) -> None:
-        """From now on only its user's word removes what this member has written."""
-        path = f"{self.upper(ident)}/committed"
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    def commit_data(self, note: Note) -> None:
+        """From now on only its user's word removes what this member has written, and what says when it has ended lies beside."""
+        keys = ("id", "name", "pod", "pod_id", "cgroup", "cgroup_id", "shares_pid", "process")
+        self._write(f"{self.upper(note['id'])}/committed", {key: note[key] for key in keys})
+
+    def committed(self, ident: str) -> Note | None:
+        """What commit_data wrote; None: nothing was committed.  BrokenNote."""
+        return self._load(f"{self.upper(ident)}/committed", "committed")
 
     def _write(self, path: str, note: Note, mode: int = 0o600) -> None:
         fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
@@ -542,6 +583,16 @@ class State:
                     os.unlink(path)
                 except FileNotFoundError:
                     pass
+
+    def disown_name(self, name: str) -> None:
+        """Root: the same when it is not known whose it was."""
+        try:
+            uids = os.listdir(self.owned)
+        except FileNotFoundError:
+            return
+        for uid in uids:
+            if not life.ask(f"{self.owned}/{uid}/{name}.held").alive:
+                self.disown({"user": {"uid": uid}, "name": name})
 
     def lock(self, name: str) -> int:
         """An exclusive flock(2) on RUN/NAME.lock; close the descriptor to let go.  It goes with its holder."""

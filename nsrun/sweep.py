@@ -163,12 +163,12 @@ class Sweeper:
             try:
                 note, now = state.look(kind, name)
             except BrokenNote:
-                self._set_aside(kind, name)
+                self.set_aside(kind, name)
                 return
             if now.alive:
                 return
             if note is None:
-                self._set_aside(kind, name)
+                self.set_aside(kind, name)
             elif kind == "pods":
                 self._forget_pod(name, note)
             elif not self._began(note) or self._superseded(note):
@@ -244,7 +244,7 @@ class Sweeper:
             self.removed.append(f"claim {entry}")
         return ours
 
-    def _set_aside(self, kind: str, name: str) -> bool:
+    def set_aside(self, kind: str, name: str) -> bool:
         """A directory that holds no note that can be read leaves its name, and is kept for whoever wants to look."""
         state = self.state
         path = state.path(kind, name)
@@ -275,7 +275,7 @@ class Sweeper:
                 except BrokenNote as error:
                     self.state.broken[error.path] = error.why
                 with _names_lock(self.state):
-                    self._set_aside(kind, name)
+                    self.set_aside(kind, name)
 
 
 class _names_lock:
@@ -310,8 +310,8 @@ def give_back(state: State, kind: str, name: str, ident: str) -> None:
 
 
 def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
-    held = life.ask(f"{state.upper(note['id'])}/{life.HELD}")
-    if held.alive and os.getpid() not in (held.maker, held.keeper):
+    ours = state.life("members", note["name"]).keeper == os.getpid()  # of --rm, after the end
+    if not ours and not state.surely_ended(note):
         return False
     if its_cgroup:
         from nsrun.host import cgroup

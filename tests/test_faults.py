@@ -155,7 +155,8 @@ def test_a_note_that_lies_is_not_believed(host, pod, busybox):
     innocent = subprocess.Popen(["sleep", "1000"])
     try:
         start = int(pathlib.Path(f"/proc/{innocent.pid}/stat").read_text().rpartition(")")[2].split()[19])
-        process = [innocent.pid, start, State("/nowhere").boot, os.stat("/proc/self/ns/pid").st_ino]
+        process = State("/nowhere").identify(innocent.pid)
+        assert process[1] == start
         for kind, name, key in (("pods", "pause", "pause"), ("members", "a", "process")):
             rewrite(host.root / "run" / kind / name / "note", **{key: process})
         assert host.pod()["pid"] != innocent.pid and host.member("a")["pid"] not in (0, innocent.pid)
@@ -197,3 +198,53 @@ def test_broken_notes_break_nothing(host, pod, busybox, content):
     assert not any((host.root / "run" / kind / "broken").exists() for kind in ("pods", "members"))
     assert len(list((host.root / "run/aside").iterdir())) == 2
     assert host.run("pod", "ls").stderr == ""
+
+
+@pytest.mark.parametrize("who", ["root", "owned", "rootless"])
+def test_what_lives_under_a_damaged_note_can_be_ended(host, alice, busybox, box, who):
+    """It is shown, it blocks nothing, and its name is enough to end it."""
+    maker = alice if who == "rootless" else host
+    env = {"SUDO_UID": str(alice.uid)} if who == "owned" else {}
+    maker.run("pod", "create", "--network", "none", "p", env=env)
+    user = host if who == "root" else alice
+    source = ("--rootfs", busybox) if who == "root" else ("--image", box)
+    user.run("join", "p", "-d", "--name", "m", *source, "--", "sleep", "1000")
+    pid, member = maker.pod("p")["pid"], user.member("m")["pid"]
+    base = host.root if who != "rootless" else host.root / f"users/{alice.uid}"
+    for path in (
+        base / "run/pods/p/note",
+        (host.root if user is host else host.root / f"users/{alice.uid}") / "run/members/m/note",
+    ):
+        data = bytearray(path.read_bytes())
+        data[20] ^= 1
+        path.write_bytes(data)
+    assert [p["status"] for p in maker.json("pod", "ls")] == ["damaged"]
+    assert [m["status"] for m in user.json("ls")] == ["damaged"]
+    assert "damaged" in user.fails(125, "rm", "m")
+    user.run("rm", "-f", "m")
+    wait_for(lambda: not os.path.exists(f"/proc/{member}"))
+    maker.run("pod", "rm", "-f", "p")
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+    assert maker.json("pod", "ls", "-a") == [] and user.json("ls", "-a") == []
+
+
+def test_a_killed_init_kills_no_nsrun(host, pod, busybox):
+    """A write to who has just ended is an error with a message, not a SIGPIPE that ends nsrun half-way (python: -13)."""
+
+    script = """
+import os, sys
+from nsrun import api
+from nsrun.run import Run
+from nsrun.cli import main
+release = Run.release
+def killed(self):
+    os.kill(self.pid, 9)
+    while open(f"/proc/{self.pid}/stat").read().rpartition(")")[2].split()[0] != "Z": pass
+    release(self)
+Run.release = killed
+sys.exit(main(["join", "pause", "--name", "m", "--rootfs", sys.argv[1], "true"]))
+"""
+    done = sh(sys.executable, "-c", script, busybox, env=host.env, cwd="/", check=False)
+    assert done.returncode == 125 and done.stderr.startswith("nsrun: "), (done.returncode, done.stderr)
+    host.run("pod", "ls")
+    assert host.json("ls", "-a") == []

@@ -65,7 +65,9 @@ def test_tar_reader(tmp_path):
     for number, data in enumerate(found):
         (tmp_path / f"seeds/{number}").write_bytes(data)
     limits = [f"-max_total_time={int(SECONDS)}", "-max_len=20000", "-timeout=10", "-rss_limit_mb=1000"]
-    done = sh(*SMALL, program, *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "seeds", timeout=SECONDS + 60, check=False)
+    done = sh(
+        *SMALL, program, *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "seeds", timeout=SECONDS + 60, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     runs = int(done.stderr.rpartition("Done ")[2].split()[0])
     assert runs > 1000
@@ -89,7 +91,9 @@ def test_what_init_and_door_read(tmp_path):
     strings = b"".join(struct.pack("=I", 8) + b"one\0two\0" for _ in range(3))
     (tmp_path / "seeds/request").write_bytes(b"\0" + numbers + strings)
     limits = [f"-max_total_time={int(SECONDS)}", "-max_len=8000", "-timeout=10", "-rss_limit_mb=1000"]
-    done = sh(*SMALL, program, *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "seeds", timeout=SECONDS + 60, check=False)
+    done = sh(
+        *SMALL, program, *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "seeds", timeout=SECONDS + 60, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stderr.rpartition("Done ")[2].split()[0]) > 10_000
 

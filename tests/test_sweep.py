@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nsrun import life, manage, notes
+from nsrun import kernel, life, manage, notes, orphans
 from nsrun.errors import BadInput, BrokenNote
 from nsrun.state import State
 from nsrun.sweep import Sweeper, forget_member
@@ -47,7 +47,7 @@ def dead(state: State, kind: str, began: bool = False) -> None:
     """One whose maker has ended: before it was there, or after."""
     _, fd = state.claim(kind, "x", note(kind), {})
     if began:
-        process = {"pause" if kind == "pods" else "process": [1, 1, "", 1]}
+        process = {"pause" if kind == "pods" else "process": [(1 << 22) + 1, 1, state.boot, *kernel.our_view()]}
         state.save(kind, "x", {**note(kind), **process})
         state.mark(kind, "x", "started")
     life.let_go(fd)
@@ -144,7 +144,8 @@ def test_data_that_somebody_holds(state, holder):
     for ident, committed in (("a", True), ("b", False)):
         fd = state.make_data(ident, {"name": "x", "pod": "p", "image_id": "", "layers": []})
         if committed:
-            state.commit_data(ident)
+            process = {"process": [(1 << 22) + 1, 1, state.boot, *kernel.our_view()], "cgroup_id": 0}
+            state.commit_data({**note("members", ident), **process})
         process = holder(f"{state.upper(ident)}/held", life.KEEPER)
         life.let_go(fd)
         Sweeper(state).all()
@@ -230,3 +231,37 @@ def test_what_is_no_note(state, what):
     assert os.path.lexists(path)
     Sweeper(state).set_broken_aside() if what != "unreadable descriptors" else None
     assert os.path.exists(state.path("members", "x")) == (what == "unreadable descriptors")
+
+
+UNKNOWN = {
+    "another PID namespace": (3, 1),
+    "another time namespace": (4, 1),
+    "another file in boot_id's place": (2, ""),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_a_death_that_is_not_proven(state, what):
+    """Its monitor was killed, and from here its pid means nothing: what it wrote stays, whoever asks, until its pod is dead."""
+    at, value = UNKNOWN[what]
+    process = [(1 << 22) + 1, 1, state.boot, *kernel.our_view()]
+    process[at] = value
+    found = {**note("members"), "process": process, "cgroup_id": 0}
+    _, fd = state.claim("members", "x", found, {})
+    state.mark("members", "x", "started")
+    life.let_go(fd)
+    data = state.make_data("1", {"name": "x", "pod": "p", "image_id": "", "layers": []})
+    state.commit_data(found)
+    life.let_go(data)
+    assert not state.surely_ended(found)
+    Sweeper(state).all()
+    assert not manage.prune(state, "member", found)
+    for force in (False, True):
+        with pytest.raises(BadInput, match="may still run"):
+            manage.remove_member(state, found, force)
+    assert [d.free for d in orphans.data(state)] == [] and os.path.isdir(state.upper("1"))
+    _, pod = state.claim("pods", "p", {**note("pods"), "name": "p"}, {})
+    assert not state.surely_ended(found)
+    life.let_go(pod)  # its pod is dead, and PID 1 takes all with it
+    manage.remove_member(state, found, False)
+    assert not os.path.exists(state.upper("1"))

@@ -216,12 +216,14 @@ def _as_owner(state: State, names: Words, options: Options) -> State:
 
     What `-e NAME` asks for of root's environment is taken before.
     """
-    from nsrun.errors import UnknownError
+    from nsrun.errors import BrokenNote, UnknownError
     from nsrun.state import State
 
     for name in names:
         try:
             state.member(name)
+        except BrokenNote:
+            return state  # it is ours; the command says what is wrong with it
         except UnknownError:
             from nsrun import owners, userns
 
@@ -556,7 +558,7 @@ def pod_rm(state: State, options: Options, operands: Words, rest: Words, general
 
 def pod_prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage, orphans
-    from nsrun.cli.say import out
+    from nsrun.cli.say import err, out
     from nsrun.sweep import Sweeper
 
     sweeper, code = Sweeper(state), 0
@@ -574,9 +576,11 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
         if orphans.end(process, state):
             out(str(process))
     for data in orphans.data(state) if options.get("all") else []:
-        if not data.held:
+        if data.free:
             out(str(data))
             state.remove_directory(data.path)
+        else:
+            err(f"nsrun: left as it is: {data}")
     for line in sweeper.all():
         out(line)
     return code
@@ -713,7 +717,7 @@ def kill(state: State, options: Options, operands: Words, rest: Words, general: 
 def rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage
 
-    return _each(operands, lambda name: manage.remove_member(state, state.member(name), bool(options.get("force"))))
+    return _each(operands, lambda name: manage.remove_named(state, name, bool(options.get("force"))))
 
 
 def attach(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:

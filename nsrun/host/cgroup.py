@@ -124,13 +124,7 @@ def locate(path: str, ident: int, pid: int) -> str:
         if fd >= 0:
             os.close(fd)
         return path
-    mount = mount_point()
-    try:
-        with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
-            own = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "/")
-    except OSError:
-        return path
-    there = f"{mount}{own}"
+    mount, there = mount_point(), of_process(pid)
     while mount and len(there) > len(mount):
         fd = _find(there, ident)
         if fd >= 0:
@@ -447,6 +441,26 @@ def pids(path: str, ident: int = 0) -> list[int]:
         return found
     finally:
         os.close(top)
+
+
+def count(path: str, ident: int = 0) -> int:
+    """How many processes are in a cgroup and below it; -1: it is not there, or not in view."""
+    top = _find(path, ident)
+    if top < 0:
+        return -1
+    os.close(top)
+    return len(pids(path, ident))
+
+
+def of_process(pid: int) -> str:
+    """The directory of the cgroup that a process is in; "" when that is not in view."""
+    mount = mount_point()
+    try:
+        with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
+            own = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "")
+    except OSError:
+        return ""
+    return f"{mount}{own}" if mount and own and ".." not in own.split("/") else ""
 
 
 def members(path: str, ident: int = 0) -> list[str]:

@@ -747,9 +747,9 @@ class WriteNote(Step):
                 }
         else:
             note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
-            if "lock:data" in run.handles:
-                state.commit_data(self.note["id"])
         note["cgroup_id"] = run.values.get("cgroup:pod_id" if self.kind == "pods" else "cgroup:id", 0)
+        if self.kind == "members" and "lock:data" in run.handles:
+            state.commit_data(note)
         run.note = note
         state.save(self.kind, self.name, note)
         if self.kind == "pods" and note.get("user") and not state.uid:
