@@ -181,7 +181,18 @@ def strange_numbers(path: str, pause: int) -> list[str]:
 
 
 def lingering(path: str, pause: int) -> list[str]:
-    """A connection with data that nobody takes, and SO_LINGER: whoever closes it last waits for 1000 s (socket(7))."""
+    """A connection with data that nobody takes, and SO_LINGER: whoever closes it last waits for 1000 s (socket(7)).
+
+    That is to be the door; when it was faster than we, once more.
+    """
+    for _ in range(20):
+        began, answer = time.monotonic(), linger_once(path)
+        if time.monotonic() - began > 5:
+            break
+    return [answer]
+
+
+def linger_once(path: str) -> str:
     with socket.create_server(("127.0.0.1", 0)) as server:
         sock = socket.create_connection(server.getsockname())
         with server.accept()[0]:
@@ -198,8 +209,8 @@ def lingering(path: str, pause: int) -> list[str]:
                 data = request([300, 300])  # the second one takes the place of the first, which is closed
                 held = [memory(data), sock.detach(), null]
                 door.sendmsg([b"L"], rights(held))
-                os.close(held[1])
-                return [hear(door)]
+                threading.Thread(target=os.close, args=(held[1],), daemon=True).start()
+                return hear(door)
 
 
 def mutated(path: str, pause: int) -> list[str]:
