@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun import kernel, life
+from nsrun import kernel
 from nsrun.errors import BrokenNote, KernelError
 from nsrun.schema import is_number
 
@@ -60,18 +60,8 @@ def data(state: State) -> list[Data]:
             what = f"of member {about['name']!r} of pod {about['pod']!r}" if about else "of nobody known"
         except BrokenNote as error:
             what = f"of nobody known ({error.why})"
-        found.append(Data(ident, path, what, _size(path), _is_free(state, ident)))
+        found.append(Data(ident, path, what, _size(path), state.is_free(ident)))
     return found
-
-
-def _is_free(state: State, ident: str) -> bool:
-    try:
-        committed = state.committed(ident)
-    except BrokenNote:
-        return False
-    if committed is None or committed["id"] != ident:
-        return not life.ask(f"{state.upper(ident)}/{life.HELD}").alive
-    return state.surely_ended(committed)
 
 
 def _size(path: str) -> int:

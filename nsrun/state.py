@@ -314,6 +314,16 @@ class State:
                 return True
         return self._process_lives(note) is False
 
+    def is_free(self, ident: str) -> bool:
+        """Is it proven that nothing uses this data?  What is said of that lies beside them."""
+        try:
+            committed = self.committed(ident)
+        except BrokenNote:
+            return False
+        if committed is None or committed["id"] != ident:
+            return not life.ask(f"{self.upper(ident)}/{life.HELD}").alive
+        return self.surely_ended(committed)
+
     def identify(self, pid: int) -> list[Any]:
         """What a note says of a process, for people and for the case that its monitor is killed.
 

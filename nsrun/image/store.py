@@ -23,7 +23,6 @@ import json
 import os
 from errno import EEXIST, ENOENT, ENOTEMPTY
 
-from nsrun import life
 from nsrun.errors import BadInput, NsrunError, UsageError, errno_text
 from nsrun.image import lookup, references, shapes
 from nsrun.image.unpack import Blob, Layer, View, unpack_all
@@ -292,7 +291,7 @@ class Store:
         return [about["name"] for about in self._in_use() if about["image_id"] == ident]
 
     def _in_use(self) -> list[Record]:
-        """What is known of every member whose data somebody holds: told beside the data, whatever the notes say (life.py).
+        """What is known of every member whose data may be in use: told beside the data, whatever the notes say.
 
         BadInput: it can't be known which layers are in use.
         """
@@ -302,7 +301,7 @@ class Store:
         except FileNotFoundError:
             return []
         for ident in idents:
-            if life.ask(f"{state.upper(ident)}/{life.HELD}").alive:
+            if not state.is_free(ident):
                 found.append(state.about(ident))
         return [about for about in found if about]
 
