@@ -186,7 +186,7 @@ class Run:
                 if not isinstance(step, Launch):
                     try:
                         step.undo(self)
-                    except OSError:
+                    except (OSError, NsrunError):
                         continue  # the next command sweeps what can't be undone now
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
