@@ -90,8 +90,10 @@ def create(path: str, byte: int = MAKER) -> int:
         own(fd, byte)
         if os.fstat(fd).st_nlink:
             return fd
-    except BaseException:
+    except BaseException as error:
         let_go(fd)
+        if isinstance(error, BadInput) and error.errno == EAGAIN:
+            return -1  # a sweep came between the open and the lock
         raise
     let_go(fd)
     return -1
