@@ -149,7 +149,9 @@ static long nsrun_locked(int fd, long byte, long length)
 	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = length};
 	if (fcntl(fd, F_GETLK, &l) < 0)
 		return -errno;
-	return l.l_type == F_UNLCK ? -ESRCH : l.l_pid;
+	if (l.l_type == F_UNLCK)
+		return -ESRCH;
+	return l.l_pid > 0 ? l.l_pid : 0; /* -1: an open file description's, F_OFD_SETLK */
 }
 
 /*

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from errno import errorcode
+from errno import EFBIG, EINVAL, ELOOP, ENXIO, errorcode
 
 
 class NsrunError(Exception):
@@ -47,6 +47,11 @@ class BrokenNote(BadInput):
             errno=errno,
         )
         self.path, self.why = path, why
+
+    @property
+    def damaged(self) -> bool:
+        """Is it the note itself, and not a machine that is short of descriptors or memory, or a disk that may answer later?"""
+        return self.errno in (0, EINVAL, EFBIG, ELOOP, ENXIO)
 
 
 class CommandError(NsrunError):

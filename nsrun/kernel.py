@@ -299,8 +299,44 @@ def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None])
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(hold[0])
-        os.kill(pid, 9)  # the owner could have stopped it
-        os.waitpid(pid, 0)
+        end_child(pid)  # the owner could have stopped it
+
+
+def end_child(pid: int) -> None:
+    """SIGKILL a child of ours, and take its exit status if that can be had within a second (reap_within)."""
+    fd = pidfd_of(pid)  # until we reap it, the number is our child's
+    if fd >= 0:
+        try:
+            pidfd_send_signal(fd, 9)
+        except KernelError as error:
+            if error.errno != ESRCH:
+                raise
+        finally:
+            os.close(fd)
+    reap_within(pid, 1)
+
+
+def reap_within(pid: int, seconds: float) -> None:
+    """Take the exit status of a child that ends, for at most `seconds`.
+
+    One that belongs to somebody else may not end, or not be ours to reap, for as long as they like: ptrace(2), a FUSE mount
+    that does not answer.  It is left to a later children.reap, or to PID 1.
+    """
+    from select import poll
+
+    from nsrun import children
+
+    children.started.add(pid)
+    children.reap()
+    if pid not in children.started:
+        return
+    fd = pidfd_of(pid)
+    if fd >= 0:
+        poller = poll()
+        poller.register(fd, 1)
+        poller.poll(seconds * 1000)
+        os.close(fd)
+    children.reap()
 
 
 def become(uid: int, gid: int, groups: Sequence[int]) -> None:
@@ -537,6 +573,21 @@ def process_start(pid: int) -> int:
             return 0
         raise
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def is_hidden(pid: int) -> bool:
+    """Is there a process of this number that has not ended, though /proc does not show it?  proc(5), hidepid."""
+    from select import poll
+
+    fd = pidfd_of(pid)
+    if fd < 0:
+        return False
+    try:
+        poller = poll()
+        poller.register(fd, 1)
+        return not poller.poll(0)  # readable: it has ended, and waits for its parent
+    finally:
+        os.close(fd)
 
 
 def our_view() -> list[int]:

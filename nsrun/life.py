@@ -13,14 +13,20 @@ Each byte of the file is a role:
     1  KEEPER  pause, of a pod; the monitor, of a member
     2  HOLDER  nsrun-hold, which keeps what root lends to an owned pod
 
+A lock is believed only where whoever it is about can't open the file: one that an owner may read they may lock, too, and
+F_GETLK tells who set a lock, not who has it since (clone(2), CLONE_FILES).  So root never concludes anything from the file
+that it shows to the owner of a pod (state.py, `look`).
+
 Two things bite.  Closing *any* descriptor of a file ends all locks that the process has on it, so a file that we hold is
 never opened again (`_ours`).  And a lock says nothing about who asks, so a holder is asked about through `_ours` first.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
-from errno import EACCES, EAGAIN, EINVAL, ENOENT, ENOLCK, ENOSYS, ENOTDIR, EOPNOTSUPP
+from errno import EACCES, EAGAIN, EINVAL, EISDIR, ELOOP, ENOENT, ENOLCK, ENOSYS, ENOTDIR, ENXIO, EOPNOTSUPP
+from stat import S_ISREG
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
@@ -33,7 +39,9 @@ _REMOTE = {0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x01021997: "9p
 
 #: Files that this process holds locks on: (device, inode) → (descriptor, bytes).
 _ours: dict[tuple[int, int], tuple[int, set[int]]] = {}
-#: Members whose parent is this very process, a caller of the library: name → pidfd.
+#: Held from the opening of a file until `_ours` knows of it, or it is closed again: another thread would end our locks.
+_guard = _thread.allocate_lock()
+#: Members whose parent is this very process, a caller of the library: id → pidfd.
 children: dict[str, int] = {}
 
 
@@ -84,6 +92,11 @@ def create(path: str, byte: int = MAKER) -> int:
     -1 when a sweep removed it in between: its directory was not proven to be anybody's yet.  FileExistsError.
     BadInput: a file system whose locks prove nothing.
     """
+    with _guard:
+        return _create(path, byte)
+
+
+def _create(path: str, byte: int) -> int:
     fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         _check_file_system(fd, path)
@@ -144,22 +157,31 @@ def let_go_of(path: str) -> None:
         let_go(mine[0])
 
 
+#: What open(2) says where no `held` of ours is: nothing, or something that we never made.
+_LOST = (ENOENT, ENOTDIR, ELOOP, EISDIR, ENXIO)
+
+
 def ask(path: str) -> Life:
     """Who holds the file `path`.  OSError when it can't be asked: that is no death.
 
-    A file that is not there proves nothing: `Life.file` is None.
+    A file that is not there, or a directory or a link in its place, proves nothing: `Life.file` is None.
     """
+    with _guard:
+        return _ask_path(path)
+
+
+def _ask_path(path: str) -> Life:
     try:
         mine = _ours.get(_identity(path))
         if mine:
             return _ask(mine[0], mine[1])
         fd = os.open(path, _FLAGS)
     except OSError as error:
-        if error.errno in (ENOENT, ENOTDIR):
+        if error.errno in _LOST:
             return Life(None)
         raise
     try:
-        return _ask(fd, set())
+        return _ask(fd, set()) if S_ISREG(os.fstat(fd).st_mode) else Life(None)
     finally:
         os.close(fd)
 
@@ -176,20 +198,24 @@ def _ask(fd: int, mine: set[int]) -> Life:
 class Removal:
     """`with Removal(path) as mine:` `mine` tells that nobody holds the file, and nobody can until the end of the block.
 
-    A file that is missing is in nobody's way.
+    A file that is missing, or a directory or a link in its place, is in nobody's way.
     """
 
     def __init__(self, path: str) -> None:
         self.path, self.fd, self.close = path, -1, True
 
     def __enter__(self) -> bool:
+        with _guard:
+            return self._enter()
+
+    def _enter(self) -> bool:
         try:
             if mine := _ours.get(_identity(self.path)):  # we are who keeps it, and mean to end that
                 self.fd, self.close = mine[0], False
                 return self._others_gone()
             self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno in (ENOENT, ENOTDIR):
+            if error.errno in _LOST:
                 return True
             raise
         try:
@@ -197,6 +223,7 @@ class Removal:
         except KernelError as error:
             if error.errno in (EAGAIN, EACCES):
                 return False
+            self.__exit__()  # `with` calls it only after this
             raise
         return identity(self.path) in (None, _identity(self.fd))  # a name that was given away in between is another's
 

@@ -13,7 +13,7 @@ from nsrun.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from nsrun.life import Life
@@ -43,20 +43,10 @@ def pod_status(state: State, note: Note) -> str:
     return "stopped" if note.get("pause") else "lost"
 
 
-def _pause_pid(state: State, note: Note) -> int:
-    """0 when it has ended, or is not visible from here."""
+def _pid(ask: Callable[[Note], tuple[int, int]], note: Note) -> int:
+    """What State.pause or State.process says: 0 when it has ended, or is not visible from here."""
     try:
-        fd, pid = state.pause(note)
-    except BadInput:
-        return 0
-    if fd >= 0:
-        os.close(fd)
-    return pid
-
-
-def _process_pid(state: State, note: Note) -> int:
-    try:
-        fd, pid = state.process(note)
+        fd, pid = ask(note)
     except BadInput:
         return 0
     if fd >= 0:
@@ -68,7 +58,7 @@ def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
     """A pod as docs/cli.md and `--json` have it; namespaces are asked from the kernel.  `members`: all notes, of any pod."""
     network = note["network"]
     status = pod_status(state, note)
-    pid = _pause_pid(state, note) if status in ("running", "removing") else 0
+    pid = _pid(state.pause, note) if status in ("running", "removing") else 0
     return {
         "id": note["id"],
         "name": note["name"],
@@ -100,7 +90,7 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
     if status == "stopped" and not recorded:  # it has just been written
         recorded = state.exit_of(note["name"])
     running = status in ("running", "stopping")
-    pid = _process_pid(state, note) if running else 0
+    pid = _pid(state.process, note) if running else 0
     orphaned = False
     if running:
         pod = state.try_read("pods", note["pod"])
@@ -141,20 +131,34 @@ def _pid_inside(pid: int) -> int:
 def pods(state: State, everything: bool = False) -> list[dict[str, Any]]:
     """Those that live; with `everything`, also those that ended and were not removed yet."""
     known = member_notes(state)
-    found = [pod_json(state, note, known) for note in state.all("pods")]
-    found = [pod for pod in found if everything or pod["status"] in ("created", "running", "removing")]
+    found = _each(state, "pods", lambda note: pod_json(state, note, known), _DAMAGED_POD)
+    found = [pod for pod in found if everything or pod["status"] in ("created", "running", "removing", "damaged")]
     for name, now in unreadable(state, "pods") if state.broken else []:
-        if everything or now.alive:
+        if (everything or now.alive) and all(pod["name"] != name for pod in found):
             found.append({**_DAMAGED_POD, "name": name, "pid": now.keeper or 0})
     return found
 
 
 def members(state: State, everything: bool = False) -> list[dict[str, Any]]:
-    found = [member_json(state, note) for note in member_notes(state)]
-    found = [m for m in found if everything or m["status"] in ("running", "stopping", "created")]
+    found = _each(state, "members", lambda note: member_json(state, note), _DAMAGED_MEMBER)
+    found = [m for m in found if everything or m["status"] in ("running", "stopping", "created", "damaged")]
     for name, now in unreadable(state, "members") if state.broken else []:
-        if everything or now.alive:
+        if (everything or now.alive) and all(member["name"] != name for member in found):
             found.append({**_DAMAGED_MEMBER, "name": name})
+    return found
+
+
+def _each(
+    state: State, kind: str, shown: Callable[[Note], dict[str, Any]], damaged: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What is shown of each; of one that can't be asked about, that it is damaged, and `State.broken` says why."""
+    found = []
+    for note in state.all(kind):
+        try:
+            found.append(shown(note))
+        except (OSError, NsrunError) as error:
+            state.broken[state.path(kind, note["name"])] = str(error).partition("\n")[0]
+            found.append({**damaged, "name": note["name"]})
     return found
 
 
@@ -195,7 +199,7 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
 
     for member in members_of(state, note):
         group = member["cgroup"]
-        for pid in cgroup.pids(group, member.get("cgroup_id", 0)) if group else [_process_pid(state, member)]:
+        for pid in cgroup.pids(group, member.get("cgroup_id", 0)) if group else [_pid(state.process, member)]:
             owners[pid] = member["name"]
     rows = []
     for entry in os.listdir("/proc"):
@@ -258,7 +262,8 @@ def _wait_dead(pidfd: int, seconds: float | None) -> bool:
     from select import poll
 
     poller = poll()
-    poller.register(pidfd, 1)
+    if pidfd >= 0:
+        poller.register(pidfd, 1)
     return bool(poller.poll(None if seconds is None else int(seconds * 1000)))
 
 
@@ -386,7 +391,7 @@ def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
     name = note["name"]
     if (now := state.read("members", name)) is None or now["id"] != note["id"]:
         return True
-    if (kept := life.children.get(name, -1)) >= 0:
+    if (kept := life.children.get(note["id"], -1)) >= 0:
         return _wait_dead(kept, seconds)
     fd = _monitor(state, note)
     try:
@@ -399,12 +404,14 @@ def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
 
 def wait_member(state: State, name: str) -> int:
     """Block until the member has ended; return its exit status.  BadInput when nobody saw it end."""
+    import time
+
     note = state.member(name)
     while True:
         try:
             # the monitor writes to this file, and then calls it `exit`: we can read it even when the member is forgotten at once
             path = state.path("members", note["name"], "exit.tmp")
-            written = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            written = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             if error.errno != ENOENT:
                 raise
@@ -425,14 +432,16 @@ def wait_member(state: State, name: str) -> int:
                 os.close(written)
         if code is not None:
             return code
-        if status == "running":  # its monitor was killed: wait for the process itself
+        if status in ("running", "stopping"):  # its monitor was killed: wait for the process itself
             fd, _ = state.process(note)
-            if fd >= 0:
-                try:
-                    _wait_dead(fd, None)
-                finally:
+            try:
+                _wait_dead(fd, None if fd >= 0 else 0.01)
+            finally:
+                if fd >= 0:
                     os.close(fd)
-        elif status not in ("created", "stopping"):
+        elif status == "created":
+            time.sleep(0.01)
+        else:
             raise BadInput(
                 f"the exit status of {note['name']!r} is lost",
                 hint="its monitor was killed, or could not write it (a full or broken disk)",
@@ -449,9 +458,16 @@ def remove_member(state: State, note: Note, force: bool) -> None:
                 hint=f"nsrun stop {note['name']}, or: nsrun rm -f {note['name']}",
             )
         stop_member(state, note, 0)
-    elif state.life("members", note["name"]).alive:  # about to be restarted
-        stop_member(state, note, 0)
-    kept = life.children.pop(note["name"], -1)
+    else:
+        found = state.life("members", note["name"])
+        if found.keeper and not force and life.held_lives(found.keeper, note.get("pidfd", -1)):
+            raise BadInput(
+                f"member {note['name']!r} is running, though an exit status of it is written down",
+                hint=f"nsrun rm -f {note['name']}",
+            )
+        if found.alive:  # about to be restarted
+            stop_member(state, note, 0)
+    kept = life.children.pop(note["id"], -1)
     if kept >= 0:
         os.close(kept)
         for path in (state.held("members", note["name"]), f"{state.upper(note['id'])}/{life.HELD}"):
@@ -615,7 +631,6 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         from nsrun.host import cgroup
 
         note = {**note, "cgroup": cgroup.locate(note["cgroup"], note.get("cgroup_id", 0), pid)}
-    held = state.held("pods", name) if own else f"{state.owned}/{note['user']['uid']}/{name}.held"
     ended = True
     if fd >= 0:
         try:
@@ -624,12 +639,15 @@ def end_pod(state: State, note: Note, signal: int) -> None:
                 state.mark("pods", name, "removing")  # who makes a member meanwhile looks for this when it is made
             except FileNotFoundError:
                 pass  # of a pod that root made, its owner has no directory
-            _signal(fd, signal)
-            # not the end of pause, which a zombie of its PID namespace may delay, but that it has let go
-            ended = life.wait(held, fd, 10 if own or signal != SIGKILL else 1, life.KEEPER)
+            try:
+                _signal(fd, signal)
+            except KernelError:
+                state.unmark("pods", name, "removing")
+                raise
+            ended = _let_go(state, note, fd, 10 if own or signal != SIGKILL else 1)
             if own and not ended and signal != SIGKILL:
                 _signal(fd, SIGKILL)
-                ended = life.wait(held, fd, 10, life.KEEPER)
+                ended = _let_go(state, note, fd, 10)
         finally:
             os.close(fd)
     if not own:
@@ -656,6 +674,22 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         from nsrun.host import net
 
         net.remove_idle_bridge(state)
+
+
+def _let_go(state: State, note: Note, pidfd: int, seconds: float) -> bool:
+    """Wait until pause has ended, or has let go: a zombie of its PID namespace, which nobody reaps, delays its end."""
+    from time import monotonic
+
+    shown = f"{state.owned}/{note['user']['uid']}/{note['name']}.held" if note.get("user") and not state.uid else ""
+    end, step = monotonic() + seconds, 0.001
+    while not _wait_dead(pidfd, step):
+        now = life.ask(shown) if shown else state.pod_life(note)
+        if now.keeper is None:
+            return True
+        if monotonic() >= end:
+            return False
+        step = min(2 * step, 0.05)
+    return True
 
 
 def _end_roots_own(state: State, note: Note) -> None:

@@ -1,8 +1,8 @@
 """What no note knows: data whose member was forgotten, damaged notes, processes and cgroups of pods whose notes are gone.
 
-`nsrun doctor` shows them.  `nsrun pod prune` ends what lives without a note, since nobody can end it otherwise, and `--all`
-also removes data, after it has said whose and how much.  Nothing here is found by a number alone: a process of ours is known
-by the `held` file that it has open, data by the file beside them.
+`nsrun doctor` shows them.  `nsrun pod prune` ends the processes, since nobody can end them otherwise, and `--all` also removes
+data, after it has said whose and how much; a cgroup may be another state directory's, and is only shown.  Nothing here is
+found by a number alone: a process of ours is known by the `held` file that it has open, data by the file beside them.
 """
 
 from __future__ import annotations
@@ -45,22 +45,28 @@ class Process:
 
 def data(state: State) -> list[Data]:
     """Of every directory of data without a note: whose it was, and how much."""
+    from nsrun import manage
+
     try:
         idents = sorted(os.listdir(f"{state.lib}/upper"))
     except FileNotFoundError:
         return []
     known = {note["id"] for note in state.all("members")}
+    unread = {name for name, _ in manage.unreadable(state, "members")}
     found = []
     for ident in idents:
         path = state.upper(ident)
         if ident in known or not os.path.isdir(path):
             continue
+        about = None
         try:
             about = state.about(ident)
             what = f"of member {about['name']!r} of pod {about['pod']!r}" if about else "of nobody known"
         except BrokenNote as error:
             what = f"of nobody known ({error.why})"
-        found.append(Data(ident, path, what, _size(path), state.is_free(ident)))
+        told = about["name"] in unread if about else bool(unread)  # a note that can't be read may speak of them
+        free = state.is_free(ident) and not told
+        found.append(Data(ident, path, what, _size(path), free))
     return found
 
 
@@ -75,19 +81,61 @@ def _size(path: str) -> int:
 
 
 def processes(state: State) -> list[Process]:
-    """Those that hold a `held` of this state directory which was removed; one that is only out of view here is no orphan's."""
+    """Those that hold a `held` of this state directory which was removed, when no note speaks of it.
+
+    It is this directory's by its file system and mount, not by its path alone, which is another's in another mount namespace; one
+    that is only out of view here is no orphan's.  What can't be asked about is not ended.
+    """
     found = []
-    for pid, name, path in _holders():
-        if path.startswith((f"{state.run}/pods/", f"{state.run}/members/", f"{state.owned}/")) and path.endswith(_GONE):
-            found.append(Process(pid, name, os.path.dirname(path)))
+    mounts = {root: where for root in (state.run, state.owned) if (where := _where(root))}
+    for pid, name, number, path in _holders():
+        root = next((root for root in mounts if path.startswith(f"{root}/")), "")
+        try:
+            st = os.stat(f"/proc/{pid}/fd/{number}")
+            mine = root and st.st_nlink == 0 and (st.st_dev, _mount_id(pid, number)) == mounts[root]
+            if not mine or _is_known(state, path.removesuffix(_GONE), st.st_ino):
+                continue
+            if root == state.owned and os.stat(f"/proc/{pid}").st_uid == 0:
+                continue  # a file that its owner could give to anybody
+        except (OSError, BrokenNote):
+            continue
+        held = path.removesuffix(_GONE)
+        found.append(Process(pid, name, os.path.dirname(held) if held.endswith("/held") else held))
     return found
 
 
-_GONE = "/held (deleted)"  # proc_pid_fd(5)
+_GONE = " (deleted)"  # proc_pid_fd(5)
 
 
-def _holders() -> Iterator[tuple[int, str, str]]:
-    """(pid, name, path of a `held` that it has open)…"""
+def _where(path: str) -> tuple[int, int] | None:
+    """(device, mount id) of a directory; None: there is none."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.fstat(fd).st_dev, _mount_id(os.getpid(), str(fd))
+    finally:
+        os.close(fd)
+
+
+def _mount_id(pid: int, number: str) -> int:
+    """Of an open file: proc_pid_fdinfo(5)."""
+    with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+        return int(file.read(4096).partition(b"mnt_id:")[2].split(None, 1)[0])
+
+
+def _is_known(state: State, held: str, inode: int) -> bool:
+    """Does a note speak of the thing whose `held` this was?  BrokenNote."""
+    kind, _, name = os.path.dirname(held).removeprefix(f"{state.run}/").partition("/")
+    if kind not in ("pods", "members") or not name:
+        return False
+    note = state.read(kind, name)
+    return note is not None and note.get("held", inode) == inode
+
+
+def _holders() -> Iterator[tuple[int, str, str, str]]:
+    """(pid, name, number of a descriptor, path of a removed `held` that it is)…"""
     for pid in filter(is_number, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/comm", "rb") as file:
@@ -96,8 +144,8 @@ def _holders() -> Iterator[tuple[int, str, str]]:
                 continue
             for number in os.listdir(f"/proc/{pid}/fd"):
                 path = os.readlink(f"/proc/{pid}/fd/{number}")
-                if "/held" in path:
-                    yield int(pid), name.decode(), path
+                if path.endswith(("/held" + _GONE, ".held" + _GONE)):
+                    yield int(pid), name.decode(), number, path
         except OSError:
             continue  # it has ended, or is not ours to look into
 

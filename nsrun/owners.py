@@ -25,7 +25,11 @@ def owned_pods(state: State) -> dict[int, list[str]]:
     """The living pods that root made for others: uid → names."""
     found: dict[int, list[str]] = {}
     for note in state.all("pods"):
-        if note.get("user") and state.pod_life(note).kept:
+        try:
+            kept = bool(note.get("user")) and state.pod_life(note).kept
+        except (OSError, NsrunError):
+            continue  # it can't be asked about; `nsrun doctor` and `pod ls` say so
+        if kept:
             found.setdefault(note["user"]["uid"], []).append(note["name"])
     return found
 
@@ -58,8 +62,7 @@ def ask(state: State, uid: int, words: list[str]) -> Any:
             data = _read_within(read)
         finally:
             # it has said all, or too much, or was stopped by its owner: a signal of root's reaches it always
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
+            kernel.end_child(pid)
     finally:
         os.close(read)
     try:

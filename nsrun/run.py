@@ -171,7 +171,7 @@ class Run:
             fd = self.handles.pop(name, -1)
             if fd >= 0:
                 life.own(fd, life.KEEPER)
-        life.children[self.note["name"]] = self.handles.pop("member:pidfd")
+        life.children[self.note["id"]] = self.handles.pop("member:pidfd")
 
     def _undo(self, done: list[Step]) -> None:
         import _signal
@@ -181,7 +181,11 @@ class Run:
             for step in reversed(done):
                 if isinstance(step, Launch):
                     step.undo(self)
-            self.close()  # before the rest: what holds a mount, a port or a table lets go
+            # before the rest: what holds a mount, a port or a table lets go.  A restart has its locks from the member's former
+            # monitor, which has to write down how it ended before anybody may take the member for dead.
+            lent = ("lock:held", "lock:data") if "again" in self.values else ()
+            for name in [name for name in self.handles if name not in lent]:
+                self.close(name)
             for step in reversed(done):
                 if not isinstance(step, Launch):
                     try:
@@ -413,11 +417,7 @@ class Run:
             return
         for pid in (self.pid if self.pidfd >= 0 else -1, self.monitor_pid):
             if pid > 0:
-                try:
-                    os.waitpid(pid, 0)
-                except ChildProcessError:
-                    pass  # somebody else's waitpid(-1) took it
-                children.started.discard(pid)
+                kernel.reap_within(pid, 10)  # the monitor ends by itself when its child has
 
     # ---- phase 5 ---------------------------------------------------------------------------------------
 

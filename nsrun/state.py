@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     Note = dict[str, Any]
 
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-FILES = ("note", "config.json", "options.json")
 
 
 def check_name(name: str, what: str) -> str:
@@ -162,8 +161,13 @@ class State:
         return [name for name in found if life.ask(f"{self.owned}/{name}.held").alive]
 
     def read(self, kind: str, name: str, file: str = "note") -> Note | None:
-        """A note; None when there is none.  BrokenNote: there is one, and it can't be read or believed."""
+        """A note; None when there is none.  BrokenNote: there is one, and it can't be read or believed, or it was lost."""
         found = self._load(self.path(kind, name, file), kind if file == "note" else file)
+        if found is None and file == "note" and os.path.lexists(self.path(kind, name)):
+            # a name is taken and given back together with its note, by one rename(2): it has just been, or its note was lost
+            found = self._load(self.path(kind, name, file), kind)
+            if found is None and os.path.lexists(self.path(kind, name)):
+                raise BrokenNote(self.path(kind, name, file), "it is gone")
         if found is None and kind == "pods" and self.uid and file == "note":
             found = self._load(f"{self.owned}/{name}.json", kind)
         if found and file == "note" and found["name"] != name:
@@ -221,10 +225,38 @@ class State:
             note = self.read(kind, name)
             if life.identity(self.held(kind, name)) == now.file:
                 break
-        if note and kind == "pods" and not self.uid and note.get("user") and now.holder is None and not now.alive:
-            # its nsrun-hold was killed: the owner's pause may go on without what root lent it
-            now.keeper = life.ask(f"{self.owned}/{note['user']['uid']}/{name}.held").keeper
+        if note and kind == "pods" and not now.alive and "pause" in note and not self._lock_proves(note, now):
+            now.keeper = self._keeper_by_number(note)
         return note, now
+
+    def _lock_proves(self, note: Note, now: Life) -> bool:
+        """Does it prove the end of a pod that nobody holds the file that was asked about?
+
+        Not when that file was lost or replaced; and not of a pod that root made for a user, whose nsrun-hold may have been killed:
+        its pause goes on without what root lent it, and locks only what the owner can open.
+        """
+        if note.get("user"):
+            return bool(self.uid)
+        return now.file is not None and note.get("held", now.file[1]) == now.file[1]
+
+    def _keeper_by_number(self, note: Note) -> int | None:
+        """The pid of a pause that no lock tells of, 0 when it can't be seen from here, None when it has ended."""
+        from nsrun.host import cgroup
+
+        lives = self._pause_lives(note)
+        if lives is None and cgroup.count(note["cgroup"], note.get("cgroup_id", 0)) == 0:
+            return None
+        return int(note["pause"][0]) if lives else None if lives is False else 0
+
+    def _pause_lives(self, note: Note) -> bool | None:
+        """What the number and start time of a noted pause say: one that has closed its files only waits for its children."""
+        lives = self._process_lives(note["pause"])
+        try:
+            return bool(os.listdir(f"/proc/{note['pause'][0]}/fd")) if lives else lives
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except OSError:
+            return lives
 
     def pod_life(self, note: Note) -> Life:
         """The life of the pod of this note; nobody's when another pod has its name."""
@@ -241,8 +273,8 @@ class State:
         if now is None or now["id"] != note["id"] or "process" not in now:
             return -1, 0
         if found.keeper is not None:
-            if found.keeper == os.getpid() and now["name"] in life.children:
-                return os.dup(life.children[now["name"]]), int(now["process"][0])
+            if found.keeper == os.getpid() and now["id"] in life.children:
+                return os.dup(life.children[now["id"]]), int(now["process"][0])
             return life.open_held(_visible(found.keeper, f"member {note['name']!r}"), now.get("pidfd", -1))
         fd = kernel.pidfd_of(now["process"][0]) if self._noted(now) else -1
         if fd >= 0 and not self._noted(now):
@@ -260,31 +292,38 @@ class State:
             return life.open_held(_visible(found.holder, what), now.get("pause_fd", -1))
         if found.keeper is None:
             return -1, 0
-        file = self.held("pods", note["name"])
-        if note.get("user") and not self.uid:
-            file = f"{self.owned}/{note['user']['uid']}/{note['name']}.held"
-        fd = life.open_pid(_visible(found.keeper, what), file, life.KEEPER)
-        return (fd, found.keeper) if fd >= 0 else (-1, 0)
+        pid = _visible(found.keeper, what)
+        if self._lock_proves(now, found):
+            fd = life.open_pid(pid, self.held("pods", note["name"]), life.KEEPER)
+            return (fd, pid) if fd >= 0 else (-1, 0)
+        fd = kernel.pidfd_of(pid)
+        if fd >= 0 and not self._pause_lives(now):  # asked with the pidfd in hand
+            os.close(fd)
+            fd = -1
+        return (fd, pid) if fd >= 0 else (-1, 0)
 
     def _noted(self, note: Note) -> bool:
         """Is the member's noted process surely alive?"""
-        if self.exit_of(note["name"]) or self._process_lives(note) is not True:
+        if self.exit_of(note["name"]) or self._process_lives(note["process"]) is not True:
             return False
         from nsrun.host import cgroup
 
         return not note["cgroup"] or note["process"][0] in cgroup.pids(note["cgroup"], note.get("cgroup_id", 0))
 
-    def _process_lives(self, note: Note) -> bool | None:
-        """What the number and start time of a noted process say; None: nothing, from here."""
+    def _process_lives(self, process: list[Any]) -> bool | None:
+        """What the number and start time of a noted process say (`identify`); None: nothing, from here."""
         try:
-            pid, start, boot, *view = note["process"]
+            pid, start, boot, *view = process
         except ValueError:
             return None
-        if not boot or not self.boot or start <= 0:
+        if not boot or not self.boot or type(start) is not int or start <= 0:
             return None
         if boot != self.boot:
             return False
-        return kernel.process_start(pid) == start if view == kernel.our_view() else None
+        if view != kernel.our_view():
+            return None
+        now = kernel.process_start(pid)
+        return now == start if now or not kernel.is_hidden(pid) else None
 
     def surely_ended(self, note: Note) -> bool:
         """Is it proven that nothing of a member runs any more?  Only then what it wrote may go.
@@ -312,7 +351,7 @@ class State:
             pod, found = self.look("pods", note["pod"])
             if pod and pod["id"] == note["pod_id"] and not found.alive and found.file:
                 return True
-        return self._process_lives(note) is False
+        return self._process_lives(note["process"]) is False
 
     def is_free(self, ident: str) -> bool:
         """Is it proven that nothing uses this data?  What is said of that lies beside them."""
@@ -321,7 +360,8 @@ class State:
         except BrokenNote:
             return False
         if committed is None or committed["id"] != ident:
-            return not life.ask(f"{self.upper(ident)}/{life.HELD}").alive
+            now = life.ask(f"{self.upper(ident)}/{life.HELD}")
+            return now.file is not None and not now.alive
         return self.surely_ended(committed)
 
     def identify(self, pid: int) -> list[Any]:
@@ -542,9 +582,17 @@ class State:
                 except FileNotFoundError:
                     return True
                 remove_tree(gone)
-            else:
+                return True
+            try:
+                written = [entry for entry in os.listdir(path) if entry not in (life.HELD, "about", "committed")]
+            except OSError:
+                return not os.path.lexists(path)
+            for entry in written:
+                self.remove_written(f"{path}/{entry}")
+            # what tells whose these are, and that nobody uses them, goes last
+            if not any(os.path.lexists(f"{path}/{entry}") for entry in written):
                 self.remove_written(path)
-        return True
+            return not os.path.lexists(path)
 
     def remove_written(self, path: str) -> None:
         """Remove a tree that members wrote; of a user, it holds files of ids that are the user's only in a user namespace."""
@@ -561,7 +609,7 @@ class State:
         os.chmod(self.owned, 0o711)
         os.makedirs(path, 0o700, exist_ok=True)
         allow(path, uid)  # also when it is there: who made it may have been killed before this
-        if self.root:  # elsewhere the XDG directories are the user's already
+        if self.root:  # elsewhere it is below XDG_DATA_HOME, which is the user's already
             users = f"{self.root}/users"
             os.makedirs(users, 0o711, exist_ok=True)
             os.chmod(users, 0o711)
@@ -572,13 +620,16 @@ class State:
         """Root: the file by whose locks the owner of a pod knows that it lives; return its descriptor, which we hold."""
         self.make_owned(uid)
         path = f"{self.owned}/{uid}/{name}.held"
-        try:
-            os.unlink(path)  # of a pod of this name that has ended
-        except FileNotFoundError:
-            pass
-        fd = life.create(path)
-        os.fchmod(fd, 0o644)
-        return fd
+        for _ in range(100):
+            try:
+                os.unlink(path)  # of a pod of this name that has ended
+            except FileNotFoundError:
+                pass
+            fd = life.create(path)
+            if fd >= 0:
+                os.fchmod(fd, 0o644)
+                return fd
+        raise BadInput(f"{path} is removed again and again")
 
     def show(self, note: Note) -> None:
         """Root: the owner of a pod gets to read its note."""

@@ -162,7 +162,9 @@ class Sweeper:
         with _names_lock(state):
             try:
                 note, now = state.look(kind, name)
-            except BrokenNote:
+            except BrokenNote as error:
+                if not error.damaged:
+                    raise
                 self.set_aside(kind, name)
                 return
             if now.alive:
@@ -233,8 +235,8 @@ class Sweeper:
         """Below tmp: what a killed nsrun was making, or removing."""
         state = self.state
         path = f"{state.run}/tmp/{entry}"
-        if not os.path.isdir(path):
-            return False
+        if not os.path.isdir(path) or life.ask(f"{path}/{life.HELD}").alive:
+            return False  # also of another thread of ours
         if not os.path.lexists(f"{path}/{life.HELD}") and _rmdir(path):
             return True
         with life.Removal(f"{path}/{life.HELD}") as ours:
@@ -274,8 +276,10 @@ class Sweeper:
                         continue
                 except BrokenNote as error:
                     self.state.broken[error.path] = error.why
+                    if not error.damaged:
+                        continue
                 with _names_lock(self.state):
-                    self.set_aside(kind, name)
+                    self._try(f"{kind[:-1]} {name}", self.set_aside, kind, name)
 
 
 class _names_lock:

@@ -104,6 +104,9 @@ def test_wordpress_on_mariadb(host, alice, who):
         what="all members end",
     )
     host.run("ls"), root.run("pod", "ls")
+    if who == "owned":  # root's part of its story is root's to remove, and all that is left
+        wait_for(lambda: root.snapshot() == {**before, "notes": ["run/pods/pause"]}, what="only the story is left")
+        root.run("pod", "rm", "pause")
     wait_for(lambda: root.snapshot() == before, what="nothing is left")
 
 

@@ -63,6 +63,10 @@ def main(words: Words | None = None) -> int:
         _fill_standard_descriptors()
         if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
+            _signal.signal(
+                _signal.SIGCHLD, _signal.SIG_DFL
+            )  # or the kernel takes our children's exit status: wait(2), ECHILD
         for number in (_signal.SIGTERM, _signal.SIGHUP):
             if _signal.getsignal(number) == _signal.SIG_DFL:
                 _signal.signal(number, interrupted)
@@ -516,9 +520,12 @@ def _each(operands: Words, action: Any) -> int:
         try:
             action(name)
             out(name)
-        except NsrunError as error:
-            _say(error)
-            code = code or error.exit_code
+        except (OSError, NsrunError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise  # nobody reads what we say
+            failure = _failure(error)
+            _say(failure)
+            code = code or failure.exit_code
     return code
 
 
@@ -567,9 +574,12 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
             try:
                 if manage.prune(state, kind, note):
                     out(f"{kind} {note['name']}")
-            except NsrunError as error:
-                _say(error)
-                code = code or error.exit_code
+            except (OSError, NsrunError) as error:
+                if isinstance(error, BrokenPipeError):
+                    raise  # nobody reads what we say
+                failure = _failure(error)
+                _say(failure)
+                code = code or failure.exit_code
     sweeper.set_broken_aside()
     state.broken.clear()
     for process in orphans.processes(state):

@@ -302,8 +302,23 @@ class Store:
             return []
         for ident in idents:
             if not state.is_free(ident):
-                found.append(state.about(ident))
+                found.append(self._about(ident))
         return [about for about in found if about]
+
+    def _about(self, ident: str) -> Record | None:
+        """What stands beside data in use; None when they have gone meanwhile.  BadInput: it was lost."""
+        import time
+
+        for _ in range(100):  # whoever makes a member writes it right after the directory
+            if found := self.state.about(ident):
+                return found
+            if self.state.is_free(ident) or not os.path.lexists(self.state.upper(ident)):
+                return None
+            time.sleep(0.01)
+        raise BadInput(
+            f"{self.state.upper(ident)}/about is gone: a member may run, and nothing tells which image carries it",
+            hint="end the members first: nsrun ls; nsrun rm -f",
+        )
 
     def remove(self, word: str, force: bool = False) -> tuple[list[str], int]:
         """Takes a name away, and with its last name the image: (what went, bytes freed).

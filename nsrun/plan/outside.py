@@ -714,7 +714,7 @@ class Launch(Step):
 
 class WriteNote(Step):
     phase = COMMIT
-    why = "From here on nsrun ls knows it. The note names a process; the kernel says whether it lives."
+    why = "From here on nsrun ls knows it. The note names a process for people; a lock on `held` says whether it lives."
     man = "rename(2)"
     kind: str
     name: str
@@ -747,6 +747,8 @@ class WriteNote(Step):
                 }
         else:
             note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
+        if "lock:held" in run.handles:
+            note["held"] = os.fstat(run.fd("lock:held")).st_ino  # by which another file in its place is told from it
         note["cgroup_id"] = run.values.get("cgroup:pod_id" if self.kind == "pods" else "cgroup:id", 0)
         if self.kind == "members" and "lock:data" in run.handles:
             state.commit_data(note)
