@@ -151,19 +151,40 @@ def _holders() -> Iterator[tuple[int, str, str, str]]:
 
 
 def end(process: Process, state: State) -> bool:
-    """SIGKILL; False when it is not what it was any more."""
+    """SIGKILL, and its pod's cgroup goes; False when it is not what it was any more."""
+    from select import poll
+
+    from nsrun.host import cgroup
+
     fd = kernel.pidfd_of(process.pid)
     if fd < 0:
         return False
     try:
         if not any(process.pid == again.pid for again in processes(state)):  # asked with the pidfd in hand
             return False
+        group = _group_of(process)
         kernel.pidfd_send_signal(fd, 9)
+        if group:
+            poller = poll()
+            poller.register(fd, 1)
+            poller.poll(10_000)
+            cgroup.remove(f"{group}.hold", kill=True)
+            cgroup.remove(group, kill=True)
         return True
     except KernelError:
         return False
     finally:
         os.close(fd)
+
+
+def _group_of(process: Process) -> str:
+    """The cgroup of a pod, from its pause; "" when that is not where nsrun makes them."""
+    from nsrun.host import cgroup
+
+    group, pause = os.path.split(cgroup.of_process(process.pid))
+    mount, base = cgroup.mount_point(), cgroup.base()
+    ours = process.name == pause == "pause" and mount and base and os.path.dirname(group) == f"{mount}/{base}"
+    return group if ours else ""
 
 
 def cgroups(state: State) -> list[tuple[str, int]]:

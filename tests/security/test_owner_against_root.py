@@ -652,3 +652,110 @@ def test_a_pod_whose_pause_was_killed_and_can_not_end(host, alice, box):
     finally:
         os.killpg(holder.pid, 9)
         holder.wait()
+
+
+# ---- what she locks, what she holds up ---------------------------------------------------------------------
+
+#: `lock HOW FILE`: takes a read lock on the keeper's byte of a file, prints who has it, and stays.
+LOCK = r"""
+import ctypes, fcntl, os, struct, sys, time
+how, fd = sys.argv[1], os.open(sys.argv[2], os.O_RDONLY)
+lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 1, 1, 0)
+if how == "shared":  # by a process that ends, while its descriptor table goes on
+    if os.fork() == 0:
+        if ctypes.CDLL(None).syscall({"x86_64": 56, "aarch64": 220}[os.uname().machine], 0x400 | 17, 0, 0, 0, 0) == 0:
+            time.sleep(100); os._exit(0)
+        fcntl.fcntl(fd, fcntl.F_SETLK, lock)
+        os._exit(0)
+    os.wait()
+else:
+    fcntl.fcntl(fd, 37 if how == "description" else fcntl.F_SETLK, lock)
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["process", "description", "shared"])
+def test_a_lock_of_hers_is_no_proof_of_life(host, alice, owned, how):
+    """She locks the file that root shows her, and kills pause: for root the pod is dead, and nobody else is killed for it."""
+    shown = host.root / "owned" / str(ALICE) / f"{owned}.held"
+    pause = host.pod()["pid"]
+    locker = subprocess.Popen(
+        alice.words(sys.executable, "-c", LOCK, how, shown), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+    try:
+        bystander = int(locker.stdout.readline())
+        alice.sh("kill", "-9", pause)
+        wait_for(lambda: host.json("pod", "ls", "-a")[0]["status"] == "stopped", 10, "root sees it dead")
+        assert host.json("pod", "ls") == []
+        for words in (["pod", "ls", "-a"], ["doctor"], ["pod", "kill", "-s", "USR1", owned], ["pod", "stop", owned]):
+            done = host.run(*words, check=False)
+            assert "F_GETLK" not in done.stderr and "Traceback" not in done.stderr
+        host.run("pod", "create", "--network", "none", owned)  # the name is free
+        host.run("pod", "rm", "-f", owned)
+        host.run("pod", "prune")
+        assert locker.poll() is None and os.path.exists(f"/proc/{bystander}")
+    finally:
+        locker.kill()
+        sh("pkill", "-KILL", "-s", str(locker.pid), check=False)
+        locker.communicate()
+
+
+def test_a_pod_whose_holder_was_killed_is_known_and_ended(host, alice, owned, busybox):
+    """Its pause goes on, and holds no lock that root believes: its number, start time and open files do."""
+    host.run("join", owned, "-d", "--name", "r", "--rootfs", busybox, "--", "sleep", "1000")
+    pause, member = host.pod()["pid"], host.member("r")["pid"]
+    holder = next(pid for pid in filter(str.isdigit, os.listdir("/proc")) if _holds(pid, host))
+    os.kill(int(holder), 9)
+    wait_for(lambda: not os.path.exists(f"/proc/{holder}") or "Z" in pathlib.Path(f"/proc/{holder}/stat").read_text())
+    assert host.pod()["pid"] == pause and host.json("ls")[0]["pid"] == member
+    assert host.run("pod", "create", "--network", "none", owned, check=False).returncode == 125
+    host.run("pod", "rm", "-f", owned)
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in (pause, member)), 5, "all of it ends")
+
+
+def _holds(pid: str, host) -> bool:
+    try:
+        named = pathlib.Path(f"/proc/{pid}/comm").read_bytes().strip() == b"nsrun-hold"
+        return named and any(
+            os.readlink(f"/proc/{pid}/fd/{fd}").startswith(f"{host.root}/") for fd in os.listdir(f"/proc/{pid}/fd")
+        )
+    except OSError:
+        return False
+
+
+#: Seizes every nsrun of hers, and never waits for it: whoever is its parent can't take its exit status.
+TRACER = r"""
+import ctypes, os, sys
+libc, seen = ctypes.CDLL(None), set()
+print("ready", flush=True)
+while True:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if pid in seen or int(pid) == os.getpid(): continue
+        try:
+            if b"__main__.py" in open(f"/proc/{pid}/cmdline", "rb").read() and os.stat(f"/proc/{pid}").st_uid == os.getuid():
+                seen.add(pid)
+                if libc.ptrace(0x4206, int(pid), 0, 0) == 0: print("seized", flush=True)
+        except OSError: pass
+"""
+
+
+def test_root_does_not_wait_for_what_she_traces(host, alice, owned, box):
+    alice.run("join", owned, "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    tracer = subprocess.Popen(alice.words(sys.executable, "-c", TRACER), stdout=subprocess.PIPE, text=True)
+    try:
+        assert tracer.stdout.readline() == "ready\n"
+        forbidden = pathlib.Path("/proc/sys/kernel/yama/ptrace_scope")
+        can = not forbidden.exists() or forbidden.read_text() == "0\n"
+        for _ in range(20):
+            began = time.monotonic()
+            for words in (["ls"], ["exec", "m", "true"]):
+                host.run(*words, check=False, timeout=20)
+            assert time.monotonic() - began < 19  # of each, at most the 5 s of its answer, and a second
+            if not can or select.select([tracer.stdout], [], [], 0)[0]:
+                break
+        else:
+            raise AssertionError("she traced nothing")
+    finally:
+        tracer.kill()
+        tracer.communicate()

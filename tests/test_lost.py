@@ -1,0 +1,193 @@
+"""One file of nsrun's own is lost, or another is in its place: what it was about lives on, and can still be ended by its name.
+
+The proof of life is a lock on a file, so a file that is gone proves nothing; a note that is gone is damaged, not absent.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+
+import pytest
+from conftest import CACHE, NSRUN, need, sh, wait_for
+
+pytestmark = pytest.mark.live
+
+#: What may stand where a file of nsrun's was.
+PLACES = {
+    "nothing": lambda path: None,
+    "an empty file": lambda path: path.touch(),
+    "a FIFO": lambda path: os.mkfifo(path),
+    "a directory": lambda path: path.mkdir(),
+    "a link": lambda path: path.symlink_to("/etc/passwd"),
+}
+#: None of these may end what lives, whatever they say.
+HARMLESS = [
+    ["pod", "ls", "-a"], ["ls", "-a"], ["pod", "rm", "pause"], ["rm", "m"], ["pod", "create", "--network", "none", "pause"], ["pod", "prune"],
+    ["image", "prune", "-a"], ["pod", "prune", "--all"], ["doctor"], ["pod", "prune", "--all"],
+]  # fmt: skip
+
+
+def lives(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def monitor_of(pid: int) -> int:
+    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("lost", ["pods/pause/held", "pods/pause/note", "members/m/held", "members/m/note"])
+def test_a_lost_file_ends_nothing(host, busybox, lost, place):
+    host.run("pod", "create", "-p", "127.0.0.1:8099:80", "pause")
+    host.start("m", busybox, "sh", "-c", "echo precious >/precious; sleep 1000")
+    precious = wait_for(lambda: list(host.root.glob("lib/upper/*/upper/precious")))[0]
+    pause, member = host.pod()["pid"], host.member("m")["pid"]
+    monitor = monitor_of(member)
+    path = host.root / "run" / lost
+    path.unlink()
+    PLACES[place](path)
+    for words in HARMLESS:
+        done = host.run(*words, check=False, timeout=30)
+        assert "Traceback" not in done.stderr
+        assert (lives(pause), lives(member), lives(monitor), precious.exists()) == (True,) * 4, words
+    assert "pause" in host.run("pod", "ls").stdout and "m" in host.run("ls").stdout
+    if lost.startswith("members"):
+        host.run("rm", "-f", "m")
+        assert not lives(member)
+        assert "m" not in [m["name"] for m in host.json("ls", "-a")]
+    host.run("pod", "rm", "-f", "pause")
+    wait_for(lambda: not lives(pause) and not lives(member), 5, "everything ends")
+    assert host.json("pod", "ls", "-a") == []
+    host.run("pod", "create", "-p", "127.0.0.1:8099:80", "pause")  # name and port are free
+
+
+@pytest.mark.parametrize("lost", ["about", "held", "committed"])
+def test_the_image_under_a_running_member_stays(host, pod, lost):
+    need(
+        (CACHE.parent / "images" / "busybox").is_dir(),
+        "the busybox image is not built",
+        "sudo rootfs/build --image busybox",
+    )
+    box = host.run("image", "load", CACHE.parent / "images" / "busybox").stdout.strip()
+    host.run("join", pod, "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    member = host.member("m")
+    (host.root / "lib" / "upper" / member["id"] / lost).unlink()
+    for words in (
+        ["image", "rm", "-f", box],
+        ["image", "prune", "-a"],
+        ["pod", "prune", "--all"],
+        ["image", "prune", "-a"],
+    ):
+        host.run(*words, check=False)
+        assert lives(member["pid"]) and os.listdir(f"/proc/{member['pid']}/root/bin"), words
+    host.run("exec", "m", "true")
+    host.run("rm", "-f", "m")
+    host.run("image", "rm", box)
+
+
+def test_an_exit_status_beside_a_running_member(host, pod, busybox):
+    host.start("m", busybox, "sleep", "1000")
+    pid = host.member("m")["pid"]
+    (host.root / "run" / "members" / "m" / "exit").write_text("0 x\n")
+    done = host.run("rm", "m", check=False)
+    assert done.returncode == 125 and "running" in done.stderr and lives(pid)
+    host.run("rm", "-f", "m")
+    assert not lives(pid)
+
+
+def test_prune_leaves_another_directory_of_the_same_path_alone(host):
+    """A container has its own /run/nsrun: its path is ours, its file system is not."""
+    (host.root / "run").mkdir(exist_ok=True)
+    script = (
+        f"mount -t tmpfs none {host.root}/run && {NSRUN} pod create --network none inner >&2 && cat {host.root}/run/pods/inner/note"
+        f" && rm -rf {host.root}/run/pods/* && echo done && read word; exec {NSRUN} pod prune"
+    )
+    inner = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script], env=host.env, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )  # fmt: skip
+    try:
+        note = inner.stdout.readline()
+        pause = int(note.partition('"pause": [')[2].partition(",")[0])
+        assert inner.stdout.readline() == "done\n"
+        for words in (["pod", "prune"], ["pod", "prune", "--all"]):
+            host.run(*words)
+            assert lives(pause)
+    finally:
+        told, _ = inner.communicate("\n", timeout=30)
+    assert f"process {pause} (pause)" in told and not lives(pause)  # in there it is an orphan
+
+
+def test_prune_ends_what_no_note_speaks_of(host, busybox):
+    host.run("pod", "create", "--network", "none", "pause")
+    host.start("m", busybox, "sleep", "1000")
+    pause, member = host.pod()["pid"], host.member("m")["pid"]
+    sh("rm", "-rf", host.root / "run" / "pods" / "pause", host.root / "run" / "members" / "m")
+    host.run("pod", "prune")
+    wait_for(lambda: not lives(pause) and not lives(member), 10, "what nobody knows has ended")
+    host.run("pod", "prune", "--all")
+
+
+def test_wait_for_a_member_whose_monitor_was_killed(host, pod, busybox):
+    """It is being stopped, ignores its signal, and nobody is there to write an exit status: `wait` waits, and does not spin."""
+    host.start("m", busybox, "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+    pid = host.member("m")["pid"]
+    os.kill(monitor_of(pid), signal.SIGKILL)
+    (host.root / "run" / "members" / "m" / "stop").touch()
+    wait_for(lambda: host.json("ls")[0]["status"] == "stopping")
+    waiter = subprocess.Popen([NSRUN, "wait", "m"], env=host.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(
+            lambda: (
+                pathlib.Path(f"/proc/{waiter.pid}/wchan").read_text()
+                in ("do_sys_poll", "poll_schedule_timeout.constprop.0")
+            ),
+            10,
+            "wait polls",
+        )
+        before = int(pathlib.Path(f"/proc/{waiter.pid}/stat").read_text().rpartition(")")[2].split()[11])
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiter.wait(2)
+        after = int(pathlib.Path(f"/proc/{waiter.pid}/stat").read_text().rpartition(")")[2].split()[11])
+        assert after - before < 50  # of 200 ticks
+        os.kill(pid, signal.SIGKILL)
+        assert waiter.wait(10) == 125
+    finally:
+        waiter.kill()
+        waiter.wait()
+    host.run("rm", "-f", "m")
+
+
+def test_a_caller_that_ignores_sigchld(host, pod, busybox, alice):
+    def nsrun(*words: object) -> subprocess.CompletedProcess[str]:
+        return sh("env", "--ignore-signal=CHLD", NSRUN, *words, env=host.env, check=False)
+
+    assert nsrun("join", pod, "--rm", "--rootfs", busybox, "sh", "-c", "exit 7").returncode == 7
+    assert nsrun("pod", "create", "--network", "none", "--owner", "alice", "hers").stdout == "hers\n"
+    done = nsrun("ls", "-a")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        nsrun("join", pod, "--rm", "--rootfs", busybox, "sh", "-c", "grep SigIgn /proc/self/status").stdout.split()[1][
+            -5
+        ]
+        in "02468ace"
+    )
+
+
+def test_prune_goes_on_after_what_it_can_not_do(host, pod, busybox):
+    host.run("join", pod, "-d", "--name", "a", "--rootfs", busybox, "--", "true")
+    host.run("join", pod, "-d", "--name", "b", "--rootfs", busybox, "--", "true")
+    for name in "ab":
+        host.run("wait", name)
+    held = host.root / "run" / "members" / "a" / "held"
+    held.unlink()
+    held.mkdir()
+    done = host.run("pod", "prune", check=False)
+    assert "member b" in done.stdout and "Traceback" not in done.stderr
+    host.run("rm", "-f", "a", check=False)
+    assert host.json("ls", "-a") == []
