@@ -299,7 +299,8 @@ def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None])
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(hold[0])
-        end_child(pid)  # the owner could have stopped it
+        os.kill(pid, 9)  # the owner could have stopped it, but not traced it, since it is not dumpable: ptrace(2)
+        os.waitpid(pid, 0)
 
 
 def end_child(pid: int) -> None:

@@ -163,13 +163,13 @@ class State:
     def read(self, kind: str, name: str, file: str = "note") -> Note | None:
         """A note; None when there is none.  BrokenNote: there is one, and it can't be read or believed, or it was lost."""
         found = self._load(self.path(kind, name, file), kind if file == "note" else file)
+        if found is None and kind == "pods" and self.uid and file == "note":
+            found = self._load(f"{self.owned}/{name}.json", kind)
         if found is None and file == "note" and os.path.lexists(self.path(kind, name)):
             # a name is taken and given back together with its note, by one rename(2): it has just been, or its note was lost
             found = self._load(self.path(kind, name, file), kind)
             if found is None and os.path.lexists(self.path(kind, name)):
                 raise BrokenNote(self.path(kind, name, file), "it is gone")
-        if found is None and kind == "pods" and self.uid and file == "note":
-            found = self._load(f"{self.owned}/{name}.json", kind)
         if found and file == "note" and found["name"] != name:
             raise BrokenNote(self.path(kind, name), f"it is the note of {found['name']!r}")
         return found

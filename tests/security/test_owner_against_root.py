@@ -204,7 +204,7 @@ def higher(a: dict[str, object], b: dict[str, object]) -> list[str]:
 def modest() -> None:
     """What an administrator, or alice herself, has lowered in a shell of hers."""
     for kind, value in (
-        (resource.RLIMIT_NPROC, 50), (resource.RLIMIT_NOFILE, 500), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 65536),
+        (resource.RLIMIT_NPROC, 500), (resource.RLIMIT_NOFILE, 500), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 65536),
         (resource.RLIMIT_FSIZE, 1 << 28), (resource.RLIMIT_CPU, 3000), (resource.RLIMIT_SIGPENDING, 99), (resource.RLIMIT_MSGQUEUE, 4096),
     ):  # fmt: skip
         resource.setrlimit(kind, (value, value))
