@@ -236,7 +236,7 @@ def test_a_member_has_what_her_own_shell_has(host, alice, lent, box, keyring):
             out = alice.run("join", lent, "--rm", *options, "--", "sh", "-c", script, preexec_fn=modest).stdout
         theirs = told(out)
         a, b = standing(theirs), standing(mine)
-        assert higher(a, b) == [] and a["limits"]["Max processes"] == [50, 50]
+        assert higher(a, b) == [] and a["limits"]["Max processes"] == [500, 500]
         assert (a["nice"], a["policy"], a["oom"]) == (5, 0, 300) == (b["nice"], b["policy"], b["oom"])
         assert a["cpus"] == 1 and b["cpus"] == 1
         assert theirs["key"] == "-1\n"
