@@ -37,7 +37,7 @@ def pod_status(state: State, note: Note) -> str:
     """created, running, removing, stopped, or lost (what made it ended before it was there)."""
     found = state.pod_life(note)
     if found.kept:
-        return "removing" if state.marked("pods", note["name"], "removing") else "running"
+        return "removing" if state.is_being_removed(note["name"]) else "running"
     if found.alive:
         return "created"
     return "stopped" if note.get("pause") else "lost"
@@ -636,7 +636,7 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         try:
             _may_end(fd, f"pod {name!r}", note)
             try:
-                state.mark("pods", name, "removing")  # who makes a member meanwhile looks for this when it is made
+                state.mark_removing(name)  # who makes a member meanwhile looks for this when it is made
             except FileNotFoundError:
                 pass  # of a pod that root made, its owner has no directory
             try:

@@ -86,6 +86,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "linux": dict, "annotations": {str: WORD},
     },
     "options.json": {},
+    "removing": {"process": list},
     "committed": {
         "id": HEX, "name": _NAME, "pod": _NAME, "pod_id": HEX, "cgroup": WORD, "cgroup_id": _COUNT, "shares_pid": FLAG, "process": list,
     },

@@ -1,8 +1,8 @@
 """What no note knows: data whose member was forgotten, damaged notes, processes and cgroups of pods whose notes are gone.
 
 `nsrun doctor` shows them.  `nsrun pod prune` ends the processes, since nobody can end them otherwise, and `--all` also removes
-data, after it has said whose and how much; a cgroup may be another state directory's, and is only shown.  Nothing here is
-found by a number alone: a process of ours is known by the `held` file that it has open, data by the file beside them.
+data, after it has said whose and how much; a cgroup may be another state directory's, and goes only when nothing is in it.
+Nothing here is found by a number alone: a process of ours is known by the `held` file that it has open, data by the file beside them.
 """
 
 from __future__ import annotations
@@ -175,6 +175,29 @@ def end(process: Process, state: State) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+#: Seconds: who makes a pod, of another state directory perhaps, has a process in its cgroup long before.
+IDLE = 5
+
+
+def remove_idle_cgroups(state: State) -> list[str]:
+    """Remove the cgroups of pods that no note knows and no process is in; return which.  rmdir(2) takes none that is in use."""
+    from time import time
+
+    from nsrun.host import cgroup
+
+    found = []
+    for path, count in cgroups(state):
+        try:
+            if count or time() - os.stat(path).st_ctime < IDLE:
+                continue
+            cgroup.remove(path)
+        except OSError:
+            continue  # it has just gone, or a process came
+        if not os.path.exists(path):
+            found.append(path)
+    return found
 
 
 def _group_of(process: Process) -> str:

@@ -557,9 +557,23 @@ class State:
         self._write(self.path(kind, name, file), note)
 
     def mark(self, kind: str, name: str, file: str) -> None:
-        """Make an empty file beside a note: `started`, `stop`, `removing`, `ended`.  FileNotFoundError: the thing is gone."""
+        """Make an empty file beside a note: `started`, `stop`, `ended`.  FileNotFoundError: the thing is gone."""
         path = self.path(kind, name, file)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+    def mark_removing(self, name: str) -> None:
+        """Say that this process is ending a pod.  FileNotFoundError: it is gone."""
+        self._write(self.path("pods", name, "removing"), {"process": self.identify(os.getpid())})
+
+    def is_being_removed(self, name: str) -> bool:
+        """Is somebody ending this pod?  One that was killed half-way is not."""
+        if not self.marked("pods", name, "removing"):
+            return False
+        try:
+            mark = self._load(self.path("pods", name, "removing"), "removing")
+        except BrokenNote:
+            return False
+        return mark is not None and self._process_lives(mark["process"]) is not False
 
     def unmark(self, kind: str, name: str, file: str) -> None:
         try:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 
 import pytest
 from conftest import CACHE, NSRUN, need, sh, wait_for
@@ -131,6 +132,32 @@ def test_prune_ends_what_no_note_speaks_of(host, busybox):
     host.run("pod", "prune")
     wait_for(lambda: not lives(pause) and not lives(member), 10, "what nobody knows has ended")
     host.run("pod", "prune", "--all")
+
+
+def test_a_removal_that_was_killed_half_way(host, pod, busybox):
+    """It had said that it ends the pod: who is dead ends nothing, and the pod takes members again."""
+    pause = host.pod()["pid"]
+    script = "import sys; from nsrun.state import State; State(sys.argv[1]).mark_removing('pause'); print(flush=True); input()"
+    remover = subprocess.Popen([sys.executable, "-c", script, host.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        remover.stdout.readline()
+        assert host.json("pod", "ls")[0]["status"] == "removing"
+        assert "is being removed" in host.run("join", pod, "--rm", "--rootfs", busybox, "true", check=False).stderr
+    finally:
+        remover.kill()
+        remover.communicate()
+    assert host.pod()["status"] == "running" and lives(pause)
+    host.run("join", pod, "--rm", "--rootfs", busybox, "true")
+
+
+def test_prune_removes_a_cgroup_of_no_pod(host):
+    host.run("pod", "create", "--network", "none", "pause")
+    pause = host.pod()["pid"]
+    sh("rm", "-rf", host.root / "run" / "pods" / "pause")
+    os.kill(pause, signal.SIGKILL)
+    wait_for(lambda: not lives(pause))
+    assert host.run("pod", "prune").stdout == ""  # it may be one that another nsrun is about to use
+    wait_for(lambda: "of no pod" in host.run("pod", "prune").stdout or not host.cgroups(), 20, "the cgroup goes")
 
 
 def test_wait_for_a_member_whose_monitor_was_killed(host, pod, busybox):

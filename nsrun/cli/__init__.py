@@ -585,6 +585,8 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
     for process in orphans.processes(state):
         if orphans.end(process, state):
             out(str(process))
+    for path in orphans.remove_idle_cgroups(state):
+        out(f"cgroup {path}, of no pod")
     for data in orphans.data(state) if options.get("all") else []:
         if data.free:
             out(str(data))

@@ -756,7 +756,7 @@ class WriteNote(Step):
         state.save(self.kind, self.name, note)
         if self.kind == "pods" and note.get("user") and not state.uid:
             state.show(note)
-        if self.kind == "members" and state.marked("pods", self.note["pod"], "removing"):
+        if self.kind == "members" and state.is_being_removed(self.note["pod"]):
             raise BadInput(f"pod {self.note['pod']!r} is being removed", hint="nsrun pod ls")
 
 
