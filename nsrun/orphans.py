@@ -181,8 +181,11 @@ def end(process: Process, state: State) -> bool:
 IDLE = 5
 
 
-def remove_idle_cgroups(state: State) -> list[str]:
-    """Remove the cgroups of pods that no note knows and no process is in; return which.  rmdir(2) takes none that is in use."""
+def remove_idle_cgroups(state: State, name: str = "") -> list[str]:
+    """Remove the cgroups of pods that no note knows and no process is in; return which.  rmdir(2) takes none that is in use.
+
+    `name`: only those of a pod of this name, however young, since its note has just been given up.
+    """
     from time import time
 
     from nsrun.host import cgroup
@@ -190,7 +193,8 @@ def remove_idle_cgroups(state: State) -> list[str]:
     found = []
     for path, count in cgroups(state):
         try:
-            if count or time() - os.stat(path).st_ctime < IDLE:
+            ours = os.path.basename(path).startswith(f"{name}-") if name else time() - os.stat(path).st_ctime >= IDLE
+            if count or not ours:
                 continue
             cgroup.remove(path)
         except OSError:

@@ -265,6 +265,10 @@ class Sweeper:
             except FileNotFoundError:
                 return False
         self.removed.append(f"damaged {kind[:-1]} {name}, kept in {aside}")
+        if kind == "pods":
+            from nsrun import orphans
+
+            orphans.remove_idle_cgroups(state, name)
         return True
 
     def set_broken_aside(self) -> None:
