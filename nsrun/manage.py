@@ -570,8 +570,6 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     if group:
         cgroup.remove(group, kill=True)
         cgroup.remove(f"{group}.hold", kill=True)
-    if kind == "pods" and not state.uid:
-        state.disown_name(name)
     Sweeper(state).set_aside(kind, name)
 
 

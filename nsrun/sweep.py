@@ -269,6 +269,8 @@ class Sweeper:
             from nsrun import orphans
 
             orphans.remove_idle_cgroups(state, name)
+            if not state.uid:
+                state.disown_name(name)
         return True
 
     def set_broken_aside(self) -> None:

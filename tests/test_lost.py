@@ -138,7 +138,9 @@ def test_a_removal_that_was_killed_half_way(host, pod, busybox):
     """It had said that it ends the pod: who is dead ends nothing, and the pod takes members again."""
     pause = host.pod()["pid"]
     script = "import sys; from nsrun.state import State; State(sys.argv[1]).mark_removing('pause'); print(flush=True); input()"
-    remover = subprocess.Popen([sys.executable, "-I", "-c", script, host.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    remover = subprocess.Popen(
+        [sys.executable, "-I", "-c", script, host.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         assert remover.stdout.readline() == b"\n"
         assert host.json("pod", "ls")[0]["status"] == "removing"

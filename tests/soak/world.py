@@ -199,8 +199,8 @@ class World:
         listed: set[int] = set()
         for who in self.people:
             for name, status, pid in notes.listed(self._first(who, notes.LIST_PODS, "prune")):
+                listed.add(pid)  # also one that is being removed, or whose note is damaged
                 if status == "running":
-                    listed.add(pid)
                     if not kernel.start_time(pid):
                         time.sleep(0.1)  # it may have just ended; then the next list knows
                         again = notes.listed(self._first(who, notes.LIST_PODS, "prune"))
