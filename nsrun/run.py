@@ -2,7 +2,7 @@
 
 If a step fails, those done before it are undone in reverse and every descriptor is closed; the error says
 which step it was, what the kernel said, and what to do.  If nsrun is killed instead, the kernel undoes: the
-descriptors close, nsrun-init reads end of file and exits, and what is left is a note whose holder is dead.
+descriptors close, nsrun-init reads end of file and exits, and what is left is a note beside a `held` that nobody locks.
 """
 
 from __future__ import annotations

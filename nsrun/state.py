@@ -244,8 +244,11 @@ class State:
         from nsrun.host import cgroup
 
         lives = self._pause_lives(note)
-        if lives is None and cgroup.count(note["cgroup"], note.get("cgroup_id", 0)) == 0:
-            return None
+        if lives is None and cgroup.count(note["cgroup"], note.get("cgroup_id", 0)) >= 0:
+            inside = cgroup.pids(
+                f"{note['cgroup']}/pause"
+            )  # it was made in another PID namespace: its number is another here
+            return inside[0] if len(inside) == 1 else 0 if inside else None
         return int(note["pause"][0]) if lives else None if lives is False else 0
 
     def _pause_lives(self, note: Note) -> bool | None:
@@ -297,7 +300,7 @@ class State:
             fd = life.open_pid(pid, self.held("pods", note["name"]), life.KEEPER)
             return (fd, pid) if fd >= 0 else (-1, 0)
         fd = kernel.pidfd_of(pid)
-        if fd >= 0 and not self._pause_lives(now):  # asked with the pidfd in hand
+        if fd >= 0 and self._keeper_by_number(now) != pid:  # asked with the pidfd in hand
             os.close(fd)
             fd = -1
         return (fd, pid) if fd >= 0 else (-1, 0)

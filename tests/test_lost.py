@@ -68,6 +68,33 @@ def test_a_lost_file_ends_nothing(host, busybox, lost, place):
     host.run("pod", "create", "-p", "127.0.0.1:8099:80", "pause")  # name and port are free
 
 
+def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):
+    """Start times in a time namespace are others: neither the lost lock nor the number tells, but what is in its cgroup does."""
+    sh(
+        "unshare",
+        "--time",
+        "--boottime",
+        "1000000",
+        "--fork",
+        NSRUN,
+        "pod",
+        "create",
+        "--network",
+        "none",
+        "pause",
+        env=host.env,
+    )
+    pause = host.pod()["pid"]
+    (host.root / "run" / "pods" / "pause" / "held").unlink()
+    assert host.pod()["pid"] == pause
+    host.run("pod", "prune", "--all")
+    assert lives(pause)
+    host.run("join", "pause", "--rm", "--rootfs", busybox, "true")
+    host.run("pod", "rm", "-f", "pause")
+    wait_for(lambda: not lives(pause), 5, "pause ends")
+    assert host.json("pod", "ls", "-a") == []
+
+
 @pytest.mark.parametrize("lost", ["about", "held", "committed"])
 def test_the_image_under_a_running_member_stays(host, pod, lost):
     need(

@@ -143,7 +143,7 @@ def test_what_has_ended_costs_little(host, pod, busybox, tmp_path, words, reads)
 
 
 def test_kill_dash_nine_from_outside(host, pod, busybox):
-    """The kernel ends all members; the next command forgets them."""
+    """The kernel ends all members; the next command frees what is left of them, and their story stays."""
     host.start("a", busybox, "sleep", "1000")
     member = host.member("a")["pid"]
     kill(host.pod()["pid"])

@@ -48,6 +48,12 @@ def test_c_compiles_without_a_warning(compiler, tmp_path):
         check(compiler, *flags.split(), "-o", tmp_path / name, f"csrc/{name}.c")
 
 
+def test_names_of_files():
+    """A test that ran with odd names in the wrong directory leaves nothing here."""
+    for name in os.listdir(TOP):
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", name), ascii(name)
+
+
 def test_only_its_layer_uses_it():
     """One module imports pyroute2, one the cffi module; spec, plan and explain touch no machine."""
     uses = {
