@@ -245,9 +245,7 @@ class State:
 
         lives = self._pause_lives(note)
         if lives is None and cgroup.count(note["cgroup"], note.get("cgroup_id", 0)) >= 0:
-            inside = cgroup.pids(
-                f"{note['cgroup']}/pause"
-            )  # it was made in another PID namespace: its number is another here
+            inside = cgroup.pids(f"{note['cgroup']}/pause")  # made in another namespace: its number is another here
             return inside[0] if len(inside) == 1 else 0 if inside else None
         return int(note["pause"][0]) if lives else None if lives is False else 0
 

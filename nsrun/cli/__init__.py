@@ -63,10 +63,8 @@ def main(words: Words | None = None) -> int:
         _fill_standard_descriptors()
         if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-        if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
-            _signal.signal(
-                _signal.SIGCHLD, _signal.SIG_DFL
-            )  # or the kernel takes our children's exit status: wait(2), ECHILD
+        if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:  # the kernel would reap our children: wait(2), ECHILD
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         for number in (_signal.SIGTERM, _signal.SIGHUP):
             if _signal.getsignal(number) == _signal.SIG_DFL:
                 _signal.signal(number, interrupted)
@@ -521,12 +519,17 @@ def _each(operands: Words, action: Any) -> int:
             action(name)
             out(name)
         except (OSError, NsrunError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise  # nobody reads what we say
-            failure = _failure(error)
-            _say(failure)
-            code = code or failure.exit_code
+            code = code or _go_on_after(error)
     return code
+
+
+def _go_on_after(error: OSError | NsrunError) -> int:
+    """Tell an error of one of several items; return the exit status that it gives."""
+    if isinstance(error, BrokenPipeError):
+        raise error  # nobody reads what we say
+    failure = _failure(error)
+    _say(failure)
+    return failure.exit_code
 
 
 def _seconds(options: Options) -> float:
@@ -575,11 +578,7 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
                 if manage.prune(state, kind, note):
                     out(f"{kind} {note['name']}")
             except (OSError, NsrunError) as error:
-                if isinstance(error, BrokenPipeError):
-                    raise  # nobody reads what we say
-                failure = _failure(error)
-                _say(failure)
-                code = code or failure.exit_code
+                code = code or _go_on_after(error)
     sweeper.set_broken_aside()
     state.broken.clear()
     for process in orphans.processes(state):
