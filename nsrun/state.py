@@ -253,9 +253,11 @@ class State:
         """What the number and start time of a noted pause say: one that has closed its files only waits for its children."""
         lives = self._process_lives(note["pause"])
         try:
+            if lives is None and note["pause"][3:4] == kernel.our_view()[:1]:
+                lives = os.stat(f"/proc/{note['pause'][0]}/ns/pid").st_ino == note.get("namespaces", {}).get("pid")
             return bool(os.listdir(f"/proc/{note['pause'][0]}/fd")) if lives else lives
         except (FileNotFoundError, ProcessLookupError):
-            return False
+            return False if lives else lives
         except OSError:
             return lives
 
@@ -321,10 +323,13 @@ class State:
             return None
         if boot != self.boot:
             return False
-        if view != kernel.our_view():
+        ours = kernel.our_view()
+        if view[:1] != ours[:1]:
             return None
         now = kernel.process_start(pid)
-        return now == start if now or not kernel.is_hidden(pid) else None
+        if not now:
+            return None if kernel.is_hidden(pid) else False
+        return now == start if view == ours else None  # in another time namespace it started at another time
 
     def surely_ended(self, note: Note) -> bool:
         """Is it proven that nothing of a member runs any more?  Only then what it wrote may go.

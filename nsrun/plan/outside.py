@@ -556,7 +556,8 @@ class MakeCgroup(Step):
         if self.whole:  # its name holds the pod's id: nobody else's
             cgroup.remove(self.whole, int(run.values.get("cgroup:pod_id", 0)), kill=True)
         elif "cgroup:id" in run.values:
-            cgroup.remove(self.path, int(run.values["cgroup:id"]), kill=True)
+            # and the pod's, if what removed the pod met it in there
+            cgroup.remove_member(self.path, int(run.values["cgroup:id"]))
         cgroup.remove_empty(run.state)
 
 

@@ -100,7 +100,7 @@ class Maker:
         return Command(["join", self.pod(who), *rm, *self._source(who), "--", "sh", "-c", script], "join", True)
 
     def execute(self, who: Host) -> Command:
-        script = self.rng.choice(["true", "exit 3", "cat /token", "sleep 0.1", "no-such-program"])
+        script = self.rng.choice(["true", "exit 3", "cat /token || :", "sleep 0.1", "no-such-program"])
         return Command(["exec", self.member(), "sh", "-c", script], "exec", True)
 
     # ---- removers ----------------------------------------------------------------------------------------------

@@ -14,7 +14,13 @@ for pid in sorted(map(int, sys.argv[2:at])):
         file.write(str(pid - 1))
         file.flush()
         bystanders.append(
-            subprocess.Popen(["sleep", "100"], user=uid, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            subprocess.Popen(
+                ["bystander", "100"],
+                executable="/bin/sleep",
+                user=uid,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
         )
 code = subprocess.call(sys.argv[at + 1 :])
 for process in bystanders:

@@ -50,6 +50,8 @@ def ours(throwaway: ThrowawayHost, host: Host) -> set[int]:
 
 def kind(pid: int) -> str:
     """Which program of nsrun's it is, "member" for what runs inside a pod, "" for what is none of these."""
+    if words(pid)[:1] == ["bystander"]:  # inside.py
+        return ""
     comm = name(pid).replace(".avx2", "").replace("passt", "pasta")
     if comm in PROGRAMS:
         return comm

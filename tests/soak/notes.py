@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import stat
 
 #: What a dead pod is listed as, by those who list it at all.
 DEAD = ("stopped", "lost")
@@ -19,7 +21,14 @@ def files(root: pathlib.Path) -> list[pathlib.Path]:
                 # what members wrote, and the files of images, are not nsrun's
                 below[:] = [d for d in below if d not in ("upper", "work", "layers", "volumes", "tmp", "fs")]
                 found += [pathlib.Path(directory, name) for name in names if not name.endswith(".lock")]
-    return sorted(p for p in found if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 16)
+    return sorted(filter(_is_small, found))
+
+
+def _is_small(path: pathlib.Path) -> bool:
+    with contextlib.suppress(OSError):  # it has gone meanwhile
+        st = path.lstat()
+        return stat.S_ISREG(st.st_mode) and st.st_size < 1 << 16
+    return False
 
 
 def left(root: pathlib.Path) -> list[str]:

@@ -78,7 +78,7 @@ def disk(world: World, rng: random.Random) -> None:
 
 
 def _then(script: str) -> list[str]:
-    return ["unshare", "--mount", "sh", "-c", f'{script} && exec "$@"', "sh"]
+    return ["unshare", "--mount", "sh", "-c", f'{{ {script}; }} || exit 125; exec "$@"', "sh"]  # the disk may be full
 
 
 def places(world: World) -> dict[str, list[str]]:
