@@ -3,7 +3,8 @@
     {"crc": "89abcdef", "id": …}
 
 The checksum is the CRC-32 of everything behind it.  A note that does not fit it, or whose values have other types than
-they should, is *broken*: that is no absence, and nobody concludes anything from it (state.py).
+they should, is *broken*: that is no absence, and nobody concludes anything from it (state.py).  The documents of the
+image store are notes, too (image/shapes.py).
 
 JSON itself costs one C call here: importing `json` pulls `re` in, 5 ms of every command.
 """
@@ -100,7 +101,7 @@ def encode(note: dict[str, Any]) -> bytes:
     return _HEAD % kernel.checksum(body) + body
 
 
-def decode(data: bytes, shape: str) -> dict[str, Any]:
+def decode(data: bytes, shape: dict[Any, Any]) -> dict[str, Any]:
     """The note of these bytes.  ValueError tells what is wrong with them."""
     size = len(_HEAD % 0)
     body = data[size:]
@@ -108,7 +109,7 @@ def decode(data: bytes, shape: str) -> dict[str, Any]:
         raise ValueError("its checksum does not fit: it was changed, or written only in part")
     note = loads("{" + body.decode())
     try:
-        check(note, SHAPES[shape], "it")
+        check(note, shape, "it")
     except BadInput as error:
         raise ValueError(error.message) from None
     return note  # type: ignore[no-any-return]

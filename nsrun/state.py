@@ -182,7 +182,7 @@ class State:
                 return None
             raise BrokenNote(path, f"it can't be read: {os.strerror(error.errno or 0)}", error.errno or 0) from None
         try:
-            return notes.decode(data, shape)
+            return notes.decode(data, notes.SHAPES[shape])
         except ValueError as error:
             raise BrokenNote(path, str(error)) from None
 
@@ -360,15 +360,15 @@ class State:
         return self._process_lives(note["process"]) is False
 
     def is_free(self, ident: str) -> bool:
-        """Is it proven that nothing uses this data?  What is said of that lies beside them."""
+        """Is it proven that nothing uses this data?  What is said of that lies beside them; a damaged note proves nothing."""
         try:
             committed = self.committed(ident)
+            if committed is not None and committed["id"] == ident:
+                return self.surely_ended(committed)
         except BrokenNote:
             return False
-        if committed is None or committed["id"] != ident:
-            now = life.ask(f"{self.upper(ident)}/{life.HELD}")
-            return now.file is not None and not now.alive
-        return self.surely_ended(committed)
+        now = life.ask(f"{self.upper(ident)}/{life.HELD}")
+        return now.file is not None and not now.alive
 
     def identify(self, pid: int) -> list[Any]:
         """What a note says of a process, for people and for the case that its monitor is killed.

@@ -68,13 +68,14 @@ class World:
     def __init__(self, host: Host, alice: UserHost, busybox: str) -> None:
         self.host, self.alice, self.busybox = host, alice, busybox
         self.innocent = subprocess.Popen(["sleep", "1000"])
-        host.run("image", "load", CACHE.parent / "images/busybox")
         self.victim = host.root / "victim"
         self.victim.write_text("precious")
         self.make()
 
     def make(self) -> None:
         host, alice = self.host, self.alice
+        for who in (host, alice):  # a prune takes away what was damaged
+            who.run("image", "load", CACHE.parent / "images/busybox")
         host.run("pod", "create", "--network", "none", "pause")
         host.run("pod", "create", "--network", "none", "hers", env={"SUDO_UID": str(alice.uid)})
         self.members = [Running(host, name, f"token-{name}") for name in ("a", "i")] + [Running(alice, "h", "token-h")]
@@ -91,7 +92,8 @@ class World:
         for name in ("pause", "hers"):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.host.run("pod", "rm", "-f", name, check=False, timeout=40)
-        for pidfd in self.pidfds:
+        while self.pidfds:
+            pidfd = self.pidfds.pop()
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)

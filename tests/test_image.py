@@ -17,6 +17,8 @@ from conftest import NSRUN, kill, sh, wait_for
 from images import Layout, archive, digest, directory, docker_archive, entry, hardlink, symlink, tar
 
 from nsrun import kernel
+from nsrun.image.store import Store
+from nsrun.state import State
 
 pytestmark = pytest.mark.live
 
@@ -343,6 +345,39 @@ def test_after_a_power_cut_short_files_are_found(host, pod, tmp_path, busybox_la
     assert "damaged" in message and "load the image again" in message
     load(host, tmp_path, shell(busybox_layer))
     host.run("join", pod, "--rm", "--image", "box:1", "--", "true")
+
+
+@pytest.mark.parametrize("how", ["gone", *range(3)])
+def test_lost_names(host, tmp_path, how):
+    """A flipped bit takes no image's name away unseen, and one file that is gone takes none with it."""
+    layout = Layout(SMALL).write(tmp_path / "l")
+    host.run("image", "load", layout)
+    path = store(host) / "names.json"
+    data = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    else:
+        at = data.index((b"t:1", b": ", b'"crc"')[how]) + 2
+        data[at] ^= 1 << 1
+        path.write_bytes(data)
+    assert "names.json" in host.run("image", "ls").stderr
+    assert "names.json" in host.fails(125, "image", "inspect", "t:1")
+    assert host.run("image", "prune").stdout == ""
+    assert len(host.json("image", "ls")) == 1 and len(list((store(host) / "layers").iterdir())) == 1
+    host.run("image", "load", layout)
+    assert host.json("image", "inspect", "t:1")[0]["names"] == ["t:1"]
+
+
+def test_every_byte_of_a_record_counts(host, tmp_path):
+    """Whichever bit of it is flipped, the image is named as damaged: none is taken for another."""
+    host.run("image", "load", Layout(SMALL).write(tmp_path / "l"))
+    images = Store(State(str(host.root)))
+    (path,) = (store(host) / "records").iterdir()
+    data = path.read_bytes()
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        broken: list[str] = []
+        assert images.all(broken) == [] and path.name in broken[0], at
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", "", '{"a": '])

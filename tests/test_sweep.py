@@ -1,6 +1,7 @@
 """What has died is forgotten, and nothing else: not even when names change hands while somebody looks."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -178,7 +179,7 @@ def test_every_flipped_bit_shows(state, kind):
         broken = bytearray(whole)
         broken[position // 8] ^= 1 << position % 8
         with pytest.raises(ValueError):
-            notes.decode(bytes(broken), kind)
+            notes.decode(bytes(broken), notes.SHAPES[kind])
     with open(path, "wb") as file:
         file.write(broken)
     with pytest.raises(BrokenNote):
@@ -233,18 +234,19 @@ def test_what_is_no_note(state, what):
     assert os.path.exists(state.path("members", "x")) == (what == "unreadable descriptors")
 
 
+NOBODY = (1 << 22) + 1  # no process has such a number
 UNKNOWN = {
-    "another PID namespace": (3, 1),
-    "another time namespace": (4, 1),
-    "another file in boot_id's place": (2, ""),
+    "another PID namespace": (NOBODY, 3, 1),
+    "another time namespace": (os.getpid(), 4, 1),
+    "another file in boot_id's place": (NOBODY, 2, ""),
 }
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
 def test_a_death_that_is_not_proven(state, what):
     """Its monitor was killed, and from here its pid means nothing: what it wrote stays, whoever asks, until its pod is dead."""
-    at, value = UNKNOWN[what]
-    process = [(1 << 22) + 1, 1, state.boot, *kernel.our_view()]
+    pid, at, value = UNKNOWN[what]
+    process = [pid, 1, state.boot, *kernel.our_view()]
     process[at] = value
     found = {**note("members"), "process": process, "cgroup_id": 0}
     _, fd = state.claim("members", "x", found, {})
@@ -265,3 +267,21 @@ def test_a_death_that_is_not_proven(state, what):
     life.let_go(pod)  # its pod is dead, and PID 1 takes all with it
     manage.remove_member(state, found, False)
     assert not os.path.exists(state.upper("1"))
+
+
+def test_data_whose_member_has_a_damaged_note(state):
+    """Data are listed, and not called free, when the note of their member or of its pod can't be read."""
+    for broken in ("members", "pods"):
+        found = {**note("members"), "process": [NOBODY, 1, state.boot, 1, 1], "cgroup_id": 0}
+        for kind, name, text in (("members", "x", found), ("pods", "p", {**note("pods"), "name": "p"})):
+            life.let_go(state.claim(kind, name, text, {})[1])
+        life.let_go(state.make_data("1", {"name": "other", "pod": "p", "image_id": "", "layers": []}))
+        state.commit_data(found)
+        path = state.path(broken, "x" if broken == "members" else "p", "note")
+        os.unlink(path)
+        os.mkdir(path)
+        assert not state.is_free("1")
+        assert [(d.ident, d.free) for d in orphans.data(state)] == ([("1", False)] if broken == "members" else [])
+        for kind in ("pods", "members"):
+            shutil.rmtree(f"{state.run}/{kind}")
+        shutil.rmtree(state.upper("1"))

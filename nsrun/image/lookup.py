@@ -12,7 +12,7 @@ import os
 from nsrun import notes
 from nsrun.errors import BadInput, NsrunError, UnknownError, errno_text
 from nsrun.image import shapes
-from nsrun.schema import check, read_document
+from nsrun.schema import read_document
 from nsrun.state import State
 
 TYPE_CHECKING = False
@@ -28,30 +28,34 @@ def base(state: State) -> str:
     return f"{state.lib}/images"
 
 
+REPAIR = "nsrun image prune repairs the store; then load the image again"
+
+
 class Damaged(NsrunError):
     """A document of the store does not say what it should, whoever reads it."""
 
 
 def read(path: str, shape: dict[Any, Any]) -> Record | None:
     """A document of the store (shapes.py); None when there is none.  Damaged: it is not what it should be; NsrunError: it can't be read."""
-    hint = "nsrun image prune repairs the store; then load the image again"
     try:
-        found: Record = notes.loads(read_document(path, shapes.MAX_BYTES).decode())
-        check(found, shape, path)
-        return found
+        return notes.decode(read_document(path, shapes.MAX_BYTES), shape)
     except FileNotFoundError:
         return None
     except BadInput as error:
-        raise Damaged(f"{error.message}: it is damaged", hint=hint) from None
-    except ValueError:
-        raise Damaged(f"{path} is damaged", hint=hint) from None
+        raise Damaged(f"{error.message}: it is damaged", hint=REPAIR) from None
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: {error}", hint=REPAIR) from None
     except OSError as error:
         raise NsrunError(f"{path} can't be read: {errno_text(error.errno or 0)}", errno=error.errno or 0) from None
 
 
 def names(state: State) -> dict[str, str]:
-    found = read(f"{base(state)}/names.json", shapes.NAMES)
-    return {} if found is None else found
+    """name → config digest.  Damaged, too, when there are images and the file is gone: then their names were lost."""
+    path = f"{base(state)}/names.json"
+    found = read(path, shapes.NAMES)
+    if found is None and records(state, []):
+        raise Damaged(f"{path} is gone: the names of the images were lost", hint=REPAIR)
+    return found or {}
 
 
 def record(state: State, ident: str) -> Record | None:

@@ -19,10 +19,10 @@ systems show unwritten files as too short).  What is short is dropped, and a loa
 
 from __future__ import annotations
 
-import json
 import os
 from errno import EEXIST, ENOENT, ENOTEMPTY
 
+from nsrun import notes
 from nsrun.errors import BadInput, NsrunError, UsageError, errno_text
 from nsrun.image import lookup, references, shapes
 from nsrun.image.unpack import Blob, Layer, View, unpack_all
@@ -57,6 +57,8 @@ class Store:
             make_directory(f"{self.path}{part}")
         os.chmod(self.state.lib, 0o700)
         os.close(os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if not os.path.exists(f"{self.path}/names.json") and not os.listdir(f"{self.path}/records"):
+            self._name("", [])
 
     def _lock(self, name: str, exclusive: bool = True) -> int:
         import fcntl
@@ -113,7 +115,7 @@ class Store:
         except OSError as error:
             raise NsrunError(
                 f"blob {digest[:19]}… of the store can't be read: {errno_text(error.errno or 0)}",
-                hint="nsrun image prune repairs the store; then load the image again",
+                hint=lookup.REPAIR,
                 errno=error.errno or 0,
             ) from None
 
@@ -197,7 +199,7 @@ class Store:
                         "entries": layer.charged[1],
                         "skipped": layer.skipped,
                     }
-                    self._write(f"{layer.directory}/layer.json", json.dumps(note).encode())
+                    self._write(f"{layer.directory}/layer.json", notes.encode(note))
                     self._write(f"{layer.directory}/unsynced", self.state.boot.encode())
                 for number, layer in enumerate(layers, present):
                     try:
@@ -219,9 +221,7 @@ class Store:
         return f"{self.path}/records/{ident}.json"
 
     def _save(self, record: Record) -> None:
-        from nsrun import notes
-
-        self._write(self._record_path(record["id"]), notes.dumps(record).encode())
+        self._write(self._record_path(record["id"]), notes.encode(record))
 
     def _record(self, found: Found, chain: list[str]) -> Record:
         from nsrun.api import timestamp
@@ -263,8 +263,9 @@ class Store:
             changed.update(dict.fromkeys(names, ident))
             if len(changed) > max(MAX_NAMES, len(kept)):
                 raise BadInput(f"the store has more than {MAX_NAMES} names", hint="nsrun image rm NAME…")
-            if changed != kept:
-                self._write(f"{self.path}/names.json", json.dumps(dict(sorted(changed.items())), indent=1).encode())
+            path = f"{self.path}/names.json"
+            if changed != kept or not os.path.exists(path):
+                self._write(path, notes.encode(dict(sorted(changed.items()))))
         finally:
             os.close(lock)
 
@@ -406,7 +407,10 @@ class Store:
         try:
             lookup.names(self.state)
         except lookup.Damaged:
-            os.replace(f"{self.path}/names.json", f"{self.path}/names.json.broken")
+            path = f"{self.path}/names.json"
+            if os.path.lexists(path):
+                os.replace(path, f"{path}.broken")
+            self._write(path, notes.encode({}))
             named = False
         for file in os.listdir(f"{self.path}/records"):
             try:
