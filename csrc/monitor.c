@@ -90,7 +90,7 @@ static char *put_time(char *p)
 
 static void open_log(void)
 {
-	log_fd = (int)SYS4(openat, dir, "log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+	log_fd = (int)SYS4(openat, dir, "log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
 	log_size = log_fd >= 0 ? SYS3(lseek, log_fd, 0, 2 /* SEEK_END */) : 0;
 }
 
@@ -357,7 +357,7 @@ static void record(int code, int oom)
 			end = put_str(end, " oom");
 		*end++ = '\n';
 		/* nsrun wrote it full of blanks before the member began: on a full disk there is room for this line */
-		fd = SYS4(openat, dir, "exit.tmp", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+		fd = SYS4(openat, dir, "exit.tmp", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
 		if (fd >= 0) {
 			long n = SYS3(write, fd, line, end - line);
 			SYS1(close, fd);

@@ -7,7 +7,7 @@ from errno import ENOENT, ESRCH
 
 from nsrun import children, kernel, life
 from nsrun.errors import BadInput, BrokenNote, KernelError, NsrunError, UnknownError
-from nsrun.schema import is_number
+from nsrun.schema import is_number, open_regular, open_text
 from nsrun.state import NAME_CHARS
 from nsrun.sweep import Sweeper, forget_member
 
@@ -411,7 +411,7 @@ def wait_member(state: State, name: str) -> int:
         try:
             # the monitor writes to this file, and then calls it `exit`: we can read it even when the member is forgotten at once
             path = state.path("members", note["name"], "exit.tmp")
-            written = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            written = open_regular(path)
         except OSError as error:
             if error.errno != ENOENT:
                 raise
@@ -739,7 +739,7 @@ def remove_pod(state: State, name: str, force: bool) -> None:
 
 def _log_lines(path: str) -> list[tuple[str, str, str]]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        with open_text(path) as file:
             return [_parse(line) for line in file]
     except FileNotFoundError:
         return []
@@ -771,7 +771,7 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
             ended = state.member_status(note)[0] not in ("running", "stopping", "created")
             if file is None:
                 try:
-                    file = open(path, encoding="utf-8", errors="surrogateescape", newline="\n")  # noqa: SIM115
+                    file = open_text(path)
                     if not rest:
                         file.seek(0, os.SEEK_END)
                 except FileNotFoundError:
@@ -785,7 +785,7 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
             try:
                 if file and os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
                     file.close()  # rotated: the new one is read from its beginning
-                    file = open(path, encoding="utf-8", errors="surrogateescape", newline="\n")  # noqa: SIM115
+                    file = open_text(path)
                     continue
             except FileNotFoundError:
                 return

@@ -17,25 +17,46 @@ The depth of what is looked at is the schema's, not the document's.
 from __future__ import annotations
 
 import os
+from errno import EINVAL
+from stat import S_ISREG
 
 from nsrun.errors import BadInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeGuard
+    from typing import Any, TextIO, TypeGuard
 
 MAX_ITEMS = 100_000  # of one list or object
 
 
+def open_regular(path: str, flags: int = os.O_RDONLY | os.O_NOFOLLOW, mode: int = 0o600) -> int:
+    """A descriptor of a regular file.  OSError, EINVAL when it is anything else: at a FIFO or a device we might wait for ever."""
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    try:
+        if not S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(EINVAL, "it is no regular file", path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_text(path: str) -> TextIO:
+    """A regular file of ours as text, whatever bytes are in it.  OSError, as open_regular."""
+    return open(open_regular(path), encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
 def read_document(path: str, most: int) -> bytes:
     """The bytes of a regular file that are at most so many.  BadInput: it is something else, or larger; OSError."""
-    from stat import S_ISREG
-
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not to wait for who writes to a FIFO
     try:
-        st = os.fstat(fd)
-        if not S_ISREG(st.st_mode) or st.st_size > most:
-            raise BadInput(f"{path} is not a regular file of at most {most >> 10} KiB")
+        fd = open_regular(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+        raise BadInput(f"{path} is not a regular file") from None
+    try:
+        if os.fstat(fd).st_size > most:
+            raise BadInput(f"{path} is larger than {most >> 10} KiB")
         data = b""
         while len(data) <= most and (piece := os.read(fd, most + 1 - len(data))):
             data += piece

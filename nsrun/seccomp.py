@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 from nsrun.errors import BadInput, NsrunError
+from nsrun.schema import open_regular
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
     """
     path = f"{state.lib}/seccomp/{name}"
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             return file.read()
     except FileNotFoundError:
         pass

@@ -28,6 +28,7 @@ from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
 
 from nsrun import kernel, life, notes
 from nsrun.errors import BadInput, BrokenNote, UnknownError, UsageError
+from nsrun.schema import open_regular
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -452,7 +453,7 @@ class State:
     def record_exit(self, name: str, line: str) -> None:
         """What the monitor would have written."""
         path = self.path("members", name, "exit.tmp")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
         try:
             os.write(fd, f"{line}\n".encode())
         finally:
@@ -549,7 +550,7 @@ class State:
         return self._load(f"{self.upper(ident)}/committed", "committed")
 
     def _write(self, path: str, note: Note, mode: int = 0o600) -> None:
-        fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        fd = open_regular(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         try:
             os.fchmod(fd, mode)  # whatever the umask
             data = notes.encode(note)
@@ -565,7 +566,7 @@ class State:
     def mark(self, kind: str, name: str, file: str) -> None:
         """Make an empty file beside a note: `started`, `stop`, `ended`.  FileNotFoundError: the thing is gone."""
         path = self.path(kind, name, file)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.close(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
 
     def mark_removing(self, name: str) -> None:
         """Say that this process is ending a pod.  FileNotFoundError: it is gone."""
@@ -680,7 +681,7 @@ class State:
         import fcntl
 
         try:
-            fd = os.open(f"{self.run}/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = open_regular(f"{self.run}/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         except FileNotFoundError:
             self.prepare()
             return self.lock(name)
@@ -699,14 +700,11 @@ def _visible(pid: int, what: str) -> int:
 
 def _read_bounded(path: str, size: int = notes.MAX_BYTES) -> bytes:
     """A regular file of at most so many bytes.  OSError EFBIG, EINVAL for anything else there: a FIFO would hang us."""
-    from errno import EFBIG, EINVAL
+    from errno import EFBIG
 
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = open_regular(path)
     try:
-        st = os.fstat(fd)
-        if st.st_mode & 0o170000 != 0o100000:
-            raise OSError(EINVAL, "it is no regular file", path)
-        if st.st_size > size:
+        if os.fstat(fd).st_size > size:
             raise OSError(EFBIG, "it is too large", path)
         return os.read(fd, size)
     finally:
@@ -715,7 +713,7 @@ def _read_bounded(path: str, size: int = notes.MAX_BYTES) -> bytes:
 
 def _fill(path: str, flags: int = os.O_WRONLY | os.O_CREAT | os.O_EXCL) -> None:
     """A file with room for a line, to be overwritten when the disk is full."""
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_regular(path, flags | os.O_NOFOLLOW)
     try:
         os.write(fd, b" " * 95 + b"\n")
     finally:

@@ -192,7 +192,7 @@ def test_a_bundle_that_is_no_file(tmp_path):
     (tmp_path / "config.json").unlink()
     with open(tmp_path / "config.json", "wb") as file:
         file.truncate(2 << 30)
-    with pytest.raises(BadInput, match="at most 4096 KiB"):
+    with pytest.raises(BadInput, match="larger than 4096 KiB"):
         api._bundle(str(tmp_path))
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(BadInput, match="not JSON"):

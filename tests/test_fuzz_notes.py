@@ -235,12 +235,11 @@ def broken(world: World, path: pathlib.Path, rng: random.Random) -> Iterator[str
             yield how
     finally:
         there = os.path.lexists(path)
-        if there and aside.exists():
+        if there:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if aside.exists():
             os.rename(aside, path)
         elif there:  # what was put aside was no image's, and has been pruned
-            path.unlink()
             path.write_bytes(data)
             path.chmod(st.st_mode & 0o777)
             os.chown(path, st.st_uid, st.st_gid)

@@ -247,3 +247,33 @@ def test_prune_goes_on_after_what_it_can_not_do(host, pod, busybox):
     assert "member b" in done.stdout and "Traceback" not in done.stderr
     host.run("rm", "-f", "a", check=False)
     assert host.json("ls", "-a") == []
+
+
+BOX = "localhost/busybox:latest"
+ASKED = [["ls", "-a"], ["pod", "ls"], ["logs", "m"], ["inspect", "m"], ["wait", "e"], ["doctor"], ["join", "pause", "--rm", "--image", BOX, "--", "true"]]  # fmt: skip
+OF_IMAGES = [["image", "ls"], ["image", "inspect", BOX], ["image", "tag", BOX, "other"], ["join", "pause", "--rm", "--image", BOX, "--", "true"]]  # fmt: skip
+
+
+def test_nothing_waits_at_a_fifo(host, pod, busybox):
+    """Whatever file of nsrun's a FIFO stands for, commands end, and what runs goes on."""
+    images = CACHE.parent / "images/busybox"
+    need(images.is_dir(), "the busybox image is not built", "sudo rootfs/build --image busybox")
+    host.run("image", "load", images)
+    host.run("join", pod, "--name", "e", "--rootfs", busybox, "--", "true")
+    host.run("join", pod, "-d", "--name", "m", "--image", BOX, "--", "sh", "-c", "echo hello; exec sleep 1000")
+    pids = [host.pod()["pid"], host.member("m")["pid"]]
+    below = [host.root / "run", host.root / "lib/images", host.root / "lib/upper"]
+    files = [path for base in below for path in base.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [path for path in files if "/tree/" not in str(path) and "/upper/upper/" not in str(path)]
+    assert {"note", "held", "log", "exit", "lock", "names.json", "layer.json"} <= {path.name for path in files}
+    for path in files:
+        aside = host.root / "aside"
+        os.rename(path, aside)
+        os.mkfifo(path)
+        for words in OF_IMAGES if "images" in path.parts else ASKED:
+            done = host.run(*words, check=False, timeout=20)
+            assert done.returncode in (0, 1, 125) and "Traceback" not in done.stderr, (path, words, done.stderr)
+            assert "unexpected " not in done.stderr and all(map(lives, pids)), (path, words, done.stderr)
+        path.unlink(missing_ok=True)
+        os.rename(aside, path)
+    assert host.run("logs", "m").stdout == "hello\n"

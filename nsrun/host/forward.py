@@ -13,7 +13,7 @@ from errno import EACCES
 
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError
-from nsrun.schema import is_number
+from nsrun.schema import is_number, open_regular, open_text
 
 SECONDS = 10
 
@@ -27,7 +27,7 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
             hint="sudo chmod 0666 /dev/net/tun (what udev does)" if there else "sudo modprobe tun",
         )
     pidfile, log = f"{directory}/forward.pid", f"{directory}/forward.log"
-    errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    errors = open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     words = [*words, "--pid", pidfile]
     try:
@@ -61,7 +61,7 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
         time.sleep(0.002)
     else:
         stop(pid)
-    with open(log, errors="surrogateescape", newline="\n") as file:
+    with open_text(log) as file:
         said = [line for line in file.read(4096).split("\n") if line and not line.startswith("Failed to send")]
     raise NsrunError(f"pasta did not start: {' '.join(said) or 'it said nothing'}", hint=" ".join(words))
 

@@ -12,7 +12,7 @@ import os
 from nsrun import notes
 from nsrun.errors import BadInput, NsrunError, UnknownError, errno_text
 from nsrun.image import shapes
-from nsrun.schema import read_document
+from nsrun.schema import open_regular, open_text, read_document
 from nsrun.state import State
 
 TYPE_CHECKING = False
@@ -135,7 +135,7 @@ def whole(state: State, layer: str) -> bool:
     """Is this layer there, all of it?  Asked at the first use after a reboot, else one stat(2)."""
     path = f"{base(state)}/layers/{layer}"
     try:
-        with open(f"{path}/unsynced") as file:
+        with open_text(f"{path}/unsynced") as file:
             boot = file.read()
     except FileNotFoundError:
         return os.path.isdir(f"{path}/tree")
@@ -181,7 +181,7 @@ def hold(state: State) -> int:
     import fcntl
 
     try:
-        fd = os.open(f"{base(state)}/lock", os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(f"{base(state)}/lock")
     except FileNotFoundError:
         return -1
     fcntl.flock(fd, fcntl.LOCK_SH)

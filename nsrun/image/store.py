@@ -26,7 +26,7 @@ from nsrun import notes
 from nsrun.errors import BadInput, NsrunError, UsageError, errno_text
 from nsrun.image import lookup, references, shapes
 from nsrun.image.unpack import Blob, Layer, View, unpack_all
-from nsrun.schema import read_document
+from nsrun.schema import open_regular, read_document
 from nsrun.state import State, make_directory, new_id, remove_tree
 
 TYPE_CHECKING = False
@@ -56,14 +56,14 @@ class Store:
         for part in ("", "/records", "/blobs", "/blobs/sha256", "/layers", "/tmp"):
             make_directory(f"{self.path}{part}")
         os.chmod(self.state.lib, 0o700)
-        os.close(os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(open_regular(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
         if not os.path.exists(f"{self.path}/names.json") and not os.listdir(f"{self.path}/records"):
             self._name("", [])
 
     def _lock(self, name: str, exclusive: bool = True) -> int:
         import fcntl
 
-        fd = os.open(f"{self.path}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_regular(f"{self.path}/{name}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         except BaseException:
