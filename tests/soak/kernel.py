@@ -119,3 +119,18 @@ def locks(root: pathlib.Path) -> list[str]:
                 inodes[f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"] = f"{directory}/{file}"
     found = (line.split() for line in pathlib.Path("/proc/locks").read_text().splitlines())
     return sorted({inodes[fields[5]] for fields in found if len(fields) > 5 and fields[5] in inodes})
+
+
+def dump(throwaway: ThrowawayHost, host: Host) -> str:
+    """Every living process of nsrun's, its parent, state and cgroup, and the `held` files that it has open; and the cgroups."""
+    text = ""
+    for pid in sorted(ours(throwaway, host)):
+        if not kind(pid):
+            continue
+        with contextlib.suppress(OSError):
+            state, parent = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+            cgroup = pathlib.Path(f"/proc/{pid}/cgroup").read_text().strip().replace("\n", " ")
+            links = (os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
+            held = [link for link in links if "held" in link]
+            text += f"{pid} {kind(pid)} {state} of {parent}: {cgroup[-80:]}: {held}: {' '.join(words(pid))[:200]}\n"
+    return text + "\n".join(host.cgroups()) + "\n"

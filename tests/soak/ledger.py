@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import threading
+from collections.abc import Callable
 
 _VARIES = re.compile(r"/run/\S+|[0-9a-f]{12}|\b[a-z]*[0-9]+")
 
@@ -22,14 +23,17 @@ class Ledger:
         with self._lock:
             self.counts[kind][what] += 1
 
-    def find(self, kind: str, text: str, key: str = "") -> None:
-        """A fault.  Those of one kind and key (without one: whose texts differ in numbers only) are one, shown when first found."""
+    def find(self, kind: str, text: str, key: str = "", evidence: Callable[[], str] = str) -> None:
+        """A fault.  Those of one kind and key (without one: whose texts differ in numbers only) are one, shown when first found.
+
+        `evidence`: what is there, for who looks for the cause.
+        """
         key = f"{kind}: {_VARIES.sub('#', key or text)[:120]}"
         with self._lock:
             first = key not in self.findings
             self.findings.setdefault(key, []).append(self.where)
         if first:
-            print(f"FOUND [{self.where}] {kind}: {text[:1500]}", flush=True)
+            print(f"FOUND [{self.where}] {kind}: {text[:1500]}\n{evidence()}", flush=True)
 
     def report(self) -> str:
         lines = []

@@ -50,3 +50,23 @@ def listed(output: str) -> list[tuple[str, str, int]]:
 PRUNE = (("pod", "prune", "--all"), ("pod", "prune"))
 LIST_PODS = (("pod", "ls", "-a", "--json"), ("pod", "ls", "--json"))
 LIST_MEMBERS = (("ls", "-a", "--json"),)
+
+
+def dump(root: pathlib.Path) -> str:
+    """Every pod's and member's directory: what is in it, and what its note says."""
+    text = ""
+    for pattern in ("run/*/*", "users/*/run/*/*", "owned/*/*", "lib/upper/*", "users/*/lib/upper/*"):
+        for path in sorted(root.glob(pattern)):
+            inner = sorted(path.iterdir()) if path.is_dir() else [path]
+            text += f"{path}: {', '.join(f'{file.name} ({_about(file)})' for file in inner)}\n"
+    return text
+
+
+def _about(path: pathlib.Path) -> str:
+    try:
+        st = path.lstat()
+        if path.name in ("note", "committed", "removing", "exit") or path.suffix == ".json":
+            return f"{st.st_ino}: {path.read_text(errors='replace')[:900].strip()}"
+        return f"{st.st_ino}, {st.st_size}"
+    except OSError as error:
+        return str(error)

@@ -117,8 +117,8 @@ class World:
                 last = next((x for x in reversed(error.splitlines()) if x.strip()), "")
                 self.ledger.find("bystander" if sign == "BYSTANDER" else "traceback", text, last)
                 return
-        if error.startswith(("unshare:", "mount:", "chroot:", "setpriv:")):
-            return  # nsrun was not reached
+        if any(line.startswith(("unshare:", "mount:", "chroot:", "setpriv:")) for line in error.splitlines()):
+            return  # nsrun was not reached, or unshare(1) did not tell what nsrun said
         allowed = {0, 125}
         if foreground:
             allowed |= {2, 3, 126, 127, *range(129, 160)}
@@ -205,12 +205,13 @@ class World:
                         time.sleep(0.1)  # it may have just ended; then the next list knows
                         again = notes.listed(self._first(who, notes.LIST_PODS, "prune"))
                         if (name, status, pid) in again:
-                            self.ledger.find("listed", "a pod is listed as running whose pause is dead")
+                            text = f"a pod is listed as running whose pause is dead: {name}, {pid}"
+                            self.ledger.find("listed", text, "dead", self.evidence)
         living = {pid for pid in kernel.ours(self.throwaway, self.host) if kernel.kind(pid) == "pause"}
         time.sleep(0.5)
         for pid in living - listed:
             if kernel.kind(pid) == "pause" and kernel.start_time(pid):
-                self.ledger.find("unlisted", "a pause lives that no `pod ls` shows", "pause")
+                self.ledger.find("unlisted", f"a pause lives that no `pod ls` shows: {pid}", "pause", self.evidence)
 
     def tidy(self) -> None:
         """As a person would: everything is removed by nsrun's own commands."""
@@ -241,7 +242,19 @@ class World:
             time.sleep(0.2)
         for kind, items in left.items():
             kinds = sorted({item.partition(" ")[0] if kind == "processes" else item for item in items})
-            self.ledger.find(f"left: {kind}", ", ".join(kinds), ", ".join(kinds) if kind == "processes" else "some")
+            key = ", ".join(kinds) if kind == "processes" else "some"
+            self.ledger.find(f"left: {kind}", ", ".join(kinds), key, self.evidence)
+
+    def evidence(self) -> str:
+        """What is there: nsrun's lists, its notes, its processes with their states, cgroups and `held` files."""
+        text = f"lately: {self.lately()}\n"
+        for who in self.people:
+            for words in (["pod", "ls", "-a"], ["ls", "-a"], ["doctor"]):
+                done = who.run(*words, check=False)
+                text += f"---- {getattr(who, 'name', 'root')}: {' '.join(words)} → {done.returncode}\n"
+                lines = (done.stdout + done.stderr).splitlines()
+                text += "".join(f"{line}\n" for line in lines if words != ["doctor"] or not line.startswith("ok"))
+        return text + notes.dump(self.root) + kernel.dump(self.throwaway, self.host)
 
     def close(self) -> None:
         """By force: the next round begins with nothing."""
