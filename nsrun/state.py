@@ -236,8 +236,8 @@ class State:
         Not when that file was lost or replaced; and not of a pod that root made for a user, whose nsrun-hold may have been killed:
         its pause goes on without what root lent it, and locks only what the owner can open.
         """
-        if note.get("user"):
-            return bool(self.uid)
+        if note.get("user") and not self.uid:
+            return False
         return now.file is not None and note.get("held", now.file[1]) == now.file[1]
 
     def _keeper_by_number(self, note: Note) -> int | None:
@@ -653,8 +653,10 @@ class State:
         raise BadInput(f"{path} is removed again and again")
 
     def show(self, note: Note) -> None:
-        """Root: the owner of a pod gets to read its note."""
-        self._write(f"{self.owned}/{note['user']['uid']}/{note['name']}.json", note, 0o644)
+        """Root: the owner of a pod gets to read its note, which speaks of the `held` that they see."""
+        shown = f"{self.owned}/{note['user']['uid']}/{note['name']}"
+        found = life.identity(f"{shown}.held")
+        self._write(f"{shown}.json", {**note, "held": found[1] if found else 0}, 0o644)
 
     def disown(self, note: Note) -> None:
         """Root: what the owner of a pod was shown goes."""

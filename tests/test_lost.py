@@ -44,28 +44,35 @@ def monitor_of(pid: int) -> int:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("lost", ["pods/pause/held", "pods/pause/note", "members/m/held", "members/m/note"])
-def test_a_lost_file_ends_nothing(host, busybox, lost, place):
-    host.run("pod", "create", "-p", "127.0.0.1:8099:80", "pause")
-    host.start("m", busybox, "sh", "-c", "echo precious >/precious; sleep 1000")
-    precious = wait_for(lambda: list(host.root.glob("lib/upper/*/upper/precious")))[0]
-    pause, member = host.pod()["pid"], host.member("m")["pid"]
+@pytest.mark.parametrize("maker", ["root", "user"])
+def test_a_lost_file_ends_nothing(host, alice, box, maker, lost, place):
+    who, base = (host, host.root) if maker == "root" else (alice, host.root / f"users/{alice.uid}")
+    network = ["-p", "127.0.0.1:8099:80"] if maker == "root" else ["--network", "none"]
+    if maker == "root":
+        host.run("image", "load", CACHE.parent / "images/busybox")
+    who.run("pod", "create", *network, "pause")
+    who.run("join", "pause", "-d", "--name", "m", "--image", box, "--", "sh", "-c", "echo precious >/precious; sleep 1000")  # fmt: skip
+    precious = wait_for(lambda: list(base.glob("lib/upper/*/upper/precious")))[0]
+    pause, member = who.pod()["pid"], who.member("m")["pid"]
     monitor = monitor_of(member)
-    path = host.root / "run" / lost
+    path = base / "run" / lost
     path.unlink()
     PLACES[place](path)
+    if os.path.lexists(path):
+        os.chown(path, base.stat().st_uid, -1, follow_symlinks=False)
     for words in HARMLESS:
-        done = host.run(*words, check=False, timeout=30)
+        done = who.run(*words, check=False, timeout=30)
         assert "Traceback" not in done.stderr
         assert (lives(pause), lives(member), lives(monitor), precious.exists()) == (True,) * 4, words
-    assert "pause" in host.run("pod", "ls").stdout and "m" in host.run("ls").stdout
+    assert "pause" in who.run("pod", "ls").stdout and "m" in who.run("ls").stdout
     if lost.startswith("members"):
-        host.run("rm", "-f", "m")
+        who.run("rm", "-f", "m")
         assert not lives(member)
-        assert "m" not in [m["name"] for m in host.json("ls", "-a")]
-    host.run("pod", "rm", "-f", "pause")
+        assert "m" not in [m["name"] for m in who.json("ls", "-a")]
+    who.run("pod", "rm", "-f", "pause")
     wait_for(lambda: not lives(pause) and not lives(member), 5, "everything ends")
-    assert host.json("pod", "ls", "-a") == []
-    host.run("pod", "create", "-p", "127.0.0.1:8099:80", "pause")  # name and port are free
+    assert who.json("pod", "ls", "-a") == []
+    who.run("pod", "create", *network, "pause")  # name and port are free
 
 
 def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):
