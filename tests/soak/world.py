@@ -117,7 +117,7 @@ class World:
                 last = next((x for x in reversed(error.splitlines()) if x.strip()), "")
                 self.ledger.find("bystander" if sign == "BYSTANDER" else "traceback", text, last)
                 return
-        if any(line.startswith(("unshare:", "mount:", "chroot:", "setpriv:")) for line in error.splitlines()):
+        if any(line.startswith(("unshare:", "mount:", "chroot:", "setpriv:", "sh: ")) for line in error.splitlines()):
             return  # nsrun was not reached, or unshare(1) did not tell what nsrun said
         allowed = {0, 125}
         if foreground:
@@ -228,7 +228,9 @@ class World:
     def nothing_is_left(self) -> None:
         """Of what the kernel knows and of what nsrun wrote; dying takes a moment."""
         left: dict[str, list[str]] = {}
-        for _ in range(50):
+        for turn in range(60):
+            if turn == 30:  # a prune takes no cgroup that is younger than some seconds
+                self._first(self.host, notes.PRUNE, "prune")
             left = {}
             for pid in kernel.ours(self.throwaway, self.host) - self.known - {os.getpid()}:
                 left.setdefault("processes", []).append(f"{kernel.kind(pid) or kernel.name(pid)} {pid}")
