@@ -65,8 +65,9 @@ def dump(root: pathlib.Path) -> str:
 def _about(path: pathlib.Path) -> str:
     try:
         st = path.lstat()
-        if path.name in ("note", "committed", "removing", "exit") or path.suffix == ".json":
+        told = path.name in ("note", "committed", "removing", "exit") or path.suffix == ".json"
+        if told and stat.S_ISREG(st.st_mode) and st.st_size < 1 << 16:
             return f"{st.st_ino}: {path.read_text(errors='replace')[:900].strip()}"
-        return f"{st.st_ino}, {st.st_size}"
+        return f"{st.st_ino}, {stat.filemode(st.st_mode)}, {st.st_size}"
     except OSError as error:
         return str(error)
