@@ -6,7 +6,7 @@ its note (life.py), and nothing else proves that it lives, or that it does not: 
 A name is taken by one rename(2), without a lock, and given back under the lock `names`, by who can write-lock its `held`:
 so what is removed is nobody's, and nothing that took the name since.
 
-    RUN/pods/NAME/      held, note, started, ended, removing        (of a pod without root: door, forward.pid, forward.log)
+    RUN/pods/NAME/      held, note, started, ended, released, removing    (of a pod without root: door, forward.pid, forward.log)
     RUN/members/NAME/   held, note, config.json, options.json, started, log, log.1, exit, stop, attach
     RUN/tmp/ID/         a claim in the making, renamed into place; or what is being removed
     RUN/aside/          broken notes whose name somebody wanted
@@ -227,7 +227,7 @@ class State:
             if life.identity(self.held(kind, name)) == now.file:
                 break
         if note and kind == "pods" and not now.alive and "pause" in note and not self._lock_proves(note, now):
-            now.keeper = self._keeper_by_number(note)
+            now.keeper = None if self.marked("pods", name, "ended") else self._keeper_by_number(note)
         return note, now
 
     def _lock_proves(self, note: Note, now: Life) -> bool:
@@ -564,7 +564,7 @@ class State:
         self._write(self.path(kind, name, file), note)
 
     def mark(self, kind: str, name: str, file: str) -> None:
-        """Make an empty file beside a note: `started`, `stop`, `ended`.  FileNotFoundError: the thing is gone."""
+        """Make an empty file beside a note: `started`, `stop`, `ended`, `released`.  FileNotFoundError: the thing is gone."""
         path = self.path(kind, name, file)
         os.close(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
 

@@ -75,7 +75,7 @@ class Sweeper:
     def _living_pods(self) -> list[Note]:
         state = self.state
         notes = (
-            state.try_read("pods", name) for name in self._names("pods") if not state.marked("pods", name, "ended")
+            state.try_read("pods", name) for name in self._names("pods") if not state.marked("pods", name, "released")
         )
         return [note for note in notes if note]
 
@@ -95,7 +95,7 @@ class Sweeper:
     def _pod(self, name: str) -> bool:
         """Bury or forget a pod that nobody keeps; True when there was something to do."""
         state = self.state
-        if state.marked("pods", name, "ended"):
+        if state.marked("pods", name, "released"):
             return False
         _, now = state.look("pods", name)  # BrokenNote: nothing is concluded from it
         if now.alive or now.file is None:
@@ -108,8 +108,9 @@ class Sweeper:
             if not began:
                 return self._forget_pod(name, note)
             if note:
+                state.mark("pods", name, "ended")  # what proves it may go with what is released
                 self._release(note)
-                state.mark("pods", name, "ended")
+                state.mark("pods", name, "released")
         return True
 
     def _release(self, note: Note) -> None:

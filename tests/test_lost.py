@@ -102,6 +102,19 @@ def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):
     assert host.json("pod", "ls", "-a") == []
 
 
+def test_the_end_of_a_pod_that_was_made_in_another_namespace(host, alice):
+    """Its number means nothing here, and its cgroup, which proved its end, is gone: what was proven once stays so.
+
+    Of a PID namespace, all processes end with the first, which is this very nsrun.
+    """
+    create = (NSRUN, "pod", "create", "--network", "none", "--owner", "alice", "hers")
+    sh("unshare", "--pid", "--fork", "--mount-proc", *create, env=host.env)
+    for _ in range(2):
+        wait_for(lambda: [pod["status"] for pod in host.json("pod", "ls", "-a")] == ["stopped"], 5, "the end is known")
+    host.run("pod", "rm", "hers")
+    assert host.json("pod", "ls", "-a") == []
+
+
 @pytest.mark.parametrize("lost", ["about", "held", "committed"])
 def test_the_image_under_a_running_member_stays(host, pod, lost):
     need(
