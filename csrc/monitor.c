@@ -510,7 +510,7 @@ int main(int argc, char **argv, char **envp)
 		if (p[1].revents) {
 			int sig = take_signal(signals);
 			if (sig == SIGTERM || sig == SIGINT || sig == SIGHUP)
-				SYS1(close, SYS4(openat, dir, "stop", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+				SYS1(close, SYS4(openat, dir, "stop", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
 		}
 		if (p[i_out].revents && !relay(out, 1, 'o', "stdout"))
 			out = -1;

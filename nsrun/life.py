@@ -78,10 +78,10 @@ def _identity(file: int | str) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
-def identity(path: str) -> tuple[int, int] | None:
-    """(device, inode) of a file, by which one that took its name since is told from it; None: there is none."""
+def identity(file: int | str) -> tuple[int, int] | None:
+    """(device, inode) of a path or descriptor, by which one that took its name since is told from it; None: there is none."""
     try:
-        return _identity(path)
+        return _identity(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -100,20 +100,25 @@ def _create(path: str, byte: int) -> int:
     fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         _check_file_system(fd, path)
-        own(fd, byte)
+        _own(fd, byte)
         if os.fstat(fd).st_nlink:
             return fd
     except BaseException as error:
-        let_go(fd)
+        _let_go(fd)
         if isinstance(error, BadInput) and error.errno == EAGAIN:
             return -1  # a sweep came between the open and the lock
         raise
-    let_go(fd)
+    _let_go(fd)
     return -1
 
 
 def own(fd: int, byte: int) -> None:
     """Lock one more byte of a file that is open here.  BadInput: it is being removed."""
+    with _guard:
+        _own(fd, byte)
+
+
+def _own(fd: int, byte: int) -> None:
     try:
         kernel.lock(fd, kernel.F_RDLCK, byte, 1)
     except KernelError as error:
@@ -140,11 +145,17 @@ def _check_file_system(fd: int, path: str) -> None:
 
 def adopt(fd: int) -> None:
     """Take over a descriptor whose KEEPER lock this very process took before its exec: nsrun that was the monitor."""
-    _ours.setdefault(_identity(fd), (fd, set()))[1].add(KEEPER)
+    with _guard:
+        _ours.setdefault(_identity(fd), (fd, set()))[1].add(KEEPER)
 
 
 def let_go(fd: int) -> None:
     """Close it, which ends our locks."""
+    with _guard:
+        _let_go(fd)
+
+
+def _let_go(fd: int) -> None:
     if fd >= 0:
         _ours.pop(_identity(fd), None)
         os.close(fd)
@@ -152,9 +163,10 @@ def let_go(fd: int) -> None:
 
 def let_go_of(path: str) -> None:
     """The same for a file that we hold; one that we do not is left alone."""
-    mine = _ours.get(identity(path) or (0, 0))
-    if mine:
-        let_go(mine[0])
+    with _guard:
+        mine = _ours.get(identity(path) or (0, 0))
+        if mine:
+            _let_go(mine[0])
 
 
 #: What open(2) says where no `held` of ours is: nothing, or something that we never made.

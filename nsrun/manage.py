@@ -14,7 +14,7 @@ from nsrun.sweep import Sweeper, forget_member
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, TextIO
 
     from nsrun.life import Life
     from nsrun.state import Note, State
@@ -284,7 +284,11 @@ def _may_end(pidfd: int, what: str, note: Note) -> None:
         _signal(pidfd, 0)
     except KernelError as error:
         raise BadInput(f"{what} is not yours to end: {error}", errno=error.errno or 0) from None
-    cgroup.check_reach(note["cgroup"], note.get("cgroup_id", 0))
+    try:
+        cgroup.check_reach(note["cgroup"], note.get("cgroup_id", 0))
+    except BadInput:
+        if not _wait_dead(pidfd, 0):  # else it has just ended, and its cgroup went with it
+            raise
 
 
 def _settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
@@ -332,6 +336,7 @@ def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
     fd, _ = state.process(note)
     try:
         if fd >= 0:
+            note = state.member(note["name"])  # it may have begun once more, in another cgroup
             _may_end(fd, f"member {note['name']!r}", note)
         try:
             state.mark("members", note["name"], "stop")
@@ -531,7 +536,10 @@ def unreadable(state: State, kind: str) -> list[tuple[str, Life]]:
             try:
                 state.read(kind, name)
             except BrokenNote:
-                found.append((name, state.life(kind, name)))
+                try:
+                    found.append((name, state.life(kind, name)))
+                except OSError:
+                    found.append((name, life.Life(None, keeper=0)))  # it can't be asked: that is no death
     return found
 
 
@@ -541,6 +549,7 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     NsrunError: it does not end.  BadInput: it is not visible from here.
     """
     from nsrun.host import cgroup
+    from nsrun.orphans import is_of_pod
 
     found, held = state.life(kind, name), state.held(kind, name)
     what = f"{kind[:-1]} {name!r}"
@@ -553,7 +562,7 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     elif found.keeper or found.holder:
         first = life.pidfds_of(found.keeper or found.holder or 0)
     group = os.path.dirname(cgroup.of_process(first[0][1])) if first and kind == "pods" else ""
-    if not os.path.basename(group).startswith(f"{name}-"):
+    if not is_of_pod(group, name):
         group = ""
     for fd, _ in first:
         _signal(fd, SIGKILL)
@@ -570,20 +579,20 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     if group:
         cgroup.remove(group, kill=True)
         cgroup.remove(f"{group}.hold", kill=True)
-    Sweeper(state).set_aside(kind, name)
+    Sweeper(state).set_ended_aside(kind, name)
 
 
 def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
     """Members first, each by its stop signal, all at once; pause last.  NsrunError: something does not end."""
     note = state.pod(name)
-    failed: list[NsrunError] = []
+    failed: list[OSError | NsrunError] = []
     threads = []
     from threading import Thread
 
     def stop(member: Note) -> None:
         try:
             stop_member(state, member, seconds)
-        except NsrunError as error:
+        except (OSError, NsrunError) as error:
             failed.append(error)
 
     fd, _ = state.pause(note)
@@ -635,8 +644,8 @@ def end_pod(state: State, note: Note, signal: int) -> None:
             _may_end(fd, f"pod {name!r}", note)
             try:
                 state.mark_removing(name)  # who makes a member meanwhile looks for this when it is made
-            except FileNotFoundError:
-                pass  # of a pod that root made, its owner has no directory
+            except OSError:
+                pass  # of a pod that root made, its owner has no directory; and a full disk keeps nobody from ending a pod
             try:
                 _signal(fd, signal)
             except KernelError:
@@ -737,12 +746,11 @@ def remove_pod(state: State, name: str, force: bool) -> None:
 # ---- logs --------------------------------------------------------------------------------------------------
 
 
-def _log_lines(path: str) -> list[tuple[str, str, str]]:
+def _open_log(path: str) -> TextIO | None:
     try:
-        with open_text(path) as file:
-            return [_parse(line) for line in file]
+        return open_text(path)
     except FileNotFoundError:
-        return []
+        return None
 
 
 def _parse(line: str) -> tuple[str, str, str]:
@@ -754,40 +762,44 @@ def _parse(line: str) -> tuple[str, str, str]:
 
 
 def logs(state: State, name: str, tail: int | None = None, follow: bool = False) -> Iterator[tuple[str, str, str]]:
-    """(time, stdout|stderr, text) of a member's output; with `follow`, until it has ended."""
-    note = state.member(name)
-    directory = state.path("members", note["name"])
-    lines = _log_lines(f"{directory}/log.1") + _log_lines(f"{directory}/log")
-    if tail is not None:
-        lines = lines[len(lines) - min(tail, len(lines)) :]
-    yield from lines
-    if not follow:
-        return
+    """(time, stdout|stderr, text) of a member's output; with `follow`, until it has ended.
+
+    A log that is full is called log.1, and a new one is begun: what is open here is read to its end first.
+    """
     import time
 
-    path, file, rest = f"{directory}/log", None, ""
+    note = state.member(name)
+    path = state.path("members", note["name"], "log")
+    file, rest = _open_log(path), ""  # first, so that nothing is missed when it is renamed in between
     try:
-        while True:
+        lines = []
+        if (older := _open_log(f"{path}.1")) is not None:
+            with older:
+                if file is None or not os.path.sameopenfile(older.fileno(), file.fileno()):
+                    lines = [_parse(line) for line in older]
+        if file:
+            *whole, rest = file.read().split("\n")
+            lines += [_parse(f"{line}\n") for line in whole]
+        if rest and not follow:
+            lines.append(_parse(rest))  # the disk was full
+        if tail is not None:
+            lines = lines[len(lines) - min(tail, len(lines)) :]
+        yield from lines
+        while follow:
             ended = state.member_status(note)[0] not in ("running", "stopping", "created")
-            if file is None:
-                try:
-                    file = open_text(path)
-                    if not rest:
-                        file.seek(0, os.SEEK_END)
-                except FileNotFoundError:
-                    pass
+            full = file is not None and life.identity(path) != life.identity(file.fileno())
             if file and (chunk := file.read()):
                 *whole, rest = (rest + chunk).split("\n")
-                yield from (_parse(line + "\n") for line in whole)
+                yield from (_parse(f"{line}\n") for line in whole)
                 continue
-            if ended:
-                return
-            try:
-                if file and os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
-                    file.close()  # rotated: the new one is read from its beginning
-                    file = open_text(path)
+            if file is None or full:
+                now = _open_log(path)
+                if now is not None:
+                    if file:
+                        file.close()
+                    file, rest = now, ""
                     continue
-            except FileNotFoundError:
+            if ended:
                 return
             time.sleep(0.1)
             note = state.try_read("members", note["name"]) or note
@@ -812,7 +824,7 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
         forget_member(state, note, its_cgroup=False)  # the monitor has removed it
         return code
     policy, _, retries = note["restart"].partition(":")
-    stop = os.path.exists(state.path("members", name, "stop"))
+    stop = state.marked("members", name, "stop")
     bound = int(retries or 0)
     again = policy == "always" or (policy == "on-failure" and code != 0 and (not bound or note["restarts"] < bound))
     if stop or not again:
@@ -826,9 +838,9 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     state.renew_exit(name)
     try:
         api.join(state, note["pod"], options, again={**note, "lead": lead, "locks": locks})
-    except Exception:
-        # what it was goes back to being true: it has ended, with this status
-        state.save("members", name, note)
+    except BaseException:  # also when `stop` interrupts us
+        # what it was goes back to being true: it has ended, with this status, for which there is room on a full disk
         state.record_exit(name, f"{code} {api.timestamp()}")
+        state.save("members", name, note)
         raise
     return code

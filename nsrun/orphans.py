@@ -87,7 +87,8 @@ def processes(state: State) -> list[Process]:
     that is only out of view here is no orphan's.  What can't be asked about is not ended.
     """
     found = []
-    mounts = {root: where for root in (state.run, state.owned) if (where := _where(root))}
+    roots = (state.run,) if state.uid else (state.run, state.owned)
+    mounts = {root: where for root in roots if (where := _where(root))}
     for pid, name, number, path in _holders():
         root = next((root for root in mounts if path.startswith(f"{root}/")), "")
         try:
@@ -126,7 +127,14 @@ def _mount_id(pid: int, number: str) -> int:
 
 
 def _is_known(state: State, held: str, inode: int) -> bool:
-    """Does a note speak of the thing whose `held` this was?  BrokenNote."""
+    """Does a note speak of the thing whose `held` this was?  BrokenNote.
+
+    Of a pod that root made for a user, it was what that user is shown (OWNED/UID/NAME.held): root's own `held` is the proof.
+    """
+    if held.startswith(f"{state.owned}/"):
+        uid, _, name = held.removeprefix(f"{state.owned}/").removesuffix(".held").partition("/")
+        note = state.read("pods", name)
+        return note is not None and str(note.get("user", {}).get("uid")) == uid
     kind, _, name = os.path.dirname(held).removeprefix(f"{state.run}/").partition("/")
     if kind not in ("pods", "members") or not name:
         return False
@@ -167,7 +175,8 @@ def end(process: Process, state: State) -> bool:
         if group:
             poller = poll()
             poller.register(fd, 1)
-            poller.poll(10_000)
+            if not poller.poll(10_000):
+                return False
             cgroup.remove(f"{group}.hold", kill=True)
             cgroup.remove(group, kill=True)
         return True
@@ -193,7 +202,7 @@ def remove_idle_cgroups(state: State, name: str = "") -> list[str]:
     found = []
     for path, count in cgroups(state):
         try:
-            ours = os.path.basename(path).startswith(f"{name}-") if name else time() - os.stat(path).st_ctime >= IDLE
+            ours = is_of_pod(path, name) if name else time() - os.stat(path).st_ctime >= IDLE
             if count or not ours:
                 continue
             cgroup.remove(path)
@@ -202,6 +211,11 @@ def remove_idle_cgroups(state: State, name: str = "") -> list[str]:
         if not os.path.exists(path):
             found.append(path)
     return found
+
+
+def is_of_pod(path: str, name: str) -> bool:
+    """Is it the cgroup, NAME-ID, of a pod of this name?"""
+    return os.path.basename(path).removesuffix(".hold").rpartition("-")[0] == name
 
 
 def _group_of(process: Process) -> str:

@@ -77,7 +77,8 @@ class Run:
         self.before_handover: Callable[[], None] = lambda: None
         self.timing: list[tuple[int, float]] = []
         self._channel = -1
-        self._patience = 0  # seconds to wait for a word of nsrun-init; 0: as long as it takes, since it is ours alone
+        self._patience = 0.0  # seconds to wait for a word of nsrun-init; 0: as long as it takes, since it is ours alone
+        self._deadline = 0.0  # until when, however many words come; time.monotonic()
         self._mask: set[int] | None = None
         self._asked: set[int] = set()
 
@@ -200,7 +201,8 @@ class Run:
     def launch(self, step: Launch) -> None:
         """Encodes phase 4, starts nsrun-init inside, and waits until all but the exec is done."""
         steps = self.plan.init_steps()
-        self._patience = 60 if step.door or step.one_way else 0
+        if step.door or step.one_way:
+            self._be_patient(60, 600)
         ours, theirs = kernel.channel()
         self._channel = self.hold("channel:nsrun", ours)
         channel = self.hold("channel:init", theirs)
@@ -346,6 +348,11 @@ class Run:
         self.hold(f"{what}:pidfd", pidfd)
         children.started.add(pid)
 
+    def _be_patient(self, seconds: float, altogether: float) -> None:
+        from time import monotonic
+
+        self._patience, self._deadline = seconds, monotonic() + altogether
+
     def _hear(self) -> str:
         """The next record of nsrun-init: its kind, "" at end of file; Failed for an 'E'.
 
@@ -354,14 +361,16 @@ class Run:
         """
         if self._patience:
             from select import poll
+            from time import monotonic
 
             poller = poll()
             for fd in (self._channel, self.fd("member:pidfd")):
                 if fd >= 0:
                     poller.register(fd, 1)
-            found = dict(poller.poll(self._patience * 1000))
+            seconds = min(self._patience, self._deadline - monotonic())
+            found = dict(poller.poll(seconds * 1000)) if seconds > 0 else {}
             if not found:
-                raise KernelError(ETIMEDOUT, f"recv(channel): nsrun-init said nothing for {self._patience} s")
+                raise KernelError(ETIMEDOUT, f"recv(channel): nsrun-init was not done within {self._patience:.0f} s")
             if self._channel not in found:
                 return ""
         data = os.read(self._channel, 1024)
@@ -379,7 +388,8 @@ class Run:
         self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, {_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT})
         os.write(self._channel, b"G")
         ready = False
-        self._patience = min(self._patience, 10)
+        if self._patience:
+            self._be_patient(10, 10)
         try:
             while kind := self._hear():
                 ready = ready or kind == "R"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT = os.path.join(os.path.dirname(__file__), "seccomp.json")
 MAX_PROFILE = 1 << 20
 MAX_ALTERNATIVES = 256  # rules that one rule with comparisons of several arguments may become
-COMPILER = 2  # to be raised when programs() makes something else of a profile: what is kept is compiled anew then
+COMPILER = 3  # to be raised when programs() makes something else of a profile: what is kept is compiled anew then
 _HINT = "the format is Docker's: https://docs.docker.com/engine/security/seccomp/"
 
 
@@ -50,11 +50,15 @@ def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
     path = f"{state.lib}/seccomp/{name}"
     try:
         with open(open_regular(path), "rb") as file:
-            return file.read()
+            found = file.read()
+        if found[:4] == _checksum(found[4:]):
+            return found[4:]
     except FileNotFoundError:
         pass
     if not profile and not name.startswith("default-"):
-        raise NsrunError(f"the member's system call filter is gone from {path}", hint="start the member anew")
+        raise NsrunError(
+            f"the member's system call filter is gone from {path}, or damaged", hint="start the member anew"
+        )
     import json
 
     text = _read(profile or DEFAULT)
@@ -71,9 +75,16 @@ def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
     make_directory(f"{state.lib}/seccomp")
     temporary = f"{path}.{new_id()}.tmp"  # several may compile at once, threads of one process, too
     with open(temporary, "xb") as file:
-        file.write(data)
+        file.write(_checksum(data) + data)
     os.rename(temporary, path)
     return data
+
+
+def _checksum(data: bytes) -> bytes:
+    """What a kept filter begins with: half of it would filter only half."""
+    from nsrun import kernel
+
+    return kernel.checksum(data).to_bytes(4, "little")
 
 
 def _read(path: str) -> bytes:

@@ -212,8 +212,8 @@ class State:
     def held(self, kind: str, name: str) -> str:
         """The file whose locks prove that it lives."""
         own, shown = self.path(kind, name, life.HELD), f"{self.owned}/{name}.held"
-        theirs = kind == "pods" and self.uid and not os.path.lexists(own) and os.path.lexists(shown)
-        return shown if theirs else own
+        theirs = kind == "pods" and self.uid and os.path.lexists(shown)
+        return shown if theirs and not os.path.lexists(self.path(kind, name, "note")) else own  # as read() chooses
 
     def life(self, kind: str, name: str) -> Life:
         """Who keeps it.  OSError: it can't be asked, which is no death."""
@@ -566,7 +566,11 @@ class State:
     def mark(self, kind: str, name: str, file: str) -> None:
         """Make an empty file beside a note: `started`, `stop`, `ended`, `released`.  FileNotFoundError: the thing is gone."""
         path = self.path(kind, name, file)
-        os.close(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
+        try:
+            os.close(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
+        except OSError:
+            if not self.marked(kind, name, file):  # whatever is there marks as well
+                raise
 
     def mark_removing(self, name: str) -> None:
         """Say that this process is ending a pod.  FileNotFoundError: it is gone."""
@@ -574,11 +578,11 @@ class State:
 
     def is_being_removed(self, name: str) -> bool:
         """Is somebody ending this pod?  One that was killed half-way is not."""
-        if not self.marked("pods", name, "removing"):
-            return False
         try:
+            if not self.marked("pods", name, "removing"):
+                return False
             mark = self._load(self.path("pods", name, "removing"), "removing")
-        except BrokenNote:
+        except (OSError, BrokenNote):
             return False
         return mark is not None and self._process_lives(mark["process"]) is not False
 
@@ -589,7 +593,12 @@ class State:
             pass
 
     def marked(self, kind: str, name: str, file: str) -> bool:
-        return os.path.exists(self.path(kind, name, file))
+        """Is there such a mark?  OSError: it can't be known."""
+        try:
+            os.lstat(self.path(kind, name, file))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def remove_directory(self, path: str) -> bool:
         """Remove a directory with a `held`, and all that is in it, if nobody holds it; return whether it is gone."""
@@ -610,8 +619,10 @@ class State:
                 return not os.path.lexists(path)
             for entry in written:
                 self.remove_written(f"{path}/{entry}")
-            # what tells whose these are, and that nobody uses them, goes last
+            # what tells whose these are, and that nobody uses them, goes last: `held` proves what is left of that when we are killed
             if not any(os.path.lexists(f"{path}/{entry}") for entry in written):
+                for entry in ("about", "committed", life.HELD):
+                    self.remove_written(f"{path}/{entry}")
                 self.remove_written(path)
             return not os.path.lexists(path)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from nsrun import life
-from nsrun.errors import BrokenNote, NsrunError
+from nsrun.errors import BadInput, BrokenNote, NsrunError
 from nsrun.state import State, new_id, remove_tree
 
 TYPE_CHECKING = False
@@ -100,18 +100,23 @@ class Sweeper:
         _, now = state.look("pods", name)  # BrokenNote: nothing is concluded from it
         if now.alive or now.file is None:
             return False
-        began = state.marked("pods", name, "started")
         with _names_lock(state):
             note, now = state.look("pods", name)  # somebody else may have swept it, and the name may be another's
             if now.alive or now.file is None:
                 return False
-            if not began:
+            if not (state.marked("pods", name, "started") or (note and self._has_had_members(note))):
                 return self._forget_pod(name, note)
             if note:
                 state.mark("pods", name, "ended")  # what proves it may go with what is released
                 self._release(note)
                 state.mark("pods", name, "released")
         return True
+
+    def _has_had_members(self, note: Note) -> bool:
+        """Then it had been started, whatever became of the mark; also when a member's note can't be read."""
+        state = self.state
+        notes = [state.try_read("members", name) for name in self._names("members")]
+        return any(member is None or member["pod_id"] == note["id"] for member in notes)
 
     def _release(self, note: Note) -> None:
         """What the kernel has of a pod that ended, and what was shown of it, goes; its story stays."""
@@ -218,7 +223,7 @@ class Sweeper:
     # ---- the rest --------------------------------------------------------------------------------------
 
     def _data(self, ident: str) -> bool:
-        """What a member wrote, on its own disk: only what was never committed, and what nobody holds, goes here."""
+        """What a member wrote, on its own disk: only what was never committed, and what no note and nobody holds, goes here."""
         state = self.state
         path = state.upper(ident)
         if not os.path.lexists(f"{path}/{life.HELD}"):
@@ -227,6 +232,9 @@ class Sweeper:
             )  # a maker that was killed at once; or another's who is about to lock it, and tries again
         if os.path.lexists(f"{path}/committed") or life.ask(f"{path}/{life.HELD}").alive:
             return False
+        notes = [state.try_read("members", name) for name in self._names("members")]
+        if any(note is None or note["id"] == ident for note in notes):
+            return False  # `committed` was lost; or a note that can't be read may speak of them
         if not state.remove_directory(path):
             return False
         self.removed.append(f"upper {ident}")
@@ -278,15 +286,28 @@ class Sweeper:
         """Of `pod prune`: every broken note that nobody holds leaves its name."""
         for kind in ("pods", "members"):
             for name in self._names(kind):
-                try:
-                    if self.state.read(kind, name):
-                        continue
-                except BrokenNote as error:
-                    self.state.broken[error.path] = error.why
-                    if not error.damaged:
-                        continue
-                with _names_lock(self.state):
-                    self._try(f"{kind[:-1]} {name}", self.set_aside, kind, name)
+                if not self._is_broken(kind, name):
+                    continue
+                with _names_lock(self.state):  # and it is that still: the name may be another's by now
+                    if self._is_broken(kind, name):
+                        self._try(f"{kind[:-1]} {name}", self.set_aside, kind, name)
+
+    def _is_broken(self, kind: str, name: str) -> bool:
+        try:
+            return self.state.read(kind, name) is None
+        except BrokenNote as error:
+            self.state.broken[error.path] = error.why
+            return error.damaged
+
+    def set_ended_aside(self, kind: str, name: str) -> None:
+        """Of something that was known by its locks alone, and that has just been ended: its name is free, unless it is another's."""
+        with _names_lock(self.state):
+            try:
+                if self.state.read(kind, name):
+                    return
+            except BrokenNote:
+                pass
+            self.set_aside(kind, name)
 
 
 class _names_lock:
@@ -328,8 +349,12 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
         from nsrun.host import cgroup
 
         cgroup.remove_member(note["cgroup"], note.get("cgroup_id", 0))
-    if os.path.lexists(state.upper(note["id"])):
-        state.remove_directory(state.upper(note["id"]))
+    upper = state.upper(note["id"])
+    if os.path.lexists(upper) and not state.remove_directory(upper):
+        raise BadInput(
+            f"what member {note['name']!r} wrote can't be removed: {upper}",
+            hint="is something mounted in it, or made immutable? findmnt -R; lsattr -R; then try again",
+        )
     return state.remove_directory(state.path("members", note["name"]))
 
 

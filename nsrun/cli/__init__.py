@@ -361,12 +361,14 @@ def _trace(general: Options) -> Any:
 
 
 def _whole(state: State, words: Words) -> int:
-    """LAYER: 0 when all of it is there."""
+    """LAYER: says "whole" when all of it is there."""
     from nsrun import userns
+    from nsrun.cli.say import out
     from nsrun.image import lookup
 
     userns.enter(state)
-    return 0 if lookup.whole(state, words[0]) else 1
+    out("whole" if lookup.whole(state, words[0]) else "damaged")
+    return 0
 
 
 _HIDDEN = {"_ended": _ended, "_remove": _remove, "_whole": _whole}
@@ -582,16 +584,23 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
     sweeper.set_broken_aside()
     state.broken.clear()
     for process in orphans.processes(state):
-        if orphans.end(process, state):
-            out(str(process))
+        try:
+            if orphans.end(process, state):
+                out(str(process))
+            else:
+                err(f"nsrun: left as it is: {process}")
+        except (OSError, NsrunError) as error:
+            code = code or _go_on_after(error)
     for path in orphans.remove_idle_cgroups(state):
         out(f"cgroup {path}, of no pod")
     for data in orphans.data(state) if options.get("all") else []:
-        if data.free:
-            out(str(data))
-            state.remove_directory(data.path)
-        else:
-            err(f"nsrun: left as it is: {data}")
+        try:
+            if data.free and state.remove_directory(data.path):
+                out(str(data))
+            else:
+                err(f"nsrun: left as it is: {data}")
+        except (OSError, NsrunError) as error:
+            code = code or _go_on_after(error)
     for line in sweeper.all():
         out(line)
     return code

@@ -230,8 +230,13 @@ def prune(state: State, options: Options, operands: Words, rest: Words, general:
     from nsrun.image.store import Store
 
     need_root()
-    removed, freed = Store(state).prune(bool(options.get("all")))
+    store = Store(state)
+    removed, freed = store.prune(bool(options.get("all")))
     for line in removed:
         say.out(line)
+    if store.names_were_lost():
+        say.err(
+            "names of images were lost: those without a name stay; nsrun image tag ID NAME, or: nsrun image prune -a"
+        )
     say.err(f"freed {size_text(freed)}")
     return 0

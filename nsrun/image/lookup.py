@@ -81,7 +81,10 @@ def records(state: State, broken: list[str]) -> list[Record]:
 
 def full_name(state: State, word: str) -> str:
     """The name that is kept and that `word` means: mysql is docker.io/library/mysql:latest, or else localhost/mysql:latest; "" when there is none."""
-    kept = names(state)
+    return _full_name(names(state), word)
+
+
+def _full_name(kept: dict[str, str], word: str) -> str:
     word = word.removeprefix("index.").removeprefix("docker.io/")
     for name in (word, f"docker.io/{word}", f"docker.io/library/{word}", f"localhost/{word}"):
         for candidate in (name, f"{name}:latest"):
@@ -92,11 +95,11 @@ def full_name(state: State, word: str) -> str:
 
 def find(state: State, word: str) -> Record:
     """The image of a name, name@digest, digest or unambiguous beginning of an id; UnknownError lists what there is."""
-    name = full_name(state, word)
-    if name:
-        found = record(state, names(state)[name])
-        if found:
-            return found
+    if len(word) == 64 and _HEX.issuperset(word) and (found := record(state, word)):
+        return found  # by its whole id, whatever became of the names
+    kept = names(state)
+    if (name := _full_name(kept, word)) and (found := record(state, kept[name])):
+        return found
     path, at, digest = word.partition("@")
     hexadecimal = (digest if at else word).removeprefix("sha256:")
     matching: list[Record] = []
@@ -115,7 +118,7 @@ def find(state: State, word: str) -> Record:
 
     if broken:
         raise NsrunError(f"no image {word!r} among those that can be read", hint="; ".join(broken[:3]))
-    known = sorted({familiar(n) for n in names(state)})
+    known = sorted(map(familiar, kept))
     hint = f"known images: {', '.join(known[:20])}" if known else "there are no images"
     raise UnknownError(f"no image {word!r}", hint=f"{hint}; nsrun image pull {word}, or nsrun image load FILE")
 
@@ -144,11 +147,7 @@ def whole(state: State, layer: str) -> bool:
     if os.geteuid():  # a user's layer has directories that she may enter only in a user namespace
         from nsrun import userns
 
-        try:
-            userns.call(state, "_whole", layer)
-        except NsrunError:
-            return False
-        return True
+        return userns.call(state, "_whole", layer) == b"whole\n"
     from nsrun.host.trees import measure
 
     try:
@@ -163,7 +162,10 @@ def whole(state: State, layer: str) -> bool:
         raise NsrunError(f"{path}/tree can't be read: {errno_text(error.errno or 0)}", errno=error.errno or 0) from None
     if there != (note.get("files"), note.get("size")):
         return False
-    os.unlink(f"{path}/unsynced")
+    try:
+        os.unlink(f"{path}/unsynced")
+    except FileNotFoundError:
+        pass  # another member, begun at the same time, was faster
     return True
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 
 MAX_NAMES = 10_000
+BROKEN = ".broken"  # names.json that could not be read; empty when it was gone
 
 
 class Store:
@@ -282,14 +283,18 @@ class Store:
                 os.close(held)
         return reference.name
 
+    def names_were_lost(self) -> bool:
+        """Are there images that may have had a name which a prune could not read?"""
+        return os.path.lexists(f"{self.path}/names.json{BROKEN}")
+
     def names_of(self, ident: str) -> list[str]:
         return [name for name, at in lookup.names(self.state).items() if at == ident]
 
     # ---- removing --------------------------------------------------------------------------------------
 
     def users_of(self, ident: str) -> list[str]:
-        """The running members that an image carries."""
-        return [about["name"] for about in self._in_use() if about["image_id"] == ident]
+        """The running members that an image carries.  BadInput: that can't be known."""
+        return _carried(self._in_use(), ident)
 
     def _in_use(self) -> list[Record]:
         """What is known of every member whose data may be in use: told beside the data, whatever the notes say.
@@ -318,7 +323,7 @@ class Store:
             time.sleep(0.01)
         raise BadInput(
             f"{self.state.upper(ident)}/about is gone: a member may run, and nothing tells which image carries it",
-            hint="end the members first: nsrun ls; nsrun rm -f",
+            hint="end the members first (nsrun ls; nsrun rm -f); when none runs, remove that directory by hand",
         )
 
     def remove(self, word: str, force: bool = False) -> tuple[list[str], int]:
@@ -378,7 +383,10 @@ class Store:
         return freed
 
     def prune(self, everything: bool = False) -> tuple[list[str], int]:
-        """Removes images without a name (all that no running member uses, with `everything`), and what crashes left."""
+        """Removes images without a name (all that no running member uses, with `everything`), and what crashes left.
+
+        When names were lost, those without one stay until `everything` is asked for.
+        """
         self.prepare()
         lock = self._lock("lock")
         try:
@@ -390,6 +398,8 @@ class Store:
                 if (everything or (named and not names)) and not self.users_of(ident):
                     self._forget(ident)
                     removed += [*map(references.familiar, names), ident]
+            if everything:
+                remove_tree(f"{self.path}/names.json{BROKEN}")
             return removed, freed + self._free_layers()
         finally:
             os.close(lock)
@@ -397,21 +407,22 @@ class Store:
     def _repair(self) -> bool:
         """Forgets records whose layers are gone or that can't be read, names without a record, and half-written files.
 
-        False when the names themselves were lost: then no image is removed only because it has none.
+        False when the names themselves were lost: then no image is removed only because it has none, now or later.
         """
         for part in ("", "/records", "/blobs/sha256"):
             for file in os.listdir(f"{self.path}{part}"):
                 if file.endswith(".tmp"):
                     _unlink(f"{self.path}{part}/{file}")
-        named = True
+        path = f"{self.path}/names.json"
         try:
             lookup.names(self.state)
         except lookup.Damaged:
-            path = f"{self.path}/names.json"
             if os.path.lexists(path):
-                os.replace(path, f"{path}.broken")
+                os.replace(path, f"{path}{BROKEN}")
+            else:
+                self._write(f"{path}{BROKEN}", b"")
             self._write(path, notes.encode({}))
-            named = False
+        named = not self.names_were_lost()
         for file in os.listdir(f"{self.path}/records"):
             try:
                 record = lookup.record(self.state, file[:-5])
@@ -469,11 +480,18 @@ class Store:
         except NsrunError as error:
             broken.append(error.message)
             names = {}
-        return [self.describe(record, names) for record in records]
+        try:
+            used = self._in_use() if records else []
+        except NsrunError as error:
+            broken.append(error.message)
+            used = []
+        return [self._describe(record, names, used) for record in records]
 
-    def describe(self, record: Record, names: dict[str, str] | None = None) -> Record:
-        """One image, as `image ls --json` and the library have it."""
-        names = lookup.names(self.state) if names is None else names
+    def describe(self, record: Record) -> Record:
+        """One image, as `image ls --json` and the library have it.  BadInput: which members it carries can't be known."""
+        return self._describe(record, lookup.names(self.state), self._in_use())
+
+    def _describe(self, record: Record, names: dict[str, str], used: list[Record]) -> Record:
         layers = [self.layer(ident) for ident in record["layers"]]
         return {
             "id": record["id"],
@@ -488,7 +506,7 @@ class Store:
                 {"chain_id": f"sha256:{ident}", "diff_id": layer["diff_id"], "size": layer["size"], "entries": layer["entries"], "skipped": layer["skipped"]}
                 for ident, layer in zip(record["layers"], layers, strict=True)
             ],
-            "used_by": self.users_of(record["id"]),
+            "used_by": _carried(used, record["id"]),
         }  # fmt: skip
 
     def inspect(self, word: str) -> Record:
@@ -540,6 +558,10 @@ class Workshop:
     def __exit__(self, *_: object) -> None:
         remove_tree(self.path)
         os.close(self.fd)
+
+
+def _carried(used: list[Record], ident: str) -> list[str]:
+    return [about["name"] for about in used if about["image_id"] == ident]
 
 
 def _unlink(path: str) -> None:
