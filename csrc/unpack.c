@@ -63,6 +63,7 @@
 #define MAX_TOLD      100
 #define HELD          64 /* directories that are open at a time while a tree is removed */
 #define TIMES_MAX     (48 << 20)
+#define FOLLOWING_MAX 4000000000 /* ns of processor time in which the kernel follows links */
 
 enum mode { LAYER, WHITEOUTS, ENTRIES, LIST };
 
@@ -71,7 +72,7 @@ static struct tar tar;
 static struct tar_entry entry;
 static uint64_t max_bytes, max_entries, max_depth, max_records; /* the budgets */
 static struct account {
-	uint64_t bytes, entries, records;
+	uint64_t bytes, entries, records, following; /* the last in ns of processor time */
 } *account, charged; /* of all; of this run */
 static struct statx_timestamp begun; /* when the root that we write to was made; 0: the file system does not tell */
 static uint64_t kept[2]; /* regular files that are there, and bytes in them, each name counted */
@@ -209,7 +210,7 @@ static void seccomp(void)
 		__NR_read, __NR_write, __NR_pwrite64, __NR_close, __NR_lseek, __NR_openat, __NR_openat2, __NR_statx,
 		__NR_mkdirat, __NR_mknodat, __NR_symlinkat, __NR_linkat, __NR_unlinkat, __NR_fchown, __NR_fchownat,
 		__NR_fchmod, __NR_utimensat, __NR_fsetxattr, __NR_ftruncate, __NR_getdents64, __NR_fchdir, __NR_getcwd,
-		__NR_exit_group,
+		__NR_clock_gettime, __NR_exit_group,
 	};
 	static struct sock_filter code[2 * (sizeof allowed / sizeof *allowed) + 8];
 	struct sock_fprog program = {.filter = code};
@@ -331,6 +332,13 @@ static void check_depth(int fd)
 		fail((int)-n, "its parent can't be looked at");
 }
 
+static uint64_t processor_time(void)
+{
+	struct timespec t = {0, 0};
+	SYS2(clock_gettime, 2 /* CLOCK_PROCESS_CPUTIME_ID */, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
 /*
  * A directory by its path, or (one name) in `dir`.  Where a link is on the way, *linked is set and the depth that it leads to
  * is checked; else the path is what it says.
@@ -343,8 +351,11 @@ static long open_directory(int dir, const char *path, const char *whole, int *li
 	};
 	long fd = open_how(dir, *path ? path : ".", &how, sizeof how);
 	if (fd == -ELOOP) {
+		uint64_t since = processor_time();
 		fd = open_at(ROOT, whole, O_PATH | O_DIRECTORY);
 		*linked = 1;
+		if (!charge(&account->following, &charged.following, processor_time() - since, FOLLOWING_MAX) || fd == -EAGAIN)
+			fail(0, "its links take too long to follow");
 	}
 	if (fd >= 0 && *linked)
 		check_depth((int)fd);

@@ -374,6 +374,8 @@ def plan_join(
             raise BadInput(
                 "--writable needs --rootfs: an image is shared", hint="nsrun image unpack REF DIR, then --rootfs"
             )
+    if options.get("writable") and options.get("read_only"):
+        raise UsageError("--writable and --read-only contradict each other")
     if root == "/" and options.get("writable"):
         raise BadInput(
             "--writable needs --rootfs", hint="without one, the member writes to the host's filesystem anyway"

@@ -7,14 +7,14 @@ from errno import ENOENT, ESRCH
 
 from nsrun import children, kernel, life
 from nsrun.errors import BadInput, BrokenNote, KernelError, NsrunError, UnknownError
-from nsrun.schema import is_number, open_regular, open_text
+from nsrun.schema import is_number, open_regular
 from nsrun.state import NAME_CHARS
 from nsrun.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any, TextIO
+    from typing import Any
 
     from nsrun.life import Life
     from nsrun.state import Note, State
@@ -276,8 +276,11 @@ def _signal(pidfd: int, signal: int) -> None:
             raise
 
 
-def _may_end(pidfd: int, what: str, note: Note) -> None:
-    """BadInput: it can't be ended from here; asked before anything is done, and anything says that it is about to end."""
+def _may_end(pidfd: int, what: str, note: Note, pod: Note | None = None) -> None:
+    """BadInput: it can't be ended from here; asked before anything is done, and anything says that it is about to end.
+
+    A member whose cgroup is gone while that of its `pod` is in view can be: the pod's owner may remove it.
+    """
     from nsrun.host import cgroup
 
     try:
@@ -287,8 +290,11 @@ def _may_end(pidfd: int, what: str, note: Note) -> None:
     try:
         cgroup.check_reach(note["cgroup"], note.get("cgroup_id", 0))
     except BadInput:
-        if not _wait_dead(pidfd, 0):  # else it has just ended, and its cgroup went with it
+        if _wait_dead(pidfd, 0):
+            return  # it has just ended, and its cgroup went with it
+        if pod is None or pod["id"] != note["pod_id"]:
             raise
+        cgroup.check_reach(pod["cgroup"], pod.get("cgroup_id", 0))
 
 
 def _settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
@@ -337,7 +343,7 @@ def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
     try:
         if fd >= 0:
             note = state.member(note["name"])  # it may have begun once more, in another cgroup
-            _may_end(fd, f"member {note['name']!r}", note)
+            _may_end(fd, f"member {note['name']!r}", note, state.try_read("pods", note["pod"]))
         try:
             state.mark("members", note["name"], "stop")
         except FileNotFoundError:
@@ -383,11 +389,11 @@ def _end_wait(state: State, note: Note) -> None:
 
 
 def kill_member(note: Note, fd: int) -> None:
-    """SIGKILL to everything in the member's cgroup; without cgroup v2, to its first process."""
+    """SIGKILL to everything in the member's cgroup, and to its first process, which its pod's owner may have moved elsewhere."""
     from nsrun.host import cgroup
 
-    if note.get("cgroup") and cgroup.kill(note["cgroup"], note.get("cgroup_id", 0)):
-        return
+    if note.get("cgroup"):
+        cgroup.kill(note["cgroup"], note.get("cgroup_id", 0))
     _signal(fd, SIGKILL)
 
 
@@ -553,6 +559,8 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
 
     found, held = state.life(kind, name), state.held(kind, name)
     what = f"{kind[:-1]} {name!r}"
+    if not found.alive and kind == "members":
+        _end_without_note(state, name)
     if 0 in (found.keeper, found.holder):
         raise BadInput(f"{what} lives, but is not visible from this PID namespace", hint="run it in the machine's own")
     first: list[tuple[int, int]] = []  # (pidfd, pid) of pause, or of the member
@@ -580,6 +588,44 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
         cgroup.remove(group, kill=True)
         cgroup.remove(f"{group}.hold", kill=True)
     Sweeper(state).set_ended_aside(kind, name)
+
+
+def _end_without_note(state: State, name: str) -> None:
+    """End what still runs of members of this name that only their data speak of: their monitors were killed."""
+    known = {note["id"] for note in member_notes(state)}
+    for ident in state.idents():
+        try:
+            committed = state.committed(ident)
+        except BrokenNote:
+            continue
+        if committed and committed["name"] == name and ident not in known:
+            end_committed(state, committed)
+
+
+def end_committed(state: State, committed: Note) -> None:
+    """End a member by what stands beside its data, its cgroup or its process, when nobody keeps it.  NsrunError: it does not end."""
+    from time import sleep
+
+    from nsrun.host import cgroup
+
+    group, ident = committed["cgroup"], committed["cgroup_id"]
+    if not life.ask(f"{state.upper(committed['id'])}/{life.HELD}").alive and not state.surely_ended(committed):
+        fd = state.noted_process(committed)
+        try:
+            if not (group and cgroup.kill(group, ident)) and fd >= 0:
+                _signal(fd, SIGKILL)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+    for _ in range(500):
+        if state.surely_ended(committed):
+            cgroup.remove_member(group, ident)
+            return
+        sleep(0.02)
+    raise NsrunError(
+        f"member {committed['name']!r} does not end, or nothing proves that from here",
+        hint="ps -eo pid,ppid,stat,wchan,args; what it wrote is in " + state.upper(committed["id"]),
+    )
 
 
 def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
@@ -746,9 +792,40 @@ def remove_pod(state: State, name: str, force: bool) -> None:
 # ---- logs --------------------------------------------------------------------------------------------------
 
 
-def _open_log(path: str) -> TextIO | None:
+class _Log:
+    """An open log, read from where at most MOST bytes of it are left: its owner may have made it as large as they like."""
+
+    MOST = 64 << 20
+
+    def __init__(self, path: str) -> None:
+        self.fd, self._rest = open_regular(path), b""
+        size = os.fstat(self.fd).st_size
+        self._within = size > self.MOST  # in the middle of a line
+        if self._within:
+            os.lseek(self.fd, size - self.MOST, os.SEEK_SET)
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """What has come since the last call, whole lines; a line that does not end is cut."""
+        pieces, room = [self._rest], self.MOST
+        while room > 0 and (piece := os.read(self.fd, min(room, 1 << 20))):
+            pieces.append(piece)
+            room -= len(piece)
+        *whole, self._rest = b"".join(pieces).split(b"\n")
+        if len(self._rest) > 1 << 20:
+            whole, self._rest = [*whole, self._rest[: 1 << 20]], b""
+        if self._within and whole:
+            self._within, whole = False, whole[1:]
+        return [_parse(f"{line[: 1 << 20].decode('utf-8', 'surrogateescape')}\n") for line in whole]
+
+    def close(self) -> list[tuple[str, str, str]]:
+        """The last line, when it was not written to its end: the disk was full."""
+        os.close(self.fd)
+        return [_parse(self._rest.decode("utf-8", "surrogateescape"))] if self._rest else []
+
+
+def _open_log(path: str) -> _Log | None:
     try:
-        return open_text(path)
+        return _Log(path)
     except FileNotFoundError:
         return None
 
@@ -770,42 +847,34 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
 
     note = state.member(name)
     path = state.path("members", note["name"], "log")
-    file, rest = _open_log(path), ""  # first, so that nothing is missed when it is renamed in between
+    log = _open_log(path)  # first, so that nothing is missed when it is renamed in between
     try:
         lines = []
-        if (older := _open_log(f"{path}.1")) is not None:
-            with older:
-                if file is None or not os.path.sameopenfile(older.fileno(), file.fileno()):
-                    lines = [_parse(line) for line in older]
-        if file:
-            *whole, rest = file.read().split("\n")
-            lines += [_parse(f"{line}\n") for line in whole]
-        if rest and not follow:
-            lines.append(_parse(rest))  # the disk was full
-        if tail is not None:
-            lines = lines[len(lines) - min(tail, len(lines)) :]
-        yield from lines
+        older = _open_log(f"{path}.1")
+        if older and (log is None or not os.path.sameopenfile(older.fd, log.fd)):
+            lines = older.lines()
+        lines += older.close() if older else []
+        lines += log.lines() if log else []
+        if log and not follow:
+            last, log = log, None
+            lines += last.close()
+        yield from lines if tail is None else lines[len(lines) - min(tail, len(lines)) :]
         while follow:
             ended = state.member_status(note)[0] not in ("running", "stopping", "created")
-            full = file is not None and life.identity(path) != life.identity(file.fileno())
-            if file and (chunk := file.read()):
-                *whole, rest = (rest + chunk).split("\n")
-                yield from (_parse(f"{line}\n") for line in whole)
-                continue
-            if file is None or full:
-                now = _open_log(path)
-                if now is not None:
-                    if file:
-                        file.close()
-                    file, rest = now, ""
-                    continue
-            if ended:
+            full = log is not None and life.identity(path) != life.identity(log.fd)
+            if log and (lines := log.lines()):
+                yield from lines
+            elif (log is None or full) and (now := _open_log(path)):
+                yield from log.close() if log else []
+                log = now
+            elif ended:
                 return
-            time.sleep(0.1)
-            note = state.try_read("members", note["name"]) or note
+            else:
+                time.sleep(0.1)
+                note = state.try_read("members", note["name"]) or note
     finally:
-        if file:
-            file.close()
+        if log:
+            log.close()
 
 
 # ---- the monitor calls back --------------------------------------------------------------------------------

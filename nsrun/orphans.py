@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun import kernel
+from nsrun import kernel, life
 from nsrun.errors import BrokenNote, KernelError
 from nsrun.schema import is_number
 
@@ -17,15 +17,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nsrun.state import State
+    from nsrun.state import Note, State
 
 
 class Data:
     """What a member wrote, and no note of this state directory speaks of."""
 
-    def __init__(self, ident: str, path: str, what: str, size: int, free: bool) -> None:
+    def __init__(self, ident: str, path: str, what: str, size: int, free: bool, told: bool) -> None:
         self.ident, self.path, self.what, self.size = ident, path, what, size
         self.free = free  # it is proven that nothing runs that could use it
+        self.told = told  # a note that can't be read may speak of them
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}, {self.size} bytes" + (
@@ -47,14 +48,10 @@ def data(state: State) -> list[Data]:
     """Of every directory of data without a note: whose it was, and how much."""
     from nsrun import manage
 
-    try:
-        idents = sorted(os.listdir(f"{state.lib}/upper"))
-    except FileNotFoundError:
-        return []
     known = {note["id"] for note in state.all("members")}
     unread = {name for name, _ in manage.unreadable(state, "members")}
     found = []
-    for ident in idents:
+    for ident in state.idents():
         path = state.upper(ident)
         if ident in known or not os.path.isdir(path):
             continue
@@ -66,7 +63,7 @@ def data(state: State) -> list[Data]:
             what = f"of nobody known ({error.why})"
         told = about["name"] in unread if about else bool(unread)  # a note that can't be read may speak of them
         free = state.is_free(ident) and not told
-        found.append(Data(ident, path, what, _size(path), free))
+        found.append(Data(ident, path, what, _size(path), free, told))
     return found
 
 
@@ -188,6 +185,26 @@ def end(process: Process, state: State) -> bool:
 
 #: Seconds: who makes a pod, of another state directory perhaps, has a process in its cgroup long before.
 IDLE = 5
+
+
+def lost_members(state: State) -> list[Note]:
+    """What stands beside the data of every member that runs, that nobody keeps, and that no note speaks of."""
+    from nsrun.host import cgroup
+
+    found = []
+    for lost in data(state):
+        try:
+            committed = None if lost.free or lost.told else state.committed(lost.ident)
+        except BrokenNote:
+            continue
+        if committed is None or life.ask(f"{lost.path}/{life.HELD}").alive:
+            continue
+        fd = state.noted_process(committed)
+        if fd >= 0:
+            os.close(fd)
+        if fd >= 0 or cgroup.count(committed["cgroup"], committed["cgroup_id"]) > 0:
+            found.append(committed)
+    return found
 
 
 def remove_idle_cgroups(state: State, name: str = "") -> list[str]:

@@ -202,7 +202,7 @@ class Run:
         """Encodes phase 4, starts nsrun-init inside, and waits until all but the exec is done."""
         steps = self.plan.init_steps()
         if step.door or step.one_way:
-            self._be_patient(60, 600)
+            self._be_patient(8, 60)
         ours, theirs = kernel.channel()
         self._channel = self.hold("channel:nsrun", ours)
         channel = self.hold("channel:init", theirs)
@@ -389,7 +389,7 @@ class Run:
         os.write(self._channel, b"G")
         ready = False
         if self._patience:
-            self._be_patient(10, 10)
+            self._be_patient(8, 8)
         try:
             while kind := self._hear():
                 ready = ready or kind == "R"
@@ -427,7 +427,7 @@ class Run:
             return
         for pid in (self.pid if self.pidfd >= 0 else -1, self.monitor_pid):
             if pid > 0:
-                kernel.reap_within(pid, 10)  # the monitor ends by itself when its child has
+                kernel.reap_within(pid, 5)  # the monitor ends by itself when its child has
 
     # ---- phase 5 ---------------------------------------------------------------------------------------
 

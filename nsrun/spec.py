@@ -289,6 +289,19 @@ def _profile_name(word: str) -> str:
     return word
 
 
+def is_address(text: str) -> bool:
+    """Is it an IPv4 or IPv6 address as inet_pton(3) reads them?"""
+    from _socket import AF_INET, AF_INET6, inet_pton
+
+    for family in (AF_INET, AF_INET6):
+        try:
+            inet_pton(family, text.removeprefix("[").removesuffix("]") if family == AF_INET6 else text)
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
+
+
 def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """What a pod is.  facts: "id", "created", "cgroup", "resolv_conf" (the host's), "owner" (a name); of an owned
     pod "user" ({uid, gid, maps}), "groups" (the owner's), "by_root" (is root making it); of one that root of a user
@@ -315,8 +328,8 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
     for word in options.get("add_host") or []:
         host, _, address = word.partition(":")
-        if not host or not address or any(c.isspace() for c in word):
-            raise UsageError(f"--add-host {word!r}: not HOST:IP")
+        if not host or any(c.isspace() for c in word) or not (address == "host-gateway" or is_address(address)):
+            raise UsageError(f"--add-host {word!r}: not HOST:IP, or HOST:host-gateway")
         hosts.append(f"{'{pod:gateway}' if address == 'host-gateway' else address}\t{host}")
     resolv = facts["resolv_conf"]
     if options.get("dns"):
@@ -325,6 +338,8 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     labels = {}
     for word in options.get("label") or []:
         key, _, value = word.partition("=")
+        if not key:
+            raise UsageError(f"--label {word!r}: not KEY=VALUE")
         labels[key] = value
     network: dict[str, Any] = {"mode": mode}
     if mode == "bridge":

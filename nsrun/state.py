@@ -30,6 +30,8 @@ from nsrun import kernel, life, notes
 from nsrun.errors import BadInput, BrokenNote, UnknownError, UsageError
 from nsrun.schema import open_regular
 
+LOCK_SECONDS = 12  # that a lock of all names is waited for: who holds it removes something at most
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -270,8 +272,8 @@ class State:
     def process(self, note: Note) -> tuple[int, int]:
         """(pidfd, pid) of a member's first process; (-1, 0) when it has ended, or is not there yet.
 
-        Its monitor has a pidfd of it.  When the monitor was killed, the note's pid counts if its start time, boot, PID
-        namespace and cgroup fit; that they do not proves nothing.  BadInput: it lives, and is not visible from here.
+        Its monitor has a pidfd of it.  When the monitor was killed, the note's pid counts if its start time, boot and PID
+        namespace fit; that they do not proves nothing.  BadInput: it lives, and is not visible from here.
         """
         now, found = self.look("members", note["name"])
         if now is None or now["id"] != note["id"] or "process" not in now:
@@ -280,10 +282,7 @@ class State:
             if found.keeper == os.getpid() and now["id"] in life.children:
                 return os.dup(life.children[now["id"]]), int(now["process"][0])
             return life.open_held(_visible(found.keeper, f"member {note['name']!r}"), now.get("pidfd", -1))
-        fd = kernel.pidfd_of(now["process"][0]) if self._noted(now) else -1
-        if fd >= 0 and not self._noted(now):
-            os.close(fd)
-            fd = -1
+        fd = -1 if self.exit_of(now["name"]) else self.noted_process(now)
         return (fd, int(now["process"][0])) if fd >= 0 else (-1, 0)
 
     def pause(self, note: Note) -> tuple[int, int]:
@@ -306,13 +305,16 @@ class State:
             fd = -1
         return (fd, pid) if fd >= 0 else (-1, 0)
 
-    def _noted(self, note: Note) -> bool:
-        """Is the member's noted process surely alive?"""
-        if self.exit_of(note["name"]) or self._process_lives(note["process"]) is not True:
-            return False
-        from nsrun.host import cgroup
+    def noted_process(self, note: Note) -> int:
+        """A pidfd of the process that a note, or what stands beside the data, tells of, when it surely is that one; -1: it is not."""
+        fd = kernel.pidfd_of(note["process"][0]) if self._noted(note) else -1
+        if fd >= 0 and not self._noted(note):  # asked with the pidfd in hand
+            os.close(fd)
+            fd = -1
+        return fd
 
-        return not note["cgroup"] or note["process"][0] in cgroup.pids(note["cgroup"], note.get("cgroup_id", 0))
+    def _noted(self, note: Note) -> bool:
+        return self._process_lives(note["process"]) is True
 
     def _process_lives(self, process: list[Any]) -> bool | None:
         """What the number and start time of a noted process say (`identify`); None: nothing, from here."""
@@ -345,20 +347,35 @@ class State:
         if life.ask(f"{self.upper(note['id'])}/{life.HELD}").alive:
             return False
         if os.path.isdir(self.path("members", name)):
-            now, found = self.look("members", name)
-            if now and now["id"] == note["id"] and found.alive:
+            try:
+                now, found = self.look("members", name)
+            except BrokenNote:
+                found = self.life("members", name)  # a damaged note, perhaps of this member
+            if found.alive and (now is None or now["id"] == note["id"]):
                 return False
         if "process" not in note:
             return True
         if now and now["id"] == note["id"] and self.exit_of(name):
             return True
+        if (lives := self._process_lives(note["process"])) is True:
+            return False  # whatever its cgroup says: its pod's owner may have moved it
         if (count := cgroup.count(note["cgroup"], note.get("cgroup_id", 0))) >= 0:
             return count == 0
         if note["shares_pid"]:
-            pod, found = self.look("pods", note["pod"])
+            try:
+                pod, found = self.look("pods", note["pod"])
+            except BrokenNote:
+                pod = None
             if pod and pod["id"] == note["pod_id"] and not found.alive and found.file:
                 return True
-        return self._process_lives(note["process"]) is False
+        return lives is False
+
+    def idents(self) -> list[str]:
+        """Whose data there are."""
+        try:
+            return sorted(os.listdir(f"{self.lib}/upper"))
+        except FileNotFoundError:
+            return []
 
     def is_free(self, ident: str) -> bool:
         """Is it proven that nothing uses this data?  What is said of that lies beside them; a damaged note proves nothing."""
@@ -690,16 +707,36 @@ class State:
                 self.disown({"user": {"uid": uid}, "name": name})
 
     def lock(self, name: str) -> int:
-        """An exclusive flock(2) on RUN/NAME.lock; close the descriptor to let go.  It goes with its holder."""
-        import fcntl
+        """An exclusive flock(2) on RUN/NAME.lock; close the descriptor to let go.  It goes with its holder.
 
+        BadInput: somebody holds it for long.  Root asks for an owner's, too.
+        """
+        import fcntl
+        from time import monotonic, sleep
+
+        path = f"{self.run}/{name}.lock"
         try:
-            fd = open_regular(f"{self.run}/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+            fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         except FileNotFoundError:
             self.prepare()
             return self.lock(name)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        return fd
+        end, step = monotonic() + LOCK_SECONDS, 0.0005
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if monotonic() < end:
+                    sleep(step)
+                    step = min(2 * step, 0.01)
+                    continue
+                os.close(fd)
+                raise BadInput(
+                    f"another process holds {path} for {LOCK_SECONDS} s", hint=f"lslocks; fuser -v {path}"
+                ) from None
+            except BaseException:
+                os.close(fd)
+                raise
 
 
 def _visible(pid: int, what: str) -> int:

@@ -159,6 +159,8 @@ def capabilities(add: Sequence[str], drop: Sequence[str]) -> list[str]:
         return found
 
     added, dropped = names(add, "--cap-add"), names(drop, "--cap-drop")
+    if "all" in added and "all" in dropped:
+        raise UsageError("--cap-add ALL and --cap-drop ALL contradict each other")
     result = set() if "all" in dropped else set(DEFAULT_CAPABILITIES)
     if "all" in added:
         result = set(CAPABILITIES)
@@ -222,10 +224,21 @@ _PROC_FILES = {
 }
 
 
+def _check_sense(options: Sequence[str], word: str) -> None:
+    """UsageError: two of these options contradict each other, or one with a value is there twice."""
+    for one, other in (("ro", "rw"), ("nosuid", "suid"), ("nodev", "dev"), ("noexec", "exec"), ("nocopy", "copy")):
+        if one in options and other in options:
+            raise UsageError(f"{word}: {one} and {other} contradict each other")
+    keys = [option.partition("=")[0] for option in options if "=" in option]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UsageError(f"{word}: {twice[0]} is there twice")
+
+
 def _volume(source: str, target: str, options: list[str], word: str) -> dict[str, Any]:
     for option in options:
         if option not in _FLAGS:
             raise UsageError(f"{word}: unknown option {option!r}", hint=f"known: {' '.join(sorted(_FLAGS))}")
+    _check_sense(options, word)
     kind = "bind" if source.startswith(("/", ".")) else "volume"
     if kind == "volume" and source:
         from nsrun.state import check_name
@@ -264,6 +277,8 @@ def parse_mount(word: str) -> dict[str, Any]:
     for part in word.split(","):
         key, equals, value = part.partition("=")
         key = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}.get(key, key)
+        if key in values:
+            raise UsageError(f"--mount {word}: {key} is there twice")
         values[key] = value if equals else "true"
     kind = values.pop("type", "volume")
     target = values.pop("target", "")
@@ -331,7 +346,9 @@ def parse_tmpfs(word: str) -> dict[str, Any]:
     target, _, text = word.partition(":")
     options = {"nosuid", "nodev", "noexec"}
     data = []
-    for option in filter(None, text.split(",")):
+    given = [option for option in text.split(",") if option]
+    _check_sense(given, f"--tmpfs {word}")
+    for option in given:
         key = option.partition("=")[0]
         if option in ("exec", "suid", "dev"):
             options.discard(f"no{option}")

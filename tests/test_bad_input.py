@@ -332,3 +332,17 @@ def test_words_exit_2(host):
         ["kill", "-s", "NOPE", "a"],
     ):
         host.fails(2, *words)
+
+
+@pytest.mark.parametrize("word", ["x:y", "evil:1.2.3", "a:999.1.1.1", "a:", ":1.2.3.4", "a:1.2.3.4 b", "a:0x7f.1"])
+def test_an_address_that_is_none(host, word):
+    host.fails(2, "pod", "create", "--network", "none", "--add-host", word, "pause")
+
+
+@pytest.mark.parametrize("words", [["--label", "="], ["--label", "=x"]])
+def test_a_label_without_a_key(host, words):
+    host.fails(2, "pod", "create", "--network", "none", *words, "pause")
+
+
+def test_writable_and_read_only(host, pod, busybox):
+    host.fails(2, "join", pod, "--rm", "--writable", "--read-only", "--rootfs", busybox, "--", "true")

@@ -425,6 +425,19 @@ def test_parents_in_linear_time(host, tmp_path):
     assert done["error"] == "" and done["cpu"] < 15, done
 
 
+def test_links_that_are_long_to_follow(host, tmp_path):
+    """39 links in a row of 4,000 bytes each: milliseconds for each path that leads through them."""
+
+    def layout(long: int) -> Layout:
+        links = [symlink(f"l{n}", "a/../" * long + (f"l{n + 1}" if n < 38 else "t")) for n in range(39)]
+        files = [entry(f"{parent}/f{n}") for n in range(3000) for parent in ("l0", "b")]
+        return Layout(tar(directory("a"), directory("b"), directory("t"), *links, *files))
+
+    assert load(host, write(tmp_path / "short", layout(1)))["error"] == ""
+    done = load(host, write(tmp_path / "long", layout(800)))
+    assert "its links take too long to follow" in done["error"] and done["cpu"] < 15, done
+
+
 def test_extended_headers_in_linear_time(host, tmp_path):
     """As much as fits in headers, none of which brings a file."""
     mib = 1 << 20

@@ -297,3 +297,121 @@ def test_nothing_waits_at_a_fifo(host, pod, busybox):
         path.unlink(missing_ok=True)
         os.rename(aside, path)
     assert host.run("logs", "m").stdout == "hello\n"
+
+
+@pytest.mark.parametrize("how", ["rm", "prune"])
+def test_a_member_of_which_only_its_data_speak(host, pod, busybox, how):
+    """It has a PID namespace of its own, its monitor was killed, its note damaged: it can still be ended."""
+    host.start("m", busybox, "sleep", "1000", options=["--pid", "own"])
+    member = host.member("m")["pid"]
+    os.kill(monitor_of(member), signal.SIGKILL)
+    (host.root / "run/members/m/note").write_text("?")
+    host.run("pod", "rm", "-f", pod)
+    assert lives(member)
+    if how == "rm":
+        host.run("rm", "-f", "m")
+    else:
+        host.run("pod", "prune")
+        assert lives(member) and [m["status"] for m in host.json("ls", "-a")] == []
+        assert "m" in host.run("pod", "prune", "--all").stdout
+    assert not lives(member)
+    host.run("pod", "prune", "--all")
+    assert list((host.root / "lib/upper").iterdir()) == []
+
+
+def test_a_lost_committed_of_a_member_whose_monitor_was_killed(host, pod, busybox):
+    """Its note says that it has data, and that it runs: what was lost is no word that it never began."""
+    host.start("m", busybox, "sh", "-c", "echo x >/precious; sleep 1000")
+    precious = wait_for(lambda: list(host.root.glob("lib/upper/*/upper/precious")))[0]
+    pid = host.member("m")["pid"]
+    os.kill(monitor_of(pid), signal.SIGKILL)
+    (precious.parent.parent / "committed").unlink()
+    for words in (["ls"], ["pod", "prune"], ["pod", "prune", "--all"], ["image", "prune"]):
+        host.run(*words)
+        assert lives(pid) and precious.exists(), words
+    host.run("rm", "-f", "m")
+    assert not lives(pid) and not precious.exists()
+
+
+@pytest.mark.parametrize("lost", ["run/pods/pause/started", "lib/upper/*/committed", "lib/upper/*/about"])
+def test_what_an_ended_member_wrote_outlives_a_lost_file(host, busybox, lost):
+    host.run("pod", "create", "--network", "none", "pause")
+    host.run(
+        "join", "pause", "--name", "m", "--rootfs", busybox, "--", "sh", "-c", "echo x >/precious; exit 3", check=False
+    )
+    precious = next(iter(host.root.glob("lib/upper/*/upper/precious")))
+    next(iter(host.root.glob(lost))).unlink()
+    os.kill(host.pod()["pid"], signal.SIGKILL)
+    wait_for(lambda: [p["status"] for p in host.json("pod", "ls", "-a")] == ["stopped"], 5, "the end of the pod")
+    for words in (["ls"], ["pod", "ls"], ["image", "prune"]):
+        host.run(*words)
+        assert precious.exists() and host.member("m")["exit_code"] == 3, words
+    host.run("rm", "m")
+    assert not precious.exists()
+    host.run("pod", "rm", "pause")
+
+
+def test_the_end_of_data_that_nothing_tells_of(host, pod, busybox):
+    """A removal that was killed at any of its last steps is finished by the next command, or by a prune."""
+    import itertools
+
+    last = ("about", "committed", "held")
+    for gone in itertools.accumulate(last, lambda a, b: f"{a} {b}"):
+        host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "true")
+        (data,) = (host.root / "lib/upper").iterdir()
+        for path in data.iterdir():
+            if path.name not in last:
+                sh("rm", "-rf", path)
+        for name in gone.split():
+            (data / name).unlink()
+        sh("rm", "-rf", host.root / "run/members/m")
+        host.run("image", "prune")
+        host.run("pod", "prune", "--all")
+        assert list((host.root / "lib/upper").iterdir()) == [], gone
+
+
+def test_a_lost_proof_that_an_owner_is_shown(host, owned):
+    """What root's user sees was lost: root's own note knows the pod, and no prune takes its pause for an orphan."""
+    pause = host.pod(owned)["pid"]
+    (shown,) = host.root.glob("owned/*/pause.held")
+    shown.unlink()
+    assert "orphan" not in host.run("doctor").stdout
+    host.run("pod", "prune", "--all")
+    assert lives(pause)
+    host.run("pod", "rm", "-f", owned)
+    assert not lives(pause)
+
+
+def test_a_member_whose_mark_is_a_fifo_can_be_stopped(host, pod, busybox):
+    host.start("m", busybox, "sleep", "1000", options=["--restart", "always"])
+    pid = host.member("m")["pid"]
+    monitor = monitor_of(pid)
+    os.mkfifo(host.root / "run/members/m/stop")
+    os.kill(monitor, signal.SIGTERM)
+    host.run("stop", "-t", "0", "m")
+    assert not lives(pid)
+    wait_for(lambda: host.member("m")["status"] == "stopped", 5, "no restart")
+
+
+def test_two_pods_of_one_begin_of_a_name(host):
+    """Setting the damaged note of pod `a` aside takes no cgroup of pod `a-b`."""
+    for name in ("a", "a-b"):
+        host.run("pod", "create", "--network", "none", name)
+    (host.root / "run/pods/a/note").write_text("?")
+    host.run("pod", "rm", "-f", "a")
+    assert [pod["name"] for pod in host.json("pod", "ls")] == ["a-b"]
+    host.run("pod", "rm", "-f", "a-b")
+
+
+def test_data_that_can_not_be_removed(host, pod, busybox):
+    """`rm` says so, and keeps the note until they are gone."""
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "sh", "-c", "echo x >/precious")
+    precious = next(iter(host.root.glob("lib/upper/*/upper/precious")))
+    sh("mount", "--bind", precious, precious)
+    try:
+        assert "can't be removed" in host.fails(125, "rm", "m")
+        assert host.member("m")["status"] == "stopped"
+    finally:
+        sh("umount", precious)
+    host.run("rm", "m")
+    assert not list(host.root.glob("lib/upper/*"))

@@ -128,6 +128,60 @@ def test_a_full_disk_loses_no_exit_status(host, busybox):
         sh("umount", small)
 
 
+def test_a_full_disk_keeps_nobody_from_ending_a_pod(host, busybox):
+    """Nor does it lose the exit status of a member whose restart it prevents."""
+    small = host.root / "run"
+    small.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", small)
+    try:
+        host.run("pod", "create", "--network", "none", "pause")
+        words = ["sh", "-c", "read x; exit 3"]
+        options = ["-i", "--restart", "on-failure", "--name", "m", "--rootfs", busybox]
+        member = host.background("join", "pause", *options, "--", *words, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        host.run("join", "pause", "-d", "--name", "n", "--rootfs", busybox, "--", "sleep", "1000")
+        wait_for(lambda: (small / "members/m/started").exists())
+        with open(small / "full", "wb", buffering=0) as file, pytest.raises(OSError):
+            while True:
+                file.write(b"x" * 4096)
+        member.communicate(b"\n", timeout=30)
+        assert (host.member("m")["status"], host.member("m")["exit_code"]) == ("stopped", 3)
+        pids = [host.pod()["pid"], host.member("n")["pid"]]
+        host.run("pod", "stop", "-t", "0", "pause")
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 5, "the end of the pod")
+        (small / "full").unlink()
+        host.run("pod", "rm", "-f", "pause")
+    finally:
+        sh("umount", small)
+
+
+def test_stop_beside_an_end_and_a_restart(host, pod, busybox):
+    """Whatever moment it is: it succeeds, and the exit status is kept."""
+    rng = random.Random(7)
+    for number in range(12):
+        again = ["--restart", "always"] if number % 2 else []
+        host.start("m", busybox, "sh", "-c", f"sleep {rng.random() / 5:.3f}; exit 3", options=again)
+        time.sleep(rng.random() / 3)
+        host.run("stop", "-t", "1", "m")
+        found = host.member("m")
+        assert (found["status"], found["exit_code"] in (3, 137, 143)) == ("stopped", True), (number, found)
+        host.run("rm", "m")
+
+
+def test_logs_that_are_followed_lose_no_line(host, pod, busybox):
+    """However slow its reader is, and when the log is begun anew."""
+    lines = 260_000  # more than one file of 16 MiB, and not more than two
+    script = f"i=0; while [ $i -lt {lines} ]; do echo line $i; i=$((i+1)); done; sleep 0.5"
+    host.start("m", busybox, "sh", "-c", script)
+    log = host.background("logs", "-f", "m", stdout=subprocess.PIPE)
+    assert log.stdout
+    first = log.stdout.readline()
+    time.sleep(1)
+    rest = log.stdout.read().splitlines()
+    numbers = [int(line.split()[1]) for line in [first, *rest]]
+    assert numbers == list(range(lines))
+    assert log.wait(20) == 0
+
+
 def test_a_killed_monitor_is_named_only_when_it_was_killed(host, pod, busybox):
     host.start("m", busybox, "sleep", "1000")
     pid = host.member("m")["pid"]

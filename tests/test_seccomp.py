@@ -114,6 +114,19 @@ def test_exec_and_restart_have_the_same_filter(host, pod, busybox):
 
 
 @pytest.mark.live
+def test_a_damaged_filter_is_made_anew(host, pod, busybox):
+    """Half of what is kept would filter half: it has a checksum, and ours is compiled again."""
+    count = ("join", pod, "--rm", "--rootfs", busybox, "--", "grep", "Seccomp_filters", "/proc/self/status")
+    whole = host.run(*count).stdout
+    (kept,) = (host.root / "lib/seccomp").iterdir()
+    data = kept.read_bytes()
+    for broken in (b"", data[:4], data[: len(data) // 2], data[:-8], data[:40] + bytes([data[40] ^ 1]) + data[41:]):
+        kept.write_bytes(broken)
+        assert host.run(*count).stdout == whole
+        assert kept.read_bytes() == data
+
+
+@pytest.mark.live
 def test_a_profile_of_ones_own(host, pod, busybox, tmp_path):
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}  # fmt: skip
     (tmp_path / "p.json").write_text(json.dumps(profile))

@@ -270,9 +270,9 @@ def test_a_death_that_is_not_proven(state, what):
 
 
 def test_data_whose_member_has_a_damaged_note(state):
-    """Data are listed, and not called free, when the note of their member or of its pod can't be read."""
+    """Data are listed, and not called free, when the note of their member or of its pod can't be read and nothing else proves its end."""
     for broken in ("members", "pods"):
-        found = {**note("members"), "process": [NOBODY, 1, state.boot, 1, 1], "cgroup_id": 0}
+        found = {**note("members"), "process": [NOBODY, 1, state.boot, 1, 1], "cgroup_id": 0, "shares_pid": False}
         for kind, name, text in (("members", "x", found), ("pods", "p", {**note("pods"), "name": "p"})):
             life.let_go(state.claim(kind, name, text, {})[1])
         life.let_go(state.make_data("1", {"name": "other", "pod": "p", "image_id": "", "layers": []}))

@@ -153,7 +153,21 @@ def test_volumes():
     assert words.parse_mount("type=volume,src=a,dst=/b,nosuid,ro=1")["options"] == ["rbind", "rprivate", "ro", "nosuid"]
 
 
-@pytest.mark.parametrize("word", ["/a:b", "/a:/", "/a:/b:what", ":/b", "/a:/b:ro:x", "../x y:/..", "a/b:/c"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "/a:b",
+        "/a:/",
+        "/a:/b:what",
+        "/a:/b:ro,rw",
+        "/a:/b:rw,nosuid,ro",
+        "/a:/b:nosuid,suid",
+        ":/b",
+        "/a:/b:ro:x",
+        "../x y:/..",
+        "a/b:/c",
+    ],
+)
 def test_volumes_refused(word):
     with pytest.raises(UsageError):
         words.parse_volume(word)
@@ -169,6 +183,11 @@ def test_volumes_refused(word):
         "type=what,source=/a,target=/b",
         "type=tmpfs,target=/t,source=/x",
         "type=bind,source=/a,target=/b,x=1",
+        "type=bind,type=tmpfs,target=/b",
+        "type=bind,source=/a,src=/b,target=/c",
+        "type=bind,source=/a,target=/b,readonly,readonly=false",
+        "type=bind,source=/a,target=/b,ro=0,ro",
+        "type=tmpfs,target=/b,tmpfs-size=1m,tmpfs-size=2m",
     ],
 )
 def test_mounts_refused(word):
@@ -182,8 +201,17 @@ def test_capabilities():
     assert words.capabilities([], ["ALL"]) == []
     assert words.capabilities(["NET_ADMIN"], ["all"]) == ["net_admin"]
     assert "chown" not in words.capabilities(["ALL"], ["CAP_CHOWN"])
+    for add, drop in ((["FLY"], []), (["ALL"], ["ALL"])):
+        with pytest.raises(UsageError):
+            words.capabilities(add, drop)
+
+
+@pytest.mark.parametrize(
+    "word", ["/t:ro,rw", "/t:exec,noexec", "/t:size=1m,size=2m", "/t:mode=700,mode=777", "/t:suid,nosuid"]
+)
+def test_tmpfs_refused(word):
     with pytest.raises(UsageError):
-        words.capabilities(["FLY"], [])
+        words.parse_tmpfs(word)
 
 
 @pytest.mark.parametrize(

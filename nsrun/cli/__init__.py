@@ -593,6 +593,12 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
             code = code or _go_on_after(error)
     for path in orphans.remove_idle_cgroups(state):
         out(f"cgroup {path}, of no pod")
+    for committed in orphans.lost_members(state) if options.get("all") else []:
+        try:
+            manage.end_committed(state, committed)
+            out(f"member {committed['name']} of pod {committed['pod']}, of which only its data spoke")
+        except (OSError, NsrunError) as error:
+            code = code or _go_on_after(error)
     for data in orphans.data(state) if options.get("all") else []:
         try:
             if data.free and state.remove_directory(data.path):

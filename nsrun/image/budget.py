@@ -32,14 +32,18 @@ class Budget:
 
 
 class Account:
-    """What was spent of a budget.  Close it."""
+    """What was spent of a budget.  Close it.
+
+    The writers also charge the time in which the kernel follows links (FOLLOWING_MAX of csrc/unpack.c): a path through links of
+    4,000 bytes each takes milliseconds, an entry some bytes.
+    """
 
     WRITERS = struct.Struct("=QQQ")  # bytes, entries, records: `struct account` of csrc/unpack.c
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.fd = os.memfd_create("account", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.WRITERS.size)
+        os.ftruncate(self.fd, self.WRITERS.size + 8)
         self._lock = threading.Lock()
         self._plain = self._spooled = self._documents = self._names = 0
 

@@ -302,11 +302,7 @@ class Store:
         BadInput: it can't be known which layers are in use.
         """
         state, found = self.state, []
-        try:
-            idents = os.listdir(f"{state.lib}/upper")
-        except FileNotFoundError:
-            return []
-        for ident in idents:
+        for ident in state.idents():
             if not state.is_free(ident):
                 found.append(self._about(ident))
         return [about for about in found if about]
@@ -318,8 +314,8 @@ class Store:
         for _ in range(100):  # whoever makes a member writes it right after the directory
             if found := self.state.about(ident):
                 return found
-            if self.state.is_free(ident) or not os.path.lexists(self.state.upper(ident)):
-                return None
+            if self.state.is_free(ident) or not _entries(self.state.upper(ident)):
+                return None  # of an empty one, the last removal was killed, or the maker holds the store's lock
             time.sleep(0.01)
         raise BadInput(
             f"{self.state.upper(ident)}/about is gone: a member may run, and nothing tells which image carries it",
@@ -562,6 +558,13 @@ class Workshop:
 
 def _carried(used: list[Record], ident: str) -> list[str]:
     return [about["name"] for about in used if about["image_id"] == ident]
+
+
+def _entries(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
 
 
 def _unlink(path: str) -> None:
