@@ -153,7 +153,7 @@ def spoilt(world: World, data: bytes, rng: random.Random) -> bytes:
     """A key removed, moved, or of another type."""
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return flipped(world, data, rng)
     return json.dumps(spoil(document, rng)).encode()
 
@@ -163,7 +163,7 @@ def retyped(world: World, data: bytes, rng: random.Random) -> bytes:
     try:
         document = json.loads(data)
         document[rng.choice(list(document))] = rng.choice(JUNK)
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, RecursionError):
         return spoilt(world, data, rng)
     return json.dumps(document).encode()
 
@@ -175,7 +175,7 @@ def stranger(world: World, data: bytes, rng: random.Random) -> bytes:
     try:
         document = json.loads(data)
         found = [k for k, v in document.items() if isinstance(v, list) and len(v) == 3 and isinstance(v[0], int)]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         found = []
     if not found:
         return flipped(world, data, rng)
@@ -189,7 +189,7 @@ def elsewhere(world: World, data: bytes, rng: random.Random) -> bytes:
     try:
         document = json.loads(data)
         words = [key for key, value in document.items() if isinstance(value, str)]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         words = []
     if not words:
         return flipped(world, data, rng)
