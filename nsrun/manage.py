@@ -542,10 +542,20 @@ def unreadable(state: State, kind: str) -> list[tuple[str, Life]]:
             try:
                 state.read(kind, name)
             except BrokenNote:
-                try:
-                    found.append((name, state.life(kind, name)))
-                except OSError:
-                    found.append((name, life.Life(None, keeper=0)))  # it can't be asked: that is no death
+                found.append((name, _life_of_unreadable(state, kind, name)))
+    return found
+
+
+def _life_of_unreadable(state: State, kind: str, name: str) -> Life:
+    """By its locks; of a pod whose lock or nsrun-hold is gone, by the pause that has its `held` open."""
+    try:
+        found = state.life(kind, name)
+    except OSError:
+        return life.Life(None, keeper=0)  # it can't be asked: that is no death
+    if kind == "pods" and not found.alive:
+        from nsrun import orphans
+
+        found.keeper = next(iter(orphans.pauses_of(state, name)), None)
     return found
 
 
@@ -555,9 +565,9 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     NsrunError: it does not end.  BadInput: it is not visible from here.
     """
     from nsrun.host import cgroup
-    from nsrun.orphans import is_of_pod
+    from nsrun.orphans import is_of_pod, pauses_of
 
-    found, held = state.life(kind, name), state.held(kind, name)
+    found, held = _life_of_unreadable(state, kind, name), state.held(kind, name)
     what = f"{kind[:-1]} {name!r}"
     if not found.alive and kind == "members":
         _end_without_note(state, name)
@@ -566,6 +576,11 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     first: list[tuple[int, int]] = []  # (pidfd, pid) of pause, or of the member
     if found.keeper and kind == "pods":
         fd = life.open_pid(found.keeper, held, life.KEEPER)
+        if fd < 0:
+            fd = kernel.pidfd_of(found.keeper)
+            if fd >= 0 and found.keeper not in pauses_of(state, name):  # asked with the pidfd in hand
+                os.close(fd)
+                fd = -1
         first += [(fd, found.keeper)] if fd >= 0 else []
     elif found.keeper or found.holder:
         first = life.pidfds_of(found.keeper or found.holder or 0)
@@ -574,6 +589,8 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
         group = ""
     for fd, _ in first:
         _signal(fd, SIGKILL)
+    ended = all([_wait_dead(fd, 10) for fd, _ in first])
+    for fd, _ in first:
         os.close(fd)
     if found.holder:
         fd = life.open_pid(found.holder, held, life.HOLDER)
@@ -582,7 +599,7 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
             os.close(fd)
     if group:
         cgroup.kill(group)
-    if not life.wait(held, -1, 10):
+    if not life.wait(held, -1, 10) or not (ended or group):
         raise NsrunError(f"{what} does not end", hint="ps -eo pid,ppid,stat,wchan,args")
     if group:
         cgroup.remove(group, kill=True)

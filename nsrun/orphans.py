@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from nsrun.state import Note, State
 
 
+_GONE = " (deleted)"  # proc_pid_fd(5)
+
+
 class Data:
     """What a member wrote, and no note of this state directory speaks of."""
 
     def __init__(self, ident: str, path: str, what: str, size: int, free: bool, told: bool) -> None:
         self.ident, self.path, self.what, self.size = ident, path, what, size
-        self.free = free  # it is proven that nothing runs that could use it
+        self.free = free  # it is proven that nothing runs that could use it, or nothing is left that could tell
         self.told = told  # a note that can't be read may speak of them
 
     def __str__(self) -> str:
@@ -62,7 +65,7 @@ def data(state: State) -> list[Data]:
         except BrokenNote as error:
             what = f"of nobody known ({error.why})"
         told = about["name"] in unread if about else bool(unread)  # a note that can't be read may speak of them
-        free = state.is_free(ident) and not told
+        free = not told and (state.is_free(ident) or state.is_unclear(ident))
         found.append(Data(ident, path, what, _size(path), free, told))
     return found
 
@@ -102,9 +105,6 @@ def processes(state: State) -> list[Process]:
     return found
 
 
-_GONE = " (deleted)"  # proc_pid_fd(5)
-
-
 def _where(path: str) -> tuple[int, int] | None:
     """(device, mount id) of a directory; None: there is none."""
     try:
@@ -139,8 +139,25 @@ def _is_known(state: State, held: str, inode: int) -> bool:
     return note is not None and note.get("held", inode) == inode
 
 
-def _holders() -> Iterator[tuple[int, str, str, str]]:
-    """(pid, name, number of a descriptor, path of a removed `held` that it is)…"""
+def pauses_of(state: State, name: str) -> list[int]:
+    """The pauses that have the `held` of a pod of this name open, whatever became of its note, its lock and its nsrun-hold."""
+    mounts = {root: _where(root) for root in (state.run, state.owned)}
+    found = []
+    for pid, program, number, path in _holders((_GONE, "")):
+        held = path.removesuffix(_GONE)
+        theirs = not state.uid and held.removeprefix(f"{state.owned}/").partition("/")[2] == f"{name}.held"
+        root = state.owned if theirs else state.run if held == f"{state.run}/pods/{name}/held" else ""
+        try:
+            st = os.stat(f"/proc/{pid}/fd/{number}")
+            if root and program == "pause" and (st.st_dev, _mount_id(pid, number)) == mounts[root]:
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def _holders(ends: tuple[str, ...] = (_GONE,)) -> Iterator[tuple[int, str, str, str]]:
+    """(pid, name, number of a descriptor, path of the `held`, removed or not as `ends` says, that it is)…"""
     for pid in filter(is_number, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/comm", "rb") as file:
@@ -149,7 +166,7 @@ def _holders() -> Iterator[tuple[int, str, str, str]]:
                 continue
             for number in os.listdir(f"/proc/{pid}/fd"):
                 path = os.readlink(f"/proc/{pid}/fd/{number}")
-                if path.endswith(("/held" + _GONE, ".held" + _GONE)):
+                if path.endswith(tuple(name + end for name in ("/held", ".held") for end in ends)):
                     yield int(pid), name.decode(), number, path
         except OSError:
             continue  # it has ended, or is not ours to look into

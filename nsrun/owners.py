@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nsrun.state import State
 
-SECONDS, BYTES = 5, 4 << 20
+SECONDS, BYTES, AT_ONCE = 5, 4 << 20, 8
 
 
 def owned_pods(state: State) -> dict[int, list[str]]:
@@ -34,58 +34,106 @@ def owned_pods(state: State) -> dict[int, list[str]]:
     return found
 
 
+class _Question:
+    """A process that has become an owner, and what it has said so far.  NsrunError: the account is gone."""
+
+    def __init__(self, state: State, uid: int, words: list[str]) -> None:
+        import sys
+
+        from nsrun import kernel
+
+        try:
+            user = userns.User(str(uid))
+        except BadInput:
+            raise NsrunError(f"the owner {uid} has no account any more") from None
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+        root = ["--root", state.root] if state.root else []
+        command = [sys.executable, "-I", program, *root, *words]
+        environment = {**userns.environment_of(user, dict(os.environ)), "LC_ALL": "C.UTF-8"}
+        self.data, self.complete = b"", False
+        self.what, self.hint = f"{user.name}'s nsrun gave no answer", f"sudo -u {user.name} nsrun {' '.join(words)}"
+        self.fd, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            self.pid = kernel.spawn_as(user.uid, user.gid, user.groups, command, environment, write)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        finally:
+            os.close(write)
+
+    def hear(self) -> bool:
+        """Read what there is; False: it has said all, or too much."""
+        piece = os.read(self.fd, 1 << 16)
+        self.data += piece
+        self.complete = not piece
+        return bool(piece) and len(self.data) <= BYTES
+
+    def answer(self) -> Any:
+        """The JSON that it printed.  NsrunError: it took too long, said too much, or no."""
+        import json
+
+        try:
+            if self.complete:
+                return json.loads(self.data)
+        except (ValueError, RecursionError):
+            pass
+        raise NsrunError(self.what, hint=self.hint)
+
+    def close(self) -> None:
+        from nsrun import kernel
+
+        os.close(self.fd)
+        # it has said all, or too much, or was stopped by its owner: a signal of root's reaches it always
+        kernel.end_child(self.pid)
+
+
 def ask(state: State, uid: int, words: list[str]) -> Any:
     """The JSON that nsrun prints for this user.
 
     NsrunError: the account is gone, it took too long, it said too much, or no.
     """
-    import json
-    import sys
-
-    from nsrun import kernel
-
-    try:
-        user = userns.User(str(uid))
-    except BadInput:
-        raise NsrunError(f"the owner {uid} has no account any more") from None
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-    root = ["--root", state.root] if state.root else []
-    command = [sys.executable, "-I", program, *root, *words]
-    environment = {**userns.environment_of(user, dict(os.environ)), "LC_ALL": "C.UTF-8"}
-    read, write = os.pipe2(os.O_CLOEXEC)
-    try:
-        try:
-            pid = kernel.spawn_as(user.uid, user.gid, user.groups, command, environment, write)
-        finally:
-            os.close(write)
-        try:
-            data = _read_within(read)
-        finally:
-            # it has said all, or too much, or was stopped by its owner: a signal of root's reaches it always
-            kernel.end_child(pid)
-    finally:
-        os.close(read)
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        pass
-    raise NsrunError(f"{user.name}'s nsrun gave no answer", hint=f"sudo -u {user.name} nsrun {' '.join(words)}")
+    question = _Question(state, uid, words)
+    _listen([question])
+    return question.answer()
 
 
-def _read_within(fd: int) -> bytes:
-    """What comes until the end of file, in SECONDS and BYTES at most."""
+def _ask_all(state: State, uids: list[int], words: list[str]) -> dict[int, Any]:
+    """The answers of those who gave one.  Several are asked at once: who keeps root waiting does so for all of them together."""
+    answers: dict[int, Any] = {}
+    for first in range(0, len(uids), AT_ONCE):
+        questions: dict[int, _Question] = {}
+        for uid in uids[first : first + AT_ONCE]:
+            try:
+                questions[uid] = _Question(state, uid, words)
+            except (OSError, NsrunError):
+                continue
+        _listen(list(questions.values()))
+        for uid, question in questions.items():
+            try:
+                answers[uid] = question.answer()
+            except NsrunError:
+                continue
+    return answers
+
+
+def _listen(questions: list[_Question]) -> None:
+    """Until all have said everything, in SECONDS and BYTES at most; then they are ended."""
     from select import poll
     from time import monotonic
 
-    poller, end, data = poll(), monotonic() + SECONDS, b""
-    poller.register(fd, 1)
-    while len(data) <= BYTES and (left := end - monotonic()) > 0:
-        if poller.poll(left * 1000):
-            piece = os.read(fd, 1 << 16)
-            if not piece:
-                return data
-            data += piece
-    return b""
+    poller, end = poll(), monotonic() + SECONDS
+    waiting = {question.fd: question for question in questions}
+    try:
+        for fd in waiting:
+            poller.register(fd, 1)
+        while waiting and (left := end - monotonic()) > 0:
+            for fd, _ in poller.poll(left * 1000):
+                if not waiting[fd].hear():
+                    poller.unregister(fd)
+                    del waiting[fd]
+    finally:
+        for question in questions:
+            question.close()
 
 
 _SHOWN = {"name": str, "pod": str, "status": str, "pid": int, "pid_in_pod": int, "command": list}
@@ -98,11 +146,10 @@ _KEPT = (
 def members(state: State) -> list[dict[str, Any]]:
     """The members that owners have in their pods, as `nsrun ls --json` tells; an owner who does not answer has none."""
     found = []
-    for uid, pods in owned_pods(state).items():
-        try:
-            answer = ask(state, uid, ["ls", "-a", "--json"])
-        except NsrunError:
-            continue
+    owned = owned_pods(state)
+    answers = _ask_all(state, list(owned), ["ls", "-a", "--json"])
+    for uid, pods in owned.items():
+        answer = answers.get(uid)
         for member in answer if isinstance(answer, list) else []:
             if isinstance(member, dict) and _is_sound(member) and member["pod"] in pods:
                 found.append({**_shown(member), "owner": uid})

@@ -388,6 +388,16 @@ class State:
         now = life.ask(f"{self.upper(ident)}/{life.HELD}")
         return now.file is not None and not now.alive
 
+    def is_unclear(self, ident: str) -> bool:
+        """Does nobody hold this data, and is what would tell when they are free lost or damaged?"""
+        try:
+            committed = self.committed(ident)
+        except BrokenNote as error:
+            committed = None
+            if not error.damaged:
+                return False
+        return committed is None and not life.ask(f"{self.upper(ident)}/{life.HELD}").alive
+
     def identify(self, pid: int) -> list[Any]:
         """What a note says of a process, for people and for the case that its monitor is killed.
 
@@ -461,11 +471,9 @@ class State:
     def renew_exit(self, name: str) -> None:
         """A member begins once more: the room of its last exit status is the room of the next."""
         path = self.path("members", name, "exit.tmp")
-        try:
-            os.rename(self.path("members", name, "exit"), path)
-        except FileNotFoundError:
-            return
-        _fill(path, os.O_WRONLY)
+        if os.path.lexists(self.path("members", name, "exit")):
+            _put(self.path("members", name, "exit"), path)
+            _fill(path, os.O_WRONLY)
 
     def record_exit(self, name: str, line: str) -> None:
         """What the monitor would have written."""
@@ -475,7 +483,7 @@ class State:
             os.write(fd, f"{line}\n".encode())
         finally:
             os.close(fd)
-        os.rename(path, self.path("members", name, "exit"))
+        _put(path, self.path("members", name, "exit"))
 
     # ---- writing -------------------------------------------------------------------------------------
 
@@ -575,7 +583,7 @@ class State:
                 data = data[os.write(fd, data) :]
         finally:
             os.close(fd)
-        os.rename(f"{path}.tmp", path)
+        _put(f"{path}.tmp", path)
 
     def save(self, kind: str, name: str, note: Note, file: str = "note") -> None:
         self._write(self.path(kind, name, file), note)
@@ -604,10 +612,7 @@ class State:
         return mark is not None and self._process_lives(mark["process"]) is not False
 
     def unmark(self, kind: str, name: str, file: str) -> None:
-        try:
-            os.unlink(self.path(kind, name, file))
-        except FileNotFoundError:
-            pass
+        remove_tree(self.path(kind, name, file))
 
     def marked(self, kind: str, name: str, file: str) -> bool:
         """Is there such a mark?  OSError: it can't be known."""
@@ -670,10 +675,7 @@ class State:
         self.make_owned(uid)
         path = f"{self.owned}/{uid}/{name}.held"
         for _ in range(100):
-            try:
-                os.unlink(path)  # of a pod of this name that has ended
-            except FileNotFoundError:
-                pass
+            remove_tree(path)  # of a pod of this name that has ended
             fd = life.create(path)
             if fd >= 0:
                 os.fchmod(fd, 0o644)
@@ -691,10 +693,7 @@ class State:
         if note.get("user") and not self.uid:
             shown = f"{self.owned}/{note['user']['uid']}/{note['name']}"
             for path in (f"{shown}.json", f"{shown}.held", self.door(note)):
-                try:
-                    os.unlink(path)
-                except FileNotFoundError:
-                    pass
+                remove_tree(path)  # also what took the place of one of them
 
     def disown_name(self, name: str) -> None:
         """Root: the same when it is not known whose it was."""
@@ -759,6 +758,15 @@ def _read_bounded(path: str, size: int = notes.MAX_BYTES) -> bytes:
         return os.read(fd, size)
     finally:
         os.close(fd)
+
+
+def _put(new: str, path: str) -> None:
+    """rename(2), whatever took the place of the file of ours that it replaces."""
+    try:
+        os.rename(new, path)
+    except (IsADirectoryError, NotADirectoryError, FileExistsError):
+        remove_tree(path)
+        os.rename(new, path)
 
 
 def _fill(path: str, flags: int = os.O_WRONLY | os.O_CREAT | os.O_EXCL) -> None:

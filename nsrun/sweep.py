@@ -261,8 +261,10 @@ class Sweeper:
         path = state.path(kind, name)
         if _rmdir(path):
             return True
+        from nsrun import orphans
+
         with life.Removal(f"{path}/{life.HELD}") as ours:
-            if not ours:
+            if not ours or (kind == "pods" and orphans.pauses_of(state, name)):
                 return False
             aside = f"{state.run}/aside"
             try:
@@ -275,8 +277,6 @@ class Sweeper:
                 return False
         self.removed.append(f"damaged {kind[:-1]} {name}, kept in {aside}")
         if kind == "pods":
-            from nsrun import orphans
-
             orphans.remove_idle_cgroups(state, name)
             if not state.uid:
                 state.disown_name(name)

@@ -370,16 +370,20 @@ def test_the_end_of_data_that_nothing_tells_of(host, pod, busybox):
         assert list((host.root / "lib/upper").iterdir()) == [], gone
 
 
-def test_a_lost_proof_that_an_owner_is_shown(host, owned):
+@pytest.mark.parametrize(
+    "place", [lambda path: None, lambda path: (path / "x").mkdir(parents=True)], ids=["nothing", "a directory"]
+)
+def test_a_lost_proof_that_an_owner_is_shown(host, owned, place):
     """What root's user sees was lost: root's own note knows the pod, and no prune takes its pause for an orphan."""
     pause = host.pod(owned)["pid"]
     (shown,) = host.root.glob("owned/*/pause.held")
     shown.unlink()
+    place(shown)
     assert "orphan" not in host.run("doctor").stdout
     host.run("pod", "prune", "--all")
     assert lives(pause)
     host.run("pod", "rm", "-f", owned)
-    assert not lives(pause)
+    assert not lives(pause) and not os.path.lexists(shown)
 
 
 def test_a_member_whose_mark_is_a_fifo_can_be_stopped(host, pod, busybox):
@@ -415,3 +419,65 @@ def test_data_that_can_not_be_removed(host, pod, busybox):
         sh("umount", precious)
     host.run("rm", "m")
     assert not list(host.root.glob("lib/upper/*"))
+
+
+def test_directories_in_the_place_of_files(host, pod, busybox):
+    """What an ended member and a dead pod left can be removed, whatever took the place of their files."""
+    host.run("image", "load", CACHE.parent / "images/busybox")
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "true")
+    os.kill(host.pod()["pid"], signal.SIGKILL)
+    wait_for(lambda: [p["status"] for p in host.json("pod", "ls", "-a")] == ["stopped"], 5, "the end of the pod")
+    for base in ("run/pods", "run/members", "lib/upper", "lib/images/records", "lib/images/blobs"):
+        for path in (host.root / base).rglob("*"):
+            if path.is_file() and path.name != "held":
+                path.unlink()
+                (path / "x").mkdir(parents=True)
+    host.run("rm", "-f", "m"), host.run("pod", "rm", "-f", pod)
+    assert "pod prune --all" in host.fails(125, "image", "prune", "-a")
+    host.run("pod", "prune", "--all"), host.run("image", "prune", "-a")
+    for base in (
+        "run/pods",
+        "run/members",
+        "lib/upper",
+        "lib/images/records",
+        "lib/images/blobs/sha256",
+        "lib/images/layers",
+    ):
+        assert list((host.root / base).iterdir()) == [], base
+
+
+def test_a_pod_whose_note_and_holder_are_gone(host, alice, owned):
+    """Its note is damaged and nsrun-hold was killed: its pause is listed, keeps the name, and ends by it."""
+    pause = host.pod(owned)["pid"]
+    holders = [
+        pid
+        for pid in filter(str.isdigit, os.listdir("/proc"))
+        if comm(pid) == "nsrun-hold" and str(host.root) in links(pid)
+    ]
+    (host.root / "run/pods" / owned / "note").write_text("?")
+    for pid in holders:
+        os.kill(int(pid), signal.SIGKILL)
+    assert len(holders) == 1
+    wait_for(
+        lambda: [(p["status"], p["pid"]) for p in host.json("pod", "ls", "-a")] == [("damaged", pause)],
+        5,
+        "it is listed",
+    )
+    host.run("pod", "prune", "--all")
+    assert "taken" in host.fails(125, "pod", "create", "--network", "none", owned) and lives(pause)
+    host.run("pod", "rm", "-f", owned)
+    assert not lives(pause) and host.json("pod", "ls", "-a") == []
+
+
+def comm(pid: str) -> str:
+    try:
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def links(pid: str) -> str:
+    try:
+        return " ".join(os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return ""

@@ -20,10 +20,10 @@ systems show unwritten files as too short).  What is short is dropped, and a loa
 from __future__ import annotations
 
 import os
-from errno import EEXIST, ENOENT, ENOTEMPTY
+from errno import EEXIST, ENOTEMPTY
 
 from nsrun import notes
-from nsrun.errors import BadInput, NsrunError, UsageError, errno_text
+from nsrun.errors import BadInput, BrokenNote, NsrunError, UsageError, errno_text
 from nsrun.image import lookup, references, shapes
 from nsrun.image.unpack import Blob, Layer, View, unpack_all
 from nsrun.schema import open_regular, read_document
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 
 MAX_NAMES = 10_000
+_LOST = "end the members first (nsrun ls; nsrun rm -f); then nsrun pod prune --all removes what they wrote"
 BROKEN = ".broken"  # names.json that could not be read; empty when it was gone
 
 
@@ -312,14 +313,17 @@ class Store:
         import time
 
         for _ in range(100):  # whoever makes a member writes it right after the directory
-            if found := self.state.about(ident):
-                return found
+            try:
+                if found := self.state.about(ident):
+                    return found
+            except BrokenNote as error:
+                raise BadInput(f"{error.message}; nothing tells which image carries a member", hint=_LOST) from None
             if self.state.is_free(ident) or not _entries(self.state.upper(ident)):
                 return None  # of an empty one, the last removal was killed, or the maker holds the store's lock
             time.sleep(0.01)
         raise BadInput(
             f"{self.state.upper(ident)}/about is gone: a member may run, and nothing tells which image carries it",
-            hint="end the members first (nsrun ls; nsrun rm -f); when none runs, remove that directory by hand",
+            hint=_LOST,
         )
 
     def remove(self, word: str, force: bool = False) -> tuple[list[str], int]:
@@ -355,12 +359,12 @@ class Store:
         """Name, record, blobs, in this order: the reverse of how they came."""
         record = lookup.record(self.state, ident) or {"digests": []}
         self._name("", [], self.names_of(ident))
-        _unlink(self._record_path(ident))
+        _remove(self._record_path(ident))
         broken: list[str] = []
         others = {d for r in lookup.records(self.state, broken) for d in r["digests"]}
         for digest in [f"sha256:{ident}", *record["digests"]]:
             if digest not in others and not broken:
-                _unlink(f"{self.path}/blobs/sha256/{digest[7:]}")
+                _remove(f"{self.path}/blobs/sha256/{digest[7:]}")
 
     def _free_layers(self) -> int:
         """Removes the layers that no image has and no running member uses; gives the bytes of their files."""
@@ -408,13 +412,14 @@ class Store:
         for part in ("", "/records", "/blobs/sha256"):
             for file in os.listdir(f"{self.path}{part}"):
                 if file.endswith(".tmp"):
-                    _unlink(f"{self.path}{part}/{file}")
+                    _remove(f"{self.path}{part}/{file}")
         path = f"{self.path}/names.json"
         try:
             lookup.names(self.state)
         except lookup.Damaged:
+            remove_tree(f"{path}{BROKEN}")
             if os.path.lexists(path):
-                os.replace(path, f"{path}{BROKEN}")
+                os.rename(path, f"{path}{BROKEN}")
             else:
                 self._write(f"{path}{BROKEN}", b"")
             self._write(path, notes.encode({}))
@@ -428,7 +433,7 @@ class Store:
             except NsrunError:
                 continue  # it can't be read, which does not say that it is not there
             if not whole:
-                _unlink(f"{self.path}/records/{file}")
+                _remove(f"{self.path}/records/{file}")
         lost = [n for n, at in lookup.names(self.state).items() if not os.path.exists(self._record_path(at))]
         if lost:
             self._name("", [], lost)
@@ -436,7 +441,7 @@ class Store:
         known = {d for r in lookup.records(self.state, broken) for d in (f"sha256:{r['id']}", *r["digests"])}
         for file in os.listdir(f"{self.path}/blobs/sha256"):
             if f"sha256:{file}" not in known and not broken:
-                _unlink(f"{self.path}/blobs/sha256/{file}")
+                _remove(f"{self.path}/blobs/sha256/{file}")
         return named
 
     def sweep(self) -> int:
@@ -567,9 +572,9 @@ def _entries(path: str) -> list[str]:
         return []
 
 
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError as error:
-        if error.errno != ENOENT:
-            raise
+def _remove(path: str) -> None:
+    """A document, or whatever took its place.  NsrunError: it can't be removed."""
+    from nsrun.host.trees import remove
+
+    if why := remove(path):
+        raise NsrunError(f"it can't be removed: {why[0]}")

@@ -299,16 +299,15 @@ class OpenDoor(Step):
     def do(self, run: Run) -> None:
         import _socket
 
+        from nsrun.state import remove_tree
+
         state, uid = run.state, self.user["uid"]
         path = state.path("pods", self.name, "door") if state.uid else f"{state.owned}/{uid}/{self.name}.door"
         directory, name = os.path.split(path)
         at = run.hold("door:dir", os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         run.hold("door:socket", sock.fileno())
-        try:
-            os.unlink(name, dir_fd=at)
-        except FileNotFoundError:
-            pass
+        remove_tree(path)  # of a pod of this name that has ended
         sock.bind(f"/proc/self/fd/{at}/{name}")
         os.chmod(name, 0o600, dir_fd=at)
         words = []
