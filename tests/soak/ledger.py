@@ -24,13 +24,14 @@ class Ledger:
             self.counts[kind][what] += 1
 
     def find(self, kind: str, text: str, key: str = "", evidence: Callable[[], str] = str) -> None:
-        """A fault.  Those of one kind and key (without one: whose texts differ in numbers only) are one, shown when first found.
+        """A fault.  Those of one kind and key (without one: whose texts differ in numbers only) are one, shown when first found; what is
+        left is shown always, since its cause differs.
 
         `evidence`: what is there, for who looks for the cause.
         """
         key = f"{kind}: {_VARIES.sub('#', key or text)[:120]}"
         with self._lock:
-            first = key not in self.findings
+            first = kind.startswith("left") or key not in self.findings
             self.findings.setdefault(key, []).append(self.where)
         if first:
             print(f"FOUND [{self.where}] {kind}: {text[:1500]}\n{evidence()}", flush=True)
