@@ -33,6 +33,10 @@ class BadInput(NsrunError):
     """The words are right but what they name can't be used (a missing rootfs, a taken name): exit 125."""
 
 
+class Busy(BadInput):
+    """A lock that somebody else holds for too long."""
+
+
 class UnknownError(NsrunError):
     """No such pod or member; the message lists those that exist: exit 125."""
 

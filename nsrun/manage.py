@@ -342,7 +342,10 @@ def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
     fd, _ = state.process(note)
     try:
         if fd >= 0:
-            note = state.member(note["name"])  # it may have begun once more, in another cgroup
+            now = state.read("members", note["name"])
+            if now is None or now["id"] != note["id"]:
+                return  # it has ended, and was forgotten
+            note = now  # it may have begun once more, in another cgroup
             _may_end(fd, f"member {note['name']!r}", note, state.try_read("pods", note["pod"]))
         try:
             state.mark("members", note["name"], "stop")
@@ -519,11 +522,9 @@ def _end_lost(state: State, note: Note, force: bool) -> None:
     """Nobody saw how it ended: what may still run of it is in its cgroup.  BadInput: it lives, or nothing tells that it does not."""
     from time import sleep
 
-    from nsrun.host import cgroup
-
     name = note["name"]
     if force:
-        cgroup.kill(note["cgroup"], note.get("cgroup_id", 0))
+        _kill_noted(state, note)
         for _ in range(100):
             if state.surely_ended(note):
                 return
@@ -627,13 +628,7 @@ def end_committed(state: State, committed: Note) -> None:
 
     group, ident = committed["cgroup"], committed["cgroup_id"]
     if not life.ask(f"{state.upper(committed['id'])}/{life.HELD}").alive and not state.surely_ended(committed):
-        fd = state.noted_process(committed)
-        try:
-            if not (group and cgroup.kill(group, ident)) and fd >= 0:
-                _signal(fd, SIGKILL)
-        finally:
-            if fd >= 0:
-                os.close(fd)
+        _kill_noted(state, committed)
     for _ in range(500):
         if state.surely_ended(committed):
             cgroup.remove_member(group, ident)
@@ -643,6 +638,23 @@ def end_committed(state: State, committed: Note) -> None:
         f"member {committed['name']!r} does not end, or nothing proves that from here",
         hint="ps -eo pid,ppid,stat,wchan,args; what it wrote is in " + state.upper(committed["id"]),
     )
+
+
+def _kill_noted(state: State, note: Note) -> None:
+    """SIGKILL to the cgroup of a member that nobody keeps, unless it is another's by now, and to its process, wherever that was moved."""
+    from nsrun.host import cgroup
+
+    group, ident = note["cgroup"], note.get("cgroup_id", 0)
+    others = [(n["cgroup"], n.get("cgroup_id", 0)) for n in member_notes(state) if n["id"] != note["id"]]
+    fd = state.noted_process(note)
+    try:
+        if group and (group, ident) not in others:
+            cgroup.kill(group, ident)
+        if fd >= 0:
+            _signal(fd, SIGKILL)
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
@@ -885,6 +897,8 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
                 yield from log.close() if log else []
                 log = now
             elif ended:
+                unfinished, log = log, None
+                yield from unfinished.close() if unfinished else []
                 return
             else:
                 time.sleep(0.1)
@@ -907,7 +921,10 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     if note is None:
         return code
     if note["rm"]:
-        forget_member(state, note, its_cgroup=False)  # the monitor has removed it
+        try:
+            forget_member(state, note, its_cgroup=False)  # the monitor has removed it
+        except (OSError, NsrunError):
+            pass  # the next command tries again, and says what is in the way; this one's status is the member's
         return code
     policy, _, retries = note["restart"].partition(":")
     stop = state.marked("members", name, "stop")
@@ -921,8 +938,8 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
         return code
     from nsrun import api
 
-    state.renew_exit(name)
     try:
+        state.renew_exit(name)
         api.join(state, note["pod"], options, again={**note, "lead": lead, "locks": locks})
     except BaseException:  # also when `stop` interrupts us
         # what it was goes back to being true: it has ended, with this status, for which there is room on a full disk

@@ -206,8 +206,6 @@ IDLE = 5
 
 def lost_members(state: State) -> list[Note]:
     """What stands beside the data of every member that runs, that nobody keeps, and that no note speaks of."""
-    from nsrun.host import cgroup
-
     found = []
     for lost in data(state):
         try:
@@ -216,12 +214,34 @@ def lost_members(state: State) -> list[Note]:
             continue
         if committed is None or life.ask(f"{lost.path}/{life.HELD}").alive:
             continue
-        fd = state.noted_process(committed)
-        if fd >= 0:
-            os.close(fd)
-        if fd >= 0 or cgroup.count(committed["cgroup"], committed["cgroup_id"]) > 0:
+        if is_running(state, committed):
             found.append(committed)
     return found
+
+
+def runs_without_note(state: State, name: str) -> bool:
+    """Does something run of a member of this name that only its data speak of?"""
+    known = {note["id"] for note in state.all("members")}
+    for ident in state.idents():
+        try:
+            committed = None if ident in known else state.committed(ident)
+        except BrokenNote:
+            continue
+        if committed and committed["name"] == name and is_running(state, committed):
+            return True
+    return False
+
+
+def is_running(state: State, committed: Note) -> bool:
+    """Does something surely run of a member whose monitor was killed: its process, or something in a cgroup that is nobody else's?"""
+    from nsrun.host import cgroup
+
+    if (fd := state.noted_process(committed)) >= 0:
+        os.close(fd)
+        return True
+    place = (committed["cgroup"], committed["cgroup_id"])
+    others = [(n["cgroup"], n.get("cgroup_id", 0)) for n in state.all("members") if n["id"] != committed["id"]]
+    return place not in others and cgroup.count(*place) > 0
 
 
 def remove_idle_cgroups(state: State, name: str = "") -> list[str]:

@@ -202,7 +202,7 @@ class Run:
         """Encodes phase 4, starts nsrun-init inside, and waits until all but the exec is done."""
         steps = self.plan.init_steps()
         if step.door or step.one_way:
-            self._be_patient(8, 60)
+            self._be_patient(20, 60)
         ours, theirs = kernel.channel()
         self._channel = self.hold("channel:nsrun", ours)
         channel = self.hold("channel:init", theirs)

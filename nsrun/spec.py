@@ -295,7 +295,7 @@ def is_address(text: str) -> bool:
 
     for family in (AF_INET, AF_INET6):
         try:
-            inet_pton(family, text.removeprefix("[").removesuffix("]") if family == AF_INET6 else text)
+            inet_pton(family, text)
         except (OSError, ValueError):
             continue
         return True
@@ -328,6 +328,8 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
     for word in options.get("add_host") or []:
         host, _, address = word.partition(":")
+        if address[:1] + address[-1:] == "[]":
+            address = address[1:-1]
         if not host or any(c.isspace() for c in word) or not (address == "host-gateway" or is_address(address)):
             raise UsageError(f"--add-host {word!r}: not HOST:IP, or HOST:host-gateway")
         hosts.append(f"{'{pod:gateway}' if address == 'host-gateway' else address}\t{host}")

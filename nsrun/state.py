@@ -27,10 +27,11 @@ import os
 from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
 
 from nsrun import kernel, life, notes
-from nsrun.errors import BadInput, BrokenNote, UnknownError, UsageError
+from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError, UsageError
 from nsrun.schema import open_regular
 
-LOCK_SECONDS = 12  # that a lock of all names is waited for: who holds it removes something at most
+#: Seconds that a lock of all names is waited for: who holds it removes something at most.  Of an owner for whom root asks, FOR_ROOT.
+LOCK_SECONDS, FOR_ROOT = 120.0, 10.0
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class State:
         self.root = root
         self.broken: dict[str, str] = {}  # notes that could not be read, and why
         self._boot = ""
+        self.patience = LOCK_SECONDS
 
     @property
     def boot(self) -> str:
@@ -322,16 +324,17 @@ class State:
             pid, start, boot, *view = process
         except ValueError:
             return None
+        ours = kernel.our_view()
+        same = view[:1] == ours[:1]
+        now = kernel.process_start(pid) if same else 0
+        if same and not now:
+            return None if kernel.is_hidden(pid) else False  # nobody has the number: whatever boot it was
         if not boot or not self.boot or type(start) is not int or start <= 0:
             return None
         if boot != self.boot:
             return False
-        ours = kernel.our_view()
-        if view[:1] != ours[:1]:
+        if not same:
             return None
-        now = kernel.process_start(pid)
-        if not now:
-            return None if kernel.is_hidden(pid) else False
         return now == start if view == ours else None  # in another time namespace it started at another time
 
     def surely_ended(self, note: Note) -> bool:
@@ -705,10 +708,10 @@ class State:
             if not life.ask(f"{self.owned}/{uid}/{name}.held").alive:
                 self.disown({"user": {"uid": uid}, "name": name})
 
-    def lock(self, name: str) -> int:
+    def lock(self, name: str, seconds: float = 0.0) -> int:
         """An exclusive flock(2) on RUN/NAME.lock; close the descriptor to let go.  It goes with its holder.
 
-        BadInput: somebody holds it for long.  Root asks for an owner's, too.
+        Busy: somebody holds it for `seconds`, or else `patience`.
         """
         import fcntl
         from time import monotonic, sleep
@@ -718,24 +721,23 @@ class State:
             fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         except FileNotFoundError:
             self.prepare()
-            return self.lock(name)
-        end, step = monotonic() + LOCK_SECONDS, 0.0005
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return fd
-            except BlockingIOError:
-                if monotonic() < end:
-                    sleep(step)
-                    step = min(2 * step, 0.01)
-                    continue
-                os.close(fd)
-                raise BadInput(
-                    f"another process holds {path} for {LOCK_SECONDS} s", hint=f"lslocks; fuser -v {path}"
-                ) from None
-            except BaseException:
-                os.close(fd)
-                raise
+            return self.lock(name, seconds)
+        seconds = seconds or self.patience
+        end, step = monotonic() + seconds, 0.0005
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return fd
+                except BlockingIOError:
+                    pass
+                if monotonic() >= end:
+                    raise Busy(f"another process holds {path} for {seconds:g} s", hint=f"lslocks; fuser -v {path}")
+                sleep(step)
+                step = min(2 * step, 0.01)
+        except BaseException:
+            os.close(fd)
+            raise
 
 
 def _visible(pid: int, what: str) -> int:

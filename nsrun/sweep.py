@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from nsrun import life
-from nsrun.errors import BadInput, BrokenNote, NsrunError
+from nsrun.errors import BadInput, BrokenNote, Busy, NsrunError
 from nsrun.state import State, new_id, remove_tree
 
 TYPE_CHECKING = False
@@ -29,6 +29,7 @@ class Sweeper:
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self._busy = False  # somebody holds the lock `names`: what needs it is left for the next command
         self.removed: list[str] = []
         self.troubles: list[str] = []
 
@@ -56,6 +57,10 @@ class Sweeper:
             return bool(action(*args))
         except BrokenNote as error:
             self.state.broken[error.path] = error.why
+        except Busy as error:
+            if not self._busy:
+                self.troubles.append(f"names: {error.message}")
+            self._busy = True
         except (OSError, NsrunError) as error:
             self.troubles.append(f"{what}: {str(error).partition(chr(10))[0]}")
         return False
@@ -74,10 +79,15 @@ class Sweeper:
 
     def _living_pods(self) -> list[Note]:
         state = self.state
-        notes = (
-            state.try_read("pods", name) for name in self._names("pods") if not state.marked("pods", name, "released")
-        )
-        return [note for note in notes if note]
+        found = []
+        for name in self._names("pods"):
+            try:
+                released = state.marked("pods", name, "released")
+            except OSError:
+                released = False  # it can't be asked: that is no death
+            if not released and (note := state.try_read("pods", name)):
+                found.append(note)
+        return found
 
     def _base(self) -> None:
         from nsrun.host import cgroup
@@ -100,7 +110,7 @@ class Sweeper:
         _, now = state.look("pods", name)  # BrokenNote: nothing is concluded from it
         if now.alive or now.file is None:
             return False
-        with _names_lock(state):
+        with self._quickly():
             note, now = state.look("pods", name)  # somebody else may have swept it, and the name may be another's
             if now.alive or now.file is None:
                 return False
@@ -112,11 +122,15 @@ class Sweeper:
                 state.mark("pods", name, "released")
         return True
 
+    def _quickly(self) -> _names_lock:
+        """The lock for a sweep, which nobody waits for long: Busy at once when it was once."""
+        if self._busy:
+            raise Busy("the lock of names is held")
+        return _names_lock(self.state, QUICKLY)
+
     def _has_had_members(self, note: Note) -> bool:
-        """Then it had been started, whatever became of the mark; also when a member's note can't be read."""
-        state = self.state
-        notes = [state.try_read("members", name) for name in self._names("members")]
-        return any(member is None or member["pod_id"] == note["id"] for member in notes)
+        """Then it had been started, whatever became of the mark."""
+        return any(member["pod_id"] == note["id"] for member in self.state.all("members"))
 
     def _release(self, note: Note) -> None:
         """What the kernel has of a pod that ended, and what was shown of it, goes; its story stays."""
@@ -144,11 +158,17 @@ class Sweeper:
     def _forget_pod(self, name: str, note: Note | None) -> bool:
         """With the lock `names`: a pod that nobody keeps goes, and its members with it."""
         state = self.state
+        left: NsrunError | None = None
         if note:
             self._release(note)
             for member in state.all("members"):
                 if member["pod_id"] == note["id"]:
-                    self._forget_member(member)
+                    try:
+                        self._forget_member(member)
+                    except NsrunError as error:
+                        left = left or error
+        if left:
+            raise left
         if not state.remove_directory(state.path("pods", name)):
             return False
         self.removed.append(f"pod {name}")
@@ -177,10 +197,13 @@ class Sweeper:
                 return
             if note is None:
                 self.set_aside(kind, name)
-            elif kind == "pods":
-                self._forget_pod(name, note)
-            elif not self._began(note) or self._superseded(note):
-                self._forget_member(note)
+            try:
+                if note and kind == "pods":
+                    self._forget_pod(name, note)
+                elif note and (not self._began(note) or self._superseded(note)):
+                    self._forget_member(note)
+            except NsrunError:
+                self.set_aside(kind, name)  # something of it can't be removed: doctor shows that, and the name is free
 
     # ---- members ---------------------------------------------------------------------------------------
 
@@ -209,7 +232,7 @@ class Sweeper:
         ended = note["rm"] and state.member_status(note)[0] == "stopped"
         if self._began(note) and not ended and not self._superseded(note):
             return False
-        with _names_lock(state):
+        with self._quickly():
             again, now = state.look("members", name)
             return not now.alive and again is not None and again["id"] == note["id"] and self._forget_member(note)
 
@@ -232,8 +255,8 @@ class Sweeper:
             )  # a maker that was killed at once; or another's who is about to lock it, and tries again
         if os.path.lexists(f"{path}/committed") or life.ask(f"{path}/{life.HELD}").alive:
             return False
-        notes = [state.try_read("members", name) for name in self._names("members")]
-        if any(note is None or note["id"] == ident for note in notes):
+        members = {note["id"] for note in state.all("members")}
+        if ident in members or any(path.startswith(f"{state.run}/members/") for path in state.broken):
             return False  # `committed` was lost; or a note that can't be read may speak of them
         if not state.remove_directory(path):
             return False
@@ -264,7 +287,8 @@ class Sweeper:
         from nsrun import orphans
 
         with life.Removal(f"{path}/{life.HELD}") as ours:
-            if not ours or (kind == "pods" and orphans.pauses_of(state, name)):
+            lives = orphans.pauses_of if kind == "pods" else orphans.runs_without_note
+            if not ours or lives(state, name):
                 return False
             aside = f"{state.run}/aside"
             try:
@@ -288,9 +312,11 @@ class Sweeper:
             for name in self._names(kind):
                 if not self._is_broken(kind, name):
                     continue
-                with _names_lock(self.state):  # and it is that still: the name may be another's by now
-                    if self._is_broken(kind, name):
-                        self._try(f"{kind[:-1]} {name}", self.set_aside, kind, name)
+                self._try(f"{kind[:-1]} {name}", self._set_broken_aside, kind, name)
+
+    def _set_broken_aside(self, kind: str, name: str) -> bool:
+        with _names_lock(self.state):  # and it is that still: the name may be another's by now
+            return self._is_broken(kind, name) and self.set_aside(kind, name)
 
     def _is_broken(self, kind: str, name: str) -> bool:
         try:
@@ -310,14 +336,17 @@ class Sweeper:
             self.set_aside(kind, name)
 
 
-class _names_lock:
-    """`with` the lock that gives names back."""
+QUICKLY = 1.0  # seconds that a sweep waits for the lock of names
 
-    def __init__(self, state: State) -> None:
-        self.state = state
+
+class _names_lock:
+    """`with` the lock that gives names back.  Busy: somebody holds it for long."""
+
+    def __init__(self, state: State, seconds: float = 0.0) -> None:
+        self.state, self.seconds = state, seconds
 
     def __enter__(self) -> None:
-        self.fd = self.state.lock("names")
+        self.fd = self.state.lock("names", self.seconds)
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)

@@ -346,3 +346,10 @@ def test_a_label_without_a_key(host, words):
 
 def test_writable_and_read_only(host, pod, busybox):
     host.fails(2, "join", pod, "--rm", "--writable", "--read-only", "--rootfs", busybox, "--", "true")
+
+
+def test_an_address_in_brackets(host, busybox):
+    host.run("pod", "create", "--network", "none", "--add-host", "six:[fd00::7]", "pause")
+    assert "fd00::7\tsix\n" in host.run("join", "pause", "--rm", "--rootfs", busybox, "--", "cat", "/etc/hosts").stdout
+    for word in ("six:[fd00::7", "six:fd00::7]", "six:[1.2.3.4"):
+        host.fails(2, "pod", "create", "--network", "none", "--add-host", word, "other")

@@ -312,7 +312,10 @@ def test_a_member_of_which_only_its_data_speak(host, pod, busybox, how):
         host.run("rm", "-f", "m")
     else:
         host.run("pod", "prune")
-        assert lives(member) and [m["status"] for m in host.json("ls", "-a")] == []
+        assert lives(member) and [m["status"] for m in host.json("ls", "-a")] == ["damaged"]
+        sh("rm", "-rf", host.root / "run/members/m")
+        host.run("pod", "prune")
+        assert lives(member)
         assert "m" in host.run("pod", "prune", "--all").stdout
     assert not lives(member)
     host.run("pod", "prune", "--all")
@@ -481,3 +484,54 @@ def links(pid: str) -> str:
         return " ".join(os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return ""
+
+
+def test_what_lives_keeps_its_name_from_the_next(host, pod, busybox):
+    """A member's monitor was killed and its note is damaged: nobody gets its name, or its cgroup, while it lives."""
+    host.start("a", busybox, "sleep", "1000")
+    first = host.member("a")["pid"]
+    os.kill(monitor_of(first), signal.SIGKILL)
+    (host.root / "run/members/a/note").write_text("?")
+    again = ("join", pod, "-d", "--name", "a", "--rootfs", busybox, "--", "sleep", "2000")
+    assert "taken" in host.fails(125, *again) and lives(first)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: not lives(first), 5, "its end")
+    host.run(*again)
+    second = host.member("a")["pid"]
+    host.run("pod", "prune", "--all")
+    assert lives(second) and host.member("a")["status"] == "running"
+
+
+def test_names_that_somebody_holds(host, pod, busybox):
+    """No exit status waits for the lock of names, and a sweep asks for it once, not for each of the dead."""
+    import fcntl
+    import time
+
+    for name in ("p1", "p2", "p3"):
+        host.run("pod", "create", "--network", "none", name)
+    with open(host.root / "run/names.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in ("p1", "p2", "p3"):
+            os.kill(host.pod(name)["pid"], signal.SIGKILL)
+        began = time.monotonic()
+        done = host.run("ls")
+        assert time.monotonic() - began < 8 and "names.lock" in done.stderr
+        assert host.run("wait", "none", check=False).returncode == 125
+    code = host.run("join", pod, "--rm", "--rootfs", busybox, "--", "sh", "-c", "exit 7", check=False).returncode
+    assert code == 7
+    wait_for(
+        lambda: {p["status"] for p in host.json("pod", "ls", "-a") if p["name"] != pod} == {"stopped"}, 5, "buried"
+    )
+
+
+def test_a_pod_directory_that_can_not_be_read(host, pod, busybox):
+    """One in a sweep's way costs no other pod anything."""
+    (host.root / "run/pods/loop").symlink_to(host.root / "run/pods/loop")
+    host.run("pod", "create", "--network", "none", "other")
+    os.kill(host.pod("other")["pid"], signal.SIGKILL)
+    wait_for(
+        lambda: [p["status"] for p in host.json("pod", "ls", "-a") if p["name"] == "other"] == ["stopped"], 5, "its end"
+    )
+    host.run("join", pod, "--rm", "--rootfs", busybox, "--", "true")
+    host.run("pod", "prune")
+    assert [p["name"] for p in host.json("pod", "ls", "-a")] == [pod]

@@ -238,7 +238,7 @@ NOBODY = (1 << 22) + 1  # no process has such a number
 UNKNOWN = {
     "another PID namespace": (NOBODY, 3, 1),
     "another time namespace": (os.getpid(), 4, 1),
-    "another file in boot_id's place": (NOBODY, 2, ""),
+    "another file in boot_id's place": (os.getpid(), 2, ""),
 }
 
 

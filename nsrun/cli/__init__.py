@@ -219,7 +219,7 @@ def _as_owner(state: State, names: Words, options: Options) -> State:
     What `-e NAME` asks for of root's environment is taken before.
     """
     from nsrun.errors import BrokenNote, UnknownError
-    from nsrun.state import State
+    from nsrun.state import FOR_ROOT, State
 
     for name in names:
         try:
@@ -238,7 +238,9 @@ def _as_owner(state: State, names: Words, options: Options) -> State:
                 named = parse_environment(options["env"], dict(os.environ))
                 options["env"] = [f"{key}={value}" for key, value in named.items()]
             userns.become(userns.User(str(uid)))
-            return State(state.root)
+            theirs = State(state.root)
+            theirs.patience = FOR_ROOT
+            return theirs
     return state
 
 
@@ -593,13 +595,24 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
             code = code or _go_on_after(error)
     for path in orphans.remove_idle_cgroups(state):
         out(f"cgroup {path}, of no pod")
-    for committed in orphans.lost_members(state) if options.get("all") else []:
+    lost, data_of = [], []
+    if options.get("all"):
+        try:
+            lost = orphans.lost_members(state)
+        except (OSError, NsrunError) as error:
+            code = code or _go_on_after(error)
+    for committed in lost:
         try:
             manage.end_committed(state, committed)
             out(f"member {committed['name']} of pod {committed['pod']}, of which only its data spoke")
         except (OSError, NsrunError) as error:
             code = code or _go_on_after(error)
-    for data in orphans.data(state) if options.get("all") else []:
+    if options.get("all"):
+        try:
+            data_of = orphans.data(state)
+        except (OSError, NsrunError) as error:
+            code = code or _go_on_after(error)
+    for data in data_of:
         try:
             if data.free and state.remove_directory(data.path):
                 out(str(data))

@@ -310,6 +310,9 @@ def _refuse_limits() -> None:
     )
 
 
+_ENDS = "nsrun rm -f of its name; or nsrun pod prune --all"
+
+
 def _make(path: str, wanted: list[str], pod: int | None) -> int:
     """The directory, with those controllers."""
     mount, parts = _split(path)
@@ -324,6 +327,10 @@ def _make(path: str, wanted: list[str], pod: int | None) -> int:
             if wanted:
                 _enable(here, wanted)
             try:
+                if pod is not None and not _rmdir(
+                    part, here, 1
+                ):  # of an earlier member: its id must not become another's
+                    raise BadInput(f"something of an earlier member lives in the cgroup {path}", hint=_ENDS)
                 os.mkdir(part, 0o755, dir_fd=here)
                 os.chmod(part, 0o755, dir_fd=here)  # whatever the umask
             except FileExistsError:

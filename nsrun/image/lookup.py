@@ -139,9 +139,11 @@ def whole(state: State, layer: str) -> bool:
     path = f"{base(state)}/layers/{layer}"
     try:
         with open_text(f"{path}/unsynced") as file:
-            boot = file.read()
+            boot = file.read(64)
     except FileNotFoundError:
         return os.path.isdir(f"{path}/tree")
+    except OSError as error:
+        raise NsrunError(f"{path}/unsynced can't be read: {errno_text(error.errno or 0)}") from None
     if boot == state.boot:
         return True
     if os.geteuid():  # a user's layer has directories that she may enter only in a user namespace

@@ -398,8 +398,8 @@ class Store:
                 if (everything or (named and not names)) and not self.users_of(ident):
                     self._forget(ident)
                     removed += [*map(references.familiar, names), ident]
-            if everything:
-                remove_tree(f"{self.path}/names.json{BROKEN}")
+            if everything or all(self.names_of(record["id"]) for record in lookup.records(self.state, [])):
+                remove_tree(f"{self.path}/names.json{BROKEN}")  # nothing that is left can have lost its name
             return removed, freed + self._free_layers()
         finally:
             os.close(lock)
@@ -417,10 +417,10 @@ class Store:
         try:
             lookup.names(self.state)
         except lookup.Damaged:
-            remove_tree(f"{path}{BROKEN}")
             if os.path.lexists(path):
+                remove_tree(f"{path}{BROKEN}")
                 os.rename(path, f"{path}{BROKEN}")
-            else:
+            elif not self.names_were_lost():
                 self._write(f"{path}{BROKEN}", b"")
             self._write(path, notes.encode({}))
         named = not self.names_were_lost()

@@ -138,7 +138,7 @@ def test_root_does_not_wait_for_a_frozen_init(host, alice, owned, busybox):
     freezer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/")
     try:
         freezer.stdout.readline()
-        bounded(host, "join", owned, "-d", "--name", "z", "--rootfs", busybox, "--", "sleep", "100")
+        host.run("join", owned, "-d", "--name", "z", "--rootfs", busybox, "--", "sleep", "100", check=False, timeout=35)
     finally:
         freezer.kill()
         freezer.communicate()
