@@ -524,15 +524,20 @@ def test_another_cgroup_of_the_same_name(host):
 
 
 def test_a_cgroup_that_somebody_else_made(host, alice, owned, busybox):
-    """An owner who knows the name of root's next member makes its cgroup, to own its limits: root does not take it."""
+    """An owner who knows the name of root's next member makes its cgroup, to own its limits: root does not take it.
+
+    An empty one is removed and made anew, as root's; one that is in use is refused.
+    """
     v2()
     path = json.loads((host.root / f"run/pods/{owned}/note").read_text())["cgroup"] + "/root-m"
-    alice.sh("mkdir", path)
-    words = ["join", owned, "--name", "m", "--rm", "--rootfs", busybox, "--", "true"]
-    refused(host.run(*words, check=False), f"belongs to uid {ALICE}", path)
+    words = ["join", owned, "--name", "m", "--rm", "--rootfs", busybox, "--"]
+    alice.sh("mkdir", "-p", f"{path}/below")
+    refused(host.run(*words, "true", check=False), f"belongs to uid {ALICE}", path)
     assert os.path.isdir(path)
-    alice.sh("rmdir", path)
-    host.run(*words)
+    alice.sh("rmdir", f"{path}/below")
+    host.run("join", owned, "--name", "m", "-d", "--rootfs", busybox, "--", "sleep", "1000")
+    assert os.stat(path).st_uid == os.stat(f"{path}/cgroup.procs").st_uid == 0
+    host.run("rm", "-f", "m")
 
 
 @pytest.mark.parametrize("command", ["join pause --rootfs {box} -- true", "exec m true"])

@@ -23,7 +23,7 @@ from nsrun.schema import is_number
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, NoReturn
 
     from nsrun.state import State
 
@@ -310,9 +310,6 @@ def _refuse_limits() -> None:
     )
 
 
-_ENDS = "nsrun rm -f of its name; or nsrun pod prune --all"
-
-
 def _make(path: str, wanted: list[str], pod: int | None) -> int:
     """The directory, with those controllers."""
     mount, parts = _split(path)
@@ -327,10 +324,9 @@ def _make(path: str, wanted: list[str], pod: int | None) -> int:
             if wanted:
                 _enable(here, wanted)
             try:
-                if pod is not None and not _rmdir(
-                    part, here, 1
-                ):  # of an earlier member: its id must not become another's
-                    raise BadInput(f"something of an earlier member lives in the cgroup {path}", hint=_ENDS)
+                # What is left of an earlier member goes first: its id must not become another's.
+                if pod is not None and not _rmdir(part, here, 1):
+                    _refuse_taken(path, os.stat(part, dir_fd=here).st_uid)
                 os.mkdir(part, 0o755, dir_fd=here)
                 os.chmod(part, 0o755, dir_fd=here)  # whatever the umask
             except FileExistsError:
@@ -340,10 +336,23 @@ def _make(path: str, wanted: list[str], pod: int | None) -> int:
             os.close(here)
         here = there
     owner = os.fstat(here).st_uid
-    if owner != os.geteuid():  # an owner made it in her pod's, beforehand: its limits would be hers to change
+    if owner != os.geteuid():  # made by the pod's owner in between: they could change its limits
         os.close(here)
-        raise BadInput(f"the cgroup {path} is there already, and belongs to uid {owner}", hint=f"rmdir {path}")
+        _refuse_taken(path, owner)
     return here
+
+
+def _refuse_taken(path: str, owner: int) -> NoReturn:
+    """Raise BadInput for a member's cgroup that is there already and can't be removed."""
+    if owner != os.geteuid():
+        raise BadInput(
+            f"the cgroup {path} is there already, and belongs to uid {owner}",
+            hint=f"cat {path}/cgroup.procs; once it is empty, or with another --name, the member starts",
+        )
+    raise BadInput(
+        f"something of an earlier member lives in the cgroup {path}",
+        hint="nsrun rm -f of its name; or nsrun pod prune --all",
+    )
 
 
 def _offer(mount: str, parts: list[str], wanted: list[str]) -> None:
