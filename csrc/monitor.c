@@ -21,8 +21,13 @@
  *   PROGRAM is executed when the member has ended, with its exit status as last argument: nsrun itself, to
  *   restart or remove it.  DIR/stop says that somebody asked for the end: we make it when we are signalled.
  *
+ * It waits for nobody but in its one ppoll(2).  Whoever reads our stdout may be slow, stopped or gone: the member then feels
+ * a full pipe, and its end is seen, recorded and told all the same.  What it wrote until then is kept for a reader that still
+ * takes some; a signal, or a stop, ends that wait.  A reader that has gone is passed on as in any pipeline: the read end of
+ * the member's pipe is closed, so that it gets SIGPIPE.
+ *
  * Attach speaks packets whose first byte is the kind.  To the client: 'o' and 'e' output, 'x' the exit
- * status in decimal.  From it: 'i' input, 'c' end of input, 'w' a struct winsize.
+ * status in decimal, 'f' there are N_CLIENTS already.  From it: 'i' input, 'c' end of input, 'w' a struct winsize.
  */
 #include "sys.h"
 
@@ -32,11 +37,16 @@
 #include <linux/fcntl.h>
 #include <linux/poll.h>
 #include <linux/signalfd.h>
+#include <linux/mman.h>
+#include <linux/stat.h>
 #include <linux/time.h>
 #include <linux/wait.h>
 
 #define N_CLIENTS 4
 #define BUF       4096
+#define PATIENCE  2000 /* ms that a client of `attach` may be behind before it is dropped */
+#define GONE      (-1)
+#define GRACE     500  /* ms without progress after which a reader is left alone, once somebody asked for the end */
 
 struct iov {
 	const void *base;
@@ -52,6 +62,8 @@ static long log_cap = 16 << 20, log_size, delay;
 static const char *cgroup_name;
 static char **program;
 static int client[N_CLIENTS] = {-1, -1, -1, -1};
+static long behind[N_CLIENTS]; /* since when it takes nothing, in ms of CLOCK_MONOTONIC; 0: it does; GONE: it never will again */
+static int asked; /* somebody wants the end of the member, or ours */
 static char buf[BUF];
 static char pending[BUF]; /* input that the member has not taken yet */
 static size_t pending_at, pending_len;
@@ -128,51 +140,177 @@ static void write_log(const char *stream, const char *text, size_t n)
 
 /* ---- output ---------------------------------------------------------------------------------------- */
 
-static void write_all(int fd, const char *p, size_t n)
+/* Where a stream of the member's goes in the foreground: our own stdout or stderr, which others may share. */
+struct sink {
+	int fd;           /* -1: nowhere, or nowhere any more */
+	int socket, wait; /* wait: it can't be made non-blocking, so ppoll(2) is asked before each write */
+	int reader_gone;
+	size_t most;                /* bytes of one write */
+	size_t at, len, room, mapped; /* what is to be written yet: bytes[at .. at+len) */
+	char *bytes;
+	char first[BUF];
+};
+static struct sink sinks[2] = {{.fd = -1}, {.fd = -1}};
+static long unwritten; /* the errno with which a sink failed */
+
+/*
+ * The same file in an open description of our own, which can be non-blocking without the shell's being so.  A FIFO, pipe or
+ * terminal can be had that way through /proc, unless it is somebody else's; gives the descriptor, or -errno.
+ */
+static long reopen(int fd, int flags)
 {
-	while (n) {
-		long r = SYS3(write, fd, p, n);
+	char path[40];
+	*put_num(put_str(path, "/proc/self/fd/"), (unsigned long)fd, 1) = 0;
+	return SYS4(openat, AT_FDCWD, path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
+}
+
+static unsigned kind_of(int fd)
+{
+	struct statx st = {0};
+	SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &st);
+	return st.stx_mode & S_IFMT;
+}
+
+static void open_sink(struct sink *s, int fd)
+{
+	unsigned kind = kind_of(fd);
+	long own = kind == S_IFIFO || kind == S_IFCHR ? reopen(fd, O_WRONLY) : -1;
+
+	s->fd = own >= 0 ? (int)own : fd;
+	s->socket = kind == S_IFSOCK;
+	s->wait = own < 0 && (kind == S_IFIFO || kind == S_IFCHR);
+	s->most = !s->wait ? 1 << 16 : kind == S_IFIFO ? 4096 /* PIPE_BUF */ : 1;
+	s->bytes = s->first;
+	s->room = sizeof s->first;
+}
+
+static int is_ready(int fd, short what)
+{
+	struct timespec now = {0, 0};
+	struct pollfd p = {fd, what, 0};
+	return SYS5(ppoll, &p, 1, &now, NULL, 0) > 0;
+}
+
+/* Writes what is taken at once. */
+static void push(struct sink *s)
+{
+	while (s->len && s->fd >= 0) {
+		size_t n = s->len < s->most ? s->len : s->most;
+		long r;
+		if (s->wait && !is_ready(s->fd, POLLOUT))
+			return;
+		if (s->socket)
+			r = SYS(sendto, s->fd, s->bytes + s->at, n, 0x4040 /* MSG_DONTWAIT|MSG_NOSIGNAL */, 0, 0);
+		else
+			r = SYS3(write, s->fd, s->bytes + s->at, n);
 		if (r == -EINTR)
 			continue;
-		if (r == -EAGAIN) { /* the caller's stdout is non-blocking: wait for it */
-			struct pollfd w = {fd, POLLOUT, 0};
-			SYS5(ppoll, &w, 1, NULL, NULL, 0);
-			continue;
-		}
-		if (r <= 0)
+		if (r == -EAGAIN)
 			return;
-		p += r;
-		n -= (size_t)r;
+		if (r < 0) {
+			s->reader_gone = r == -EPIPE;
+			if (r != -EPIPE && r != -EIO) /* EIO: the terminal was hung up, which a signal says, too */
+				unwritten = -r;
+			s->fd = -1, s->len = 0;
+			return;
+		}
+		s->at += (size_t)r;
+		s->len -= (size_t)r;
 	}
+	s->at = 0;
+}
+
+/* Keeps what is to be written; memory grows only when the member has ended, by what was in its pipes. */
+static void keep(struct sink *s, const char *text, size_t n)
+{
+	size_t want = s->at + s->len + n;
+
+	if (s->fd < 0)
+		return;
+	if (want > s->room) {
+		size_t room = (2 * want + BUF - 1) / BUF * BUF;
+		long more = s->mapped ? SYS4(mremap, s->bytes, s->mapped, room, 1 /* MREMAP_MAYMOVE */)
+		                      : SYS(mmap, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (more < 0 && more > -4096)
+			return; /* no memory: the log has it */
+		if (!s->mapped)
+			memcpy((char *)more, s->bytes, s->at + s->len);
+		s->bytes = (char *)more, s->room = s->mapped = room;
+	}
+	memcpy(s->bytes + s->at + s->len, text, n);
+	s->len += n;
 }
 
 static void drop(int i)
 {
-	SYS1(close, client[i]);
+	if (client[i] >= 0)
+		SYS1(close, client[i]);
 	client[i] = -1;
+	behind[i] = 0;
 }
 
+static long now_ms(void)
+{
+	struct timespec ts;
+	SYS2(clock_gettime, 1 /* CLOCK_MONOTONIC */, &ts);
+	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000 + 1;
+}
+
+/* A packet for every client; whoever then has no room for the next one is waited for, PATIENCE at most. */
 static void tell_clients(char kind, const char *text, size_t n)
 {
 	struct iov v[2] = {{&kind, 1}, {text, n}};
+	struct {
+		void *name;
+		unsigned name_len;
+		struct iov *iov;
+		size_t n_iov;
+		void *control;
+		size_t control_len;
+		int flags;
+	} message = {.iov = v, .n_iov = 2};
+
 	for (int i = 0; i < N_CLIENTS; i++)
-		if (client[i] >= 0 && SYS3(writev, client[i], v, 2) < 0)
-			drop(i); /* gone, or two seconds behind: the member is not held up for it */
+		if (client[i] >= 0 && behind[i] != GONE) {
+			if (SYS3(sendmsg, client[i], &message, 0x4040 /* MSG_DONTWAIT|MSG_NOSIGNAL */) < 0)
+				behind[i] = GONE; /* what it sent before is read still */
+			else if (!is_ready(client[i], POLLOUT))
+				behind[i] = now_ms();
+		}
 }
 
-/* Moves what can be read from `fd`; 0 when it has ended. */
-static int relay(int fd, int to, char kind, const char *stream)
+/* How long a client that is behind may still be, in ms: drops those whose time is over.  -1: none is. */
+static long drop_late_clients(void)
 {
-	long n = SYS3(read, fd, buf, sizeof buf);
-	if (n == -EAGAIN || n == -EINTR)
-		return 1;
-	if (n <= 0)
-		return 0;
-	if (foreground)
-		write_all(to, buf, (size_t)n);
-	write_log(stream, buf, (size_t)n);
-	tell_clients(kind, buf, (size_t)n);
-	return 1;
+	long least = -1, now = now_ms();
+
+	for (int i = 0; i < N_CLIENTS; i++)
+		if (behind[i] > 0) {
+			long left = behind[i] + (asked ? GRACE : PATIENCE) - now;
+			if (left <= 0)
+				drop(i);
+			else if (least < 0 || left < least)
+				least = left;
+		}
+	return least;
+}
+
+/* Moves what can be read from `*fd`; closes it when it has ended, or its reader has gone. */
+static void relay(int *fd, struct sink *s, char kind, const char *stream, int dead)
+{
+	long n = s->reader_gone ? 0 : SYS3(read, *fd, buf, sizeof buf);
+	if (n > 0) {
+		write_log(stream, buf, (size_t)n);
+		tell_clients(kind, buf, (size_t)n);
+		keep(s, buf, (size_t)n);
+		push(s);
+	} else if (n == -EINTR || (n == -EAGAIN && !dead)) {
+		return;
+	}
+	if (n <= 0 || s->reader_gone) {
+		SYS1(close, *fd);
+		*fd = -1;
+	}
 }
 
 /* ---- input ----------------------------------------------------------------------------------------- */
@@ -208,16 +346,15 @@ static void end_input(void)
 
 static void greet(void)
 {
-	struct __kernel_old_timeval two = {2, 0};
 	long fd = SYS4(accept4, listener, NULL, NULL, O_CLOEXEC);
 	if (fd < 0)
 		return;
-	SYS5(setsockopt, fd, 1 /* SOL_SOCKET */, 21 /* SO_SNDTIMEO */, &two, sizeof two);
 	for (int i = 0; i < N_CLIENTS; i++)
 		if (client[i] < 0) {
 			client[i] = (int)fd;
 			return;
 		}
+	SYS(sendto, fd, "f", 1, 0x4040 /* MSG_DONTWAIT|MSG_NOSIGNAL */, 0, 0);
 	SYS1(close, fd);
 }
 
@@ -243,11 +380,15 @@ static void hear(int i)
 
 /* ---- the terminal ---------------------------------------------------------------------------------- */
 
+/* From whichever of our 0, 1 and 2 is a terminal. */
 static void copy_size(void)
 {
 	struct winsize_ size;
-	if (tty >= 0 && SYS3(ioctl, 0, TIOCGWINSZ, &size) == 0)
-		SYS3(ioctl, tty, TIOCSWINSZ, &size);
+	for (int fd = 0; fd < 3 && tty >= 0; fd++)
+		if (SYS3(ioctl, fd, TIOCGWINSZ, &size) == 0) {
+			SYS3(ioctl, tty, TIOCSWINSZ, &size);
+			return;
+		}
 }
 
 static void make_raw(void)
@@ -267,16 +408,66 @@ static void make_raw(void)
 
 /* ---- signals --------------------------------------------------------------------------------------- */
 
-static int take_signal(int fd)
+#define STOPS (SIGBIT(SIGTERM) | SIGBIT(SIGINT) | SIGBIT(SIGHUP) | SIGBIT(SIGQUIT))
+
+/*
+ * Those that are passed on: all but the ones that mean ourselves, namely what job control sends, what a fault of ours raises,
+ * our children's, and those that were ignored when nsrun began (nohup(1), a shell's background job).  signal(7).
+ */
+static sigbits passed_signals(void)
+{
+	struct {
+		void *handler;
+		unsigned long flags;
+		void *restorer;
+		sigbits mask;
+	} action;
+	sigbits passed = ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP) | SIGBIT(SIGTSTP) | SIGBIT(SIGTTIN) | SIGBIT(SIGTTOU) | SIGBIT(SIGCONT) |
+	                   SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(SIGFPE) | SIGBIT(SIGILL) | SIGBIT(SIGTRAP) | SIGBIT(SIGSYS) |
+	                   SIGBIT(SIGCHLD) | SIGBIT(SIGPIPE) | SIGBIT(SIGXFSZ));
+
+	for (int sig = 1; sig <= 64; sig++)
+		if (sig != SIGWINCH && SYS4(rt_sigaction, sig, NULL, &action, sizeof(sigbits)) == 0 && action.handler == (void *)1 /* SIG_IGN */)
+			passed &= ~SIGBIT(sig);
+	return passed;
+}
+
+static void ignore(int sig)
+{
+	struct {
+		void *handler;
+		unsigned long flags;
+		void *restorer;
+		sigbits mask;
+	} action = {.handler = (void *)1 /* SIG_IGN */};
+	SYS4(rt_sigaction, sig, &action, NULL, sizeof(sigbits));
+}
+
+static void watch_signals(void)
+{
+	const sigbits passed = passed_signals();
+
+	ignore(SIGPIPE), ignore(SIGXFSZ), ignore(SIGTTOU);
+	sys_sigmask(SIG_SETMASK_, passed);
+	signals = (int)SYS4(signalfd4, -1, &passed, sizeof passed, O_CLOEXEC | O_NONBLOCK);
+}
+
+/* Takes one and passes it on; gives its bit. */
+static sigbits take_signal(int to)
 {
 	struct signalfd_siginfo si;
-	if (SYS3(read, fd, &si, sizeof si) != sizeof si)
+	if (SYS3(read, signals, &si, sizeof si) != sizeof si)
 		return 0;
-	if (si.ssi_signo == SIGWINCH)
-		copy_size(); /* never passed on: to apache it means "stop" */
-	else
-		SYS4(pidfd_send_signal, pidfd, si.ssi_signo, NULL, 0);
-	return (int)si.ssi_signo;
+	if (si.ssi_signo == SIGWINCH && follow < 0)
+		copy_size(); /* never passed on to a member: to apache it means "stop" */
+	else if (to >= 0)
+		SYS4(pidfd_send_signal, to, si.ssi_signo, NULL, 0);
+	return SIGBIT(si.ssi_signo);
+}
+
+static int asked_to_stop(void)
+{
+	return dir >= 0 && SYS3(faccessat, dir, "stop", 0) == 0;
 }
 
 /* ---- the end --------------------------------------------------------------------------------------- */
@@ -378,20 +569,6 @@ static void remove_cgroup(void)
 	}
 }
 
-static void drain(int *fd, int to, char kind, const char *stream)
-{
-	if (*fd < 0)
-		return;
-	SYS3(fcntl, *fd, F_SETFL, O_NONBLOCK);
-	for (long n; (n = SYS3(read, *fd, buf, sizeof buf)) > 0;) {
-		if (foreground)
-			write_all(to, buf, (size_t)n);
-		write_log(stream, buf, (size_t)n);
-		tell_clients(kind, buf, (size_t)n);
-	}
-	*fd = -1;
-}
-
 static void record(int code, int oom)
 {
 	char line[96], *p = line;
@@ -418,7 +595,8 @@ static void record(int code, int oom)
 	if (status_fd >= 0) {
 		char text[64], *q = put_str(text, "{\"event\": \"exited\", \"exit_code\": ");
 		q = put_str(put_num(q, (unsigned long)code, 1), "}\n");
-		SYS3(write, status_fd, text, q - text);
+		if (is_ready(status_fd, POLLOUT)) /* one who reads none of it does not hold us up */
+			SYS3(write, status_fd, text, q - text);
 	}
 }
 
@@ -434,11 +612,8 @@ static int follow_monitor(void)
 		struct pollfd p[2] = {{follow, POLLIN, 0}, {signals, POLLIN, 0}};
 		if (SYS5(ppoll, p, 2, NULL, NULL, 0) < 0)
 			continue;
-		if (p[1].revents) {
-			struct signalfd_siginfo si;
-			if (SYS3(read, signals, &si, sizeof si) == sizeof si)
-				SYS4(pidfd_send_signal, pidfd, si.ssi_signo, NULL, 0);
-		}
+		if (p[1].revents)
+			take_signal(pidfd);
 		if (p[0].revents) {
 			long n = SYS3(read, follow, buf, sizeof buf - 1);
 			if (n <= 0)
@@ -451,9 +626,20 @@ static int follow_monitor(void)
 	}
 }
 
-static int asked_to_stop(void)
+/* What failed of our own output is told in a line, and makes a status of 0 another. */
+static int tell_unwritten(int code)
 {
-	return dir >= 0 && SYS3(faccessat, dir, "stop", 0) == 0;
+	char text[160], *p = text;
+
+	if (!unwritten)
+		return code;
+	p = put_str(p, "nsrun: what the member writes can't be written to standard output or error: ");
+	p = unwritten == ENOSPC || unwritten == EDQUOT ? put_str(p, "the disk is full") : put_num(put_str(p, "errno "), (unsigned long)unwritten, 1);
+	p = put_str(p, dir >= 0 ? "\nhint: nsrun logs has it, unless --rm was given\n" : "\nhint: df -h\n");
+	*p = 0;
+	if (is_ready(2, POLLOUT))
+		say(text);
+	return code ? code : 125;
 }
 
 static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
@@ -463,6 +649,7 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 
 	if (raw)
 		SYS3(ioctl, 0, TCSETSW, &saved);
+	code = tell_unwritten(code);
 	if (lead >= 0)
 		SYS3(write, lead, text, put_num(text, (unsigned long)code, 1) - text);
 	if (program) {
@@ -481,8 +668,7 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 		SYS3(fcntl, lead, F_SETFD, 0); /* what follows is waited for, too */
 		SYS3(fcntl, held, F_SETFD, 0); /* closing them would end the locks */
 		SYS3(fcntl, data, F_SETFD, 0);
-		sys_sigmask(SIG_SETMASK_, 0);
-		SYS3(execve, argv[0], argv, envp);
+		SYS3(execve, argv[0], argv, envp); /* with our signals blocked: until it has handlers, one would end it */
 	}
 	sys_exit(code);
 }
@@ -509,11 +695,8 @@ static void option(const char *arg)
 
 int main(int argc, char **argv, char **envp)
 {
-	const sigbits passed = SIGBIT(SIGHUP) | SIGBIT(SIGINT) | SIGBIT(SIGQUIT) | SIGBIT(SIGTERM) | SIGBIT(SIGUSR1) |
-	                       SIGBIT(SIGUSR2) | SIGBIT(SIGALRM) | SIGBIT(SIGWINCH);
-	const sigbits blocked = passed | SIGBIT(SIGPIPE) | SIGBIT(SIGTTOU);
 	struct timespec start, end;
-	int code, oom;
+	int code = 0, oom = 0, dead = 0, recorded = 0, from = 0;
 
 	for (int i = 1; i < argc; i++) {
 		if (str_eq(argv[i], "--")) {
@@ -527,75 +710,115 @@ int main(int argc, char **argv, char **envp)
 		return 2;
 	}
 	SYS5(prctl, 15 /* PR_SET_NAME */, follow >= 0 ? "nsrun-follow" : "nsrun-monitor", 0, 0, 0);
-	sys_sigmask(SIG_SETMASK_, blocked);
-	signals = (int)SYS4(signalfd4, -1, &passed, sizeof passed, O_CLOEXEC);
+	watch_signals();
 	if (follow >= 0)
 		return follow_monitor();
 	if (dir >= 0)
 		open_log();
-	if (foreground)
+	if (foreground) {
 		make_raw(), copy_size();
-	if (in >= 0)
-		SYS3(fcntl, in, F_SETFL, O_NONBLOCK);
+		open_sink(&sinks[0], 1), open_sink(&sinks[1], 2);
+	}
+	if (use_stdin && (kind_of(0) == S_IFIFO || kind_of(0) == S_IFCHR)) {
+		long own = reopen(0, O_RDONLY);
+		from = own < 0 ? 0 : (int)own;
+	}
+	for (int i = 0; i < 4; i++)
+		SYS3(fcntl, ((int[]){in, out, err, tty})[i], F_SETFL, O_NONBLOCK);
 	SYS2(clock_gettime, 1 /* CLOCK_MONOTONIC */, &start);
 
 	for (;;) {
-		struct pollfd p[8 + N_CLIENTS];
-		int n = 0, i_out, i_err, i_tty, i_in, i_stdin, i_listen;
+		struct pollfd p[12 + N_CLIENTS];
+		struct timespec wait;
+		long ms = drop_late_clients();
+		/* The member's output is taken when all who get it have room; once it has ended, memory has. */
+		int open = ms < 0, room[2] = {open && (dead || !sinks[0].len), open && (dead || !sinks[1].len)};
+		int n = 0, i_out, i_err, i_tty, i_in, i_stdin, i_listen, i_sink;
+
+		if (dead && !recorded && out < 0 && err < 0 && tty < 0 && open) {
+			remove_cgroup();
+			record(code, oom);
+			recorded = 1;
+			for (int i = 0; i < N_CLIENTS; i++)
+				drop(i);
+		}
+		if (recorded && !sinks[0].len && !sinks[1].len)
+			break;
+		if (recorded && asked)
+			ms = GRACE;
 #define WATCH(fd, what) (p[n] = (struct pollfd){(fd), (what), 0}, n++)
-		WATCH(pidfd, POLLIN);
+		WATCH(dead ? -1 : pidfd, POLLIN);
 		WATCH(signals, POLLIN);
-		i_out = WATCH(out, POLLIN);
-		i_err = WATCH(err, POLLIN);
-		i_tty = WATCH(tty, (short)(POLLIN | (pending_len ? POLLOUT : 0)));
+		i_out = WATCH(room[0] ? out : -1, POLLIN);
+		i_err = WATCH(room[1] ? err : -1, POLLIN);
+		i_tty = WATCH(room[0] || pending_len ? tty : -1, (short)((room[0] ? POLLIN : 0) | (pending_len ? POLLOUT : 0)));
 		i_in = WATCH(pending_len && tty < 0 ? in : -1, POLLOUT);
-		i_stdin = WATCH(use_stdin && !pending_len && !input_ended ? 0 : -1, POLLIN);
+		i_stdin = WATCH(use_stdin && !pending_len && !input_ended && !dead ? from : -1, POLLIN);
+		i_sink = n;
+		for (int i = 0; i < 2; i++)
+			WATCH(sinks[i].len ? sinks[i].fd : -1, POLLOUT);
 		i_listen = n;
-		for (int i = 0; i < N_CLIENTS; i++)
-			WATCH(pending_len ? -1 : client[i], POLLIN); /* nothing is read that could not be kept */
-		p[n] = (struct pollfd){listener, POLLIN, 0};
-		if (SYS5(ppoll, p, n + 1, NULL, NULL, 0) < 0)
+		for (int i = 0; i < N_CLIENTS; i++) { /* nothing is read that could not be kept */
+			short what = (short)((pending_len || dead ? 0 : POLLIN) | (behind[i] > 0 ? POLLOUT : 0));
+			WATCH(what ? client[i] : -1, what);
+		}
+		WATCH(listener, POLLIN);
+		if (dead && !recorded && open)
+			ms = 0; /* what is left in its pipes is taken now, and no end of file waited for */
+		wait = (struct timespec){ms / 1000, ms % 1000 * 1000000};
+		int found = (int)SYS5(ppoll, p, n, ms < 0 ? NULL : &wait, NULL, 0);
+		if (found < 0)
 			continue;
+		if (!found && recorded && asked)
+			break; /* whoever reads takes nothing, and somebody wants us to end */
 		if (p[1].revents) {
-			int sig = take_signal(signals);
-			if (sig == SIGTERM || sig == SIGINT || sig == SIGHUP)
+			sigbits sig = take_signal(dead ? -1 : pidfd);
+			asked |= (sig & STOPS) != 0;
+			if (sig & STOPS & ~SIGBIT(SIGQUIT) && dir >= 0)
 				SYS1(close, SYS4(openat, dir, "stop", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
 		}
-		if (p[i_out].revents && !relay(out, 1, 'o', "stdout"))
-			out = -1;
-		if (p[i_err].revents && !relay(err, 2, 'e', "stderr"))
-			err = -1;
-		if (p[i_tty].revents & (POLLIN | POLLHUP) && !relay(tty, 1, 'o', "stdout"))
-			tty = -1;
-		if (p[i_in].revents || p[i_tty].revents & POLLOUT)
+		for (int i = 0; i < 2; i++)
+			if (p[i_sink + i].revents)
+				push(&sinks[i]);
+		if (out >= 0 && (p[i_out].revents || sinks[0].reader_gone || (dead && room[0])))
+			relay(&out, &sinks[0], 'o', "stdout", dead);
+		if (err >= 0 && (p[i_err].revents || sinks[1].reader_gone || (dead && room[1])))
+			relay(&err, &sinks[1], 'e', "stderr", dead);
+		if (tty >= 0 && room[0] && (p[i_tty].revents & (POLLIN | POLLHUP) || sinks[0].reader_gone || dead))
+			relay(&tty, &sinks[0], 'o', "stdout", dead);
+		if (!dead && (p[i_in].revents || p[i_tty].revents & POLLOUT))
 			push_input();
-		if (p[i_stdin].revents) {
-			long got = SYS3(read, 0, pending, sizeof pending);
+		for (int i = 0; i < N_CLIENTS; i++) {
+			short got = p[i_listen + i].revents;
+			if (client[i] >= 0 && behind[i] > 0 && got & (POLLOUT | POLLHUP | POLLERR))
+				behind[i] = got & POLLOUT ? 0 : GONE;
+			if (client[i] >= 0 && got & (POLLIN | POLLHUP | POLLERR) && !dead && !pending_len)
+				hear(i);
+		}
+		if (p[i_listen + N_CLIENTS].revents)
+			greet();
+		if (p[0].revents) {
+			dead = 1;
+			code = reap();
+			if (go >= 0 && SYS3(read, go, buf, 1) != 1)
+				return code; /* never committed: nsrun undoes, or the next one sweeps */
+			oom = code == 128 + SIGKILL && out_of_memory();
+			kill_rest();
+			asked |= asked_to_stop();
+			pending_len = 0;
+			SYS1(close, listener);
+			listener = -1;
+		}
+		if (p[i_stdin].revents && !dead) {
+			long got = SYS3(read, from, pending, sizeof pending);
 			if (got > 0)
 				pending_at = 0, pending_len = (size_t)got, push_input();
 			else if (got != -EAGAIN && got != -EINTR)
 				end_input();
 		}
-		for (int i = 0; i < N_CLIENTS; i++)
-			if (client[i] >= 0 && p[i_listen + i].revents && !pending_len)
-				hear(i);
-		if (p[n].revents)
-			greet();
-		if (p[0].revents)
-			break;
 	}
 
-	code = reap();
-	if (go >= 0 && SYS3(read, go, buf, 1) != 1)
-		return code; /* never committed: nsrun undoes, or the next one sweeps */
-	oom = code == 128 + SIGKILL && out_of_memory();
-	kill_rest();
-	drain(&out, 1, 'o', "stdout");
-	drain(&err, 2, 'e', "stderr");
-	drain(&tty, 1, 'o', "stdout");
-	remove_cgroup();
-	record(code, oom);
-	if (oom && foreground)
+	if (oom && foreground && is_ready(2, POLLOUT))
 		say("nsrun: the member was killed for memory: its limit, the pod's or the machine's (nsrun stats shows them)\n");
 	SYS2(clock_gettime, 1, &end);
 	finish(code, envp, end.tv_sec - start.tv_sec);

@@ -595,12 +595,17 @@ def _explain(error: StepError, document: dict[str, Any], layers: list[str]) -> N
 def tell(fd: int, event: dict[str, Any]) -> None:
     """One JSON line for --status-fd."""
     if fd >= 0:
+        from select import POLLOUT, poll
+
         from nsrun import notes
 
+        poller = poll()
+        poller.register(fd, POLLOUT)
         try:
-            os.write(fd, notes.dumps(event).encode() + b"\n")
+            if poller.poll(1000):
+                os.write(fd, notes.dumps(event).encode() + b"\n")
         except OSError:
-            pass  # a reader that went away must not stop a member
+            pass  # a reader that went away, or reads nothing, must not stop a member
 
 
 def explain_exec(error: StepError, root: str) -> NsrunError:

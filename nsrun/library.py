@@ -69,7 +69,7 @@ class Member:
 
     @property
     def status(self) -> str:
-        """created, running, stopping, stopped or lost."""
+        """created, running, restarting, stopping, stopped or lost."""
         return self._state.member_status(self._note())[0]
 
     @property
@@ -98,9 +98,9 @@ class Member:
         """To its first process, by pidfd."""
         manage.signal_member(self._state, self._note(), number)
 
-    def stop(self, seconds: float = 10) -> None:
-        """Its stop signal, and after `seconds` SIGKILL to its cgroup."""
-        manage.stop_member(self._state, self._note(), seconds)
+    def stop(self, seconds: float = 10) -> bool:
+        """Its stop signal, and after `seconds` SIGKILL to its cgroup; return whether that was needed."""
+        return manage.stop_member(self._state, self._note(), seconds)
 
     def remove(self, force: bool = False) -> None:
         manage.remove_member(self._state, self._note(), force)

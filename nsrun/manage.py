@@ -8,7 +8,7 @@ from errno import ENOENT, ESRCH
 from nsrun import children, kernel, life
 from nsrun.errors import BadInput, BrokenNote, KernelError, NsrunError, UnknownError
 from nsrun.schema import is_number, open_regular
-from nsrun.state import NAME_CHARS
+from nsrun.state import ALIVE, NAME_CHARS, is_to_restart
 from nsrun.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nsrun.life import Life
     from nsrun.state import Note, State
 
-SIGKILL, SIGTERM = 9, 15
+SIGKILL, SIGTERM, SIGCONT = 9, 15, 18
 
 
 # ---- what there is -----------------------------------------------------------------------------------------
@@ -85,10 +85,8 @@ def _owners_members(state: State, pod: Note) -> list[str]:
 
 
 def member_json(state: State, note: Note) -> dict[str, Any]:
-    recorded = state.exit_of(note["name"])
-    status, code = ("stopped", recorded[0]) if recorded else state.member_status(note)
-    if status == "stopped" and not recorded:  # it has just been written
-        recorded = state.exit_of(note["name"])
+    status, code = state.member_status(note)
+    recorded = state.exit_of(note["name"]) if code is not None else None
     running = status in ("running", "stopping")
     pid = _pid(state.process, note) if running else 0
     orphaned = False
@@ -135,13 +133,21 @@ def pods(state: State, everything: bool = False) -> list[dict[str, Any]]:
     found = [pod for pod in found if everything or pod["status"] in ("created", "running", "removing", "damaged")]
     for name, now in unreadable(state, "pods") if state.broken else []:
         if (everything or now.alive) and all(pod["name"] != name for pod in found):
-            found.append({**_DAMAGED_POD, "name": name, "pid": now.keeper or 0})
+            found.append({**_DAMAGED_POD, "name": name, "pid": now.keeper or _held_by(now)})
     return found
+
+
+def _held_by(found: Life) -> int:
+    """The pause that nsrun-hold waits for, by the pidfd that it has: its owner may have taken its lock away.  0: none is seen."""
+    held = life.pidfds_of(found.holder) if found.holder else []
+    for fd, _ in held:
+        os.close(fd)
+    return held[0][1] if held else 0
 
 
 def members(state: State, everything: bool = False) -> list[dict[str, Any]]:
     found = _each(state, "members", lambda note: member_json(state, note), _DAMAGED_MEMBER)
-    found = [m for m in found if everything or m["status"] in ("running", "stopping", "created", "damaged")]
+    found = [m for m in found if everything or m["status"] in (*ALIVE, "damaged")]
     for name, now in unreadable(state, "members") if state.broken else []:
         if (everything or now.alive) and all(member["name"] != name for member in found):
             found.append({**_DAMAGED_MEMBER, "name": name})
@@ -330,42 +336,44 @@ def signal_member(state: State, note: Note, signal: int) -> None:
         os.close(fd)
 
 
-def stop_member(state: State, note: Note, seconds: float = 10.0) -> None:
+def stop_member(state: State, note: Note, seconds: float = 10.0) -> bool:
     """Its stop signal, then after `seconds` SIGKILL to its cgroup; wait until it has ended.  Touch nobody else.
 
-    NsrunError: it does not end.
+    Return whether SIGKILL was needed.  NsrunError: it does not end.
     """
+    killed, dead = False, True
     try:
         note = _settled(state, "members", note)
     except UnknownError:
-        return
+        return killed
     fd, _ = state.process(note)
     try:
         if fd >= 0:
             now = state.read("members", note["name"])
             if now is None or now["id"] != note["id"]:
-                return  # it has ended, and was forgotten
+                return killed  # it has ended, and was forgotten
             note = now  # it may have begun once more, in another cgroup
             _may_end(fd, f"member {note['name']!r}", note, state.try_read("pods", note["pod"]))
         try:
             state.mark("members", note["name"], "stop")
         except FileNotFoundError:
-            return
+            return killed
         if fd >= 0:
             _signal(fd, note["stop_signal"])
             if not _wait_dead(fd, seconds):
                 kill_member(note, fd)
-                _wait_dead(fd, 10)
+                killed, dead = note["stop_signal"] != SIGKILL, _wait_dead(fd, 10)
         else:
             _end_wait(state, note)
     finally:
         if fd >= 0:
             os.close(fd)
-    if not wait_monitor(state, note):
+    if not dead or not end_monitor(state, note):
         raise NsrunError(
             f"member {note['name']!r} does not end",
-            hint="its monitor (nsrun-monitor) is stopped or held up, or the member is in disk sleep: ps -eo pid,ppid,stat,wchan,args",
+            hint=f"{'the member' if not dead else 'its monitor (nsrun-monitor)'} is frozen, or in disk sleep: ps -eo pid,ppid,stat,wchan,args",
         )
+    return killed
 
 
 def _monitor(state: State, note: Note) -> int:
@@ -416,6 +424,28 @@ def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
         children.reap()
 
 
+def end_monitor(state: State, note: Note) -> bool:
+    """Wait for the monitor of a member that has ended; False: it does not end.
+
+    One that is stopped (Ctrl-Z, SIGSTOP) goes on, and one whose reader takes nothing is told to leave what is unread; who
+    does not hear even that is killed.
+    """
+    if wait_monitor(state, note, 2):
+        return True
+    for signals, seconds in (((SIGCONT, SIGTERM), 5), ((SIGKILL,), 5)):
+        fd = _monitor(state, note)
+        try:
+            for signal in signals:
+                if fd >= 0:
+                    _signal(fd, signal)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        if wait_monitor(state, note, seconds):
+            return True
+    return False
+
+
 def wait_member(state: State, name: str) -> int:
     """Block until the member has ended; return its exit status.  BadInput when nobody saw it end."""
     import time
@@ -453,7 +483,7 @@ def wait_member(state: State, name: str) -> int:
             finally:
                 if fd >= 0:
                     os.close(fd)
-        elif status == "created":
+        elif status in ("created", "restarting"):
             time.sleep(0.01)
         else:
             raise BadInput(
@@ -465,7 +495,7 @@ def wait_member(state: State, name: str) -> int:
 def remove_member(state: State, note: Note, force: bool) -> None:
     """Forget a member that has ended, with all that it wrote; `force` ends it before.  BadInput: it lives."""
     status, _ = state.member_status(note)
-    if status in ("running", "stopping", "created"):
+    if status in ALIVE:
         if not force:
             raise BadInput(
                 f"member {note['name']!r} is {status}",
@@ -486,6 +516,10 @@ def remove_member(state: State, note: Note, force: bool) -> None:
         os.close(kept)
         for path in (state.held("members", note["name"]), f"{state.upper(note['id'])}/{life.HELD}"):
             life.let_go_of(path)
+    now = state.read("members", note["name"])
+    if now is None or now["id"] != note["id"]:
+        return  # what made it failed, or somebody else removed it
+    note = now
     if not state.surely_ended(note):
         _end_lost(state, note, force)
     if not forget_member(state, note):
@@ -493,9 +527,13 @@ def remove_member(state: State, note: Note, force: bool) -> None:
 
 
 def remove_named(state: State, name: str, force: bool) -> None:
-    """The same of a member by its name, whose note may be one that can't be read."""
+    """The same of a member by its name, whose note may be one that can't be read; with `force`, one that is not there is no error."""
     try:
         note = state.member(name)
+    except UnknownError:
+        if not force or not NAME_CHARS.issuperset(name) or not name:
+            raise
+        return
     except BrokenNote:
         if not force:
             raise
@@ -657,33 +695,45 @@ def _kill_noted(state: State, note: Note) -> None:
             os.close(fd)
 
 
-def stop_pod(state: State, name: str, seconds: float = 10.0) -> None:
-    """Members first, each by its stop signal, all at once; pause last.  NsrunError: something does not end."""
-    note = state.pod(name)
-    failed: list[OSError | NsrunError] = []
-    threads = []
+def stop_members(state: State, notes: list[Note], seconds: float) -> list[bool | OSError | NsrunError]:
+    """Stop several, all at once; of each, whether SIGKILL was needed, or why it does not end."""
     from threading import Thread
 
-    def stop(member: Note) -> None:
-        try:
-            stop_member(state, member, seconds)
-        except (OSError, NsrunError) as error:
-            failed.append(error)
+    found: list[bool | OSError | NsrunError] = [False] * len(notes)
 
+    def stop(number: int) -> None:
+        try:
+            found[number] = stop_member(state, notes[number], seconds)
+        except (OSError, NsrunError) as error:
+            found[number] = error
+
+    threads = [Thread(target=stop, args=(number,)) for number in range(len(notes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def stop_pod(state: State, name: str, seconds: float = 10.0) -> list[str]:
+    """Members first, each by its stop signal, all at once; pause last.
+
+    Return the names of those that needed SIGKILL.  NsrunError: something does not end.
+    """
+    note = state.pod(name)
     fd, _ = state.pause(note)
     if fd >= 0:
         try:
             _may_end(fd, f"pod {name!r}", note)
         finally:
             os.close(fd)
-    for member in members_of(state, note):
-        threads.append(Thread(target=stop, args=(member,)))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
+    members = members_of(state, note)
+    found = stop_members(state, members, seconds)
     end_pod(state, note, SIGTERM)
-    if failed:
-        raise failed[0]
+    for failed in found:
+        if not isinstance(failed, bool):
+            raise failed
+    return [member["name"] for member, killed in zip(members, found, strict=True) if killed]
 
 
 def kill_pod(state: State, name: str, signal: int) -> None:
@@ -741,10 +791,10 @@ def end_pod(state: State, note: Note, signal: int) -> None:
             hint="its pause is in disk sleep, or frozen (ps -eo pid,ppid,stat,wchan,args); or this is a process of the pod itself, which can't end it",
         )
     for member in members_of(state, note):
-        if member["shares_pid"] and not wait_monitor(state, member):
+        if member["shares_pid"] and not end_monitor(state, member):
             raise NsrunError(
                 f"the monitor of member {member['name']!r} does not end",
-                hint="is it stopped? ps -eo pid,ppid,stat,wchan,args",
+                hint="is it frozen, or in disk sleep? ps -eo pid,ppid,stat,wchan,args",
             )
     children.reap()
     if not Sweeper(state).forget_pod(note):
@@ -889,7 +939,7 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
             lines += last.close()
         yield from lines if tail is None else lines[len(lines) - min(tail, len(lines)) :]
         while follow:
-            ended = state.member_status(note)[0] not in ("running", "stopping", "created")
+            ended = state.member_status(note)[0] not in ALIVE
             full = log is not None and life.identity(path) != life.identity(log.fd)
             if log and (lines := log.lines()):
                 yield from lines
@@ -914,6 +964,7 @@ def logs(state: State, name: str, tail: int | None = None, follow: bool = False)
 def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, int] = (-1, -1)) -> int:
     """What follows the end of a member with --restart or --rm; we are its former monitor.  Its exit status.
 
+    The monitor left its signals blocked: what follows --rm is not interrupted, what follows --restart ends as the member did.
     `lead`: the nsrun in the foreground that waits for us, when we were forked by the pod's door.  `locks`: the files by whose
     locks others know that we keep the member, and what it wrote.
     """
@@ -926,24 +977,24 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
         except (OSError, NsrunError):
             pass  # the next command tries again, and says what is in the way; this one's status is the member's
         return code
-    policy, _, retries = note["restart"].partition(":")
-    stop = state.marked("members", name, "stop")
-    bound = int(retries or 0)
-    again = policy == "always" or (policy == "on-failure" and code != 0 and (not bound or note["restarts"] < bound))
-    if stop or not again:
+    if state.marked("members", name, "stop") or not is_to_restart(note, code):
         return code
     options = state.read("members", name, "options.json")
     pod, found = state.look("pods", note["pod"])
     if options is None or pod is None or pod["id"] != note["pod_id"] or not found.kept:
         return code
+    import _signal
+
     from nsrun import api
 
     try:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # `stop`, or Ctrl-C, may have come already
         state.renew_exit(name)
         api.join(state, note["pod"], options, again={**note, "lead": lead, "locks": locks})
-    except BaseException:  # also when `stop` interrupts us
+    except BaseException as error:
         # what it was goes back to being true: it has ended, with this status, for which there is room on a full disk
         state.record_exit(name, f"{code} {api.timestamp()}")
         state.save("members", name, note)
-        raise
+        if isinstance(error, Exception):
+            raise
     return code

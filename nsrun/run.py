@@ -30,7 +30,7 @@ OPS = (
     "dev", "mask", "readonly", "pivot", "rootro", "hostname", "write", "rlimit", "loopback", "session", "keyring",
     "user", "caps", "apparmor", "nonewprivs", "seccomp", "undumpable", "cwd", "exec", "execfd",
 )  # fmt: skip
-_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT = 2, 15, 1, 3
+_SIGINT, _SIGTERM, _SIGHUP = 2, 15, 1
 
 
 def encode(steps: list[InitStep], run: Run) -> bytes:
@@ -382,10 +382,10 @@ class Run:
         return data.decode("ascii", "replace")
 
     def release(self) -> None:
-        """Lets the program start.  From here on an interrupt is the member's, not ours."""
+        """Lets the program start.  From here on every signal that can be blocked is the member's, not ours."""
         import _signal
 
-        self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, {_SIGINT, _SIGTERM, _SIGHUP, _SIGQUIT})
+        self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
         os.write(self._channel, b"G")
         ready = False
         if self._patience:

@@ -45,6 +45,17 @@ if TYPE_CHECKING:
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
+#: What a member is as long as it has a process, or will have one again.
+ALIVE = ("created", "running", "restarting", "stopping")
+
+
+def is_to_restart(note: Note, code: int) -> bool:
+    """Does a member that ended with this exit status, and that nobody stopped, begin once more?"""
+    policy, _, retries = note["restart"].partition(":")
+    bound = int(retries or 0)
+    return policy == "always" or (policy == "on-failure" and code != 0 and (not bound or note["restarts"] < bound))
+
+
 def check_name(name: str, what: str) -> str:
     """A name becomes a directory, a cgroup and a hostname: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or `-`."""
     if not name or len(name) > 63 or not NAME_CHARS.issuperset(name) or name[0] in ".-":
@@ -316,7 +327,7 @@ class State:
         return fd
 
     def _noted(self, note: Note) -> bool:
-        return self._process_lives(note["process"]) is True
+        return "process" in note and self._process_lives(note["process"]) is True
 
     def _process_lives(self, process: list[Any]) -> bool | None:
         """What the number and start time of a noted process say (`identify`); None: nothing, from here."""
@@ -437,22 +448,26 @@ class State:
         )
 
     def member_status(self, note: Note) -> tuple[str, int | None]:
-        """(created|running|stopping|stopped|lost, exit status): asked from the kernel, not from the note.
+        """(created|running|restarting|stopping|stopped|lost, exit status): asked from the kernel, not from the note.
 
+        restarting: it has ended with that status, and who keeps it waits before it begins once more.
         lost: nobody keeps it, and nobody saw how it ended.
         """
         name = note["name"]
         code = self.exit_of(name)
         if code is not None:
+            if note["restart"][:3] != "no:" and self._waits_to_restart(note, code[0]):
+                return "restarting", code[0]
             return "stopped", code[0]
         now, found = self.look("members", name)
         if now and now["id"] == note["id"]:
             note = now
         if found.kept and note.get("process"):
-            ending = self.marked("members", name, "stop")
+            stop = self.marked("members", name, "stop")
             if found.keeper and not life.held_lives(found.keeper, note.get("pidfd", -1)):
-                ending = True  # its keeper is about to write `exit`
-            return ("stopping" if ending else "running"), None
+                # its keeper is about to write `exit`, or to start it once more
+                return ("stopping" if stop or not is_to_restart(note, 0) else "restarting"), None
+            return ("stopping" if stop else "running"), None
         if found.alive:
             return "created", None
         code = self.exit_of(name)
@@ -461,6 +476,11 @@ class State:
         if note.get("process") and self._noted(note):  # its monitor was killed
             return ("stopping" if self.marked("members", name, "stop") else "running"), None
         return "lost", None
+
+    def _waits_to_restart(self, note: Note, code: int) -> bool:
+        now, found = self.look("members", note["name"])
+        known = now if now and now["id"] == note["id"] else note
+        return found.kept and is_to_restart(known, code) and not self.marked("members", note["name"], "stop")
 
     def exit_of(self, name: str) -> tuple[int, str, bool] | None:
         """What the monitor recorded: (exit status, time, was it killed for memory)."""

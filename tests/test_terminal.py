@@ -183,7 +183,7 @@ def test_attach_loses_no_input(host, pod, busybox):
     """A member that reads slowly holds the sender up; nothing is dropped."""
     host.start("a", busybox, "sh", "-c", "sleep 0.5; md5sum", options=["-i"])
     data = "".join(f"line {i}\n" for i in range(40000))
-    done = host.run("attach", "a", input=data)
+    done = host.run("attach", "--close-stdin", "a", input=data)
     assert done.stdout.split()[0] == hashlib.md5(data.encode()).hexdigest()
 
 

@@ -554,7 +554,18 @@ def pod_stop(state: State, options: Options, operands: Words, rest: Words, gener
 
     threads_tell()
     seconds = _seconds(options)
-    return _each(operands, lambda name: manage.stop_pod(state, name, seconds))
+
+    def one(name: str) -> None:
+        for member in manage.stop_pod(state, name, seconds):
+            _say_killed(member, seconds)
+
+    return _each(operands, one)
+
+
+def _say_killed(member: str, seconds: float) -> None:
+    from nsrun.cli.say import err
+
+    err(f"nsrun: member {member!r} had not ended {seconds:g} s after its stop signal, and was killed")
 
 
 def pod_kill(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -679,12 +690,13 @@ def execute(state: State, options: Options, operands: Words, rest: Words, genera
 def ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage
     from nsrun.cli import text
+    from nsrun.state import ALIVE
 
     found = manage.members(state, bool(options.get("all")))
     if not state.uid and any(note.get("user") for note in state.all("pods")):
         from nsrun import owners
 
-        found += [m for m in owners.members(state) if options.get("all") or m["status"] in ("running", "stopping")]
+        found += [m for m in owners.members(state) if options.get("all") or m["status"] in ALIVE]
     if options.get("json"):
         return text.json(found)
     rows = []
@@ -734,8 +746,23 @@ def wait(state: State, options: Options, operands: Words, rest: Words, general: 
 def stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import manage
 
-    seconds = _seconds(options)
-    return _each(operands, lambda name: manage.stop_member(state, state.member(name), seconds))
+    threads_tell()
+    seconds, notes, failed = _seconds(options), {}, {}
+    for name in operands:
+        try:
+            notes[name] = state.member(name)
+        except (OSError, NsrunError) as error:
+            failed[name] = error
+    done = dict(zip(notes, manage.stop_members(state, list(notes.values()), seconds), strict=True))
+
+    def one(name: str) -> None:
+        killed = failed.get(name) or done[name]
+        if not isinstance(killed, bool):
+            raise killed
+        if killed:
+            _say_killed(name, seconds)
+
+    return _each(operands, one)
 
 
 def kill(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -745,7 +772,7 @@ def kill(state: State, options: Options, operands: Words, rest: Words, general: 
 
     def one(name: str) -> None:
         note = state.member(name)
-        if signal == manage.SIGKILL and state.member_status(note)[0] in ("running", "stopping"):
+        if signal == manage.SIGKILL and state.member_status(note)[0] in ("running", "stopping", "restarting"):
             manage.stop_member(state, {**note, "stop_signal": 9}, 0)
         else:
             manage.signal_member(state, note, signal)
@@ -762,7 +789,9 @@ def rm(state: State, options: Options, operands: Words, rest: Words, general: Op
 def attach(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli.attach import attach as connect
 
-    return connect(state, operands[0])
+    if options.get("no_stdin") and options.get("close_stdin"):
+        raise UsageError("--no-stdin and --close-stdin contradict each other")
+    return connect(state, operands[0], not options.get("no_stdin"), bool(options.get("close_stdin")))
 
 
 # ---- teaching and help -------------------------------------------------------------------------------------

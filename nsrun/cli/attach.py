@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 LEAVE = b"\x10\x11"  # Ctrl-P Ctrl-Q, as in Docker
 
 
-def attach(state: State, name: str) -> int:
-    """Relays until the member has ended (its exit status) or the keys to leave were typed (0)."""
+def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = False) -> int:
+    """Relay until the member has ended (return its exit status), or until the keys to leave were typed, or our terminal has ended (0).
+
+    `stdin`: pass our input on; with `close_stdin`, its end as well.
+    """
     import select
     import signal
     import struct
@@ -35,7 +38,8 @@ def attach(state: State, name: str) -> int:
         ) from None
     finally:
         os.close(directory)
-    terminal = note["terminal"] and os.isatty(0)
+    ours = stdin and os.isatty(0)
+    terminal = note["terminal"] and ours
     saved = None
     if terminal:
         import fcntl
@@ -46,42 +50,64 @@ def attach(state: State, name: str) -> int:
         tty.setraw(0)
 
         def resize(*_: object) -> None:
-            sock.send(b"w" + fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("8x")))
+            packets.append(b"w" + fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("8x")))
 
-        signal.signal(signal.SIGWINCH, resize)
-        resize()
-    watched = [sock.fileno(), 0]
+    packets: list[bytes] = []  # to be sent; our input is read when there is none, and output is shown meanwhile
     tail = b""
 
-    def send(packet: bytes) -> None:
+    def send() -> None:
+        nonlocal stdin
         try:
-            sock.send(packet)
+            sock.send(packets[0], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
         except (BrokenPipeError, ConnectionResetError):
-            watched[1:] = []  # it has just ended; its last packets are still to be read
+            stdin, packets[1:] = False, []  # it has just ended; its last packets are still to be read
+        del packets[0]
 
     try:
+        if terminal:
+            signal.signal(signal.SIGWINCH, resize)
+            resize()
         while True:
-            ready = select.select(watched, [], [])[0]
+            readable = [sock.fileno(), *([0] if stdin and not packets else [])]
+            ready, writable, _ = select.select(readable, [sock.fileno()] if packets else [], [])
+            if writable:
+                send()
             if sock.fileno() in ready:
                 try:
                     packet = sock.recv(8192)
                 except ConnectionResetError:
                     continue  # said once when it has ended with a packet of ours unread; what it sent is still to be read
                 if not packet:
-                    raise BadInput(f"the monitor of {note['name']!r} has gone")
+                    raise BadInput(
+                        f"the monitor of {note['name']!r} has let go of us",
+                        hint="it was killed, or what we print was not read for two seconds",
+                    )
+                if packet[:1] == b"f":
+                    raise BadInput(
+                        f"{note['name']!r} is attached to by as many as can be",
+                        hint="leave one of the others (Ctrl-P Ctrl-Q); nsrun logs -f shows the output to any number",
+                    )
                 if packet[:1] == b"x":
                     return int(packet[1:])
                 say.raw(2 if packet[:1] == b"e" else 1, packet[1:])
             if 0 in ready:
-                data = os.read(0, 4000)
+                try:
+                    data = os.read(0, 4000)
+                except OSError:
+                    data = b""  # the terminal was hung up
                 if not data:
-                    watched.remove(0)
-                    send(b"c")
+                    stdin = False
+                    if close_stdin:
+                        packets.append(b"c")
+                    elif ours:
+                        return 0
                     continue
                 if terminal and (tail + data).find(LEAVE) >= 0:
                     return 0
                 tail = data[-1:]
-                send(b"i" + data)
+                packets.append(b"i" + data)
     finally:
         sock.close()
         if saved:

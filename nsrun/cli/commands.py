@@ -184,7 +184,11 @@ COMMANDS = (
     Command("stop", "MEMBER...", "stop members, touching no other", "nsrun stop -t 30 mysql", (SECONDS,)),
     Command("kill", "MEMBER...", "signal the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,)),
     Command("rm", "MEMBER...", "forget members, and what they wrote over their rootfs", "nsrun rm -f mysql", (FORCE,)),
-    Command("attach", "MEMBER", "connect to a detached member's output, input and terminal; Ctrl-P Ctrl-Q leaves it", "nsrun attach mysql"),
+    Command(
+        "attach", "MEMBER", "connect to a detached member's output, input and terminal; Ctrl-P Ctrl-Q leaves it", "nsrun attach mysql",
+        (O("--no-stdin", "", "only watch"), O("--close-stdin", "", "when our input ends, the member's ends, too: echo 'SELECT 1' | nsrun attach --close-stdin …")),
+        "A member outlives who attaches: the end of a terminal (Ctrl-D, hang-up) leaves it, and the end of piped input only ends what is passed on.",
+    ),
     Command(
         "image load", "FILE|DIR|-", "take images in from an OCI layout directory, an archive (OCI, or of docker save), or stdin; prints their names",
         "sudo nsrun image load --tag mysql:8 mysql.tar", (O("-t, --tag", "NAME", "the image's name, in place of those that the archive gives", many=True), PLATFORM, *BUDGET),

@@ -464,6 +464,12 @@ class OpenTerminal(Step):
             devpts = run.hold("devpts:fd", kernel.mount_new("devpts", options, attrs))
         master = run.hold("tty:master", os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=devpts))
         ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK
+        for fd in (0, 1, 2):  # its first size is ours, whichever of them is a terminal
+            try:
+                ioctl(master, 0x5414, ioctl(fd, 0x5413, bytes(8)))  # TIOCSWINSZ, TIOCGWINSZ
+                break
+            except OSError:
+                continue
         slave = run.hold("tty:slave", ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
         os.fchown(slave, self.uid, -1)
         run.stdio = ("tty:slave", "tty:slave", "tty:slave")

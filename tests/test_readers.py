@@ -1,0 +1,460 @@
+"""Nobody's blocked reader holds a member, a pod or the truth: slow, stopped and gone readers, closed and full descriptors, signals."""
+
+import fcntl
+import os
+import pathlib
+import pty
+import select
+import signal
+import socket
+import subprocess
+import termios
+import time
+
+import pytest
+from conftest import NSRUN, wait_for
+from test_terminal import Terminal
+
+
+def start(host, *words, **kwargs) -> subprocess.Popen:
+    return host.background(*words, **{"stderr": subprocess.PIPE, **kwargs})
+
+
+@pytest.fixture
+def full():
+    """The write end of a pipe that nobody reads from."""
+    ends = os.pipe()
+    os.set_blocking(ends[1], False)
+    for size in (65536, 1):
+        try:
+            while True:
+                os.write(ends[1], b"x" * size)
+        except BlockingIOError:
+            continue
+    os.set_blocking(ends[1], True)
+    yield ends[1]
+    for fd in ends:
+        os.close(fd)
+
+
+@pytest.fixture
+def full_socket():
+    """A stream socket with a reader that takes nothing."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    try:
+        while True:
+            ours.send(b"x" * 4096)
+    except BlockingIOError:
+        ours.setblocking(True)
+    yield ours.fileno()
+    ours.close(), theirs.close()
+
+
+@pytest.fixture
+def stopped_terminal():
+    """A terminal on which somebody pressed Ctrl-S."""
+    master, slave = pty.openpty()
+    termios.tcflow(slave, termios.TCOOFF)
+    yield slave
+    os.close(master), os.close(slave)
+
+
+@pytest.fixture(params=["pipe", "socket", "terminal"])
+def blocked(request):
+    return request.getfixturevalue(
+        {"pipe": "full", "socket": "full_socket", "terminal": "stopped_terminal"}[request.param]
+    )
+
+
+def ends(words: list, host, seconds: float = 8) -> None:
+    began = time.monotonic()
+    host.run(*words)
+    assert time.monotonic() - began < seconds, words
+
+
+@pytest.mark.parametrize(
+    "end", ["stop -t 1 y", "rm -f y", "kill y", "pod stop -t 1 pause", "pod kill pause", "pod rm -f pause"]
+)
+def test_a_reader_that_takes_nothing(host, pod, busybox, full, end):
+    done = start(host, "join", "pause", "--name", "y", "--rootfs", busybox, "--", "yes", stdout=full)
+    wait_for(lambda: [m["status"] for m in host.json("ls")] == ["running"])
+    time.sleep(0.2)  # its pipes are full
+    ends(end.split(), host)
+    assert done.wait(timeout=8) in (128 + 15, 128 + 9)
+    assert host.json("ls") == []
+
+
+@pytest.mark.parametrize("command", ["join", "exec"])
+def test_every_kind_of_reader(host, pod, busybox, blocked, command):
+    """A pipe, a socket, a terminal under Ctrl-S: a signal ends what runs in the foreground."""
+    host.start("m", busybox, "sleep", "1000")
+    words = ["exec", "m"] if command == "exec" else ["join", "pause", "--name", "y", "--rootfs", busybox, "--"]
+    for stream in ("", ">&2"):
+        done = start(
+            host, *words, "sh", "-c", f"trap 'exit 7' TERM; yes {stream} & wait", stdout=blocked, stderr=blocked
+        )
+        wait_for(
+            lambda: b"yes" in b"".join(p.read_bytes() for p in pathlib.Path("/proc").glob("[0-9]*/comm") if p.exists())
+        )
+        time.sleep(0.2)
+        done.send_signal(signal.SIGTERM)
+        assert done.wait(timeout=8) == 7
+        host.run("rm", "-f", "y")
+
+
+def test_the_status_is_known_before_the_reader_goes_on(host, pod, busybox):
+    """The member has ended: everybody sees that, and the one who reads gets every byte."""
+    ours, theirs = os.pipe()
+    done = start(
+        host, "join", "pause", "--name", "y", "--rootfs", busybox, "--", "sh", "-c", "seq 30000; exit 5", stdout=theirs
+    )
+    os.close(theirs)
+    wait_for(lambda: select.select([ours], [], [], 0)[0])
+    time.sleep(0.3)
+    data = os.read(ours, 1000)
+    while host.member("y")["status"] != "stopped":
+        data += os.read(ours, 20000)
+        time.sleep(0.05)
+    assert host.member("y")["exit_code"] == 5
+    assert done.poll() is None, "what was written is kept for its reader"
+    with open(ours, "rb") as file:
+        data += file.read()
+    assert done.wait(timeout=8) == 5
+    assert data.split() == [str(n).encode() for n in range(1, 30001)]
+    assert len(host.run("logs", "y").stdout.split()) == 30000
+
+
+def test_a_burst_at_the_end_is_not_lost(host, pod, busybox):
+    """More than a pipe holds, from a member whose pipe is larger, to a reader that wakes up late."""
+    grow = "import fcntl, os; fcntl.fcntl(1, 1031, 1 << 20); os.write(1, b'0123456789abcdef' * 60000)"
+    done = start(host, "join", "pause", "--name", "y", "--", "python3", "-c", grow, stdout=subprocess.PIPE)
+    wait_for(lambda: host.json("ls", "-a") and host.member("y")["status"] == "stopped")
+    assert len(done.stdout.read()) == 960000
+    assert done.wait(timeout=8) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "exec m yes",
+        "join pause --rm --rootfs {box} -- yes",
+        "join pause --restart always --name r --rootfs {box} -- yes",
+    ],
+)
+def test_a_reader_that_has_gone(host, pod, busybox, words):
+    """`| head -1`: the writer gets SIGPIPE, as in any pipeline."""
+    host.start("m", busybox, "sleep", "1000")
+    done = start(host, *words.format(box=busybox).split(), stdout=subprocess.PIPE)
+    assert done.stdout.read(2) == b"y\n"
+    done.stdout.close()
+    if "--restart" in words:
+        wait_for(lambda: host.member("r")["restarts"] > 1)
+        host.run("stop", "-t", "1", "r")
+    assert done.wait(timeout=8) == 128 + signal.SIGPIPE
+    assert host.member("m")["status"] == "running"
+
+
+def test_standard_error_is_kept_after_the_reader_of_output_has_gone(host, pod, busybox):
+    script = "trap '' PIPE; while echo tick; do sleep 0.05; done; echo deaf >&2; exit 3"
+    done = start(
+        host, "join", "pause", "--name", "y", "--rootfs", busybox, "--", "sh", "-c", script, stdout=subprocess.PIPE
+    )
+    assert done.stdout.read(5) == b"tick\n"
+    done.stdout.close()
+    assert b"deaf\n" in done.communicate(timeout=8)[1] and done.returncode == 3
+    lines = host.run("logs", "y")
+    assert lines.stdout.startswith("tick\n") and "deaf\n" in lines.stderr
+
+
+@pytest.mark.parametrize("end", ["stop -t 1 y", "rm -f y", "pod stop -t 1 pause", "pod rm -f pause"])
+def test_a_monitor_that_is_stopped(host, pod, busybox, end):
+    """Ctrl-Z, or SIGSTOP: it goes on, so that its member's end is written down."""
+    done = start(host, "join", "pause", "--name", "y", "--rootfs", busybox, "--", "yes", stdout=subprocess.DEVNULL)
+    wait_for(lambda: [m["status"] for m in host.json("ls")] == ["running"])
+    done.send_signal(signal.SIGSTOP)
+    ends(end.split(), host)
+    assert done.wait(timeout=8) in (128 + 15, 128 + 9)
+
+
+def test_one_who_attaches_and_reads_nothing(host, pod, busybox):
+    """Two seconds behind, it is let go; the member goes on, and so does who reads."""
+    host.start("a", busybox, "sh", "-c", "while :; do echo 0123456789012345678901234567890123456789; done")
+    stuck = start(host, "attach", "a", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    stuck.stdout.read(1)
+    reader = start(host, "attach", "a", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    for _ in range(50):
+        assert len(reader.stdout.read(100_000)) == 100_000
+    ends(["stop", "-t", "1", "a"], host)
+    for process in (stuck, reader):
+        process.stdout.close()
+        process.wait(timeout=8)
+        process.stderr.close()
+
+
+def test_the_fifth_who_attaches_is_told_why(host, pod, busybox):
+    host.start("a", busybox, "sleep", "1000")
+    others = [start(host, "attach", "a", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(4)]
+    monitor = int(pathlib.Path(f"/proc/{host.member('a')['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+
+    def sockets() -> int:
+        return sum("socket:" in os.readlink(file) for file in pathlib.Path(f"/proc/{monitor}/fd").iterdir())
+
+    wait_for(lambda: sockets() == 5)
+    assert "as many as can be" in host.fails(125, "attach", "a", stdin=subprocess.DEVNULL)
+    for process in others:
+        process.kill()
+        process.communicate(timeout=8)
+
+
+@pytest.mark.parametrize("options", [["-i"], ["-it"]])
+@pytest.mark.parametrize("how", ["null", "pipe", "hang-up", "no stdin"])
+def test_a_detached_member_outlives_who_attaches(host, pod, busybox, options, how):
+    host.start("a", busybox, "sh", options=options)
+    if how == "hang-up":
+        t = Terminal(host, "attach", "a")
+        time.sleep(0.5)
+        os.close(t.master)
+        t.process.wait(timeout=8)
+        os.close(t.slave)
+    else:
+        given = {"null": "", "pipe": "echo hello $((6*7))\n", "no stdin": "exit 3\n"}[how]
+        client = start(
+            host,
+            "attach",
+            *(["--no-stdin"] if how == "no stdin" else []),
+            "a",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        client.stdin.write(given.encode())
+        client.stdin.close()
+        if how == "pipe":
+            seen = b""
+            while b"hello 42" not in seen:
+                seen += client.stdout.read1(1000)
+        time.sleep(0.5)
+        assert client.poll() is None, "it goes on showing what the member writes"
+        client.kill()
+        client.wait(timeout=8)
+        client.stdout.close(), client.stderr.close()
+    time.sleep(0.3)
+    assert host.member("a")["status"] == "running"
+
+
+def test_the_end_of_input_is_passed_on_when_asked_for(host, pod, busybox):
+    host.start("a", busybox, "cat", options=["-i"])
+    done = host.run("attach", "--close-stdin", "a", input="one\ntwo\n")
+    assert done.stdout == "one\ntwo\n"
+    assert host.member("a")["status"] == "stopped"
+    assert "contradict" in host.fails(2, "attach", "--close-stdin", "--no-stdin", "a")
+
+
+# ---- closed and full descriptors -----------------------------------------------------------------------------
+
+COMMANDS = {
+    "ls": "ls", "pod ls": "pod ls", "doctor": "doctor", "inspect": "inspect m", "logs": "logs m", "explain": "explain pod create", "help": "help",
+    "completion": "completion bash", "exec": "exec m echo hello", "join": "join pause --rm --rootfs {box} -- echo hello", "image ls": "image ls",
+    "join -d": "join pause -d --name d --rootfs {box} -- sleep 1000", "version": "--version", "stop": "stop m", "wrong": "nonsense",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "closing", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full", "2>/dev/full"]
+)
+def test_closed_and_full_descriptors(host, pod, busybox, closing):
+    for name, words in COMMANDS.items():
+        host.run("rm", "-f", "d", "m")
+        host.start("m", busybox, "sh", "-c", "echo begun; exec sleep 1000")
+        wait_for(lambda: host.run("logs", "m").stdout)
+        line = f"exec {NSRUN} {words.format(box=busybox)} {closing}"
+        done = subprocess.run(
+            ["sh", "-c", line], env=host.env, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
+        )
+        assert "Traceback" not in done.stderr and "Exception" not in done.stderr, (name, done.stderr)
+        failed = name == "wrong" or ">/dev/full" in closing and not closing.startswith("2")
+        assert (done.returncode != 0) == failed or name in ("doctor", "stop"), (name, done.returncode, done.stderr)
+        if name == "join -d":
+            assert host.member("d")["status"] == "running"
+        if failed and "2>" not in closing and name != "wrong":
+            assert len([part for part in done.stderr.splitlines() if part.startswith("nsrun: ")]) == 1, (
+                name,
+                done.stderr,
+            )
+
+
+@pytest.mark.parametrize("command", ["join pause --rootfs {box} --", "exec m"])
+def test_a_member_gets_its_three_descriptors_whatever_is_closed(host, pod, busybox, command):
+    host.start("m", busybox, "sleep", "1000")
+    for closing in ("<&-", "<&- >&2", "<&- >&2 2>&-"):
+        line = f"exec {NSRUN} {command.format(box=busybox)} ls /proc/self/fd {closing}"
+        done = subprocess.run(["sh", "-c", line], env=host.env, capture_output=True, text=True, timeout=30, check=True)
+        assert (done.stdout + done.stderr).split() in (["0", "1", "2", "3"], []), closing
+
+
+# ---- signals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGUSR1,
+        signal.SIGWINCH,
+        signal.SIGALRM,
+        signal.SIGIO,
+        signal.SIGVTALRM,
+        signal.SIGRTMIN,
+        signal.SIGRTMIN + 3,
+        signal.SIGRTMAX,
+    ],
+)
+@pytest.mark.parametrize("command", ["join", "exec"])
+def test_signals_are_passed_on(host, pod, busybox, number, command):
+    """All that can be, the real-time ones too; SIGWINCH is the terminal's, and means "stop" to some."""
+    host.start("m", busybox, "sleep", "1000")
+    words = ["exec", "m"] if command == "exec" else ["join", "pause", "--rm", "--rootfs", busybox, "--"]
+    done = start(
+        host,
+        *words,
+        "sh",
+        "-c",
+        f"trap 'exit 9' {int(number)}; trap 'exit 4' TERM; echo ready; while :; do sleep 0.05; done",
+        stdout=subprocess.PIPE,
+    )
+    assert done.stdout.read(6) == b"ready\n"
+    done.send_signal(number)
+    if number == signal.SIGWINCH:
+        time.sleep(0.3)
+        done.send_signal(signal.SIGTERM)
+    assert done.wait(timeout=8) == (4 if number == signal.SIGWINCH else 9)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1])
+def test_what_was_ignored_is_not_passed_on(host, pod, busybox, number):
+    """nohup(1), and the background jobs of a shell's script."""
+    done = start(host, "join", "pause", "--name", "y", "--rootfs", busybox, "--", "sleep", "1000", stdout=subprocess.DEVNULL,
+                 preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))  # fmt: skip
+    wait_for(lambda: [m["status"] for m in host.json("ls")] == ["running"])
+    done.send_signal(number)
+    time.sleep(0.3)
+    assert host.member("y")["status"] == "running"
+    host.run("stop", "y")
+    assert done.wait(timeout=8) == 128 + 15
+
+
+def test_a_signal_in_the_first_moment(host, pod, busybox):
+    """Whenever it comes, nothing runs that nobody waits for."""
+    for delay in range(0, 80, 4):
+        done = start(
+            host, "join", "pause", "--name", "y", "--rootfs", busybox, "--", "sleep", "1000", stdout=subprocess.DEVNULL
+        )
+        time.sleep(delay / 1000)
+        done.send_signal(signal.SIGRTMIN + 3)
+        done.wait(timeout=8)
+        wait_for(lambda: host.json("ls") == [], 8, f"the end of what was signalled after {delay} ms")
+        host.run("rm", "-f", "y")
+
+
+# ---- the terminal --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_the_first_size(host, pod, busybox, which):
+    """It is set before the program runs, by whichever of 0, 1 and 2 is a terminal."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(master, termios.TIOCSWINSZ, b"\x1d\x00\x4d\x00\0\0\0\0")
+    streams = {
+        name: slave if number == which else subprocess.DEVNULL
+        for number, name in enumerate(("stdin", "stdout", "stderr"))
+    }
+    for _ in range(5):
+        host.run("rm", "-f", "y")
+        done = host.background(
+            "join", "pause", "-t", "--name", "y", "--rootfs", busybox, "--", "stty", "size", **streams
+        )
+        assert done.wait(timeout=8) == 0
+        assert host.run("logs", "y").stdout.strip() == "29 77"
+    os.close(master), os.close(slave)
+
+
+# ---- ends ----------------------------------------------------------------------------------------------------------
+
+DEAF = ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
+
+
+def test_who_had_to_be_killed_is_said(host, pod, busybox):
+    for name in ("a", "b", "c"):
+        host.start(name, busybox, *DEAF)
+    began = time.monotonic()
+    done = host.run("stop", "-t", "2", "a", "b")
+    assert time.monotonic() - began < 3.8, "side by side"
+    assert done.stdout == "a\nb\n"
+    assert "member 'a' had not ended 2 s after its stop signal, and was killed" in done.stderr
+    done = host.run("pod", "stop", "-t", "1", "pause")
+    assert done.stdout == "pause\n" and "'c' had not ended 1 s" in done.stderr and "'a'" not in done.stderr
+
+
+def test_one_that_is_unknown_among_several(host, pod, busybox):
+    host.start("a", busybox, "sleep", "1000")
+    done = host.run("stop", "-t", "0", "nosuch", "a", check=False)
+    assert (done.returncode, done.stdout) == (125, "a\n") and "no member 'nosuch'" in done.stderr
+    assert host.run("rm", "-f", "nosuch").returncode == 0
+    host.fails(125, "rm", "nosuch")
+    host.fails(125, "rm", "-f", "no/such")
+
+
+def test_restarting(host, pod, busybox):
+    """Between two lives a member is one that lives: nobody forgets it, and who follows it goes on."""
+    host.start("r", busybox, "sh", "-c", "echo life; exit 3", options=["--restart", "always"])
+    wait_for(lambda: host.member("r")["status"] == "restarting" and host.member("r")["restarts"] > 2)
+    assert host.member("r")["exit_code"] in (3, None)
+    assert [m["name"] for m in host.json("ls")] == ["r"]
+    assert "restarting" in host.run("ls").stdout
+    assert "restarting" in host.fails(125, "rm", "r")
+    assert host.run("pod", "prune").stdout == ""
+    follower = start(host, "logs", "-f", "r", stdout=subprocess.PIPE)
+    for _ in range(5):
+        assert follower.stdout.readline() == b"life\n"
+    host.run("stop", "r")
+    assert host.member("r")["status"] == "stopped"
+    assert follower.wait(timeout=8) == 0
+    follower.communicate()
+    host.run("rm", "r")
+
+
+def test_stop_while_the_next_life_begins(host, pod, busybox):
+    """The monitor's signals stay blocked until the nsrun that it becomes can take them: no status is lost."""
+    for delay in range(0, 60, 5):
+        done = start(
+            host,
+            "join",
+            "pause",
+            "--name",
+            "r",
+            "--rm",
+            "--rootfs",
+            busybox,
+            "--",
+            "sh",
+            "-c",
+            "exit 6",
+            stdout=subprocess.DEVNULL,
+        )
+        while done.poll() is None and not host.json("ls", "-a"):
+            time.sleep(0.01)
+        time.sleep(delay / 1000)
+        done.send_signal(signal.SIGTERM)
+        assert done.wait(timeout=8) in (6, 128 + 15), delay
+    for delay in range(0, 60, 5):
+        host.start("r", busybox, "sh", "-c", "exit 6", options=["--restart", "always"])
+        time.sleep(0.1 + delay / 1000)
+        host.run("stop", "-t", "1", "r")
+        assert host.member("r")["status"] == "stopped"
+        assert host.member("r")["exit_code"] in (6, 128 + 15, 128 + 9)
+        host.run("rm", "r")
+
+
+def test_a_status_descriptor_that_nobody_reads(host, pod, busybox, full):
+    host.run(
+        "join", "pause", "--status-fd", str(full), "--rm", "--rootfs", busybox, "--", "true", pass_fds=[full], timeout=8
+    )
