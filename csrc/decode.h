@@ -75,16 +75,23 @@ static inline int split_strings(const char *p, size_t len, const char **out, int
 	return n;
 }
 
-/* u32 length and a list of strings; their number, or -1. */
-static inline int take_strings(const char **p, const char *end, const char **out, int max)
+/* How many strings a list has. */
+static inline int count_strings(const char *p, size_t len)
 {
-	uint32_t len;
-	int n;
-	if (!take(p, end, &len, sizeof len) || (size_t)(end - *p) < len || (len && (*p)[len - 1]))
-		return -1;
-	n = split_strings(*p, len, out, max);
-	*p += len;
+	int n = 0;
+	for (size_t i = 0; i < len; i++)
+		n += !p[i];
 	return n;
+}
+
+/* u32 length and a list of strings, which ends with the last one's NUL; 0: it is not that. */
+static inline int take_list(const char **p, const char *end, const char **list, uint32_t *len)
+{
+	if (!take(p, end, len, sizeof *len) || (size_t)(end - *p) < *len || (*len && (*p)[*len - 1]))
+		return 0;
+	*list = *p;
+	*p += *len;
+	return 1;
 }
 
 /* u32 count and as many i32, each from 0 to below `bound`; the count, or -1. */

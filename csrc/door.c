@@ -41,7 +41,6 @@
 
 #define AT_EMPTY_PATH_ 0x1000
 #define MAX_FDS        250 /* SCM_MAX_FD is 253 */
-#define MAX_STRINGS    8192
 #define HIGH           512 /* received descriptors wait here; what the request names is below */
 #define MAX_REQUEST    (8 << 20) /* execve(2) takes 6 MiB of strings at most */
 #define MAX_SECONDS    10 /* from a request to the answer */
@@ -61,7 +60,7 @@ struct outcome {
 	int32_t pidfd, nest;
 };
 
-static const char *argv_[3][MAX_STRINGS + 1]; /* of nsrun-init, of nsrun-monitor, and its environment */
+static const char **argv_[3]; /* of nsrun-init, of nsrun-monitor, and its environment */
 static int32_t numbers[MAX_FDS], keep[MAX_FDS], monitor_keep[MAX_FDS], locks[8];
 static struct outcome *outcome;
 
@@ -382,9 +381,16 @@ static __attribute__((noreturn)) void serve(int conn)
 	n_locks = take_numbers(&p, end, locks, 8, HIGH);
 	if (n_fds != n - 1 || n_keep < 0 || n_monitor_keep < 0 || n_locks < 0 || r.pidfd_slot < 3 || r.pidfd_slot >= HIGH)
 		refuse(conn, EBADMSG);
-	for (int i = 0; i < 3; i++)
-		if (take_strings(&p, end, argv_[i], MAX_STRINGS) < (i < 2))
+	for (int i = 0; i < 3; i++) {
+		const char *list;
+		uint32_t len;
+		if (!take_list(&p, end, &list, &len) || (!len && i < 2))
 			refuse(conn, EBADMSG);
+		argv_[i] = pointers((size_t)(n = count_strings(list, len)));
+		if (!argv_[i])
+			refuse(conn, ENOMEM);
+		split_strings(list, len, argv_[i], (int)n);
+	}
 	for (int i = 0; i < n_fds; i++) {
 		SYS3(dup3, fds[i + 1], numbers[i], O_CLOEXEC);
 		SYS1(close, fds[i + 1]);

@@ -48,7 +48,6 @@
 #define AT_EMPTY_PATH 0x1000
 #endif
 #define AT_RECURSIVE_ 0x8000
-#define MAX_STRINGS 8192 /* of argv, of envp */
 #define MAX_DEVICES 16
 #define PATH_MAX_   4096
 
@@ -56,7 +55,6 @@ static int channel;        /* to nsrun */
 static int root_fd = -1;   /* the new root, until and after pivot_root */
 static uint32_t step_no;   /* the step at work, counted from 0 */
 static char detail[512];   /* what the failing step was touching */
-static const char *strings[2][MAX_STRINGS + 1];
 
 /* ---- reporting ---------------------------------------------------------------------------------- */
 
@@ -592,10 +590,13 @@ static long op_cwd(struct arg *a)
 
 /* ---- exec ---------------------------------------------------------------------------------------- */
 
-static long unpack(struct arg *list, const char **out)
+/* A list as execve(2) takes it, of any length: how much is too much is the kernel's to say. */
+static long unpack(struct arg *list, const char ***out)
 {
-	int n = split_strings(list->s, list->len, out, MAX_STRINGS);
-	return n < 0 ? -E2BIG : n;
+	int n = count_strings(list->s, list->len);
+
+	*out = pointers((size_t)n);
+	return *out ? split_strings(list->s, list->len, *out, n) : -ENOMEM;
 }
 
 /* Says that everything is ready, and waits for the note to be written on the host. */
@@ -664,14 +665,16 @@ static long exec_in_path(const char **argv, const char **envp)
 
 static long op_exec(struct arg *a)
 {
-	TRY(unpack(&a[0], strings[0]));
-	TRY(unpack(&a[1], strings[1]));
-	if (!strings[0][0])
+	const char **argv, **envp;
+
+	TRY(unpack(&a[0], &argv));
+	TRY(unpack(&a[1], &envp));
+	if (!argv[0])
 		return -EINVAL;
 	wait_for_go();
 	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
 	sys_sigmask(SIG_SETMASK_, 0);
-	return exec_in_path(strings[0], strings[1]);
+	return exec_in_path(argv, envp);
 }
 
 /* pause: a sealed program, no environment, and only the descriptors that it is to hold. */
@@ -679,17 +682,16 @@ static long op_execfd(struct arg *a)
 {
 	const char *p = a[2].s, *end = a[2].s + a[2].len;
 	char ready[24];
-	TRY(unpack(&a[1], strings[0]));
+	const char *argv[] = {a[1].s, ready, NULL}, *none[] = {NULL};
+	if (!a[1].len)
+		return -EINVAL;
 	*put_num(ready, (unsigned long)channel, 1) = 0;
-	strings[0][1] = ready;
-	strings[0][2] = NULL;
-	strings[1][0] = NULL;
 	wait_for_go();
 	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
 	for (; p < end; p += str_len(p) + 1)
 		SYS3(fcntl, str_num(p, -1), F_SETFD, 0);
 	SYS3(fcntl, channel, F_SETFD, 0);
-	return SYS5(execveat, a[0].i, "", strings[0], strings[1], AT_EMPTY_PATH);
+	return SYS5(execveat, a[0].i, "", argv, none, AT_EMPTY_PATH);
 }
 
 /* ---- the decoder --------------------------------------------------------------------------------- */

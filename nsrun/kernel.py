@@ -601,6 +601,29 @@ def our_view() -> list[int]:
     return found
 
 
+INITIAL_TIME = 0xEFFFFFFA  # PROC_TIME_INIT_INO, linux/proc_ns.h
+
+
+def time_offset() -> int | None:
+    """How many clock ticks this time namespace is ahead of the machine's own in the start times that it shows.
+
+    None: that can't be told, because this process is in another one than its children will be.  time_namespaces(7).
+    """
+    try:
+        ours = os.stat("/proc/self/ns/time").st_ino
+    except FileNotFoundError:
+        return 0  # a kernel without them
+    if ours == INITIAL_TIME:
+        return 0
+    if ours != os.stat("/proc/self/ns/time_for_children").st_ino:
+        return None
+    with open("/proc/self/timens_offsets", "rb") as file:
+        for name, seconds, nanoseconds in map(bytes.split, file):
+            if name in (b"boottime", b"7"):
+                return (int(seconds) * 1_000_000_000 + int(nanoseconds)) * os.sysconf("SC_CLK_TCK") // 1_000_000_000
+    return None
+
+
 def namespace_ids(pid: int) -> dict[str, int]:
     """The inode of each namespace of a process, namespaces(7); {} when it is dead or not ours to see."""
     found = {}

@@ -346,7 +346,12 @@ class State:
             return False
         if not same:
             return None
-        return now == start if view == ours else None  # in another time namespace it started at another time
+        if view == ours:
+            return now == start
+        offset = kernel.time_offset()
+        if view[1:] != [0] or offset is None:
+            return None  # of an unknown time namespace
+        return abs(now - offset - start) <= 1  # each number was rounded by itself
 
     def surely_ended(self, note: Note) -> bool:
         """Is it proven that nothing of a member runs any more?  Only then what it wrote may go.
@@ -415,9 +420,13 @@ class State:
     def identify(self, pid: int) -> list[Any]:
         """What a note says of a process, for people and for the case that its monitor is killed.
 
-        [pid, start time, boot id, PID namespace, time namespace]
+        [pid, start time, boot id, PID namespace, time namespace]; the time is that of the machine's own time namespace, and 0
+        stands for that, unless this process can't tell how far its own is from there.
         """
-        return [pid, kernel.process_start(pid), self.boot, *kernel.our_view()]
+        start, (pids, times), offset = kernel.process_start(pid), kernel.our_view(), kernel.time_offset()
+        if start and offset is not None:
+            start, times = start - offset, 0
+        return [pid, start, self.boot, pids, times]
 
     def pod(self, name: str) -> Note:
         """The note of a pod whose pause lives; UnknownError lists the pods there are.  BrokenNote."""

@@ -141,10 +141,8 @@ class Sweeper:
             if os.path.isdir(
                 state.path("pods", note["name"])
             ):  # else it is of a pod that root made, and root's to remove
-                from nsrun.host import forward
-
                 cgroup.remove_member(note["cgroup"], note.get("cgroup_id", 0))
-                forward.end_of(state.path("pods", note["name"]))
+                self.end_forwarder(note["name"])
             return
         if note["network"].get("veth"):
             from nsrun.host import net
@@ -155,10 +153,19 @@ class Sweeper:
         cgroup.remove(note["cgroup"], note.get("cgroup_id", 0), kill=bool(note.get("user")))
         state.disown(note)
 
+    def end_forwarder(self, name: str) -> None:
+        """Of a user's own pod: pasta, should nobody have seen to its end."""
+        if self.state.uid:
+            from nsrun.host import forward
+
+            forward.end_of(self.state.path("pods", name))
+
     def _forget_pod(self, name: str, note: Note | None) -> bool:
         """With the lock `names`: a pod that nobody keeps goes, and its members with it."""
         state = self.state
         left: NsrunError | None = None
+        if not note:
+            self.end_forwarder(name)
         if note:
             self._release(note)
             for member in state.all("members"):
@@ -290,6 +297,8 @@ class Sweeper:
             lives = orphans.pauses_of if kind == "pods" else orphans.runs_without_note
             if not ours or lives(state, name):
                 return False
+            if kind == "pods":
+                self.end_forwarder(name)
             aside = f"{state.run}/aside"
             try:
                 os.mkdir(aside, 0o700)
@@ -367,6 +376,8 @@ def give_back(state: State, kind: str, name: str, ident: str) -> None:
     with _names_lock(state):
         now = state.read(kind, name)
         if now and now["id"] == ident:
+            if kind == "pods":
+                Sweeper(state).end_forwarder(name)
             state.remove_directory(state.path(kind, name))
 
 

@@ -10,7 +10,7 @@ from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
 #: Docker's fourteen.
@@ -92,6 +92,21 @@ def _port_range(text: str, word: str) -> list[int]:
     if not all(is_number(n) and 1 <= int(n) <= 65535 for n in numbers) or int(numbers[0]) > int(numbers[1]):
         raise UsageError(f"-p {word}: {text!r} is not a port or range", hint="ports go from 1 to 65535")
     return list(range(int(numbers[0]), int(numbers[1]) + 1))
+
+
+def port_ranges(ports: Iterable[tuple[str, int, int]]) -> list[tuple[str, str, str]]:
+    """Return (address, host's ports, pod's ports) …, what is consecutive as "8000-8010"; 0 of the host is "free"."""
+    found: list[list[Any]] = []
+    for ip, host, pod in ports:
+        if found and found[-1][0] == ip and host and (host, pod) == (found[-1][2] + 1, found[-1][4] + 1):
+            found[-1][2], found[-1][4] = host, pod
+        else:
+            found.append([ip, host, host, pod, pod])
+
+    def text(first: int, last: int) -> str:
+        return f"{first}-{last}" if first != last else str(first or "free")
+
+    return [(ip, text(a, b), text(c, d)) for ip, a, b, c, d in found]
 
 
 def parse_environment(words: Sequence[str], caller: dict[str, str]) -> dict[str, str]:

@@ -691,7 +691,9 @@ def test_who_reads_tars_is_confined(host, tmp_path):
             for child in pid.read_text().split():
                 try:
                     proc = pathlib.Path(f"/proc/{child}")
-                    status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
+                    status = dict(
+                        line.split(":\t", 1) for line in (proc / "status").read_text(errors="replace").splitlines()
+                    )
                     if status["Seccomp"] != "2":  # not yet, or not our program
                         continue
                     seen.append((status["CapEff"], status["CapBnd"], status["NoNewPrivs"], len(os.listdir(proc / "fd")), os.listdir(proc / "root")))  # fmt: skip

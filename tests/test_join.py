@@ -370,7 +370,7 @@ def test_the_monitor_is_killed(host, pod, busybox):
 
 def _comm(pid: int) -> str:
     try:
-        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+        return pathlib.Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return ""
 

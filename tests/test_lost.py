@@ -5,6 +5,7 @@ The proof of life is a lock on a file, so a file that is gone proves nothing; a 
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CACHE, NSRUN, need, sh, wait_for
+from conftest import CACHE, NSRUN, kill, need, sh, wait_for
 
 pytestmark = pytest.mark.live
 
@@ -76,7 +77,7 @@ def test_a_lost_file_ends_nothing(host, alice, box, maker, lost, place):
 
 
 def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):
-    """Start times in a time namespace are others: neither the lost lock nor the number tells, but what is in its cgroup does."""
+    """Start times in a time namespace are others: what is noted is the machine's own."""
     sh(
         "unshare",
         "--time",
@@ -100,6 +101,32 @@ def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):
     host.run("pod", "rm", "-f", "pause")
     wait_for(lambda: not lives(pause), 5, "pause ends")
     assert host.json("pod", "ls", "-a") == []
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["from the machine's own", "from another"])
+def test_a_member_of_another_time_namespace_whose_monitor_was_killed(host, alice, box, back):
+    """Only its number and its start time tell of it, in a pod without cgroup; the soak found it alive for good."""
+    env = {"NSRUN_CGROUP": "none"}
+    alice.run("pod", "create", "--network", "none", "p", env=env)
+    words = ["join", "p", "-d", "--pid", "own", "--name", "m", "--image", box, "sleep", "1000"]
+    made = sh(
+        "unshare",
+        "--time",
+        "--boottime",
+        "1000000",
+        "--fork",
+        *alice.words(NSRUN, *words),
+        env={**alice.env, **env},
+        cwd="/",
+    )
+    assert made.stdout == "m\n"
+    pid = alice.member("m")["pid"]
+    kill(monitor_of(pid))
+    asked = ["unshare", "--time", "--boottime", "77777", "--fork"] if back else []
+    ls = sh(*asked, *alice.words(NSRUN, "ls", "--json"), env={**alice.env, **env}, cwd="/")
+    assert [m["status"] for m in json.loads(ls.stdout)] == ["running"]
+    sh(*asked, *alice.words(NSRUN, "rm", "-f", "m"), env={**alice.env, **env}, cwd="/")
+    assert not lives(pid) and alice.json("ls", "-a") == []
 
 
 def test_the_end_of_a_pod_that_was_made_in_another_namespace(host, alice):
@@ -474,7 +501,7 @@ def test_a_pod_whose_note_and_holder_are_gone(host, alice, owned):
 
 def comm(pid: str) -> str:
     try:
-        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+        return pathlib.Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return ""
 

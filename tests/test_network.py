@@ -1,7 +1,9 @@
 """Addresses, published ports, four ways to reach them; what stays closed."""
 
 import json
+import os
 import pathlib
+import re
 import socket
 
 import pytest
@@ -84,6 +86,49 @@ def test_ranges_and_random_ports(host, web):
     assert [(p["host_port"], p["pod_port"]) for p in info["ports"][:3]] == [(8000, 80), (8001, 81), (8002, 82)]
     assert info["ports"][3]["host_port"] > 1023
     assert get("127.0.0.1", 8000) == "pause" and get("127.0.0.1", info["ports"][3]["host_port"]) == "pause"
+
+
+def test_a_thousand_ports(host, web):
+    """By one map, and as one line where they are shown; an error does not list them."""
+    done = host.run("pod", "create", "-p", "20000-20999:20000-20999", "many")
+    assert done.stderr == "published 0.0.0.0:20000-20999 → 20000-20999/tcp\n"
+    assert len(host.pod("many")["ports"]) == 1000 and "20000-20999->20000-20999" in host.run("pod", "ls").stdout
+    table = sh("nft", "list", "ruleset").stdout
+    assert len(re.findall(r"\d+ : [\d.]+ \. \d+", table)) == 1000 and table.count("dnat ip") == 2
+    message = host.fails(125, "pod", "create", "-p", "30000-30999:30000-30999", "-p", "127.0.0.1:20500:80", "other")
+    assert len(message) < 300 and "by pod 'many'" in message
+    web("pause", "-p", "31000-31999:80-1079", "-p", "127.0.0.1:32000-32099:80-179")
+    assert get("127.0.0.1", 31000) == "pause" and get("127.0.0.1", 32000) == "pause"
+    assert get("192.0.2.1", 31000) == "pause" and get("192.0.2.1", 32000).startswith("curl")
+
+
+def test_ports_that_look_like_the_samples_of_a_template(host, web):
+    """0xb1b2 and 0xc1c2 stand for ports in the messages that are kept; as real ports they are themselves."""
+    web("pause", "-p", f"{0xC1C2}:80", "-p", f"{0xB1B2}:80", "-p", f"127.0.0.1:{0xC1C3}:80")
+    for port in (0xC1C2, 0xB1B2, 0xC1C3):
+        assert get("127.0.0.1", port) == "pause"
+    assert get("127.0.0.1", 80).startswith("curl")
+
+
+def test_who_has_a_port(host, alice, box):
+    host.run("pod", "create", "-p", "8080:80", "mine")
+    assert "by pod 'mine'" in host.fails(125, "pod", "create", "-p", "127.0.0.1:8080:80", "other")
+    with socket.create_server(("127.0.0.1", 8088)):
+        message = host.fails(125, "pod", "create", "-p", "8088:80", "other")
+        assert f"process {os.getpid()}" in message
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 8089))
+        assert "does not listen" in host.fails(125, "pod", "create", "-p", "8089:80", "other")
+    assert "sudo" in alice.fails(125, "pod", "create", "-p", "8080:80", "hers")
+
+
+def test_a_free_port_is_told(host):
+    for word in ("127.0.0.1::80", ":80"):
+        name = host.run("pod", "create", "-p", word, "free")
+        port = host.pod("free")["ports"][0]["host_port"]
+        assert f":{port} → 80/tcp" in name.stderr
+        host.run("pod", "rm", "-f", "free")
+    assert host.run("pod", "create", "-p", "127.0.0.1:8080:80", "known").stderr == ""
 
 
 def test_a_port_is_held(host, web):

@@ -615,7 +615,7 @@ def test_a_killed_door(host, alice, owned, box):
 
 def _comm(pid: str) -> str:
     try:
-        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+        return pathlib.Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return ""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import CACHE, NSRUN, USERS, UserHost, kill, need, sh, wait_for
@@ -68,10 +70,58 @@ def test_published_ports(host, alice, box):
     assert "is taken" in alice.fails(125, "pod", "create", "-p", "20810:80", "two")
     kill(alice.pod("web")["pid"])
     wait_for(
-        lambda: not [p for p in host.snapshot()["processes"] if "pasta" in p or "door" in p],
+        lambda: not [p for p in host.snapshot()["processes"] if "pass" in p or "pasta" in p or "door" in p],
         what="pasta ends with pause",
     )
     assert curl(20810) == ""
+
+
+def forwarders(host) -> list[str]:
+    return [line for line in host.snapshot()["processes"] if "passt" in line or "pasta" in line]
+
+
+@pytest.mark.parametrize("note", ["as it was", "damaged", "lost"])
+def test_pasta_ends_with_its_pod_whatever_was_killed(host, alice, note):
+    """nsrun-door, which sees to it, was killed, and so was pause; then the next commands do."""
+    need(os.path.exists("/usr/bin/pasta"), "pasta is missing", "apt-get install passt")
+    alice.run("pod", "create", "-p", "127.0.0.1:20810:80", "web")
+    pause = alice.pod("web")["pid"]
+    file = host.root / f"users/{alice.uid}/run/pods/web/note"
+    if note == "damaged":
+        file.write_text(file.read_text().replace("web", "wab"))
+    elif note == "lost":
+        file.unlink()
+    for line in host.snapshot()["processes"]:
+        if "door" in line:
+            kill(int(line.split()[0]))
+        elif line in forwarders(host):
+            kill(int(line.split()[0]), signal.SIGSTOP)  # else it finds out by itself
+    kill(pause)
+    wait_for(lambda: not os.path.exists(f"/proc/{pause}"))
+    assert forwarders(host) != []
+    alice.run("pod", "prune")
+    assert forwarders(host) == []
+    alice.run("pod", "create", "-p", "127.0.0.1:20810:80", "web")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_end_while_pasta_starts(host, alice, number):
+    """Its maker is killed, or interrupted, before pasta is known under its name."""
+    need(os.path.exists("/usr/bin/pasta"), "pasta is missing", "apt-get install passt")
+    slow = alice.home / "bin"
+    slow.mkdir()
+    (slow / "pasta").write_text('#!/bin/sh\nsleep 1\nexec /usr/bin/pasta "$@"\n')
+    (slow / "pasta").chmod(0o755)
+    alice.env["PATH"] = f"{slow}:{alice.env['PATH']}"
+    maker = alice.background("pod", "create", "-p", "127.0.0.1:20810:80", "web", stderr=subprocess.PIPE)
+    log = host.root / f"users/{alice.uid}/run/pods/web/forward.log"
+    wait_for(log.exists)
+    time.sleep(0.1)
+    kill(maker.pid, number)
+    maker.communicate(timeout=10)
+    alice.run("pod", "prune")
+    time.sleep(1.2)
+    assert forwarders(host) == [] and alice.json("pod", "ls", "-a") == []
 
 
 def test_a_free_port(host, alice, box):

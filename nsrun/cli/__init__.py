@@ -390,9 +390,15 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
         )
     if not note["cgroup"]:
         _say_without_cgroup(state)
-    for port in note["ports"]:
-        if port["host_ip"] != "127.0.0.1":
-            err(f"published {port['host_ip']}:{port['host_port']} → {port['pod_port']}/tcp")
+    from nsrun.words import parse_ports, port_ranges
+
+    asked = [(p["host_ip"], p["host_port"]) for p in parse_ports(options.get("publish") or [])]
+    for ip, host, pod in port_ranges(
+        (p["host_ip"], p["host_port"], p["pod_port"])
+        for p in note["ports"]
+        if p["host_ip"] != "127.0.0.1" or (p["host_ip"], p["host_port"]) not in asked
+    ):
+        err(f"published {ip}:{host} → {pod}/tcp")
     if note["network"]["mode"] == "bridge":
         from nsrun.host import net
 
@@ -435,12 +441,10 @@ def pod_ls(state: State, options: Options, operands: Words, rest: Words, general
 
 
 def _ports(ports: list[dict[str, Any]]) -> str:
-    return (
-        ",".join(
-            f"{'' if p['host_ip'] == '0.0.0.0' else p['host_ip'] + ':'}{p['host_port']}->{p['pod_port']}" for p in ports
-        )
-        or "-"
-    )
+    from nsrun.words import port_ranges
+
+    ranges = port_ranges((p["host_ip"], p["host_port"], p["pod_port"]) for p in ports)
+    return ",".join(f"{'' if ip == '0.0.0.0' else ip + ':'}{host}->{pod}" for ip, host, pod in ranges) or "-"
 
 
 def pod_inspect(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:

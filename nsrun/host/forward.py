@@ -10,6 +10,7 @@ import _signal
 import os
 import time
 from errno import EACCES
+from fcntl import LOCK_EX, LOCK_NB, flock
 
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError
@@ -28,6 +29,7 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
         )
     pidfile, log = f"{directory}/forward.pid", f"{directory}/forward.log"
     errors = open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
+    flock(errors, LOCK_EX | LOCK_NB)  # it goes over to pasta, whose standard error this is: see end_of
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     words = [*words, "--pid", pidfile]
     try:
@@ -50,17 +52,21 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
         os.close(errors)
         os.close(null)
     end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            break
-        try:
-            if os.stat(pidfile).st_size:
-                return pid, kernel.pidfd_open(pid)
-        except FileNotFoundError:
-            pass
-        time.sleep(0.002)
-    else:
+    try:
+        while time.monotonic() < end:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                break
+            try:
+                if os.stat(pidfile).st_size:
+                    return pid, kernel.pidfd_open(pid)
+            except FileNotFoundError:
+                pass
+            time.sleep(0.002)
+        else:
+            stop(pid)
+    except BaseException:  # Ctrl-C, too
         stop(pid)
+        raise
     with open_text(log) as file:
         said = [line for line in file.read(4096).split("\n") if line and not line.startswith("Failed to send")]
     raise NsrunError(f"pasta did not start: {' '.join(said) or 'it said nothing'}", hint=" ".join(words))
@@ -76,9 +82,30 @@ def stop(pid: int) -> None:
 
 
 def end_of(directory: str) -> None:
-    """End the one of a pod whose nsrun-door was killed: it is known by its --pid DIRECTORY/forward.pid."""
-    if not os.path.exists(f"{directory}/forward.log"):
+    """End the one of a pod whose nsrun-door was killed: it is known by its --pid DIRECTORY/forward.pid.
+
+    As long as forward.log is locked there is one, though perhaps not yet under that name: its maker was killed between fork and
+    exec.  NsrunError: it does not end.
+    """
+    _kill(directory)
+    try:
+        log = open_regular(f"{directory}/forward.log")
+    except FileNotFoundError:
         return
+    try:
+        for _ in range(300):
+            try:
+                flock(log, LOCK_EX | LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.01)
+                _kill(directory)
+    finally:
+        os.close(log)
+    raise NsrunError(f"pasta of {directory} does not end", hint="ps -eo pid,ppid,stat,wchan,args | grep pasta")
+
+
+def _kill(directory: str) -> None:
     tail = os.fsencode(f"\0--pid\0{directory}/forward.pid\0")
     for pid in filter(is_number, os.listdir("/proc")):
         try:

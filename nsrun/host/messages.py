@@ -14,7 +14,13 @@ import socket
 import struct
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, nla, nlmsg
-from pyroute2.netlink.nfnetlink.nftsocket import nft_chain_msg, nft_rule_msg, nft_table_msg
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    nft_chain_msg,
+    nft_rule_msg,
+    nft_set_elem_list_msg,
+    nft_set_msg,
+    nft_table_msg,
+)
 from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
     RTM_GETLINK,
@@ -42,7 +48,7 @@ if TYPE_CHECKING:
 
 IFF_UP = 1
 NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
-NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE = NFT | 0, NFT | 2, NFT | 3, NFT | 6
+NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM = NFT | 0, NFT | 2, NFT | 3, NFT | 6, NFT | 9, NFT | 12
 NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 2, 3, 4
 HOOKS = {
     "prerouting": (NF_INET_PRE_ROUTING, -100, "nat"),
@@ -324,10 +330,10 @@ def _meta(key: int, data: bytes, op: int = 0) -> list[Expr]:
     return [_expr("meta", _reg("NFTA_META_DREG"), _num("NFTA_META_KEY", key)), _cmp(data, op)]
 
 
-def _payload(base: int, offset: int, length: int) -> Expr:
+def _payload(base: int, offset: int, length: int, register: int = 1) -> Expr:
     return _expr(
         "payload",
-        _reg("NFTA_PAYLOAD_DREG"),
+        _reg("NFTA_PAYLOAD_DREG", register),
         _num("NFTA_PAYLOAD_BASE", base),
         ("NFTA_PAYLOAD_OFFSET", offset),
         ("NFTA_PAYLOAD_LEN", length),
@@ -429,24 +435,74 @@ def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
     return _nft(msg, NEWRULE, NLM_F_ACK | NLM_F_CREATE | 0x800)  # NLM_F_APPEND
 
 
-def rule_publish(table: str, chain: str, host_ip: str, port: int, pod_ip: str, pod_port: int) -> bytes:
-    """tcp to this host's port → the pod.  host_ip 0.0.0.0: whatever address is the host's own."""
-    to_host = _local() if host_ip == "0.0.0.0" else _addr(DADDR, host_ip)
+# Published ports are two maps, so that a thousand cost a packet as much as one: "ports" of those that are published on
+# every address of the host, "addresses" of those on one.  Name → (number in the batch, length of the key in bytes, nft's
+# number for the key's type); what a map gives is an address and a port.
+MAPS = {"ports": (1, 2, 13), "addresses": (2, 8, 7 << 6 | 13)}
+
+
+def new_map(table: str, name: str) -> bytes:
+    number, length, kind = MAPS[name]
+    msg = nft_set_msg()
+    msg["attrs"] = [
+        ("NFTA_SET_TABLE", table),
+        ("NFTA_SET_NAME", name),
+        ("NFTA_SET_FLAGS", ("NFT_SET_MAP",)),
+        ("NFTA_SET_KEY_TYPE", kind),
+        ("NFTA_SET_KEY_LEN", length),
+        ("NFTA_SET_DATA_TYPE", MAPS["addresses"][2]),
+        ("NFTA_SET_DATA_LEN", 8),
+        ("NFTA_SET_ID", number),
+    ]
+    return _nft(msg, NEWSET, NLM_F_ACK | NLM_F_CREATE)
+
+
+def map_elements(table: str, name: str, host_ip: str, port: int, pod_ip: str, pod_port: int) -> bytes:
+    """One element; wire.py repeats it, so the list is the last attribute."""
+    key = port.to_bytes(2, "big")
+    if name == "addresses":
+        key = socket.inet_aton(host_ip) + key + bytes(2)
+    value = socket.inet_aton(pod_ip) + pod_port.to_bytes(2, "big") + bytes(2)
+    element = {
+        "attrs": [
+            ("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]}),
+            ("NFTA_SET_ELEM_DATA", {"attrs": [("NFTA_DATA_VALUE", value)]}),
+        ]
+    }
+    msg = nft_set_elem_list_msg()
+    msg["attrs"] = [
+        ("NFTA_SET_ELEM_LIST_TABLE", table),
+        ("NFTA_SET_ELEM_LIST_SET", name),
+        ("NFTA_SET_ELEM_LIST_SET_ID", MAPS[name][0]),
+        ("NFTA_SET_ELEM_LIST_ELEMENTS", [element]),
+    ]
+    return _nft(msg, NEWSETELEM, NLM_F_ACK | NLM_F_CREATE)
+
+
+SECOND = 9  # NFT_REG32_01: the second word of register 1
+
+
+def rule_publish(table: str, chain: str, name: str) -> bytes:
+    """tcp to a port of this host's → the pod, as a map has it."""
+    port = _payload(2, 2, 2)
+    key = [*_local(), *_meta(16, b"\x06"), port]
+    if name == "addresses":
+        key = [*_meta(16, b"\x06"), _payload(1, DADDR, 4), _payload(2, 2, 2, SECOND)]
+    lookup = _expr(
+        "lookup",
+        ("NFTA_LOOKUP_SET", name),
+        _reg("NFTA_LOOKUP_SREG"),
+        _reg("NFTA_LOOKUP_DREG"),
+        ("NFTA_LOOKUP_SET_ID", MAPS[name][0]),
+    )
     nat = _expr(
         "nat",
         _num("NFTA_NAT_TYPE", 1),
         ("NFTA_NAT_FAMILY", socket.AF_INET),
-        _reg("NFTA_NAT_REG_ADDR_MIN", 1),
-        _reg("NFTA_NAT_REG_PROTO_MIN", 2),
+        _reg("NFTA_NAT_REG_ADDR_MIN"),
+        _reg("NFTA_NAT_REG_PROTO_MIN", SECOND),
     )
-    return _rule(
-        table,
-        chain,
-        to_host,
-        _meta(16, b"\x06"),
-        [_payload(2, 2, 2), _cmp(port.to_bytes(2, "big"))],
-        [_load(1, socket.inet_aton(pod_ip)), _load(2, pod_port.to_bytes(2, "big")), nat],
-    )
+    return _rule(table, chain, key, [lookup, nat])
 
 
 def rule_masquerade_out(table: str, bridge: str, pod_ip: str) -> bytes:
@@ -573,10 +629,16 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "new_table": (new_table, ("table",)),
     "new_common_table": (new_common_table, ("table",)),
     "del_table": (del_table, ("table",)),
-    "publish_prerouting": (rule_publish, ("table", "'prerouting", "host_ip", "port", "pod_ip", "pod_port")),
-    "publish_output": (rule_publish, ("table", "'output", "host_ip", "port", "pod_ip", "pod_port")),
-    "publish_any_prerouting": (rule_publish, ("table", "'prerouting", "'0.0.0.0", "port", "pod_ip", "pod_port")),
-    "publish_any_output": (rule_publish, ("table", "'output", "'0.0.0.0", "port", "pod_ip", "pod_port")),
+    **{f"map_{name}": (new_map, ("table", f"'{name}")) for name in MAPS},
+    **{
+        f"elements_{name}": (map_elements, ("table", f"'{name}", "host_ip", "port", "pod_ip", "pod_port"))
+        for name in MAPS
+    },
+    **{
+        f"publish_{name}_{chain}": (rule_publish, ("table", f"'{chain}", f"'{name}"))
+        for name in MAPS
+        for chain in ("prerouting", "output")
+    },
     "masquerade_out": (rule_masquerade_out, ("table", "bridge", "pod_ip")),
     "masquerade_loopback": (rule_masquerade_loopback, ("table", "bridge", "pod_ip")),
     "masquerade_hairpin": (rule_masquerade_hairpin, ("table", "bridge", "pod_ip", "gateway")),

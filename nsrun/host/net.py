@@ -398,9 +398,23 @@ def loopback_up() -> None:
         wire.talk(sock, [("ip link set lo up", wire.encode("link_up", index=_socket.if_nametoindex("lo")))])
 
 
-def hold_port(host_ip: str, port: int) -> tuple[_socket.socket, int]:
-    """A bound TCP socket: no other program, and no other pod, can have this port while it is open (moby#13024)."""
+def raise_open_files() -> None:
+    """As many descriptors as may be: each published port is one.  getrlimit(2)."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def hold_port(host_ip: str, port: int, state: State, to_listen: bool = False) -> tuple[_socket.socket, int]:
+    """A bound TCP socket: no other program, and no other pod, can have this port while it is open (moby#13024).
+
+    `to_listen`: it is only asked whether somebody else could bind it with SO_REUSEADDR and listen, socket(7): connections that
+    ended in the last minute are in nobody's way then.
+    """
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    if to_listen:
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host_ip, port))
     except OSError as error:
@@ -408,7 +422,7 @@ def hold_port(host_ip: str, port: int) -> tuple[_socket.socket, int]:
         if error.errno == EADDRINUSE:
             raise BadInput(
                 f"port {host_ip}:{port}/tcp is taken",
-                hint=f"by another pod (nsrun pod ls) or program: ss -ltnp 'sport = {port}'",
+                hint=_who_has(port, state),
                 errno=EADDRINUSE,
             ) from None
         if error.errno == EADDRNOTAVAIL:
@@ -444,16 +458,55 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[st
         ("forward", wire.encode("forward_closed", **on_bridge)),
     ):
         requests.append((f"nft add rule ip {table} {text}", data))
-    for port in ports:
-        values = {"table": table, "port": port["host_port"], "pod_ip": pod_ip, "pod_port": port["pod_port"]}
-        name = "publish_any"
-        if port["host_ip"] != "0.0.0.0":
-            name, values["host_ip"] = "publish", port["host_ip"]
+    for name in ("ports", "addresses"):
+        some = [port for port in ports if (port["host_ip"] == "0.0.0.0") == (name == "ports")]
+        if not some:
+            continue
+        requests.append((f"nft add map ip {table} {name}", wire.encode(f"map_{name}", table=table)))
+        for first in range(0, len(some), 1000):  # as many as an attribute's 64 KiB hold
+            items: list[dict[str, object]] = [
+                {"port": port["host_port"], "pod_ip": pod_ip, "pod_port": port["pod_port"]}
+                | ({"host_ip": port["host_ip"]} if name == "addresses" else {})
+                for port in some[first : first + 1000]
+            ]
+            text = f"nft add element ip {table} {name}"
+            requests.append((text, wire.encode_list(f"elements_{name}", items, table=table)))
         for chain in ("prerouting", "output"):
-            text = f"nft add rule ip {table} {chain} tcp dport {port['host_port']} dnat to {pod_ip}:{port['pod_port']}"
-            requests.append((text, wire.encode(f"{name}_{chain}", **values)))
+            text = f"nft add rule ip {table} {chain} dnat to map @{name}"
+            requests.append((text, wire.encode(f"publish_{name}_{chain}", table=table)))
     requests.append(("nft batch", wire.encode("batch_end")))
     return requests
+
+
+def _who_has(port: int, state: State) -> str:
+    """Whose a port is, as far as can be seen: a pod's is bound and does not listen, so no table of the kernel shows it."""
+    for note in state.all("pods"):
+        if any(p["host_port"] == port for p in note.get("ports", ())):
+            return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
+    inodes, lingers = set(), False
+    for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(file) as lines:
+                for fields in (line.split() for line in list(lines)[1:]):
+                    if int(fields[1].rpartition(":")[2], 16) == port:
+                        lingers |= fields[3] == "06"  # TIME_WAIT
+                        if fields[3] == "0A":  # LISTEN
+                            inodes.add(f"socket:[{fields[9]}]")
+        except OSError:
+            continue
+    for pid in filter(is_number, os.listdir("/proc") if inodes else []):
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") in inodes:
+                    with open(f"/proc/{pid}/comm", errors="backslashreplace") as name:
+                        return f"by {name.read().strip()!r}, process {pid}; stop it, or take another port"
+        except OSError:
+            continue
+    if inodes:
+        return f"by a program of another user's: sudo ss -ltnp 'sport = {port}'"
+    if lingers:
+        return "by connections that have just ended (TIME_WAIT): try again in a minute, or take another port"
+    return "by what has bound it and does not listen: a pod of another user's or of another --root, perhaps (sudo nsrun pod ls)"
 
 
 def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> None:

@@ -34,7 +34,12 @@ _ADDRESSES = ("pod_ip", "host_ip", "gateway", "subnet")
 
 def encode(name: str, **values: object) -> bytes:
     """The message `name` with these values in the places of the samples."""
-    data = TEMPLATES[name]
+    return _fill(TEMPLATES[name], values)
+
+
+def _fill(data: bytes, values: dict[str, object]) -> bytes:
+    """All at once: a value may look like the sample of another."""
+    filled = bytearray(data)
     for key, value in values.items():
         if key in _NUMBERS:
             raw = struct.pack("=I", value)
@@ -47,8 +52,21 @@ def encode(name: str, **values: object) -> bytes:
         sample = SAMPLES[key]
         if len(raw) != len(sample):
             raise ValueError(f"{key}={value!r} must be {len(sample)} bytes on the wire")
-        data = data.replace(sample, raw)
-    return data
+        at = data.find(sample)
+        while at >= 0:
+            filled[at : at + len(raw)] = raw
+            at = data.find(sample, at + len(raw))
+    return bytes(filled)
+
+
+def encode_list(name: str, items: Sequence[dict[str, object]], **values: object) -> bytes:
+    """The message `name`, whose last attribute is a list with one sample, with an element for each of these instead."""
+    data, at = _fill(TEMPLATES[name], values), 20  # the headers of netlink and of nfnetlink
+    while (length := struct.unpack_from("=H", data, at)[0]) and at + length < len(data):
+        at += (length + 3) & ~3
+    body = b"".join(_fill(data[at + 4 :], item) for item in items)
+    whole = data[:at] + struct.pack("=H", 4 + len(body)) + data[at + 2 : at + 4] + body
+    return struct.pack("=L", len(whole)) + whole[4:]
 
 
 class Socket(_socket.socket):

@@ -754,7 +754,10 @@ class ExecutePause(InitStep):
         return (run.fd(self.handle), ["/pause"], [str(run.fd(h)) for h in self.held])
 
     def call(self) -> str:
-        holds = f"   # it keeps {', '.join(self.held)}" if self.held else ""
+        ports = [name for name in self.held if name.startswith("port:")]
+        held = [name for name in self.held if len(ports) <= 8 or name not in ports[8:]]
+        more = f" and {len(self.held) - len(held)} more ports" if len(held) < len(self.held) else ""
+        holds = f"   # it keeps {', '.join(held)}{more}" if held else ""
         return f'execveat({self.handle}, "", ["/pause"], [], AT_EMPTY_PATH){holds}'
 
     def calls(self) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
+from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
 from nsrun.plan import HOST, OWN_KEYRING, Step
+from nsrun.words import port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -189,35 +190,40 @@ class ConfigurePod(Step):
                 net.loopback_up()
 
 
-class HoldPort(Step):
+class HoldPorts(Step):
     phase = HOST
-    why = "A bound socket that pause keeps: another pod or program gets EADDRINUSE from the kernel."
+    why = "Bound sockets that pause keeps: another pod or program gets EADDRINUSE from the kernel."
     man = "bind(2)"
-    host_ip: str
-    host_port: int
-    pod_port: int
+    ports: tuple[tuple[str, int, int], ...]
+    hints = {EMFILE: "more ports than descriptors: ulimit -n"}
 
     @property
-    def handle(self) -> str:
-        return f"port:{self.host_ip}:{self.host_port or 'free'}:{self.pod_port}"
+    def handles(self) -> list[str]:
+        return [f"port:{ip}:{host or 'free'}:{pod}" for ip, host, pod in self.ports]
 
     def call(self) -> str:
-        return f"bind(socket(AF_INET, SOCK_STREAM), {self.host_ip}:{self.host_port or 'any free port'})"
+        ports = ", ".join(
+            f"{ip}:{'any free port' if host == 'free' else host}" for ip, host, _ in port_ranges(self.ports)
+        )
+        return f"bind(socket(AF_INET, SOCK_STREAM), {ports})"
 
     def calls(self) -> list[str]:
-        return ["bind"]
+        return ["bind"] * len(self.ports)
 
-    approx = "no shell tool binds without listening: the port is not held"
+    approx = "no shell tool binds without listening: no port is held"
 
     def check(self) -> str:
-        return f"nsrun pod ls; curl http://127.0.0.1:{self.host_port or 'PORT'}/"
+        return f"nsrun pod ls; curl http://127.0.0.1:{self.ports[0][1] or 'PORT'}/"
 
     def do(self, run: Run) -> None:
         from nsrun.host import net
 
-        sock, port = net.hold_port(self.host_ip, self.host_port)
-        run.hold(self.handle, sock.detach())
-        run.ports.append({"host_ip": self.host_ip, "host_port": port, "pod_port": self.pod_port, "protocol": "tcp"})
+        if len(self.ports) > 100:
+            net.raise_open_files()
+        for handle, (ip, host, pod) in zip(self.handles, self.ports, strict=True):
+            sock, port = net.hold_port(ip, host, run.state)
+            run.hold(handle, sock.detach())
+            run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": "tcp"})
 
 
 class PublishTable(Step):
@@ -234,7 +240,7 @@ class PublishTable(Step):
     }
 
     def call(self) -> str:
-        ports = ", ".join(f"{ip}:{port or 'free'}→{to}" for ip, port, to in self.ports)
+        ports = ", ".join(f"{ip}:{host}→{pod}" for ip, host, pod in port_ranges(self.ports))
         return "nft -f - <<< 'table ip nsrun-… { … }'" + (f"   # {ports}" if ports else "")
 
     def calls(self) -> list[str]:
@@ -246,21 +252,25 @@ class PublishTable(Step):
     )
 
     def shell(self) -> str:
-        dnat = "\n".join(
-            "  {} tcp dport {} dnat to $IP:{}".format(
-                "fib daddr type local" if ip == "0.0.0.0" else f"ip daddr {ip}", port, to
-            )
-            for ip, port, to in self.ports
-        )
+        maps, rules = "", ""
+        for name, type_, key, way in (
+            ("ports", "inet_service", "tcp dport", "fib daddr type local "),
+            ("addresses", "ipv4_addr . inet_service", "ip daddr . tcp dport", ""),
+        ):
+            some = [(ip, host, pod) for ip, host, pod in self.ports if (ip == "0.0.0.0") == (name == "ports")]
+            if some:
+                elements = ", ".join(
+                    f"{ip + ' . ' if name == 'addresses' else ''}{host} : $IP . {pod}" for ip, host, pod in some
+                )
+                maps += f" map {name} {{ type {type_} : ipv4_addr . inet_service; elements = {{ {elements} }}\n }}\n"
+                rules += f"  {way}meta l4proto tcp dnat ip addr . port to {key} map @{name}\n"
         return f"""LABEL=$(($(od -An -N1 -tu1 /dev/urandom) % 128))
 nft -f - <<EOF
 table ip nsrun-$HEX {{
- chain prerouting {{ type nat hook prerouting priority -100;
-{dnat}
- }}
+{maps} chain prerouting {{ type nat hook prerouting priority -100;
+{rules} }}
  chain output {{ type nat hook output priority -100;
-{dnat}
- }}
+{rules} }}
  chain postrouting {{ type nat hook postrouting priority 100;
   ip saddr $IP oifname != "nsrun0" masquerade
   ip saddr 127.0.0.0/8 ip daddr $IP oifname "nsrun0" masquerade

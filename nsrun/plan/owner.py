@@ -368,7 +368,7 @@ class ForwardPorts(Step):
 
         ports = []
         for ip, host, pod in self.ports:
-            sock, port = net.hold_port(ip, host)  # is it free?  pasta binds it itself
+            sock, port = net.hold_port(ip, host, run.state, to_listen=True)  # is it free?  pasta binds it itself
             sock.close()
             ports.append((ip, port, pod))
             run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": "tcp"})

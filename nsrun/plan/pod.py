@@ -23,7 +23,7 @@ from nsrun.plan.inside import (
     WriteFile,
     WriteProc,
 )
-from nsrun.plan.network import ConfigurePod, ConnectPod, HoldPort, NewNetns, PublishTable
+from nsrun.plan.network import ConfigurePod, ConnectPod, HoldPorts, NewNetns, PublishTable
 from nsrun.plan.outside import (
     ClaimName,
     Launch,
@@ -80,10 +80,9 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
     if own_net and outside:
         steps.append(ConfigurePod(bridge))
     if bridge:
-        holders = [HoldPort(*p) for p in published]
-        table_step = PublishTable(ident, published)
-        held = [h.handle for h in holders] + [table_step.handle]
-        steps += [*holders, table_step]
+        ports_step, table_step = HoldPorts(published), PublishTable(ident, published)
+        held = [*ports_step.handles, table_step.handle]
+        steps += [*([ports_step] if published else []), table_step]
 
     uid = PAUSE_UID
     if within := user or nested:

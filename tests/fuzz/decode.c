@@ -58,7 +58,7 @@ static void read_plan(const char *p, const char *end)
 
 static void read_request(const char *p, const char *end)
 {
-	const char *strings[MAX + 1], *from;
+	const char *strings[MAX + 1], *list;
 	int32_t numbers[MAX];
 
 	for (int i = 0; i < 3; i++) {
@@ -70,13 +70,15 @@ static void read_request(const char *p, const char *end)
 			return;
 	}
 	for (int i = 0; i < 3; i++) {
+		uint32_t len;
 		int n;
-		from = p;
-		n = take_strings(&p, end, strings, MAX);
-		CHECK(p <= end);
-		if (n < 0)
+		if (!take_list(&p, end, &list, &len))
 			return;
-		check_strings(strings, n, from, end);
+		CHECK(p <= end && list + len == p);
+		n = split_strings(list, len, strings, MAX);
+		CHECK(count_strings(list, len) <= MAX ? n == count_strings(list, len) : n < 0);
+		if (n >= 0)
+			check_strings(strings, n, list, end);
 	}
 }
 
