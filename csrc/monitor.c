@@ -10,8 +10,9 @@
  *     foreground=1     relay to our own stdout and stderr      stdin=1  and from our stdin
  *     dir=FD           its state directory: `log`, `log.1`, `exit` ("STATUS TIME", " oom" when it was killed for memory)
  *     cgroup=FD        its cgroup, killed when it has ended    parent=FD name=NAME  removed from there
+ *     mnt=INODE        without a cgroup: its mount namespace, by which what it left behind is found and killed
  *     listen=FD        SOCK_SEQPACKET of `nsrun attach`
- *     go=FD            one byte from here once nsrun has committed; without it the member was never ours
+ *     go=FD            "G" from here once nsrun has committed, and `mnt`; without it the member was never ours
  *     status=FD        gets {"event":"exited",…}
  *     lead=FD          gets the exit status in decimal: the nsrun that waits outside of the pod's cgroup (csrc/door.c)
  *     follow=FD        we are that one: pass signals on to pidfd=FD, end as it says
@@ -58,7 +59,7 @@ struct winsize_ {
 
 static int pidfd = -1, out = -1, err = -1, in = -1, tty = -1, dir = -1, cgroup = -1, parent = -1;
 static int signals = -1, listener = -1, go = -1, status_fd = -1, lead = -1, follow = -1, held = -1, data = -1, foreground, use_stdin, log_fd = -1;
-static long log_cap = 16 << 20, log_size, delay;
+static long log_cap = 16 << 20, log_size, delay, mnt;
 static const char *cgroup_name;
 static char **program;
 static int client[N_CLIENTS] = {-1, -1, -1, -1};
@@ -532,9 +533,50 @@ static int reap(void)
 	return code == 1 /* CLD_EXITED */ ? value : 128 + value;
 }
 
-/* `main` has ended: what it left in its cgroup ends too (kubernetes#92214). */
+static long inode_of(const char *directory, long number, const char *file)
+{
+	char path[64];
+	struct statx st = {0};
+	*put_str(put_num(put_str(path, directory), (unsigned long)number, 1), file) = 0;
+	SYS5(statx, AT_FDCWD, path, 0, STATX_INO, &st);
+	return (long)st.stx_ino;
+}
+
+/* Kills whatever is in the mount namespace of a member, which no other member is in; gives how many were found. */
+static int kill_namespace(void)
+{
+	struct {
+		uint64_t ino, off;
+		unsigned short len;
+		unsigned char type;
+		char name[];
+	} *entry;
+	int found = 0;
+	long n, proc = SYS4(openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+
+	while (proc >= 0 && (n = SYS3(getdents64, proc, buf, sizeof buf)) > 0)
+		for (char *p = buf; p < buf + n; p += entry->len) {
+			long pid, fd;
+			entry = (void *)p;
+			pid = str_num(entry->name, -1);
+			if (pid <= 0 || inode_of("/proc/", pid, "/ns/mnt") != mnt)
+				continue;
+			fd = SYS2(pidfd_open, pid, 0);
+			if (fd >= 0 && inode_of("/proc/", pid, "/ns/mnt") == mnt) /* asked with the pidfd in hand */
+				found += SYS4(pidfd_send_signal, fd, SIGKILL, NULL, 0) == 0;
+			SYS1(close, fd);
+		}
+	SYS1(close, proc);
+	return found;
+}
+
+/* `main` has ended: what it left in its cgroup, or without one in its mount namespace, ends too (kubernetes#92214). */
 static void kill_rest(void)
 {
+	struct timespec pause = {0, 2000000};
+	if (cgroup < 0 && mnt > 0)
+		for (int i = 0; i < 100 && kill_namespace(); i++)
+			SYS2(nanosleep, &pause, NULL);
 	long fd = cgroup >= 0 ? SYS4(openat, cgroup, "cgroup.kill", O_WRONLY | O_CLOEXEC, 0) : -1;
 	if (fd >= 0) {
 		SYS3(write, fd, "1", 1);
@@ -689,6 +731,8 @@ static void option(const char *arg)
 		cgroup_name = str_after(arg, "name=");
 	if (str_after(arg, "cap="))
 		log_cap = str_num(str_after(arg, "cap="), log_cap);
+	if (str_after(arg, "mnt="))
+		mnt = str_num(str_after(arg, "mnt="), 0);
 	if (str_after(arg, "delay="))
 		delay = str_num(str_after(arg, "delay="), 0);
 }
@@ -800,8 +844,13 @@ int main(int argc, char **argv, char **envp)
 		if (p[0].revents) {
 			dead = 1;
 			code = reap();
-			if (go >= 0 && SYS3(read, go, buf, 1) != 1)
-				return code; /* never committed: nsrun undoes, or the next one sweeps */
+			if (go >= 0) {
+				long got = SYS3(read, go, buf, 32);
+				if (got < 1)
+					return code; /* never committed: nsrun undoes, or the next one sweeps */
+				buf[got] = 0;
+				mnt = str_num(buf + 1, 0);
+			}
 			oom = code == 128 + SIGKILL && out_of_memory();
 			kill_rest();
 			asked |= asked_to_stop();

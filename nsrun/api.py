@@ -382,7 +382,10 @@ def plan_join(
         )
     if root == "/" and options.get("read_only"):
         raise BadInput("--read-only needs --rootfs, --image or --bundle")
+    if root == "/":
+        _check_meant(state, options)
     group = pod.get("cgroup") or ""
+    moved: dict[str, str] = {}  # targets of mounts, where symlinks lead them
     facts = {
         "name": name,
         "id": ident,
@@ -394,8 +397,11 @@ def plan_join(
         "environ": os.environ,
         "cgroup": f"{group}/{'root' if pod.get('user') and not state.uid else 'm'}-{name}" if group else "",
         "cgroup_v2": bool(group) or bool(cgroup.mount_point()),
+        "arrange": lambda mounts: _arrange(mounts, layers or [root], moved),
     }
     document = specs.member_spec({**options, "env": _environment(options)}, facts)
+    if root == "/":  # nothing is made in the host's own tree: what is missing there is not covered, either
+        document["mounts"] = [m for m in document["mounts"] if os.path.exists(m["destination"])]
     refused: list[str] = []
     if not pod.get("user"):  # else its user namespace has them all
         granted = _need(OF_JOIN if ident != NO_ID else (), "a member")
@@ -450,8 +456,45 @@ def plan_join(
     }
     plan = join_plan(document, pod, note, how)
     added = {word.lower().removeprefix("cap_") for word in options.get("cap_add") or []}
+    plan.facts["moved"] = moved
     plan.facts["refused"] = [name for name in refused if "all" in added or name[4:].lower() in added]
     return plan
+
+
+def _check_meant(state: State, options: Options) -> None:
+    """UsageError: the first word of a command for the host's own files is the name of an image, or a root's directory."""
+    word = next(iter(options.get("command") or []), "")
+    if not word or options.get("entrypoint"):
+        return
+    flag = "--rootfs" if os.path.isdir(word) else ""
+    if not flag and not word.startswith("/"):
+        from nsrun.image import lookup
+
+        try:
+            flag = "--image" if lookup.full_name(state, word) else ""
+        except NsrunError:
+            return  # the store is not what this is about
+    if flag:
+        raise UsageError(
+            f"{word!r} is {'a directory' if flag == '--rootfs' else 'an image'}; without --rootfs and --image a command is executed on the host's own files",
+            hint=f"{flag} {word} -- COMMAND; the host's own program of that name: by its path, from /",
+        )
+
+
+def _arrange(mounts: list[dict[str, Any]], roots: list[str], moved: dict[str, str]) -> list[dict[str, Any]]:
+    """places.arrange; on the host's own files BadInput for a target that would have to be made there."""
+    if not mounts:
+        return mounts
+    from nsrun.places import arrange
+
+    found = arrange(mounts, roots, moved)
+    for mount in found if roots == ["/"] else []:
+        if not os.path.exists(mount["destination"]):
+            raise BadInput(
+                f"the target {mount['destination']!r} does not exist on this host, whose own files the member has",
+                hint="make it first; or a root of the member's own: --rootfs, --image",
+            )
+    return found
 
 
 def _set_filter(document: dict[str, Any], bundle: dict[str, Any], options: Options) -> str:

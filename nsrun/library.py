@@ -92,7 +92,9 @@ class Member:
 
     def logs(self, tail: int | None = None, follow: bool = False) -> Iterator[tuple[str, str, str]]:
         """(time, stdout|stderr, text) of what it wrote."""
-        return manage.logs(self._state, self.name, tail, follow)
+        from nsrun.logs import logs
+
+        return logs(self._state, self.name, tail, follow)
 
     def signal(self, number: int) -> None:
         """To its first process, by pidfd."""

@@ -13,7 +13,7 @@ from nsrun.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from nsrun.life import Life
@@ -866,96 +866,6 @@ def remove_pod(state: State, name: str, force: bool) -> None:
         end_pod(state, note, SIGKILL)
     elif not Sweeper(state).forget_pod(note):
         raise BadInput(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")
-
-
-# ---- logs --------------------------------------------------------------------------------------------------
-
-
-class _Log:
-    """An open log, read from where at most MOST bytes of it are left: its owner may have made it as large as they like."""
-
-    MOST = 64 << 20
-
-    def __init__(self, path: str) -> None:
-        self.fd, self._rest = open_regular(path), b""
-        size = os.fstat(self.fd).st_size
-        self._within = size > self.MOST  # in the middle of a line
-        if self._within:
-            os.lseek(self.fd, size - self.MOST, os.SEEK_SET)
-
-    def lines(self) -> list[tuple[str, str, str]]:
-        """What has come since the last call, whole lines; a line that does not end is cut."""
-        pieces, room = [self._rest], self.MOST
-        while room > 0 and (piece := os.read(self.fd, min(room, 1 << 20))):
-            pieces.append(piece)
-            room -= len(piece)
-        *whole, self._rest = b"".join(pieces).split(b"\n")
-        if len(self._rest) > 1 << 20:
-            whole, self._rest = [*whole, self._rest[: 1 << 20]], b""
-        if self._within and whole:
-            self._within, whole = False, whole[1:]
-        return [_parse(f"{line[: 1 << 20].decode('utf-8', 'surrogateescape')}\n") for line in whole]
-
-    def close(self) -> list[tuple[str, str, str]]:
-        """The last line, when it was not written to its end: the disk was full."""
-        os.close(self.fd)
-        return [_parse(self._rest.decode("utf-8", "surrogateescape"))] if self._rest else []
-
-
-def _open_log(path: str) -> _Log | None:
-    try:
-        return _Log(path)
-    except FileNotFoundError:
-        return None
-
-
-def _parse(line: str) -> tuple[str, str, str]:
-    """ "TIME STREAM F|P TEXT\\n" → (time, stream, text with its newline if it is a whole line)."""
-    time, _, rest = line.partition(" ")
-    stream, _, rest = rest.partition(" ")
-    flag, _, text = rest.partition(" ")
-    return time, stream, text if flag == "F" else text.removesuffix("\n")
-
-
-def logs(state: State, name: str, tail: int | None = None, follow: bool = False) -> Iterator[tuple[str, str, str]]:
-    """(time, stdout|stderr, text) of a member's output; with `follow`, until it has ended.
-
-    A log that is full is called log.1, and a new one is begun: what is open here is read to its end first.
-    """
-    import time
-
-    note = state.member(name)
-    path = state.path("members", note["name"], "log")
-    log = _open_log(path)  # first, so that nothing is missed when it is renamed in between
-    try:
-        lines = []
-        older = _open_log(f"{path}.1")
-        if older and (log is None or not os.path.sameopenfile(older.fd, log.fd)):
-            lines = older.lines()
-        lines += older.close() if older else []
-        lines += log.lines() if log else []
-        if log and not follow:
-            last, log = log, None
-            lines += last.close()
-        yield from lines if tail is None else lines[len(lines) - min(tail, len(lines)) :]
-        while follow:
-            ended = state.member_status(note)[0] not in ALIVE
-            full = log is not None and life.identity(path) != life.identity(log.fd)
-            if log and (lines := log.lines()):
-                yield from lines
-            elif (log is None or full) and (now := _open_log(path)):
-                yield from log.close() if log else []
-                log = now
-            elif ended:
-                unfinished, log = log, None
-                yield from unfinished.close() if unfinished else []
-                return
-            else:
-                time.sleep(0.1)
-                note = state.try_read("members", note["name"]) or note
-    finally:
-        if log:
-            log.close()
 
 
 # ---- the monitor calls back --------------------------------------------------------------------------------

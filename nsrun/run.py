@@ -265,6 +265,13 @@ class Run:
                     errno=ENOMEM,
                 )
             raise KernelError(ESRCH, "nsrun-init ended before it was ready")
+        if (
+            self.monitor_options
+            and self.monitor_options.get("own_cgroup", True)
+            and self.handles.get("cgroup:dir", -1) < 0
+        ):
+            # what a member without a cgroup leaves behind is found by its mount namespace (csrc/monitor.c)
+            self.values["mnt"] = kernel.namespace_ids(self.pid).get("mnt", 0)
 
     def _out_of_memory(self) -> bool:
         """Did it meet a limit, its own or the pod's?  An exec that can't be charged ends without an OOM kill."""
@@ -463,6 +470,8 @@ class Run:
             if fd >= 0:
                 words.append(f"{key}={fd}")
                 keep.append(fd)
+        if self.values.get("mnt"):
+            words.append(f"mnt={self.values['mnt']}")
         if "cgroup:name" in self.values and "parent" in names:
             words.append(f"name={self.values['cgroup:name']}")
         words += [
@@ -478,7 +487,7 @@ class Run:
     def hand_over(self, detach: bool) -> None:
         door = "monitor:pidfd" in self.handles
         if detach or door:
-            os.write(self.fd("go:write"), b"G")
+            os.write(self.fd("go:write"), b"G%d" % int(self.values.get("mnt", 0)))
         if detach:
             return
         self.before_handover()

@@ -118,7 +118,8 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
 
     facts: "name", "id", "pod" (the pod's note), "passwd", "group" (texts of the rootfs), "environ" (the
     caller's), "bundle" (a bundle's config.json, or {}), "image" (the `config` of an image's config, or {}), "root" (the
-    rootfs directory; "/" means the host's), "cgroup" (its path), "cgroup_v2" (is it mounted).
+    rootfs directory; "/" means the host's), "cgroup" (its path), "cgroup_v2" (is it mounted), "arrange" (places.arrange for
+    this root: what puts the mounts that were asked for into their order).
     """
     bundle: dict[str, Any] = facts.get("bundle") or {}
     process: dict[str, Any] = bundle.get("process") or {}
@@ -206,16 +207,17 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
             if mount["type"] == "bind" and not source:
                 raise UsageError(f"the bundle's mount at {target!r} has no source")
             mounts.append({"destination": target, "type": mount["type"], "source": source or "tmpfs", "options": words})
-    mounts += [parse_volume(w) for w in options.get("volume") or []]
-    mounts += [parse_mount(w) for w in options.get("mount") or []]
-    mounts += [parse_tmpfs(w) for w in options.get("tmpfs") or []]
-    mounts += [parse_device(w) for w in options.get("device") or []]
-    taken = {m["destination"] for m in mounts}
+    asked = [parse_volume(w) for w in options.get("volume") or []]
+    asked += [parse_mount(w) for w in options.get("mount") or []]
+    asked += [parse_tmpfs(w) for w in options.get("tmpfs") or []]
+    asked += [parse_device(w) for w in options.get("device") or []]
+    taken = {m["destination"] for m in [*mounts, *asked]}
     for path in image.get("Volumes") or {}:
         volume = image_volume(path)
         if volume["destination"] not in taken:
             taken.add(volume["destination"])
-            mounts.append(volume)
+            asked.append(volume)
+    mounts += facts["arrange"](asked) if "arrange" in facts else asked
 
     namespaces: list[dict[str, str]] = []
     pid = (facts["pod"].get("pause") or [0])[0]

@@ -52,8 +52,13 @@ def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
     ports: list[dict[str, Any]] = []
     for word in words:
         body, slash, protocol = word.partition("/")
+        if slash and protocol in ("udp", "sctp"):
+            raise UsageError(
+                f"-p {word}: nsrun can't forward {protocol.upper()} yet, only TCP",
+                hint="--network host gives the pod this host's own network, where it can be listened to",
+            )
         if slash and protocol != "tcp":
-            raise UsageError(f"-p {word}: only tcp can be published", hint="leave /tcp out, or write it")
+            raise UsageError(f"-p {word}: {protocol!r} is no protocol", hint="tcp, which may be left out")
         if "[" in body:
             raise UsageError(
                 f"-p {word}: only IPv4 addresses can be published on", hint="write 127.0.0.1 or leave the address out"
@@ -223,6 +228,12 @@ def parse_target(path: str, word: str) -> str:
     if not path.startswith("/") or "\0" in path:
         raise UsageError(f"{word}: the target {path!r} is not an absolute path")
     clean = os.path.normpath("/" + path.lstrip("/"))
+    check_place(clean, word)
+    return clean
+
+
+def check_place(clean: str, word: str) -> None:
+    """UsageError: nothing may be mounted there."""
     if clean == "/":
         raise UsageError(f"{word}: the target can't be /")
     if (clean == "/proc" or clean.startswith("/proc/")) and clean not in _PROC_FILES:
@@ -230,7 +241,11 @@ def parse_target(path: str, word: str) -> str:
             f"{word}: nothing may be mounted at {clean}: what is written below /proc must reach the kernel, not a file (CVE-2025-52881)",
             hint=f"only on: {' '.join(sorted(_PROC_FILES))}",
         )
-    return clean
+    if clean == "/sys" or clean.startswith("/sys/"):
+        raise UsageError(
+            f"{word}: nothing may be mounted at {clean}: /sys is the kernel's own, read-only",
+            hint="another place; a device is given with --device",
+        )
 
 
 #: What only tells about the machine: lxcfs and the like mount their own there.

@@ -228,7 +228,7 @@ def test_documents():
                     Platform("linux/arm64/v8").fits(descriptor.platform)
             else:
                 found = Manifest(parsed, "it")
-                assert all(references.DIGEST.fullmatch(layer.digest) for layer in found.layers)
+                assert all(references.is_digest(layer.digest) for layer in found.layers)
             good += 1
         except NsrunError as error:
             assert error.message and len(error.message) < 6000

@@ -80,7 +80,7 @@ def forwarders(host) -> list[str]:
     return [line for line in host.snapshot()["processes"] if "passt" in line or "pasta" in line]
 
 
-@pytest.mark.parametrize("note", ["as it was", "damaged", "lost"])
+@pytest.mark.parametrize("note", ["as it was", "damaged", "lost", "no log"])
 def test_pasta_ends_with_its_pod_whatever_was_killed(host, alice, note):
     """nsrun-door, which sees to it, was killed, and so was pause; then the next commands do."""
     need(os.path.exists("/usr/bin/pasta"), "pasta is missing", "apt-get install passt")
@@ -91,6 +91,9 @@ def test_pasta_ends_with_its_pod_whatever_was_killed(host, alice, note):
         file.write_text(file.read_text().replace("web", "wab"))
     elif note == "lost":
         file.unlink()
+    elif note == "no log":
+        (file.parent / "forward.log").unlink()
+        (file.parent / "forward.log").mkdir()
     for line in host.snapshot()["processes"]:
         if "door" in line:
             kill(int(line.split()[0]))

@@ -422,7 +422,7 @@ def _say_without_cgroup(state: State) -> None:
     if reason:
         from nsrun.cli.say import err
 
-        err(f"warning: no cgroup for the pod, {reason}: limits are refused, and what a member leaves behind is not killed with it")  # fmt: skip
+        err(f"warning: no cgroup for the pod, {reason}: limits are refused, and what a member leaves behind in a mount namespace of its own is not killed with it")  # fmt: skip
         err(f"hint: {fix}; or NSRUN_CGROUP=none, to go without and hear no more of it")
 
 
@@ -664,9 +664,13 @@ def join(state: State, options: Options, operands: Words, rest: Words, general: 
 
 
 def _with_warnings(trace: Any) -> Any:
-    """Tells of capabilities that were asked for and can't be granted (capabilities(7), the bounding set)."""
+    """Tells of mounts that symlinks of the root lead elsewhere, and of capabilities that can't be granted (capabilities(7), the bounding set)."""
 
     def observe(run: Run) -> None:
+        for target, place in run.plan.facts.get("moved", {}).items():
+            from nsrun.cli.say import err
+
+            err(f"the target {target} passes a symlink of the root: it is mounted at {place}")
         if refused := run.plan.facts.get("refused"):
             from nsrun.cli.say import err
 
@@ -725,17 +729,34 @@ def inspect(state: State, options: Options, operands: Words, rest: Words, genera
 
 
 def logs(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
-    from nsrun.cli.say import raw
+    from nsrun import logs as module
+    from nsrun.cli.say import member_output
     from nsrun.words import parse_count
 
     word = options.get("tail", "all")
     tail = None if word == "all" else parse_count(word, "--tail", "a number of lines")
-    lines = manage.logs(state, operands[0], tail, bool(options.get("follow")))
-    for time, stream, line in lines:
-        data = (f"{time} {line}" if options.get("timestamps") else line).encode("utf-8", "surrogateescape")
-        raw(2 if stream == "stderr" else 1, data)
+    since, until = (module.moment(options[key], f"--{key}") if key in options else "" for key in ("since", "until"))
+    follow, stamps, raw = (bool(options.get(key)) for key in ("follow", "timestamps", "raw"))
+    names = list(dict.fromkeys(state.member(name)["name"] for name in operands))
+    sources = {name: module.logs(state, name, tail, follow, since, until) for name in names}
+    if len(sources) == 1:
+        lines = module.Lines()
+        for time, stream, text in sources[names[0]]:
+            begins = lines.begins(stream, text)
+            member_output(2 if stream == "stderr" else 1, (f"{time} {text}" if stamps and begins else text), raw)
+        return 0
+    width = max(map(len, names), default=0)
+    for name, (time, stream, text) in module.together(sources, follow):
+        head = f"{name:{width}} | " + (f"{time} " if stamps else "")
+        member_output(2 if stream == "stderr" else 1, head + text, raw)
     return 0
+
+
+def pod_logs(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
+    from nsrun import manage
+
+    note = manage.pod_note(state, operands[0])
+    return logs(state, options, [member["name"] for member in manage.members_of(state, note)], rest, general)
 
 
 def wait(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -835,7 +856,7 @@ def help_(state: State, options: Options, operands: Words, rest: Words, general:
 
 
 _HANDLERS = {
-    "pod create": pod_create, "pod ls": pod_ls, "pod inspect": pod_inspect, "pod ps": pod_ps, "pod stats": pod_stats, "stats": stats, "pod stop": pod_stop, "pod kill": pod_kill,
+    "pod create": pod_create, "pod ls": pod_ls, "pod inspect": pod_inspect, "pod ps": pod_ps, "pod logs": pod_logs, "pod stats": pod_stats, "stats": stats, "pod stop": pod_stop, "pod kill": pod_kill,
     "pod rm": pod_rm, "pod prune": pod_prune, "join": join, "exec": execute, "ls": ls, "inspect": inspect, "logs": logs, "wait": wait,
     "stop": stop, "kill": kill, "rm": rm, "attach": attach, "explain": explain, "doctor": doctor, "completion": completion, "help": help_,
 }  # fmt: skip

@@ -95,6 +95,15 @@ SECONDS = O("-t, --time", "SECONDS", "how long to wait before SIGKILL (10)")
 SIGNAL = O("-s, --signal", "SIGNAL", "the signal (KILL)")
 FORCE = O("-f, --force", "", "end what runs")
 
+LOGS = (
+    O("-f, --follow", "", "go on until the end of the members"),
+    O("--tail", "N", "only the last N lines of each"),
+    O("--since", "TIME", "only what was written since then: 2026-01-31T12:00:00Z, 10m (ago)"),
+    O("--until", "TIME", "only what was written until then"),
+    O("-t, --timestamps", "", "with the time of each line"),
+    O("--raw", "", "as it was written, to a terminal, too"),
+)
+
 PLATFORM = O("--platform", "OS/ARCH[/VARIANT]", "which image of an index (this machine's)")
 BUDGET = (
     O("--max-size", "SIZE", "refuse an image whose files are larger (32g)"),
@@ -124,6 +133,7 @@ COMMANDS = (
     Command("pod ls", "", "list pods", "nsrun pod ls --json", (O("-a, --all", "", "also those that have ended and were not removed"), JSON)),
     Command("pod inspect", "POD...", "everything about pods, as JSON", "nsrun pod inspect pause", (JSON,)),
     Command("pod ps", "POD", "the processes of a pod, seen from the host", "nsrun pod ps pause", (JSON,)),
+    Command("pod logs", "POD", "what the members of a pod wrote, by its time", "nsrun pod logs -f pause", LOGS),
     Command("pod stats", "POD...", "what pods use: processor, memory, processes, and their limits", "nsrun pod stats pause", (JSON,)),
     Command("pod stop", "POD...", "stop members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,)),
     Command("pod kill", "POD...", "signal pause itself; when it ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,)),
@@ -177,8 +187,8 @@ COMMANDS = (
     Command("stats", "[MEMBER...]", "what running members use: processor, memory, processes, and their limits", "nsrun stats mysql", (JSON,)),
     Command("inspect", "MEMBER...", "everything about members, as JSON", "nsrun inspect mysql", (JSON,)),
     Command(
-        "logs", "MEMBER", "a member's output", "nsrun logs -f --tail 20 mysql",
-        (O("-f, --follow", "", "go on until it has ended"), O("--tail", "N", "only the last N lines"), O("-t, --timestamps", "", "with the time of each line")),
+        "logs", "MEMBER...", "what members wrote; of several, by its time and with their names", "nsrun logs -f --tail 20 mysql", LOGS,
+        "A terminal gets escapes for what would control it; a pipe gets every byte.",
     ),
     Command("wait", "MEMBER...", "wait for the end of members; prints their exit statuses", "nsrun wait mysql"),
     Command("stop", "MEMBER...", "stop members, touching no other", "nsrun stop -t 30 mysql", (SECONDS,)),

@@ -23,7 +23,8 @@ def _take(words: list[str], options: tuple[Option, ...], into: dict[str, Any], n
         option = known.get(flag)
         if option is None:
             near = [f for f in known if f.startswith(flag)]
-            raise UsageError(f"unknown option {flag}", hint=f"did you mean {' or '.join(near)}?" if near else see)
+            hint = _instead(name, flag) or (f"did you mean {' or '.join(near)}?" if near else see)
+            raise UsageError(f"unknown option {flag}", hint=hint)
         if not option.value:
             if equals:
                 raise UsageError(f"{flag} takes no value", hint=see)
@@ -35,13 +36,19 @@ def _take(words: list[str], options: tuple[Option, ...], into: dict[str, Any], n
         flag = f"-{word[at]}"
         option = known.get(flag)
         if option is None:
-            raise UsageError(f"unknown option {flag}", hint=see)
+            raise UsageError(f"unknown option {flag}", hint=_instead(name, flag) or see)
         if option.value:
             rest = word[at + 1 :]
             _store(option, rest.removeprefix("=") if rest else _value(words, flag, see), into)
             break
         into[option.key] = True
     return True
+
+
+def _instead(command: str, flag: str) -> str:
+    from nsrun.cli.foreign import instead_of_option
+
+    return instead_of_option(command, flag)
 
 
 def _value(words: list[str], flag: str, see: str) -> str:
@@ -80,10 +87,11 @@ def parse(words: list[str]) -> tuple[dict[str, Any], Command | None, dict[str, A
         )
     command = BY_NAME.get(name)
     if command is None:
+        from nsrun.cli.foreign import instead_of_command
+
         near = [c for c in BY_NAME if c.startswith(name) or name in c.split()]
-        raise UsageError(
-            f"unknown command {name!r}", hint=f"did you mean {' or '.join(near)}?" if near else "see 'nsrun --help'"
-        )
+        hint = instead_of_command(name) or (f"did you mean {' or '.join(near)}?" if near else "see 'nsrun --help'")
+        raise UsageError(f"nsrun has no command {name!r}", hint=hint)
     wanted = len(command.operands.replace("[", "").split()) if command.rest else 0
     if name in ("explain", "help"):
         wanted = 0  # their operand is a whole command line

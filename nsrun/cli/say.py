@@ -63,6 +63,14 @@ def raw(fd: int, data: bytes) -> None:
         stream.buffer.flush()
 
 
+def member_output(fd: int, text: str, as_it_is: bool) -> None:
+    """What a member wrote some time ago: into a pipe or a file as it is, to a terminal so that it can't speak to that."""
+    stream = sys.stderr if fd == 2 else sys.stdout
+    if stream and stream.isatty() and not as_it_is:
+        text = printable(text, keep="\n\t")
+    raw(fd, text.encode("utf-8", "surrogateescape"))
+
+
 def flush() -> None:
     """Have it written.  OSError: it can't be (a full disk, a reader that has gone)."""
     for stream in (sys.stdout, sys.stderr):

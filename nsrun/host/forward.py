@@ -90,8 +90,8 @@ def end_of(directory: str) -> None:
     _kill(directory)
     try:
         log = open_regular(f"{directory}/forward.log")
-    except FileNotFoundError:
-        return
+    except OSError:
+        return  # there was none, or another thing took its place: then its name alone tells
     try:
         for _ in range(300):
             try:

@@ -12,7 +12,7 @@ import platform as machine
 
 from nsrun.errors import BadInput, UsageError
 from nsrun.image import shapes
-from nsrun.image.references import DIGEST
+from nsrun.image.references import is_digest
 from nsrun.schema import check
 from nsrun.signals import parse_signal
 
@@ -64,7 +64,7 @@ class Descriptor:
 
     def __init__(self, value: Any, what: str) -> None:
         check(value, shapes.DESCRIPTOR, f"{what}: descriptor")
-        if not DIGEST.fullmatch(value["digest"]):
+        if not is_digest(value["digest"]):
             raise BadInput(f"{what}: {value['digest']!r} is not a SHA-256 digest")
         self.type: str = value.get("mediaType") or ""
         self.digest: str = value["digest"]
@@ -135,7 +135,7 @@ class Config:
         check(document, shapes.CONFIG, what)
         self.diff_ids: list[str] = document["rootfs"]["diff_ids"]
         for diff_id in self.diff_ids:
-            if not DIGEST.fullmatch(diff_id):
+            if not is_digest(diff_id):
                 raise BadInput(f"{what}: rootfs.diff_ids has {diff_id!r}, which is not a SHA-256 digest")
         if len(self.diff_ids) > MAX_LAYERS:
             raise BadInput(f"{what} has more than {MAX_LAYERS} layers")

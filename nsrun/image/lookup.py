@@ -12,6 +12,7 @@ import os
 from nsrun import notes
 from nsrun.errors import BadInput, NsrunError, UnknownError, errno_text
 from nsrun.image import shapes
+from nsrun.image.references import meanings
 from nsrun.schema import open_regular, open_text, read_document
 from nsrun.state import State
 
@@ -85,12 +86,7 @@ def full_name(state: State, word: str) -> str:
 
 
 def _full_name(kept: dict[str, str], word: str) -> str:
-    word = word.removeprefix("index.").removeprefix("docker.io/")
-    for name in (word, f"docker.io/{word}", f"docker.io/library/{word}", f"localhost/{word}"):
-        for candidate in (name, f"{name}:latest"):
-            if candidate in kept:
-                return candidate
-    return ""
+    return next((name for name in meanings(word) if name in kept), "")
 
 
 def find(state: State, word: str) -> Record:

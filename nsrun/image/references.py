@@ -5,17 +5,15 @@ The grammar is the distribution project's: [HOST[:PORT]/]PATH[:TAG][@sha256:HEX]
 
 from __future__ import annotations
 
-import re
-
 from nsrun.errors import UsageError
 
-DIGEST = re.compile(r"sha256:[a-f0-9]{64}")
-_HOST = re.compile(
+_HEX = frozenset("0123456789abcdef")
+_HOST = (
     r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
     r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*(?::[0-9]{1,5})?|\[[a-fA-F0-9:]+\](?::[0-9]{1,5})?"
 )
-_PATH = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_PATH = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 _HINT = "for example mysql:8, docker.io/library/mysql:8, localhost:5000/mine/app@sha256:…"
 
 
@@ -34,25 +32,55 @@ class Reference:
         return self.name + (f"@{self.digest}" if self.digest else "")
 
 
-def parse(text: str) -> Reference:
-    """UsageError when it is no image name."""
-    rest, at, digest = text.partition("@")
-    if at and not DIGEST.fullmatch(digest):
-        raise UsageError(f"image name {text!r}: {digest!r} is not sha256: and 64 hexadecimal digits", hint=_HINT)
-    first, slash, remainder = rest.partition("/")
+def is_digest(text: str) -> bool:
+    """Is it "sha256:" and 64 hexadecimal digits?"""
+    return len(text) == 71 and text.startswith("sha256:") and _HEX.issuperset(text[7:])
+
+
+def split(text: str, host: str = "") -> tuple[str, str, str]:
+    """Return (host, path, tag, "" when it has none) of a name without a digest, as it is kept; nothing is checked.
+
+    `host`: what a name without one is taken to be of, instead of docker.io.
+    """
+    first, slash, rest = text.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
-        host, path = first, remainder
+        host = "docker.io" if first == "index.docker.io" else first
     else:
-        host, path = "docker.io", rest
-    if host == "index.docker.io":
-        host = "docker.io"
-    path, colon, tag = path.partition(":")
+        host, rest = host or "docker.io", text
+    path, _, tag = rest.partition(":")
     if host == "docker.io" and "/" not in path:
         path = f"library/{path}"
+    return host, path, tag
+
+
+def meanings(word: str) -> list[str]:
+    """Return the names that a word may be kept under, the likeliest first: mysql is docker.io's, or else localhost's."""
+    found = []
+    for default in ("docker.io", "localhost"):
+        host, path, tag = split(word, default)
+        name = f"{host}/{path}"
+        found += [f"{name}:{tag}"] if tag else [f"{name}:latest", name]
+    return found
+
+
+def parse(text: str) -> Reference:
+    """UsageError when it is no image name."""
+    from re import fullmatch
+
+    rest, at, digest = text.partition("@")
+    if at and not is_digest(digest):
+        raise UsageError(f"image name {text!r}: {digest!r} is not sha256: and 64 hexadecimal digits", hint=_HINT)
+    host, path, tag = split(rest)
+    colon = tag or rest.endswith(":")
     if not colon and not digest:
         tag = "latest"
-    if not _HOST.fullmatch(host) or not _PATH.fullmatch(path) or len(path) > 255 or (colon and not _TAG.fullmatch(tag)):
-        hint = "names are in lower case" if rest != rest.lower() and not _PATH.fullmatch(path) else _HINT
+    if (
+        not fullmatch(_HOST, host)
+        or not fullmatch(_PATH, path)
+        or len(path) > 255
+        or (colon and not fullmatch(_TAG, tag))
+    ):
+        hint = "names are in lower case" if rest != rest.lower() and not fullmatch(_PATH, path) else _HINT
         raise UsageError(f"{text!r} is not an image name", hint=hint)
     return Reference(host, path, tag, digest)
 

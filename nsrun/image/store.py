@@ -108,7 +108,7 @@ class Store:
         return digest
 
     def blob(self, digest: str) -> bytes:
-        if not references.DIGEST.fullmatch(digest):
+        if not references.is_digest(digest):
             raise BadInput(f"{digest!r} is not a digest")
         from nsrun.image.documents import MAX_DOCUMENT
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOTDIR, EPERM
+from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOTDIR, EPERM, EROFS
 
 from nsrun import kernel
 from nsrun.plan import OWN_KEYRING, InitStep, sh_quote
@@ -138,6 +138,9 @@ class AttachRoot(InitStep):
         return "head -1 /proc/PID/mountinfo"
 
 
+_READ_ONLY = "the target is missing below a volume that is read-only: make it in the volume first, or leave its :ro out"
+
+
 class Mount(InitStep):
     op = "mount"
     man = "mount(8), fsopen(2)"
@@ -150,6 +153,7 @@ class Mount(InitStep):
         ELOOP: "the rootfs has a symlink there: mounting through it is refused, it could lead anywhere",
         ENOTDIR: "the rootfs has a file where a directory must be",
         ENODEV: "this kernel was built without that file system",
+        EROFS: _READ_ONLY,
         EPERM: "a user namespace may mount proc and sysfs only where a whole one is in view: an engine's container masks parts"
         " of them (--security-opt systempaths=unconfined), and no sysfs shows a network namespace that is not its own",
     }
@@ -189,7 +193,8 @@ class MountTree(InitStep):
     source: str
     readonly: bool = False
     hints = {
-        ELOOP: "the target passes a symlink of the rootfs: name the real directory",
+        ELOOP: "the target passes a symlink that was not there a moment ago, or that only the pod may look at: name the real directory",
+        EROFS: _READ_ONLY,
         ENOTDIR: "the source is a directory and the target a file, or a part of the target is a file",
         21: "the source is a file and the target a directory",
     }

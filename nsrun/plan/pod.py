@@ -86,7 +86,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
 
     uid = PAUSE_UID
     if within := user or nested:
-        from nsrun.userns import nobody
+        from nsrun.userns import nobody, size
 
         uid = nobody(within["maps"], PAUSE_UID)
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID
@@ -118,6 +118,15 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
                 "/proc/sys/net/ipv4/ip_unprivileged_port_start",
                 "0",
                 "A member that is not root may listen on :80, with no capability.",
+            )
+        )
+        last = size(within["maps"]["gid"]) - 1 if within else (1 << 31) - 1
+        steps.append(
+            WriteProc(
+                "/proc/sys/net/ipv4/ping_group_range",
+                f"0 {last}",
+                "ping works for every user of a member, with no capability (icmp(7)).",
+                optional=True,
             )
         )
     steps += [
