@@ -65,6 +65,9 @@ soak: .venv/.tested   ## random commands, kills, flips, full disks (MINUTES=30 S
 	@$(SUDO) rootfs/build --image busybox
 	@cd tests && $(SUDO) env PATH="$$PATH" MINUTES="$(MINUTES)" SEED="$(SEED)" KINDS="$(KINDS)" ROUNDS="$(ROUNDS)" WORKERS="$(WORKERS)" $(CURDIR)/.venv/bin/python -m soak
 
+fresh-test:     ## the README's two commands on a fresh Debian, as an ordinary user (SUITES="bookworm trixie"; tests/fresh)
+	@$(SUDO) tests/fresh $(SUITES)
+
 check: .venv/.tested   ## linters
 	@.venv/bin/pytest tests/test_style.py $(PYTEST)
 
