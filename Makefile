@@ -90,5 +90,5 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 clean:          ## what was built here
 	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
 
-.PHONY: help deps build install uninstall test unit scenario soak check docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build install uninstall test unit scenario soak fresh-test check docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help
