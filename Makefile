@@ -2,6 +2,8 @@
 # make test    all tests (sets up what is missing)
 # make help    the rest
 
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
 PYTHON ?= python3
 PREFIX ?= /usr/local
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

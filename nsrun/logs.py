@@ -72,11 +72,14 @@ def logs(
     `tail`: only the last so many lines of what there is now; `since`, `until`: only what was written between these times
     (moment).  A log that is full is called log.1, and a new one is begun: what is open here is read to its end first.
     """
-    for piece in _pieces(state, name, tail, follow, since):
-        if until and piece[0] > until:
-            return
-        if piece[0] >= since:
-            yield piece
+    lines, wanted = Lines(), {}
+    for time, stream, text in _pieces(state, name, tail, follow, since):
+        if lines.begins(stream, text):  # a line belongs to the time at which it began
+            if until and time > until:
+                return
+            wanted[stream] = time >= since
+        if wanted[stream]:
+            yield time, stream, text
 
 
 def _pieces(state: State, name: str, tail: int | None, follow: bool, since: str) -> Iterator[Piece]:
@@ -198,6 +201,9 @@ def moment(text: str, flag: str) -> str:
     import re
     from datetime import UTC, datetime, timedelta
 
+    nanoseconds = ""
+    if exact := re.fullmatch(r"(.{10}T[0-9:]{8})\.([0-9]{1,9})(.*)", text, re.ASCII):
+        text, nanoseconds = exact[1] + exact[3], exact[2].ljust(9, "0")
     ago = re.fullmatch(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?[smhd])+", text)
     try:
         if ago:
@@ -214,4 +220,4 @@ def moment(text: str, flag: str) -> str:
             f"{flag} {text[:80]!r} is no time",
             hint="2026-01-31T12:00:00Z, 2026-01-31, 10m, 1h30m, or seconds since 1970",
         ) from None
-    return when.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0") + f".{when.microsecond * 1000:09d}Z"
+    return when.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0") + f".{nanoseconds or f'{when.microsecond * 1000:09d}'}Z"

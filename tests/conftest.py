@@ -326,6 +326,22 @@ def pod(host: Host) -> str:
     return host.run("pod", "create", "--network", "none", "pause").stdout.strip()
 
 
+@pytest.fixture
+def terminal(host):
+    """Starts nsrun at a terminal of its own."""
+    from person import Terminal
+
+    made = []
+
+    def make(*words, **kwargs):
+        made.append(Terminal(host, *words, **kwargs))
+        return made[-1]
+
+    yield make
+    for item in made:
+        item.close()
+
+
 @contextlib.contextmanager
 def private(host: Host, path: str):
     """What is written below this directory of the machine's goes to the throwaway host; what is there stays in view."""

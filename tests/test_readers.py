@@ -13,7 +13,7 @@ import time
 
 import pytest
 from conftest import NSRUN, wait_for
-from test_terminal import Terminal
+from person import Terminal
 
 
 def start(host, *words, **kwargs) -> subprocess.Popen:

@@ -486,7 +486,7 @@ def _who_has(port: int, state: State) -> str:
     inodes, lingers = set(), False
     for file in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
-            with open(file) as lines:
+            with open(file, errors="surrogateescape") as lines:
                 for fields in (line.split() for line in list(lines)[1:]):
                     if int(fields[1].rpartition(":")[2], 16) == port:
                         lingers |= fields[3] == "06"  # TIME_WAIT
@@ -498,7 +498,7 @@ def _who_has(port: int, state: State) -> str:
         try:
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 if os.readlink(f"/proc/{pid}/fd/{fd}") in inodes:
-                    with open(f"/proc/{pid}/comm", errors="backslashreplace") as name:
+                    with open(f"/proc/{pid}/comm", errors="surrogateescape") as name:
                         return f"by {name.read().strip()!r}, process {pid}; stop it, or take another port"
         except OSError:
             continue

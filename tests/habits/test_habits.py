@@ -59,4 +59,3 @@ def test_habit(host, busybox, tmp_path, lines):
         pattern = ".*".join(re.escape(part) for part in output.split("…"))
         assert done.returncode == status, f"$ {command}\n{done.stdout}→ {done.returncode}"
         assert re.fullmatch(pattern, done.stdout.strip(), re.S), f"$ {command}\n{done.stdout}"
-

@@ -1,0 +1,128 @@
+"""Lines, pieces of lines, times, several members; what a terminal is spared."""
+
+import datetime
+import subprocess
+import time
+
+import pytest
+from conftest import NSRUN, wait_for
+
+from nsrun import logs
+from nsrun.errors import UsageError
+
+PIECES = [
+    ("1", "stdout", "one\n"),
+    ("2", "stdout", "two, "),
+    ("3", "stderr", "error\n"),
+    ("4", "stdout", "still two\n"),
+    ("5", "stdout", "prompt"),
+]
+
+
+@pytest.mark.parametrize(
+    ("count", "first"), [(0, None), (1, "prompt"), (2, "error\n"), (3, "two, "), (4, "one\n"), (9, "one\n")]
+)
+def test_the_last_lines(count, first):
+    """Lines are counted where they begin, however many pieces they have."""
+    found = logs.last_lines(PIECES, count)
+    assert found[0][2] == first if first else found == []
+
+
+def test_whole_lines():
+    assert list(logs.whole_lines(PIECES)) == [
+        ("1", "stdout", "one\n"), ("3", "stderr", "error\n"), ("2", "stdout", "two, still two\n"), ("5", "stdout", "prompt\n"),
+    ]  # fmt: skip
+
+
+def test_moments():
+    now = datetime.datetime.now(datetime.UTC)
+    assert logs.moment("2026-01-31T12:00:00Z", "x") == "2026-01-31T12:00:00.000000000Z"
+    assert logs.moment("2026-01-31T12:00:00.5+02:00", "x") == "2026-01-31T10:00:00.500000000Z"
+    assert logs.moment("0", "x") == "1970-01-01T00:00:00.000000000Z"
+    assert logs.moment("1700000000.25", "x") == "2023-11-14T22:13:20.250000000Z"
+    local = datetime.datetime(2026, 1, 31).astimezone(datetime.UTC)
+    assert logs.moment("2026-01-31", "x")[:19] == local.strftime("%Y-%m-%dT%H:%M:%S")
+    for text, seconds in (("10m", 600), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800), ("90s", 90)):
+        then = datetime.datetime.strptime(logs.moment(text, "x")[:19] + "+0000", "%Y-%m-%dT%H:%M:%S%z")
+        assert abs((now - then).total_seconds() - seconds) < 60
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "10",
+        "m",
+        "10 m",
+        "²",
+        "1m2",
+        "2026-13-01",
+        "-5m",
+        "2026-01-31T25:00",
+        "1e9",
+        "nan",
+        "1" * 400,
+        "9" * 12 + "d",
+        "\udcff",
+    ],
+)
+def test_no_moments(text):
+    if text == "10":
+        assert logs.moment(text, "x").startswith("1970-01-01T00:00:10")
+        return
+    with pytest.raises(UsageError):
+        logs.moment(text, "--since")
+
+
+def test_a_terminal_is_spared(host, pod, busybox, terminal):
+    """What a member wrote can't speak to it, unless --raw asks for that; into a pipe every byte goes."""
+    host.run("join", "pause", "--name", "m", "--rootfs", busybox, "--", "printf", r"\033]0;title\007\033[31mred\n")
+    assert host.run("logs", "m").stdout == "\033]0;title\007\033[31mred\n"
+    shown = terminal("logs", "m")
+    assert "\033" not in shown.expect(r"[^\n]*red\r\n")
+    shown.process.wait(timeout=8)
+    raw = terminal("logs", "--raw", "m")
+    assert "\033[31m" in raw.expect(r"[^\n]*red\r\n")
+    raw.process.wait(timeout=8)
+
+
+def test_times_of_lines(host, pod, busybox):
+    """--since and --until cut between lines; -t gives one time for each, however long it is."""
+    script = "head -c 100000 /dev/zero | tr '\\0' a; echo; sleep 1; echo second"
+    host.run("join", "pause", "--name", "m", "--rootfs", busybox, "--", "sh", "-c", script)
+    lines = host.run("logs", "-t", "m").stdout.splitlines()
+    assert len(lines) == 2 and len(lines[0]) == 100031
+    second = lines[1].split()[0]
+    assert host.run("logs", "--since", second, "m").stdout == "second\n"
+    before = host.run("logs", "--until", lines[0].split()[0], "m").stdout
+    assert before.startswith("aaa") and "second" not in before
+    assert host.run("logs", "--since", second, "--tail", "5", "m").stdout == "second\n"
+
+
+def test_several_that_are_followed(host, pod, busybox):
+    for name in ("one", "two"):
+        host.start(
+            name, busybox, "sh", "-c", f"i=0; while [ $i -lt 5 ]; do echo {name} $i; i=$((i+1)); sleep 0.05; done"
+        )
+    done = host.run("logs", "-f", "one", "two", timeout=20)
+    assert sorted(done.stdout.splitlines()) == sorted(f"{n} | {n} {i}" for n in ("one", "two") for i in range(5))
+    together = host.run("logs", "-t", "one", "two").stdout.splitlines()
+    times = [line.split()[2] for line in together]
+    assert times == sorted(times) and len(times) == 10
+
+
+def test_a_follower_whose_reader_goes(host, pod, busybox):
+    host.start("m", busybox, "sh", "-c", "while :; do echo tick; sleep 0.05; done")
+    for names in (["m"], ["m", "other"]):
+        host.start("other", busybox, "sleep", "1000") if names[1:] else None
+        done = subprocess.run(
+            ["sh", "-c", f"{NSRUN} logs -f {' '.join(names)} | head -2"],
+            env=host.env,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert done.stdout.count("tick") == 2 and done.stderr == ""
+    wait_for(lambda: host.member("m")["status"] == "running")
+    time.sleep(0.1)
