@@ -224,7 +224,7 @@ class World:
                 self._must_end(who, ["rm", "-f", name])
         for who in (self.host, *self.people[1:], self.host):
             self._first(who, notes.PRUNE, "prune")
-            self._first(who, ["image", "prune"], "prune")
+            self._first(who, (("image", "prune"),), "prune")
 
     def nothing_is_left(self) -> None:
         """Of what the kernel knows and of what nsrun wrote; dying takes a moment."""
