@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from errno import EACCES, ELOOP, ENOENT, ENOEXEC, ENOTDIR
+from errno import E2BIG, EACCES, ELOOP, ENOENT, ENOEXEC, ENOTDIR
 
 from nsrun import kernel
 from nsrun.errors import KernelError, errno_text
@@ -76,6 +76,11 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
         return (
             f"command {command!r} not found in the member's PATH ({search})",
             "name it by its path, or set PATH with -e",
+        )
+    if errno == E2BIG:
+        return (
+            f"{path}: its arguments and its environment are more than execve(2) takes: {errno_text(errno)}",
+            "128 KiB each, and a quarter of the stack's limit in all: a file, or ulimit -s",
         )
     try:
         root = os.open(root_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

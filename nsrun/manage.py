@@ -773,6 +773,7 @@ def end_pod(state: State, note: Note, signal: int) -> None:
                 pass  # of a pod that root made, its owner has no directory; and a full disk keeps nobody from ending a pod
             try:
                 _signal(fd, signal)
+                _signal(fd, SIGCONT)  # one that is stopped would not hear the other
             except KernelError:
                 state.unmark("pods", name, "removing")
                 raise

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 
 import pytest
 from conftest import NSRUN, kill, need, sh, wait_for
@@ -163,6 +164,16 @@ def test_signals_that_do_not_end_it(host, pod):
     assert host.pod()["pid"] == pid
     host.run("pod", "kill", "-s", "TERM", "pause")
     assert host.json("pod", "ls") == []
+
+
+def test_a_stopped_pause(host, pod, busybox):
+    """SIGSTOP from outside: members live and are made as before, and the pod can be stopped."""
+    kill(host.pod()["pid"], signal.SIGSTOP)
+    host.start("m", busybox, "sleep", "1000")
+    host.run("exec", "m", "true")
+    began = time.monotonic()
+    host.run("pod", "stop", "-t", "5", "pause")
+    assert time.monotonic() - began < 4 and host.json("pod", "ls") == []
 
 
 def test_rm_needs_force_for_what_runs(host, pod):

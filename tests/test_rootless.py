@@ -127,6 +127,15 @@ def test_an_end_while_pasta_starts(host, alice, number):
     assert forwarders(host) == [] and alice.json("pod", "ls", "-a") == []
 
 
+def test_no_way_out(host, alice):
+    """pasta copies the host's routes: without any, its failure is named, and what to do."""
+    need(os.path.exists("/usr/bin/pasta"), "pasta is missing", "apt-get install passt")
+    words = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    done = sh(*words, *alice.words(NSRUN, "pod", "create", "web"), env=alice.env, cwd="/", check=False)
+    assert done.returncode == 125 and "no way out to a network" in done.stderr, done.stderr
+    assert alice.json("pod", "ls", "-a") == []
+
+
 def test_a_free_port(host, alice, box):
     alice.run("pod", "create", "-p", "127.0.0.1::80", "web")
     port = alice.pod("web")["ports"][0]["host_port"]

@@ -179,7 +179,7 @@ COMMANDS = (
             *LIMITS,
             O("--status-fd", "N", "write JSON lines about start, error and end to this descriptor"),
         ),
-        "With none of --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. Foreground: exits with the member's status; Ctrl-C reaches it.",
+        "With none of --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. Foreground: exits with the member's status; signals reach it, and when the reader of its output goes, its next write gets SIGPIPE, as in any pipeline.",
         rest=True,
     ),
     Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=True),

@@ -69,7 +69,10 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
         raise
     with open_text(log) as file:
         said = [line for line in file.read(4096).split("\n") if line and not line.startswith("Failed to send")]
-    raise NsrunError(f"pasta did not start: {' '.join(said) or 'it said nothing'}", hint=" ".join(words))
+    hint = " ".join(words)
+    if any("routable interface" in line for line in said):
+        hint = "this host has no way out to a network that pasta could copy (ip route shows none): --network none needs none"
+    raise NsrunError(f"pasta did not start: {' '.join(said) or 'it said nothing'}", hint=hint)
 
 
 def stop(pid: int) -> None:
