@@ -151,6 +151,9 @@ def test_volume_target_through_a_symlink(host, pod, rootfs, tmp_path):
     done = host.run("join", "pause", "--rootfs", rootfs, "-v", f"{tmp_path}:/link/x", "--", "cat", "/tmp/x/f")
     assert done.stdout == "in" and "it is mounted at /tmp/x" in done.stderr
     assert "x" not in set(os.listdir("/tmp")) - set(before)
+    (rootfs / "out").symlink_to(tmp_path)
+    host.run("join", "pause", "--rootfs", rootfs, "-v", f"{tmp_path}:/out/made", "--", "true")
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
 def test_volume_directory_on_a_file(refused, rootfs, tmp_path):
