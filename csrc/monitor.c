@@ -10,9 +10,9 @@
  *     foreground=1     relay to our own stdout and stderr      stdin=1  and from our stdin
  *     dir=FD           its state directory: `log`, `log.1`, `exit` ("STATUS TIME", " oom" when it was killed for memory)
  *     cgroup=FD        its cgroup, killed when it has ended    parent=FD name=NAME  removed from there
- *     mnt=INODE        without a cgroup: its mount namespace, by which what it left behind is found and killed
+ *     mnt=FD           without a cgroup: its mount namespace, by which what it left behind is found and killed
  *     listen=FD        SOCK_SEQPACKET of `nsrun attach`
- *     go=FD            "G" from here once nsrun has committed, and `mnt`; without it the member was never ours
+ *     go=FD            a byte from here once nsrun has committed, and perhaps `mnt` with it; without it the member was never ours
  *     status=FD        gets {"event":"exited",…}
  *     lead=FD          gets the exit status in decimal: the nsrun that waits outside of the pod's cgroup (csrc/door.c)
  *     follow=FD        we are that one: pass signals on to pidfd=FD, end as it says
@@ -53,13 +53,22 @@ struct iov {
 	const void *base;
 	size_t len;
 };
+struct message { /* struct msghdr */
+	void *name;
+	unsigned name_len;
+	struct iov *iov;
+	size_t n_iov;
+	void *control;
+	size_t control_len;
+	int flags;
+};
 struct winsize_ {
 	unsigned short row, col, x, y;
 };
 
 static int pidfd = -1, out = -1, err = -1, in = -1, tty = -1, dir = -1, cgroup = -1, parent = -1;
-static int signals = -1, listener = -1, go = -1, status_fd = -1, lead = -1, follow = -1, held = -1, data = -1, foreground, use_stdin, log_fd = -1;
-static long log_cap = 16 << 20, log_size, delay, mnt;
+static int signals = -1, listener = -1, go = -1, status_fd = -1, lead = -1, follow = -1, held = -1, data = -1, foreground, use_stdin, log_fd = -1, mnt = -1;
+static long log_cap = 16 << 20, log_size, delay;
 static const char *cgroup_name;
 static char **program;
 static int client[N_CLIENTS] = {-1, -1, -1, -1};
@@ -261,15 +270,7 @@ static long now_ms(void)
 static void tell_clients(char kind, const char *text, size_t n)
 {
 	struct iov v[2] = {{&kind, 1}, {text, n}};
-	struct {
-		void *name;
-		unsigned name_len;
-		struct iov *iov;
-		size_t n_iov;
-		void *control;
-		size_t control_len;
-		int flags;
-	} message = {.iov = v, .n_iov = 2};
+	struct message message = {.iov = v, .n_iov = 2};
 
 	for (int i = 0; i < N_CLIENTS; i++)
 		if (client[i] >= 0 && behind[i] != GONE) {
@@ -466,6 +467,23 @@ static sigbits take_signal(int to)
 	return SIGBIT(si.ssi_signo);
 }
 
+/* Waits until nsrun says that the member is noted, or ends; it may give us the member's mount namespace. */
+static int committed(void)
+{
+	struct {
+		size_t len;
+		int level, type, fd, pad;
+	} rights = {0};
+	struct iov v = {buf, 1};
+	struct message message = {.iov = &v, .n_iov = 1, .control = &rights, .control_len = sizeof rights};
+
+	if (SYS3(recvmsg, go, &message, 0x40000000 /* MSG_CMSG_CLOEXEC */) != 1)
+		return 0;
+	if (rights.level == 1 /* SOL_SOCKET */ && rights.type == 1 /* SCM_RIGHTS */)
+		mnt = rights.fd;
+	return 1;
+}
+
 static int asked_to_stop(void)
 {
 	return dir >= 0 && SYS3(faccessat, dir, "stop", 0) == 0;
@@ -542,9 +560,13 @@ static long inode_of(const char *directory, long number, const char *file)
 	return (long)st.stx_ino;
 }
 
-/* Kills whatever is in the mount namespace of a member, which no other member is in; gives how many were found. */
+/*
+ * Kills whatever is in the mount namespace of a member, which no other member is in; gives how many were found.  The namespace is
+ * known by its inode number, which is nobody else's as long as we have a descriptor of it.
+ */
 static int kill_namespace(void)
 {
+	struct statx st = {0};
 	struct {
 		uint64_t ino, off;
 		unsigned short len;
@@ -554,15 +576,16 @@ static int kill_namespace(void)
 	int found = 0;
 	long n, proc = SYS4(openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
 
-	while (proc >= 0 && (n = SYS3(getdents64, proc, buf, sizeof buf)) > 0)
+	SYS5(statx, mnt, "", AT_EMPTY_PATH, STATX_INO, &st);
+	while (proc >= 0 && st.stx_ino && (n = SYS3(getdents64, proc, buf, sizeof buf)) > 0)
 		for (char *p = buf; p < buf + n; p += entry->len) {
 			long pid, fd;
 			entry = (void *)p;
 			pid = str_num(entry->name, -1);
-			if (pid <= 0 || inode_of("/proc/", pid, "/ns/mnt") != mnt)
+			if (pid <= 0 || inode_of("/proc/", pid, "/ns/mnt") != (long)st.stx_ino)
 				continue;
 			fd = SYS2(pidfd_open, pid, 0);
-			if (fd >= 0 && inode_of("/proc/", pid, "/ns/mnt") == mnt) /* asked with the pidfd in hand */
+			if (fd >= 0 && inode_of("/proc/", pid, "/ns/mnt") == (long)st.stx_ino) /* asked with the pidfd in hand */
 				found += SYS4(pidfd_send_signal, fd, SIGKILL, NULL, 0) == 0;
 			SYS1(close, fd);
 		}
@@ -574,7 +597,7 @@ static int kill_namespace(void)
 static void kill_rest(void)
 {
 	struct timespec pause = {0, 2000000};
-	if (cgroup < 0 && mnt > 0)
+	if (cgroup < 0 && mnt >= 0)
 		for (int i = 0; i < 100 && kill_namespace(); i++)
 			SYS2(nanosleep, &pause, NULL);
 	long fd = cgroup >= 0 ? SYS4(openat, cgroup, "cgroup.kill", O_WRONLY | O_CLOEXEC, 0) : -1;
@@ -723,7 +746,7 @@ static void option(const char *arg)
 	} ints[] = {{"pidfd=", &pidfd}, {"out=", &out}, {"err=", &err}, {"in=", &in}, {"tty=", &tty}, {"dir=", &dir},
 	            {"cgroup=", &cgroup}, {"parent=", &parent}, {"listen=", &listener}, {"go=", &go},
 	            {"status=", &status_fd}, {"foreground=", &foreground}, {"stdin=", &use_stdin},
-	            {"lead=", &lead}, {"follow=", &follow}, {"held=", &held}, {"data=", &data}};
+	            {"lead=", &lead}, {"follow=", &follow}, {"held=", &held}, {"data=", &data}, {"mnt=", &mnt}};
 	for (unsigned i = 0; i < sizeof ints / sizeof *ints; i++)
 		if (str_after(arg, ints[i].key))
 			*ints[i].value = (int)str_num(str_after(arg, ints[i].key), -1);
@@ -731,8 +754,6 @@ static void option(const char *arg)
 		cgroup_name = str_after(arg, "name=");
 	if (str_after(arg, "cap="))
 		log_cap = str_num(str_after(arg, "cap="), log_cap);
-	if (str_after(arg, "mnt="))
-		mnt = str_num(str_after(arg, "mnt="), 0);
 	if (str_after(arg, "delay="))
 		delay = str_num(str_after(arg, "delay="), 0);
 }
@@ -844,13 +865,8 @@ int main(int argc, char **argv, char **envp)
 		if (p[0].revents) {
 			dead = 1;
 			code = reap();
-			if (go >= 0) {
-				long got = SYS3(read, go, buf, 32);
-				if (got < 1)
-					return code; /* never committed: nsrun undoes, or the next one sweeps */
-				buf[got] = 0;
-				mnt = str_num(buf + 1, 0);
-			}
+			if (go >= 0 && !committed())
+				return code; /* nsrun undoes, or the next one sweeps */
 			oom = code == 128 + SIGKILL && out_of_memory();
 			kill_rest();
 			asked |= asked_to_stop();

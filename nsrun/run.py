@@ -219,7 +219,7 @@ class Run:
             return
         extra: dict[str, Any] = {}
         if step.detach:
-            go_read, go_write = os.pipe2(os.O_CLOEXEC)
+            go_read, go_write = kernel.channel()
             self.hold("go:read", go_read), self.hold("go:write", go_write)
             slot = self.hold("pidfd:slot", os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
             argv, keep = self.monitor_arguments({"pidfd": "pidfd:slot", "go": "go:read"})
@@ -270,8 +270,10 @@ class Run:
             and self.monitor_options.get("own_cgroup", True)
             and self.handles.get("cgroup:dir", -1) < 0
         ):
-            # what a member without a cgroup leaves behind is found by its mount namespace (csrc/monitor.c)
-            self.values["mnt"] = kernel.namespace_ids(self.pid).get("mnt", 0)
+            try:  # what a member without a cgroup leaves behind is found by its mount namespace (csrc/monitor.c)
+                self.hold("member:mnt", os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+            except OSError:
+                pass  # it is not ours to look into
 
     def _out_of_memory(self) -> bool:
         """Did it meet a limit, its own or the pod's?  An exec that can't be charged ends without an OOM kill."""
@@ -287,7 +289,7 @@ class Run:
 
     def _through(self, step: Launch, document: int, channel: int, stdio: list[int], inherited: set[int]) -> None:
         """The same by the pod's door (csrc/door.c): it forks the monitor, whose child nsrun-init becomes."""
-        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        go_read, go_write = kernel.channel()
         self.hold("go:read", go_read), self.hold("go:write", go_write)
         slot = self.hold("pidfd:slot", os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
         monitor_stdio = [-1, -1, -1]
@@ -448,6 +450,7 @@ class Run:
         "dir": "directory:fd",
         "held": "lock:held",
         "data": "lock:data",
+        "mnt": "member:mnt",
     }
 
     def monitors_pidfd(self) -> int:
@@ -470,8 +473,6 @@ class Run:
             if fd >= 0:
                 words.append(f"{key}={fd}")
                 keep.append(fd)
-        if self.values.get("mnt"):
-            words.append(f"mnt={self.values['mnt']}")
         if "cgroup:name" in self.values and "parent" in names:
             words.append(f"name={self.values['cgroup:name']}")
         words += [
@@ -484,10 +485,20 @@ class Run:
         after = self.after + (["--held", f"{self.fd('lock:held')},{self.fd('lock:data')}"] if self.after else [])
         return words + (["--", *after] if after else []), keep
 
+    def _go(self, mounts: int) -> None:
+        """Tell a monitor that runs already that its member is noted, with the descriptor of the member's mount namespace, if any."""
+        if mounts < 0:
+            os.write(self.fd("go:write"), b"G")
+            return
+        import _socket
+
+        with _socket.socket(fileno=os.dup(self.fd("go:write"))) as channel:
+            channel.sendmsg([b"G"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=i", mounts))])
+
     def hand_over(self, detach: bool) -> None:
         door = "monitor:pidfd" in self.handles
         if detach or door:
-            os.write(self.fd("go:write"), b"G%d" % int(self.values.get("mnt", 0)))
+            self._go(self.handles.get("member:mnt", -1))
         if detach:
             return
         self.before_handover()
