@@ -45,8 +45,10 @@
 
 #define N_CLIENTS 4
 #define BUF       4096
+#define TTY_BUFFER (1 << 17) /* what a terminal that nobody writes to any more holds at most: 64 KiB, and 4 KiB that were turned into more */
 #define PATIENCE  2000 /* ms that a client of `attach` may be behind before it is dropped */
 #define GONE      (-1)
+#define RECENT    10000 /* ms: a signal that came so long before the end of the member meant that end */
 #define GRACE     500  /* ms without progress after which a reader is left alone, once somebody asked for the end */
 
 struct iov {
@@ -73,7 +75,7 @@ static const char *cgroup_name;
 static char **program;
 static int client[N_CLIENTS] = {-1, -1, -1, -1};
 static long behind[N_CLIENTS]; /* since when it takes nothing, in ms of CLOCK_MONOTONIC; 0: it does; GONE: it never will again */
-static int asked; /* somebody wants the end of the member, or ours */
+static int asked; /* somebody wants the end of the member, or ours: who takes no output is not waited for */
 static char buf[BUF];
 static char pending[BUF]; /* input that the member has not taken yet */
 static size_t pending_at, pending_len;
@@ -141,9 +143,12 @@ static void write_log(const char *stream, const char *text, size_t n)
 		text += line + (size_t)whole;
 		n -= line + (size_t)whole;
 		if (log_size > log_cap) {
+			long count = SYS4(openat, dir, "rotated", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
 			SYS1(close, log_fd);
 			SYS5(renameat2, dir, "log", dir, "log.1", 0);
 			open_log();
+			if (count >= 0) /* its size says how often, to who follows (logs.py) */
+				SYS3(write, count, ".", 1), SYS1(close, count);
 		}
 	}
 }
@@ -170,6 +175,12 @@ static long unwritten; /* the errno with which a sink failed */
 static long reopen(int fd, int flags)
 {
 	char path[40];
+	int number;
+	long now = SYS3(fcntl, fd, F_GETFL, 0);
+	if (now < 0 || now & O_PATH || (now & O_ACCMODE) == (flags == O_WRONLY ? O_RDONLY : O_WRONLY))
+		return -EBADF; /* nothing is gained that the caller did not give */
+	if (SYS3(ioctl, fd, TIOCGPTN, &number) == 0)
+		return -ENOTTY; /* a master: opened again, it would be another terminal's */
 	*put_num(put_str(path, "/proc/self/fd/"), (unsigned long)fd, 1) = 0;
 	return SYS4(openat, AT_FDCWD, path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
 }
@@ -188,7 +199,7 @@ static void open_sink(struct sink *s, int fd)
 
 	s->fd = own >= 0 ? (int)own : fd;
 	s->socket = kind == S_IFSOCK;
-	s->wait = own < 0 && (kind == S_IFIFO || kind == S_IFCHR);
+	s->wait = own < 0 && own != -EBADF && (kind == S_IFIFO || kind == S_IFCHR);
 	s->most = !s->wait ? 1 << 16 : kind == S_IFIFO ? 4096 /* PIPE_BUF */ : 1;
 	s->bytes = s->first;
 	s->room = sizeof s->first;
@@ -230,19 +241,26 @@ static void push(struct sink *s)
 	s->at = 0;
 }
 
-/* Keeps what is to be written; memory grows only when the member has ended, by what was in its pipes. */
+/* Keeps what is to be written; memory grows only when the member has ended, by what was in its pipes then. */
 static void keep(struct sink *s, const char *text, size_t n)
 {
 	size_t want = s->at + s->len + n;
 
 	if (s->fd < 0)
 		return;
+	if (want > s->room && s->at) {
+		memmove(s->bytes, s->bytes + s->at, s->len);
+		s->at = 0;
+		want = s->len + n;
+	}
 	if (want > s->room) {
 		size_t room = (2 * want + BUF - 1) / BUF * BUF;
 		long more = s->mapped ? SYS4(mremap, s->bytes, s->mapped, room, 1 /* MREMAP_MAYMOVE */)
 		                      : SYS(mmap, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		if (more < 0 && more > -4096)
-			return; /* no memory: the log has it */
+		if (more < 0 && more > -4096) {
+			unwritten = ENOMEM;
+			return;
+		}
 		if (!s->mapped)
 			memcpy((char *)more, s->bytes, s->at + s->len);
 		s->bytes = (char *)more, s->room = s->mapped = room;
@@ -297,11 +315,18 @@ static long drop_late_clients(void)
 	return least;
 }
 
-/* Moves what can be read from `*fd`; closes it when it has ended, or its reader has gone. */
-static void relay(int *fd, struct sink *s, char kind, const char *stream, int dead)
+/*
+ * Moves what can be read from `*fd`; closes it when it has ended, or its reader has gone.  `left`: how many bytes of it are the
+ * member's, which has ended: whoever else writes there is not waited for; -1: it lives.
+ */
+static void relay(int *fd, struct sink *s, char kind, const char *stream, long *left)
 {
-	long n = s->reader_gone ? 0 : SYS3(read, *fd, buf, sizeof buf);
+	int dead = *left >= 0;
+	size_t most = dead && *left < (long)sizeof buf ? (size_t)*left : sizeof buf;
+	long n = s->reader_gone || !most ? 0 : SYS3(read, *fd, buf, most);
 	if (n > 0) {
+		if (dead)
+			*left -= n;
 		write_log(stream, buf, (size_t)n);
 		tell_clients(kind, buf, (size_t)n);
 		keep(s, buf, (size_t)n);
@@ -320,7 +345,9 @@ static void relay(int *fd, struct sink *s, char kind, const char *stream, int de
 static void push_input(void)
 {
 	int to = tty >= 0 ? tty : in;
-	while (pending_len && to >= 0) {
+	if (to < 0)
+		pending_len = 0; /* it has no input */
+	while (pending_len) {
 		long r = SYS3(write, to, pending + pending_at, pending_len);
 		if (r == -EAGAIN)
 			return;
@@ -482,6 +509,13 @@ static int committed(void)
 	if (rights.level == 1 /* SOL_SOCKET */ && rights.type == 1 /* SCM_RIGHTS */)
 		mnt = rights.fd;
 	return 1;
+}
+
+/* It is not to be started once more. */
+static void mark_stop(void)
+{
+	if (dir >= 0)
+		SYS1(close, SYS4(openat, dir, "stop", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
 }
 
 static int asked_to_stop(void)
@@ -698,8 +732,13 @@ static int tell_unwritten(int code)
 
 	if (!unwritten)
 		return code;
-	p = put_str(p, "nsrun: what the member writes can't be written to standard output or error: ");
-	p = unwritten == ENOSPC || unwritten == EDQUOT ? put_str(p, "the disk is full") : put_num(put_str(p, "errno "), (unsigned long)unwritten, 1);
+	p = put_str(p, "nsrun: what the member wrote was not all written to standard output or error: ");
+	p = unwritten == ENOSPC || unwritten == EDQUOT ? put_str(p, "the disk is full")
+	    : unwritten == EFBIG                      ? put_str(p, "the file is larger than it may be")
+	    : unwritten == ENOMEM                     ? put_str(p, "there is not enough memory")
+	    : unwritten == EBADF                      ? put_str(p, "it is open for reading only")
+	    : unwritten == EAGAIN                     ? put_str(p, "its reader took no more")
+	                                              : put_num(put_str(p, "error "), (unsigned long)unwritten, 1);
 	p = put_str(p, dir >= 0 ? "\nhint: nsrun logs has it, unless --rm was given\n" : "\nhint: df -h\n");
 	*p = 0;
 	if (is_ready(2, POLLOUT))
@@ -718,10 +757,14 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 	if (lead >= 0)
 		SYS3(write, lead, text, put_num(text, (unsigned long)code, 1) - text);
 	if (program) {
-		struct timespec pause = {delay / 1000, delay % 1000 * 1000000};
-		struct pollfd told = {signals, POLLIN, 0};
-		if (ran < 10 && delay && !asked_to_stop())
-			SYS5(ppoll, &told, 1, &pause, NULL, 0); /* a signal ends the wait */
+		long until = now_ms() + delay;
+		while (ran < 10 && until > now_ms() && !asked_to_stop()) {
+			long ms = until - now_ms();
+			struct timespec pause = {ms / 1000, ms % 1000 * 1000000};
+			struct pollfd told = {signals, POLLIN, 0};
+			if (ms > 0 && SYS5(ppoll, &told, 1, &pause, NULL, 0) > 0 && take_signal(-1) & STOPS)
+				mark_stop(); /* which ends the wait */
+		}
 		*put_num(text, (unsigned long)code, 1) = 0;
 		while (program[n])
 			n++;
@@ -762,6 +805,9 @@ int main(int argc, char **argv, char **envp)
 {
 	struct timespec start, end;
 	int code = 0, oom = 0, dead = 0, recorded = 0, from = 0;
+	long left[3] = {-1, -1, -1}; /* bytes that an ended member has left in out, err and tty */
+	int stop = 0;
+	long told = 0; /* when a signal came that ends most programs, in ms */
 
 	for (int i = 1; i < argc; i++) {
 		if (str_eq(argv[i], "--")) {
@@ -800,6 +846,8 @@ int main(int argc, char **argv, char **envp)
 		int open = ms < 0, room[2] = {open && (dead || !sinks[0].len), open && (dead || !sinks[1].len)};
 		int n = 0, i_out, i_err, i_tty, i_in, i_stdin, i_listen, i_sink;
 
+		if (dead && stop)
+			mark_stop(), stop = 0;
 		if (dead && !recorded && out < 0 && err < 0 && tty < 0 && open) {
 			remove_cgroup();
 			record(code, oom);
@@ -834,23 +882,29 @@ int main(int argc, char **argv, char **envp)
 		int found = (int)SYS5(ppoll, p, n, ms < 0 ? NULL : &wait, NULL, 0);
 		if (found < 0)
 			continue;
-		if (!found && recorded && asked)
-			break; /* whoever reads takes nothing, and somebody wants us to end */
+		if (!found && recorded && asked) {
+			unwritten = EAGAIN; /* whoever reads takes nothing, and somebody wants us to end */
+			break;
+		}
 		if (p[1].revents) {
 			sigbits sig = take_signal(dead ? -1 : pidfd);
-			asked |= (sig & STOPS) != 0;
-			if (sig & STOPS & ~SIGBIT(SIGQUIT) && dir >= 0)
-				SYS1(close, SYS4(openat, dir, "stop", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+			if (sig & STOPS)
+				told = now_ms();
+			if (sig & (SIGBIT(SIGTERM) | SIGBIT(SIGINT)))
+				stop = 1;
+			asked |= dead && sig & STOPS;
 		}
 		for (int i = 0; i < 2; i++)
 			if (p[i_sink + i].revents)
 				push(&sinks[i]);
 		if (out >= 0 && (p[i_out].revents || sinks[0].reader_gone || (dead && room[0])))
-			relay(&out, &sinks[0], 'o', "stdout", dead);
+			relay(&out, &sinks[0], 'o', "stdout", &left[0]);
 		if (err >= 0 && (p[i_err].revents || sinks[1].reader_gone || (dead && room[1])))
-			relay(&err, &sinks[1], 'e', "stderr", dead);
+			relay(&err, &sinks[1], 'e', "stderr", &left[1]);
 		if (tty >= 0 && room[0] && (p[i_tty].revents & (POLLIN | POLLHUP) || sinks[0].reader_gone || dead))
-			relay(&tty, &sinks[0], 'o', "stdout", dead);
+			relay(&tty, &sinks[0], 'o', "stdout", &left[2]);
+		else if (p[i_tty].revents & POLLHUP)
+			pending_len = 0; /* nobody has it open any more, so nobody reads what was typed */
 		if (!dead && (p[i_in].revents || p[i_tty].revents & POLLOUT))
 			push_input();
 		for (int i = 0; i < N_CLIENTS; i++) {
@@ -869,8 +923,15 @@ int main(int argc, char **argv, char **envp)
 				return code; /* nsrun undoes, or the next one sweeps */
 			oom = code == 128 + SIGKILL && out_of_memory();
 			kill_rest();
-			asked |= asked_to_stop();
+			stop |= told && now_ms() - told < RECENT;
+			asked |= asked_to_stop() || (told && now_ms() - told < RECENT);
 			pending_len = 0;
+			left[0] = left[1] = 0, left[2] = TTY_BUFFER;
+			for (int i = 0; i < 2; i++) {
+				int n_left = 0;
+				SYS3(ioctl, i ? err : out, FIONREAD, &n_left);
+				left[i] = n_left;
+			}
 			SYS1(close, listener);
 			listener = -1;
 		}

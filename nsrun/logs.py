@@ -69,25 +69,16 @@ def logs(
 ) -> Iterator[Piece]:
     """(time, stdout|stderr, text) of a member's output; with `follow`, until it has ended.
 
-    `tail`: only the last so many lines of what there is now; `since`, `until`: only what was written between these times
-    (moment).  A log that is full is called log.1, and a new one is begun: what is open here is read to its end first.
+    `tail`: only the last so many lines of what there is now; `since`, `until`: only lines that began between these times
+    (moment).  A log that is full is called log.1, and a new one is begun: what is open here is read to its end first.  What was
+    rotated away before it could be read is told, as a line of standard error.
     """
-    lines, wanted = Lines(), {}
-    for time, stream, text in _pieces(state, name, tail, follow, since):
-        if lines.begins(stream, text):  # a line belongs to the time at which it began
-            if until and time > until:
-                return
-            wanted[stream] = time >= since
-        if wanted[stream]:
-            yield time, stream, text
-
-
-def _pieces(state: State, name: str, tail: int | None, follow: bool, since: str) -> Iterator[Piece]:
     import time
 
+    wanted = _Wanted(since, until)
     note = state.member(name)
     path = state.path("members", note["name"], "log")
-    log = _open_log(path)  # first, so that nothing is missed when it is renamed in between
+    count, log = _count_and_log(path)  # first, so that nothing is missed when it is renamed in between
     try:
         lines = []
         older = _open_log(f"{path}.1")
@@ -98,18 +89,27 @@ def _pieces(state: State, name: str, tail: int | None, follow: bool, since: str)
         if log and not follow:
             last, log = log, None
             lines += last.close()
-        yield from lines if tail is None else last_lines([p for p in lines if p[0] >= since], tail)
-        while follow:
+        lines = [piece for piece in lines if wanted.takes(piece)]
+        yield from lines if tail is None else last_lines(lines, tail)
+        while follow and not wanted.is_over():
             ended = state.member_status(note)[0] not in ALIVE
             full = log is not None and life.identity(path) != life.identity(log.fd)
             if log and (lines := log.lines()):
-                yield from lines
-            elif (log is None or full) and (now := _open_log(path)):
-                yield from log.close() if log else []
-                log = now
+                yield from filter(wanted.takes, lines)
+            elif log is None or full:
+                read = life.identity(log.fd) if log else None
+                yield from filter(wanted.takes, log.close() if log else [])
+                before, (count, log) = count, _count_and_log(path)
+                for piece in _between(path, read, count - before):
+                    if wanted.takes(piece):
+                        yield piece
+                if log is None and not ended:
+                    time.sleep(0.1)
+                elif log is None:
+                    return
             elif ended:
                 unfinished, log = log, None
-                yield from unfinished.close() if unfinished else []
+                yield from filter(wanted.takes, unfinished.close())
                 return
             else:
                 time.sleep(0.1)
@@ -117,6 +117,61 @@ def _pieces(state: State, name: str, tail: int | None, follow: bool, since: str)
     finally:
         if log:
             log.close()
+
+
+def _count_and_log(path: str) -> tuple[int, _Log | None]:
+    """How often a log was full before the one that is open here."""
+    while True:
+        count = _rotations(path)
+        log = _open_log(path)
+        if count == _rotations(path):
+            return count, log
+        if log:
+            log.close()
+
+
+def _rotations(path: str) -> int:
+    try:
+        return os.stat(f"{os.path.dirname(path)}/rotated", follow_symlinks=False).st_size
+    except OSError:
+        return 0
+
+
+def _between(path: str, read: tuple[int, int] | None, rotations: int) -> Iterator[Piece]:
+    """What came after a log that was read to its end, and before the newest, `rotations` later."""
+    from nsrun.api import timestamp
+
+    older = _open_log(f"{path}.1") if rotations > 1 else None
+    if older and life.identity(older.fd) == read:
+        older.close()
+        older = None
+    if rotations > 2:
+        lost = f"nsrun: {rotations - 2} logs of 16 MiB were full and gone before they could be read\n"
+        yield timestamp(), "stderr", lost
+    if older:
+        yield from older.lines()
+        yield from older.close()
+
+
+class _Wanted:
+    """Lines that began between two times; "" for none."""
+
+    def __init__(self, since: str, until: str) -> None:
+        self._since, self._until, self._lines = since, until, Lines()
+        self._wanted: dict[str, bool] = {}
+
+    def takes(self, piece: Piece) -> bool:
+        """Does the line of this piece belong to them?"""
+        time, stream, text = piece
+        if self._lines.begins(stream, text):
+            self._wanted[stream] = time >= self._since and not (self._until and time > self._until)
+        return self._wanted[stream]
+
+    def is_over(self) -> bool:
+        """Is it later than what is wanted?"""
+        from nsrun.api import timestamp
+
+        return bool(self._until) and timestamp() > self._until
 
 
 class Lines:
@@ -136,10 +191,15 @@ class Lines:
 
 
 def last_lines(pieces: list[Piece], count: int) -> list[Piece]:
-    """Return the pieces of the last so many lines."""
-    lines = Lines()
-    starts = [number for number, (_, stream, text) in enumerate(pieces) if lines.begins(stream, text)]
-    return pieces[starts[-count] :] if 0 < count <= len(starts) else pieces if count else []
+    """Return the pieces of the last so many lines, of both streams."""
+    lines, number, of = Lines(), 0, {"": 0}
+    numbers = []  # of the line that each piece is of
+    for _, stream, text in pieces:
+        if lines.begins(stream, text):
+            number += 1
+            of[stream] = number
+        numbers.append(of[stream])
+    return [piece for piece, line in zip(pieces, numbers, strict=True) if line > number - count]
 
 
 def whole_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -202,15 +262,15 @@ def moment(text: str, flag: str) -> str:
     from datetime import UTC, datetime, timedelta
 
     nanoseconds = ""
-    if exact := re.fullmatch(r"(.{10}T[0-9:]{8})\.([0-9]{1,9})(.*)", text, re.ASCII):
-        text, nanoseconds = exact[1] + exact[3], exact[2].ljust(9, "0")
+    if exact := re.fullmatch(r"(.{10}[T ][0-9:]{8}|[0-9]{1,12})\.([0-9]{1,9})([Z+-].*)?", text, re.ASCII):
+        text, nanoseconds = exact[1] + (exact[3] or ""), exact[2].ljust(9, "0")
     ago = re.fullmatch(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?[smhd])+", text)
     try:
         if ago:
             seconds = sum(float(n) * _UNITS[u] for n, u in re.findall(r"([0-9.]+)([smhd])", text))
             when = datetime.now(UTC) - timedelta(seconds=seconds)
-        elif is_number(text.replace(".", "", 1)):
-            when = datetime.fromtimestamp(float(text), UTC)
+        elif is_number(text):
+            when = datetime.fromtimestamp(int(text), UTC)
         elif re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) and text.isascii():
             when = datetime.fromisoformat(text).astimezone(UTC)
         else:

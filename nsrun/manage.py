@@ -336,8 +336,8 @@ def signal_member(state: State, note: Note, signal: int) -> None:
         os.close(fd)
 
 
-def stop_member(state: State, note: Note, seconds: float = 10.0) -> bool:
-    """Its stop signal, then after `seconds` SIGKILL to its cgroup; wait until it has ended.  Touch nobody else.
+def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0) -> bool:
+    """Its stop signal (or another), then after `seconds` SIGKILL to its cgroup; wait until it has ended.  Touch nobody else.
 
     Return whether SIGKILL was needed.  NsrunError: it does not end.
     """
@@ -359,10 +359,12 @@ def stop_member(state: State, note: Note, seconds: float = 10.0) -> bool:
         except FileNotFoundError:
             return killed
         if fd >= 0:
-            _signal(fd, note["stop_signal"])
-            if not _wait_dead(fd, seconds):
+            signal = signal or note["stop_signal"]
+            if signal != SIGKILL:
+                _signal(fd, signal)
+            if signal == SIGKILL or not _wait_dead(fd, seconds):
                 kill_member(note, fd)
-                killed, dead = note["stop_signal"] != SIGKILL, _wait_dead(fd, 10)
+                killed, dead = signal != SIGKILL, _wait_dead(fd, 10)
         else:
             _end_wait(state, note)
     finally:
@@ -501,7 +503,7 @@ def remove_member(state: State, note: Note, force: bool) -> None:
                 f"member {note['name']!r} is {status}",
                 hint=f"nsrun stop {note['name']}, or: nsrun rm -f {note['name']}",
             )
-        stop_member(state, note, 0)
+        stop_member(state, note, 0, SIGKILL)
     else:
         found = state.life("members", note["name"])
         if found.keeper and not force and life.held_lives(found.keeper, note.get("pidfd", -1)):
@@ -510,7 +512,7 @@ def remove_member(state: State, note: Note, force: bool) -> None:
                 hint=f"nsrun rm -f {note['name']}",
             )
         if found.alive:  # about to be restarted
-            stop_member(state, note, 0)
+            stop_member(state, note, 0, SIGKILL)
     kept = life.children.pop(note["id"], -1)
     if kept >= 0:
         os.close(kept)
@@ -899,7 +901,8 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     from nsrun import api
 
     try:
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # `stop`, or Ctrl-C, may have come already
+        # `stop`, or Ctrl-C, may have come already; all others wait for the next life
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {SIGTERM, 2, 1})
         state.renew_exit(name)
         api.join(state, note["pod"], options, again={**note, "lead": lead, "locks": locks})
     except BaseException as error:

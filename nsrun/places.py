@@ -7,6 +7,7 @@ the places they really have.  nsrun-init then refuses every symlink: what change
 from __future__ import annotations
 
 import os
+import stat
 from errno import EACCES, ELOOP, ENOENT, ENOTDIR
 
 from nsrun import kernel
@@ -36,8 +37,9 @@ def arrange(mounts: list[dict[str, Any]], roots: Sequence[str], moved: dict[str,
             if place != target:
                 check_place(place, f"the target {target!r}")
                 moved[target] = place
-            if place in taken and target != taken[place]:
-                raise UsageError(f"two mounts are at {place}: {taken[place]} and {target} lead to it")
+            if place in taken:
+                others = f": {taken[place]} and {target} lead to it" if {target, taken[place]} != {place} else ""
+                raise UsageError(f"two mounts are at {place}{others}")
             taken[place] = target
     finally:
         for fd in layers:
@@ -50,7 +52,9 @@ def real_path(layers: Sequence[int], path: str) -> str:
 
     BadInput: it passes too many links.
     """
-    done: list[str] = []
+    done: list[
+        tuple[str, Sequence[int]]
+    ] = []  # names, and the layers in which each of them is a directory that is seen
     left = path.split("/")[::-1]
     links = 0
     while left:
@@ -60,14 +64,17 @@ def real_path(layers: Sequence[int], path: str) -> str:
         if name == "..":
             done[-1:] = []
             continue
+        seen = done[-1][1] if done else layers
         try:
-            to = _link(layers, "/".join([*done, name]))
+            to, below = _look("/".join([*(name for name, _ in done), name]), seen)
         except KernelError as error:
             if error.errno != EACCES:
                 raise
-            return "/" + "/".join([*done, name, *left[::-1]])  # nsrun-init may look, and refuses a link
-        if to is None:
-            done.append(name)
+            return "/" + "/".join(
+                [*(name for name, _ in done), name, *left[::-1]]
+            )  # nsrun-init may look, and refuses a link
+        if not to:
+            done.append((name, below))
             continue
         links += 1
         if links > MOST_LINKS:
@@ -75,22 +82,43 @@ def real_path(layers: Sequence[int], path: str) -> str:
         if to.startswith("/"):
             done = []
         left += to.split("/")[::-1]
-    return "/" + "/".join(done)
+    return "/" + "/".join(name for name, _ in done)
 
 
-def _link(layers: Sequence[int], path: str) -> str | None:
-    """What the uppermost thing of this name is a link to; None: it is none, or nothing."""
+def _look(path: str, layers: Sequence[int]) -> tuple[str, list[int]]:
+    """(where the link of this name leads, or "", and the layers of it as a directory), as overlayfs merges layers.
+
+    Documentation/filesystems/overlayfs.rst: what is no directory hides all below, and so do a whiteout and an opaque directory.
+    """
+    found: list[int] = []
     for layer in layers:
         try:
-            fd = kernel.open_in_root(layer, path, os.O_PATH | os.O_NOFOLLOW)
+            fd = kernel.open_in_root(layer, path, os.O_PATH | os.O_NOFOLLOW, kernel.RESOLVE_NO_SYMLINKS)
         except KernelError as error:
-            if error.errno in (ENOENT, ENOTDIR):
+            if error.errno == ENOENT:
                 continue
+            if error.errno in (ENOTDIR, ELOOP):  # what the layers above have as a directory is something else here
+                break
             raise
         try:
-            return os.readlink(b"", dir_fd=fd).decode("utf-8", "surrogateescape")
-        except OSError:
-            return None  # not a link; a whiteout is none, either
+            mode = os.fstat(fd).st_mode
+            if not found and stat.S_ISLNK(mode):
+                return os.fsdecode(os.readlink(b"", dir_fd=fd)), []
+            if not stat.S_ISDIR(mode):
+                break
+            found.append(layer)
+            if _is_opaque(fd):
+                break
         finally:
             os.close(fd)
-    return None
+    return "", found
+
+
+def _is_opaque(fd: int) -> bool:
+    for name in ("user.overlay.opaque", "trusted.overlay.opaque"):
+        try:
+            if os.getxattr(f"/proc/self/fd/{fd}", name) == b"y":
+                return True
+        except OSError:
+            continue  # it has none, or that is not ours to read
+    return False

@@ -492,8 +492,11 @@ class Run:
             return
         import _socket
 
-        with _socket.socket(fileno=os.dup(self.fd("go:write"))) as channel:
+        channel = _socket.socket(fileno=os.dup(self.fd("go:write")))
+        try:
             channel.sendmsg([b"G"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=i", mounts))])
+        finally:
+            channel.close()
 
     def hand_over(self, detach: bool) -> None:
         door = "monitor:pidfd" in self.handles

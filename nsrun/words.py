@@ -82,12 +82,13 @@ def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
             raise UsageError(f"-p {word}: the two ranges differ in length")
         for a, b in zip(host, pod, strict=True):
             ports.append({"host_ip": host_ip, "host_port": a, "pod_port": b, "protocol": "tcp"})
-    seen: set[tuple[str, int]] = set()
+    seen: dict[int, set[str]] = {}
     for port in ports:
-        key = (port["host_ip"], port["host_port"])
-        if port["host_port"] and key in seen:
-            raise UsageError(f"port {key[0]}:{key[1]} is published twice")
-        seen.add(key)
+        ip, number = port["host_ip"], port["host_port"]
+        others = seen.setdefault(number, set())
+        if number and others and (ip in others or "0.0.0.0" in {ip, *others}):
+            raise UsageError(f"port {ip}:{number} is published twice", hint="0.0.0.0 means every address of this host")
+        others.add(ip)
     return ports
 
 
@@ -268,6 +269,8 @@ def _volume(source: str, target: str, options: list[str], word: str) -> dict[str
     for option in options:
         if option not in _FLAGS:
             raise UsageError(f"{word}: unknown option {option!r}", hint=f"known: {' '.join(sorted(_FLAGS))}")
+    if "dev" in options:
+        raise UsageError(f"{word}: devices of a volume can't be used", hint="--device HOST:MEMBER gives one")
     _check_sense(options, word)
     kind = "bind" if source.startswith(("/", ".")) else "volume"
     if kind == "volume" and source:

@@ -1,6 +1,7 @@
 """Lines, pieces of lines, times, several members; what a terminal is spared."""
 
 import datetime
+import signal
 import subprocess
 import time
 
@@ -40,6 +41,8 @@ def test_moments():
     assert logs.moment("2026-01-31T12:00:00.5+02:00", "x") == "2026-01-31T10:00:00.500000000Z"
     assert logs.moment("0", "x") == "1970-01-01T00:00:00.000000000Z"
     assert logs.moment("1700000000.25", "x") == "2023-11-14T22:13:20.250000000Z"
+    assert logs.moment("1700000000.123456789", "x") == "2023-11-14T22:13:20.123456789Z"
+    assert logs.moment("2026-01-31 12:00:00.123456789Z", "x") == "2026-01-31T12:00:00.123456789Z"
     local = datetime.datetime(2026, 1, 31).astimezone(datetime.UTC)
     assert logs.moment("2026-01-31", "x")[:19] == local.strftime("%Y-%m-%dT%H:%M:%S")
     for text, seconds in (("10m", 600), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800), ("90s", 90)):
@@ -126,3 +129,40 @@ def test_a_follower_whose_reader_goes(host, pod, busybox):
         assert done.stdout.count("tick") == 2 and done.stderr == ""
     wait_for(lambda: host.member("m")["status"] == "running")
     time.sleep(0.1)
+
+
+def test_the_last_lines_of_two_streams():
+    """A line that another is in the middle of is not begun in its middle."""
+    pieces = [("1", "stdout", "a"), ("2", "stderr", "E\n"), ("3", "stdout", "b\n"), ("4", "stderr", "F\n")]
+    assert logs.last_lines(pieces, 2) == [pieces[1], pieces[3]]
+    assert logs.last_lines(pieces, 3) == pieces
+
+
+def test_until_comes_before_tail_and_ends_what_is_followed(host, pod, busybox):
+    host.start("m", busybox, "sh", "-c", "for i in 1 2 3; do echo l$i; sleep 0.3; done; sleep 1000")
+    wait_for(lambda: "l3" in host.run("logs", "m").stdout)
+    second = host.run("logs", "-t", "m").stdout.splitlines()[1].split()[0]
+    assert host.run("logs", "--until", second, "--tail", "1", "m").stdout == "l2\n"
+    soon = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert host.run("logs", "-f", "--until", soon, "m", timeout=10).stdout.startswith("l1\n")
+
+
+def test_a_follower_that_was_stopped_while_logs_were_full(host, pod, busybox):
+    """Two rotations lose nothing; of more, what is gone is told."""
+    for lines, gone in ((800_000, False), (2_600_000, True)):
+        host.run("rm", "-f", "big")
+        host.start("big", busybox, "sh", "-c", f"echo 0; sleep 2; seq {lines}; echo end")
+        follower = subprocess.Popen(
+            [NSRUN, "logs", "-f", "big"], env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert follower.stdout.readline() == "0\n"
+        follower.send_signal(signal.SIGSTOP)
+        wait_for(lambda: host.member("big")["status"] == "stopped", 60)
+        follower.send_signal(signal.SIGCONT)
+        out, err = follower.communicate(timeout=30)
+        numbers = [int(line) for line in out.split()[:-1]]
+        assert out.endswith("end\n")
+        if gone:
+            assert "before they could be read" in err and len(numbers) < lines
+        else:
+            assert err == "" and numbers == list(range(1, lines + 1))

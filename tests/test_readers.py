@@ -194,13 +194,14 @@ def test_one_who_attaches_and_reads_nothing(host, pod, busybox):
 
 def test_the_fifth_who_attaches_is_told_why(host, pod, busybox):
     host.start("a", busybox, "sleep", "1000")
-    others = [start(host, "attach", "a", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(4)]
     monitor = int(pathlib.Path(f"/proc/{host.member('a')['pid']}/stat").read_text().rpartition(")")[2].split()[1])
 
     def sockets() -> int:
         return sum("socket:" in os.readlink(file) for file in pathlib.Path(f"/proc/{monitor}/fd").iterdir())
 
-    wait_for(lambda: sockets() == 5)
+    before = sockets()
+    others = [start(host, "attach", "a", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(4)]
+    wait_for(lambda: sockets() == before + 4)
     assert "as many as can be" in host.fails(125, "attach", "a", stdin=subprocess.DEVNULL)
     for process in others:
         process.kill()
@@ -458,3 +459,205 @@ def test_a_status_descriptor_that_nobody_reads(host, pod, busybox, full):
     host.run(
         "join", "pause", "--status-fd", str(full), "--rm", "--rootfs", busybox, "--", "true", pass_fds=[full], timeout=8
     )
+
+
+# ---- what fresh eyes found -----------------------------------------------------------------------------------------
+
+
+def monitor_of(pid: int) -> int:
+    return int(pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("words", ["kill k", "kill -s 9 k", "rm -f k"])
+def test_kill_is_sigkill(host, pod, busybox, words):
+    """No handler runs, whatever the stop signal is."""
+    script = "trap 'echo BYE; exit 0' TERM USR1; echo ready; while :; do :; done"
+    done = start(
+        host,
+        "join",
+        "pause",
+        "--name",
+        "k",
+        "--stop-signal",
+        "USR1",
+        "--rootfs",
+        busybox,
+        "--",
+        "sh",
+        "-c",
+        script,
+        stdout=subprocess.PIPE,
+    )
+    assert done.stdout.readline() == b"ready\n"
+    host.run(*words.split())
+    assert done.communicate(timeout=8)[0] == b"" and done.returncode == 137
+    if words != "rm -f k":
+        assert host.run("wait", "k").stdout == "137\n"
+
+
+def test_another_writer_does_not_keep_an_ended_member(host, pod, busybox):
+    """A sibling writes to its output for ever: what the member left is taken, and no more."""
+    host.start("b", busybox, "sh", "-c", "echo mine; sleep 1000; exit 7", options=["--rm"] * 0)
+    pid = host.member("b")["pid_in_pod"]
+    writers = f"for i in 1 2 3; do yes >/proc/{pid}/fd/1 & done; sleep 0.3; kill {pid}; wait"
+    host.start("sibling", busybox, "sh", "-c", writers)
+    assert host.run("wait", "b", timeout=8).stdout == "143\n"
+    assert host.member("b")["exit_code"] == 143
+
+
+def test_a_signal_that_a_member_survives_cuts_nothing(host, pod, busybox):
+    """Ctrl-C that is handled, much later the end, and a reader that wakes up later still: every line is there."""
+    script = "trap 'echo caught' INT; echo ready; sleep 0.2; sleep 11; seq 12000; exit 3"
+    done = start(
+        host, "join", "pause", "--name", "s", "--rootfs", busybox, "--", "sh", "-c", script, stdout=subprocess.PIPE
+    )
+    assert done.stdout.readline() == b"ready\n"
+    done.send_signal(signal.SIGINT)
+    wait_for(lambda: host.member("s")["status"] == "stopped")
+    time.sleep(1)
+    assert len(done.stdout.read().split()) in (12000, 12001)
+    assert done.wait(timeout=8) == 3
+
+
+def test_what_is_cut_is_said(host, pod, busybox, full):
+    done = start(
+        host,
+        "join",
+        "pause",
+        "--name",
+        "s",
+        "--rootfs",
+        busybox,
+        "--",
+        "sh",
+        "-c",
+        "trap 'exit 0' TERM; yes & wait",
+        stdout=full,
+    )
+    wait_for(lambda: [m["status"] for m in host.json("ls")] == ["running"])
+    time.sleep(0.3)
+    done.send_signal(signal.SIGTERM)
+    said = done.communicate(timeout=8)[1]
+    assert done.returncode == 125 and b"its reader took no more" in said
+    assert host.member("s")["exit_code"] == 0
+
+
+def test_a_closed_terminal_and_a_full_one(host, pod, busybox):
+    """Nobody reads what was typed, and nobody what is written: the monitor sleeps."""
+    t = Terminal(
+        host,
+        "join",
+        "pause",
+        "-it",
+        "--name",
+        "t",
+        "--rootfs",
+        busybox,
+        "--",
+        "sh",
+        "-c",
+        "stty raw -echo; echo ready; sleep 1; yes | head -c 400000; exec >/dev/null </dev/null 2>&1; exec sleep 1000",
+    )
+    t.expect("ready")
+    os.set_blocking(t.master, False)
+    for _ in range(30):
+        try:
+            os.write(t.master, b"x" * 4000)
+        except BlockingIOError:
+            time.sleep(0.05)
+    time.sleep(2.5)
+    monitor = monitor_of(host.member("t")["pid"])
+
+    def ticks() -> int:
+        return sum(map(int, pathlib.Path(f"/proc/{monitor}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    before = ticks()
+    time.sleep(1)
+    assert ticks() - before < 20
+    t.close()
+
+
+def test_input_for_a_member_that_has_none(host, pod, busybox):
+    host.start("d", busybox, "sleep", "1000")
+    for _ in range(6):
+        client = start(host, "attach", "d", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        client.stdin.write(b"hello\n")
+        client.stdin.flush()
+        time.sleep(0.4)
+        client.kill()
+        assert b"as many as can be" not in client.communicate(timeout=8)[1]
+
+
+def test_nothing_is_gained_by_a_descriptor(host, pod, busybox, tmp_path):
+    """What the caller may only read from is not written to, though root could open it anew."""
+    os.mkfifo(tmp_path / "f")
+    reader = os.open(tmp_path / "f", os.O_RDONLY | os.O_NONBLOCK)
+    done = start(host, "join", "pause", "--rm", "--rootfs", busybox, "--", "echo", "written", stdout=reader)
+    assert done.wait(timeout=8) == 125 and b"reading only" in done.stderr.read()
+    writer = os.open(tmp_path / "f", os.O_WRONLY | os.O_NONBLOCK)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 100)
+    os.close(reader), os.close(writer)
+
+
+def test_only_the_members_own_are_killed_with_it(host, busybox):
+    """Without a cgroup: while its monitor is held up, others get new mount namespaces, and none of them the number of its."""
+    env = {"NSRUN_CGROUP": "none"}
+    host.run("pod", "create", "--network", "none", "p", env=env)
+    host.run("join", "p", "-d", "--name", "m", "--rootfs", busybox, "sleep", "1000", env=env)
+    pid = host.member("m")["pid"]
+    monitor = monitor_of(pid)
+    os.kill(monitor, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    strangers = [subprocess.Popen(["unshare", "--mount", "sleep", "1000"]) for _ in range(40)]
+    time.sleep(0.5)
+    os.kill(monitor, signal.SIGCONT)
+    wait_for(lambda: host.member("m")["status"] == "stopped")
+    time.sleep(0.5)
+    alive = [stranger.poll() is None for stranger in strangers]
+    for stranger in strangers:
+        stranger.kill()
+        stranger.wait(timeout=8)
+    assert all(alive)
+    host.run("pod", "rm", "-f", "p")
+
+
+def test_keys_to_leave_that_are_typed_slowly(host, pod, busybox, terminal):
+    """Ctrl-P is held back until the next key: the shell does not see it."""
+    host.run("join", "pause", "-dit", "--name", "t", "--rootfs", busybox, "sh")
+    t = terminal("attach", "t")
+    t.expect(r"# \x1b\[J")
+    t.type("echo x >>/n; echo $((6*7))\n")
+    t.expect(r"42\r\n")
+    t.type("\x10")
+    time.sleep(0.3)
+    t.type("\x11")
+    assert t.process.wait(timeout=8) == 0
+    again = terminal("attach", "t", rows=20)
+    again.expect(r"# \x1b\[J")
+    again.type("\n")
+    time.sleep(0.3)
+    again.type("wc -l </n; exit 12\n")
+    again.expect(r"\b1\r\n")
+    assert again.process.wait(timeout=8) == 12
+
+
+def test_a_new_size_is_passed_on_at_once(host, pod, busybox, terminal):
+    host.run(
+        "join",
+        "pause",
+        "-dit",
+        "--name",
+        "t",
+        "--rootfs",
+        busybox,
+        "sh",
+        "-c",
+        "trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done",
+    )
+    t = terminal("attach", "t")
+    time.sleep(0.5)
+    t.resize(40, 111)
+    t.process.send_signal(signal.SIGWINCH)
+    t.expect(r"40 111", 3)

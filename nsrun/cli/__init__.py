@@ -763,9 +763,13 @@ def wait(state: State, options: Options, operands: Words, rest: Words, general: 
     from nsrun import manage
     from nsrun.cli.say import out
 
+    code = 0
     for name in operands:
-        out(str(manage.wait_member(state, name)))
-    return 0
+        try:
+            out(str(manage.wait_member(state, name)))
+        except (OSError, NsrunError) as error:
+            code = code or _go_on_after(error)
+    return code
 
 
 def stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -798,7 +802,7 @@ def kill(state: State, options: Options, operands: Words, rest: Words, general: 
     def one(name: str) -> None:
         note = state.member(name)
         if signal == manage.SIGKILL and state.member_status(note)[0] in ("running", "stopping", "restarting"):
-            manage.stop_member(state, {**note, "stop_signal": 9}, 0)
+            manage.stop_member(state, note, 0, manage.SIGKILL)
         else:
             manage.signal_member(state, note, signal)
 

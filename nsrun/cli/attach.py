@@ -51,9 +51,11 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
 
         def resize(*_: object) -> None:
             packets.append(b"w" + fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("8x")))
+            if len(packets) == 1:  # select(2) is restarted with what it was asked for before
+                send()
 
     packets: list[bytes] = []  # to be sent; our input is read when there is none, and output is shown meanwhile
-    tail = b""
+    held = b""
 
     def send() -> None:
         nonlocal stdin
@@ -104,10 +106,12 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
                     elif ours:
                         return 0
                     continue
-                if terminal and (tail + data).find(LEAVE) >= 0:
+                data = held + data
+                if terminal and LEAVE in data:
                     return 0
-                tail = data[-1:]
-                packets.append(b"i" + data)
+                held = LEAVE[:1] if terminal and data.endswith(LEAVE[:1]) else b""  # until the next key tells
+                if data := data.removesuffix(held):
+                    packets.append(b"i" + data)
     finally:
         sock.close()
         if saved:

@@ -28,8 +28,13 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
             hint="sudo chmod 0666 /dev/net/tun (what udev does)" if there else "sudo modprobe tun",
         )
     pidfile, log = f"{directory}/forward.pid", f"{directory}/forward.log"
-    errors = open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
-    flock(errors, LOCK_EX | LOCK_NB)  # it goes over to pasta, whose standard error this is: see end_of
+    errors = open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
+    try:
+        flock(errors, LOCK_EX | LOCK_NB)  # it goes over to pasta, whose standard error this is: see end_of
+    except BlockingIOError:
+        os.close(errors)
+        raise NsrunError(f"a pasta writes to {log} already", hint="nsrun pod ls -a; nsrun pod prune") from None
+    os.ftruncate(errors, 0)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     words = [*words, "--pid", pidfile]
     try:

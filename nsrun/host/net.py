@@ -398,12 +398,14 @@ def loopback_up() -> None:
         wire.talk(sock, [("ip link set lo up", wire.encode("link_up", index=_socket.if_nametoindex("lo")))])
 
 
-def raise_open_files() -> None:
-    """As many descriptors as may be: each published port is one.  getrlimit(2)."""
+def raise_open_files(more: int) -> None:
+    """So many more descriptors, as far as may be: each published port is one.  getrlimit(2)."""
     import resource
 
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + 256
+    if 0 <= soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
 def hold_port(host_ip: str, port: int, state: State, to_listen: bool = False) -> tuple[_socket.socket, int]:
@@ -422,7 +424,7 @@ def hold_port(host_ip: str, port: int, state: State, to_listen: bool = False) ->
         if error.errno == EADDRINUSE:
             raise BadInput(
                 f"port {host_ip}:{port}/tcp is taken",
-                hint=_who_has(port, state),
+                hint=_who_has(host_ip, port, state),
                 errno=EADDRINUSE,
             ) from None
         if error.errno == EADDRNOTAVAIL:
@@ -478,10 +480,14 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[st
     return requests
 
 
-def _who_has(port: int, state: State) -> str:
+def _who_has(host_ip: str, port: int, state: State) -> str:
     """Whose a port is, as far as can be seen: a pod's is bound and does not listen, so no table of the kernel shows it."""
     for note in state.all("pods"):
-        if any(p["host_port"] == port for p in note.get("ports", ())):
+        same = [p for p in note.get("ports", ()) if p["host_port"] == port]
+        if (
+            any("0.0.0.0" in (host_ip, p["host_ip"]) or host_ip == p["host_ip"] for p in same)
+            and state.pod_life(note).alive
+        ):
             return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
     inodes, lingers = set(), False
     for file in ("/proc/net/tcp", "/proc/net/tcp6"):

@@ -218,8 +218,8 @@ class HoldPorts(Step):
     def do(self, run: Run) -> None:
         from nsrun.host import net
 
-        if len(self.ports) > 100:
-            net.raise_open_files()
+        if len(self.ports) > 1:
+            net.raise_open_files(len(self.ports))
         for handle, (ip, host, pod) in zip(self.handles, self.ports, strict=True):
             sock, port = net.hold_port(ip, host, run.state)
             run.hold(handle, sock.detach())
