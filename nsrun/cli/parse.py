@@ -85,6 +85,8 @@ def parse(words: list[str]) -> tuple[dict[str, Any], Command | None, dict[str, A
         raise UsageError(
             f"nsrun {name} needs a subcommand", hint=" ".join(c.split()[1] for c in BY_NAME if c.startswith(f"{name} "))
         )
+    elif name == "container" and words and not words[0].startswith("-"):
+        name = f"container {words.pop(0)}"
     command = BY_NAME.get(name)
     if command is None:
         from nsrun.cli.foreign import instead_of_command
