@@ -156,6 +156,23 @@ def pauses_of(state: State, name: str) -> list[int]:
     return found
 
 
+INITIAL_PID = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
+
+
+def is_kept_elsewhere(state: State, name: str) -> bool:
+    """Root, in a PID namespace of its own: is the file that an owner of such a pod is shown locked by a process that it can't see?
+
+    In the machine's own, where every process is seen, pauses_of tells: the owner can lock that file, too.
+    """
+    if state.uid or os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID:
+        return False
+    try:
+        owners = os.listdir(state.owned)
+    except FileNotFoundError:
+        return False
+    return any(life.ask(f"{state.owned}/{uid}/{name}.held").keeper == 0 for uid in owners)
+
+
 def _holders(ends: tuple[str, ...] = (_GONE,)) -> Iterator[tuple[int, str, str, str]]:
     """(pid, name, number of a descriptor, path of the `held`, removed or not as `ends` says, that it is)…"""
     for pid in filter(is_number, os.listdir("/proc")):

@@ -103,6 +103,24 @@ def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):
     assert host.json("pod", "ls", "-a") == []
 
 
+def test_a_damaged_note_that_is_looked_at_from_another_pid_namespace(host, alice):
+    """nsrun-hold was killed, and pause is not in view from there: its lock tells that the pod lives, and keeps its name."""
+    env = {"SUDO_UID": str(alice.uid)}
+    host.run("pod", "create", "--network", "none", "p", env=env)
+    pause = host.pod("p")["pid"]
+    for line in host.snapshot()["processes"]:
+        if "nsrun-hold" in line:
+            kill(int(line.split()[0]))
+    note = host.root / "run/pods/p/note"
+    note.write_text(note.read_text().replace("none", "nine"))
+    words = ["unshare", "--pid", "--fork", "--mount-proc", NSRUN, "pod", "create", "--network", "none", "p"]
+    assert sh(*words, env={**host.env, **env}, check=False).returncode == 125
+    assert note.exists() and lives(pause)
+    assert [p["pid"] for p in host.json("pod", "ls", "-a")] == [pause]
+    host.run("pod", "rm", "-f", "p")
+    assert not lives(pause)
+
+
 @pytest.mark.parametrize("back", [False, True], ids=["from the machine's own", "from another"])
 def test_a_member_of_another_time_namespace_whose_monitor_was_killed(host, alice, box, back):
     """Only its number and its start time tell of it, in a pod without cgroup; the soak found it alive for good."""
