@@ -85,6 +85,17 @@ def test_a_reader_that_takes_nothing(host, pod, busybox, full, end):
     assert host.json("ls") == []
 
 
+def programs() -> set[bytes]:
+    """The names of all processes."""
+    found = set()
+    for file in pathlib.Path("/proc").glob("[0-9]*/comm"):
+        try:
+            found.add(file.read_bytes().strip())
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
 @pytest.mark.parametrize("command", ["join", "exec"])
 def test_every_kind_of_reader(host, pod, busybox, blocked, command):
     """A pipe, a socket, a terminal under Ctrl-S: a signal ends what runs in the foreground."""
@@ -94,9 +105,7 @@ def test_every_kind_of_reader(host, pod, busybox, blocked, command):
         done = start(
             host, *words, "sh", "-c", f"trap 'exit 7' TERM; yes {stream} & wait", stdout=blocked, stderr=blocked
         )
-        wait_for(
-            lambda: b"yes" in b"".join(p.read_bytes() for p in pathlib.Path("/proc").glob("[0-9]*/comm") if p.exists())
-        )
+        wait_for(lambda: b"yes" in programs())
         time.sleep(0.2)
         done.send_signal(signal.SIGTERM)
         assert done.wait(timeout=8) == 7
