@@ -739,7 +739,7 @@ def stop_pod(state: State, name: str, seconds: float = 10.0) -> list[str]:
 
 
 def kill_pod(state: State, name: str, signal: int) -> None:
-    """The raw thing: the signal to pause.  KILL, TERM and INT end the pod; what is told of it stays until it is removed."""
+    """The raw thing: the signal to pause.  KILL, TERM and INT end the pod, and then its notes go too."""
     note = state.pod(name)
     if signal in (SIGKILL, SIGTERM, 2):
         end_pod(state, note, signal)
@@ -752,8 +752,8 @@ def kill_pod(state: State, name: str, signal: int) -> None:
             os.close(fd)
 
 
-def end_pod(state: State, note: Note, signal: int, forget: bool = False) -> None:
-    """Signal pause, wait for the end of it and of its members' monitors; their story stays, unless they are to be forgotten.
+def end_pod(state: State, note: Note, signal: int) -> None:
+    """Signal pause, wait for the end of it and of its members' monitors, then forget them.
 
     Of a pod that root made for somebody, root ends what is root's whatever the owner does: nsrun-hold, with ports and table, the
     veth, and everything in the pod's cgroup.  NsrunError: what does not end.
@@ -800,7 +800,7 @@ def end_pod(state: State, note: Note, signal: int, forget: bool = False) -> None
                 hint="is it frozen, or in disk sleep? ps -eo pid,ppid,stat,wchan,args",
             )
     children.reap()
-    if not (Sweeper(state).forget_pod if forget else Sweeper(state).bury_pod)(note):
+    if not Sweeper(state).forget_pod(note):
         raise NsrunError(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")
     from nsrun.host import cgroup
 
@@ -866,7 +866,7 @@ def remove_pod(state: State, name: str, force: bool) -> None:
         except UnknownError:
             return
     if state.pod_life(note).kept:
-        end_pod(state, note, SIGKILL, forget=True)
+        end_pod(state, note, SIGKILL)
     elif not Sweeper(state).forget_pod(note):
         raise BadInput(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")
 

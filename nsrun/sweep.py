@@ -181,14 +181,6 @@ class Sweeper:
         self.removed.append(f"pod {name}")
         return True
 
-    def bury_pod(self, note: Note) -> bool:
-        """What the kernel has of a pod that was ended goes, its members' output and exit statuses stay.  False: somebody keeps it."""
-        now = self.state.read("pods", note["name"])
-        if now is None or now["id"] != note["id"]:
-            return True
-        self._pod(note["name"])
-        return not self.state.pod_life(now).alive
-
     def forget_pod(self, note: Note) -> bool:
         """Remove a pod that has ended, and its members with all that they wrote: its user asked.  False: somebody keeps it."""
         with _names_lock(self.state):

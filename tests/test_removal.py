@@ -60,6 +60,7 @@ def test_a_tree_100_000_deep(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timeout(400)
 def test_a_tree_100_000_deep_is_measured(tmp_path):
     (tmp_path / "top").mkdir()
     chain(tmp_path / "top", 100_000, "leaf")

@@ -135,7 +135,7 @@ COMMANDS = (
     Command("pod ps", "POD", "the processes of a pod, seen from the host", "nsrun pod ps pause", (JSON,)),
     Command("pod logs", "POD", "what the members of a pod wrote, by its time", "nsrun pod logs -f pause", LOGS),
     Command("pod stats", "POD...", "what pods use: processor, memory, processes, and their limits", "nsrun pod stats pause", (JSON,)),
-    Command("pod stop", "POD...", "stop members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,), "What members wrote, and their exit statuses, stay until pod rm, pod prune, or the next pod of this name."),
+    Command("pod stop", "POD...", "stop members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,), "What members wrote goes with the pod; a pod whose pause ended otherwise keeps that until pod rm, pod prune, or the next pod of its name."),
     Command("pod kill", "POD...", "signal pause itself; when it ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,)),
     Command("pod rm", "POD...", "remove pods", "nsrun pod rm -f pause", (FORCE,), "A pod is its pause: when pause has ended, little is left to remove. With -f, a pod that is not there is no error."),
     Command(
