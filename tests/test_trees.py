@@ -245,7 +245,10 @@ def random_layer(rng: random.Random, first: bool, links: bool) -> bytes:
             below = any(other.startswith(f"{path}/") for other in written)
             entries.insert(0 if below else len(entries), entry(f"{parent}/.wh.{name}", **options))
         elif kind == 9 and not first and not links:
-            entries += [directory(path, **options), entry(f"{path}/.wh..wh..opq", **options)]
+            # first, where the layer has something below: umoci hides what is beneath when it meets the mark, we before all
+            below = any(other.startswith(f"{path}/") for other in written)
+            at = 0 if below else len(entries)
+            entries[at:at] = [directory(path, **options), entry(f"{path}/.wh..wh..opq", **options)]
         else:
             entries.append(entry(path, type="6", mode=0o600, **options))
     return tar(*entries)
