@@ -47,9 +47,9 @@ def _read(path: str) -> str:
 
 def _privileges() -> Finding:
     """By the sets that what nsrun starts will have: CapEff and CapBnd, capabilities(7)."""
-    from nsrun.api import OF_CREATE, OF_JOIN
-    from nsrun.plan.inside import capability_mask, capability_names
-    from nsrun.words import DEFAULT_CAPABILITIES
+    from nsrun.lifecycle.join import OF_CREATE, OF_JOIN
+    from nsrun.plan.mounts import capability_mask, capability_names
+    from nsrun.spec.options import DEFAULT_CAPABILITIES
 
     def names(mask: int) -> str:
         return ", ".join(f"CAP_{name.upper()}" for name in capability_names(mask))
@@ -80,7 +80,7 @@ def _privileges() -> Finding:
 
 def _nested() -> list[Finding]:
     """Root of a user namespace: what differs from root of the machine."""
-    from nsrun import userns
+    from nsrun.host import userns
 
     here = userns.around()
     if not here:
@@ -258,7 +258,7 @@ def _user_namespaces(state: State) -> list[Finding]:
     """What owned pods need, and what pods without root need beside it."""
     import shutil
 
-    from nsrun import userns
+    from nsrun.host import userns
 
     refusal = userns.forbidden()
     found = [
@@ -292,7 +292,7 @@ def _user_namespaces(state: State) -> list[Finding]:
 
 def _subordinate(user: Any, maps: Any) -> Finding:
     """How many ids a pod of this user's has; images and users of members may need more than there are."""
-    from nsrun import userns
+    from nsrun.host import userns
 
     count = min(userns.size(ranges) for ranges in maps.values())
     text = f"{user.name}: {count} ids in a pod"
@@ -351,7 +351,7 @@ def _filters() -> Finding:
 
 
 def _programs() -> Finding:
-    from nsrun.plan.outside import LIBEXEC
+    from nsrun.plan.process import LIBEXEC
 
     names = ("pause", "init", "monitor", "door", "unpack")
     lacking = [name for name in names if not os.access(f"{LIBEXEC}/nsrun-{name}", os.R_OK)]
@@ -363,7 +363,7 @@ def _programs() -> Finding:
 
 def _left(state: State) -> list[Finding]:
     """What no note knows, and notes that can't be believed."""
-    from nsrun import orphans
+    from nsrun.state import orphans
 
     found, fix = [], "nsrun pod prune"
     state.all("pods"), state.all("members")
@@ -398,7 +398,7 @@ def examine(state: State) -> list[Finding]:
             _finding("privileges", "ok", "an ordinary user: pods without root, and pods that root made for you")
         )
         try:
-            from nsrun import userns
+            from nsrun.host import userns
 
             userns.enter(state)
         except (OSError, NsrunError) as error:

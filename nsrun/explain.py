@@ -9,7 +9,7 @@ import os
 
 from nsrun.errors import UsageError
 from nsrun.plan import INIT, PHASES, Plan, Step
-from nsrun.plan.outside import Launch
+from nsrun.plan.process import Launch
 from nsrun.printable import printable
 
 TYPE_CHECKING = False
@@ -31,8 +31,8 @@ WHO = (
 
 def plan_of(state: State, words: list[str]) -> Plan:
     """The plan of a whole command line: pod create, join or exec."""
-    from nsrun import api
     from nsrun.cli.parse import parse
+    from nsrun.lifecycle import join as api
 
     _, command, options, operands, rest = parse(words)
     name = command.name if command else ""

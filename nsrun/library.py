@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import os
 
-from nsrun import api, manage
 from nsrun.cli.parse import checked
 from nsrun.errors import CommandError, NsrunError, UsageError, told
+from nsrun.lifecycle import join as api
+from nsrun.lifecycle import query as manage
 from nsrun.state import State
-from nsrun.sweep import Sweeper
+from nsrun.state.sweep import Sweeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Member:
 
     def logs(self, tail: int | None = None, follow: bool = False) -> Iterator[tuple[str, str, str]]:
         """(time, stdout|stderr, text) of what it wrote."""
-        from nsrun.logs import logs
+        from nsrun.lifecycle.logs import logs
 
         return logs(self._state, self.name, tail, follow)
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from nsrun import api
+from nsrun.lifecycle import join as api
 from nsrun.plan import INIT
 from nsrun.run import Run
 from nsrun.state import State

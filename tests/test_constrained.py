@@ -14,8 +14,8 @@ import pytest
 from conftest import NSRUN, USERS, need, sh, wait_for
 from images import Layout, entry, tar
 
-from nsrun import kernel, userns
-from nsrun.host import cgroup
+from nsrun import kernel
+from nsrun.host import cgroup, userns
 
 ALICE = USERS["alice"]
 
@@ -333,7 +333,7 @@ def mask_of(text: str) -> int:
 @pytest.mark.parametrize("name", FOURTEEN)
 def test_a_bounding_set_without_one(host, busybox, name):
     """A member gets what there is, without a word; what nsrun itself can't do without is named."""
-    from nsrun.plan.inside import capability_mask
+    from nsrun.plan.mounts import capability_mask
 
     create = host.run("pod", "create", "--network", "none") if NEEDED.get(name) == "join" else None
     text = "nsrun pod create --network none" if not create else ":"

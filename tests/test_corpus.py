@@ -9,8 +9,6 @@ import stat
 import pytest
 from corpus import CASES, Case
 
-from nsrun import notes
-
 pytestmark = pytest.mark.live
 
 
@@ -23,7 +21,7 @@ def fingerprint(path: pathlib.Path) -> list[tuple]:
 def kept(root: pathlib.Path) -> list[str]:
     """What the store holds; locks, empty directories and a list of no names do not count."""
     files = (p for p in root.rglob("*") if p.is_file() and not p.name.endswith("lock"))
-    nothing = notes.encode({})
+    nothing = codec.encode({})
     return sorted(str(p.relative_to(root)) for p in files if p.name != "names.json" or p.read_bytes() != nothing)
 
 

@@ -13,10 +13,15 @@ import pytest
 from conftest import sh
 from images import Layout, archive, directory, docker_archive, entry, tar
 
-from nsrun import api, diagnose, notes, signals, words
+from nsrun.spec import accounts
+from nsrun.state import codec
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.image import documents, lookup
-from nsrun.plan.inside import Execute
+from nsrun.lifecycle import diagnose
+from nsrun.lifecycle import join as api
+from nsrun.plan.mounts import Execute
+from nsrun.spec.member import options as words
+from nsrun.spec.member import signals
 from nsrun.state import State
 
 WRONG = [None, True, 5, -1, 1.5, 1 << 70, "", "x", "²", "٣", "/", "\ud800", "a\0b", "a\nb", [], [None], [[]], ["\ud800"], ["a\0b"], {}, {"a": 1}, {"\ud800": {}}, {"a": "\ud800"}]  # fmt: skip
@@ -208,7 +213,6 @@ ODD = ["²", "٣", "1²", "１", "①", "𝟙", "0x1", "1_0", " 1", "+1", "9" * 
 @pytest.mark.parametrize("text", ODD)
 def test_odd_digits(text):
     """What str.isdigit takes and int() does not, or the other way round, is a usage error wherever a number is read."""
-    from nsrun import users
     from nsrun.host import net
 
     calls = [
@@ -220,7 +224,7 @@ def test_odd_digits(text):
         (words.parse_limits, {"pids_limit": text}),
         (words.parse_limits, {"cpus": f"x{text}"}),
         (words.parse_ports, [f"{text}:80"]),
-        (users.resolve, text, "", ""),
+        (accounts.resolve, text, "", ""),
         (net.parse_ipv4, f"10.0.0.{text}", "--ip"),
     ]
     for call, *arguments in calls:
@@ -309,7 +313,7 @@ def test_broken_documents_of_the_store(host, tmp_path):
     value = json.loads(good)
     del value["crc"]
     spoilt = [b"", b"{", b"[]", b"\xff", b"[" * 50_000, good[: len(good) // 2]]
-    spoilt += [notes.encode(changed(value, path, wrong)) for path in places(value) for wrong in rng.sample(WRONG, 2)]
+    spoilt += [codec.encode(changed(value, path, wrong)) for path in places(value) for wrong in rng.sample(WRONG, 2)]
     for data in rng.sample(spoilt, 25) + spoilt[:6]:
         record.write_bytes(data)
         done = host.run("image", "ls")
@@ -335,7 +339,7 @@ def test_broken_documents_of_the_store(host, tmp_path):
     assert len(layers) == 2
     record.unlink()
     record.write_bytes(good)
-    wrong = [notes.encode(names) for names in ({"docker.io/library/a:1": "../../x"}, {"a": 5})]
+    wrong = [codec.encode(names) for names in ({"docker.io/library/a:1": "../../x"}, {"a": 5})]
     for data in (b"", b"[]", *wrong, good_names.replace(b"a:1", b"c:1"), b"\xff"):
         names.write_bytes(data)
         done = host.run("image", "ls")
@@ -347,7 +351,7 @@ def test_broken_documents_of_the_store(host, tmp_path):
     assert sorted(p.name for p in (images / "layers").iterdir()) == layers
     names.write_bytes(good_names)
     layer = next(path for path in (images / "layers").iterdir())
-    wrong = [notes.encode(about) for about in ({"size": "x"}, {"diff_id": 5, "size": 1, "entries": 1, "skipped": [5]})]
+    wrong = [codec.encode(about) for about in ({"size": "x"}, {"diff_id": 5, "size": 1, "entries": 1, "skipped": [5]})]
     for data in (b"", b"[]", *wrong):
         (layer / "layer.json").write_bytes(data)
         assert host.run("image", "ls").stdout.count("\n") == 3

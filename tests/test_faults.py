@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import HERE, kill, need, sh, wait_for
 
-from nsrun import notes
+from nsrun.state import codec
 from nsrun.state import State
 
 KILLER = [sys.executable, str(HERE / "killer.py")]
@@ -146,7 +146,7 @@ def rewrite(path: pathlib.Path, **changes: object) -> None:
     """A note that says something else, with a checksum that fits."""
     note = json.loads(path.read_text())
     note.pop("crc")
-    path.write_bytes(notes.encode({**note, **changes}))
+    path.write_bytes(codec.encode({**note, **changes}))
 
 
 def test_a_note_that_lies_is_not_believed(host, pod, busybox):

@@ -104,7 +104,7 @@ def test_the_callers_process_stays_as_it_was(root, busybox):
 
 def test_importing_is_cheap():
     """The command line imports nothing heavy: pyroute2, argparse, json, re, typing, dataclasses, subprocess, asyncio stay out."""
-    script = "import sys; import nsrun.cli, nsrun.api, nsrun.run, nsrun.seccomp, nsrun.image.lookup, nsrun.plan.member, nsrun.plan.pod, nsrun.host.net, nsrun.host.cgroup; print(*sys.modules)"
+    script = "import sys; import nsrun.cli, nsrun.lifecycle.join, nsrun.run, nsrun.seccomp, nsrun.image.lookup, nsrun.plan.member, nsrun.plan.pod, nsrun.host.net, nsrun.host.cgroup; print(*sys.modules)"
     words = [
         sys.executable,
         "-I",

@@ -8,8 +8,8 @@ import time
 import pytest
 from conftest import NSRUN, wait_for
 
-from nsrun import logs
 from nsrun.errors import UsageError
+from nsrun.lifecycle import logs
 
 PIECES = [
     ("1", "stdout", "one\n"),

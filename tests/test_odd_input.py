@@ -13,10 +13,9 @@ import pytest
 from conftest import NSRUN, need
 from test_printable import WORD, clean
 
-from nsrun import signals
-from nsrun import words as options
 from nsrun.cli.commands import COMMANDS
 from nsrun.errors import UsageError
+from nsrun.spec.member import options, signals
 
 NUMBERS = ("9" * 5000, "9" * 20, "18446744073709551616", "\xb2", "\u0663", "-1", "nan", "inf", "1e400", "0x10", "1_0", " 1", "1\n", "")  # fmt: skip
 
@@ -64,7 +63,7 @@ def test_an_exception_in_a_thread_or_a_destructor(tmp_path):
         assert done.returncode == 125 and clean(done.stderr).count("nsrun: unexpected") == 1, done
 
 
-@pytest.mark.parametrize("module", ["nsrun.state", "nsrun.kernel", "nsrun._kernel", "nsrun.cli.text", "nsrun.manage", "nsrun.api"])  # fmt: skip
+@pytest.mark.parametrize("module", ["nsrun.state", "nsrun.kernel", "nsrun._kernel", "nsrun.cli.text", "nsrun.lifecycle.query", "nsrun.lifecycle.join"])  # fmt: skip
 @pytest.mark.parametrize("words", [["pod", "ls"], ["_complete", "pod", "rm", ""], ["_ended", "x", "--held", "-1,-1", "0"], ["explain", "pod", "create"]])  # fmt: skip
 def test_a_part_that_can_not_be_loaded(tmp_path, module, words):
     script = f"import sys; sys.modules[{module!r}] = None\nfrom nsrun.cli import main\nsys.exit(main(sys.argv[1:]))"

@@ -536,7 +536,7 @@ def test_root_is_not_led_astray_by_the_owners_files(host, alice, owned, box, bus
 
 def test_an_owner_who_answers_with_rubbish(host, alice, owned, box, monkeypatch):
     """What comes back is shown only when it is sound, and without control characters."""
-    from nsrun import owners
+    from nsrun.lifecycle import owners
     from nsrun.state import State
 
     state = State(str(host.root))

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from nsrun.errors import BadInput, UsageError
-from nsrun.places import arrange, real_path
+from nsrun.host.places import arrange, real_path
 
 
 @pytest.fixture

@@ -9,13 +9,16 @@ import subprocess
 
 import pytest
 
-from nsrun import _kernel, kernel, notes, run
-from nsrun import spec as specs
+from nsrun.state import codec
+from nsrun import _kernel, kernel, run
 from nsrun.host import messages, wire
-from nsrun.plan import INIT, PHASES, Plan, inside, outside
+from nsrun.plan import INIT, PHASES, Plan
+from nsrun.plan import mounts as inside
+from nsrun.plan import process as outside
 from nsrun.plan.member import exec_plan, join_plan
-from nsrun.plan.outside import LIBEXEC
 from nsrun.plan.pod import pod_plan
+from nsrun.plan.process import LIBEXEC
+from nsrun.spec.member import member as specs
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -214,7 +217,7 @@ def test_wrong_length_is_refused():
 
 def test_notes_are_json():
     value = {"a": [1, -2, 3.5, None, True, 'ä\n"\\', {"b": {}}], "": []}
-    assert json.loads(notes.dumps(value)) == value == notes.loads(json.dumps(value))
+    assert json.loads(codec.dumps(value)) == value == codec.loads(json.dumps(value))
     for text in ("", "{", "nope", "[1,]", "{'a': 1}"):
         with pytest.raises(ValueError):
-            notes.loads(text)
+            codec.loads(text)

@@ -13,9 +13,10 @@ import pytest
 from conftest import NSRUN, sh, wait_for
 from images import Layout
 
-from nsrun import owners, users
-from nsrun.api import read_environment_file
+from nsrun.spec import accounts
 from nsrun.errors import BadInput
+from nsrun.lifecycle import owners
+from nsrun.lifecycle.join import read_environment_file
 from nsrun.printable import printable
 
 #: Bytes that are no UTF-8, CSI in both widths, a title, bidirectional overrides, DEL, a bell, line ends of all kinds.
@@ -217,13 +218,13 @@ def test_interfaces_of_any_name(host):
 def test_accounts_of_any_bytes():
     """Lines end at \\n only, and two names that are no UTF-8 are two names."""
     text = os.fsdecode(b"a\xffb:x:5:6::/h:/s\na\xfeb:x:7:8::/h\xff:/s\nx\xe2\x80\xa8root:x:9:9::/:\nroot:x:0:0\x0c:x\n")
-    assert users.resolve(os.fsdecode(b"a\xffb"), text, "")[:2] == (5, 6)
-    assert users.resolve(os.fsdecode(b"a\xfeb"), text, "")[3] == os.fsdecode(b"/h\xff")
-    assert users.resolve("x\u2028root", text, "")[0] == 9
+    assert accounts.resolve(os.fsdecode(b"a\xffb"), text, "")[:2] == (5, 6)
+    assert accounts.resolve(os.fsdecode(b"a\xfeb"), text, "")[3] == os.fsdecode(b"/h\xff")
+    assert accounts.resolve("x\u2028root", text, "")[0] == 9
     with pytest.raises(BadInput):
-        users.resolve("b", "a\x85b:x:0:0::/:", "")
+        accounts.resolve("b", "a\x85b:x:0:0::/:", "")
     with pytest.raises(BadInput):
-        users.resolve("b", "a\u2028b:x:0:0::/:", "")
+        accounts.resolve("b", "a\u2028b:x:0:0::/:", "")
 
 
 @pytest.mark.live

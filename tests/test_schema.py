@@ -2,7 +2,8 @@
 
 import pytest
 
-from nsrun import notes, schema
+from nsrun.state import codec
+from nsrun import schema
 from nsrun.errors import BadInput
 from nsrun.schema import FLAG, LINE, TEXT, WORD, Number, OneOf, check
 
@@ -87,4 +88,4 @@ def test_numbers():
 def test_notes_that_are_nested_too_deep():
     for text in ("[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000):
         with pytest.raises(ValueError, match="not JSON"):
-            notes.loads(text)
+            codec.loads(text)

@@ -10,11 +10,12 @@ import threading
 import pytest
 from conftest import sh
 
-from nsrun import seccomp, widths
+from nsrun import seccomp
 from nsrun.errors import BadInput
-from nsrun.plan.inside import CAPABILITIES, capability_mask
+from nsrun.plan.mounts import CAPABILITIES, capability_mask
+from nsrun.seccomp import widths
+from nsrun.spec.options import DEFAULT_CAPABILITIES
 from nsrun.state import State
-from nsrun.words import DEFAULT_CAPABILITIES
 
 DEFAULT = capability_mask(DEFAULT_CAPABILITIES)
 OURS = json.loads(pathlib.Path(seccomp.DEFAULT).read_text())

@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
-from nsrun import kernel, life, manage, notes, orphans
+from nsrun.state import codec
+from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote
-from nsrun.state import State
-from nsrun.sweep import Sweeper, forget_member
+from nsrun.lifecycle import query as manage
+from nsrun.state import State, life, orphans
+from nsrun.state.sweep import Sweeper, forget_member
 
 POD = {"created": "", "owner": "root", "hostname": "", "network": {"mode": "none"}, "labels": {}, "cgroup": ""}
 MEMBER = {
@@ -179,7 +181,7 @@ def test_every_flipped_bit_shows(state, kind):
         broken = bytearray(whole)
         broken[position // 8] ^= 1 << position % 8
         with pytest.raises(ValueError):
-            notes.decode(bytes(broken), notes.SHAPES[kind])
+            codec.decode(bytes(broken), codec.SHAPES[kind])
     with open(path, "wb") as file:
         file.write(broken)
     with pytest.raises(BrokenNote):

@@ -14,8 +14,7 @@ from conftest import NSRUN
 from images import Layout, entry, tar
 from test_sweep import MEMBER
 
-from nsrun import life
-from nsrun.state import State
+from nsrun.state import State, life
 
 
 def test_join_it(host, pod, busybox, terminal):

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
-from nsrun import spec, users, words
+from nsrun.spec import accounts
 from nsrun.cli.parse import parse
 from nsrun.errors import BadInput, UsageError
-from nsrun.signals import parse_signal
+from nsrun.spec.member import member as spec
+from nsrun.spec.member import options as words
+from nsrun.spec.signals import parse_signal
 from nsrun.state import check_name
 
 
@@ -78,7 +80,7 @@ GROUP = "root:x:0:\nmysql:x:998:\naudio:x:29:mysql,root\nbig:x:99999999999:mysql
     ],
 )
 def test_users(user, expected):
-    assert users.resolve(user, PASSWD, GROUP) == expected
+    assert accounts.resolve(user, PASSWD, GROUP) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_users(user, expected):
 def test_users_refused(user):
     """CVE-2026-30892, CVE-2024-40635: what is no user must never become another one."""
     with pytest.raises(BadInput):
-        users.resolve(user, PASSWD, GROUP)
+        accounts.resolve(user, PASSWD, GROUP)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: a thin face over nsrun.api and nsrun.manage.  Each function below is one command."""
+"""The command line: a thin face over nsrun.lifecycle.join and nsrun.lifecycle.query.  Each function below is one command."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def main(words: Words | None = None) -> int:
         failure = _failure(error)
         _tell(failure.message, failure.hint)
         if status_fd >= 0:
-            from nsrun.api import tell
+            from nsrun.lifecycle.join import tell
 
             tell(status_fd, _event(failure))
         return failure.exit_code
@@ -118,7 +118,7 @@ def _command(words: Words, general: Options, command: Any, options: Options, ope
     if command.name in _OF_MEMBERS and not state.uid:
         state = _as_owner(state, operands, options)
     if command.name in _IN_USERNS:
-        from nsrun import userns
+        from nsrun.host import userns
 
         userns.enter(state)
     code: int = _handler(command.name)(state, options, operands, rest, general)
@@ -227,13 +227,14 @@ def _as_owner(state: State, names: Words, options: Options) -> State:
         except BrokenNote:
             return state  # it is ours; the command says what is wrong with it
         except UnknownError:
-            from nsrun import owners, userns
+            from nsrun.host import userns
+            from nsrun.lifecycle import owners
 
             uid = owners.owner_of_member(state, name)
             if uid < 0:
                 return state  # the command itself says so, after what else is wrong with it
             if options.get("env"):
-                from nsrun.words import parse_environment
+                from nsrun.spec.options import parse_environment
 
                 named = parse_environment(options["env"], dict(os.environ))
                 options["env"] = [f"{key}={value}" for key, value in named.items()]
@@ -271,8 +272,8 @@ def _hidden(words: Words) -> int:
 
 def _ended(state: State, words: Words) -> int:
     """NAME [--lead FD] --held FD,FD STATUS: the locks of the monitor that we were are ours still."""
-    from nsrun import life
-    from nsrun.manage import ended
+    from nsrun.lifecycle.query import ended
+    from nsrun.state import life
 
     lead = int(words[2]) if words[1] == "--lead" else -1
     held, data = (int(word) for word in words[-2].split(","))
@@ -284,7 +285,7 @@ def _ended(state: State, words: Words) -> int:
 
 
 def _remove(state: State, words: Words) -> int:
-    from nsrun import userns
+    from nsrun.host import userns
     from nsrun.state import remove_tree
 
     userns.enter(state)
@@ -319,7 +320,7 @@ def _status_fd(options: Options) -> int:
     text = options.get("status_fd")
     if text is None:
         return -1
-    from nsrun.words import parse_count
+    from nsrun.spec.options import parse_count
 
     number = parse_count(text, "--status-fd", "a descriptor", 0, (1 << 31) - 1)
     try:
@@ -331,7 +332,7 @@ def _status_fd(options: Options) -> int:
 
 def _sweep(state: State) -> None:
     """What died since the last command is forgotten now, quietly."""
-    from nsrun.sweep import Sweeper
+    from nsrun.state.sweep import Sweeper
 
     sweeper = Sweeper(state)
     try:
@@ -364,8 +365,8 @@ def _trace(general: Options) -> Any:
 
 def _whole(state: State, words: Words) -> int:
     """LAYER: says "whole" when all of it is there."""
-    from nsrun import userns
     from nsrun.cli.say import out
+    from nsrun.host import userns
     from nsrun.image import lookup
 
     userns.enter(state)
@@ -380,8 +381,8 @@ _HIDDEN = {"_ended": _ended, "_remove": _remove, "_whole": _whole}
 
 
 def pod_create(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import api
     from nsrun.cli.say import err, out
+    from nsrun.lifecycle import join as api
 
     note = api.create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general), last=True)
     if note.get("user") and not state.uid:
@@ -390,7 +391,7 @@ def pod_create(state: State, options: Options, operands: Words, rest: Words, gen
         )
     if not note["cgroup"]:
         _say_without_cgroup(state)
-    from nsrun.words import parse_ports, port_ranges
+    from nsrun.spec.options import parse_ports, port_ranges
 
     asked = [(p["host_ip"], p["host_port"]) for p in parse_ports(options.get("publish") or [])]
     for ip, host, pod in port_ranges(
@@ -427,8 +428,8 @@ def _say_without_cgroup(state: State) -> None:
 
 
 def pod_ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
     from nsrun.cli import text
+    from nsrun.lifecycle import query as manage
 
     found = manage.pods(state, bool(options.get("all")))
     if options.get("json"):
@@ -441,23 +442,23 @@ def pod_ls(state: State, options: Options, operands: Words, rest: Words, general
 
 
 def _ports(ports: list[dict[str, Any]]) -> str:
-    from nsrun.words import port_ranges
+    from nsrun.spec.options import port_ranges
 
     ranges = port_ranges((p["host_ip"], p["host_port"], p["pod_port"]) for p in ports)
     return ",".join(f"{'' if ip == '0.0.0.0' else ip + ':'}{host}->{pod}" for ip, host, pod in ranges) or "-"
 
 
 def pod_inspect(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
     from nsrun.cli import text
+    from nsrun.lifecycle import query as manage
 
     notes, members = [manage.pod_note(state, name) for name in operands], manage.member_notes(state)
     return text.json([manage.pod_json(state, note, members) for note in notes])
 
 
 def pod_ps(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
     from nsrun.cli import text
+    from nsrun.lifecycle import query as manage
 
     rows = manage.processes(state, operands[0])
     if options.get("json"):
@@ -473,8 +474,8 @@ def pod_stats(state: State, options: Options, operands: Words, rest: Words, gene
 
 
 def stats(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
     from nsrun.errors import UnknownError
+    from nsrun.lifecycle import query as manage
 
     notes = [state.member(name) for name in operands] or manage.member_notes(state)
     alive = [note for note in notes if state.member_status(note)[0] in ("running", "stopping")]
@@ -485,10 +486,10 @@ def stats(state: State, options: Options, operands: Words, rest: Words, general:
 
 
 def _stats(state: State, options: Options, notes: list[Any]) -> int:
-    from nsrun import manage
     from nsrun.cli import text
     from nsrun.cli.say import err
     from nsrun.host import cgroup
+    from nsrun.lifecycle import query as manage
 
     rows = manage.stats(state, notes)
     if lacking := cgroup.missing():
@@ -542,19 +543,19 @@ def _go_on_after(error: OSError | NsrunError) -> int:
 
 def _seconds(options: Options) -> float:
     text = options.get("time", "10")
-    from nsrun.words import parse_fraction
+    from nsrun.spec.options import parse_fraction
 
     return parse_fraction(text, "-t", "a number of seconds", 0, 86400)
 
 
 def _signal_of(options: Options) -> int:
-    from nsrun.signals import parse_signal
+    from nsrun.spec.signals import parse_signal
 
     return parse_signal(options.get("signal", "KILL"))
 
 
 def pod_stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
+    from nsrun.lifecycle import query as manage
 
     threads_tell()
     seconds = _seconds(options)
@@ -573,22 +574,23 @@ def _say_killed(member: str, seconds: float) -> None:
 
 
 def pod_kill(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
+    from nsrun.lifecycle import query as manage
 
     signal = _signal_of(options)
     return _each(operands, lambda name: manage.kill_pod(state, name, signal))
 
 
 def pod_rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
+    from nsrun.lifecycle import query as manage
 
     return _each(operands, lambda name: manage.remove_pod(state, name, bool(options.get("force"))))
 
 
 def pod_prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage, orphans
     from nsrun.cli.say import err, out
-    from nsrun.sweep import Sweeper
+    from nsrun.lifecycle import query as manage
+    from nsrun.state import orphans
+    from nsrun.state.sweep import Sweeper
 
     sweeper, code = Sweeper(state), 0
     for kind, notes in (("pod", state.all("pods")), ("member", manage.member_notes(state))):
@@ -644,8 +646,8 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
 
 
 def join(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import api
     from nsrun.cli.say import out
+    from nsrun.lifecycle import join as api
 
     options = {**options, "command": rest}
     _check_terminal(options, bool(options.get("detach")))
@@ -687,7 +689,7 @@ def _check_terminal(options: Options, detach: bool) -> None:
 
 
 def execute(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import api
+    from nsrun.lifecycle import join as api
 
     options = {**options, "command": rest}
     _check_terminal(options, False)
@@ -696,13 +698,13 @@ def execute(state: State, options: Options, operands: Words, rest: Words, genera
 
 
 def ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
     from nsrun.cli import text
+    from nsrun.lifecycle import query as manage
     from nsrun.state import ALIVE
 
     found = manage.members(state, bool(options.get("all")))
     if not state.uid and any(note.get("user") for note in state.all("pods")):
-        from nsrun import owners
+        from nsrun.lifecycle import owners
 
         found += [m for m in owners.members(state) if options.get("all") or m["status"] in ALIVE]
     if options.get("json"):
@@ -722,16 +724,16 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
 
 
 def inspect(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
     from nsrun.cli import text
+    from nsrun.lifecycle import query as manage
 
     return text.json([manage.member_json(state, state.member(name)) for name in operands])
 
 
 def logs(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import logs as module
     from nsrun.cli.say import member_output
-    from nsrun.words import parse_count
+    from nsrun.lifecycle import logs as module
+    from nsrun.spec.options import parse_count
 
     word = options.get("tail", "all")
     tail = None if word == "all" else parse_count(word, "--tail", "a number of lines")
@@ -753,15 +755,15 @@ def logs(state: State, options: Options, operands: Words, rest: Words, general: 
 
 
 def pod_logs(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
+    from nsrun.lifecycle import query as manage
 
     note = manage.pod_note(state, operands[0])
     return logs(state, options, [member["name"] for member in manage.members_of(state, note)], rest, general)
 
 
 def wait(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
     from nsrun.cli.say import out
+    from nsrun.lifecycle import query as manage
 
     code = 0
     for name in operands:
@@ -773,7 +775,7 @@ def wait(state: State, options: Options, operands: Words, rest: Words, general: 
 
 
 def stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
+    from nsrun.lifecycle import query as manage
 
     threads_tell()
     seconds, notes, failed = _seconds(options), {}, {}
@@ -795,7 +797,7 @@ def stop(state: State, options: Options, operands: Words, rest: Words, general: 
 
 
 def kill(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
+    from nsrun.lifecycle import query as manage
 
     signal = _signal_of(options)
 
@@ -810,7 +812,7 @@ def kill(state: State, options: Options, operands: Words, rest: Words, general: 
 
 
 def rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun import manage
+    from nsrun.lifecycle import query as manage
 
     return _each(operands, lambda name: manage.remove_named(state, name, bool(options.get("force"))))
 

@@ -60,7 +60,7 @@ def size_text(number: float) -> str:
 
 def _budget(options: Options) -> Budget:
     from nsrun.image.budget import Budget
-    from nsrun.words import parse_count, parse_size
+    from nsrun.spec.options import parse_count, parse_size
 
     budget = Budget()
     if options.get("max_size"):
@@ -71,8 +71,8 @@ def _budget(options: Options) -> Budget:
 
 
 def load(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.api import need_root
     from nsrun.image import intake
+    from nsrun.lifecycle.join import need_root
 
     need_root()
     _ignore_sigpipe()
@@ -109,8 +109,8 @@ def _ignore_sigpipe() -> None:
 
 
 def pull(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.api import need_root
     from nsrun.image import intake
+    from nsrun.lifecycle.join import need_root
 
     tls, budget = options.get("tls_verify", "true"), _budget(options)
     if any(0xD800 <= ord(c) <= 0xDFFF for c in options.get("creds") or ""):
@@ -188,8 +188,8 @@ def _line(text: str) -> str:
 
 
 def unpack(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.api import need_root
     from nsrun.image import bundle
+    from nsrun.lifecycle.join import need_root
 
     need_root()
     bundle.unpack(state, operands[0], operands[1])
@@ -198,9 +198,9 @@ def unpack(state: State, options: Options, operands: Words, rest: Words, general
 
 
 def tag(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.api import need_root
     from nsrun.image import references
     from nsrun.image.store import Store
+    from nsrun.lifecycle.join import need_root
 
     need_root()
     say.out(references.familiar(Store(state).tag(operands[0], operands[1])))
@@ -208,8 +208,8 @@ def tag(state: State, options: Options, operands: Words, rest: Words, general: O
 
 
 def rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.api import need_root
     from nsrun.image.store import Store
+    from nsrun.lifecycle.join import need_root
 
     need_root()
     code = 0
@@ -226,8 +226,8 @@ def rm(state: State, options: Options, operands: Words, rest: Words, general: Op
 
 
 def prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.api import need_root
     from nsrun.image.store import Store
+    from nsrun.lifecycle.join import need_root
 
     need_root()
     store = Store(state)

@@ -572,13 +572,13 @@ def in_our_power() -> bool:
 
     Not without CAP_NET_ADMIN, nor as root of a user namespace that it does not belong to.  network_namespaces(7).
     """
-    from nsrun.plan.inside import capability_mask
+    from nsrun.plan.mounts import capability_mask
 
     if not kernel.capability_sets()["CapEff"] & capability_mask(["net_admin"]):
         return False
     if not kernel.in_userns():
         return True
-    from nsrun import userns
+    from nsrun.host import userns
 
     return userns.owns_network()
 

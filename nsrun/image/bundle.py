@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 
-from nsrun import spec
 from nsrun.errors import BadInput
 from nsrun.image import lookup
 from nsrun.image.store import Store
 from nsrun.image.unpack import View
+from nsrun.spec.member import member as spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def unpack(state: State, word: str, target: str) -> None:
     DIR is mode 0700: an image has set-user-ID programs of root's, and its own root directory is open to everybody.
     BadInput: DIR is there and not empty, or others than its owner, who must be the caller, may enter it.
     """
-    from nsrun.copy import copy_tree
+    from nsrun.host.copy import copy_tree
     from nsrun.state import remove_tree
 
     if not target:

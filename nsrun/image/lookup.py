@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 
-from nsrun import notes
 from nsrun.errors import BadInput, NsrunError, UnknownError, errno_text
 from nsrun.image import shapes
 from nsrun.image.references import meanings
 from nsrun.schema import open_regular, open_text, read_document
-from nsrun.state import State
+from nsrun.state import State, codec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Damaged(NsrunError):
 def read(path: str, shape: dict[Any, Any]) -> Record | None:
     """A document of the store (shapes.py); None when there is none.  Damaged: it is not what it should be; NsrunError: it can't be read."""
     try:
-        return notes.decode(read_document(path, shapes.MAX_BYTES), shape)
+        return codec.decode(read_document(path, shapes.MAX_BYTES), shape)
     except FileNotFoundError:
         return None
     except BadInput as error:
@@ -143,7 +142,7 @@ def whole(state: State, layer: str) -> bool:
     if boot == state.boot:
         return True
     if os.geteuid():  # a user's layer has directories that she may enter only in a user namespace
-        from nsrun import userns
+        from nsrun.host import userns
 
         return userns.call(state, "_whole", layer) == b"whole\n"
     from nsrun.host.trees import measure

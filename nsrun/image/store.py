@@ -22,12 +22,11 @@ from __future__ import annotations
 import os
 from errno import EEXIST, ENOTEMPTY
 
-from nsrun import notes
 from nsrun.errors import BadInput, BrokenNote, NsrunError, UsageError, errno_text
 from nsrun.image import lookup, references, shapes
 from nsrun.image.unpack import Blob, Layer, View, unpack_all
 from nsrun.schema import open_regular, read_document
-from nsrun.state import State, make_directory, new_id, remove_tree
+from nsrun.state import State, codec, make_directory, new_id, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ class Store:
                         "entries": layer.charged[1],
                         "skipped": layer.skipped,
                     }
-                    self._write(f"{layer.directory}/layer.json", notes.encode(note))
+                    self._write(f"{layer.directory}/layer.json", codec.encode(note))
                     self._write(f"{layer.directory}/unsynced", self.state.boot.encode())
                 for number, layer in enumerate(layers, present):
                     try:
@@ -223,10 +222,10 @@ class Store:
         return f"{self.path}/records/{ident}.json"
 
     def _save(self, record: Record) -> None:
-        self._write(self._record_path(record["id"]), notes.encode(record))
+        self._write(self._record_path(record["id"]), codec.encode(record))
 
     def _record(self, found: Found, chain: list[str]) -> Record:
-        from nsrun.api import timestamp
+        from nsrun.lifecycle.join import timestamp
 
         document, process = found.config.document, found.config.process
         keys = ("Entrypoint", "Cmd", "Env", "WorkingDir", "User", "StopSignal", "Volumes", "ExposedPorts", "Labels")
@@ -244,7 +243,7 @@ class Store:
 
     def _users(self, chain: list[str]) -> Record:
         """passwd and group of the image, or why they can't be read: join looks names up in them."""
-        from nsrun.api import read_small_at
+        from nsrun.lifecycle.join import read_small_at
 
         users: Record = {}
         with View([f"{self.layer_path(c)}/tree" for c in reversed(chain)]) as view:
@@ -267,7 +266,7 @@ class Store:
                 raise BadInput(f"the store has more than {MAX_NAMES} names", hint="nsrun image rm NAME…")
             path = f"{self.path}/names.json"
             if changed != kept or not os.path.exists(path):
-                self._write(path, notes.encode(dict(sorted(changed.items()))))
+                self._write(path, codec.encode(dict(sorted(changed.items()))))
         finally:
             os.close(lock)
 
@@ -422,7 +421,7 @@ class Store:
                 os.rename(path, f"{path}{BROKEN}")
             elif not self.names_were_lost():
                 self._write(f"{path}{BROKEN}", b"")
-            self._write(path, notes.encode({}))
+            self._write(path, codec.encode({}))
         named = not self.names_were_lost()
         for file in os.listdir(f"{self.path}/records"):
             try:

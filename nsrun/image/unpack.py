@@ -21,7 +21,7 @@ from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENOTSUP
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, errno_text
-from nsrun.plan.outside import LIBEXEC
+from nsrun.plan.process import LIBEXEC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

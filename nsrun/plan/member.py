@@ -6,7 +6,7 @@ from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.kernel import MOUNT_ATTRS, NAMESPACES
 from nsrun.plan import Plan, Step
-from nsrun.plan.inside import (
+from nsrun.plan.mounts import (
     DEVICE_NODES,
     AttachRoot,
     ChangeDirectory,
@@ -37,7 +37,7 @@ from nsrun.plan.inside import (
     WriteProc,
     capability_mask,
 )
-from nsrun.plan.outside import (
+from nsrun.plan.process import (
     ClaimName,
     HandOver,
     InheritStdio,

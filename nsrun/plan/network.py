@@ -7,7 +7,7 @@ from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
 from nsrun.plan import HOST, OWN_KEYRING, Step
-from nsrun.words import port_ranges
+from nsrun.spec.options import port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from errno import EACCES, EAGAIN, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSU
 
 from nsrun import kernel
 from nsrun.errors import BadInput
-from nsrun.life import HOLDER
 from nsrun.plan import COMMIT, HOST, OPEN, OWN_KEYRING, Step
+from nsrun.state.life import HOLDER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class NewUserNamespace(Step):
         return "cat /proc/PID/uid_map; lsns -t user"
 
     def do(self, run: Run) -> None:
-        from nsrun import userns
+        from nsrun.host import userns
 
         run.hold(self.handle, userns.make((self.uid, self.gid), self.maps))
 
@@ -364,7 +364,7 @@ class ForwardPorts(Step):
         return "pgrep -a pasta; cat /proc/PID/net/dev"
 
     def do(self, run: Run) -> None:
-        from nsrun.host import forward, net
+        from nsrun.host import net, pasta
 
         ports = []
         for ip, host, pod in self.ports:
@@ -372,20 +372,20 @@ class ForwardPorts(Step):
             sock.close()
             ports.append((ip, port, pod))
             run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": "tcp"})
-        pid, fd = forward.start(self.words(run.pid, ports), run.directory)
+        pid, fd = pasta.start(self.words(run.pid, ports), run.directory)
         run.hold("forward:pidfd", fd)
         run.values["forward:pid"] = pid
 
     def undo(self, run: Run) -> None:
         if "forward:pid" in run.values:
-            from nsrun.host import forward
+            from nsrun.host import pasta
 
-            forward.stop(int(run.values["forward:pid"]))
+            pasta.stop(int(run.values["forward:pid"]))
 
 
 def mapped(user: dict[str, Any], kind: str, ident: int, inside: bool) -> int:
     """What an id of the pod is for us: itself when we are `inside` its user namespace.  BadInput: the pod has no such id."""
-    from nsrun.userns import outside, size
+    from nsrun.host.userns import outside, size
 
     ranges = user["maps"][kind]
     found = outside(ranges, ident)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nsrun import kernel
 from nsrun.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from nsrun.plan import Plan, Step
-from nsrun.plan.inside import (
+from nsrun.plan.mounts import (
     DEVICE_NODES,
     ExecutePause,
     LoopbackUp,
@@ -24,7 +24,7 @@ from nsrun.plan.inside import (
     WriteProc,
 )
 from nsrun.plan.network import ConfigurePod, ConnectPod, HoldPorts, NewNetns, PublishTable
-from nsrun.plan.outside import (
+from nsrun.plan.process import (
     ClaimName,
     Launch,
     LimitPod,
@@ -86,7 +86,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
 
     uid = PAUSE_UID
     if within := user or nested:
-        from nsrun.userns import nobody, size
+        from nsrun.host.userns import nobody, size
 
         uid = nobody(within["maps"], PAUSE_UID)
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID

@@ -21,8 +21,8 @@ import time
 import pytest
 from conftest import NSRUN, USERS, sh, wait_for
 
-from nsrun import userns
 from nsrun.errors import BadInput
+from nsrun.host import userns
 
 pytestmark = pytest.mark.live
 ALICE = USERS["alice"]

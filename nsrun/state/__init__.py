@@ -26,9 +26,10 @@ from __future__ import annotations
 import os
 from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
 
-from nsrun import kernel, life, notes
+from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError, UsageError
 from nsrun.schema import open_regular
+from nsrun.state import codec, life
 
 #: Seconds that a lock of all names is waited for: who holds it removes something at most.  Of an owner for whom root asks, FOR_ROOT.
 LOCK_SECONDS, FOR_ROOT = 120.0, 10.0
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from nsrun.life import Life
+    from nsrun.state.life import Life
 
     Note = dict[str, Any]
 
@@ -198,7 +199,7 @@ class State:
                 return None
             raise BrokenNote(path, f"it can't be read: {os.strerror(error.errno or 0)}", error.errno or 0) from None
         try:
-            return notes.decode(data, notes.SHAPES[shape])
+            return codec.decode(data, codec.SHAPES[shape])
         except ValueError as error:
             raise BrokenNote(path, str(error)) from None
 
@@ -572,7 +573,7 @@ class State:
                     if error.errno not in (EEXIST, ENOTEMPTY, ENOTDIR):
                         raise
                     if attempt == 1:
-                        from nsrun.sweep import Sweeper
+                        from nsrun.state.sweep import Sweeper
 
                         Sweeper(self).give_way(kind, name)
         except BaseException:
@@ -610,7 +611,7 @@ class State:
         fd = open_regular(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         try:
             os.fchmod(fd, mode)  # whatever the umask
-            data = notes.encode(note)
+            data = codec.encode(note)
             while data:
                 data = data[os.write(fd, data) :]
         finally:
@@ -684,7 +685,7 @@ class State:
         """Remove a tree that members wrote; of a user, it holds files of ids that are the user's only in a user namespace."""
         remove_tree(path)
         if self.uid and os.geteuid() and os.path.lexists(path):
-            from nsrun import userns
+            from nsrun.host import userns
 
             userns.call(self, "_remove", path)
 
@@ -778,7 +779,7 @@ def _visible(pid: int, what: str) -> int:
     )
 
 
-def _read_bounded(path: str, size: int = notes.MAX_BYTES) -> bytes:
+def _read_bounded(path: str, size: int = codec.MAX_BYTES) -> bytes:
     """A regular file of at most so many bytes.  OSError EFBIG, EINVAL for anything else there: a FIFO would hang us."""
     from errno import EFBIG
 

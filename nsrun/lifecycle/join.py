@@ -11,11 +11,12 @@ import os
 import sys
 from errno import ENOENT
 
-from nsrun import spec as specs
-from nsrun import users, words
 from nsrun.errors import BadInput, CommandError, NsrunError, StepError, UnknownError, UsageError
-from nsrun.plan.inside import Execute
+from nsrun.plan.mounts import Execute
 from nsrun.run import Run
+from nsrun.spec.member import accounts
+from nsrun.spec.member import member as specs
+from nsrun.spec.member import options as words
 from nsrun.state import NAME_CHARS, State, check_name, new_id
 
 TYPE_CHECKING = False
@@ -55,7 +56,7 @@ OF_JOIN = ("sys_admin", "setpcap", "setuid", "setgid", "sys_chroot", "sys_ptrace
 def _need(names: tuple[str, ...], what: str) -> int:
     """The capabilities that what we start may have (capabilities(7), CapBnd); BadInput when we lack one that nsrun needs."""
     from nsrun import kernel
-    from nsrun.plan.inside import capability_mask, capability_names
+    from nsrun.plan.mounts import capability_mask, capability_names
 
     sets = kernel.capability_sets()
     lacking = capability_mask(names) & ~(sets["CapEff"] & sets["CapBnd"])
@@ -70,7 +71,7 @@ def _need(names: tuple[str, ...], what: str) -> int:
 
 def _grant(document: dict[str, Any], granted: int) -> list[str]:
     """Takes out of a member's capabilities those that can't be granted here (a bit mask); gives their names."""
-    from nsrun.plan.inside import capability_mask
+    from nsrun.plan.mounts import capability_mask
 
     sets = document["process"]["capabilities"]
     lacking = [name for name in sets["bounding"] if not granted & capability_mask([name[4:].lower()])]
@@ -131,8 +132,7 @@ def _host_resolv_conf() -> str:
 
 def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     """The plan of `pod create`, nothing done."""
-    from nsrun import userns
-    from nsrun.host import cgroup
+    from nsrun.host import cgroup, userns
     from nsrun.plan.pod import pod_plan
 
     name = check_name("pause" if options.get("name") is None else options["name"], "pod")
@@ -161,8 +161,8 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
 
 def _check_powers(pod: dict[str, Any]) -> None:
     """BadInput: what root can't do here for such a pod.  Without CAP_MKNOD its devices are the host's own nodes."""
-    from nsrun import userns
-    from nsrun.plan.inside import capability_mask
+    from nsrun.host import userns
+    from nsrun.plan.mounts import capability_mask
 
     mode = pod["network"]["mode"]
     if mode == "bridge" and pod.get("nested") and not userns.owns_network():
@@ -177,12 +177,12 @@ def _check_powers(pod: dict[str, Any]) -> None:
 
 def _check_rootless(state: State, options: Options) -> None:
     """What an ordinary user can't have, and what is hers already."""
-    from nsrun.host import forward
+    from nsrun.host import pasta
 
     if options.get("owner") is not None:
         raise BadInput("--owner: only root makes a pod for somebody", hint="sudo nsrun pod create; yours it is anyway")
     for port in words.parse_ports(options.get("publish") or []):
-        forward.check_port(port["host_port"])
+        pasta.check_port(port["host_port"])
     name = "pause" if options.get("name") is None else options["name"]
     if name in state.names("pods") and not state.door({"name": name}).startswith(f"{state.run}/"):
         raise BadInput(f"pod name {name!r} is taken: by one that root made for you", hint="choose another name")
@@ -235,7 +235,7 @@ def check_rootfs(path: str) -> str:
 
 def _check_owner(root: str, pod: dict[str, Any]) -> None:
     """A rootfs whose ids mean nothing in the pod would be nobody's there; an ordinary user can't map it."""
-    from nsrun.userns import inside
+    from nsrun.host.userns import inside
 
     st = os.stat(root)
     if inside(pod["user"]["maps"]["uid"], st.st_uid) < 0:
@@ -275,9 +275,9 @@ def read_small_at(directory: int, path: str) -> str:
         raise BadInput(f"{path} of the rootfs can't be read: {error}", errno=error.errno or 0) from None
     try:
         st = os.fstat(fd)
-        if not stat.S_ISREG(st.st_mode) or st.st_size > users.MAX_BYTES:
+        if not stat.S_ISREG(st.st_mode) or st.st_size > accounts.MAX_BYTES:
             raise BadInput(f"{path} of the rootfs is not a regular file of at most 1 MiB")
-        return os.fsdecode(os.read(fd, users.MAX_BYTES))
+        return os.fsdecode(os.read(fd, accounts.MAX_BYTES))
     finally:
         os.close(fd)
 
@@ -316,13 +316,13 @@ def _environment(options: Options) -> list[str]:
 
 
 def _bundle(path: str) -> dict[str, Any]:
-    from nsrun import notes
     from nsrun.schema import check, read_document
+    from nsrun.state import codec
 
     if not path:
         raise BadInput("the bundle is an empty word", hint="an unset variable?")
     try:
-        document: dict[str, Any] = notes.loads(read_document(f"{path}/config.json", 4 << 20).decode())
+        document: dict[str, Any] = codec.loads(read_document(f"{path}/config.json", 4 << 20).decode())
     except OSError as error:
         raise BadInput(
             f"bundle {path!r}: {error.strerror}: config.json", hint="a bundle holds config.json and the root it names"
@@ -485,7 +485,7 @@ def _arrange(mounts: list[dict[str, Any]], roots: list[str], moved: dict[str, st
     """places.arrange; on the host's own files BadInput for a target that would have to be made there."""
     if not mounts:
         return mounts
-    from nsrun.places import arrange
+    from nsrun.host.places import arrange
 
     found = arrange(mounts, roots, moved)
     for mount in found if roots == ["/"] else []:
@@ -500,7 +500,7 @@ def _arrange(mounts: list[dict[str, Any]], roots: list[str], moved: dict[str, st
 def _set_filter(document: dict[str, Any], bundle: dict[str, Any], options: Options) -> str:
     """Puts the name of the compiled filter into the spec ("": unconfined), where exec finds it; gives the profile's path."""
     from nsrun import seccomp
-    from nsrun.plan.inside import capability_mask
+    from nsrun.plan.mounts import capability_mask
 
     word = document["annotations"]["nsrun.seccomp"]
     if word == "unconfined":
@@ -640,13 +640,13 @@ def tell(fd: int, event: dict[str, Any]) -> None:
     if fd >= 0:
         from select import POLLOUT, poll
 
-        from nsrun import notes
+        from nsrun.state import codec
 
         poller = poll()
         poller.register(fd, POLLOUT)
         try:
             if poller.poll(1000):
-                os.write(fd, notes.dumps(event).encode() + b"\n")
+                os.write(fd, codec.dumps(event).encode() + b"\n")
         except OSError:
             pass  # a reader that went away, or reads nothing, must not stop a member
 
@@ -656,7 +656,7 @@ def explain_exec(error: StepError, root: str) -> NsrunError:
     step, detail = getattr(error, "init_step", None), getattr(error, "detail", "")
     if not isinstance(step, Execute):
         return error
-    from nsrun.diagnose import why_not
+    from nsrun.lifecycle.diagnose import why_not
 
     message, hint = why_not(root, step, error.errno, detail)
     code = 127 if error.errno == ENOENT else 126
@@ -704,7 +704,7 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
             raise UnknownError(f"member {note['name']!r} has just ended", hint="nsrun ls -a")
         os.close(fd)
         root = f"/proc/{pid}/root"
-        uid, gid, groups, home = users.resolve(
+        uid, gid, groups, home = accounts.resolve(
             options["user"], read_small(root, "/etc/passwd"), read_small(root, "/etc/group")
         )
         user = {"uid": uid, "gid": gid, "additionalGids": groups}
@@ -724,7 +724,7 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         _same_userns(pod)
         _grant(document, granted)
         if kernel.in_userns() and "nested" not in pod:  # a member that outlived its pod
-            from nsrun.userns import around
+            from nsrun.host.userns import around
 
             how["pod"] = {**pod, "nested": around()}
     return exec_plan(document, note, how)

@@ -11,10 +11,11 @@ import os
 import struct
 from errno import ENOENT, ENOMEM, ESRCH, ETIMEDOUT
 
-from nsrun import children, kernel, life
+from nsrun import children, kernel
 from nsrun.errors import KernelError, NsrunError, StepError
 from nsrun.plan import INIT, InitStep
-from nsrun.plan.outside import Launch
+from nsrun.plan.process import Launch
+from nsrun.state import life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

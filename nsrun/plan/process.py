@@ -53,7 +53,7 @@ class ClaimName(Step):
 
     def undo(self, run: Run) -> None:
         if run.directory:  # else somebody else has the name
-            from nsrun.sweep import give_back
+            from nsrun.state.sweep import give_back
 
             give_back(run.state, self.kind, self.name, self.note["id"])
 
@@ -330,7 +330,7 @@ class OpenVolume(Step):
                 run.need_data(self.ident)
             make_directory(os.path.dirname(self.source))
             if self.seed:
-                from nsrun.copy import seed_volume
+                from nsrun.host.copy import seed_volume
 
                 seed_volume(run.fd("rootfs:fd"), self.seed, self.source, self.staging, self.ids)
             else:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from nsrun import userns
 from nsrun.errors import BadInput, NsrunError
+from nsrun.host import userns
 from nsrun.state import NAME_CHARS
 
 TYPE_CHECKING = False

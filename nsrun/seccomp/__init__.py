@@ -110,7 +110,7 @@ class Rule:
 
 def rules(document: Any, caps: int, what: str) -> list[Rule]:
     """Those of a profile that apply to this machine and these capabilities (a bit mask).  Pure but for uname(2)."""
-    from nsrun.plan.inside import capability_names
+    from nsrun.plan.mounts import capability_names
 
     if not isinstance(document, dict) or not isinstance(document.get("syscalls", []), list):
         raise BadInput(f"{what} is not an object with a list `syscalls`", hint=_HINT)
@@ -235,7 +235,7 @@ def _action(library: Any, word: str, errno: int, what: str) -> int:
 
 def _alternatives(library: Any, call: str, args: list[tuple[int, str, int, int]], what: str) -> list[list[Any]]:
     """Return lists of libseccomp's comparisons; the rule applies when all of one list are true."""
-    from nsrun.widths import masked, width
+    from nsrun.seccomp.widths import masked, width
 
     found: list[list[Any]] = [[]]
     for index, word, value, two in args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nsrun.errors import BadInput, UsageError
-from nsrun.plan.inside import CAPABILITIES, RESOURCES, UNLIMITED
+from nsrun.plan.mounts import CAPABILITIES, RESOURCES, UNLIMITED
 from nsrun.schema import is_number
 
 TYPE_CHECKING = False

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 
-from nsrun import kernel, life
+from nsrun import kernel
 from nsrun.errors import BrokenNote, KernelError
 from nsrun.schema import is_number
+from nsrun.state import life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Process:
 
 def data(state: State) -> list[Data]:
     """Of every directory of data without a note: whose it was, and how much."""
-    from nsrun import manage
+    from nsrun.lifecycle import query as manage
 
     known = {note["id"] for note in state.all("members")}
     unread = {name for name, _ in manage.unreadable(state, "members")}

@@ -12,7 +12,7 @@ from errno import EACCES, ELOOP, ENOENT, ENOTDIR
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, UsageError
-from nsrun.words import check_place
+from nsrun.spec.options import check_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from nsrun.errors import KernelError, errno_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nsrun.plan.inside import Execute
+    from nsrun.plan.mounts import Execute
 
 MACHINES = {
     3: "i386",

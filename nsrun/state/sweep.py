@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import os
 
-from nsrun import life
 from nsrun.errors import BadInput, BrokenNote, Busy, NsrunError
-from nsrun.state import State, new_id, remove_tree
+from nsrun.state import State, life, new_id, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,9 +155,9 @@ class Sweeper:
     def end_forwarder(self, name: str) -> None:
         """Of a user's own pod: pasta, should nobody have seen to its end."""
         if self.state.uid:
-            from nsrun.host import forward
+            from nsrun.host import pasta
 
-            forward.end_of(self.state.path("pods", name))
+            pasta.end_of(self.state.path("pods", name))
 
     def _forget_pod(self, name: str, note: Note | None) -> bool:
         """With the lock `names`: a pod that nobody keeps goes, and its members with it."""
@@ -291,7 +290,7 @@ class Sweeper:
         path = state.path(kind, name)
         if _rmdir(path):
             return True
-        from nsrun import orphans
+        from nsrun.state import orphans
 
         with life.Removal(f"{path}/{life.HELD}") as ours:
             lives = orphans.pauses_of if kind == "pods" else orphans.runs_without_note

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-from nsrun import life
 from nsrun.errors import UsageError
 from nsrun.schema import is_number, open_regular
-from nsrun.state import ALIVE
+from nsrun.state import ALIVE, life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def _rotations(path: str) -> int:
 
 def _between(path: str, read: tuple[int, int] | None, rotations: int) -> Iterator[Piece]:
     """What came after a log that was read to its end, and before the newest, `rotations` later."""
-    from nsrun.api import timestamp
+    from nsrun.lifecycle.join import timestamp
 
     older = _open_log(f"{path}.1") if rotations > 1 else None
     if older and life.identity(older.fd) == read:
@@ -169,7 +168,7 @@ class _Wanted:
 
     def is_over(self) -> bool:
         """Is it later than what is wanted?"""
-        from nsrun.api import timestamp
+        from nsrun.lifecycle.join import timestamp
 
         return bool(self._until) and timestamp() > self._until
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from errno import ENOENT, ESRCH
 
-from nsrun import children, kernel, life
+from nsrun import children, kernel
 from nsrun.errors import BadInput, BrokenNote, KernelError, NsrunError, UnknownError
 from nsrun.schema import is_number, open_regular
-from nsrun.state import ALIVE, NAME_CHARS, is_to_restart
-from nsrun.sweep import Sweeper, forget_member
+from nsrun.state import ALIVE, NAME_CHARS, is_to_restart, life
+from nsrun.state.sweep import Sweeper, forget_member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from nsrun.life import Life
     from nsrun.state import Note, State
+    from nsrun.state.life import Life
 
 SIGKILL, SIGTERM, SIGCONT = 9, 15, 18
 
@@ -191,7 +191,7 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
 
     `uid` is the pod's (65534: an id that it does not have).  No `ps` of an image is run (CVE-2022-1227).
     """
-    from nsrun import userns
+    from nsrun.host import userns
 
     note = state.pod(name)
     maps = userns.maps_in(note)
@@ -594,7 +594,7 @@ def _life_of_unreadable(state: State, kind: str, name: str) -> Life:
     except OSError:
         return life.Life(None, keeper=0)  # it can't be asked: that is no death
     if kind == "pods" and not found.alive:
-        from nsrun import orphans
+        from nsrun.state import orphans
 
         found.keeper = next(iter(orphans.pauses_of(state, name)), None)
     return found
@@ -606,7 +606,7 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     NsrunError: it does not end.  BadInput: it is not visible from here.
     """
     from nsrun.host import cgroup
-    from nsrun.orphans import is_of_pod, pauses_of
+    from nsrun.state.orphans import is_of_pod, pauses_of
 
     found, held = _life_of_unreadable(state, kind, name), state.held(kind, name)
     what = f"{kind[:-1]} {name!r}"
@@ -898,7 +898,7 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
         return code
     import _signal
 
-    from nsrun import api
+    from nsrun.lifecycle import join as api
 
     try:
         # `stop`, or Ctrl-C, may have come already; all others wait for the next life

@@ -8,11 +8,10 @@ library meet here.  OCI runtime-spec 1.1, config.md and config-linux.md; what is
 
 from __future__ import annotations
 
-from nsrun import users
 from nsrun.errors import UsageError
-from nsrun.plan.inside import CAPABILITIES, RESOURCES, UNLIMITED
-from nsrun.signals import parse_signal
-from nsrun.words import (
+from nsrun.plan.mounts import CAPABILITIES, RESOURCES, UNLIMITED
+from nsrun.spec.member import accounts
+from nsrun.spec.options import (
     capabilities,
     image_volume,
     parse_device,
@@ -29,6 +28,7 @@ from nsrun.words import (
     parse_ulimit,
     parse_volume,
 )
+from nsrun.spec.signals import parse_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def bundle_shape() -> dict[str, Any]:
     """What member_spec, and who calls it, takes for granted of a bundle's config.json; see schema.py."""
     from nsrun.schema import FLAG, LINE, WORD, Number, OneOf
 
-    ident = Number(0, users.MAX_ID)
+    ident = Number(0, accounts.MAX_ID)
     limit = Number(0, UNLIMITED)
     kinds = OneOf(*(f"RLIMIT_{name.upper()}" for name in RESOURCES))
     return {
@@ -149,7 +149,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     if not user_spec and process.get("user"):
         u = process["user"]
         user_spec = f"{u.get('uid', 0)}:{u.get('gid', 0)}"
-    uid, gid, groups, home = users.resolve(user_spec, facts.get("passwd", ""), facts.get("group", ""))
+    uid, gid, groups, home = accounts.resolve(user_spec, facts.get("passwd", ""), facts.get("group", ""))
     if not options.get("user") and (process.get("user") or {}).get("additionalGids"):
         groups = sorted({gid, *process["user"]["additionalGids"]})
 
@@ -190,7 +190,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     within = facts["pod"].get("user") or facts["pod"].get("nested")  # a user namespace
     tty_group = True
     if within:
-        from nsrun.userns import outside
+        from nsrun.host.userns import outside
 
         tty_group = outside(within["maps"]["gid"], 5) >= 0
     mounts = default_mounts(host_root, terminal, ways["ipc"] == "make", tty_group)
