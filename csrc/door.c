@@ -215,7 +215,7 @@ static void answer(int conn, int pidfd, int monitor_pidfd)
 	SYS3(sendmsg, conn, &msg, 0x4040 /* MSG_NOSIGNAL | MSG_DONTWAIT */);
 }
 
-/* The member's keeper is this process, nsrun-monitor to be: it proves so from here on (nsrun/life.py, KEEPER). */
+/* The member's keeper is this process, nsrun-monitor to be: it proves so from here on (nsrun/state/life.py, KEEPER). */
 static long take_lock(int fd)
 {
 	struct { /* struct flock, which linux/fcntl.h has with the types of libc */

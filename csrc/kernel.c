@@ -156,7 +156,7 @@ static long nsrun_locked(int fd, long byte, long length)
 
 /*
  * A record lock belongs to a process and its descriptor table, and outlives an exec: what is about to be executed here
- * proves from its first instruction on that what it keeps is alive (nsrun/life.py).  Not inherited by a fork, so it is
+ * proves from its first instruction on that what it keeps is alive (nsrun/state/life.py).  Not inherited by a fork, so it is
  * taken by the child itself.
  */
 static int take_locks(nsrun_launch *l)

@@ -147,7 +147,7 @@ static void write_log(const char *stream, const char *text, size_t n)
 			SYS1(close, log_fd);
 			SYS5(renameat2, dir, "log", dir, "log.1", 0);
 			open_log();
-			if (count >= 0) /* its size says how often, to who follows (logs.py) */
+			if (count >= 0) /* its size says how often, to who follows (lifecycle/logs.py) */
 				SYS3(write, count, ".", 1), SYS1(close, count);
 		}
 	}

@@ -10,8 +10,7 @@ import subprocess
 from errno import ENOSYS
 
 from nsrun import kernel
-from nsrun.errors import KernelError, NsrunError, errno_text
-from nsrun.printable import printable
+from nsrun.errors import KernelError, NsrunError, errno_text, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ def _read(path: str) -> str:
 
 def _privileges() -> Finding:
     """By the sets that what nsrun starts will have: CapEff and CapBnd, capabilities(7)."""
-    from nsrun.lifecycle.join import OF_CREATE, OF_JOIN
-    from nsrun.plan.mounts import capability_mask, capability_names
+    from nsrun.lifecycle import OF_CREATE, OF_JOIN
+    from nsrun.linux import capability_mask, capability_names
     from nsrun.spec.options import DEFAULT_CAPABILITIES
 
     def names(mask: int) -> str:
@@ -81,6 +80,7 @@ def _privileges() -> Finding:
 def _nested() -> list[Finding]:
     """Root of a user namespace: what differs from root of the machine."""
     from nsrun.host import userns
+    from nsrun.spec import idmaps
 
     here = userns.around()
     if not here:
@@ -90,7 +90,7 @@ def _nested() -> list[Finding]:
         lost.append("setgroups is denied: members keep the groups of who calls")
     if not userns.owns_network():
         lost.append("the network namespace is an outer one's: --network none or host")
-    if userns.nobody(here["maps"]) != 65535:
+    if idmaps.nobody(here["maps"]) != 65535:
         lost.append("few ids: no uid beyond those of /proc/self/uid_map, pause among them")
     fix = "unshare --map-auto --map-root-user --net, for ids, groups and a network; or root of the machine"
     return [_finding("user namespace", "limited", f"root of one: {'; '.join(lost)}", fix)]
@@ -250,7 +250,7 @@ def _cgroups(state: State) -> list[Finding]:
         ident = os.fstat(fd).st_ino
         os.close(fd)
         cgroup.remove(path, ident)
-        cgroup.remove_empty(state)
+        cgroup.remove_empty(state.uid)
     return found
 
 
@@ -293,12 +293,13 @@ def _user_namespaces(state: State) -> list[Finding]:
 def _subordinate(user: Any, maps: Any) -> Finding:
     """How many ids a pod of this user's has; images and users of members may need more than there are."""
     from nsrun.host import userns
+    from nsrun.spec import idmaps
 
-    count = min(userns.size(ranges) for ranges in maps.values())
+    count = min(idmaps.size(ranges) for ranges in maps.values())
     text = f"{user.name}: {count} ids in a pod"
     if count > userns.WANTED:
         return _finding("subordinate ids", "ok", text)
-    if userns.outside(maps["gid"], 5) < 0:
+    if idmaps.to_host(maps["gid"], 5) < 0:
         text += ", no group 5 of terminals among them (they are their user's alone)"
     return _finding(
         "subordinate ids", "limited", f"{text}: files and users with larger ones can't be", userns.usermod(user)
@@ -351,14 +352,13 @@ def _filters() -> Finding:
 
 
 def _programs() -> Finding:
-    from nsrun.plan.process import LIBEXEC
+    from nsrun.programs import LIBEXEC, NAMES
 
-    names = ("pause", "init", "monitor", "door", "unpack")
-    lacking = [name for name in names if not os.access(f"{LIBEXEC}/nsrun-{name}", os.R_OK)]
+    lacking = [name for name in NAMES if not os.access(f"{LIBEXEC}/nsrun-{name}", os.R_OK)]
     if lacking:
         return _finding("programs", "missing", f"{LIBEXEC} lacks nsrun-{', nsrun-'.join(lacking)}", "make build")
-    size = sum(os.path.getsize(f"{LIBEXEC}/nsrun-{name}") for name in names)
-    return _finding("programs", "ok", f"{', '.join(names)}: {size} bytes in all")
+    size = sum(os.path.getsize(f"{LIBEXEC}/nsrun-{name}") for name in NAMES)
+    return _finding("programs", "ok", f"{', '.join(NAMES)}: {size} bytes in all")
 
 
 def _left(state: State) -> list[Finding]:
@@ -400,7 +400,7 @@ def examine(state: State) -> list[Finding]:
         try:
             from nsrun.host import userns
 
-            userns.enter(state)
+            userns.enter(state.uid)
         except (OSError, NsrunError) as error:
             found.append(
                 _finding("a namespace of yours", "missing", str(error).partition("\n")[0], getattr(error, "hint", ""))

@@ -98,3 +98,19 @@ def told(stderr: bytes) -> tuple[str, str]:
     """(message, hint) of what another nsrun wrote about its failure."""
     message, _, hint = stderr.decode("utf-8", "replace").strip().removeprefix("nsrun: ").partition("\nhint: ")
     return message, hint
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return the text with an escape for every character that is no letter, mark, number, sign or space, but those in `keep`.
+
+    \\xNN for a control character, and for a byte that was no UTF-8 (os.fsdecode's lone surrogates); \\u{N} for others.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else _escape(ord(c)) for c in text)
+
+
+def _escape(number: int) -> str:
+    if 0xDC80 <= number <= 0xDCFF:
+        number -= 0xDC00
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{{{number:x}}}"

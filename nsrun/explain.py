@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import UsageError
+from nsrun.errors import UsageError, printable
 from nsrun.plan import INIT, PHASES, Plan, Step
 from nsrun.plan.process import Launch
-from nsrun.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.run import Run
-    from nsrun.state import State
 
 ENTER_CGROUP = '[ -z "$CGROUP" ] || echo 0 >"$CGROUP/cgroup.procs"'
 WHO = (
@@ -29,48 +27,8 @@ WHO = (
 )
 
 
-def plan_of(state: State, words: list[str]) -> Plan:
-    """The plan of a whole command line: pod create, join or exec."""
-    from nsrun.cli.parse import parse
-    from nsrun.lifecycle import join as api
-
-    _, command, options, operands, rest = parse(words)
-    name = command.name if command else ""
-    if name == "pod create":
-        return api.plan_pod(state, {**options, **({"name": operands[0]} if operands else {})}, ident=api.NO_ID)
-    options["command"] = rest
-    if name == "join":
-        how = {"detach": options.get("detach"), "interactive": options.get("interactive"), "id": api.NO_ID}
-        return api.plan_join(state, operands[0], options, how, _pod_for(state, operands[0]))
-    if name == "exec":
-        return api.plan_exec(state, operands[0], options, {"interactive": options.get("interactive")})
-    raise UsageError(
-        f"explain knows pod create, join and exec, not {name or 'nothing'!r}",
-        hint="nsrun explain pod create -p 8080:80",
-    )
-
-
-def _pod_for(state: State, name: str) -> dict[str, Any]:
-    """The pod's note; of a pod that does not exist yet, what it would be, so that one can read before one does."""
-    from nsrun.errors import UnknownError
-    from nsrun.host import cgroup
-    from nsrun.state import check_name
-
-    try:
-        return state.pod(name)
-    except UnknownError:
-        check_name(name, "pod")
-        return {
-            "name": name,
-            "id": "ID",
-            "hostname": name,
-            "pause": ["PAUSE", 0, ""],
-            "cgroup": cgroup.pod_path(name, "ID"),
-        }
-
-
-def explain(state: State, words: list[str], form: str = "text") -> str:
-    plan = plan_of(state, words)
+def explain(plan: Plan, words: list[str], form: str = "text") -> str:
+    """Return a plan as text, as JSON, or as a shell script that stands for the command line `words`."""
     if form == "text":
         return text(plan)
     if form == "json":

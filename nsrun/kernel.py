@@ -321,15 +321,13 @@ def reap_within(pid: int, seconds: float) -> None:
     """Take the exit status of a child that ends, for at most `seconds`.
 
     One that belongs to somebody else may not end, or not be ours to reap, for as long as they like: ptrace(2), a FUSE mount
-    that does not answer.  It is left to a later children.reap, or to PID 1.
+    that does not answer.  It is left to a later reap, or to PID 1.
     """
     from select import poll
 
-    from nsrun import children
-
-    children.started.add(pid)
-    children.reap()
-    if pid not in children.started:
+    started.add(pid)
+    reap()
+    if pid not in started:
         return
     fd = pidfd_of(pid)
     if fd >= 0:
@@ -337,7 +335,7 @@ def reap_within(pid: int, seconds: float) -> None:
         poller.register(fd, 1)
         poller.poll(seconds * 1000)
         os.close(fd)
-    children.reap()
+    reap()
 
 
 def become(uid: int, gid: int, groups: Sequence[int]) -> None:
@@ -446,7 +444,7 @@ def launch(
 
     `user_fd`: a user namespace to join before; `one_way`: see csrc/kernel.c, needed for it.
     With `monitor`, that program becomes the parent instead of the caller and finds the pidfd at `pidfd_slot`.
-    `lock_byte` of the files `locks` is locked by who stays: the monitor, or else the program (nsrun/life.py).
+    `lock_byte` of the files `locks` is locked by who stays: the monitor, or else the program (nsrun/state/life.py).
     csrc/kernel.c tells the order.  ENOMEM from the clone means: the PID namespace's PID 1 is dead.
     """
     launch = ffi.new("nsrun_launch *")
@@ -639,3 +637,17 @@ def boot_id() -> str:
     """Which boot this is, random(4); "" when another file stands in its place."""
     with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
         return file.read().strip() if fs_magic(file.fileno()) == PROC_MAGIC else ""
+
+
+#: Monitors and pauses that this process started, by pid.
+started: set[int] = set()
+
+
+def reap() -> None:
+    """Take the exit status of each of `started` that has ended: a long-lived caller would keep zombies.  Wait for none."""
+    for pid in list(started):
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                started.discard(pid)
+        except ChildProcessError:
+            started.discard(pid)

@@ -19,8 +19,16 @@ import os
 
 from nsrun.cli.parse import checked
 from nsrun.errors import CommandError, NsrunError, UsageError, told
-from nsrun.lifecycle import join as api
-from nsrun.lifecycle import query as manage
+from nsrun.lifecycle import need_root, pod_of
+from nsrun.lifecycle.create import create_pod
+from nsrun.lifecycle.execute import execute
+from nsrun.lifecycle.join import join
+from nsrun.lifecycle.query import member_json, pod_json, pod_note, processes
+from nsrun.lifecycle.query import pods as all_pods
+from nsrun.lifecycle.remove import remove_member
+from nsrun.lifecycle.stop import kill_pod, signal_member, stop_member, stop_pod
+from nsrun.lifecycle.wait import wait_member
+from nsrun.programs import nsrun_command
 from nsrun.state import State
 from nsrun.state.sweep import Sweeper
 
@@ -66,7 +74,7 @@ class Member:
 
     def inspect(self) -> dict[str, Any]:
         """As `nsrun inspect` prints it."""
-        return manage.member_json(self._state, self._note())
+        return member_json(self._state, self._note())
 
     @property
     def status(self) -> str:
@@ -81,15 +89,15 @@ class Member:
     def exec(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
         """Executes a command in it, waits, and gives its output.  Options: env, workdir, user."""
         command, options = _command(command), checked("exec", options)
-        if _apart(self._state, api.pod_of(self._state, self.name)):
+        if _apart(self._state, pod_of(self._state, self.name)):
             return _run(self._state, ["exec", "-i", *_words(options), self.name, "--", *command], input)
         return _collect(
-            input, lambda fds: api.execute(self._state, self.name, {**options, "command": list(command)}, fds=fds).pid
+            input, lambda fds: execute(self._state, self.name, {**options, "command": list(command)}, fds=fds).pid
         )
 
     def wait(self) -> int:
         """Blocks until it has ended; its exit status."""
-        return manage.wait_member(self._state, self.name)
+        return wait_member(self._state, self.name)
 
     def logs(self, tail: int | None = None, follow: bool = False) -> Iterator[tuple[str, str, str]]:
         """(time, stdout|stderr, text) of what it wrote."""
@@ -99,14 +107,14 @@ class Member:
 
     def signal(self, number: int) -> None:
         """To its first process, by pidfd."""
-        manage.signal_member(self._state, self._note(), number)
+        signal_member(self._state, self._note(), number)
 
     def stop(self, seconds: float = 10) -> bool:
         """Its stop signal, and after `seconds` SIGKILL to its cgroup; return whether that was needed."""
-        return manage.stop_member(self._state, self._note(), seconds)
+        return stop_member(self._state, self._note(), seconds)
 
     def remove(self, force: bool = False) -> None:
-        manage.remove_member(self._state, self._note(), force)
+        remove_member(self._state, self._note(), force)
 
 
 class Pod:
@@ -124,12 +132,12 @@ class Pod:
     def create(cls, name: str = "pause", *, root: str = "", **options: Any) -> Pod:
         """Makes it.  Options: publish, network, ip, subnet, hostname, add_host, dns, sysctl, shm_size, label, memory, cpus, pids_limit."""
         options, state = checked("pod create", options), State(root)
-        api.create_pod(state, {**options, "name": name})
+        create_pod(state, {**options, "name": name})
         return cls(name, state=state)
 
     def inspect(self) -> dict[str, Any]:
         """As `nsrun pod inspect` prints it."""
-        return manage.pod_json(self._state, manage.pod_note(self._state, self.name), manage.member_notes(self._state))
+        return pod_json(self._state, pod_note(self._state, self.name), self._state.all("members"))
 
     @property
     def pid(self) -> int:
@@ -137,11 +145,11 @@ class Pod:
         return int(self.inspect()["pid"])
 
     def members(self) -> list[Member]:
-        note = manage.pod_note(self._state, self.name)
-        return [Member(member["name"], self._state) for member in manage.members_of(self._state, note)]
+        note = pod_note(self._state, self.name)
+        return [Member(member["name"], self._state) for member in self._state.members_of(note)]
 
     def processes(self) -> list[dict[str, Any]]:
-        return manage.processes(self._state, self.name)
+        return processes(self._state, self.name)
 
     def join(self, command: Sequence[str] = (), *, detach: bool = True, **options: Any) -> Member:
         """Starts a member and does not wait.  Options: those of `nsrun join`; an `image` may bring its own command.
@@ -154,7 +162,7 @@ class Pod:
         if detach and _apart(self._state, self._state.pod(self.name)):
             words = ["join", self.name, "-d", *_words(options), *(["--", *command] if command else [])]
             return Member(_run(self._state, words).check().stdout.decode().strip(), self._state)
-        note = api.join(self._state, self.name, {**options, "command": list(command)}, detach=detach, fds=fds)
+        note = join(self._state, self.name, {**options, "command": list(command)}, detach=detach, fds=fds)
         return Member(note["name"], self._state)
 
     def run(self, command: Sequence[str] = (), *, input: bytes = b"", **options: Any) -> Result:
@@ -166,22 +174,22 @@ class Pod:
             return _run(self._state, words, input)
 
         def start(fds: tuple[int, int, int]) -> int:
-            notes.append(api.join(self._state, self.name, {**options, "command": list(command)}, fds=fds))
+            notes.append(join(self._state, self.name, {**options, "command": list(command)}, fds=fds))
             return int(notes[0]["process"][0])
 
         try:
             return _collect(input, start)
         finally:
             for note in notes:
-                manage.remove_member(self._state, note, True)
+                remove_member(self._state, note, True)
 
     def stop(self, seconds: float = 10) -> None:
         """Members first, pause last."""
-        manage.stop_pod(self._state, self.name, seconds)
+        stop_pod(self._state, self.name, seconds)
 
     def kill(self, number: int = 9) -> None:
         """A signal to pause; KILL, TERM and INT end the pod at once."""
-        manage.kill_pod(self._state, self.name, number)
+        kill_pod(self._state, self.name, number)
 
 
 class Image:
@@ -203,7 +211,7 @@ class Image:
         from nsrun.image import intake
 
         state = State(root)
-        api.need_root()
+        need_root()
         return [cls(i.names[0] if i.names else i.id, state=state) for i in intake.load(state, path, names, platform)]
 
     @classmethod
@@ -214,7 +222,7 @@ class Image:
         from nsrun.image import intake
 
         state = State(root)
-        api.need_root()
+        need_root()
         taken = intake.pull(state, name, platform, authfile=authfile, tls=tls)[0]
         return cls(taken.names[0] if taken.names else taken.id, state=state)
 
@@ -234,14 +242,14 @@ class Image:
         """One more name."""
         from nsrun.image.store import Store
 
-        api.need_root()
+        need_root()
         Store(self._state).tag(self.id, name)
 
     def remove(self) -> int:
         """The image with all of its names; the bytes that freed.  BadInput when a running member uses it."""
         from nsrun.image.store import Store
 
-        api.need_root()
+        need_root()
         return Store(self._state).remove(self.id, True)[1]
 
 
@@ -272,12 +280,8 @@ def _words(options: dict[str, Any]) -> list[str]:
 def _run(state: State, words: list[str], input: bytes = b"") -> Result:
     """The command line, in a process of its own.  NsrunError, CommandError: what it said when it failed itself."""
     import subprocess
-    import sys
 
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-    root = ["--root", state.root] if state.root else []
-    command = [sys.executable, "-I", program, *root, *words]
-    done = subprocess.run(command, input=input, capture_output=True, check=False)
+    done = subprocess.run(nsrun_command(state.root, *words), input=input, capture_output=True, check=False)
     if done.returncode in (2, 125, 126, 127) and done.stderr.startswith(b"nsrun: "):
         message, hint = told(done.stderr)
         if done.returncode in (126, 127):
@@ -303,7 +307,7 @@ def _collect(input: bytes, start: Any) -> Result:
 def pods(root: str = "") -> list[Pod]:
     """The pods that run."""
     state = State(root)
-    return [Pod(p["name"], state=state) for p in manage.pods(state) if p["status"] == "running"]
+    return [Pod(p["name"], state=state) for p in all_pods(state) if p["status"] == "running"]
 
 
 def images(root: str = "") -> list[Image]:
@@ -322,9 +326,9 @@ def member(name: str, root: str = "") -> Member:
 
 def plan_of(words: Sequence[str], root: str = "") -> Plan:
     """The plan of a command line (pod create, join, exec), nothing done: `for step in nsrun.plan_of([...]): print(step.call())`."""
-    from nsrun import explain
+    from nsrun.cli import planning
 
-    return explain.plan_of(State(root), list(words))
+    return planning.plan_of(State(root), list(words))
 
 
 def prune(root: str = "") -> list[str]:

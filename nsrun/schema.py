@@ -20,7 +20,7 @@ import os
 from errno import EINVAL
 from stat import S_ISREG
 
-from nsrun.errors import BadInput
+from nsrun.errors import BadInput, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,3 +193,17 @@ def _below(path: str, key: str) -> str:
     if not simple:
         return f"{path}[{ascii(key[:60])}]"
     return f"{path}.{key}" if path else key
+
+
+#: Of a name of a pod or a member.
+NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+def check_name(name: str, what: str) -> str:
+    """A name becomes a directory, a cgroup and a hostname: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or `-`."""
+    if not name or len(name) > 63 or not NAME_CHARS.issuperset(name) or name[0] in ".-":
+        raise UsageError(
+            f"bad {what} name {name!r}",
+            hint="letters, digits, '_', '.', '-'; at most 63; it begins with a letter, a digit or '_'",
+        )
+    return name

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 
-from nsrun.lifecycle import join as api
+from nsrun.lifecycle.create import plan_pod
+from nsrun.lifecycle.join import plan_join
 from nsrun.plan import INIT
 from nsrun.run import Run
 from nsrun.state import State
@@ -16,11 +17,11 @@ what, last = sys.argv[1], int(sys.argv[2])
 state = State()
 if what in ("pod", "owned"):
     owner = {"owner": "alice"} if what == "owned" else {}
-    plan = api.plan_pod(state, {"name": "victim", "publish": ["127.0.0.1:20500:80"], **owner})
+    plan = plan_pod(state, {"name": "victim", "publish": ["127.0.0.1:20500:80"], **owner})
 else:
     source = "image" if state.uid else "rootfs"
     options = {"name": "victim", source: sys.argv[3], "command": ["sleep", "1000"]}
-    plan = api.plan_join(state, "pause", options, {"detach": what == "detached"})
+    plan = plan_join(state, "pause", options, {"detach": what == "detached"})
 steps = [step for step in plan if step.phase != INIT]
 if last == 0:
     print(len(steps))

@@ -8,8 +8,8 @@ import nsrun
 from nsrun.cli.commands import COMMANDS, words_of
 from nsrun.cli.parse import checked, parse
 from nsrun.errors import UsageError
-from nsrun.spec.member import member as spec
-from nsrun.spec.member import options as words
+from nsrun.spec import member as spec
+from nsrun.spec import options as words
 
 CLOSED = [(command, option) for command in COMMANDS for option in command.options if words_of(option.value)]
 WRONG = ("garbage", "", "container:x", "Pod", " pod", "hosts", "\udcff", "pod,own", "OWN")

@@ -16,6 +16,7 @@ from images import Layout, entry, tar
 
 from nsrun import kernel
 from nsrun.host import cgroup, userns
+from nsrun.spec import idmaps
 
 ALICE = USERS["alice"]
 
@@ -302,13 +303,13 @@ def test_an_owner_whose_ids_are_not_here(host, alice):
 def test_ids_of_user_namespaces():
     """Pure arithmetic: the largest number that is both a uid and a gid."""
     one = [[0, 1000, 1]]
-    assert userns.nobody({"uid": one, "gid": one}) == 0
+    assert idmaps.nobody({"uid": one, "gid": one}) == 0
     assert (
-        userns.nobody({"uid": [[0, 1000, 1], [1, 100000, 65536]], "gid": [[0, 1000, 1], [1, 100000, 65536]]}) == 65535
+        idmaps.nobody({"uid": [[0, 1000, 1], [1, 100000, 65536]], "gid": [[0, 1000, 1], [1, 100000, 65536]]}) == 65535
     )
-    assert userns.nobody({"uid": [[0, 1000, 1], [1, 100000, 10]], "gid": [[0, 1000, 1], [1, 100000, 7]]}) == 7
+    assert idmaps.nobody({"uid": [[0, 1000, 1], [1, 100000, 10]], "gid": [[0, 1000, 1], [1, 100000, 7]]}) == 7
     assert (
-        userns.nobody({"uid": [[0, 0, 1], [50, 9, 10], [99000, 9, 5]], "gid": [[0, 0, 1], [55, 0, 2], [99000, 9, 5]]})
+        idmaps.nobody({"uid": [[0, 0, 1], [50, 9, 10], [99000, 9, 5]], "gid": [[0, 0, 1], [55, 0, 2], [99000, 9, 5]]})
         == 56
     )
 
@@ -333,7 +334,7 @@ def mask_of(text: str) -> int:
 @pytest.mark.parametrize("name", FOURTEEN)
 def test_a_bounding_set_without_one(host, busybox, name):
     """A member gets what there is, without a word; what nsrun itself can't do without is named."""
-    from nsrun.plan.mounts import capability_mask
+    from nsrun.linux import capability_mask
 
     create = host.run("pod", "create", "--network", "none") if NEEDED.get(name) == "join" else None
     text = "nsrun pod create --network none" if not create else ":"

@@ -9,6 +9,8 @@ import stat
 import pytest
 from corpus import CASES, Case
 
+from nsrun.state import codec
+
 pytestmark = pytest.mark.live
 
 

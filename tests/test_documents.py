@@ -13,16 +13,13 @@ import pytest
 from conftest import sh
 from images import Layout, archive, directory, docker_archive, entry, tar
 
-from nsrun.spec import accounts
-from nsrun.state import codec
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.image import documents, lookup
 from nsrun.lifecycle import diagnose
-from nsrun.lifecycle import join as api
-from nsrun.plan.mounts import Execute
-from nsrun.spec.member import options as words
-from nsrun.spec.member import signals
-from nsrun.state import State
+from nsrun.lifecycle.join import _bundle, plan_join
+from nsrun.plan.process import Execute
+from nsrun.spec import options as words
+from nsrun.state import State, codec
 
 WRONG = [None, True, 5, -1, 1.5, 1 << 70, "", "x", "²", "٣", "/", "\ud800", "a\0b", "a\nb", [], [None], [[]], ["\ud800"], ["a\0b"], {}, {"a": 1}, {"\ud800": {}}, {"a": "\ud800"}]  # fmt: skip
 
@@ -172,7 +169,7 @@ def test_every_key_of_a_bundle_with_every_wrong_value(tmp_path):
 
     def use(document: object) -> None:
         (tmp_path / "config.json").write_text(json.dumps(document))
-        plan = api.plan_join(state, "p", {"bundle": str(tmp_path), "name": "m"}, {"detach": True}, pod)
+        plan = plan_join(state, "p", {"bundle": str(tmp_path), "name": "m"}, {"detach": True}, pod)
         for step in plan.steps:
             str(step)
         json.dumps(plan.facts["spec"])
@@ -193,18 +190,18 @@ def test_a_bundle_that_is_no_file(tmp_path):
     (tmp_path / "rootfs").mkdir()
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(BadInput, match="not a regular file"):
-        api._bundle(str(tmp_path))
+        _bundle(str(tmp_path))
     (tmp_path / "config.json").unlink()
     with open(tmp_path / "config.json", "wb") as file:
         file.truncate(2 << 30)
     with pytest.raises(BadInput, match="larger than 4096 KiB"):
-        api._bundle(str(tmp_path))
+        _bundle(str(tmp_path))
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(BadInput, match="not JSON"):
-        api._bundle(str(tmp_path))
+        _bundle(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(changed(BUNDLE, ("process", "env"), ["a", "b", "c", 5])))
     with pytest.raises(BadInput, match=r"config\.json: process\.env\[3\] is not text"):
-        api._bundle(str(tmp_path))
+        _bundle(str(tmp_path))
 
 
 ODD = ["²", "٣", "1²", "１", "①", "𝟙", "0x1", "1_0", " 1", "+1", "9" * 5000]
@@ -213,19 +210,18 @@ ODD = ["²", "٣", "1²", "１", "①", "𝟙", "0x1", "1_0", " 1", "+1", "9" * 
 @pytest.mark.parametrize("text", ODD)
 def test_odd_digits(text):
     """What str.isdigit takes and int() does not, or the other way round, is a usage error wherever a number is read."""
-    from nsrun.host import net
 
     calls = [
-        (signals.parse_signal, text),
-        (signals.parse_signal, f"RTMIN+{text}"),
+        (words.parse_signal, text),
+        (words.parse_signal, f"RTMIN+{text}"),
         (words.parse_size, f"{text}m", "--memory"),
         (words.parse_ulimit, f"nofile={text}"),
         (words.parse_restart, f"on-failure:{text}"),
         (words.parse_limits, {"pids_limit": text}),
         (words.parse_limits, {"cpus": f"x{text}"}),
         (words.parse_ports, [f"{text}:80"]),
-        (accounts.resolve, text, "", ""),
-        (net.parse_ipv4, f"10.0.0.{text}", "--ip"),
+        (words.parse_user, text, "", ""),
+        (words.parse_ipv4, f"10.0.0.{text}", "--ip"),
     ]
     for call, *arguments in calls:
         with pytest.raises((UsageError, BadInput)):
@@ -235,12 +231,8 @@ def test_odd_digits(text):
 def test_digits_are_asked_for_in_one_place():
     """str.isdigit, str.isdecimal and str.isnumeric are no check before int(); schema.is_number is."""
     top = pathlib.Path(__file__).parent.parent / "nsrun"
-    later = {
-        "users.py",
-        "schema.py",
-    }  # users: refuses; manage, sweep: names that the kernel or we gave
-    found = [p.name for p in top.rglob("*.py") if p.name not in later and ".isd" in p.read_text().replace(".isdir", "")]
-    assert found == []
+    found = [p.name for p in top.rglob("*.py") if ".isd" in p.read_text().replace(".isdir", "")]
+    assert found == ["schema.py"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 10, 18, 19, 20, 40, 63, 64, 100])

@@ -11,8 +11,7 @@ import time
 import pytest
 from conftest import HERE, kill, need, sh, wait_for
 
-from nsrun.state import codec
-from nsrun.state import State
+from nsrun.state import State, codec
 
 KILLER = [sys.executable, str(HERE / "killer.py")]
 
@@ -236,7 +235,6 @@ def test_a_killed_init_kills_no_nsrun(host, pod, busybox):
 
     script = """
 import os, sys
-from nsrun import api
 from nsrun.run import Run
 from nsrun.cli import main
 release = Run.release

@@ -15,7 +15,7 @@ from test_printable import WORD, clean
 
 from nsrun.cli.commands import COMMANDS
 from nsrun.errors import UsageError
-from nsrun.spec.member import options, signals
+from nsrun.spec import options
 
 NUMBERS = ("9" * 5000, "9" * 20, "18446744073709551616", "\xb2", "\u0663", "-1", "nan", "inf", "1e400", "0x10", "1_0", " 1", "1\n", "")  # fmt: skip
 
@@ -204,7 +204,7 @@ def test_numbers(text):
         lambda: options.parse_count(text, "-x", "a number"), lambda: options.parse_size(text, "-x"), lambda: options.parse_fraction(text, "-x", "a number", 0, 10),
         lambda: options.parse_ulimit(f"nofile={text}"), lambda: options.parse_restart(f"on-failure:{text}"), lambda: options.parse_limits({"memory": text or "x"}),
         lambda: options.parse_limits({"cpus": text or "x"}), lambda: options.parse_limits({"pids_limit": text or "x"}), lambda: options.parse_ports([f"{text}:{text}"]),
-        lambda: options.parse_ports([f"{text}.0.0.1:1:1"]), lambda: signals.parse_signal(text), lambda: signals.parse_signal(f"RTMIN+{text}1"),
+        lambda: options.parse_ports([f"{text}.0.0.1:1:1"]), lambda: options.parse_signal(text), lambda: options.parse_signal(f"RTMIN+{text}1"),
     ):  # fmt: skip
         if text == "-1" or (text == "" and parse):
             continue

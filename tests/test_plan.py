@@ -9,7 +9,6 @@ import subprocess
 
 import pytest
 
-from nsrun.state import codec
 from nsrun import _kernel, kernel, run
 from nsrun.host import messages, wire
 from nsrun.plan import INIT, PHASES, Plan
@@ -17,8 +16,10 @@ from nsrun.plan import mounts as inside
 from nsrun.plan import process as outside
 from nsrun.plan.member import exec_plan, join_plan
 from nsrun.plan.pod import pod_plan
-from nsrun.plan.process import LIBEXEC
-from nsrun.spec.member import member as specs
+from nsrun.programs import LIBEXEC
+from nsrun.spec import member as specs
+from nsrun.spec.pod import pod_spec
+from nsrun.state import codec
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -39,7 +40,7 @@ def make_pod(owner="root", by_root=True, **options) -> Plan:
         "owner": owner,
         **({"user": USER, "by_root": by_root, "groups": [1000]} if owner != "root" else {}),
     }
-    return pod_plan(specs.pod_spec({"name": "web", **options}, facts))
+    return pod_plan(pod_spec({"name": "web", **options}, facts))
 
 
 def make_spec(root="/ROOTFS", pod=POD, **options):

@@ -13,11 +13,9 @@ import pytest
 from conftest import NSRUN, sh, wait_for
 from images import Layout
 
-from nsrun.spec import accounts
-from nsrun.errors import BadInput
-from nsrun.lifecycle import owners
-from nsrun.lifecycle.join import read_environment_file
-from nsrun.printable import printable
+from nsrun.errors import BadInput, printable
+from nsrun.lifecycle import owners, read_environment_file
+from nsrun.spec.options import parse_user
 
 #: Bytes that are no UTF-8, CSI in both widths, a title, bidirectional overrides, DEL, a bell, line ends of all kinds.
 ODD = b"\xff\xfe\x1b[31m\xc2\x9b2J\x1b]0;t\x07\xe2\x80\xae\xe2\x81\xa6\x7f\r\x0b\xc2\x85\xe2\x80\xa8\xf3\xa0\x81\x81"
@@ -218,13 +216,13 @@ def test_interfaces_of_any_name(host):
 def test_accounts_of_any_bytes():
     """Lines end at \\n only, and two names that are no UTF-8 are two names."""
     text = os.fsdecode(b"a\xffb:x:5:6::/h:/s\na\xfeb:x:7:8::/h\xff:/s\nx\xe2\x80\xa8root:x:9:9::/:\nroot:x:0:0\x0c:x\n")
-    assert accounts.resolve(os.fsdecode(b"a\xffb"), text, "")[:2] == (5, 6)
-    assert accounts.resolve(os.fsdecode(b"a\xfeb"), text, "")[3] == os.fsdecode(b"/h\xff")
-    assert accounts.resolve("x\u2028root", text, "")[0] == 9
+    assert parse_user(os.fsdecode(b"a\xffb"), text, "")[:2] == (5, 6)
+    assert parse_user(os.fsdecode(b"a\xfeb"), text, "")[3] == os.fsdecode(b"/h\xff")
+    assert parse_user("x\u2028root", text, "")[0] == 9
     with pytest.raises(BadInput):
-        accounts.resolve("b", "a\x85b:x:0:0::/:", "")
+        parse_user("b", "a\x85b:x:0:0::/:", "")
     with pytest.raises(BadInput):
-        accounts.resolve("b", "a\u2028b:x:0:0::/:", "")
+        parse_user("b", "a\u2028b:x:0:0::/:", "")
 
 
 @pytest.mark.live

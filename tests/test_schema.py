@@ -2,10 +2,10 @@
 
 import pytest
 
-from nsrun.state import codec
 from nsrun import schema
 from nsrun.errors import BadInput
 from nsrun.schema import FLAG, LINE, TEXT, WORD, Number, OneOf, check
+from nsrun.state import codec
 
 SCHEMA = {
     "name": LINE,

@@ -12,7 +12,7 @@ from conftest import sh
 
 from nsrun import seccomp
 from nsrun.errors import BadInput
-from nsrun.plan.mounts import CAPABILITIES, capability_mask
+from nsrun.linux import CAPABILITIES, capability_mask
 from nsrun.seccomp import widths
 from nsrun.spec.options import DEFAULT_CAPABILITIES
 from nsrun.state import State

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from nsrun.state import codec
 from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote
-from nsrun.lifecycle import query as manage
-from nsrun.state import State, life, orphans
+from nsrun.lifecycle.query import pod_status
+from nsrun.lifecycle.remove import prune, remove_member
+from nsrun.state import State, codec, life, orphans
 from nsrun.state.sweep import Sweeper, forget_member
 
 POD = {"created": "", "owner": "root", "hostname": "", "network": {"mode": "none"}, "labels": {}, "cgroup": ""}
@@ -21,7 +21,7 @@ MEMBER = {
 }  # fmt: skip
 FIELDS = {"pods": POD, "members": MEMBER}
 #: Another process that holds a byte of a file until its standard input ends.
-HOLDER = "import sys; from nsrun import life, kernel; import os; fd = os.open(sys.argv[1], os.O_RDONLY); life.own(fd, int(sys.argv[2])); print(flush=True); sys.stdin.read()"
+HOLDER = "import sys; from nsrun import kernel; from nsrun.state import life; import os; fd = os.open(sys.argv[1], os.O_RDONLY); life.own(fd, int(sys.argv[2])); print(flush=True); sys.stdin.read()"
 
 
 class Interrupted(State):
@@ -115,14 +115,14 @@ def test_what_had_begun_is_kept(state, kind):
     Sweeper(state).all()
     assert state.read(kind, "x")["id"] == "1"
     if kind == "pods":
-        assert manage.pod_status(state, state.read(kind, "x")) == "stopped"
+        assert pod_status(state, state.read(kind, "x")) == "stopped"
         state.claim(kind, "x", note(kind, "2"), {})
         assert state.read(kind, "x")["id"] == "2"
     else:
         assert state.member_status(state.read(kind, "x")) == ("lost", None)
         with pytest.raises(BadInput, match="taken"):
             state.claim(kind, "x", note(kind, "2"), {})
-        manage.remove_member(state, state.read(kind, "x"), False)
+        remove_member(state, state.read(kind, "x"), False)
         assert state.read(kind, "x") is None
 
 
@@ -165,7 +165,7 @@ def test_a_lock_of_ours_survives_our_own_questions(state):
         assert state.life("pods", "x").maker == os.getpid()
         Sweeper(state).all()
         assert not subprocess.run(
-            [sys.executable, "-c", "import sys; from nsrun import life; sys.exit(not life.ask(sys.argv[1]).maker)", state.held("pods", "x")],
+            [sys.executable, "-c", "import sys; from nsrun.state import life; sys.exit(not life.ask(sys.argv[1]).maker)", state.held("pods", "x")],
             check=False, cwd="/",
         ).returncode  # fmt: skip
 
@@ -259,15 +259,15 @@ def test_a_death_that_is_not_proven(state, what):
     life.let_go(data)
     assert not state.surely_ended(found)
     Sweeper(state).all()
-    assert not manage.prune(state, "member", found)
+    assert not prune(state, "member", found)
     for force in (False, True):
         with pytest.raises(BadInput, match="may still run"):
-            manage.remove_member(state, found, force)
+            remove_member(state, found, force)
     assert [d.free for d in orphans.data(state)] == [] and os.path.isdir(state.upper("1"))
     _, pod = state.claim("pods", "p", {**note("pods"), "name": "p"}, {})
     assert not state.surely_ended(found)
     life.let_go(pod)  # its pod is dead, and PID 1 takes all with it
-    manage.remove_member(state, found, False)
+    remove_member(state, found, False)
     assert not os.path.exists(state.upper("1"))
 
 

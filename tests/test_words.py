@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from nsrun.spec import accounts
 from nsrun.cli.parse import parse
 from nsrun.errors import BadInput, UsageError
-from nsrun.spec.member import member as spec
-from nsrun.spec.member import options as words
-from nsrun.spec.signals import parse_signal
-from nsrun.state import check_name
+from nsrun.schema import check_name
+from nsrun.spec import member as spec
+from nsrun.spec import options as words
+from nsrun.spec.options import parse_signal
+from nsrun.spec.pod import pod_spec
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ GROUP = "root:x:0:\nmysql:x:998:\naudio:x:29:mysql,root\nbig:x:99999999999:mysql
     ],
 )
 def test_users(user, expected):
-    assert accounts.resolve(user, PASSWD, GROUP) == expected
+    assert words.parse_user(user, PASSWD, GROUP) == expected
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_users(user, expected):
 def test_users_refused(user):
     """CVE-2026-30892, CVE-2024-40635: what is no user must never become another one."""
     with pytest.raises(BadInput):
-        accounts.resolve(user, PASSWD, GROUP)
+        words.parse_user(user, PASSWD, GROUP)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_tmpfs_refused(word):
 def test_sysctls_refused(word):
     """R21, CVE-2022-0811: only what belongs to the pod's namespaces, and one at a time."""
     with pytest.raises(UsageError):
-        spec.pod_spec({"sysctl": [word]}, {"id": "i", "created": "", "cgroup": "", "resolv_conf": "", "owner": "root"})
+        pod_spec({"sysctl": [word]}, {"id": "i", "created": "", "cgroup": "", "resolv_conf": "", "owner": "root"})
 
 
 def test_environment():

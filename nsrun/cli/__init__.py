@@ -33,8 +33,10 @@ def _ignored(unraisable: Any) -> None:
         if "--debug" in sys.argv:
             sys.__unraisablehook__(unraisable)
         elif isinstance(error, Exception):
-            failure = _failure(error)
-            _tell(failure.message, failure.hint)
+            from nsrun.cli.failures import failure_of, tell
+
+            failure = failure_of(error)
+            tell(failure.message, failure.hint)
         return
 
     def again(frame: Any, event: str, _: object) -> None:
@@ -74,7 +76,9 @@ def main(words: Words | None = None) -> int:
         _flush()
         return code
     except (KeyboardInterrupt, Interrupted) as error:
-        _tell("interrupted")
+        from nsrun.cli.failures import tell
+
+        tell("interrupted")
         return 128 + (error.args[0] if isinstance(error, Interrupted) else 2)
     except BrokenPipeError:
         _give_up()
@@ -82,12 +86,14 @@ def main(words: Words | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        failure = _failure(error)
-        _tell(failure.message, failure.hint)
-        if status_fd >= 0:
-            from nsrun.lifecycle.join import tell
+        from nsrun.cli.failures import failure_of, tell
 
-            tell(status_fd, _event(failure))
+        failure = failure_of(error)
+        tell(failure.message, failure.hint)
+        if status_fd >= 0:
+            from nsrun.lifecycle import tell_event
+
+            tell_event(status_fd, _event(failure))
         return failure.exit_code
 
 
@@ -120,70 +126,11 @@ def _command(words: Words, general: Options, command: Any, options: Options, ope
     if command.name in _IN_USERNS:
         from nsrun.host import userns
 
-        userns.enter(state)
+        userns.enter(state.uid)
     code: int = _handler(command.name)(state, options, operands, rest, general)
     if command.name not in ("exec", "explain", "help", "completion", "doctor"):
         _sweep(state)
     return code
-
-
-def _failure(error: Exception) -> NsrunError:
-    """What is told of an exception: its own words, when it has some for people."""
-    from errno import EACCES, ENOENT
-
-    from nsrun.errors import KernelError, errno_text
-
-    if isinstance(error, NsrunError):
-        return error
-    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_directory():
-        return NsrunError("the working directory has been removed", hint="cd to another one", errno=ENOENT)
-    if isinstance(error, OSError) and error.errno:
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        hint = "nsrun --debug shows where; nsrun doctor what this machine lacks"
-        if error.errno == EACCES and os.geteuid():
-            hint = "sudo nsrun …"
-        told = str(error) if isinstance(error, KernelError) else errno_text(error.errno)
-        return NsrunError(where + told, hint=hint, errno=error.errno)
-    if isinstance(error, ImportError):
-        return NsrunError(f"a part of nsrun can't be loaded: {error}", hint="make build, or make install; nsrun --debug shows where")  # fmt: skip
-    if isinstance(error, MemoryError):
-        return NsrunError("there is not enough memory", hint="nsrun --debug shows where")
-    return NsrunError(f"unexpected {type(error).__name__}: {str(error)[:500]}", hint="nsrun --debug shows where")
-
-
-def _has_directory() -> bool:
-    try:
-        return bool(os.getcwd())
-    except OSError:
-        return False
-
-
-def _tell(message: str, hint: str = "") -> None:
-    """To standard error, if it can be written to: the exit status tells in any case."""
-    from nsrun.cli import say
-
-    try:
-        say.err(f"nsrun: {message}")
-        if hint:
-            say.err(f"hint: {hint}")
-        say.flush()
-    except (OSError, ValueError):
-        pass
-    say.give_up()
-
-
-def threads_tell() -> None:
-    """Have an exception that ends a thread told in a line, too; for the commands that start some."""
-    import threading
-
-    def told(what: Any) -> None:
-        if "--debug" in sys.argv:
-            threading.__excepthook__(what)
-        elif isinstance(what.exc_value, Exception):
-            failure = _failure(what.exc_value)
-            _tell(failure.message, failure.hint)
-
-    threading.excepthook = told
 
 
 def _flush() -> None:
@@ -272,7 +219,7 @@ def _hidden(words: Words) -> int:
 
 def _ended(state: State, words: Words) -> int:
     """NAME [--lead FD] --held FD,FD STATUS: the locks of the monitor that we were are ours still."""
-    from nsrun.lifecycle.query import ended
+    from nsrun.lifecycle.restart import ended
     from nsrun.state import life
 
     lead = int(words[2]) if words[1] == "--lead" else -1
@@ -288,7 +235,7 @@ def _remove(state: State, words: Words) -> int:
     from nsrun.host import userns
     from nsrun.state import remove_tree
 
-    userns.enter(state)
+    userns.enter(state.uid)
     for path in words:
         remove_tree(path)
     return 0
@@ -369,7 +316,7 @@ def _whole(state: State, words: Words) -> int:
     from nsrun.host import userns
     from nsrun.image import lookup
 
-    userns.enter(state)
+    userns.enter(state.uid)
     out("whole" if lookup.whole(state, words[0]) else "damaged")
     return 0
 
@@ -382,9 +329,9 @@ _HIDDEN = {"_ended": _ended, "_remove": _remove, "_whole": _whole}
 
 def pod_create(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli.say import err, out
-    from nsrun.lifecycle import join as api
+    from nsrun.lifecycle.create import create_pod
 
-    note = api.create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general), last=True)
+    note = create_pod(state, {**options, **({"name": operands[0]} if operands else {})}, _trace(general), last=True)
     if note.get("user") and not state.uid:
         err(
             f"the pod belongs to {note['owner']}, who joins it without sudo (nsrun join {note['name']} …) and is root in it only; --owner root makes it root's"
@@ -429,9 +376,9 @@ def _say_without_cgroup(state: State) -> None:
 
 def pod_ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli import text
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.query import pods
 
-    found = manage.pods(state, bool(options.get("all")))
+    found = pods(state, bool(options.get("all")))
     if options.get("json"):
         return text.json(found)
     rows = [
@@ -450,17 +397,17 @@ def _ports(ports: list[dict[str, Any]]) -> str:
 
 def pod_inspect(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli import text
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.query import pod_json, pod_note
 
-    notes, members = [manage.pod_note(state, name) for name in operands], manage.member_notes(state)
-    return text.json([manage.pod_json(state, note, members) for note in notes])
+    notes, members = [pod_note(state, name) for name in operands], state.all("members")
+    return text.json([pod_json(state, note, members) for note in notes])
 
 
 def pod_ps(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli import text
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.query import processes
 
-    rows = manage.processes(state, operands[0])
+    rows = processes(state, operands[0])
     if options.get("json"):
         return text.json(rows)
     cells = [
@@ -475,9 +422,8 @@ def pod_stats(state: State, options: Options, operands: Words, rest: Words, gene
 
 def stats(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.errors import UnknownError
-    from nsrun.lifecycle import query as manage
 
-    notes = [state.member(name) for name in operands] or manage.member_notes(state)
+    notes = [state.member(name) for name in operands] or state.all("members")
     alive = [note for note in notes if state.member_status(note)[0] in ("running", "stopping")]
     for note in notes if operands else []:
         if note not in alive:
@@ -489,9 +435,9 @@ def _stats(state: State, options: Options, notes: list[Any]) -> int:
     from nsrun.cli import text
     from nsrun.cli.say import err
     from nsrun.host import cgroup
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.query import stats
 
-    rows = manage.stats(state, notes)
+    rows = stats(state, notes)
     if lacking := cgroup.missing():
         err(f"cgroup v2 has no controller {', '.join(lacking)} here: some figures are missing; nsrun doctor")  # fmt: skip
     if options.get("json"):
@@ -536,7 +482,9 @@ def _go_on_after(error: OSError | NsrunError) -> int:
     """Tell an error of one of several items; return the exit status that it gives."""
     if isinstance(error, BrokenPipeError):
         raise error  # nobody reads what we say
-    failure = _failure(error)
+    from nsrun.cli.failures import failure_of
+
+    failure = failure_of(error)
     _say(failure)
     return failure.exit_code
 
@@ -549,19 +497,20 @@ def _seconds(options: Options) -> float:
 
 
 def _signal_of(options: Options) -> int:
-    from nsrun.spec.signals import parse_signal
+    from nsrun.spec.options import parse_signal
 
     return parse_signal(options.get("signal", "KILL"))
 
 
 def pod_stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.lifecycle import query as manage
+    from nsrun.cli.failures import threads_tell
+    from nsrun.lifecycle.stop import stop_pod
 
     threads_tell()
     seconds = _seconds(options)
 
     def one(name: str) -> None:
-        for member in manage.stop_pod(state, name, seconds):
+        for member in stop_pod(state, name, seconds):
             _say_killed(member, seconds)
 
     return _each(operands, one)
@@ -574,29 +523,29 @@ def _say_killed(member: str, seconds: float) -> None:
 
 
 def pod_kill(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.stop import kill_pod
 
     signal = _signal_of(options)
-    return _each(operands, lambda name: manage.kill_pod(state, name, signal))
+    return _each(operands, lambda name: kill_pod(state, name, signal))
 
 
 def pod_rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.remove import remove_pod
 
-    return _each(operands, lambda name: manage.remove_pod(state, name, bool(options.get("force"))))
+    return _each(operands, lambda name: remove_pod(state, name, bool(options.get("force"))))
 
 
 def pod_prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli.say import err, out
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.remove import end_committed, prune
     from nsrun.state import orphans
     from nsrun.state.sweep import Sweeper
 
     sweeper, code = Sweeper(state), 0
-    for kind, notes in (("pod", state.all("pods")), ("member", manage.member_notes(state))):
+    for kind, notes in (("pod", state.all("pods")), ("member", state.all("members"))):
         for note in notes:
             try:
-                if manage.prune(state, kind, note):
+                if prune(state, kind, note):
                     out(f"{kind} {note['name']}")
             except (OSError, NsrunError) as error:
                 code = code or _go_on_after(error)
@@ -620,7 +569,7 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
             code = code or _go_on_after(error)
     for committed in lost:
         try:
-            manage.end_committed(state, committed)
+            end_committed(state, committed)
             out(f"member {committed['name']} of pod {committed['pod']}, of which only its data spoke")
         except (OSError, NsrunError) as error:
             code = code or _go_on_after(error)
@@ -647,12 +596,12 @@ def pod_prune(state: State, options: Options, operands: Words, rest: Words, gene
 
 def join(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli.say import out
-    from nsrun.lifecycle import join as api
+    from nsrun.lifecycle.join import join
 
     options = {**options, "command": rest}
     _check_terminal(options, bool(options.get("detach")))
     status = _status_fd(options)
-    note = api.join(
+    note = join(
         state,
         operands[0],
         options,
@@ -689,20 +638,20 @@ def _check_terminal(options: Options, detach: bool) -> None:
 
 
 def execute(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.lifecycle import join as api
+    from nsrun.lifecycle.execute import execute
 
     options = {**options, "command": rest}
     _check_terminal(options, False)
-    api.execute(state, operands[0], options, observe=_trace(general))
+    execute(state, operands[0], options, observe=_trace(general))
     return 0
 
 
 def ls(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli import text
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.query import members
     from nsrun.state import ALIVE
 
-    found = manage.members(state, bool(options.get("all")))
+    found = members(state, bool(options.get("all")))
     if not state.uid and any(note.get("user") for note in state.all("pods")):
         from nsrun.lifecycle import owners
 
@@ -725,9 +674,9 @@ def ls(state: State, options: Options, operands: Words, rest: Words, general: Op
 
 def inspect(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli import text
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.query import member_json
 
-    return text.json([manage.member_json(state, state.member(name)) for name in operands])
+    return text.json([member_json(state, state.member(name)) for name in operands])
 
 
 def logs(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -755,27 +704,28 @@ def logs(state: State, options: Options, operands: Words, rest: Words, general: 
 
 
 def pod_logs(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.query import pod_note
 
-    note = manage.pod_note(state, operands[0])
-    return logs(state, options, [member["name"] for member in manage.members_of(state, note)], rest, general)
+    note = pod_note(state, operands[0])
+    return logs(state, options, [member["name"] for member in state.members_of(note)], rest, general)
 
 
 def wait(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.cli.say import out
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.wait import wait_member
 
     code = 0
     for name in operands:
         try:
-            out(str(manage.wait_member(state, name)))
+            out(str(wait_member(state, name)))
         except (OSError, NsrunError) as error:
             code = code or _go_on_after(error)
     return code
 
 
 def stop(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.lifecycle import query as manage
+    from nsrun.cli.failures import threads_tell
+    from nsrun.lifecycle.stop import stop_members
 
     threads_tell()
     seconds, notes, failed = _seconds(options), {}, {}
@@ -784,7 +734,7 @@ def stop(state: State, options: Options, operands: Words, rest: Words, general: 
             notes[name] = state.member(name)
         except (OSError, NsrunError) as error:
             failed[name] = error
-    done = dict(zip(notes, manage.stop_members(state, list(notes.values()), seconds), strict=True))
+    done = dict(zip(notes, stop_members(state, list(notes.values()), seconds), strict=True))
 
     def one(name: str) -> None:
         killed = failed.get(name) or done[name]
@@ -797,24 +747,24 @@ def stop(state: State, options: Options, operands: Words, rest: Words, general: 
 
 
 def kill(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.stop import SIGKILL, signal_member, stop_member
 
     signal = _signal_of(options)
 
     def one(name: str) -> None:
         note = state.member(name)
-        if signal == manage.SIGKILL and state.member_status(note)[0] in ("running", "stopping", "restarting"):
-            manage.stop_member(state, note, 0, manage.SIGKILL)
+        if signal == SIGKILL and state.member_status(note)[0] in ("running", "stopping", "restarting"):
+            stop_member(state, note, 0, SIGKILL)
         else:
-            manage.signal_member(state, note, signal)
+            signal_member(state, note, signal)
 
     return _each(operands, one)
 
 
 def rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
-    from nsrun.lifecycle import query as manage
+    from nsrun.lifecycle.remove import remove_named
 
-    return _each(operands, lambda name: manage.remove_named(state, name, bool(options.get("force"))))
+    return _each(operands, lambda name: remove_named(state, name, bool(options.get("force"))))
 
 
 def attach(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
@@ -831,9 +781,10 @@ def attach(state: State, options: Options, operands: Words, rest: Words, general
 def explain(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun import explain as module
     from nsrun.cli import say
+    from nsrun.cli.planning import plan_of
 
     form = options.get("format", "text")
-    (say.page if form == "text" else say.script)(module.explain(state, rest, form))
+    (say.page if form == "text" else say.script)(module.explain(plan_of(state, rest), rest, form))
     return 0
 
 

@@ -33,7 +33,7 @@ class Option:
     def check(self, value: str) -> None:
         """Raise UsageError for a word that is not of the option's closed set, and for an empty one.
 
-        What follows a word (N, FILE) is looked at by who reads it: words.py, spec.py.
+        What follows a word (N, FILE) is looked at by who reads it: spec/options.py.
         """
         if words := words_of(self.value):
             word = value.replace("=", ":", 1).partition(":")

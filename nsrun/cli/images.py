@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from nsrun.cli import say, threads_tell
+from nsrun.cli import say
+from nsrun.cli.failures import threads_tell
 from nsrun.errors import NsrunError, UsageError
 
 TYPE_CHECKING = False
@@ -72,7 +73,7 @@ def _budget(options: Options) -> Budget:
 
 def load(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.image import intake
-    from nsrun.lifecycle.join import need_root
+    from nsrun.lifecycle import need_root
 
     need_root()
     _ignore_sigpipe()
@@ -110,7 +111,7 @@ def _ignore_sigpipe() -> None:
 
 def pull(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.image import intake
-    from nsrun.lifecycle.join import need_root
+    from nsrun.lifecycle import need_root
 
     tls, budget = options.get("tls_verify", "true"), _budget(options)
     if any(0xD800 <= ord(c) <= 0xDFFF for c in options.get("creds") or ""):
@@ -189,7 +190,7 @@ def _line(text: str) -> str:
 
 def unpack(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.image import bundle
-    from nsrun.lifecycle.join import need_root
+    from nsrun.lifecycle import need_root
 
     need_root()
     bundle.unpack(state, operands[0], operands[1])
@@ -200,7 +201,7 @@ def unpack(state: State, options: Options, operands: Words, rest: Words, general
 def tag(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.image import references
     from nsrun.image.store import Store
-    from nsrun.lifecycle.join import need_root
+    from nsrun.lifecycle import need_root
 
     need_root()
     say.out(references.familiar(Store(state).tag(operands[0], operands[1])))
@@ -209,7 +210,7 @@ def tag(state: State, options: Options, operands: Words, rest: Words, general: O
 
 def rm(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.image.store import Store
-    from nsrun.lifecycle.join import need_root
+    from nsrun.lifecycle import need_root
 
     need_root()
     code = 0
@@ -227,7 +228,7 @@ def rm(state: State, options: Options, operands: Words, rest: Words, general: Op
 
 def prune(state: State, options: Options, operands: Words, rest: Words, general: Options) -> int:
     from nsrun.image.store import Store
-    from nsrun.lifecycle.join import need_root
+    from nsrun.lifecycle import need_root
 
     need_root()
     store = Store(state)

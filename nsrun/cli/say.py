@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from nsrun.printable import printable
+from nsrun.errors import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

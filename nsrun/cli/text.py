@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from nsrun.cli import say
 from nsrun.cli.commands import BY_NAME, COMMANDS, GLOBAL, GROUPS, Command, Option, words_of
-from nsrun.errors import NsrunError, UsageError
-from nsrun.printable import printable
+from nsrun.errors import NsrunError, UsageError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

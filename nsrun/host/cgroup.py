@@ -18,14 +18,13 @@ from errno import EBUSY, ENODEV, ENOENT, ENOTDIR
 
 from nsrun import kernel
 from nsrun.errors import BadInput
-from nsrun.schema import is_number
+from nsrun.schema import NAME_CHARS, is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, NoReturn
 
-    from nsrun.state import State
 
 MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 LIMITS = {"memory": ("memory", "memory.max"), "cpus": ("cpu", "cpu.max"), "pids": ("pids", "pids.max")}
@@ -481,8 +480,6 @@ def of_process(pid: int) -> str:
 
 def members(path: str, ident: int = 0) -> list[str]:
     """The names of the members (m-NAME) that have a cgroup in a pod's."""
-    from nsrun.state import NAME_CHARS
-
     top = _find(path, ident)
     if top < 0:
         return []
@@ -593,9 +590,9 @@ def _rmdir(name: str, above: int, tries: int) -> bool:
     return False
 
 
-def remove_empty(state: State) -> None:
+def remove_empty(uid: int) -> None:
     """The base directory, once no pod is in it."""
-    within = _home(state.uid)[0]
+    within = _home(uid)[0]
     if within:
         _remove_if_empty(f"{within}/{base()}")
 

@@ -49,7 +49,7 @@ def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int,
 
     KernelError: ENOTDIR (a file is there), ELOOP (a symlink is on the way).
     """
-    from nsrun.state import remove_tree
+    from nsrun.host.trees import remove
 
     os.makedirs(staging, 0o755)
     try:
@@ -68,11 +68,11 @@ def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int,
                 os.close(source)
         os.rename(staging, target)
     except OSError as error:
-        remove_tree(staging)
+        remove(staging)
         if error.errno not in (EEXIST, ENOTEMPTY):  # another member was first: its volume is as good
             raise
     except BaseException:
-        remove_tree(staging)
+        remove(staging)
         raise
 
 

@@ -30,13 +30,13 @@ from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
 from nsrun.schema import is_number
+from nsrun.spec.options import ip_number, ip_text, parse_subnet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from nsrun.state import State
 
 BRIDGE = "nsrun0"
 BRIDGE_ALIAS = "nsrun:all the pods"
@@ -53,22 +53,6 @@ SUBNETS = (
 
 #: Settings by which a host takes advice from its network: below /proc/sys/net, with the interface left out.
 ADVICE = ("ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects", "ipv4/conf/{}/accept_redirects")
-
-
-def ip_number(ip: str) -> int:
-    return int.from_bytes(_socket.inet_aton(ip), "big")
-
-
-def ip_text(number: int) -> str:
-    return _socket.inet_ntoa(number.to_bytes(4, "big"))
-
-
-def parse_ipv4(text: str, what: str) -> str:
-    """BadInput unless it is four decimal numbers."""
-    parts = text.split(".")
-    if len(parts) != 4 or not all(is_number(p) and len(p) <= 3 and int(p) < 256 for p in parts):
-        raise BadInput(f"{what}: {text!r} is not an IPv4 address")
-    return ".".join(str(int(p)) for p in parts)
 
 
 def veth_name(ip: str) -> str:
@@ -137,15 +121,6 @@ def _routes() -> list[tuple[int, int]]:
 def subnet_in_use(subnet: str) -> bool:
     net, mask = ip_number(subnet), 0xFFFFFF00
     return any(net & m == to & m & mask or to & mask == net for to, m in _routes())
-
-
-def parse_subnet(text: str) -> str:
-    """The first address of a /24, named by any of its addresses.  BadInput: it is none."""
-    address, _, prefix = text.partition("/")
-    address = parse_ipv4(address, "--subnet")
-    if prefix not in ("", "24"):
-        raise BadInput(f"--subnet {text}: the bridge's network is a /24")
-    return ip_text(ip_number(address) & 0xFFFFFF00)
 
 
 def pick_subnet(wanted: str) -> str:
@@ -408,7 +383,9 @@ def raise_open_files(more: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
-def hold_port(host_ip: str, port: int, state: State, to_listen: bool = False) -> tuple[_socket.socket, int]:
+def hold_port(
+    host_ip: str, port: int, holder: Callable[[str, int], str], to_listen: bool = False
+) -> tuple[_socket.socket, int]:
     """A bound TCP socket: no other program, and no other pod, can have this port while it is open (moby#13024).
 
     `to_listen`: it is only asked whether somebody else could bind it with SO_REUSEADDR and listen, socket(7): connections that
@@ -424,7 +401,7 @@ def hold_port(host_ip: str, port: int, state: State, to_listen: bool = False) ->
         if error.errno == EADDRINUSE:
             raise BadInput(
                 f"port {host_ip}:{port}/tcp is taken",
-                hint=_who_has(host_ip, port, state),
+                hint=holder(host_ip, port) or _who_has(port),
                 errno=EADDRINUSE,
             ) from None
         if error.errno == EADDRNOTAVAIL:
@@ -480,15 +457,8 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[st
     return requests
 
 
-def _who_has(host_ip: str, port: int, state: State) -> str:
-    """Whose a port is, as far as can be seen: a pod's is bound and does not listen, so no table of the kernel shows it."""
-    for note in state.all("pods"):
-        same = [p for p in note.get("ports", ()) if p["host_port"] == port]
-        if (
-            any("0.0.0.0" in (host_ip, p["host_ip"]) or host_ip == p["host_ip"] for p in same)
-            and state.pod_life(note).alive
-        ):
-            return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
+def _who_has(port: int) -> str:
+    """Return which program has a port that no pod of ours has, as far as the kernel's tables show it."""
     inodes, lingers = set(), False
     for file in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -572,7 +542,7 @@ def in_our_power() -> bool:
 
     Not without CAP_NET_ADMIN, nor as root of a user namespace that it does not belong to.  network_namespaces(7).
     """
-    from nsrun.plan.mounts import capability_mask
+    from nsrun.linux import capability_mask
 
     if not kernel.capability_sets()["CapEff"] & capability_mask(["net_admin"]):
         return False
@@ -583,7 +553,7 @@ def in_our_power() -> bool:
     return userns.owns_network()
 
 
-def remove_idle_bridge(state: State, known: set[str] | None = None, patience: float = 0.0) -> None:
+def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, patience: float = 0.0) -> None:
     """Remove the bridge when no pod is on it, neither by a veth nor by a lease.
 
     `patience`: seconds to wait for veths that are not among the `known` ones: what dies takes a moment.  A bridge that
@@ -594,7 +564,7 @@ def remove_idle_bridge(state: State, known: set[str] | None = None, patience: fl
         return
 
     def settled() -> bool:
-        lock = state.lock("net")
+        held = lock()
         try:
             links = interfaces()
             if BRIDGE not in links:
@@ -610,7 +580,7 @@ def remove_idle_bridge(state: State, known: set[str] | None = None, patience: fl
             delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)  # last: as long as it is there, a next command tries again
             return True
         finally:
-            os.close(lock)
+            os.close(held)
 
     _wait(settled, patience)
 

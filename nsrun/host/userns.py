@@ -13,16 +13,14 @@ from errno import EPERM
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, told
+from nsrun.programs import nsrun_command
 from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nsrun.state import State
-
-    Ranges = list[list[int]]  # [first id inside, first id outside, how many]
-    Maps = dict[str, Ranges]  # "uid", "gid"
+    from nsrun.types import Maps, Ranges
 
 MAX_RANGES = 300  # of 340 that the kernel takes since 4.15
 WANTED = 65536
@@ -129,29 +127,6 @@ def usermod(user: User) -> str:
             continue
     last = top + WANTED - 1
     return f"sudo usermod --add-subuids {top}-{last} --add-subgids {top}-{last} {user.name}"
-
-
-def outside(ranges: Ranges, inside: int) -> int:
-    """The id of the host that an id of the pod is; -1 when it is none.  Pure."""
-    return next((o + inside - i for i, o, n in ranges if i <= inside < i + n), -1)
-
-
-def inside(ranges: Ranges, outside: int) -> int:
-    """The id of the pod that an id of the host is; -1 when it is none.  Pure."""
-    return next((i + outside - o for i, o, n in ranges if o <= outside < o + n), -1)
-
-
-def size(ranges: Ranges) -> int:
-    """How many ids there are, from 0 on.  Pure."""
-    return sum(n for _, _, n in ranges)
-
-
-def nobody(maps: Maps, wish: int = 65535) -> int:
-    """The largest number up to `wish` that is both a uid and a gid; 0 is always one.  Pure."""
-    shared = (
-        (max(u, g), min(u + un, g + gn) - 1) for u, _, un in maps["uid"] for g, _, gn in maps["gid"]
-    )  # of each pair of ranges, what they have in common
-    return max((min(last, wish) for first, last in shared if first <= min(last, wish)), default=0)
 
 
 def around() -> dict[str, Any] | None:
@@ -261,34 +236,31 @@ def forbidden() -> str:
     return ""
 
 
-def enter(state: State) -> None:
+def enter(uid: int) -> None:
     """Makes a user namespace of the caller's own and enters it, for good: what her images and members write has ids of it.
 
     Root stays where it is; as root of a user namespace it gets a mount namespace that it has power over.
     BadInput, NsrunError: what forbids it.
     """
     if os.geteuid():
-        user = User(str(state.uid))
+        user = User(str(uid))
         fd = make((user.uid, user.gid), maps_of(user))
         kernel.enter_userns(fd)
         os.close(fd)
-    elif kernel.in_userns() and not state.uid:  # else it has just been entered
+    elif kernel.in_userns() and not uid:  # else it has just been entered
         kernel.own_mounts()
 
 
-def call(state: State, *words: str) -> bytes:
+def call(root: str, *words: str) -> bytes:
     """Runs one of nsrun's hidden commands (cli) in such a user namespace, in a process of its own; its output.
 
     NsrunError: what it said.
     """
     import subprocess
-    import sys
 
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-    root = ["--root", state.root] if state.root else []
     # root that has become somebody's owner has its terminal yet: not for what is theirs to look into
     done = subprocess.run(
-        [sys.executable, "-I", program, *root, *words],
+        nsrun_command(root, *words),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         start_new_session=True,
@@ -364,9 +336,3 @@ def _take_limits() -> None:
     for number, (soft, hard) in found.items():
         hard = min(hard, resource.getrlimit(number)[1], key=size)
         resource.setrlimit(number, (min(soft, hard, key=size), hard))
-
-
-def maps_in(pod: dict[str, Any]) -> Maps | None:
-    """Those of a pod's note; None: it has no user namespace of its own."""
-    user = pod.get("user")
-    return user["maps"] if user else None

@@ -12,7 +12,7 @@ from nsrun.errors import BadInput
 from nsrun.image import lookup
 from nsrun.image.store import Store
 from nsrun.image.unpack import View
-from nsrun.spec.member import member as spec
+from nsrun.spec.member import member_spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
         **accounts,
     }
     options = {"net": "own", "ipc": "own", "pid": "own", "uts": "own", "command": [] if image.get("Entrypoint") or image.get("Cmd") else ["sh"]}  # fmt: skip
-    config = spec.member_spec(options, facts)
+    config = member_spec(options, facts)
     config["process"]["env"] = [word for word in config["process"]["env"] if not word.startswith("HOSTNAME=")]
     config["mounts"] = [m for m in config["mounts"] if m["type"] not in ("pod", "volume")]
     config["mounts"] = [{**m, "type": "cgroup"} if m["type"] == "cgroup2" else m for m in config["mounts"]]

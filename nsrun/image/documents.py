@@ -14,7 +14,7 @@ from nsrun.errors import BadInput, UsageError
 from nsrun.image import shapes
 from nsrun.image.references import is_digest
 from nsrun.schema import check
-from nsrun.spec.signals import parse_signal
+from nsrun.spec.options import parse_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -144,7 +144,7 @@ def whole(state: State, layer: str) -> bool:
     if os.geteuid():  # a user's layer has directories that she may enter only in a user namespace
         from nsrun.host import userns
 
-        return userns.call(state, "_whole", layer) == b"whole\n"
+        return userns.call(state.root, "_whole", layer) == b"whole\n"
     from nsrun.host.trees import measure
 
     try:

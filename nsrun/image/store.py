@@ -225,7 +225,7 @@ class Store:
         self._write(self._record_path(record["id"]), codec.encode(record))
 
     def _record(self, found: Found, chain: list[str]) -> Record:
-        from nsrun.lifecycle.join import timestamp
+        from nsrun.state import timestamp
 
         document, process = found.config.document, found.config.process
         keys = ("Entrypoint", "Cmd", "Env", "WorkingDir", "User", "StopSignal", "Volumes", "ExposedPorts", "Labels")
@@ -243,7 +243,7 @@ class Store:
 
     def _users(self, chain: list[str]) -> Record:
         """passwd and group of the image, or why they can't be read: join looks names up in them."""
-        from nsrun.lifecycle.join import read_small_at
+        from nsrun.host.rootfs import read_small_at
 
         users: Record = {}
         with View([f"{self.layer_path(c)}/tree" for c in reversed(chain)]) as view:

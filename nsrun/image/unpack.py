@@ -19,9 +19,8 @@ import struct
 import threading
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENOTSUP
 
-from nsrun import kernel
+from nsrun import kernel, programs
 from nsrun.errors import BadInput, KernelError, NsrunError, errno_text
-from nsrun.plan.process import LIBEXEC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ class Program:
     """nsrun-unpack in a sealed memfd, and its children."""
 
     def __init__(self) -> None:
-        with open(f"{LIBEXEC}/nsrun-unpack", "rb", buffering=0) as file:
-            self.fd = _high(kernel.sealed_program("nsrun-unpack", file.read()))
+        self.fd = _high(kernel.sealed_program("nsrun-unpack", programs.read("nsrun-unpack")))
 
     def close(self) -> None:
         os.close(self.fd)

@@ -15,7 +15,7 @@ from nsrun.errors import KernelError, errno_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nsrun.plan.mounts import Execute
+    from nsrun.plan.process import Execute
 
 MACHINES = {
     3: "i386",

@@ -138,7 +138,7 @@ def _rotations(path: str) -> int:
 
 def _between(path: str, read: tuple[int, int] | None, rotations: int) -> Iterator[Piece]:
     """What came after a log that was read to its end, and before the newest, `rotations` later."""
-    from nsrun.lifecycle.join import timestamp
+    from nsrun.state import timestamp
 
     older = _open_log(f"{path}.1") if rotations > 1 else None
     if older and life.identity(older.fd) == read:
@@ -168,7 +168,7 @@ class _Wanted:
 
     def is_over(self) -> bool:
         """Is it later than what is wanted?"""
-        from nsrun.lifecycle.join import timestamp
+        from nsrun.state import timestamp
 
         return bool(self._until) and timestamp() > self._until
 

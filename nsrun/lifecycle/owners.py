@@ -10,7 +10,8 @@ import os
 
 from nsrun.errors import BadInput, NsrunError
 from nsrun.host import userns
-from nsrun.state import NAME_CHARS
+from nsrun.programs import nsrun_command
+from nsrun.schema import NAME_CHARS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,17 +39,13 @@ class _Question:
     """A process that has become an owner, and what it has said so far.  NsrunError: the account is gone."""
 
     def __init__(self, state: State, uid: int, words: list[str]) -> None:
-        import sys
-
         from nsrun import kernel
 
         try:
             user = userns.User(str(uid))
         except BadInput:
             raise NsrunError(f"the owner {uid} has no account any more") from None
-        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
-        root = ["--root", state.root] if state.root else []
-        command = [sys.executable, "-I", program, *root, *words]
+        command = nsrun_command(state.root, *words)
         environment = {**userns.environment_of(user, dict(os.environ)), "LC_ALL": "C.UTF-8"}
         self.data, self.complete = b"", False
         self.what, self.hint = f"{user.name}'s nsrun gave no answer", f"sudo -u {user.name} nsrun {' '.join(words)}"

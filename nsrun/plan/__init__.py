@@ -16,9 +16,58 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any, dataclass_transform
+    from typing import Any, Protocol, dataclass_transform
 
-    from nsrun.run import Run
+    from nsrun.state import State
+
+    class Launching(Protocol):
+        """What the run has to know of the step that starts nsrun-init: nsrun.plan.process.Launch."""
+
+        @property
+        def join(self) -> str: ...
+        @property
+        def join_flags(self) -> int: ...
+        @property
+        def clone_flags(self) -> int: ...
+        @property
+        def detach(self) -> bool: ...
+        @property
+        def user(self) -> str: ...
+        @property
+        def door(self) -> str: ...
+        @property
+        def locks(self) -> tuple[str, ...]: ...
+        @property
+        def one_way(self) -> bool: ...
+
+    class Context(Protocol):
+        """What a step may use of the run that it is part of: nsrun.run.Run."""
+
+        state: State
+        handles: dict[str, int]  # descriptors by name
+        values: dict[str, str | int]  # what became known on the way: a leased address, a pid
+        ports: list[dict[str, Any]]
+        files: dict[str, dict[str, Any]]
+        stdio: tuple[str, str, str]
+        note: dict[str, Any]
+        directory: str
+        pid: int
+        pidfd: int
+
+        def hold(self, name: str, fd: int) -> int: ...
+        def fd(self, name: str) -> int: ...
+        def text(self, template: str) -> str: ...
+        def need_data(self, ident: str) -> None: ...
+        def drop_data(self, ident: str) -> None: ...
+        def launch(self, step: Launching) -> None: ...
+        def start_door(
+            self, what: str, words: list[str], keep: list[int], path: str, lock: tuple[int, int] = ...
+        ) -> None: ...
+        def release(self) -> None: ...
+        def kill_launched(self) -> None: ...
+        def monitors_pidfd(self) -> int: ...
+        def hand_over(self, detach: bool) -> None: ...
+
 else:
 
     def dataclass_transform(**_):  # typing costs 8 ms to import
@@ -84,11 +133,11 @@ class Step:
         name = self.call().split("(", 1)[0]
         return [name]
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         """Carries the step out, in Python (phases 1, 2, 3, 5)."""
         raise NotImplementedError
 
-    def undo(self, run: Run) -> None:
+    def undo(self, run: Context) -> None:
         """Takes back what do() did on the host; descriptors are closed by the run."""
 
 
@@ -98,7 +147,7 @@ class InitStep(Step):
     phase = INIT
     op = ""
 
-    def args(self, run: Run) -> Sequence[int | str | list[str]]:
+    def args(self, run: Context) -> Sequence[int | str | list[str]]:
         return ()
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.kernel import MOUNT_ATTRS, NAMESPACES
+from nsrun.linux import DEVICE_NODES, capability_mask
 from nsrun.plan import Plan, Step
+from nsrun.plan.claims import ClaimName, MakeCgroup, OpenCgroup, WriteNote
 from nsrun.plan.mounts import (
-    DEVICE_NODES,
     AttachRoot,
-    ChangeDirectory,
     EnterMountNamespace,
-    Execute,
-    LoopbackUp,
     MakeDev,
     MakeDirectory,
     MakeSymlink,
@@ -20,12 +18,32 @@ from nsrun.plan.mounts import (
     Mount,
     MountFromPod,
     MountTree,
+    OpenDevice,
+    OpenVolume,
+    OverlayRoot,
+    Pivot,
+    PlainRoot,
+    ReadonlyPath,
+    ReadonlyRoot,
+    WriteProc,
+)
+from nsrun.plan.network import LoopbackUp
+from nsrun.plan.process import (
+    ChangeDirectory,
+    Execute,
+    HandOver,
+    InheritStdio,
+    Launch,
+    ListenForAttach,
+    LoadFilter,
+    LoadProgram,
     NewKeyring,
     NewSession,
     NoNewPrivileges,
-    Pivot,
-    ReadonlyPath,
-    ReadonlyRoot,
+    OpenProcess,
+    OpenStdio,
+    OpenTerminal,
+    Release,
     SetCapabilities,
     SetFilter,
     SetHostname,
@@ -34,28 +52,6 @@ from nsrun.plan.mounts import (
     SetUser,
     Undumpable,
     Unshare,
-    WriteProc,
-    capability_mask,
-)
-from nsrun.plan.process import (
-    ClaimName,
-    HandOver,
-    InheritStdio,
-    Launch,
-    ListenForAttach,
-    LoadFilter,
-    LoadProgram,
-    MakeCgroup,
-    OpenCgroup,
-    OpenDevice,
-    OpenProcess,
-    OpenStdio,
-    OpenTerminal,
-    OpenVolume,
-    OverlayRoot,
-    PlainRoot,
-    Release,
-    WriteNote,
 )
 
 TYPE_CHECKING = False

@@ -1,40 +1,275 @@
-"""Steps of phase 4: what nsrun-init does inside, before it becomes the member (csrc/init.c)."""
+"""Steps that make what a member sees: its root, its volumes, its mounts, and the files in them.
+
+Those of phase 1 open them on the host; those of phase 4 put them into place, inside. In the shell form the new root is a
+directory, "$ROOT", in a mount namespace of its own.
+"""
 
 from __future__ import annotations
 
-from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOTDIR, EPERM, EROFS
+import os
+from errno import (
+    EACCES,
+    EINVAL,
+    ELOOP,
+    ENODEV,
+    ENOENT,
+    ENOSPC,
+    ENOSYS,
+    ENOTDIR,
+    EPERM,
+    EROFS,
+)
 
 from nsrun import kernel
-from nsrun.plan import OWN_KEYRING, InitStep, sh_quote
+from nsrun.errors import BadInput, KernelError
+from nsrun.linux import DEVICE_NODES
+from nsrun.plan import InitStep, Step, sh_quote
+from nsrun.state import make_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nsrun.run import Run
-
-#: In the shell form the new root is a directory, "$ROOT", in a mount namespace of its own.
-RESOURCES = {
-    "cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7, "memlock": 8,
-    "as": 9, "locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14, "rttime": 15,
-}  # fmt: skip
-UNLIMITED = (1 << 64) - 1
+    from nsrun.plan import Context
 
 
 def _c(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
-class Undumpable(InitStep):
-    op = "undumpable"
-    why = "What is already in the pod must not read our memory or descriptors while we still have the host's."
-    man = "prctl(2) PR_SET_DUMPABLE"
+class OverlayRoot(Step):
+    why = "Writes go to a directory of the member's own; the rootfs stays clean and can be shared."
+    man = "fsopen(2), https://docs.kernel.org/filesystems/overlayfs.html"
+    lowers: tuple[str, ...]  # a rootfs directory, or the layers of an image from the top down
+    ident: str
+    again: bool = False  # a restart: what was written before stays
+    idmap: str = ""  # a user namespace: what belongs to id 0 of the host is shown as the pod's 0
+    handle: str = "rootfs:fd"
+    hints = {
+        ENODEV: "this kernel has no overlay file system: modprobe overlay, or use --writable",
+        EINVAL: "the upper directory's file system can't carry an overlay (is it an overlay itself?): --root DIR on another, or --writable",
+        ENOSPC: "the disk that holds /var/lib/nsrun is full",
+        EPERM: "needs root",
+        EACCES: "overlayfs works in a directory of mode 0, and so needs CAP_DAC_OVERRIDE: nsrun doctor; or --writable",
+    }
 
     def call(self) -> str:
-        return "prctl(PR_SET_DUMPABLE, 0)"
+        lower = ":".join(self.lowers)
+        if len(self.lowers) > 1:  # layers: HEX/tree each
+            lower = ":".join(path.split("/")[-2][:12] for path in self.lowers)
+        idmap = (
+            f"mount_setattr(open_tree(…), MOUNT_ATTR_IDMAP, {self.idmap}); unshare(CLONE_NEWNS); move_mount(…); "
+            if self.idmap
+            else ""
+        )
+        return f'{idmap}fsmount(fsopen("overlay"), "lowerdir={lower},upperdir=upper/{self.ident}", MOUNT_ATTR_NODEV)'
+
+    def calls(self) -> list[str]:
+        if not self.idmap:
+            return ["fsopen", "fsmount"]
+        n = len(self.lowers)
+        return [
+            *["open_tree", "mount_setattr"] * n,
+            "open_tree",
+            "clone3",
+            "unshare",
+            "mount",
+            *["move_mount"] * (n + 1),
+            "fsopen",
+            *["setns"] * (n + 7),
+            "fsmount",
+        ]
+
+    def shell(self) -> str:
+        up, lower = f"/var/tmp/nsrun-shell/{self.ident}", sh_quote(":".join(self.lowers))
+        return f"mkdir -p {up}/upper {up}/work; ROOT_OPTIONS=lowerdir={lower},upperdir={up}/upper,workdir={up}/work"
+
+    approx = "mounted later, inside: mount(8) can't make a mount that is attached nowhere"
 
     def check(self) -> str:
-        return "ls -l /proc/PID/fd   # from another member: Permission denied"
+        return "head -1 /proc/PID/mountinfo   # overlay on /"
+
+    def do(self, run: Context) -> None:
+        upper = run.state.upper(self.ident)
+        apart = -1
+        fds: list[int] = []
+        try:
+            for path in self.lowers:
+                if self.idmap:
+                    fds.append(kernel.open_tree(path))
+                    try:
+                        kernel.mount_setattr(fds[-1], propagation=kernel.MS_PRIVATE, userns=run.fd(self.idmap))
+                    except KernelError as error:
+                        if error.errno not in (EINVAL, EPERM):  # EPERM: only the first user namespace's root may
+                            raise
+                        raise BadInput(
+                            f"{path}: {error}: its file system can't be shown with other ids",
+                            hint="one that can (ext4, XFS, btrfs, tmpfs since 6.3); or let the owner join, with files of hers; overlay over such layers came with Linux 5.19",
+                            errno=error.errno,
+                        ) from None
+                else:
+                    fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            run.need_data(self.ident)
+            if not self.again:
+                st = os.fstat(fds[0])
+                for part in ("upper", "work"):
+                    os.mkdir(f"{upper}/{part}", 0o700)
+                os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
+                self._give(f"{upper}/upper", st.st_uid, st.st_gid)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            fds.append(kernel.open_tree(upper) if self.idmap else os.open(upper, flags))
+            if self.idmap:  # all of them attached in one mount namespace, which goes with its descriptor
+                apart = kernel.attach_apart(fds)
+            fds += [os.open(part, flags, dir_fd=fds[-1]) for part in ("upper", "work")]
+            run.hold(self.handle, kernel.overlay(fds[:-3], fds[-2], fds[-1], kernel.MOUNT_ATTR_NODEV, apart))
+        finally:
+            for fd in [*fds, *([apart] if apart >= 0 else [])]:
+                os.close(fd)
+
+    def _give(self, upper: str, uid: int, gid: int) -> None:
+        try:
+            os.chown(upper, uid, gid)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            raise BadInput(
+                f"{self.lowers[0]} belongs to an id that this user namespace does not have: its files would be nobody's",
+                hint="a root with ids of /proc/self/uid_map (unpack it in here), or a namespace with more: unshare --map-auto",
+                errno=EINVAL,
+            ) from None
+
+    def undo(self, run: Context) -> None:
+        if not self.again:
+            run.drop_data(self.ident)
+
+
+class PlainRoot(Step):
+    man = "open_tree(2), mount_setattr(2)"
+    path: str
+    recursive: bool = False
+    handle: str = "rootfs:fd"
+    hints = {
+        ENOENT: "no such directory",
+        ENOTDIR: "it is not a directory",
+        ENOSYS: "mount_setattr came with Linux 5.12",
+    }
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        if self.recursive:
+            return "No rootfs was named: the member sees the host's own files, in a private copy of its mount tree."
+        return "--writable: the member writes to the directory itself."
+
+    def call(self) -> str:
+        flags = "OPEN_TREE_CLONE" + ("|AT_RECURSIVE" if self.recursive else "")
+        return f'open_tree(AT_FDCWD, "{self.path}", {flags}); mount_setattr({self.handle}, MS_PRIVATE)'
+
+    def calls(self) -> list[str]:
+        return ["open_tree", "mount_setattr"]
+
+    def shell(self) -> str:
+        return f"ROOT_BIND={sh_quote(self.path)}"
+
+    approx = "mounted later, inside: mount(8) can't make a mount that is attached nowhere"
+
+    def check(self) -> str:
+        return "head -1 /proc/PID/mountinfo"
+
+    def do(self, run: Context) -> None:
+        fd = run.hold(self.handle, kernel.open_tree(self.path, self.recursive))
+        attrs = 0 if self.recursive else kernel.MOUNT_ATTR_NODEV
+        kernel.mount_setattr(fd, set=attrs, propagation=kernel.MS_PRIVATE, recursive=self.recursive)
+
+
+class OpenVolume(Step):
+    man = "open_tree(2), mount_setattr(2)"
+    why = "The volume is opened here, as the host sees it; inside, only its descriptor is known."
+    source: str
+    handle: str
+    readonly: bool = False
+    attrs: int = 0
+    make: bool = False
+    seed: str = ""  # a new volume gets what the root has here
+    staging: str = ""  # where it is made until it is whole
+    ids: tuple[int, int] = (0, 0)  # whose a new volume is
+    ident: str = ""  # of the member whose own it is, and whose data it is part of
+    hints = {
+        ENOENT: "the source must exist",
+        ENOSYS: "mount_setattr came with Linux 5.12",
+        ENOTDIR: "the root has a file where the volume's directory must be",
+        ELOOP: "the root has a symlink on the way to the volume's target: name the real directory",
+    }
+
+    def call(self) -> str:
+        attrs = kernel.flag_names(self._attrs(), kernel.MOUNT_ATTRS)
+        copy = f"cp -a rootfs{self.seed}/. {self.source}; " if self.seed else ""
+        return f'{copy}open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE); mount_setattr({self.handle}, {attrs})'
+
+    def _attrs(self) -> int:
+        return self.attrs | kernel.MOUNT_ATTR_NODEV | (kernel.MOUNT_ATTR_RDONLY if self.readonly else 0)
+
+    def calls(self) -> list[str]:
+        return ["open_tree", "mount_setattr"]
+
+    def shell(self) -> str:
+        if self.seed:
+            return f"mkdir -p {sh_quote(self.source)}   # new, it gets what the root has at {self.seed}"
+        return f"mkdir -p {sh_quote(self.source)}" if self.make else f"test -e {sh_quote(self.source)}"
+
+    def check(self) -> str:
+        return "cat /proc/PID/mountinfo"
+
+    def do(self, run: Context) -> None:
+        if self.make and not os.path.isdir(self.source):
+            if self.ident:
+                run.need_data(self.ident)
+            make_directory(os.path.dirname(self.source))
+            if self.seed:
+                from nsrun.host.copy import seed_volume
+
+                seed_volume(run.fd("rootfs:fd"), self.seed, self.source, self.staging, self.ids)
+            else:
+                os.makedirs(self.source, 0o755, exist_ok=True)
+                os.chmod(self.source, 0o755)  # whatever the umask
+                os.chown(self.source, *self.ids)
+        fd = run.hold(self.handle, kernel.open_tree(self.source, recursive=True))
+        kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
+
+    def undo(self, run: Context) -> None:
+        if self.ident and "again" not in run.values:
+            run.drop_data(self.ident)
+
+
+class OpenDevice(Step):
+    why = "One node of the host's, as a mount of its own: the rest of the member stays nodev."
+    man = "open_tree(2), mount_setattr(2)"
+    source: str
+    handle: str
+    hints = {ENOENT: "is its module loaded?", EINVAL: "it is no device node"}
+
+    def call(self) -> str:
+        attrs = kernel.flag_names(self._attrs, kernel.MOUNT_ATTRS)
+        return f'open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE); mount_setattr({self.handle}, {attrs})'
+
+    _attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+
+    def calls(self) -> list[str]:
+        return ["open_tree", "mount_setattr"]
+
+    def shell(self) -> str:
+        return f"test -b {sh_quote(self.source)} -o -c {sh_quote(self.source)}"
+
+    def check(self) -> str:
+        return "cat /proc/PID/mountinfo"
+
+    def do(self, run: Context) -> None:
+        import stat
+
+        fd = run.hold(self.handle, kernel.open_tree(self.source))
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
+            raise KernelError(EINVAL, f'open_tree("{self.source}"): a device')
+        kernel.mount_setattr(fd, set=self._attrs, clear=kernel.MOUNT_ATTR_NODEV, propagation=kernel.MS_PRIVATE)
 
 
 class EnterMountNamespace(InitStep):
@@ -51,7 +286,7 @@ class EnterMountNamespace(InitStep):
     def why(self) -> str:  # type: ignore[override]
         return self.reason
 
-    def args(self, run: Run) -> Sequence[int]:
+    def args(self, run: Context) -> Sequence[int]:
         return (run.fd(self.handle), self.flags)
 
     def call(self) -> str:
@@ -59,22 +294,6 @@ class EnterMountNamespace(InitStep):
 
     def check(self) -> str:
         return "readlink /proc/PID/ns/mnt"
-
-
-class Unshare(InitStep):
-    op = "unshare"
-    why = "A copy of its own: what it mounts, nobody else sees."
-    man = "unshare(2)"
-    flags: int
-
-    def args(self, run: Run) -> Sequence[int]:
-        return (self.flags,)
-
-    def call(self) -> str:
-        return f"unshare({kernel.flag_names(self.flags, kernel.CLONE_FLAGS)})"
-
-    def check(self) -> str:
-        return "readlink /proc/PID/ns/mnt /proc/1/ns/mnt   # two numbers"
 
 
 class MakePrivate(InitStep):
@@ -105,7 +324,7 @@ class TmpfsRoot(InitStep):
     options: str
     at: str = "/proc"
 
-    def args(self, run: Run) -> Sequence[str]:
+    def args(self, run: Context) -> Sequence[str]:
         return (self.options, self.at)
 
     def call(self) -> str:
@@ -128,7 +347,7 @@ class AttachRoot(InitStep):
     handle: str = "rootfs:fd"
     at: str = "/member"
 
-    def args(self, run: Run) -> Sequence[int | str]:
+    def args(self, run: Context) -> Sequence[int | str]:
         return (run.fd(self.handle), self.at)
 
     def call(self) -> str:
@@ -162,7 +381,7 @@ class Mount(InitStep):
     def why(self) -> str:  # type: ignore[override]
         return self.reason or f"A fresh {self.fstype} shows the namespaces of whoever mounts it."
 
-    def args(self, run: Run) -> Sequence[str | int]:
+    def args(self, run: Context) -> Sequence[str | int]:
         return (self.fstype, self.target, self.options, self.attrs)
 
     def call(self) -> str:
@@ -199,7 +418,7 @@ class MountTree(InitStep):
         21: "the source is a file and the target a directory",
     }
 
-    def args(self, run: Run) -> Sequence[int | str]:
+    def args(self, run: Context) -> Sequence[int | str]:
         return (run.fd(self.handle), self.target, 1)
 
     def call(self) -> str:
@@ -230,7 +449,7 @@ class MountFromPod(InitStep):
     def why(self) -> str:  # type: ignore[override]
         return self.reason
 
-    def args(self, run: Run) -> Sequence[str | int]:
+    def args(self, run: Context) -> Sequence[str | int]:
         return (self.source, self.target, int(self.readonly))
 
     def call(self) -> str:
@@ -255,7 +474,7 @@ class MakeDirectory(InitStep):
     man = "mkdirat(2), openat2(2)"
     path: str
 
-    def args(self, run: Run) -> Sequence[str]:
+    def args(self, run: Context) -> Sequence[str]:
         return (self.path,)
 
     def call(self) -> str:
@@ -278,7 +497,7 @@ class WriteFile(InitStep):
     text: str
     why = "Hostname, hosts and resolv.conf are the pod's: one file each, for all members."
 
-    def args(self, run: Run) -> Sequence[str]:
+    def args(self, run: Context) -> Sequence[str]:
         return (self.path, run.text(self.text))
 
     def call(self) -> str:
@@ -293,10 +512,6 @@ class WriteFile(InitStep):
 
     def check(self) -> str:
         return f"cat /proc/PID/root{self.path}"
-
-
-#: name, major, minor
-DEVICE_NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 
 
 class MakeDev(InitStep):
@@ -314,7 +529,7 @@ class MakeDev(InitStep):
     def nodes(self) -> tuple[tuple[str, int, int], ...]:
         return () if self.empty else DEVICE_NODES
 
-    def args(self, run: Run) -> Sequence[str | list[str]]:
+    def args(self, run: Context) -> Sequence[str | list[str]]:
         return (self.target, [str(part) for node in self.nodes for part in node])
 
     def call(self) -> str:
@@ -347,7 +562,7 @@ class MakeSymlink(InitStep):
     to: str
     path: str
 
-    def args(self, run: Run) -> Sequence[str]:
+    def args(self, run: Context) -> Sequence[str]:
         return (self.to, self.path)
 
     def call(self) -> str:
@@ -369,7 +584,7 @@ class Mask(InitStep):
     man = "proc(5)"
     path: str
 
-    def args(self, run: Run) -> Sequence[str]:
+    def args(self, run: Context) -> Sequence[str]:
         return (self.path,)
 
     def call(self) -> str:
@@ -392,7 +607,7 @@ class ReadonlyPath(InitStep):
     man = "mount_setattr(2)"
     path: str
 
-    def args(self, run: Run) -> Sequence[str]:
+    def args(self, run: Context) -> Sequence[str]:
         return (self.path,)
 
     def call(self) -> str:
@@ -425,7 +640,7 @@ class WriteProc(InitStep):
     def why(self) -> str:  # type: ignore[override]
         return self.reason
 
-    def args(self, run: Run) -> Sequence[str | int]:
+    def args(self, run: Context) -> Sequence[str | int]:
         return (self.path, self.value, int(self.optional))
 
     def call(self) -> str:
@@ -472,325 +687,3 @@ class ReadonlyRoot(InitStep):
 
     def check(self) -> str:
         return "touch /x   # Read-only file system"
-
-
-class SetHostname(InitStep):
-    op = "hostname"
-    why = "The UTS namespace has a name of its own."
-    man = "sethostname(2), uts_namespaces(7)"
-    name: str
-
-    def args(self, run: Run) -> Sequence[str]:
-        return (self.name,)
-
-    def call(self) -> str:
-        return f'sethostname("{self.name}", {len(self.name)})'
-
-    def shell(self) -> str:
-        return f"hostname {sh_quote(self.name)}"
-
-    def check(self) -> str:
-        return "uname -n"
-
-
-class LoopbackUp(InitStep):
-    op = "loopback"
-    why = "A new network namespace has its lo down; without it, localhost hangs."
-    man = "netdevice(7)"
-
-    def call(self) -> str:
-        return 'ioctl(socket, SIOCSIFFLAGS, {"lo", IFF_UP})'
-
-    def shell(self) -> str:
-        return "ip link set lo up"
-
-    def check(self) -> str:
-        return "cat /sys/class/net/lo/operstate"
-
-
-class SetLimit(InitStep):
-    op = "rlimit"
-    why = "A resource limit that can't be set is an error, never silence."
-    man = "prlimit(2)"
-    resource: str
-    soft: int
-    hard: int
-    hints = {
-        EPERM: "a hard limit can't be raised without CAP_SYS_RESOURCE: ask for less (ulimit -H shows what there is)",
-        EINVAL: "the soft limit is above the hard one",
-    }
-
-    def args(self, run: Run) -> Sequence[int]:
-        return (RESOURCES[self.resource], self.soft, self.hard)
-
-    def call(self) -> str:
-        soft, hard = ("RLIM_INFINITY" if v == UNLIMITED else v for v in (self.soft, self.hard))
-        return f"prlimit(0, RLIMIT_{self.resource.upper()}, {{{soft}, {hard}}})"
-
-    def calls(self) -> list[str]:
-        return ["prlimit64"]
-
-    def shell(self) -> str:
-        soft, hard = ("unlimited" if v == UNLIMITED else v for v in (self.soft, self.hard))
-        return f"prlimit --pid $$ --{self.resource}={soft}:{hard}"
-
-    def check(self) -> str:
-        return "cat /proc/PID/limits"
-
-
-class NewSession(InitStep):
-    op = "session"
-    why = "A session of its own: it can't push keys into the caller's terminal (TIOCSTI)."
-    man = "setsid(2), tty_ioctl(4)"
-    terminal: bool = False
-
-    def args(self, run: Run) -> Sequence[int]:
-        return (int(self.terminal),)
-
-    def call(self) -> str:
-        return "setsid()" + ("; ioctl(0, TIOCSCTTY, 1)" if self.terminal else "")
-
-    def check(self) -> str:
-        return "ps -o pid,sid,tty -p PID"
-
-
-class NewKeyring(InitStep):
-    op = "keyring"
-    why = "Keys of the caller's session are not the member's."
-    man = "keyctl(2), session-keyring(7)"
-
-    def call(self) -> str:
-        return OWN_KEYRING
-
-    def check(self) -> str:
-        return "cat /proc/keys"
-
-
-class SetUser(InitStep):
-    op = "user"
-    why = "Bounding set first, then groups, then ids: each needs a power that the next one takes away."
-    man = "capabilities(7), setresuid(2), setgroups(2)"
-    hints = {
-        EINVAL: "the pod's user namespace has no such id: cat /proc/PID/uid_map; a larger range in /etc/subuid, and the pod anew",
-        EPERM: "it takes CAP_SETPCAP, CAP_SETUID and CAP_SETGID: nsrun doctor",
-    }
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    bounding: int
-    keep_groups: bool = False  # the user namespace that we are in denies setgroups(2)
-
-    def args(self, run: Run) -> Sequence[int | list[str]]:
-        return (self.uid, self.gid, [str(g) for g in self.groups], self.bounding, int(self.keep_groups))
-
-    def call(self) -> str:
-        groups = f"setgroups({len(self.groups)}, [{', '.join(map(str, self.groups))}]); "
-        ids = f"setresgid({self.gid}, {self.gid}, {self.gid}); setresuid({self.uid}, {self.uid}, {self.uid})"
-        return ids if self.keep_groups else groups + ids
-
-    def calls(self) -> list[str]:
-        return [*([] if self.keep_groups else ["setgroups"]), "setresgid", "setresuid"]
-
-    def check(self) -> str:
-        return "grep -E 'Uid|Gid|Groups|CapBnd' /proc/PID/status"
-
-
-class SetCapabilities(InitStep):
-    op = "caps"
-    why = "Only what was asked for; inheritable and ambient stay empty (CVE-2022-29162)."
-    man = "capabilities(7)"
-    mask: int
-
-    def args(self, run: Run) -> Sequence[int]:
-        return (self.mask,)
-
-    def call(self) -> str:
-        return f"capset(permitted = effective = {self.mask:#x}, inheritable = 0)"
-
-    def calls(self) -> list[str]:
-        return ["capset"]
-
-    def check(self) -> str:
-        return "grep Cap /proc/PID/status"
-
-
-class SetProfile(InitStep):
-    op = "apparmor"
-    why = "From its exec on the member is confined by this AppArmor profile; the file is one of a real /proc, or it would go nowhere (CVE-2019-16884)."
-    man = "apparmor(7), aa_change_onexec(2)"
-    name: str
-    hints = {
-        ENOENT: "this kernel has no AppArmor, or no such profile is loaded: sudo aa-status; apparmor_parser -r FILE",
-        EINVAL: "this kernel has no AppArmor: nsrun doctor; without it, leave apparmor= out",
-        EACCES: "AppArmor does not allow this change of profile",
-        EPERM: "AppArmor does not allow this change of profile",
-    }
-
-    def args(self, run: Run) -> Sequence[str]:
-        return (f"exec {self.name}",)
-
-    def call(self) -> str:
-        return f'write(open("/proc/self/attr/apparmor/exec"), "exec {self.name}")'
-
-    def calls(self) -> list[str]:
-        return []
-
-    def shell(self) -> str:
-        return ""
-
-    approx = "aa-exec -p PROFILE before the command"
-
-    def check(self) -> str:
-        return "cat /proc/PID/attr/apparmor/current"
-
-
-class NoNewPrivileges(InitStep):
-    op = "nonewprivs"
-    why = "No setuid program can raise it any more."
-    man = "prctl(2) PR_SET_NO_NEW_PRIVS"
-
-    def call(self) -> str:
-        return "prctl(PR_SET_NO_NEW_PRIVS, 1)"
-
-    def check(self) -> str:
-        return "grep NoNewPrivs /proc/PID/status"
-
-
-class SetFilter(InitStep):
-    op = "seccomp"
-    why = "System calls that a service never needs end with an error; the kernel's answer is the strictest of all filters."
-    man = "seccomp(2)"
-    approx = "a shell can't load a filter"
-    hints = {
-        EINVAL: "the filter is not one that this kernel takes",
-        EACCES: "without no-new-privileges only root may filter",
-    }
-
-    def args(self, run: Run) -> Sequence[int]:
-        return (run.fd("seccomp:fd"),)
-
-    def call(self) -> str:
-        return "seccomp(SECCOMP_SET_MODE_FILTER, 0, …)   # each filter in seccomp:fd"
-
-    def check(self) -> str:
-        return "grep Seccomp /proc/PID/status   # 2"
-
-
-class ChangeDirectory(InitStep):
-    op = "cwd"
-    why = "After the ids: a directory that the user may not enter is an error."
-    man = "chdir(2)"
-    path: str
-    hints = {ENOENT: "make it in the rootfs, or choose another with -w", EACCES: "the user may not enter it"}
-
-    def args(self, run: Run) -> Sequence[str]:
-        return (self.path,)
-
-    def call(self) -> str:
-        return f'chdir("{self.path}")'
-
-    def check(self) -> str:
-        return "readlink /proc/PID/cwd"
-
-
-class Execute(InitStep):
-    """The last step: the member's own program.  nsrun-init waits for the commit before it."""
-
-    op = "exec"
-    why = "nsrun-init turns into the member, once the note is written; only descriptors 0, 1, 2 survive."
-    man = "execve(2), close_range(2)"
-    argv: tuple[str, ...]
-    env: tuple[str, ...]
-    #: for the shell form: what the steps before it set, in one line
-    user: tuple[int, int, tuple[int, ...]] = (0, 0, ())
-    caps: int = 0
-    no_new_privs: bool = False
-    cwd: str = "/"
-    hints = {EBUSY: "a shared library or the program is being written to"}
-
-    def args(self, run: Run) -> Sequence[list[str]]:
-        return (list(self.argv), list(self.env))
-
-    def call(self) -> str:
-        words = ", ".join(f'"{a}"' for a in self.argv)
-        return f'execve("{self.argv[0]}", [{words}], [{len(self.env)} variables])'
-
-    def calls(self) -> list[str]:
-        return ["close_range", "execve"]
-
-    def shell(self) -> str:
-        uid, gid, groups = self.user
-        names = capability_names(self.caps)
-        bounding = ",".join(["-all"] + [f"+{n}" for n in names])
-        words = [
-            "exec",
-            "env",
-            "-i",
-            *map(sh_quote, self.env),
-            '"$(command -v setpriv)"',
-            "--inh-caps=-all",
-            f"--bounding-set={bounding}",
-        ]
-        words += ["--no-new-privs"] if self.no_new_privs else []
-        words += ['"$(command -v chroot)"', f"--userspec={uid}:{gid}", f"--groups={','.join(map(str, groups)) or gid}"]
-        words += [
-            '"$ROOT"',
-            "/bin/sh",
-            "-c",
-            sh_quote('cd "$0" && exec "$@"'),
-            sh_quote(self.cwd),
-        ]
-        return " ".join(words + [sh_quote(a) for a in self.argv])
-
-    approx = "setpriv and chroot stand for capset, setresuid and pivot_root; a /bin/sh of the rootfs does the chdir"
-
-    def check(self) -> str:
-        return "ps -o pid,args -p PID; ls -l /proc/PID/fd"
-
-
-class ExecutePause(InitStep):
-    op = "execfd"
-    why = "Pause is executed from a sealed memfd, and holds what must live as long as the pod."
-    man = "execveat(2), memfd_create(2)"
-    handle: str
-    held: tuple[str, ...]
-
-    def args(self, run: Run) -> Sequence[int | list[str]]:
-        return (run.fd(self.handle), ["/pause"], [str(run.fd(h)) for h in self.held])
-
-    def call(self) -> str:
-        ports = [name for name in self.held if name.startswith("port:")]
-        held = [name for name in self.held if len(ports) <= 8 or name not in ports[8:]]
-        more = f" and {len(self.held) - len(held)} more ports" if len(held) < len(self.held) else ""
-        holds = f"   # it keeps {', '.join(held)}{more}" if held else ""
-        return f'execveat({self.handle}, "", ["/pause"], [], AT_EMPTY_PATH){holds}'
-
-    def calls(self) -> list[str]:
-        return ["close_range", "execveat"]
-
-    approx = "sleep stands for pause: it neither reaps nor holds the ports"
-
-    def shell(self) -> str:
-        return (
-            "exec setpriv --reuid 65535 --regid 65535 --clear-groups --bounding-set=-all --inh-caps=-all sleep infinity"
-        )
-
-    def check(self) -> str:
-        return "ps -o uid,pid,args -p PID; ls -l /proc/PID/fd"
-
-
-CAPABILITIES = (
-    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service "
-    "net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin "
-    "sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap mac_override "
-    "mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
-).split()
-
-
-def capability_names(mask: int) -> list[str]:
-    return [name for bit, name in enumerate(CAPABILITIES) if mask >> bit & 1]
-
-
-def capability_mask(names: Sequence[str]) -> int:
-    """KeyError for a name that is none."""
-    return sum(1 << CAPABILITIES.index(name) for name in set(names))

@@ -6,12 +6,12 @@ import os
 from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
-from nsrun.plan import HOST, OWN_KEYRING, Step
+from nsrun.plan import HOST, OWN_KEYRING, InitStep, Step
 from nsrun.spec.options import port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nsrun.run import Run
+    from nsrun.plan import Context
 
 
 class NewNetns(Step):
@@ -40,8 +40,23 @@ class NewNetns(Step):
     def check(self) -> str:
         return "readlink /proc/PID/ns/net"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         run.hold(self.handle, kernel.new_netns(run.fd(self.user) if self.user else -1))
+
+
+class LoopbackUp(InitStep):
+    op = "loopback"
+    why = "A new network namespace has its lo down; without it, localhost hangs."
+    man = "netdevice(7)"
+
+    def call(self) -> str:
+        return 'ioctl(socket, SIOCSIFFLAGS, {"lo", IFF_UP})'
+
+    def shell(self) -> str:
+        return "ip link set lo up"
+
+    def check(self) -> str:
+        return "cat /sys/class/net/lo/operstate"
 
 
 COMMON_RULES = """nft list table ip nsrun-all-pods >/dev/null 2>&1 || nft -f - <<EOF
@@ -126,7 +141,7 @@ class ConnectPod(Step):
             "ip -br link show master nsrun0; nft list tables; tc filter show dev VETH ingress; bridge fdb show dev VETH"
         )
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         from nsrun.host import net, wire
 
         lock = run.state.lock("net")
@@ -139,13 +154,13 @@ class ConnectPod(Step):
         run.hold(self.handle, table.detach())
         run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()})
 
-    def undo(self, run: Run) -> None:
+    def undo(self, run: Context) -> None:
         from nsrun.host import net
 
         if "pod:ip" in run.values:
             name = net.veth_name(str(run.values["pod:ip"]))
             net.delete_link(name, int(run.values["veth:index"]), net.alias_of(self.ident))
-        net.remove_idle_bridge(run.state)
+        net.remove_idle_bridge(lambda: run.state.lock("net"))
 
 
 class ConfigurePod(Step):
@@ -179,7 +194,7 @@ class ConfigurePod(Step):
     def check(self) -> str:
         return "nsenter --target PID --net ip -br address"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         from nsrun.host import net
 
         with kernel.inside_netns(run.fd("net:fd")):
@@ -215,13 +230,13 @@ class HoldPorts(Step):
     def check(self) -> str:
         return f"nsrun pod ls; curl http://127.0.0.1:{self.ports[0][1] or 'PORT'}/"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         from nsrun.host import net
 
         if len(self.ports) > 1:
             net.raise_open_files(len(self.ports))
         for handle, (ip, host, pod) in zip(self.handles, self.ports, strict=True):
-            sock, port = net.hold_port(ip, host, run.state)
+            sock, port = net.hold_port(ip, host, run.state.pod_with_port)
             run.hold(handle, sock.detach())
             run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": "tcp"})
 
@@ -292,7 +307,7 @@ EOF"""
     def check(self) -> str:
         return "nft list table ip nsrun-…   # the address in hexadecimal"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         from nsrun.host import net
 
         net.publish(

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nsrun.run import Run
+    from nsrun.plan import Context
 
 _GONE = "the pod's nsrun-door has ended (killed?): its members live on; to start more, make the pod anew"
 
@@ -72,7 +72,7 @@ class NewUserNamespace(Step):
     def check(self) -> str:
         return "cat /proc/PID/uid_map; lsns -t user"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         from nsrun.host import userns
 
         run.hold(self.handle, userns.make((self.uid, self.gid), self.maps))
@@ -99,7 +99,7 @@ class DelegateCgroup(Step):
     def check(self) -> str:
         return f"ls -l {self.path}"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         from nsrun.host import cgroup
 
         cgroup.delegate(self.path, self.uid, self.gid)
@@ -128,7 +128,7 @@ class EnterUserNamespace(Step):
     def check(self) -> str:
         return "readlink /proc/PID/ns/user; grep Cap /proc/PID/status"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         kernel.enter_userns(run.fd(self.handle))
 
 
@@ -145,7 +145,7 @@ class OwnMounts(Step):
     def check(self) -> str:
         return "readlink /proc/self/ns/mnt /proc/self/ns/user"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         kernel.own_mounts()
 
 
@@ -165,7 +165,7 @@ class OpenUserNamespace(Step):
     def check(self) -> str:
         return "readlink /proc/PID/ns/user"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         pid = run.values[f"{self.process}:pid"]
         run.hold(self.handle, os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
         kernel.pidfd_send_signal(run.fd(self.process), 0)  # ESRCH: it has ended, and the number might be another's
@@ -194,12 +194,12 @@ class ShowOwner(Step):
     def check(self) -> str:
         return "lslocks"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         run.hold("lock:shown", run.state.make_shown(self.uid, self.name))
         read, write = os.pipe2(os.O_CLOEXEC)  # pause has the end that nobody writes to: nsrun-hold sees it let go
         run.hold("alive:read", read), run.hold("alive:write", write)
 
-    def undo(self, run: Run) -> None:
+    def undo(self, run: Context) -> None:
         run.state.disown({"user": {"uid": self.uid}, "name": self.name})
 
 
@@ -225,7 +225,7 @@ class ReachDoor(Step):
     def check(self) -> str:
         return "pgrep -a nsrun-door"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         import _socket
         from struct import pack
 
@@ -266,12 +266,12 @@ class HoldForPod(Step):
     def check(self) -> str:
         return "pgrep -a nsrun-hold"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         keep = [run.pidfd, *(run.fd(name) for name in ("lock:held", "alive:read", *self.held))]
         words = [f"pause={run.pidfd}", f"alive={run.fd('alive:read')}", "uid=65535", "gid=65535"]
         run.start_door("hold", words, keep, self.cgroup, (run.fd("lock:held"), HOLDER))
 
-    def undo(self, run: Run) -> None:
+    def undo(self, run: Context) -> None:
         from nsrun.host import cgroup
 
         cgroup.remove(self.cgroup, kill=True)
@@ -296,7 +296,7 @@ class OpenDoor(Step):
     def check(self) -> str:
         return "pgrep -a nsrun-door"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         import _socket
 
         from nsrun.state import remove_tree
@@ -363,12 +363,14 @@ class ForwardPorts(Step):
     def check(self) -> str:
         return "pgrep -a pasta; cat /proc/PID/net/dev"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         from nsrun.host import net, pasta
 
         ports = []
         for ip, host, pod in self.ports:
-            sock, port = net.hold_port(ip, host, run.state, to_listen=True)  # is it free?  pasta binds it itself
+            sock, port = net.hold_port(
+                ip, host, run.state.pod_with_port, to_listen=True
+            )  # is it free?  pasta binds it itself
             sock.close()
             ports.append((ip, port, pod))
             run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": "tcp"})
@@ -376,7 +378,7 @@ class ForwardPorts(Step):
         run.hold("forward:pidfd", fd)
         run.values["forward:pid"] = pid
 
-    def undo(self, run: Run) -> None:
+    def undo(self, run: Context) -> None:
         if "forward:pid" in run.values:
             from nsrun.host import pasta
 
@@ -385,10 +387,10 @@ class ForwardPorts(Step):
 
 def mapped(user: dict[str, Any], kind: str, ident: int, inside: bool) -> int:
     """What an id of the pod is for us: itself when we are `inside` its user namespace.  BadInput: the pod has no such id."""
-    from nsrun.host.userns import outside, size
+    from nsrun.spec.idmaps import size, to_host
 
     ranges = user["maps"][kind]
-    found = outside(ranges, ident)
+    found = to_host(ranges, ident)
     if found < 0:
         raise BadInput(
             f"the pod's user namespace has no {kind} {ident}"

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from nsrun import kernel
 from nsrun.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+from nsrun.linux import DEVICE_NODES
 from nsrun.plan import Plan, Step
+from nsrun.plan.claims import ClaimName, LimitPod, MakeCgroup, WriteNote
 from nsrun.plan.mounts import (
-    DEVICE_NODES,
-    ExecutePause,
-    LoopbackUp,
     MakeDirectory,
     MakePrivate,
     Mount,
     MountFromPod,
     Pivot,
     ReadonlyRoot,
-    SetCapabilities,
-    SetHostname,
-    SetUser,
     TmpfsRoot,
-    Undumpable,
     WriteFile,
     WriteProc,
 )
-from nsrun.plan.network import ConfigurePod, ConnectPod, HoldPorts, NewNetns, PublishTable
+from nsrun.plan.network import ConfigurePod, ConnectPod, HoldPorts, LoopbackUp, NewNetns, PublishTable
 from nsrun.plan.process import (
-    ClaimName,
+    ExecutePause,
     Launch,
-    LimitPod,
     LoadProgram,
-    MakeCgroup,
     Release,
-    WriteNote,
+    SetCapabilities,
+    SetHostname,
+    SetUser,
+    Undumpable,
 )
 
 TYPE_CHECKING = False
@@ -86,7 +82,7 @@ def pod_plan(spec: dict[str, Any]) -> Plan:
 
     uid = PAUSE_UID
     if within := user or nested:
-        from nsrun.host.userns import nobody, size
+        from nsrun.spec.idmaps import nobody, size
 
         uid = nobody(within["maps"], PAUSE_UID)
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID

@@ -1,107 +1,31 @@
-"""Steps that Python carries out on the host: phases 1 (Open), 2 (Host), 3 (Join) and 5 (Commit)."""
+"""Steps that make a process: what it is started from, its streams, its launch, its ids and powers, and its exec."""
 
 from __future__ import annotations
 
 import os
-from errno import EACCES, EBUSY, EINVAL, ELOOP, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, EROFS, ESRCH
+from errno import (
+    EACCES,
+    EBUSY,
+    EINVAL,
+    ENODEV,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    EPERM,
+    ESRCH,
+)
 
-from nsrun import kernel
-from nsrun.errors import BadInput, KernelError, UnknownError
-from nsrun.plan import COMMIT, HOST, JOIN, OWN_KEYRING, Step, sh_quote
-from nsrun.state import make_directory
+from nsrun import kernel, programs
+from nsrun.errors import KernelError, UnknownError
+from nsrun.linux import RESOURCES, UNLIMITED, capability_names
+from nsrun.plan import COMMIT, JOIN, OWN_KEYRING, InitStep, Step, sh_quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
-    from nsrun.run import Run
-
-LIBEXEC = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "libexec")
-
-
-# ---- 1 Open ------------------------------------------------------------------------------------------------
-
-
-class ClaimName(Step):
-    why = "One rename(2) takes the name: of two at the same time, one gets it. A record lock beside the note proves that we live."
-    man = "rename(2), fcntl(2) F_SETLK"
-    kind: str
-    name: str
-    note: dict[str, Any]
-    hints = {
-        ENOSPC: "the disk that holds nsrun's state is full",
-        EACCES: "needs root; root of a user namespace needs a state directory of its own, too: --root DIR",
-    }
-
-    def call(self) -> str:
-        return f'fcntl("held", F_SETLK, F_RDLCK); rename("tmp/ID", "{self.kind}/{self.name}")'
-
-    def calls(self) -> list[str]:
-        return ["rename"]
-
-    def shell(self) -> str:
-        return f"mkdir -p {sh_quote('/run/nsrun-shell/' + self.kind)} && mkdir {sh_quote(f'/run/nsrun-shell/{self.kind}/{self.name}')}"
-
-    approx = "a directory of its own, so that nsrun does not take it for a note"
-
-    def check(self) -> str:
-        return "nsrun ls -a; nsrun pod ls"
-
-    def do(self, run: Run) -> None:
-        run.directory, held = run.state.claim(self.kind, self.name, self.note, run.files)
-        run.hold("lock:held", held)
-
-    def undo(self, run: Run) -> None:
-        if run.directory:  # else somebody else has the name
-            from nsrun.state.sweep import give_back
-
-            give_back(run.state, self.kind, self.name, self.note["id"])
-
-
-class LoadProgram(Step):
-    why = "A sealed copy in memory: no member can reach a file of the host through /proc/PID/exe (CVE-2019-5736)."
-    man = "memfd_create(2), fcntl(2) F_ADD_SEALS"
-    program: str
-    handle: str
-    hints = {
-        ENOENT: "the installation is incomplete: build nsrun again (make build)",
-        EACCES: "vm.memfd_noexec is 2: programs in memory are forbidden here, and only root can have them otherwise:"
-        " sudo sysctl vm.memfd_noexec=1; or let root make the pod: sudo nsrun pod create",
-    }
-
-    def call(self) -> str:
-        return f'memfd_create("{self.program}", MFD_ALLOW_SEALING|MFD_EXEC); fcntl({self.handle}, F_ADD_SEALS, F_SEAL_WRITE|…)'
-
-    def calls(self) -> list[str]:
-        return ["memfd_create"]
-
-    def check(self) -> str:
-        return "readlink /proc/PID/exe   # memfd: (deleted)"
-
-    def do(self, run: Run) -> None:
-        with open(f"{LIBEXEC}/{self.program}", "rb", buffering=0) as file:
-            data = file.read()
-        run.hold(self.handle, kernel.sealed_program(self.program, data))
-
-
-class LoadFilter(Step):
-    why = "The filter was compiled before; what is inside gets it as bytes, and no library."
-    man = "seccomp(2), memfd_create(2)"
-    name: str  # of the compiled filter
-    profile: str  # "": ours
-    caps: int
-
-    def call(self) -> str:
-        return f'memfd_create("seccomp", MFD_ALLOW_SEALING)   # {self.profile or "the default profile"}'
-
-    def calls(self) -> list[str]:
-        return ["memfd_create"]
-
-    def do(self, run: Run) -> None:
-        from nsrun import seccomp
-
-        data = seccomp.compiled(run.state, self.name, self.profile, self.caps)
-        run.hold("seccomp:fd", kernel.sealed_memfd("seccomp", data))
+    from nsrun.plan import Context
 
 
 class OpenProcess(Step):
@@ -134,7 +58,7 @@ class OpenProcess(Step):
     def check(self) -> str:
         return "ps -p PID"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         fd, pid = (run.state.process if self.member else run.state.pause)(self.note)
         if fd < 0:
             raise UnknownError(f"{self.what} is dead: its process has ended", hint="nsrun pod ls, nsrun ls -a")
@@ -142,239 +66,49 @@ class OpenProcess(Step):
         run.values[f"{self.handle}:pid"] = pid
 
 
-class OverlayRoot(Step):
-    why = "Writes go to a directory of the member's own; the rootfs stays clean and can be shared."
-    man = "fsopen(2), https://docs.kernel.org/filesystems/overlayfs.html"
-    lowers: tuple[str, ...]  # a rootfs directory, or the layers of an image from the top down
-    ident: str
-    again: bool = False  # a restart: what was written before stays
-    idmap: str = ""  # a user namespace: what belongs to id 0 of the host is shown as the pod's 0
-    handle: str = "rootfs:fd"
-    hints = {
-        ENODEV: "this kernel has no overlay file system: modprobe overlay, or use --writable",
-        EINVAL: "the upper directory's file system can't carry an overlay (is it an overlay itself?): --root DIR on another, or --writable",
-        ENOSPC: "the disk that holds /var/lib/nsrun is full",
-        EPERM: "needs root",
-        EACCES: "overlayfs works in a directory of mode 0, and so needs CAP_DAC_OVERRIDE: nsrun doctor; or --writable",
-    }
-
-    def call(self) -> str:
-        lower = ":".join(self.lowers)
-        if len(self.lowers) > 1:  # layers: HEX/tree each
-            lower = ":".join(path.split("/")[-2][:12] for path in self.lowers)
-        idmap = (
-            f"mount_setattr(open_tree(…), MOUNT_ATTR_IDMAP, {self.idmap}); unshare(CLONE_NEWNS); move_mount(…); "
-            if self.idmap
-            else ""
-        )
-        return f'{idmap}fsmount(fsopen("overlay"), "lowerdir={lower},upperdir=upper/{self.ident}", MOUNT_ATTR_NODEV)'
-
-    def calls(self) -> list[str]:
-        if not self.idmap:
-            return ["fsopen", "fsmount"]
-        n = len(self.lowers)
-        return [
-            *["open_tree", "mount_setattr"] * n,
-            "open_tree",
-            "clone3",
-            "unshare",
-            "mount",
-            *["move_mount"] * (n + 1),
-            "fsopen",
-            *["setns"] * (n + 7),
-            "fsmount",
-        ]
-
-    def shell(self) -> str:
-        up, lower = f"/var/tmp/nsrun-shell/{self.ident}", sh_quote(":".join(self.lowers))
-        return f"mkdir -p {up}/upper {up}/work; ROOT_OPTIONS=lowerdir={lower},upperdir={up}/upper,workdir={up}/work"
-
-    approx = "mounted later, inside: mount(8) can't make a mount that is attached nowhere"
-
-    def check(self) -> str:
-        return "head -1 /proc/PID/mountinfo   # overlay on /"
-
-    def do(self, run: Run) -> None:
-        upper = run.state.upper(self.ident)
-        apart = -1
-        fds: list[int] = []
-        try:
-            for path in self.lowers:
-                if self.idmap:
-                    fds.append(kernel.open_tree(path))
-                    try:
-                        kernel.mount_setattr(fds[-1], propagation=kernel.MS_PRIVATE, userns=run.fd(self.idmap))
-                    except KernelError as error:
-                        if error.errno not in (EINVAL, EPERM):  # EPERM: only the first user namespace's root may
-                            raise
-                        raise BadInput(
-                            f"{path}: {error}: its file system can't be shown with other ids",
-                            hint="one that can (ext4, XFS, btrfs, tmpfs since 6.3); or let the owner join, with files of hers; overlay over such layers came with Linux 5.19",
-                            errno=error.errno,
-                        ) from None
-                else:
-                    fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            run.need_data(self.ident)
-            if not self.again:
-                st = os.fstat(fds[0])
-                for part in ("upper", "work"):
-                    os.mkdir(f"{upper}/{part}", 0o700)
-                os.chmod(f"{upper}/upper", st.st_mode & 0o7777)
-                self._give(f"{upper}/upper", st.st_uid, st.st_gid)
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-            fds.append(kernel.open_tree(upper) if self.idmap else os.open(upper, flags))
-            if self.idmap:  # all of them attached in one mount namespace, which goes with its descriptor
-                apart = kernel.attach_apart(fds)
-            fds += [os.open(part, flags, dir_fd=fds[-1]) for part in ("upper", "work")]
-            run.hold(self.handle, kernel.overlay(fds[:-3], fds[-2], fds[-1], kernel.MOUNT_ATTR_NODEV, apart))
-        finally:
-            for fd in [*fds, *([apart] if apart >= 0 else [])]:
-                os.close(fd)
-
-    def _give(self, upper: str, uid: int, gid: int) -> None:
-        try:
-            os.chown(upper, uid, gid)
-        except OSError as error:
-            if error.errno != EINVAL:
-                raise
-            raise BadInput(
-                f"{self.lowers[0]} belongs to an id that this user namespace does not have: its files would be nobody's",
-                hint="a root with ids of /proc/self/uid_map (unpack it in here), or a namespace with more: unshare --map-auto",
-                errno=EINVAL,
-            ) from None
-
-    def undo(self, run: Run) -> None:
-        if not self.again:
-            run.drop_data(self.ident)
-
-
-class PlainRoot(Step):
-    man = "open_tree(2), mount_setattr(2)"
-    path: str
-    recursive: bool = False
-    handle: str = "rootfs:fd"
-    hints = {
-        ENOENT: "no such directory",
-        ENOTDIR: "it is not a directory",
-        ENOSYS: "mount_setattr came with Linux 5.12",
-    }
-
-    @property
-    def why(self) -> str:  # type: ignore[override]
-        if self.recursive:
-            return "No rootfs was named: the member sees the host's own files, in a private copy of its mount tree."
-        return "--writable: the member writes to the directory itself."
-
-    def call(self) -> str:
-        flags = "OPEN_TREE_CLONE" + ("|AT_RECURSIVE" if self.recursive else "")
-        return f'open_tree(AT_FDCWD, "{self.path}", {flags}); mount_setattr({self.handle}, MS_PRIVATE)'
-
-    def calls(self) -> list[str]:
-        return ["open_tree", "mount_setattr"]
-
-    def shell(self) -> str:
-        return f"ROOT_BIND={sh_quote(self.path)}"
-
-    approx = "mounted later, inside: mount(8) can't make a mount that is attached nowhere"
-
-    def check(self) -> str:
-        return "head -1 /proc/PID/mountinfo"
-
-    def do(self, run: Run) -> None:
-        fd = run.hold(self.handle, kernel.open_tree(self.path, self.recursive))
-        attrs = 0 if self.recursive else kernel.MOUNT_ATTR_NODEV
-        kernel.mount_setattr(fd, set=attrs, propagation=kernel.MS_PRIVATE, recursive=self.recursive)
-
-
-class OpenVolume(Step):
-    man = "open_tree(2), mount_setattr(2)"
-    why = "The volume is opened here, as the host sees it; inside, only its descriptor is known."
-    source: str
+class LoadProgram(Step):
+    why = "A sealed copy in memory: no member can reach a file of the host through /proc/PID/exe (CVE-2019-5736)."
+    man = "memfd_create(2), fcntl(2) F_ADD_SEALS"
+    program: str
     handle: str
-    readonly: bool = False
-    attrs: int = 0
-    make: bool = False
-    seed: str = ""  # a new volume gets what the root has here
-    staging: str = ""  # where it is made until it is whole
-    ids: tuple[int, int] = (0, 0)  # whose a new volume is
-    ident: str = ""  # of the member whose own it is, and whose data it is part of
     hints = {
-        ENOENT: "the source must exist",
-        ENOSYS: "mount_setattr came with Linux 5.12",
-        ENOTDIR: "the root has a file where the volume's directory must be",
-        ELOOP: "the root has a symlink on the way to the volume's target: name the real directory",
+        ENOENT: "the installation is incomplete: build nsrun again (make build)",
+        EACCES: "vm.memfd_noexec is 2: programs in memory are forbidden here, and only root can have them otherwise:"
+        " sudo sysctl vm.memfd_noexec=1; or let root make the pod: sudo nsrun pod create",
     }
 
     def call(self) -> str:
-        attrs = kernel.flag_names(self._attrs(), kernel.MOUNT_ATTRS)
-        copy = f"cp -a rootfs{self.seed}/. {self.source}; " if self.seed else ""
-        return f'{copy}open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE); mount_setattr({self.handle}, {attrs})'
-
-    def _attrs(self) -> int:
-        return self.attrs | kernel.MOUNT_ATTR_NODEV | (kernel.MOUNT_ATTR_RDONLY if self.readonly else 0)
+        return f'memfd_create("{self.program}", MFD_ALLOW_SEALING|MFD_EXEC); fcntl({self.handle}, F_ADD_SEALS, F_SEAL_WRITE|…)'
 
     def calls(self) -> list[str]:
-        return ["open_tree", "mount_setattr"]
-
-    def shell(self) -> str:
-        if self.seed:
-            return f"mkdir -p {sh_quote(self.source)}   # new, it gets what the root has at {self.seed}"
-        return f"mkdir -p {sh_quote(self.source)}" if self.make else f"test -e {sh_quote(self.source)}"
+        return ["memfd_create"]
 
     def check(self) -> str:
-        return "cat /proc/PID/mountinfo"
+        return "readlink /proc/PID/exe   # memfd: (deleted)"
 
-    def do(self, run: Run) -> None:
-        if self.make and not os.path.isdir(self.source):
-            if self.ident:
-                run.need_data(self.ident)
-            make_directory(os.path.dirname(self.source))
-            if self.seed:
-                from nsrun.host.copy import seed_volume
-
-                seed_volume(run.fd("rootfs:fd"), self.seed, self.source, self.staging, self.ids)
-            else:
-                os.makedirs(self.source, 0o755, exist_ok=True)
-                os.chmod(self.source, 0o755)  # whatever the umask
-                os.chown(self.source, *self.ids)
-        fd = run.hold(self.handle, kernel.open_tree(self.source, recursive=True))
-        kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
-
-    def undo(self, run: Run) -> None:
-        if self.ident and "again" not in run.values:
-            run.drop_data(self.ident)
+    def do(self, run: Context) -> None:
+        data = programs.read(self.program)
+        run.hold(self.handle, kernel.sealed_program(self.program, data))
 
 
-class OpenDevice(Step):
-    why = "One node of the host's, as a mount of its own: the rest of the member stays nodev."
-    man = "open_tree(2), mount_setattr(2)"
-    source: str
-    handle: str
-    hints = {ENOENT: "is its module loaded?", EINVAL: "it is no device node"}
+class LoadFilter(Step):
+    why = "The filter was compiled before; what is inside gets it as bytes, and no library."
+    man = "seccomp(2), memfd_create(2)"
+    name: str  # of the compiled filter
+    profile: str  # "": ours
+    caps: int
 
     def call(self) -> str:
-        attrs = kernel.flag_names(self._attrs, kernel.MOUNT_ATTRS)
-        return f'open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE); mount_setattr({self.handle}, {attrs})'
-
-    _attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+        return f'memfd_create("seccomp", MFD_ALLOW_SEALING)   # {self.profile or "the default profile"}'
 
     def calls(self) -> list[str]:
-        return ["open_tree", "mount_setattr"]
+        return ["memfd_create"]
 
-    def shell(self) -> str:
-        return f"test -b {sh_quote(self.source)} -o -c {sh_quote(self.source)}"
+    def do(self, run: Context) -> None:
+        from nsrun import seccomp
 
-    def check(self) -> str:
-        return "cat /proc/PID/mountinfo"
-
-    def do(self, run: Run) -> None:
-        import stat
-
-        fd = run.hold(self.handle, kernel.open_tree(self.source))
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
-            raise KernelError(EINVAL, f'open_tree("{self.source}"): a device')
-        kernel.mount_setattr(fd, set=self._attrs, clear=kernel.MOUNT_ATTR_NODEV, propagation=kernel.MS_PRIVATE)
+        data = seccomp.compiled(run.state, self.name, self.profile, self.caps)
+        run.hold("seccomp:fd", kernel.sealed_memfd("seccomp", data))
 
 
 class OpenStdio(Step):
@@ -394,7 +128,7 @@ class OpenStdio(Step):
     def check(self) -> str:
         return "ls -l /proc/PID/fd"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         for name in ("out", "err"):
             read, write = os.pipe2(os.O_CLOEXEC)
             run.hold(f"{name}:read", read), run.hold(f"{name}:write", write)
@@ -420,7 +154,7 @@ class InheritStdio(Step):
     def calls(self) -> list[str]:
         return []
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         for name, fd in zip(("in:read", "out:write", "err:write"), self.fds, strict=True):
             run.hold(name, os.dup(fd))
         run.stdio = ("in:read", "out:write", "err:write")
@@ -445,7 +179,7 @@ class OpenTerminal(Step):
     def check(self) -> str:
         return "ls -l /proc/PID/fd/0; tty"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         from fcntl import ioctl
 
         if self.member:
@@ -485,7 +219,7 @@ class ListenForAttach(Step):
     def calls(self) -> list[str]:
         return ["bind"]
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         import _socket
 
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
@@ -500,132 +234,6 @@ class ListenForAttach(Step):
         finally:
             os.close(directory)
         run.hold("attach:fd", sock.detach())
-
-
-# ---- 2 Host ------------------------------------------------------------------------------------------------
-
-_READ_ONLY = "the cgroup tree is read-only here; NSRUN_CGROUP=none makes pods that go without cgroups"
-
-
-class MakeCgroup(Step):
-    phase = HOST
-    why = "A cgroup of its own: it is killed as a whole, and stopping it touches nobody else (moby#50523)."
-    man = "cgroups(7)"
-    path: str
-    limits: dict[str, str]
-    whole: str = ""  # of a pod: the directory above, which goes with it
-    pod: int | None = None  # of a member: the inode number of the pod's, from its note (0: unknown)
-    hints = {
-        EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there",
-        EACCES: _READ_ONLY,
-        EROFS: _READ_ONLY,
-        ENODEV: "another file system lies where cgroup v2 has to be mounted: nsrun doctor",
-    }
-
-    def call(self) -> str:
-        extra = "".join(f"; {key}.max = {value}" for key, value in self.limits.items())
-        return f'mkdir("{self.path}", 0755){extra}'
-
-    def calls(self) -> list[str]:
-        return []
-
-    def shell(self) -> str:
-        if not self.path:
-            return "CGROUP=   # there are none here"
-        lines = [f'CGROUP={sh_quote(self.path + ".shell")}; mkdir -p "$CGROUP"']
-        lines += [
-            f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max"}[k] }"'
-            for k, v in self.limits.items()
-        ]
-        return "\n".join(lines)
-
-    def check(self) -> str:
-        return f"cat {self.path}/cgroup.procs"
-
-    def do(self, run: Run) -> None:
-        from nsrun.host import cgroup
-
-        directory = cgroup.make(self.path, self.limits, self.pod)
-        if self.whole:
-            cgroup.offer(self.whole)
-        if directory >= 0:
-            run.hold("cgroup:dir", directory)
-            above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-            run.hold("cgroup:parent", above)
-            run.values["cgroup:name"] = os.path.basename(self.path)
-            run.values["cgroup:id"] = os.fstat(directory).st_ino
-            run.values["cgroup:pod_id"] = os.fstat(above).st_ino
-
-    def undo(self, run: Run) -> None:
-        from nsrun.host import cgroup
-
-        if self.whole:  # its name holds the pod's id: nobody else's
-            cgroup.remove(self.whole, int(run.values.get("cgroup:pod_id", 0)), kill=True)
-        elif "cgroup:id" in run.values:
-            # and the pod's, if what removed the pod met it in there
-            cgroup.remove_member(self.path, int(run.values["cgroup:id"]))
-        cgroup.remove_empty(run.state)
-
-
-class OpenCgroup(Step):
-    phase = HOST
-    why = "What is started in a member belongs to its cgroup, and ends with it."
-    man = "cgroups(7)"
-    path: str
-    ident: int = 0  # its inode number, from the note (0: unknown)
-
-    def call(self) -> str:
-        return f'open("{self.path}", O_DIRECTORY)'
-
-    def calls(self) -> list[str]:
-        return []
-
-    def shell(self) -> str:
-        return f"CGROUP={sh_quote(self.path)}"
-
-    def check(self) -> str:
-        return f"cat {self.path}/cgroup.procs"
-
-    def do(self, run: Run) -> None:
-        if self.path:
-            from nsrun.host import cgroup
-
-            run.hold("cgroup:dir", cgroup.open_pod(self.path, self.ident))
-
-
-class LimitPod(Step):
-    """Limits of the whole pod: on the directory above pause's and the members'."""
-
-    phase = HOST
-    why = "The pod's limits hold for all members together."
-    man = "cgroups(7)"
-    path: str
-    limits: dict[str, str]
-    hints = MakeCgroup.hints
-
-    def call(self) -> str:
-        return f'mkdir("{self.path}", 0755)' + "".join(f"; {k}.max = {v}" for k, v in self.limits.items())
-
-    def calls(self) -> list[str]:
-        return []
-
-    def check(self) -> str:
-        return f"cat {self.path}/*.max"
-
-    def do(self, run: Run) -> None:
-        from nsrun.host import cgroup
-
-        fd = cgroup.make(self.path, self.limits)
-        if fd >= 0:
-            os.close(fd)
-
-    def undo(self, run: Run) -> None:
-        from nsrun.host import cgroup
-
-        cgroup.remove(self.path)
-
-
-# ---- 3 Join ------------------------------------------------------------------------------------------------
 
 
 class Launch(Step):
@@ -709,62 +317,329 @@ class Launch(Step):
     def check(self) -> str:
         return "ls -l /proc/PID/ns"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         run.launch(self)
 
-    def undo(self, run: Run) -> None:
+    def undo(self, run: Context) -> None:
         run.kill_launched()
 
 
-# ---- 5 Commit ----------------------------------------------------------------------------------------------
-
-
-class WriteNote(Step):
-    phase = COMMIT
-    why = "From here on nsrun ls knows it. The note names a process for people; a lock on `held` says whether it lives."
-    man = "rename(2)"
-    kind: str
-    name: str
-    note: dict[str, Any]
-    hints = {ENOSPC: "the disk that holds nsrun's state is full"}
+class Undumpable(InitStep):
+    op = "undumpable"
+    why = "What is already in the pod must not read our memory or descriptors while we still have the host's."
+    man = "prctl(2) PR_SET_DUMPABLE"
 
     def call(self) -> str:
-        return f'rename("{self.kind}/{self.name}/note.tmp", "{self.kind}/{self.name}/note")'
+        return "prctl(PR_SET_DUMPABLE, 0)"
 
     def check(self) -> str:
-        return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"
+        return "ls -l /proc/PID/fd   # from another member: Permission denied"
 
-    def do(self, run: Run) -> None:
-        state = run.state
-        process = state.identify(run.pid)
-        if self.kind == "pods":
-            note = {**self.note, "pause": process, "pause_fd": run.pidfd, "ports": run.ports}
-            note["namespaces"] = kernel.namespace_ids(run.pid)
-            if "pod:ip" in run.values:
-                from nsrun.host.net import veth_name
 
-                ip = str(run.values["pod:ip"])
-                note["network"] = {
-                    **note["network"],
-                    "ip": ip,
-                    "gateway": run.values["pod:gateway"],
-                    "veth": veth_name(ip),
-                    "veth_index": run.values["veth:index"],
-                    "netns": run.values["host:netns"],
-                }
-        else:
-            note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
-        if "lock:held" in run.handles:
-            note["held"] = os.fstat(run.fd("lock:held")).st_ino  # by which another file in its place is told from it
-        note["cgroup_id"] = run.values.get("cgroup:pod_id" if self.kind == "pods" else "cgroup:id", 0)
-        if self.kind == "members" and "lock:data" in run.handles:
-            state.commit_data(note)
-        run.note = note
-        state.save(self.kind, self.name, note)
-        if self.kind == "pods" and note.get("user") and not state.uid:
-            state.show(note)
-        if self.kind == "members" and state.is_being_removed(self.note["pod"]):
-            raise BadInput(f"pod {self.note['pod']!r} is being removed", hint="nsrun pod ls")
+class Unshare(InitStep):
+    op = "unshare"
+    why = "A copy of its own: what it mounts, nobody else sees."
+    man = "unshare(2)"
+    flags: int
+
+    def args(self, run: Context) -> Sequence[int]:
+        return (self.flags,)
+
+    def call(self) -> str:
+        return f"unshare({kernel.flag_names(self.flags, kernel.CLONE_FLAGS)})"
+
+    def check(self) -> str:
+        return "readlink /proc/PID/ns/mnt /proc/1/ns/mnt   # two numbers"
+
+
+class SetHostname(InitStep):
+    op = "hostname"
+    why = "The UTS namespace has a name of its own."
+    man = "sethostname(2), uts_namespaces(7)"
+    name: str
+
+    def args(self, run: Context) -> Sequence[str]:
+        return (self.name,)
+
+    def call(self) -> str:
+        return f'sethostname("{self.name}", {len(self.name)})'
+
+    def shell(self) -> str:
+        return f"hostname {sh_quote(self.name)}"
+
+    def check(self) -> str:
+        return "uname -n"
+
+
+class SetLimit(InitStep):
+    op = "rlimit"
+    why = "A resource limit that can't be set is an error, never silence."
+    man = "prlimit(2)"
+    resource: str
+    soft: int
+    hard: int
+    hints = {
+        EPERM: "a hard limit can't be raised without CAP_SYS_RESOURCE: ask for less (ulimit -H shows what there is)",
+        EINVAL: "the soft limit is above the hard one",
+    }
+
+    def args(self, run: Context) -> Sequence[int]:
+        return (RESOURCES[self.resource], self.soft, self.hard)
+
+    def call(self) -> str:
+        soft, hard = ("RLIM_INFINITY" if v == UNLIMITED else v for v in (self.soft, self.hard))
+        return f"prlimit(0, RLIMIT_{self.resource.upper()}, {{{soft}, {hard}}})"
+
+    def calls(self) -> list[str]:
+        return ["prlimit64"]
+
+    def shell(self) -> str:
+        soft, hard = ("unlimited" if v == UNLIMITED else v for v in (self.soft, self.hard))
+        return f"prlimit --pid $$ --{self.resource}={soft}:{hard}"
+
+    def check(self) -> str:
+        return "cat /proc/PID/limits"
+
+
+class NewSession(InitStep):
+    op = "session"
+    why = "A session of its own: it can't push keys into the caller's terminal (TIOCSTI)."
+    man = "setsid(2), tty_ioctl(4)"
+    terminal: bool = False
+
+    def args(self, run: Context) -> Sequence[int]:
+        return (int(self.terminal),)
+
+    def call(self) -> str:
+        return "setsid()" + ("; ioctl(0, TIOCSCTTY, 1)" if self.terminal else "")
+
+    def check(self) -> str:
+        return "ps -o pid,sid,tty -p PID"
+
+
+class NewKeyring(InitStep):
+    op = "keyring"
+    why = "Keys of the caller's session are not the member's."
+    man = "keyctl(2), session-keyring(7)"
+
+    def call(self) -> str:
+        return OWN_KEYRING
+
+    def check(self) -> str:
+        return "cat /proc/keys"
+
+
+class SetUser(InitStep):
+    op = "user"
+    why = "Bounding set first, then groups, then ids: each needs a power that the next one takes away."
+    man = "capabilities(7), setresuid(2), setgroups(2)"
+    hints = {
+        EINVAL: "the pod's user namespace has no such id: cat /proc/PID/uid_map; a larger range in /etc/subuid, and the pod anew",
+        EPERM: "it takes CAP_SETPCAP, CAP_SETUID and CAP_SETGID: nsrun doctor",
+    }
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    bounding: int
+    keep_groups: bool = False  # the user namespace that we are in denies setgroups(2)
+
+    def args(self, run: Context) -> Sequence[int | list[str]]:
+        return (self.uid, self.gid, [str(g) for g in self.groups], self.bounding, int(self.keep_groups))
+
+    def call(self) -> str:
+        groups = f"setgroups({len(self.groups)}, [{', '.join(map(str, self.groups))}]); "
+        ids = f"setresgid({self.gid}, {self.gid}, {self.gid}); setresuid({self.uid}, {self.uid}, {self.uid})"
+        return ids if self.keep_groups else groups + ids
+
+    def calls(self) -> list[str]:
+        return [*([] if self.keep_groups else ["setgroups"]), "setresgid", "setresuid"]
+
+    def check(self) -> str:
+        return "grep -E 'Uid|Gid|Groups|CapBnd' /proc/PID/status"
+
+
+class SetCapabilities(InitStep):
+    op = "caps"
+    why = "Only what was asked for; inheritable and ambient stay empty (CVE-2022-29162)."
+    man = "capabilities(7)"
+    mask: int
+
+    def args(self, run: Context) -> Sequence[int]:
+        return (self.mask,)
+
+    def call(self) -> str:
+        return f"capset(permitted = effective = {self.mask:#x}, inheritable = 0)"
+
+    def calls(self) -> list[str]:
+        return ["capset"]
+
+    def check(self) -> str:
+        return "grep Cap /proc/PID/status"
+
+
+class SetProfile(InitStep):
+    op = "apparmor"
+    why = "From its exec on the member is confined by this AppArmor profile; the file is one of a real /proc, or it would go nowhere (CVE-2019-16884)."
+    man = "apparmor(7), aa_change_onexec(2)"
+    name: str
+    hints = {
+        ENOENT: "this kernel has no AppArmor, or no such profile is loaded: sudo aa-status; apparmor_parser -r FILE",
+        EINVAL: "this kernel has no AppArmor: nsrun doctor; without it, leave apparmor= out",
+        EACCES: "AppArmor does not allow this change of profile",
+        EPERM: "AppArmor does not allow this change of profile",
+    }
+
+    def args(self, run: Context) -> Sequence[str]:
+        return (f"exec {self.name}",)
+
+    def call(self) -> str:
+        return f'write(open("/proc/self/attr/apparmor/exec"), "exec {self.name}")'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def shell(self) -> str:
+        return ""
+
+    approx = "aa-exec -p PROFILE before the command"
+
+    def check(self) -> str:
+        return "cat /proc/PID/attr/apparmor/current"
+
+
+class NoNewPrivileges(InitStep):
+    op = "nonewprivs"
+    why = "No setuid program can raise it any more."
+    man = "prctl(2) PR_SET_NO_NEW_PRIVS"
+
+    def call(self) -> str:
+        return "prctl(PR_SET_NO_NEW_PRIVS, 1)"
+
+    def check(self) -> str:
+        return "grep NoNewPrivs /proc/PID/status"
+
+
+class SetFilter(InitStep):
+    op = "seccomp"
+    why = "System calls that a service never needs end with an error; the kernel's answer is the strictest of all filters."
+    man = "seccomp(2)"
+    approx = "a shell can't load a filter"
+    hints = {
+        EINVAL: "the filter is not one that this kernel takes",
+        EACCES: "without no-new-privileges only root may filter",
+    }
+
+    def args(self, run: Context) -> Sequence[int]:
+        return (run.fd("seccomp:fd"),)
+
+    def call(self) -> str:
+        return "seccomp(SECCOMP_SET_MODE_FILTER, 0, …)   # each filter in seccomp:fd"
+
+    def check(self) -> str:
+        return "grep Seccomp /proc/PID/status   # 2"
+
+
+class ChangeDirectory(InitStep):
+    op = "cwd"
+    why = "After the ids: a directory that the user may not enter is an error."
+    man = "chdir(2)"
+    path: str
+    hints = {ENOENT: "make it in the rootfs, or choose another with -w", EACCES: "the user may not enter it"}
+
+    def args(self, run: Context) -> Sequence[str]:
+        return (self.path,)
+
+    def call(self) -> str:
+        return f'chdir("{self.path}")'
+
+    def check(self) -> str:
+        return "readlink /proc/PID/cwd"
+
+
+class Execute(InitStep):
+    """The last step: the member's own program.  nsrun-init waits for the commit before it."""
+
+    op = "exec"
+    why = "nsrun-init turns into the member, once the note is written; only descriptors 0, 1, 2 survive."
+    man = "execve(2), close_range(2)"
+    argv: tuple[str, ...]
+    env: tuple[str, ...]
+    #: for the shell form: what the steps before it set, in one line
+    user: tuple[int, int, tuple[int, ...]] = (0, 0, ())
+    caps: int = 0
+    no_new_privs: bool = False
+    cwd: str = "/"
+    hints = {EBUSY: "a shared library or the program is being written to"}
+
+    def args(self, run: Context) -> Sequence[list[str]]:
+        return (list(self.argv), list(self.env))
+
+    def call(self) -> str:
+        words = ", ".join(f'"{a}"' for a in self.argv)
+        return f'execve("{self.argv[0]}", [{words}], [{len(self.env)} variables])'
+
+    def calls(self) -> list[str]:
+        return ["close_range", "execve"]
+
+    def shell(self) -> str:
+        uid, gid, groups = self.user
+        names = capability_names(self.caps)
+        bounding = ",".join(["-all"] + [f"+{n}" for n in names])
+        words = [
+            "exec",
+            "env",
+            "-i",
+            *map(sh_quote, self.env),
+            '"$(command -v setpriv)"',
+            "--inh-caps=-all",
+            f"--bounding-set={bounding}",
+        ]
+        words += ["--no-new-privs"] if self.no_new_privs else []
+        words += ['"$(command -v chroot)"', f"--userspec={uid}:{gid}", f"--groups={','.join(map(str, groups)) or gid}"]
+        words += [
+            '"$ROOT"',
+            "/bin/sh",
+            "-c",
+            sh_quote('cd "$0" && exec "$@"'),
+            sh_quote(self.cwd),
+        ]
+        return " ".join(words + [sh_quote(a) for a in self.argv])
+
+    approx = "setpriv and chroot stand for capset, setresuid and pivot_root; a /bin/sh of the rootfs does the chdir"
+
+    def check(self) -> str:
+        return "ps -o pid,args -p PID; ls -l /proc/PID/fd"
+
+
+class ExecutePause(InitStep):
+    op = "execfd"
+    why = "Pause is executed from a sealed memfd, and holds what must live as long as the pod."
+    man = "execveat(2), memfd_create(2)"
+    handle: str
+    held: tuple[str, ...]
+
+    def args(self, run: Context) -> Sequence[int | list[str]]:
+        return (run.fd(self.handle), ["/pause"], [str(run.fd(h)) for h in self.held])
+
+    def call(self) -> str:
+        ports = [name for name in self.held if name.startswith("port:")]
+        held = [name for name in self.held if len(ports) <= 8 or name not in ports[8:]]
+        more = f" and {len(self.held) - len(held)} more ports" if len(held) < len(self.held) else ""
+        holds = f"   # it keeps {', '.join(held)}{more}" if held else ""
+        return f'execveat({self.handle}, "", ["/pause"], [], AT_EMPTY_PATH){holds}'
+
+    def calls(self) -> list[str]:
+        return ["close_range", "execveat"]
+
+    approx = "sleep stands for pause: it neither reaps nor holds the ports"
+
+    def shell(self) -> str:
+        return (
+            "exec setpriv --reuid 65535 --regid 65535 --clear-groups --bounding-set=-all --inh-caps=-all sleep infinity"
+        )
+
+    def check(self) -> str:
+        return "ps -o uid,pid,args -p PID; ls -l /proc/PID/fd"
 
 
 class Release(Step):
@@ -778,7 +653,7 @@ class Release(Step):
     def calls(self) -> list[str]:
         return []
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         run.release()
         if run.directory:
             # A note alone does not tell what ended unseen from what never began.
@@ -806,5 +681,5 @@ class HandOver(Step):
     def check(self) -> str:
         return "pgrep -a nsrun-monitor"
 
-    def do(self, run: Run) -> None:
+    def do(self, run: Context) -> None:
         run.hand_over(self.detach)

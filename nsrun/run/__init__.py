@@ -11,7 +11,7 @@ import os
 import struct
 from errno import ENOENT, ENOMEM, ESRCH, ETIMEDOUT
 
-from nsrun import children, kernel
+from nsrun import kernel
 from nsrun.errors import KernelError, NsrunError, StepError
 from nsrun.plan import INIT, InitStep
 from nsrun.plan.process import Launch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from nsrun.plan import Plan, Step
+    from nsrun.plan import Launching, Plan, Step
     from nsrun.state import State
 
 #: The order of `ops` in csrc/init.c (`nsrun-init --ops` prints it; a test compares).
@@ -127,7 +127,7 @@ class Run:
         done: list[Step] = []
         steps = self.plan.steps
         number = 0
-        children.reap()
+        kernel.reap()
         try:
             for number, step in enumerate(steps, 1):
                 if step.phase == INIT:
@@ -199,7 +199,7 @@ class Run:
 
     # ---- phase 3 and 4 ---------------------------------------------------------------------------------
 
-    def launch(self, step: Launch) -> None:
+    def launch(self, step: Launching) -> None:
         """Encodes phase 4, starts nsrun-init inside, and waits until all but the exec is done."""
         steps = self.plan.init_steps()
         if step.door or step.one_way:
@@ -247,9 +247,9 @@ class Run:
         if self.pidfd >= 0:
             self.hold("member:pidfd", self.pidfd)
         if step.detach:
-            children.started.add(self.monitor_pid)
+            kernel.started.add(self.monitor_pid)
         elif self.plan.facts.get("ready"):
-            children.started.add(self.pid)  # pause; a member without a monitor is the caller's to wait for
+            kernel.started.add(self.pid)  # pause; a member without a monitor is the caller's to wait for
         self._await_ready()
 
     def _await_ready(self) -> None:
@@ -288,7 +288,7 @@ class Run:
                 return True
         return False
 
-    def _through(self, step: Launch, document: int, channel: int, stdio: list[int], inherited: set[int]) -> None:
+    def _through(self, step: Launching, document: int, channel: int, stdio: list[int], inherited: set[int]) -> None:
         """The same by the pod's door (csrc/door.c): it forks the monitor, whose child nsrun-init becomes."""
         go_read, go_write = kernel.channel()
         self.hold("go:read", go_read), self.hold("go:write", go_write)
@@ -356,7 +356,7 @@ class Run:
             lock_byte=lock[1],
         )
         self.hold(f"{what}:pidfd", pidfd)
-        children.started.add(pid)
+        kernel.started.add(pid)
 
     def _be_patient(self, seconds: float, altogether: float) -> None:
         from time import monotonic

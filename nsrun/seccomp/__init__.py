@@ -4,7 +4,7 @@ A profile is an allow-list with a default action, and rules that depend on capab
 arguments.  Where a rule refuses a call, or some arguments of it, that another allows, it becomes part of a second filter: the kernel
 takes the strictest answer of all (seccomp(2)).  An argument is compared in as many bits as the kernel reads of it
 (widths.py).  Compiling takes 28 ms and needs libseccomp, so the result is kept: a join only reads a file.  Ours is
-seccomp.json.
+default.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Profile = dict[str, Any]
 
-DEFAULT = os.path.join(os.path.dirname(__file__), "seccomp.json")
+DEFAULT = os.path.join(os.path.dirname(__file__), "default.json")
 MAX_PROFILE = 1 << 20
 MAX_ALTERNATIVES = 256  # rules that one rule with comparisons of several arguments may become
 COMPILER = 3  # to be raised when programs() makes something else of a profile: what is kept is compiled anew then
@@ -110,7 +110,7 @@ class Rule:
 
 def rules(document: Any, caps: int, what: str) -> list[Rule]:
     """Those of a profile that apply to this machine and these capabilities (a bit mask).  Pure but for uname(2)."""
-    from nsrun.plan.mounts import capability_names
+    from nsrun.linux import capability_names
 
     if not isinstance(document, dict) or not isinstance(document.get("syscalls", []), list):
         raise BadInput(f"{what} is not an object with a list `syscalls`", hint=_HINT)

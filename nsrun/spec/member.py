@@ -9,8 +9,7 @@ library meet here.  OCI runtime-spec 1.1, config.md and config-linux.md; what is
 from __future__ import annotations
 
 from nsrun.errors import UsageError
-from nsrun.plan.mounts import CAPABILITIES, RESOURCES, UNLIMITED
-from nsrun.spec.member import accounts
+from nsrun.linux import CAPABILITIES, MAX_ID, RESOURCES, UNLIMITED
 from nsrun.spec.options import (
     capabilities,
     image_volume,
@@ -19,16 +18,15 @@ from nsrun.spec.options import (
     parse_environment,
     parse_limits,
     parse_mount,
-    parse_ports,
     parse_restart,
-    parse_size,
+    parse_signal,
     parse_sysctls,
     parse_target,
     parse_tmpfs,
     parse_ulimit,
+    parse_user,
     parse_volume,
 )
-from nsrun.spec.signals import parse_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ def bundle_shape() -> dict[str, Any]:
     """What member_spec, and who calls it, takes for granted of a bundle's config.json; see schema.py."""
     from nsrun.schema import FLAG, LINE, WORD, Number, OneOf
 
-    ident = Number(0, accounts.MAX_ID)
+    ident = Number(0, MAX_ID)
     limit = Number(0, UNLIMITED)
     kinds = OneOf(*(f"RLIMIT_{name.upper()}" for name in RESOURCES))
     return {
@@ -149,7 +147,7 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     if not user_spec and process.get("user"):
         u = process["user"]
         user_spec = f"{u.get('uid', 0)}:{u.get('gid', 0)}"
-    uid, gid, groups, home = accounts.resolve(user_spec, facts.get("passwd", ""), facts.get("group", ""))
+    uid, gid, groups, home = parse_user(user_spec, facts.get("passwd", ""), facts.get("group", ""))
     if not options.get("user") and (process.get("user") or {}).get("additionalGids"):
         groups = sorted({gid, *process["user"]["additionalGids"]})
 
@@ -190,9 +188,9 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
     within = facts["pod"].get("user") or facts["pod"].get("nested")  # a user namespace
     tty_group = True
     if within:
-        from nsrun.host.userns import outside
+        from nsrun.spec.idmaps import to_host
 
-        tty_group = outside(within["maps"]["gid"], 5) >= 0
+        tty_group = to_host(within["maps"]["gid"], 5) >= 0
     mounts = default_mounts(host_root, terminal, ways["ipc"] == "make", tty_group)
     if within and (ways["net"] == "stay" or (ways["net"] == "join" and facts["pod"]["network"]["mode"] == "host")):
         # sysfs shows a network namespace, and only who owns that may mount it
@@ -289,84 +287,3 @@ def _profile_name(word: str) -> str:
     if len(word) > 255 or not word.isprintable() or any(c.isspace() for c in word):
         raise UsageError(f"--security-opt apparmor={word!r}: no name of a profile")
     return word
-
-
-def is_address(text: str) -> bool:
-    """Is it an IPv4 or IPv6 address as inet_pton(3) reads them?"""
-    from _socket import AF_INET, AF_INET6, inet_pton
-
-    for family in (AF_INET, AF_INET6):
-        try:
-            inet_pton(family, text)
-        except (OSError, ValueError):
-            continue
-        return True
-    return False
-
-
-def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """What a pod is.  facts: "id", "created", "cgroup", "resolv_conf" (the host's), "owner" (a name); of an owned
-    pod "user" ({uid, gid, maps}), "groups" (the owner's), "by_root" (is root making it); of one that root of a user
-    namespace makes "nested" (userns.around); "devices": "host" where none can be made."""
-    name = options.get("name") or "pause"
-    rootless = bool(facts.get("user")) and not facts["by_root"]
-    mode = options.get("network") or ("pasta" if rootless else "bridge")
-    known = ("pasta" if rootless else "bridge", "none", "host")
-    if mode not in known:
-        why = "the bridge is root's: sudo nsrun pod create, or " if mode == "bridge" else ""
-        raise UsageError(f"--network {mode}", hint=f"{why}{', '.join(known)}")
-    ports = parse_ports(options.get("publish") or [])
-    if ports and mode in ("none", "host"):
-        raise UsageError(f"-p needs --network {known[0]}; with {mode} there is nothing to forward")
-    for flag in ("ip", "subnet"):
-        if options.get(flag) and mode != "bridge":
-            raise UsageError(f"--{flag} needs --network bridge")
-    hostname = options.get("hostname") or name
-    if not hostname or len(hostname) > 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in hostname):
-        raise UsageError(f"--hostname {hostname!r}", hint="letters, digits, '-' and '.', at most 63; hostname(7)")
-    from nsrun.host.net import parse_ipv4, parse_subnet
-
-    hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
-    for word in options.get("add_host") or []:
-        host, _, address = word.partition(":")
-        if address[:1] + address[-1:] == "[]":
-            address = address[1:-1]
-        if not host or any(c.isspace() for c in word) or not (address == "host-gateway" or is_address(address)):
-            raise UsageError(f"--add-host {word!r}: not HOST:IP, or HOST:host-gateway")
-        hosts.append(f"{'{pod:gateway}' if address == 'host-gateway' else address}\t{host}")
-    resolv = facts["resolv_conf"]
-    if options.get("dns"):
-        resolv = "".join(f"nameserver {parse_ipv4(a, '--dns')}\n" for a in options["dns"])
-    sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
-    labels = {}
-    for word in options.get("label") or []:
-        key, _, value = word.partition("=")
-        if not key:
-            raise UsageError(f"--label {word!r}: not KEY=VALUE")
-        labels[key] = value
-    network: dict[str, Any] = {"mode": mode}
-    if mode == "bridge":
-        network["bridge"] = "nsrun0"
-        if options.get("ip"):
-            network["wanted_ip"] = parse_ipv4(options["ip"], "--ip")
-        network["subnet"] = options.get("subnet") or facts.get("subnet", "")
-        if network["subnet"]:
-            parse_subnet(network["subnet"])
-    return {
-        "name": name,
-        "id": facts["id"],
-        "created": facts["created"],
-        "owner": facts["owner"],
-        **{key: facts[key] for key in ("user", "by_root", "groups") if facts.get("user")},
-        **{key: facts[key] for key in ("nested", "devices") if facts.get(key)},
-        "hostname": hostname,
-        "network": network,
-        "ports": ports,
-        "labels": labels,
-        "sysctls": sysctls,
-        "limits": parse_limits(options),
-        "cgroup": facts["cgroup"],
-        "shm_size": parse_size(options.get("shm_size") or "64m", "--shm-size"),
-        "files": {"/etc/hostname": f"{hostname}\n", "/etc/hosts": "\n".join(hosts) + "\n", "/etc/resolv.conf": resolv},
-    }  # fmt: skip

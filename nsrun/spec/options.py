@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nsrun.errors import BadInput, UsageError
-from nsrun.plan.mounts import CAPABILITIES, RESOURCES, UNLIMITED
+from nsrun.linux import CAPABILITIES, MAX_ID, RESOURCES, UNLIMITED
 from nsrun.schema import is_number
 
 TYPE_CHECKING = False
@@ -70,8 +70,6 @@ def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
             parts = [os.environ.get("NSRUN_PUBLISH_IP", "0.0.0.0"), *parts]
         if len(parts) != 3:
             raise UsageError(f"-p {word}: not [IP:][HOST]:POD", hint="for example 8080:80, 127.0.0.1:8080:80, :80")
-        from nsrun.host.net import parse_ipv4
-
         try:
             host_ip = parse_ipv4(parts[0] or "0.0.0.0", f"-p {word}")
         except BadInput as error:
@@ -274,7 +272,7 @@ def _volume(source: str, target: str, options: list[str], word: str) -> dict[str
     _check_sense(options, word)
     kind = "bind" if source.startswith(("/", ".")) else "volume"
     if kind == "volume" and source:
-        from nsrun.state import check_name
+        from nsrun.schema import check_name
 
         check_name(source, "volume")
     return {
@@ -397,3 +395,115 @@ def parse_tmpfs(word: str) -> dict[str, Any]:
         "source": "tmpfs",
         "options": sorted(options) + (data if any(d.startswith("mode=") for d in data) else [*data, "mode=1777"]),
     }
+
+
+def parse_signal(text: str) -> int:
+    """A number from TERM, SIGTERM, 15, RTMIN+3; signal(7)."""
+    import _signal
+
+    word = text.upper().removeprefix("SIG")
+    if is_number(word) and 1 <= int(word) <= 64:
+        return int(word)
+    base, _, plus = word.partition("+")
+    if base == "RTMIN" and (not plus or is_number(plus)) and int(plus or 0) <= 30:
+        return 34 + int(plus or 0)
+    number = getattr(_signal, f"SIG{word}", None) if word.isascii() else None
+    if isinstance(number, int) and word.isalnum():
+        return int(number)
+    raise UsageError(f"{text!r} is no signal", hint="a name like TERM, a number, or RTMIN+N; kill -l lists them")
+
+
+# ---- --user: names and numbers of the rootfs's own passwd(5) and group(5) --------------------------------------
+
+MAX_BYTES = 1 << 20  # of either file
+
+
+def _number(text: str) -> int | None:
+    """A uid or gid in decimal; None for a name.  BadInput for what looks like a number and is none (4294967295, -1)."""
+    if text and frozenset("0123456789").issuperset(text):
+        value = int(text) if len(text) <= 4000 else MAX_ID + 1  # beyond that int() itself refuses
+        if value > MAX_ID:
+            raise BadInput(f"user or group {text[:40]!r} is out of range", hint=f"ids go from 0 to {MAX_ID}")
+        return value
+    if text.startswith(("-", "+", *"0123456789")):
+        raise BadInput(f"user or group {text!r} is neither a number nor a name")
+    return None
+
+
+def _is_id(text: str) -> bool:
+    return is_number(text) and int(text) <= MAX_ID
+
+
+def _lines(text: str, fields: int) -> list[list[str]]:
+    rows = []
+    for line in text.split("\n"):
+        parts = line.split(":")
+        if len(parts) >= fields and _is_id(parts[2]):
+            rows.append(parts)
+    return rows
+
+
+def parse_user(user: str, passwd: str, group: str) -> tuple[int, int, list[int], str]:
+    """(uid, gid, supplementary groups, home) of "USER[:GROUP]", names or numbers; "" is root.
+
+    Supplementary groups come from the group file only when no group is given, as in Docker.
+    BadInput: a name that is not in the file, a number out of range, an empty part.
+    """
+    name, colon, group_name = (user or "0").partition(":")
+    if not name or (colon and not group_name) or ":" in group_name:
+        raise BadInput(f"user {user!r} is not USER[:GROUP]")
+    users, groups = _lines(passwd, 4), _lines(group, 3)
+    uid = _number(name)
+    row = next((r for r in users if (r[0] == name if uid is None else int(r[2]) == uid)), None)
+    if uid is None:
+        if row is None:
+            known = ", ".join(r[0] for r in users[:40])
+            raise BadInput(
+                f"no user {name!r} in the rootfs's /etc/passwd", hint=f"it has: {known or 'none'}; a number works too"
+            )
+        uid = int(row[2])
+    gid = 0
+    if row is not None and _is_id(row[3]):
+        gid = int(row[3])
+    extra: list[int] = []
+    if colon:
+        number = _number(group_name)
+        if number is None:
+            found = next((r for r in groups if r[0] == group_name), None)
+            if found is None:
+                raise BadInput(f"no group {group_name!r} in the rootfs's /etc/group", hint="a number works too")
+            number = int(found[2])
+        gid = number
+    elif row is not None:
+        extra = sorted({int(r[2]) for r in groups if len(r) > 3 and row[0] in r[3].split(",")} - {gid})
+    home = row[5] if row is not None and len(row) > 5 and row[5].startswith("/") else ("/root" if uid == 0 else "/")
+    return uid, gid, [gid, *extra], home
+
+
+def ip_number(ip: str) -> int:
+    from _socket import inet_aton
+
+    return int.from_bytes(inet_aton(ip), "big")
+
+
+def ip_text(number: int) -> str:
+    from _socket import inet_ntoa
+
+    return inet_ntoa(number.to_bytes(4, "big"))
+
+
+def parse_ipv4(text: str, what: str) -> str:
+    """BadInput unless it is four decimal numbers."""
+    parts = text.split(".")
+    if len(parts) != 4 or not all(is_number(p) and len(p) <= 3 and int(p) < 256 for p in parts):
+        raise BadInput(f"{what}: {text!r} is not an IPv4 address")
+    return ".".join(str(int(p)) for p in parts)
+
+
+def parse_subnet(text: str) -> str:
+    """The first address of a /24, named by any of its addresses.  BadInput: it is none."""
+    address, _, prefix = text.partition("/")
+    address = parse_ipv4(address, "--subnet")
+    if prefix not in ("", "24"):
+        raise BadInput(f"--subnet {text}: the bridge's network is a /24")
+    return ip_text(ip_number(address) & 0xFFFFFF00)

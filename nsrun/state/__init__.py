@@ -27,8 +27,8 @@ import os
 from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
 
 from nsrun import kernel
-from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError, UsageError
-from nsrun.schema import open_regular
+from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError
+from nsrun.schema import NAME_CHARS, open_regular
 from nsrun.state import codec, life
 
 #: Seconds that a lock of all names is waited for: who holds it removes something at most.  Of an owner for whom root asks, FOR_ROOT.
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
     Note = dict[str, Any]
 
-NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-
 
 #: What a member is as long as it has a process, or will have one again.
 ALIVE = ("created", "running", "restarting", "stopping")
@@ -57,18 +55,16 @@ def is_to_restart(note: Note, code: int) -> bool:
     return policy == "always" or (policy == "on-failure" and code != 0 and (not bound or note["restarts"] < bound))
 
 
-def check_name(name: str, what: str) -> str:
-    """A name becomes a directory, a cgroup and a hostname: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or `-`."""
-    if not name or len(name) > 63 or not NAME_CHARS.issuperset(name) or name[0] in ".-":
-        raise UsageError(
-            f"bad {what} name {name!r}",
-            hint="letters, digits, '_', '.', '-'; at most 63; it begins with a letter, a digit or '_'",
-        )
-    return name
-
-
 def new_id() -> str:
     return os.urandom(6).hex()
+
+
+def timestamp() -> str:
+    """Now, as the logs write it: UTC, RFC 3339."""
+    import time
+
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e9):09d}Z"
 
 
 def remove_tree(path: str) -> None:
@@ -215,6 +211,10 @@ class State:
         """Every note that can be read."""
         found = (self.try_read(kind, name) for name in self.names(kind))
         return [note for note in found if note]
+
+    def members_of(self, pod: Note) -> list[Note]:
+        """Return the notes of the members of this pod, also of those that have ended."""
+        return [note for note in self.all("members") if note["pod_id"] == pod["id"]]
 
     def door(self, note: Note) -> str:
         """The socket through which the owner of this pod starts something in its cgroup (csrc/door.c)."""
@@ -443,6 +443,14 @@ class State:
             raise UnknownError(f"pod {name!r} is dead: its PID 1 has ended", hint=f"{known}; nsrun pod create {name}")
         raise UnknownError(f"no pod {name!r}", hint=f"{known}; nsrun pod create makes one")
 
+    def pod_with_port(self, host_ip: str, port: int) -> str:
+        """Return a hint that names the living pod which has a port of this host; "": none of these notes tells of one."""
+        for note in self.all("pods"):
+            same = [p["host_ip"] for p in note.get("ports", ()) if p["host_port"] == port]
+            if any(ip in (host_ip, "0.0.0.0") or host_ip == "0.0.0.0" for ip in same) and self.pod_life(note).alive:
+                return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
+        return ""
+
     def member(self, name: str) -> Note:
         """The note of a member, whatever its state; UnknownError lists the members there are.  BrokenNote."""
         note = self.read("members", name) if NAME_CHARS.issuperset(name) and name else None
@@ -548,10 +556,12 @@ class State:
         except FileNotFoundError:
             return -1
 
-    def claim(self, kind: str, name: str, note: Note, files: dict[str, Note]) -> tuple[str, int]:
+    def claim(
+        self, kind: str, name: str, note: Note, files: dict[str, Note], give_way: Callable[[str, str], None]
+    ) -> tuple[str, int]:
         """Take the name by one rename(2); return (the directory, the descriptor of its `held`, which we hold).
 
-        `files` lie beside the note, and go with it.  BadInput: somebody living has the name.
+        `files` lie beside the note, and go with it.  `give_way` removes what is dead of the name.  BadInput: somebody living has it.
         """
         what = kind[:-1]
         target = self.path(kind, name)
@@ -562,20 +572,17 @@ class State:
                 self._write(f"{tmp}/{file}", content)
             if kind == "members":
                 _fill(f"{tmp}/exit.tmp")
-            for attempt in (1, 2):
+            for attempt in (1, 2, 3):
                 try:
                     os.rename(tmp, target)
                     return target, fd
                 except OSError as error:
                     if error.errno == ENOENT and attempt == 1:
                         self.prepare()
-                        continue
-                    if error.errno not in (EEXIST, ENOTEMPTY, ENOTDIR):
+                    elif error.errno not in (EEXIST, ENOTEMPTY, ENOTDIR):
                         raise
-                    if attempt == 1:
-                        from nsrun.state.sweep import Sweeper
-
-                        Sweeper(self).give_way(kind, name)
+                    elif attempt < 3:
+                        give_way(kind, name)
         except BaseException:
             life.let_go(fd)
             remove_tree(tmp)
@@ -687,7 +694,7 @@ class State:
         if self.uid and os.geteuid() and os.path.lexists(path):
             from nsrun.host import userns
 
-            userns.call(self, "_remove", path)
+            userns.call(self.root, "_remove", path)
 
     def make_owned(self, uid: int) -> None:
         """Root: the directory in which a user finds what root made for them; they read it, nobody else does, nobody writes."""

@@ -11,7 +11,7 @@ import os
 
 from nsrun import kernel
 from nsrun.errors import BrokenNote, KernelError
-from nsrun.schema import is_number
+from nsrun.schema import NAME_CHARS, is_number
 from nsrun.state import life
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nsrun.state import Note, State
+    from nsrun.state.life import Life
 
 
 _GONE = " (deleted)"  # proc_pid_fd(5)
@@ -50,10 +51,8 @@ class Process:
 
 def data(state: State) -> list[Data]:
     """Of every directory of data without a note: whose it was, and how much."""
-    from nsrun.lifecycle import query as manage
-
     known = {note["id"] for note in state.all("members")}
-    unread = {name for name, _ in manage.unreadable(state, "members")}
+    unread = {name for name, _ in unreadable(state, "members")}
     found = []
     for ident in state.idents():
         path = state.upper(ident)
@@ -315,3 +314,26 @@ def cgroups(state: State) -> list[tuple[str, int]]:
         return []
     found = [f"{base}/{entry}" for entry in entries if os.path.isdir(f"{base}/{entry}")]
     return [(path, len(cgroup.pids(path))) for path in found if path.removesuffix(".hold") not in known]
+
+
+def unreadable(state: State, kind: str) -> list[tuple[str, Life]]:
+    """The names under which there is a note that can't be read, and whether what it was about lives."""
+    found = []
+    for name in state.names(kind):
+        if NAME_CHARS.issuperset(name):
+            try:
+                state.read(kind, name)
+            except BrokenNote:
+                found.append((name, life_of_unreadable(state, kind, name)))
+    return found
+
+
+def life_of_unreadable(state: State, kind: str, name: str) -> Life:
+    """By its locks; of a pod whose lock or nsrun-hold is gone, by the pause that has its `held` open."""
+    try:
+        found = state.life(kind, name)
+    except OSError:
+        return life.Life(None, keeper=0)  # it can't be asked: that is no death
+    if kind == "pods" and not found.alive:
+        found.keeper = next(iter(pauses_of(state, name)), None)
+    return found

@@ -91,13 +91,13 @@ class Sweeper:
     def _base(self) -> None:
         from nsrun.host import cgroup
 
-        cgroup.remove_empty(self.state)
+        cgroup.remove_empty(self.state.uid)
 
     def _bridge(self, living: list[Note], buried: bool) -> None:
         from nsrun.host import net
 
         known = {note["network"].get("veth", "") for note in living if note}
-        net.remove_idle_bridge(self.state, known, 0.5 if buried else 0.0)
+        net.remove_idle_bridge(lambda: self.state.lock("net"), known, 0.5 if buried else 0.0)
 
     # ---- pods ------------------------------------------------------------------------------------------
 

@@ -467,7 +467,8 @@ time.sleep(1000)
     script = f"""
 import resource, sys
 sys.path[:] = {sys.path!r}
-from nsrun import kernel, userns
+from nsrun import kernel
+from nsrun.host import userns
 kernel.become({ident}, {ident}, [])
 userns._take_limits()
 print(*resource.getrlimit(resource.RLIMIT_NPROC), *resource.getrlimit(resource.RLIMIT_NOFILE))

@@ -1,0 +1,119 @@
+"""`nsrun pod create`: ask the machine, decide what the pod is, build the plan, run it."""
+
+from __future__ import annotations
+
+import os
+
+from nsrun.errors import BadInput
+from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
+from nsrun.run import Run
+from nsrun.schema import check_name
+from nsrun.spec.options import parse_ports
+from nsrun.spec.pod import pod_spec
+from nsrun.state import State, new_id, timestamp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from nsrun.plan import Plan
+
+    Options = dict[str, Any]
+
+
+def _host_resolv_conf() -> str:
+    """The host's name servers; one on loopback can't be reached from a pod, so systemd-resolved's real ones are taken."""
+    text = ""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        try:
+            with open(path, errors="surrogateescape", newline="\n") as file:
+                text = file.read(65536)
+        except OSError:
+            continue
+        if not any(
+            line.split()[1:2] and line.startswith("nameserver") and line.split()[1].startswith("127.")
+            for line in text.split("\n")
+        ):
+            break
+    return text.replace("\0", "")
+
+
+def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
+    """The plan of `pod create`, nothing done."""
+    from nsrun.host import cgroup, userns
+    from nsrun.plan.pod import pod_plan
+
+    name = check_name("pause" if options.get("name") is None else options["name"], "pod")
+    ident = ident or new_id()
+    owner = userns.owner_of(options.get("owner"), dict(os.environ)) if not state.uid else userns.User(str(state.uid))
+    facts: dict[str, Any] = {
+        "id": ident,
+        "created": timestamp() if ident != NO_ID else "",
+        "cgroup": cgroup.pod_path(name, ident, state.uid),
+        "resolv_conf": _host_resolv_conf(),
+        "owner": owner.name if owner else "root",
+        "subnet": os.environ.get("NSRUN_SUBNET", ""),
+    }
+    if owner:
+        facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
+        facts.update({"by_root": not state.uid, "groups": owner.groups})
+    if not state.uid and (around := userns.around()):
+        if owner:
+            userns.check_within(owner, facts["user"]["maps"], around)
+        facts.update({"nested": around, "devices": "host"})
+    document = pod_spec({**options, "name": name}, facts)
+    if not state.uid and ident != NO_ID:
+        _check_powers(document)
+    return pod_plan(document)
+
+
+def _check_powers(pod: dict[str, Any]) -> None:
+    """BadInput: what root can't do here for such a pod.  Without CAP_MKNOD its devices are the host's own nodes."""
+    from nsrun.host import userns
+    from nsrun.linux import capability_mask
+
+    mode = pod["network"]["mode"]
+    if mode == "bridge" and pod.get("nested") and not userns.owns_network():
+        raise BadInput(
+            "--network bridge: root of this user namespace has no power over the network namespace that it is in",
+            hint="--network none, or host; or one of its own: unshare --user --map-root-user --net nsrun …",
+        )
+    granted = need_powers(OF_CREATE + (("net_admin",) if mode != "host" else ()), "a pod")
+    if not granted & capability_mask(["mknod"]) and not pod.get("user"):
+        pod["devices"] = "host"
+
+
+def _check_rootless(state: State, options: Options) -> None:
+    """What an ordinary user can't have, and what is hers already."""
+    from nsrun.host import pasta
+
+    if options.get("owner") is not None:
+        raise BadInput("--owner: only root makes a pod for somebody", hint="sudo nsrun pod create; yours it is anyway")
+    for port in parse_ports(options.get("publish") or []):
+        pasta.check_port(port["host_port"])
+    name = "pause" if options.get("name") is None else options["name"]
+    if name in state.names("pods") and not state.door({"name": name}).startswith(f"{state.run}/"):
+        raise BadInput(f"pod name {name!r} is taken: by one that root made for you", hint="choose another name")
+
+
+def create_pod(
+    state: State, options: Options, observe: Callable[[Run], None] | None = None, last: bool = False
+) -> dict[str, Any]:
+    """Makes a pod and gives its note.
+
+    `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
+    interrupt never looks like a failure of what has succeeded.
+    """
+    if state.uid:
+        _check_rootless(state, options)
+    plan = plan_pod(state, options)
+    run = Run(plan, state)
+    try:
+        run.execute()
+    finally:
+        if observe:
+            observe(run)
+        if not (last and run.note):
+            run.restore_signals()
+    return run.note

@@ -1,0 +1,223 @@
+"""Remove pods and members that have ended, and with `force` those that have not; also those whose notes are damaged."""
+
+from __future__ import annotations
+
+import os
+
+from nsrun import kernel
+from nsrun.errors import BadInput, BrokenNote, NsrunError, UnknownError
+from nsrun.lifecycle.query import pod_status
+from nsrun.lifecycle.stop import SIGKILL, end_pod, send, settled, stop_member, wait_dead
+from nsrun.schema import NAME_CHARS
+from nsrun.state import ALIVE, life
+from nsrun.state.orphans import life_of_unreadable
+from nsrun.state.sweep import Sweeper, forget_member
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.state import Note, State
+
+
+def remove_member(state: State, note: Note, force: bool) -> None:
+    """Forget a member that has ended, with all that it wrote; `force` ends it before.  BadInput: it lives."""
+    status, _ = state.member_status(note)
+    if status in ALIVE:
+        if not force:
+            raise BadInput(
+                f"member {note['name']!r} is {status}",
+                hint=f"nsrun stop {note['name']}, or: nsrun rm -f {note['name']}",
+            )
+        stop_member(state, note, 0, SIGKILL)
+    else:
+        found = state.life("members", note["name"])
+        if found.keeper and not force and life.held_lives(found.keeper, note.get("pidfd", -1)):
+            raise BadInput(
+                f"member {note['name']!r} is running, though an exit status of it is written down",
+                hint=f"nsrun rm -f {note['name']}",
+            )
+        if found.alive:  # about to be restarted
+            stop_member(state, note, 0, SIGKILL)
+    kept = life.children.pop(note["id"], -1)
+    if kept >= 0:
+        os.close(kept)
+        for path in (state.held("members", note["name"]), f"{state.upper(note['id'])}/{life.HELD}"):
+            life.let_go_of(path)
+    now = state.read("members", note["name"])
+    if now is None or now["id"] != note["id"]:
+        return  # what made it failed, or somebody else removed it
+    note = now
+    if not state.surely_ended(note):
+        _end_lost(state, note, force)
+    if not forget_member(state, note):
+        raise BadInput(f"member {note['name']!r} is kept by somebody", hint="nsrun ls -a")
+
+
+def remove_named(state: State, name: str, force: bool) -> None:
+    """The same of a member by its name, whose note may be one that can't be read; with `force`, one that is not there is no error."""
+    try:
+        note = state.member(name)
+    except UnknownError:
+        if not force or not NAME_CHARS.issuperset(name) or not name:
+            raise
+        return
+    except BrokenNote:
+        if not force:
+            raise
+        end_unreadable(state, "members", name)
+        return
+    remove_member(state, note, force)
+
+
+def prune(state: State, kind: str, note: Note) -> bool:
+    """Forget a pod or a member that has ended, with all that is left of it; False: it lives."""
+    if kind == "pod":
+        return not state.pod_life(note).alive and Sweeper(state).forget_pod(note)
+    if state.life("members", note["name"]).alive or state.member_status(note)[0] not in ("stopped", "lost"):
+        return False
+    if state.read("members", note["name"]) is None:  # it went with its pod
+        return False
+    if not state.surely_ended(note):
+        return False
+    remove_member(state, note, False)
+    return True
+
+
+def _end_lost(state: State, note: Note, force: bool) -> None:
+    """Nobody saw how it ended: what may still run of it is in its cgroup.  BadInput: it lives, or nothing tells that it does not."""
+    from time import sleep
+
+    name = note["name"]
+    if force:
+        _kill_noted(state, note)
+        for _ in range(100):
+            if state.surely_ended(note):
+                return
+            sleep(0.02)
+    raise BadInput(
+        f"member {name!r} may still run: its monitor was killed, and from here nothing proves its end",
+        hint=f"nsrun rm -f {name}; or end its pod: nsrun pod rm -f {note['pod']}",
+    )
+
+
+def end_unreadable(state: State, kind: str, name: str) -> None:
+    """End what lives under a name whose note can't be read, known by its locks alone, and set the note aside.
+
+    NsrunError: it does not end.  BadInput: it is not visible from here.
+    """
+    from nsrun.host import cgroup
+    from nsrun.state.orphans import is_of_pod, pauses_of
+
+    found, held = life_of_unreadable(state, kind, name), state.held(kind, name)
+    what = f"{kind[:-1]} {name!r}"
+    if not found.alive and kind == "members":
+        _end_without_note(state, name)
+    if 0 in (found.keeper, found.holder):
+        raise BadInput(f"{what} lives, but is not visible from this PID namespace", hint="run it in the machine's own")
+    first: list[tuple[int, int]] = []  # (pidfd, pid) of pause, or of the member
+    if found.keeper and kind == "pods":
+        fd = life.open_pid(found.keeper, held, life.KEEPER)
+        if fd < 0:
+            fd = kernel.pidfd_of(found.keeper)
+            if fd >= 0 and found.keeper not in pauses_of(state, name):  # asked with the pidfd in hand
+                os.close(fd)
+                fd = -1
+        first += [(fd, found.keeper)] if fd >= 0 else []
+    elif found.keeper or found.holder:
+        first = life.pidfds_of(found.keeper or found.holder or 0)
+    group = os.path.dirname(cgroup.of_process(first[0][1])) if first and kind == "pods" else ""
+    if not is_of_pod(group, name):
+        group = ""
+    for fd, _ in first:
+        send(fd, SIGKILL)
+    ended = all([wait_dead(fd, 10) for fd, _ in first])
+    for fd, _ in first:
+        os.close(fd)
+    if found.holder:
+        fd = life.open_pid(found.holder, held, life.HOLDER)
+        if fd >= 0:
+            send(fd, SIGKILL)
+            os.close(fd)
+    if group:
+        cgroup.kill(group)
+    if not life.wait(held, -1, 10) or not (ended or group):
+        raise NsrunError(f"{what} does not end", hint="ps -eo pid,ppid,stat,wchan,args")
+    if group:
+        cgroup.remove(group, kill=True)
+        cgroup.remove(f"{group}.hold", kill=True)
+    Sweeper(state).set_ended_aside(kind, name)
+
+
+def _end_without_note(state: State, name: str) -> None:
+    """End what still runs of members of this name that only their data speak of: their monitors were killed."""
+    known = {note["id"] for note in state.all("members")}
+    for ident in state.idents():
+        try:
+            committed = state.committed(ident)
+        except BrokenNote:
+            continue
+        if committed and committed["name"] == name and ident not in known:
+            end_committed(state, committed)
+
+
+def end_committed(state: State, committed: Note) -> None:
+    """End a member by what stands beside its data, its cgroup or its process, when nobody keeps it.  NsrunError: it does not end."""
+    from time import sleep
+
+    from nsrun.host import cgroup
+
+    group, ident = committed["cgroup"], committed["cgroup_id"]
+    if not life.ask(f"{state.upper(committed['id'])}/{life.HELD}").alive and not state.surely_ended(committed):
+        _kill_noted(state, committed)
+    for _ in range(500):
+        if state.surely_ended(committed):
+            cgroup.remove_member(group, ident)
+            return
+        sleep(0.02)
+    raise NsrunError(
+        f"member {committed['name']!r} does not end, or nothing proves that from here",
+        hint="ps -eo pid,ppid,stat,wchan,args; what it wrote is in " + state.upper(committed["id"]),
+    )
+
+
+def _kill_noted(state: State, note: Note) -> None:
+    """SIGKILL to the cgroup of a member that nobody keeps, unless it is another's by now, and to its process, wherever that was moved."""
+    from nsrun.host import cgroup
+
+    group, ident = note["cgroup"], note.get("cgroup_id", 0)
+    others = [(n["cgroup"], n.get("cgroup_id", 0)) for n in state.all("members") if n["id"] != note["id"]]
+    fd = state.noted_process(note)
+    try:
+        if group and (group, ident) not in others:
+            cgroup.kill(group, ident)
+        if fd >= 0:
+            send(fd, SIGKILL)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def remove_pod(state: State, name: str, force: bool) -> None:
+    """Forget a pod that has ended, and its members with all that they wrote; `force` ends it before.  BadInput: it lives."""
+    try:
+        note = state.read("pods", name) if "/" not in name else None
+    except BrokenNote:
+        if not force:
+            raise
+        end_unreadable(state, "pods", name)
+        return
+    if note is None:
+        if force:
+            return
+        state.pod(name)
+        return
+    if pod_status(state, note) in ("running", "created", "removing"):
+        if not force:
+            raise BadInput(f"pod {name!r} is running", hint=f"nsrun pod stop {name}, or: nsrun pod rm -f {name}")
+        try:
+            note = settled(state, "pods", note)
+        except UnknownError:
+            return
+    if state.pod_life(note).kept:
+        end_pod(state, note, SIGKILL)
+    elif not Sweeper(state).forget_pod(note):
+        raise BadInput(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")

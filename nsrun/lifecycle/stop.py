@@ -1,0 +1,348 @@
+"""Signal, stop and kill members and pods.  Each wait is bounded, and what has not ended by then is an error."""
+
+from __future__ import annotations
+
+import os
+from errno import ESRCH
+
+from nsrun import kernel
+from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError
+from nsrun.state import life
+from nsrun.state.sweep import Sweeper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.state import Note, State
+
+SIGKILL, SIGTERM, SIGCONT = 9, 15, 18
+
+
+def wait_dead(pidfd: int, seconds: float | None) -> bool:
+    from select import poll
+
+    poller = poll()
+    if pidfd >= 0:
+        poller.register(pidfd, 1)
+    return bool(poller.poll(None if seconds is None else int(seconds * 1000)))
+
+
+def send(pidfd: int, signal: int) -> None:
+    """What has ended just before needs none."""
+    try:
+        kernel.pidfd_send_signal(pidfd, signal)
+    except KernelError as error:
+        if error.errno != ESRCH:
+            raise
+
+
+def _may_end(pidfd: int, what: str, note: Note, pod: Note | None = None) -> None:
+    """BadInput: it can't be ended from here; asked before anything is done, and anything says that it is about to end.
+
+    A member whose cgroup is gone while that of its `pod` is in view can be: the pod's owner may remove it.
+    """
+    from nsrun.host import cgroup
+
+    try:
+        send(pidfd, 0)
+    except KernelError as error:
+        raise BadInput(f"{what} is not yours to end: {error}", errno=error.errno or 0) from None
+    try:
+        cgroup.check_reach(note["cgroup"], note.get("cgroup_id", 0))
+    except BadInput:
+        if wait_dead(pidfd, 0):
+            return  # it has just ended, and its cgroup went with it
+        if pod is None or pod["id"] != note["pod_id"]:
+            raise
+        cgroup.check_reach(pod["cgroup"], pod.get("cgroup_id", 0))
+
+
+def settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
+    """The note of a thing that an nsrun is making, once it is there or has failed.
+
+    UnknownError: it failed, or is another's by now.  BadInput: it is still being made.
+    """
+    from time import monotonic, sleep
+
+    end = monotonic() + seconds
+    while True:
+        now, found = state.look(kind, note["name"])
+        if now is None or now["id"] != note["id"]:
+            raise UnknownError(f"{kind[:-1]} {note['name']!r} has gone: what made it failed, or it was removed")
+        if found.kept or not found.alive or "process" in now or "pause" in now:
+            return now
+        if monotonic() >= end:
+            who = f"nsrun (process {found.maker})" if found.maker else "an nsrun that is not visible from here"
+            raise BadInput(
+                f"{kind[:-1]} {note['name']!r} is being made by {who}", hint="try again, or end that process"
+            )
+        sleep(0.01)
+
+
+def signal_member(state: State, note: Note, signal: int) -> None:
+    """UnknownError when it is not running."""
+    fd, _ = state.process(settled(state, "members", note))
+    if fd < 0:
+        raise UnknownError(f"member {note['name']!r} is not running", hint="nsrun ls -a")
+    try:
+        kernel.pidfd_send_signal(fd, signal)
+    finally:
+        os.close(fd)
+
+
+def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0) -> bool:
+    """Its stop signal (or another), then after `seconds` SIGKILL to its cgroup; wait until it has ended.  Touch nobody else.
+
+    Return whether SIGKILL was needed.  NsrunError: it does not end.
+    """
+    killed, dead = False, True
+    try:
+        note = settled(state, "members", note)
+    except UnknownError:
+        return killed
+    fd, _ = state.process(note)
+    try:
+        if fd >= 0:
+            now = state.read("members", note["name"])
+            if now is None or now["id"] != note["id"]:
+                return killed  # it has ended, and was forgotten
+            note = now  # it may have begun once more, in another cgroup
+            _may_end(fd, f"member {note['name']!r}", note, state.try_read("pods", note["pod"]))
+        try:
+            state.mark("members", note["name"], "stop")
+        except FileNotFoundError:
+            return killed
+        if fd >= 0:
+            signal = signal or note["stop_signal"]
+            if signal != SIGKILL:
+                send(fd, signal)
+            if signal == SIGKILL or not wait_dead(fd, seconds):
+                kill_member(note, fd)
+                killed, dead = signal != SIGKILL, wait_dead(fd, 10)
+        else:
+            _end_wait(state, note)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    if not dead or not end_monitor(state, note):
+        raise NsrunError(
+            f"member {note['name']!r} does not end",
+            hint=f"{'the member' if not dead else 'its monitor (nsrun-monitor)'} is frozen, or in disk sleep: ps -eo pid,ppid,stat,wchan,args",
+        )
+    return killed
+
+
+def _monitor(state: State, note: Note) -> int:
+    """A pidfd of who keeps a member; -1: nobody, or this very process.  BadInput: it is not visible from here."""
+    found = state.life("members", note["name"])
+    if found.keeper is None or found.keeper == os.getpid():
+        return -1
+    if not found.keeper:
+        raise BadInput(
+            f"member {note['name']!r} lives, but its monitor is not visible from this PID namespace",
+            hint="run it in the machine's own PID namespace",
+        )
+    return life.open_pid(found.keeper, state.held("members", note["name"]), life.KEEPER)
+
+
+def _end_wait(state: State, note: Note) -> None:
+    """A monitor that waits before it restarts its member is told that it need not."""
+    fd = _monitor(state, note)
+    if fd >= 0:
+        try:
+            send(fd, SIGTERM)
+        finally:
+            os.close(fd)
+
+
+def kill_member(note: Note, fd: int) -> None:
+    """SIGKILL to everything in the member's cgroup, and to its first process, which its pod's owner may have moved elsewhere."""
+    from nsrun.host import cgroup
+
+    if note.get("cgroup"):
+        cgroup.kill(note["cgroup"], note.get("cgroup_id", 0))
+    send(fd, SIGKILL)
+
+
+def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
+    """Until the monitor has written the exit status and is gone; False when that took longer."""
+    name = note["name"]
+    if (now := state.read("members", name)) is None or now["id"] != note["id"]:
+        return True
+    if (kept := life.children.get(note["id"], -1)) >= 0:
+        return wait_dead(kept, seconds)
+    fd = _monitor(state, note)
+    try:
+        return fd < 0 or wait_dead(fd, seconds)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+        kernel.reap()
+
+
+def end_monitor(state: State, note: Note) -> bool:
+    """Wait for the monitor of a member that has ended; False: it does not end.
+
+    One that is stopped (Ctrl-Z, SIGSTOP) goes on, and one whose reader takes nothing is told to leave what is unread; who
+    does not hear even that is killed.
+    """
+    if wait_monitor(state, note, 2):
+        return True
+    for signals, seconds in (((SIGCONT, SIGTERM), 5), ((SIGKILL,), 5)):
+        fd = _monitor(state, note)
+        try:
+            for signal in signals:
+                if fd >= 0:
+                    send(fd, signal)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        if wait_monitor(state, note, seconds):
+            return True
+    return False
+
+
+def stop_members(state: State, notes: list[Note], seconds: float) -> list[bool | OSError | NsrunError]:
+    """Stop several, all at once; of each, whether SIGKILL was needed, or why it does not end."""
+    from threading import Thread
+
+    found: list[bool | OSError | NsrunError] = [False] * len(notes)
+
+    def stop(number: int) -> None:
+        try:
+            found[number] = stop_member(state, notes[number], seconds)
+        except (OSError, NsrunError) as error:
+            found[number] = error
+
+    threads = [Thread(target=stop, args=(number,)) for number in range(len(notes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def stop_pod(state: State, name: str, seconds: float = 10.0) -> list[str]:
+    """Members first, each by its stop signal, all at once; pause last.
+
+    Return the names of those that needed SIGKILL.  NsrunError: something does not end.
+    """
+    note = state.pod(name)
+    fd, _ = state.pause(note)
+    if fd >= 0:
+        try:
+            _may_end(fd, f"pod {name!r}", note)
+        finally:
+            os.close(fd)
+    members = state.members_of(note)
+    found = stop_members(state, members, seconds)
+    end_pod(state, note, SIGTERM)
+    for failed in found:
+        if not isinstance(failed, bool):
+            raise failed
+    return [member["name"] for member, killed in zip(members, found, strict=True) if killed]
+
+
+def kill_pod(state: State, name: str, signal: int) -> None:
+    """The raw thing: the signal to pause.  KILL, TERM and INT end the pod, and then its notes go too."""
+    note = state.pod(name)
+    if signal in (SIGKILL, SIGTERM, 2):
+        end_pod(state, note, signal)
+        return
+    fd, _ = state.pause(note)
+    if fd >= 0:
+        try:
+            kernel.pidfd_send_signal(fd, signal)
+        finally:
+            os.close(fd)
+
+
+def end_pod(state: State, note: Note, signal: int) -> None:
+    """Signal pause, wait for the end of it and of its members' monitors, then forget them.
+
+    Of a pod that root made for somebody, root ends what is root's whatever the owner does: nsrun-hold, with ports and table, the
+    veth, and everything in the pod's cgroup.  NsrunError: what does not end.
+    """
+    name = note["name"]
+    own = not (note.get("user") and not state.uid)
+    fd, pid = state.pause(note)
+    if fd >= 0:
+        from nsrun.host import cgroup
+
+        note = {**note, "cgroup": cgroup.locate(note["cgroup"], note.get("cgroup_id", 0), pid)}
+    ended = True
+    if fd >= 0:
+        try:
+            _may_end(fd, f"pod {name!r}", note)
+            try:
+                state.mark_removing(name)  # who makes a member meanwhile looks for this when it is made
+            except OSError:
+                pass  # of a pod that root made, its owner has no directory; and a full disk keeps nobody from ending a pod
+            try:
+                send(fd, signal)
+                send(fd, SIGCONT)  # one that is stopped would not hear the other
+            except KernelError:
+                state.unmark("pods", name, "removing")
+                raise
+            ended = _let_go(state, note, fd, 10 if own or signal != SIGKILL else 1)
+            if own and not ended and signal != SIGKILL:
+                send(fd, SIGKILL)
+                ended = _let_go(state, note, fd, 10)
+        finally:
+            os.close(fd)
+    if not own:
+        _end_roots_own(state, note)
+    elif not ended:
+        state.unmark("pods", name, "removing")
+        raise NsrunError(
+            f"pod {name!r} does not end",
+            hint="its pause is in disk sleep, or frozen (ps -eo pid,ppid,stat,wchan,args); or this is a process of the pod itself, which can't end it",
+        )
+    for member in state.members_of(note):
+        if member["shares_pid"] and not end_monitor(state, member):
+            raise NsrunError(
+                f"the monitor of member {member['name']!r} does not end",
+                hint="is it frozen, or in disk sleep? ps -eo pid,ppid,stat,wchan,args",
+            )
+    kernel.reap()
+    if not Sweeper(state).forget_pod(note):
+        raise NsrunError(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")
+    from nsrun.host import cgroup
+
+    cgroup.remove_empty(state.uid)
+    if note["network"]["mode"] == "bridge" and not state.uid:
+        from nsrun.host import net
+
+        net.remove_idle_bridge(lambda: state.lock("net"))
+
+
+def _let_go(state: State, note: Note, pidfd: int, seconds: float) -> bool:
+    """Wait until pause has ended, or has let go: a zombie of its PID namespace, which nobody reaps, delays its end."""
+    from time import monotonic
+
+    shown = f"{state.owned}/{note['user']['uid']}/{note['name']}.held" if note.get("user") and not state.uid else ""
+    end, step = monotonic() + seconds, 0.001
+    while not wait_dead(pidfd, step):
+        now = life.ask(shown) if shown else state.pod_life(note)
+        if now.keeper is None:
+            return True
+        if monotonic() >= end:
+            return False
+        step = min(2 * step, 0.05)
+    return True
+
+
+def _end_roots_own(state: State, note: Note) -> None:
+    """Root: what lives of an owned pod ends, nsrun-hold first of all, since it has the ports and the table."""
+    from nsrun.host import cgroup
+
+    found = state.life("pods", note["name"])
+    if found.holder:
+        fd = life.open_pid(found.holder, state.held("pods", note["name"]), life.HOLDER)
+        if fd >= 0:
+            try:
+                send(fd, SIGKILL)
+                life.wait(state.held("pods", note["name"]), fd, 10, life.HOLDER)
+            finally:
+                os.close(fd)
+    if note["cgroup"]:
+        cgroup.kill(note["cgroup"], note.get("cgroup_id", 0))

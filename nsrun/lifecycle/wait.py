@@ -1,0 +1,60 @@
+"""`nsrun wait`: block until a member has ended."""
+
+from __future__ import annotations
+
+import os
+from errno import ENOENT
+
+from nsrun.errors import BadInput, UnknownError
+from nsrun.lifecycle.stop import settled, wait_dead, wait_monitor
+from nsrun.schema import open_regular
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.state import State
+
+
+def wait_member(state: State, name: str) -> int:
+    """Block until the member has ended; return its exit status.  BadInput when nobody saw it end."""
+    import time
+
+    note = state.member(name)
+    while True:
+        try:
+            # the monitor writes to this file, and then calls it `exit`: we can read it even when the member is forgotten at once
+            path = state.path("members", note["name"], "exit.tmp")
+            written = open_regular(path)
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
+            written = -1  # it has ended, or is forgotten already
+        try:
+            wait_monitor(state, settled(state, "members", note) if written >= 0 else note, None)
+            now = state.read("members", note["name"])
+            if now and now["id"] == note["id"]:
+                note = now
+                status, code = state.member_status(note)
+            else:  # forgotten
+                words = os.read(written, 100).split() if written >= 0 else []
+                status, code = "lost", int(words[0]) if words else None
+        except UnknownError:
+            status, code = "lost", None
+        finally:
+            if written >= 0:
+                os.close(written)
+        if code is not None:
+            return code
+        if status in ("running", "stopping"):  # its monitor was killed: wait for the process itself
+            fd, _ = state.process(note)
+            try:
+                wait_dead(fd, None if fd >= 0 else 0.01)
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+        elif status in ("created", "restarting"):
+            time.sleep(0.01)
+        else:
+            raise BadInput(
+                f"the exit status of {note['name']!r} is lost",
+                hint="its monitor was killed, or could not write it (a full or broken disk)",
+            )

@@ -1,0 +1,232 @@
+"""Steps that take what others can see, and give it back: a name, a note, a cgroup."""
+
+from __future__ import annotations
+
+import os
+from errno import (
+    EACCES,
+    EBUSY,
+    ENODEV,
+    ENOSPC,
+    EROFS,
+)
+
+from nsrun import kernel
+from nsrun.errors import BadInput
+from nsrun.plan import COMMIT, HOST, Step, sh_quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.plan import Context
+
+
+class ClaimName(Step):
+    why = "One rename(2) takes the name: of two at the same time, one gets it. A record lock beside the note proves that we live."
+    man = "rename(2), fcntl(2) F_SETLK"
+    kind: str
+    name: str
+    note: dict[str, Any]
+    hints = {
+        ENOSPC: "the disk that holds nsrun's state is full",
+        EACCES: "needs root; root of a user namespace needs a state directory of its own, too: --root DIR",
+    }
+
+    def call(self) -> str:
+        return f'fcntl("held", F_SETLK, F_RDLCK); rename("tmp/ID", "{self.kind}/{self.name}")'
+
+    def calls(self) -> list[str]:
+        return ["rename"]
+
+    def shell(self) -> str:
+        return f"mkdir -p {sh_quote('/run/nsrun-shell/' + self.kind)} && mkdir {sh_quote(f'/run/nsrun-shell/{self.kind}/{self.name}')}"
+
+    approx = "a directory of its own, so that nsrun does not take it for a note"
+
+    def check(self) -> str:
+        return "nsrun ls -a; nsrun pod ls"
+
+    def do(self, run: Context) -> None:
+        def give_way(kind: str, name: str) -> None:
+            from nsrun.state.sweep import Sweeper
+
+            Sweeper(run.state).give_way(kind, name)
+
+        run.directory, held = run.state.claim(self.kind, self.name, self.note, run.files, give_way)
+        run.hold("lock:held", held)
+
+    def undo(self, run: Context) -> None:
+        if run.directory:  # else somebody else has the name
+            from nsrun.state.sweep import give_back
+
+            give_back(run.state, self.kind, self.name, self.note["id"])
+
+
+_READ_ONLY = "the cgroup tree is read-only here; NSRUN_CGROUP=none makes pods that go without cgroups"
+
+
+class MakeCgroup(Step):
+    phase = HOST
+    why = "A cgroup of its own: it is killed as a whole, and stopping it touches nobody else (moby#50523)."
+    man = "cgroups(7)"
+    path: str
+    limits: dict[str, str]
+    whole: str = ""  # of a pod: the directory above, which goes with it
+    pod: int | None = None  # of a member: the inode number of the pod's, from its note (0: unknown)
+    hints = {
+        EBUSY: "processes lie in a parent cgroup: controllers can't be enabled there",
+        EACCES: _READ_ONLY,
+        EROFS: _READ_ONLY,
+        ENODEV: "another file system lies where cgroup v2 has to be mounted: nsrun doctor",
+    }
+
+    def call(self) -> str:
+        extra = "".join(f"; {key}.max = {value}" for key, value in self.limits.items())
+        return f'mkdir("{self.path}", 0755){extra}'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def shell(self) -> str:
+        if not self.path:
+            return "CGROUP=   # there are none here"
+        lines = [f'CGROUP={sh_quote(self.path + ".shell")}; mkdir -p "$CGROUP"']
+        lines += [
+            f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max"}[k] }"'
+            for k, v in self.limits.items()
+        ]
+        return "\n".join(lines)
+
+    def check(self) -> str:
+        return f"cat {self.path}/cgroup.procs"
+
+    def do(self, run: Context) -> None:
+        from nsrun.host import cgroup
+
+        directory = cgroup.make(self.path, self.limits, self.pod)
+        if self.whole:
+            cgroup.offer(self.whole)
+        if directory >= 0:
+            run.hold("cgroup:dir", directory)
+            above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            run.hold("cgroup:parent", above)
+            run.values["cgroup:name"] = os.path.basename(self.path)
+            run.values["cgroup:id"] = os.fstat(directory).st_ino
+            run.values["cgroup:pod_id"] = os.fstat(above).st_ino
+
+    def undo(self, run: Context) -> None:
+        from nsrun.host import cgroup
+
+        if self.whole:  # its name holds the pod's id: nobody else's
+            cgroup.remove(self.whole, int(run.values.get("cgroup:pod_id", 0)), kill=True)
+        elif "cgroup:id" in run.values:
+            # and the pod's, if what removed the pod met it in there
+            cgroup.remove_member(self.path, int(run.values["cgroup:id"]))
+        cgroup.remove_empty(run.state.uid)
+
+
+class OpenCgroup(Step):
+    phase = HOST
+    why = "What is started in a member belongs to its cgroup, and ends with it."
+    man = "cgroups(7)"
+    path: str
+    ident: int = 0  # its inode number, from the note (0: unknown)
+
+    def call(self) -> str:
+        return f'open("{self.path}", O_DIRECTORY)'
+
+    def calls(self) -> list[str]:
+        return []
+
+    def shell(self) -> str:
+        return f"CGROUP={sh_quote(self.path)}"
+
+    def check(self) -> str:
+        return f"cat {self.path}/cgroup.procs"
+
+    def do(self, run: Context) -> None:
+        if self.path:
+            from nsrun.host import cgroup
+
+            run.hold("cgroup:dir", cgroup.open_pod(self.path, self.ident))
+
+
+class LimitPod(Step):
+    """Limits of the whole pod: on the directory above pause's and the members'."""
+
+    phase = HOST
+    why = "The pod's limits hold for all members together."
+    man = "cgroups(7)"
+    path: str
+    limits: dict[str, str]
+    hints = MakeCgroup.hints
+
+    def call(self) -> str:
+        return f'mkdir("{self.path}", 0755)' + "".join(f"; {k}.max = {v}" for k, v in self.limits.items())
+
+    def calls(self) -> list[str]:
+        return []
+
+    def check(self) -> str:
+        return f"cat {self.path}/*.max"
+
+    def do(self, run: Context) -> None:
+        from nsrun.host import cgroup
+
+        fd = cgroup.make(self.path, self.limits)
+        if fd >= 0:
+            os.close(fd)
+
+    def undo(self, run: Context) -> None:
+        from nsrun.host import cgroup
+
+        cgroup.remove(self.path)
+
+
+class WriteNote(Step):
+    phase = COMMIT
+    why = "From here on nsrun ls knows it. The note names a process for people; a lock on `held` says whether it lives."
+    man = "rename(2)"
+    kind: str
+    name: str
+    note: dict[str, Any]
+    hints = {ENOSPC: "the disk that holds nsrun's state is full"}
+
+    def call(self) -> str:
+        return f'rename("{self.kind}/{self.name}/note.tmp", "{self.kind}/{self.name}/note")'
+
+    def check(self) -> str:
+        return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"
+
+    def do(self, run: Context) -> None:
+        state = run.state
+        process = state.identify(run.pid)
+        if self.kind == "pods":
+            note = {**self.note, "pause": process, "pause_fd": run.pidfd, "ports": run.ports}
+            note["namespaces"] = kernel.namespace_ids(run.pid)
+            if "pod:ip" in run.values:
+                from nsrun.host.net import veth_name
+
+                ip = str(run.values["pod:ip"])
+                note["network"] = {
+                    **note["network"],
+                    "ip": ip,
+                    "gateway": run.values["pod:gateway"],
+                    "veth": veth_name(ip),
+                    "veth_index": run.values["veth:index"],
+                    "netns": run.values["host:netns"],
+                }
+        else:
+            note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
+        if "lock:held" in run.handles:
+            note["held"] = os.fstat(run.fd("lock:held")).st_ino  # by which another file in its place is told from it
+        note["cgroup_id"] = run.values.get("cgroup:pod_id" if self.kind == "pods" else "cgroup:id", 0)
+        if self.kind == "members" and "lock:data" in run.handles:
+            state.commit_data(note)
+        run.note = note
+        state.save(self.kind, self.name, note)
+        if self.kind == "pods" and note.get("user") and not state.uid:
+            state.show(note)
+        if self.kind == "members" and state.is_being_removed(self.note["pod"]):
+            raise BadInput(f"pod {self.note['pod']!r} is being removed", hint="nsrun pod ls")

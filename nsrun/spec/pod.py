@@ -1,0 +1,96 @@
+"""From the options of `pod create` to what the pod is, before anything is done.  Pure."""
+
+from __future__ import annotations
+
+from nsrun.errors import UsageError
+from nsrun.spec.options import (
+    parse_ipv4,
+    parse_limits,
+    parse_ports,
+    parse_size,
+    parse_subnet,
+    parse_sysctls,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def is_address(text: str) -> bool:
+    """Is it an IPv4 or IPv6 address as inet_pton(3) reads them?"""
+    from _socket import AF_INET, AF_INET6, inet_pton
+
+    for family in (AF_INET, AF_INET6):
+        try:
+            inet_pton(family, text)
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
+
+
+def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """What a pod is.  facts: "id", "created", "cgroup", "resolv_conf" (the host's), "owner" (a name); of an owned
+    pod "user" ({uid, gid, maps}), "groups" (the owner's), "by_root" (is root making it); of one that root of a user
+    namespace makes "nested" (userns.around); "devices": "host" where none can be made."""
+    name = options.get("name") or "pause"
+    rootless = bool(facts.get("user")) and not facts["by_root"]
+    mode = options.get("network") or ("pasta" if rootless else "bridge")
+    known = ("pasta" if rootless else "bridge", "none", "host")
+    if mode not in known:
+        why = "the bridge is root's: sudo nsrun pod create, or " if mode == "bridge" else ""
+        raise UsageError(f"--network {mode}", hint=f"{why}{', '.join(known)}")
+    ports = parse_ports(options.get("publish") or [])
+    if ports and mode in ("none", "host"):
+        raise UsageError(f"-p needs --network {known[0]}; with {mode} there is nothing to forward")
+    for flag in ("ip", "subnet"):
+        if options.get(flag) and mode != "bridge":
+            raise UsageError(f"--{flag} needs --network bridge")
+    hostname = options.get("hostname") or name
+    if not hostname or len(hostname) > 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in hostname):
+        raise UsageError(f"--hostname {hostname!r}", hint="letters, digits, '-' and '.', at most 63; hostname(7)")
+    hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
+    for word in options.get("add_host") or []:
+        host, _, address = word.partition(":")
+        if address[:1] + address[-1:] == "[]":
+            address = address[1:-1]
+        if not host or any(c.isspace() for c in word) or not (address == "host-gateway" or is_address(address)):
+            raise UsageError(f"--add-host {word!r}: not HOST:IP, or HOST:host-gateway")
+        hosts.append(f"{'{pod:gateway}' if address == 'host-gateway' else address}\t{host}")
+    resolv = facts["resolv_conf"]
+    if options.get("dns"):
+        resolv = "".join(f"nameserver {parse_ipv4(a, '--dns')}\n" for a in options["dns"])
+    sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
+    labels = {}
+    for word in options.get("label") or []:
+        key, _, value = word.partition("=")
+        if not key:
+            raise UsageError(f"--label {word!r}: not KEY=VALUE")
+        labels[key] = value
+    network: dict[str, Any] = {"mode": mode}
+    if mode == "bridge":
+        network["bridge"] = "nsrun0"
+        if options.get("ip"):
+            network["wanted_ip"] = parse_ipv4(options["ip"], "--ip")
+        network["subnet"] = options.get("subnet") or facts.get("subnet", "")
+        if network["subnet"]:
+            parse_subnet(network["subnet"])
+    return {
+        "name": name,
+        "id": facts["id"],
+        "created": facts["created"],
+        "owner": facts["owner"],
+        **{key: facts[key] for key in ("user", "by_root", "groups") if facts.get("user")},
+        **{key: facts[key] for key in ("nested", "devices") if facts.get(key)},
+        "hostname": hostname,
+        "network": network,
+        "ports": ports,
+        "labels": labels,
+        "sysctls": sysctls,
+        "limits": parse_limits(options),
+        "cgroup": facts["cgroup"],
+        "shm_size": parse_size(options.get("shm_size") or "64m", "--shm-size"),
+        "files": {"/etc/hostname": f"{hostname}\n", "/etc/hosts": "\n".join(hosts) + "\n", "/etc/resolv.conf": resolv},
+    }  # fmt: skip

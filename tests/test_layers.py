@@ -1,0 +1,152 @@
+"""The layers of nsrun/, as its tree shows them: a module imports what is below it, and nothing above or around.
+
+The graph is the real one: imports at the top, in functions and for types alone are all edges.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+TOP = pathlib.Path(__file__).parent.parent / "nsrun"
+
+#: From the ground up.  A name stands for a module, or for a package and all that is in it.
+LAYERS = (
+    ("errors", "linux", "programs", "types"),
+    ("schema",),
+    ("spec",),  # what a member and a pod are: pure
+    ("_kernel", "kernel"),  # the system calls
+    ("host",),  # what else is asked of this machine
+    ("state",),  # the notes, and who lives
+    ("image",),
+    ("seccomp",),
+    ("plan",),  # what is to be done
+    ("run",),  # and doing it
+    ("lifecycle",),
+    ("explain", "doctor"),
+    ("cli",),
+    ("library",),
+    ("__init__", "__main__"),
+)
+#: These ask nothing of the machine, and need no build.
+PURE = (
+    "errors",
+    "linux",
+    "types",
+    "schema",
+    "spec",
+    "cli.commands",
+    "cli.parse",
+    "cli.foreign",
+    "image.documents",
+    "image.references",
+)
+
+
+def module_of(path: pathlib.Path) -> str:
+    name = ".".join(path.relative_to(TOP).with_suffix("").parts)
+    return name.removesuffix(".__init__") if name != "__init__" else name
+
+
+MODULES = {
+    module_of(path): path for path in sorted(TOP.rglob("*.py")) if path.name not in ("_templates.py", "_protocol.py")
+}
+
+
+def imports(name: str) -> set[str]:
+    """The modules of nsrun that a module imports, wherever in its text it does so."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "nsrun":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                known = full.removeprefix("nsrun.")
+                found.add(
+                    known
+                    if known in MODULES or known == "_kernel"
+                    else (node.module or "").removeprefix("nsrun").lstrip(".")
+                )
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.name.removeprefix("nsrun").lstrip(".")
+                for alias in node.names
+                if alias.name.partition(".")[0] == "nsrun"
+            }
+    generated = {"host._templates": "host", "_protocol": "errors"}
+    return {generated.get(module, module or "__init__") for module in found} - {name}
+
+
+def layer(name: str) -> int:
+    for number, names in enumerate(LAYERS):
+        if name in names or name.partition(".")[0] in names:
+            return number
+    raise AssertionError(f"{name} is in no layer: LAYERS says where it belongs")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_edge_goes_up(name):
+    upward = {module for module in imports(name) if layer(module) > layer(name)}
+    assert not upward, f"{name} imports {upward}, which are above it"
+
+
+def test_no_circles():
+    """A package's own module (its __init__) is one like the others."""
+    left = {name: imports(name) for name in MODULES}
+    while left:
+        free = [name for name, needs in left.items() if not needs & left.keys()]
+        assert free, f"a circle among {sorted(left)}: {left}"
+        for name in free:
+            del left[name]
+
+
+def test_one_module_for_each_library():
+    """pyroute2 stands in one place, and the extension in another."""
+    for library, home in (("pyroute2", "host.messages"), ("prctl", "kernel")):
+        users = {name for name, path in MODULES.items() if any(library in line.split() for line in imported(path))}
+        assert users <= {home}, (library, users)
+    assert {name for name in MODULES if "_kernel" in imports(name)} == {"kernel"}
+
+
+def imported(path: pathlib.Path) -> list[str]:
+    lines = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            lines += [alias.name.replace(".", " ") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            lines.append((node.module or "").replace(".", " "))
+    return lines
+
+
+def is_pure(name: str) -> bool:
+    return name in PURE or name.partition(".")[0] in PURE
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if is_pure(name)])
+def test_the_pure_need_no_build_and_no_machine(name, tmp_path):
+    """They are imported from a copy that has no extension, and open nothing."""
+    needs, todo = set(), [name]
+    while todo:
+        module = todo.pop()
+        if module not in needs:
+            needs.add(module)
+            todo += imports(module)
+    assert "_kernel" not in needs, sorted(needs)
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            touches = called == "open" or called in {
+                f"os.{call}" for call in ("open", "mkdir", "stat", "listdir", "unlink")
+            }
+            assert not touches or name == "schema", (name, node.lineno, called)
+    copy = tmp_path / "nsrun"
+    for path in TOP.rglob("*.py"):
+        target = copy / path.relative_to(TOP)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nsrun.{name}"]
+    subprocess.run(command, check=True, timeout=30, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
