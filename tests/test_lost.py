@@ -76,6 +76,36 @@ def test_a_lost_file_ends_nothing(host, alice, box, maker, lost, place):
     who.run("pod", "create", *network, "pause")  # name and port are free
 
 
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["from the machine's own PID namespace", "from another"])
+@pytest.mark.parametrize("maker", ["root", "user"])
+def test_a_lost_proof_beside_a_damaged_note(host, alice, box, maker, elsewhere, place):
+    """Two files of each are gone: nobody takes what lives for dead, from wherever it is asked, and it can be ended by its name."""
+    who, base = (host, host.root) if maker == "root" else (alice, host.root / f"users/{alice.uid}")
+    if maker == "root":
+        host.run("image", "load", CACHE.parent / "images/busybox")
+    who.run("pod", "create", "--network", "none", "pause")
+    who.run("join", "pause", "-d", "--pid", "own", "--name", "m", "--image", box, "--", "sh", "-c", "echo precious >/precious; sleep 1000")  # fmt: skip
+    precious = wait_for(lambda: list(base.glob("lib/upper/*/upper/precious")))[0]
+    pause, member = who.pod()["pid"], who.member("m")["pid"]
+    for thing in ("pods/pause", "members/m"):
+        (base / "run" / thing / "held").unlink()
+        PLACES[place](base / "run" / thing / "held")
+        note = base / "run" / thing / "note"
+        note.write_text(note.read_text().replace('"name"', '"nane"'))
+        for path in (base / "run" / thing).iterdir():
+            os.chown(path, base.stat().st_uid, -1, follow_symlinks=False)
+    wrap = ["unshare", "--pid", "--fork", "--mount-proc"] if elsewhere else []
+    for words in HARMLESS:
+        sh(*wrap, *who.words(NSRUN, *words), env=who.env, cwd="/", check=False, timeout=30)
+        assert (lives(pause), lives(member), precious.exists()) == (True, True, True), words
+    who.run("rm", "-f", "m")
+    assert not lives(member) and who.json("ls", "-a") == []
+    who.run("pod", "rm", "-f", "pause")
+    wait_for(lambda: not lives(pause), 5, "pause ends")
+    who.run("pod", "create", "--network", "none", "pause")
+
+
 def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):
     """Start times in a time namespace are others: what is noted is the machine's own."""
     sh(

@@ -107,7 +107,7 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     from nsrun.host import cgroup
     from nsrun.state.orphans import is_of_pod, pauses_of
 
-    found, held = life_of_unreadable(state, kind, name), state.held(kind, name)
+    found, held = life_of_unreadable(state, kind, name)
     what = f"{kind[:-1]} {name!r}"
     if not found.alive and kind == "members":
         _end_without_note(state, name)

@@ -164,7 +164,7 @@ def is_kept_elsewhere(state: State, name: str) -> bool:
 
     In the machine's own, where every process is seen, pauses_of tells: the owner can lock that file, too.
     """
-    if state.uid or os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID:
+    if state.uid or sees_every_process():
         return False
     try:
         owners = os.listdir(state.owned)
@@ -238,6 +238,8 @@ def lost_members(state: State) -> list[Note]:
 
 def runs_without_note(state: State, name: str) -> bool:
     """Does something run of a member of this name that only its data speak of?"""
+    if _held_of_data(state, name):
+        return True
     known = {note["id"] for note in state.all("members")}
     for ident in state.idents():
         try:
@@ -324,16 +326,43 @@ def unreadable(state: State, kind: str) -> list[tuple[str, Life]]:
             try:
                 state.read(kind, name)
             except BrokenNote:
-                found.append((name, life_of_unreadable(state, kind, name)))
+                found.append((name, life_of_unreadable(state, kind, name)[0]))
     return found
 
 
-def life_of_unreadable(state: State, kind: str, name: str) -> Life:
-    """By its locks; of a pod whose lock or nsrun-hold is gone, by the pause that has its `held` open."""
+def life_of_unreadable(state: State, kind: str, name: str) -> tuple[Life, str]:
+    """Return who keeps what has a note that can't be read, and the file whose locks tell it.
+
+    When the thing's own `held` was lost, too: of a pod, the pause that has it open; of a member, whoever keeps its data.
+    """
+    held = state.held(kind, name)
     try:
         found = state.life(kind, name)
+        if found.alive:
+            return found, held
+        if kind == "pods":
+            found.keeper = next(iter(pauses_of(state, name)), None)
+        elif beside := _held_of_data(state, name):
+            return life.ask(beside), beside
     except OSError:
-        return life.Life(None, keeper=0)  # it can't be asked: that is no death
-    if kind == "pods" and not found.alive:
-        found.keeper = next(iter(pauses_of(state, name)), None)
-    return found
+        return life.Life(None, keeper=0), held  # it can't be asked: that is no death
+    return found, held
+
+
+def _held_of_data(state: State, name: str) -> str:
+    """Return the `held` beside the data of a living member of this name that no note speaks of; "": there are none."""
+    known = {note["id"] for note in state.all("members")}
+    for ident in state.idents():
+        held = f"{state.upper(ident)}/{life.HELD}"
+        try:
+            committed = None if ident in known else state.committed(ident)
+        except BrokenNote:
+            continue
+        if committed and committed["name"] == name and life.ask(held).alive:
+            return held
+    return ""
+
+
+def sees_every_process() -> bool:
+    """Is this the machine's own PID namespace, in which no process is out of view?  (hidepid hides those of others only.)"""
+    return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID

@@ -284,8 +284,11 @@ class Sweeper:
             self.removed.append(f"claim {entry}")
         return ours
 
-    def set_aside(self, kind: str, name: str) -> bool:
-        """A directory that holds no note that can be read leaves its name, and is kept for whoever wants to look."""
+    def set_aside(self, kind: str, name: str, asked: bool = False) -> bool:
+        """A directory that holds no note that can be read leaves its name, and is kept for whoever wants to look.
+
+        `asked`: its user said that it is to go.
+        """
         state = self.state
         path = state.path(kind, name)
         if _rmdir(path):
@@ -296,6 +299,9 @@ class Sweeper:
             lives = orphans.pauses_of if kind == "pods" else orphans.runs_without_note
             if not ours or lives(state, name) or (kind == "pods" and orphans.is_kept_elsewhere(state, name)):
                 return False
+            proven = asked and life.ask(f"{path}/{life.HELD}").file is not None
+            if not proven and not orphans.sees_every_process():
+                return False  # its `held` may be another file than the one that was locked, by somebody out of view here
             if kind == "pods":
                 self.end_forwarder(name)
             aside = f"{state.run}/aside"
@@ -341,7 +347,7 @@ class Sweeper:
                     return
             except BrokenNote:
                 pass
-            self.set_aside(kind, name)
+            self.set_aside(kind, name, asked=True)
 
 
 QUICKLY = 1.0  # seconds that a sweep waits for the lock of names
