@@ -11,7 +11,7 @@ import os
 from errno import E2BIG, EACCES, ENOENT, EPERM, ESRCH
 
 from nsrun._kernel import ffi, lib
-from nsrun.errors import KernelError
+from nsrun.errors import BadInput, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -198,6 +198,44 @@ def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, resolve: int = 
     """openat2(2): the kernel resolves `path` inside `root`, symlinks included; magic links never."""
     how = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | resolve
     return _check(lib.nsrun_openat2(root, os.fsencode(path), flags, how), f'openat2(root, "{path}", RESOLVE_IN_ROOT)')
+
+
+MAX_SMALL = 1 << 20  # bytes of a file that read_in_root reads
+
+
+def read_in_root(root: str, path: str) -> str:
+    """A regular file of at most 1 MiB, resolved inside `root`; "" when it is missing.
+
+    BadInput for anything else there: a FIFO would hang us, a huge file fill the memory.
+    """
+    try:
+        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        return read_in_root_at(directory, path)
+    finally:
+        os.close(directory)
+
+
+def read_in_root_at(directory: int, path: str) -> str:
+    """The same below a descriptor."""
+    import stat
+    from errno import ENOENT
+
+    try:
+        fd = open_in_root(directory, path, os.O_RDONLY | os.O_NONBLOCK)
+    except KernelError as error:
+        if error.errno == ENOENT:
+            return ""
+        raise BadInput(f"{path} of the rootfs can't be read: {error}", errno=error.errno or 0) from None
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode) or st.st_size > MAX_SMALL:
+            raise BadInput(f"{path} of the rootfs is not a regular file of at most 1 MiB")
+        return os.fsdecode(os.read(fd, MAX_SMALL))
+    finally:
+        os.close(fd)
 
 
 def fs_magic(fd: int) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.cli.parse import checked
+from nsrun.cli.commands import checked
 from nsrun.errors import CommandError, NsrunError, UsageError, told
 from nsrun.lifecycle import need_root, pod_of
 from nsrun.lifecycle.create import create_pod

@@ -17,7 +17,7 @@ The depth of what is looked at is the schema's, not the document's.
 from __future__ import annotations
 
 import os
-from errno import EINVAL
+from errno import EACCES, EINVAL
 from stat import S_ISREG
 
 from nsrun.errors import BadInput, UsageError
@@ -65,6 +65,18 @@ def read_document(path: str, most: int) -> bytes:
         return data
     finally:
         os.close(fd)
+
+
+def exists(path: str, what: str) -> bool:
+    """Is there anything at a path that a user named?  Raise BadInput when that can't be known: an error is no absence."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        hint = "namei -l shows which directory on the way is closed" if error.errno == EACCES else ""
+        raise BadInput(f"{what} {path!r}: {error.strerror}", hint=hint, errno=error.errno or 0) from None
+    return True
 
 
 def is_number(text: str) -> bool:

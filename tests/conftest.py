@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -369,6 +370,14 @@ def wait_for(condition, seconds: float = 30, what: str = "condition"):
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     os.kill(pid, number)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The temporary files of a run are in a directory of its own, which others may pass through: two runs do not meet there."""
+    if not hasattr(config, "workerinput") and not config.option.basetemp:
+        config.option.basetemp = tempfile.mkdtemp(prefix="nsrun-tests-")
+        os.chmod(config.option.basetemp, 0o711)
+        config.add_cleanup(lambda: subprocess.run(["rm", "-rf", config.option.basetemp], check=False))  # however deep
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -5,8 +5,7 @@ import os
 import pytest
 
 import nsrun
-from nsrun.cli.commands import COMMANDS, words_of
-from nsrun.cli.parse import checked, parse
+from nsrun.cli.commands import COMMANDS, checked, parse, words_of
 from nsrun.errors import UsageError
 from nsrun.spec import member as spec
 from nsrun.spec import options as words

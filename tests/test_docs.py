@@ -8,8 +8,7 @@ import subprocess
 from conftest import HERE, NSRUN, UserHost, need, sh
 
 from nsrun.cli import _handler, text
-from nsrun.cli.commands import BY_NAME, COMMANDS
-from nsrun.cli.parse import parse
+from nsrun.cli.commands import BY_NAME, COMMANDS, parse
 
 TOP = HERE.parent
 

@@ -35,7 +35,7 @@ def traced(host, words, tmp_path, code=0, env=None):
         )
     finally:
         strace.kill()
-        strace.wait(timeout=30)
+        strace.wait(timeout=100)
     assert int(ended.group(1)) == code, file.read_text()[-2000:]
     outside: list[str] = []
     doors: set[str] = set()  # nsrun-door does what it does at the same time as nsrun goes on
@@ -230,7 +230,7 @@ def by_hand(host, busybox, scratch, tmp_path):
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            timeout=30,
+            timeout=100,
             check=False,
         )
     assert done.returncode == 0, (tmp_path / "errors").read_text()
@@ -272,7 +272,7 @@ def by_hand(host, busybox, scratch, tmp_path):
     finally:
         host.run("pod", "rm", "-f", "real")
         sh("kill", "-9", pid)
-        member.wait(timeout=30)
+        member.wait(timeout=100)
         log.close()
         wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
         for table in re.findall(r"table ip (\S+)", sh("nft", "list", "tables").stdout):
@@ -368,7 +368,7 @@ def test_the_shell_form_of_an_owned_pod(host, alice, tmp_path):
         host.run("explain", "--format", "shell", "pod", "create", "--network", "none", "byhand", env=env).stdout
     )
     with open(tmp_path / "errors", "w") as errors:
-        done = subprocess.run(["sh", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=30, check=False)  # fmt: skip
+        done = subprocess.run(["sh", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=100, check=False)  # fmt: skip
     assert done.returncode == 0, (tmp_path / "errors").read_text()
     hand = int(done.stdout.split()[-1])
     try:

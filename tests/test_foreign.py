@@ -5,8 +5,7 @@ import re
 import pytest
 
 from nsrun.cli import foreign
-from nsrun.cli.commands import BY_NAME, GROUPS
-from nsrun.cli.parse import parse
+from nsrun.cli.commands import BY_NAME, GROUPS, parse
 from nsrun.errors import UsageError
 
 HINTS = [*foreign.COMMANDS.values(), *foreign.OPTIONS.values()]

@@ -11,9 +11,7 @@ import pytest
 
 from nsrun import _kernel, kernel, run
 from nsrun.host import messages, wire
-from nsrun.plan import INIT, PHASES, InitStep, Plan
-from nsrun.plan import mounts
-from nsrun.plan import process
+from nsrun.plan import INIT, PHASES, InitStep, Plan, mounts, process
 from nsrun.plan.member import exec_plan, join_plan
 from nsrun.plan.pod import pod_plan
 from nsrun.programs import LIBEXEC

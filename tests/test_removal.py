@@ -48,6 +48,7 @@ def peak() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+@pytest.mark.timeout(400)
 def test_a_tree_100_000_deep(tmp_path):
     (tmp_path / "top").mkdir()
     chain(tmp_path / "top", 100_000, "leaf")

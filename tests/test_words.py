@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from nsrun.cli.parse import parse
+from nsrun.cli.commands import parse
 from nsrun.errors import BadInput, UsageError
 from nsrun.schema import check_name
-from nsrun.spec import member as spec
 from nsrun.spec import options as words
 from nsrun.spec.options import parse_signal
 from nsrun.spec.pod import pod_spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from nsrun.cli.parse import parse
+from nsrun.cli.commands import parse
 from nsrun.errors import NsrunError, UsageError
 
 TYPE_CHECKING = False

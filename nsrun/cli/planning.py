@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsrun.cli.parse import parse
+from nsrun.cli.commands import parse
 from nsrun.errors import UnknownError, UsageError
 
 TYPE_CHECKING = False

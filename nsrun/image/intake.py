@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from nsrun.errors import BadInput, UsageError
 from nsrun.image import references
 from nsrun.image.budget import Account, Budget
 from nsrun.image.documents import Platform
 from nsrun.image.source import Directory, find_images, open_source
 from nsrun.image.store import Store
+from nsrun.schema import exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def load(
     given, fits = list(names), Platform(platform)
     for name in given:
         references.parse(name)
-    if path != "-" and not os.path.exists(path):
+    if path != "-" and not exists(path, "image"):
         raise BadInput(f"{path!r} does not exist", hint="a layout directory, an archive, or - for stdin")
     store = Store(state)
     store.prepare()

@@ -19,6 +19,7 @@ from nsrun.image import documents
 from nsrun.image.documents import Config, Manifest, Platform
 from nsrun.image.references import Reference, familiar
 from nsrun.image.store import Store, Workshop
+from nsrun.schema import exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def download(
         if creds is not None:
             authfile = _write_auth(f"{shop.path}/auth.json", reference.host, creds)
         if authfile:
-            if not os.path.exists(authfile):
+            if not exists(authfile, "--authfile"):
                 raise BadInput(f"--authfile {authfile!r} does not exist")
             access += ["--src-authfile", os.path.abspath(authfile)]
         source = f"docker://{reference if not (reference.tag and reference.digest) else _by_digest(reference)}"

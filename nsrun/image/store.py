@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 from errno import EEXIST, ENOTEMPTY
 
+from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, NsrunError, UsageError, errno_text
 from nsrun.image import lookup, references, shapes
 from nsrun.image.unpack import Blob, Layer, View, unpack_all
@@ -243,13 +244,12 @@ class Store:
 
     def _users(self, chain: list[str]) -> Record:
         """passwd and group of the image, or why they can't be read: join looks names up in them."""
-        from nsrun.host.rootfs import read_small_at
 
         users: Record = {}
         with View([f"{self.layer_path(c)}/tree" for c in reversed(chain)]) as view:
             for key in ("passwd", "group"):
                 try:
-                    users[key] = read_small_at(view.fd, f"/etc/{key}") if view.fd >= 0 else ""
+                    users[key] = kernel.read_in_root_at(view.fd, f"/etc/{key}") if view.fd >= 0 else ""
                 except BadInput as error:
                     users[key], users["error"] = "", error.message
         return users

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from errno import ENOENT
 
+from nsrun import kernel
 from nsrun.errors import BadInput, CommandError, NsrunError, StepError
-from nsrun.linux import capability_mask, capability_names
-from nsrun.plan.process import Execute
 from nsrun.state import State
 
 TYPE_CHECKING = False
@@ -43,7 +42,7 @@ OF_JOIN = ("sys_admin", "setpcap", "setuid", "setgid", "sys_chroot", "sys_ptrace
 
 def need_powers(names: tuple[str, ...], what: str) -> int:
     """The capabilities that what we start may have (capabilities(7), CapBnd); BadInput when we lack one that nsrun needs."""
-    from nsrun import kernel
+    from nsrun.linux import capability_mask, capability_names
 
     sets = kernel.capability_sets()
     lacking = capability_mask(names) & ~(sets["CapEff"] & sets["CapBnd"])
@@ -58,6 +57,7 @@ def need_powers(names: tuple[str, ...], what: str) -> int:
 
 def grant(document: dict[str, Any], granted: int) -> list[str]:
     """Takes out of a member's capabilities those that can't be granted here (a bit mask); gives their names."""
+    from nsrun.linux import capability_mask
 
     sets = document["process"]["capabilities"]
     lacking = [name for name in sets["bounding"] if not granted & capability_mask([name[4:].lower()])]
@@ -148,6 +148,8 @@ def tell_event(fd: int, event: dict[str, Any]) -> None:
 def explain_exec(error: StepError, root: str) -> NsrunError:
     """The error of an exec in people's words: what is missing, and in which file."""
     step, detail = getattr(error, "init_step", None), getattr(error, "detail", "")
+    from nsrun.plan.process import Execute
+
     if not isinstance(step, Execute):
         return error
     from nsrun.lifecycle.diagnose import why_not

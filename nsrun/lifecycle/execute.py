@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from nsrun import kernel
 from nsrun.errors import BadInput, StepError, UnknownError, UsageError
-from nsrun.host.rootfs import read_small
 from nsrun.lifecycle import (
     OF_JOIN,
     check_allowed,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) -> Plan:
-    from nsrun import kernel
     from nsrun.plan.member import exec_plan
 
     note, pod = state.member(member), pod_of(state, member)
@@ -61,7 +60,7 @@ def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) 
         os.close(fd)
         root = f"/proc/{pid}/root"
         uid, gid, groups, home = parse_user(
-            options["user"], read_small(root, "/etc/passwd"), read_small(root, "/etc/group")
+            options["user"], kernel.read_in_root(root, "/etc/passwd"), kernel.read_in_root(root, "/etc/group")
         )
         user = {"uid": uid, "gid": gid, "additionalGids": groups}
         env["HOME"] = home

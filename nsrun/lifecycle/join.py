@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, StepError, UsageError
-from nsrun.host.rootfs import check_owner, check_rootfs, read_small
 from nsrun.lifecycle import (
     NO_ID,
     OF_JOIN,
@@ -20,7 +20,7 @@ from nsrun.lifecycle import (
 )
 from nsrun.programs import nsrun_command
 from nsrun.run import Run
-from nsrun.schema import check_name
+from nsrun.schema import check_name, exists
 from nsrun.spec.member import bundle_shape, member_spec
 from nsrun.state import State, new_id, timestamp
 
@@ -32,6 +32,38 @@ if TYPE_CHECKING:
     from nsrun.plan import Plan
 
     Options = dict[str, Any]
+
+
+def _check_rootfs(path: str) -> str:
+    """The absolute path of a directory with something in it."""
+    if not path:
+        raise BadInput("the rootfs is an empty word", hint="an unset variable?")
+    real = os.path.realpath(path)
+    if not exists(path, "rootfs"):
+        raise BadInput(
+            f"rootfs {path!r} does not exist", hint="rootfs/ has recipes that build one: make -C rootfs busybox"
+        )
+    if not os.path.isdir(real):
+        raise BadInput(
+            f"rootfs {path!r} is not a directory", hint="unpack an archive first: mkdir DIR; tar -C DIR -xf FILE"
+        )
+    if not os.listdir(real):
+        raise BadInput(f"rootfs {path!r} is empty")
+    if real == "/":
+        raise BadInput("rootfs / is the host itself", hint="leave --rootfs out to run on the host's own filesystem")
+    return real
+
+
+def _check_owner(root: str, pod: dict[str, Any]) -> None:
+    """A rootfs whose ids mean nothing in the pod would be nobody's there; an ordinary user can't map it."""
+    from nsrun.spec.idmaps import to_pod
+
+    st = os.stat(root)
+    if to_pod(pod["user"]["maps"]["uid"], st.st_uid) < 0:
+        raise BadInput(
+            f"rootfs {root!r} belongs to uid {st.st_uid} of this machine: in a pod of {pod['owner']}'s its files would be nobody's",
+            hint="sudo nsrun join maps its ids; or take an image of your own: nsrun image load FILE, then --image",
+        )
 
 
 def _bundle(path: str) -> dict[str, Any]:
@@ -79,9 +111,9 @@ def plan_join(
     root = "/"
     if options.get("bundle") is not None:
         bundle = _bundle(options["bundle"])
-        root = check_rootfs(bundle["root"]["path"])
+        root = _check_rootfs(bundle["root"]["path"])
     elif options.get("rootfs") is not None:
-        root = check_rootfs(options["rootfs"])
+        root = _check_rootfs(options["rootfs"])
     elif options.get("image") is not None:
         from nsrun.image import lookup
 
@@ -128,18 +160,18 @@ def plan_join(
             check_userns(pod)
         refused = grant(document, granted)
     if pod.get("user") and state.uid and not image and root != "/":
-        check_owner(root, pod)
+        _check_owner(root, pod)
     for number, mount in enumerate(document["mounts"]):
         if mount["type"] == "volume":
             mount["source"] = (
                 f"{state.lib}/volumes/{mount['source']}" if mount["source"] else f"{state.upper(ident)}/volume-{number}"
             )
-        elif mount["type"] == "bind" and not os.path.exists(mount["source"]):
+        elif mount["type"] == "bind" and not exists(mount["source"], "volume source"):
             raise BadInput(
                 f"volume source {mount['source']!r} does not exist",
                 hint="create it first; nsrun does not guess whether you mean a file or a directory",
             )
-        elif mount["type"] == "device" and not os.path.exists(mount["source"]):
+        elif mount["type"] == "device" and not exists(mount["source"], "device"):
             raise BadInput(f"device {mount['source']!r} does not exist", hint="is its module loaded?")
     note = {
         "id": ident,
@@ -208,7 +240,7 @@ def _arrange(mounts: list[dict[str, Any]], roots: list[str], moved: dict[str, st
 
     found = arrange(mounts, roots, moved)
     for mount in found if roots == ["/"] else []:
-        if not os.path.exists(mount["destination"]):
+        if not exists(mount["destination"], "the target"):
             raise BadInput(
                 f"the target {mount['destination']!r} does not exist on this host, whose own files the member has",
                 hint="make it first; or a root of the member's own: --rootfs, --image",
@@ -237,7 +269,7 @@ def _set_filter(document: dict[str, Any], bundle: dict[str, Any], options: Optio
 def _accounts(root: str, image: dict[str, Any]) -> dict[str, str]:
     """passwd and group: of an image they were read when it was loaded."""
     if not image:
-        return {"passwd": read_small(root, "/etc/passwd"), "group": read_small(root, "/etc/group")}
+        return {"passwd": kernel.read_in_root(root, "/etc/passwd"), "group": kernel.read_in_root(root, "/etc/group")}
     users = image["users"]
     if "error" in users:
         raise BadInput(f"the image's accounts can't be read: {users['error']}")

@@ -27,7 +27,6 @@ from nsrun.plan.mounts import (
     ReadonlyRoot,
     WriteProc,
 )
-from nsrun.plan.network import LoopbackUp
 from nsrun.plan.process import (
     ChangeDirectory,
     Execute,
@@ -232,6 +231,8 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     steps.append(AttachRoot())
     steps += inner
     if clones & kernel.CLONE_NEWNET:
+        from nsrun.plan.network import LoopbackUp
+
         steps.append(LoopbackUp())
     if clones & kernel.CLONE_NEWUTS:
         steps.append(SetHostname(spec["hostname"]))

@@ -415,8 +415,6 @@ def parse_signal(text: str) -> int:
 
 # ---- --user: names and numbers of the rootfs's own passwd(5) and group(5) --------------------------------------
 
-MAX_BYTES = 1 << 20  # of either file
-
 
 def _number(text: str) -> int | None:
     """A uid or gid in decimal; None for a name.  BadInput for what looks like a number and is none (4294967295, -1)."""

@@ -301,7 +301,9 @@ class Sweeper:
                 return False
             proven = asked and life.ask(f"{path}/{life.HELD}").file is not None
             if not proven and not orphans.sees_every_process():
-                return False  # its `held` may be another file than the one that was locked, by somebody out of view here
+                return (
+                    False  # its `held` may be another file than the one that was locked, by somebody out of view here
+                )
             if kind == "pods":
                 self.end_forwarder(name)
             aside = f"{state.run}/aside"
