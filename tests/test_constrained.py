@@ -363,7 +363,7 @@ def test_a_bounding_set_without_one(host, busybox, name):
 
 
 def test_capabilities_that_were_asked_for(host, pod, busybox):
-    """R10: what can't be granted is a warning; with ALL, too; and nothing is said of what nobody asked for."""
+    """What can't be granted is a warning; with ALL, too; and nothing is said of what nobody asked for."""
 
     def join(*words):
         return script(host, f"nsrun join {pod} --rm {' '.join(words)} --rootfs {busybox} -- cat /proc/self/status", *without("net_admin", "net_raw"))  # fmt: skip

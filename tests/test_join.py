@@ -380,7 +380,7 @@ def _ppid(pid: int) -> int:
 
 
 def test_log_is_capped(host, pod, busybox):
-    """R14: a flood of output fills neither the disk nor the memory."""
+    """A flood of output fills neither the disk nor the memory."""
     host.start(
         "a", busybox, "sh", "-c", "yes 0123456789012345678901234567890123456789 | head -n 900000; echo end", timeout=60
     )

@@ -55,7 +55,7 @@ def test_names_of_files():
 
 
 def test_no_unsafe_paths_below_a_rootfs():
-    """R1: nobody joins strings below a rootfs and opens them; the kernel resolves."""
+    """threats R1: nobody joins strings below a rootfs and opens them; the kernel resolves."""
     for path in (TOP / "nsrun").rglob("*.py"):
         body = path.read_text()
         assert not re.search(r"os\.path\.join\(root(fs|_path)?,", body), path

@@ -228,7 +228,7 @@ def test_tmpfs_refused(word):
     ],
 )
 def test_sysctls_refused(word):
-    """R21, CVE-2022-0811: only what belongs to the pod's namespaces, and one at a time."""
+    """threats R21, CVE-2022-0811: only what belongs to the pod's namespaces, and one at a time."""
     with pytest.raises(UsageError):
         pod_spec({"sysctl": [word]}, {"id": "i", "created": "", "cgroup": "", "resolv_conf": "", "owner": "root"})
 
