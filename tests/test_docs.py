@@ -1,5 +1,6 @@
 """What is written about nsrun is checked against nsrun."""
 
+import ast
 import pathlib
 import re
 import shlex
@@ -11,6 +12,12 @@ from nsrun.cli import _handler, text
 from nsrun.cli.commands import BY_NAME, COMMANDS, parse
 
 TOP = HERE.parent
+#: What people wrote: docs/cli.md is generated.
+DOCS = [
+    file
+    for file in (TOP / "README.md", TOP / "SECURITY.md", *sorted((TOP / "docs").rglob("*.md")))
+    if file.name != "cli.md"
+]
 
 
 def test_cli_md_is_generated():
@@ -40,16 +47,135 @@ def test_help_and_version():
 def test_readme_commands_exist():
     """Every `make X` and every nsrun command line in the README and docs is one that exists."""
     targets = set(re.findall(r"^([a-z-]+):", (TOP / "Makefile").read_text(), re.M))
-    for file in [TOP / "README.md", TOP / "SECURITY.md", *(TOP / "docs").glob("*.md")]:
+    for file in [*DOCS, TOP / "docs/cli.md"]:
         body = file.read_text()
         for target in re.findall(r"`make ([a-z-]+)", body) + re.findall(r"^make ([a-z-]+)", body, re.M):
             assert target in targets, (file.name, target)
-        if file.name == "cli.md":
+        if file not in DOCS:
             continue
         blocks = "\n".join(re.findall(r"^```\n(.*?)^```", body, re.M | re.S))
         for line in re.findall(r"^(?:sudo )?nsrun (.+)$", blocks.replace("\\\n", " "), re.M):
             line = re.split(r"\s+[#>]|\s*;\s|\s&&\s", line)[0].replace("…", "x")
             parse(shlex.split(line))
+
+
+#: Turns of phrase that a reader who comes to this project for the first time stumbles over.
+DIALECT = (
+    r"\b(she|her|hers|herself|he|him|his|himself)\b",  # they, their
+    r"\bof root's\b(?! own \w|\s+(?!own\b)\w)",  # root's key, or one of root's keys
+    r"\b(is|are) none\b",  # there is no such thing; it is not one
+    r"\bwhat is no\b",
+    r"\b(of|for|from|by) who\b",  # of the process that asks
+    r"\bforg(et|ets|ot|etting)\b",  # remove
+    r"\bwords of (the|a|its) (command|option)",  # options and arguments
+)
+
+
+def prose(file: pathlib.Path) -> list[tuple[int, str]]:
+    """The lines of a page that are neither code nor rows of a table, without what is quoted as code."""
+    lines, code = [], False
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            code = not code
+        elif not code and not line.startswith("|"):
+            lines.append((number, line))
+    assert not code, f"{file.name}: a code block that never ends"
+    return lines
+
+
+def test_prose_is_wrapped_at_100_columns():
+    """A line may be longer only if it can't be broken: one long link or command."""
+    for file in DOCS:
+        for number, line in prose(file):
+            words = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "_"), line.strip(" -*")).split()
+            assert len(line) <= 100 or len(words) == 1, (file.name, number, line)
+
+
+def test_prose_is_plain_english():
+    """Also in tables; what is quoted as code, and the names of tests, are none of its business."""
+    for file in DOCS:
+        text = re.sub(r"```.*?```|`[^`]*`|\btest_\w+", " ", file.read_text(), flags=re.S)
+        for pattern in DIALECT:
+            found = re.search(rf".*{pattern}.*", text, re.I)
+            assert not found, (file.name, pattern, found[0])
+
+
+def test_the_check_of_prose_finds_what_it_is_for():
+    for bad in ("only she reaches it", "a key of root's, too", "it is none", "for who called sudo", "forget it"):
+        assert any(re.search(pattern, bad, re.I) for pattern in DIALECT), bad
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_links_lead_somewhere():
+    """Every relative link of a page is a file of the repository, and every #part of it a heading."""
+    for file in DOCS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
+            if target.startswith(("http:", "https:", "mailto:")):
+                continue
+            path, _, part = target.partition("#")
+            page = (file.parent / path).resolve() if path else file
+            assert page.exists() and page.is_relative_to(TOP), (file.name, target)
+            if part:
+                headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+                assert part in [slug(heading) for heading in headings], (file.name, target)
+
+
+def defined_names() -> set[str]:
+    """Classes, functions, methods and constants of nsrun, and functions of the C programs."""
+    names = set()
+    for path in (*(TOP / "nsrun").rglob("*.py"), *HERE.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    for path in (*(TOP / "csrc").glob("*.c"), *(TOP / "csrc").glob("*.h")):
+        for line in re.findall(r"^[a-z_].*", path.read_text(), re.M):
+            names |= set(re.findall(r"\b(\w+)\(", line))
+    return names
+
+
+def test_decisions():
+    """A page each, numbered without a gap, in the index, with every part; the code that it names is there."""
+    pages = sorted((TOP / "docs/decisions").glob("0*.md"))
+    index = (TOP / "docs/decisions/README.md").read_text()
+    known = defined_names()
+    for number, page in enumerate(pages, 1):
+        body = page.read_text()
+        assert page.name.startswith(f"{number:04}-") and body.startswith(f"# {number}. "), page.name
+        title = body.splitlines()[0].partition(". ")[2]
+        assert f"[{number:04}: {title}]({page.name})" in re.sub(r"\s+", " ", index), page.name
+        assert re.search(r"^Date: 20\d\d-\d\d-\d\d\b", body, re.M), page.name
+        parts = dict(re.findall(r"^## (.+?)\n\n(.*?)(?=^## |\Z)", body, re.M | re.S))
+        assert list(parts) == ["Context", "Decision", "Alternatives", "Measured cost", "Code"], page.name
+        code = parts["Code"]
+        named = re.findall(r"`([A-Za-z_][\w.]*)`", code)
+        files = re.findall(r"(?<![\w/.`])(?:nsrun|csrc|tests)/[\w/.-]*\w", code)
+        assert named or files, page.name
+        for name in named:
+            assert name in known, (page.name, name)
+        for path in files:
+            assert (TOP / path).exists(), (page.name, path)
+
+
+def test_rules_that_comments_refer_to():
+    """`threats R1` in a comment is a rule of docs/threats.md; the rules are numbered without a gap."""
+    rules = re.findall(r"^- \*\*R(\d+)[:\b]", (TOP / "docs/threats.md").read_text(), re.M)
+    assert rules == [str(number) for number in range(1, len(rules) + 1)]
+    used = set()
+    for path in [*(TOP / "nsrun").rglob("*.py"), *(TOP / "csrc").glob("*.[ch]"), *HERE.rglob("*.py")]:
+        body = path.read_text(errors="replace")
+        for found in re.findall(r"\bthreats (R\d+(?:, R\d+)*)", body):
+            for number in re.findall(r"\d+", found):
+                used.add(number)
+                assert number in rules, (path.name, f"threats R{number}")
+        assert not re.search(r'"""R\d+\b', body), f"{path.name}: say `threats R…`"
+    assert used, "no comment refers to a rule"
 
 
 def test_completion():
