@@ -123,6 +123,21 @@ def test_links_lead_somewhere():
                 assert part in [slug(heading) for heading in headings], (file.name, target)
 
 
+def test_files_that_pages_name():
+    """A path below one of our directories leads to a file; a bare name of a source file is one that there is."""
+    sources = {path.name for top in ("nsrun", "csrc", "tests", "bench") for path in (TOP / top).rglob("*.*")}
+    sources |= {path.name for path in TOP.glob("*.*")}
+    found = 0
+    for file in DOCS:
+        text = file.read_text()
+        for path in re.findall(r"(?<![\w/.-])(?:nsrun|csrc|tests|docs|bench|rootfs)/[\w./-]*\w", text):
+            found += 1
+            assert (TOP / path).exists(), (file.name, path)
+        for name in re.findall(r"(?<![\w.-])\w+\.(?:py|c|h)\b", text):
+            assert name in sources, (file.name, name)
+    assert found
+
+
 def defined_names() -> set[str]:
     """Classes, functions, methods and constants of nsrun, and functions of the C programs."""
     names = set()
