@@ -114,3 +114,8 @@ def _escape(number: int) -> str:
     if 0xDC80 <= number <= 0xDCFF:
         number -= 0xDC00
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{{{number:x}}}"
+
+
+def last_words(line: str) -> None:
+    """Write a line to standard error when not even nsrun.cli.say can be loaded, because there are no descriptors left."""
+    os.write(2, f"{printable(line)}\n".encode("utf-8", "backslashreplace"))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, EINVAL
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 
 from nsrun.errors import BadInput, UsageError
 
@@ -77,6 +77,23 @@ def exists(path: str, what: str) -> bool:
         hint = "namei -l shows which directory on the way is closed" if error.errno == EACCES else ""
         raise BadInput(f"{what} {path!r}: {error.strerror}", hint=hint, errno=error.errno or 0) from None
     return True
+
+
+def is_there(path: str) -> bool:
+    """Is there anything of this name, a dangling link included?  Raise OSError when that can't be known."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_directory(path: str) -> bool:
+    """Is there a directory, or a link to one?  Raise OSError when that can't be known."""
+    try:
+        return S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def is_number(text: str) -> bool:
@@ -211,9 +228,14 @@ def _below(path: str, key: str) -> str:
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
+def is_name(text: str) -> bool:
+    """Can it be the name of a pod or a member: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or `-`?"""
+    return bool(text) and len(text) <= 63 and NAME_CHARS.issuperset(text) and text[0] not in ".-"
+
+
 def check_name(name: str, what: str) -> str:
     """A name becomes a directory, a cgroup and a hostname: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or `-`."""
-    if not name or len(name) > 63 or not NAME_CHARS.issuperset(name) or name[0] in ".-":
+    if not is_name(name):
         raise UsageError(
             f"bad {what} name {name!r}",
             hint="letters, digits, '_', '.', '-'; at most 63; it begins with a letter, a digit or '_'",

@@ -68,6 +68,8 @@ def test_one_place_writes():
         name, body = str(path.relative_to(TOP / "nsrun")), path.read_text()
         if name == "image/pull.py":
             body = body.replace("stdout = sys.stderr if os.isatty(2)", "")
+        if name == "errors.py":  # when there are no descriptors left to load say.py with
+            body = body.replace('os.write(2, f"{printable(line)}', "")
         if name != "cli/say.py":
             found = re.findall(r"^(?!.*`).*(?:\bprint\(|sys\.std(?:out|err)|os\.write\([12],).*", body, re.M)
             assert not found, (path, found)

@@ -47,10 +47,17 @@ def _ignored(unraisable: Any) -> None:
 
 
 def main(words: Words | None = None) -> int:
-    """Runs one command and gives the exit status (docs/cli.md, "Exit status").
+    """Run one command and return the exit status (docs/cli.md, "Exit status").
 
     Whatever goes wrong is one line, and perhaps a hint; --debug raises it.
     """
+    try:
+        return _main(words)
+    except (KeyboardInterrupt, Interrupted):  # one more, while the first was being told
+        return 130
+
+
+def _main(words: Words | None) -> int:
     import _signal
 
     words = sys.argv[1:] if words is None else words
@@ -76,6 +83,7 @@ def main(words: Words | None = None) -> int:
         _flush()
         return code
     except (KeyboardInterrupt, Interrupted) as error:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP})  # once is enough
         from nsrun.cli.failures import tell
 
         tell("interrupted")
@@ -86,15 +94,23 @@ def main(words: Words | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        return _failed(error, status_fd)
+
+
+def _failed(error: Exception, status_fd: int) -> int:
+    """Tell what went wrong, on --status-fd, too; return the exit status."""
+    try:
         from nsrun.cli.failures import failure_of, tell
+        from nsrun.lifecycle import tell_event
+    except OSError:  # there are no descriptors left, not even to read a module
+        from nsrun.errors import last_words
 
-        failure = failure_of(error)
-        tell(failure.message, failure.hint)
-        if status_fd >= 0:
-            from nsrun.lifecycle import tell_event
-
-            tell_event(status_fd, _event(failure))
-        return failure.exit_code
+        last_words(f"nsrun: {error}")
+        return 125
+    failure = failure_of(error)
+    tell(failure.message, failure.hint)
+    tell_event(status_fd, _event(failure))
+    return failure.exit_code
 
 
 def _fill_standard_descriptors() -> None:

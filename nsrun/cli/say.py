@@ -80,7 +80,10 @@ def flush() -> None:
 
 def give_up() -> None:
     """Forget what could not be written, so that the interpreter does not try again at its end."""
-    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # there are no descriptors left
     for fd, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             if stream:

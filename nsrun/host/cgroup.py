@@ -146,11 +146,14 @@ def check_reach(path: str, ident: int = 0) -> None:
 
 def base() -> str:
     """The directory of all pods, NSRUN_CGROUP; "" (or the word none): pods and members go without cgroups."""
-    word = os.environ.get("NSRUN_CGROUP", "nsrun").strip("/")
+    word = os.environ.get("NSRUN_CGROUP", "nsrun")
     if word in ("", "none"):
         return ""
     if {"", ".", ".."} & set(word.split("/")):
-        raise BadInput(f"NSRUN_CGROUP={word!r} is no path below the cgroup tree", hint="a name; or none, to go without")
+        raise BadInput(
+            f"NSRUN_CGROUP={word!r} is no path below the cgroup tree",
+            hint="a name, or names with / between them; or none, to go without",
+        )
     return word
 
 
@@ -593,8 +596,10 @@ def _rmdir(name: str, above: int, tries: int) -> bool:
 def remove_empty(uid: int) -> None:
     """The base directory, once no pod is in it."""
     within = _home(uid)[0]
-    if within:
-        _remove_if_empty(f"{within}/{base()}")
+    path = f"{within}/{base()}"
+    while within and path != within:  # and the directories above it that nothing else is in
+        _remove_if_empty(path)
+        path = os.path.dirname(path)
 
 
 def remove_member(path: str, ident: int = 0) -> None:

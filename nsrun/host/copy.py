@@ -45,6 +45,8 @@ def copy_tree(directory: int, target: str) -> None:
 def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int, int]) -> None:
     """Makes the volume `target` with what the root has at `path` (nothing, if it has nothing), whole or not at all.
 
+    `root`: a detached mount of ours, on which no symlink is followed meanwhile (MOUNT_ATTR_NOSYMFOLLOW, Linux 5.14).
+
     `ids`: uid and gid of a volume that the root knows nothing of.
 
     KernelError: ENOTDIR (a file is there), ELOOP (a symlink is on the way).
@@ -63,7 +65,10 @@ def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int,
                 raise
         else:
             try:
+                # whoever can write to the root may put a link in a directory's place while cp is on its way there
+                kernel.mount_setattr(root, set=kernel.MOUNT_ATTR_NOSYMFOLLOW)
                 _copy(source, staging)
+                kernel.mount_setattr(root, clear=kernel.MOUNT_ATTR_NOSYMFOLLOW)
             finally:
                 os.close(source)
         os.rename(staging, target)

@@ -44,6 +44,14 @@ class User:
         return os.getgrouplist(self.name, self.gid)
 
 
+def name_of(uid: int) -> str:
+    """Return the name of the account with this uid, or the number when there is none any more."""
+    try:
+        return User(str(uid)).name
+    except BadInput:
+        return str(uid)
+
+
 def caller_of(environ: dict[str, str]) -> str:
     """Who called sudo(8), doas(1) or pkexec(1), as root's environment tells: a uid or a name; "0" without any of them.
 

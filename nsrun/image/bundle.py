@@ -12,6 +12,7 @@ from nsrun.errors import BadInput
 from nsrun.image import lookup
 from nsrun.image.store import Store
 from nsrun.image.unpack import View
+from nsrun.schema import is_directory, is_there
 from nsrun.spec.member import member_spec
 
 TYPE_CHECKING = False
@@ -55,9 +56,9 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
 
 def _is_there(target: str) -> bool:
     """Is the directory there?  BadInput when it can't be used: its mode is its maker's choice, so it is not changed but refused."""
-    if not os.path.lexists(target):
+    if not is_there(target):
         return False
-    if not os.path.isdir(target) or os.listdir(target):
+    if not is_directory(target) or os.listdir(target):
         raise BadInput(f"{target!r} is there already, and not an empty directory", hint="choose a new one")
     st = os.stat(target)
     if st.st_uid != os.geteuid() or st.st_mode & 0o077:

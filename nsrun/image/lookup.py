@@ -12,7 +12,7 @@ import os
 from nsrun.errors import BadInput, NsrunError, UnknownError, errno_text
 from nsrun.image import shapes
 from nsrun.image.references import meanings
-from nsrun.schema import open_regular, open_text, read_document
+from nsrun.schema import is_directory, open_regular, open_text, read_document
 from nsrun.state import State, codec
 
 TYPE_CHECKING = False
@@ -90,7 +90,8 @@ def _full_name(kept: dict[str, str], word: str) -> str:
 
 def find(state: State, word: str) -> Record:
     """The image of a name, name@digest, digest or unambiguous beginning of an id; UnknownError lists what there is."""
-    if len(word) == 64 and _HEX.issuperset(word) and (found := record(state, word)):
+    whole_id = word.removeprefix("sha256:")
+    if len(whole_id) == 64 and _HEX.issuperset(whole_id) and (found := record(state, whole_id)):
         return found  # by its whole id, whatever became of the names
     kept = names(state)
     if (name := _full_name(kept, word)) and (found := record(state, kept[name])):
@@ -136,7 +137,7 @@ def whole(state: State, layer: str) -> bool:
         with open_text(f"{path}/unsynced") as file:
             boot = file.read(64)
     except FileNotFoundError:
-        return os.path.isdir(f"{path}/tree")
+        return is_directory(f"{path}/tree")
     except OSError as error:
         raise NsrunError(f"{path}/unsynced can't be read: {errno_text(error.errno or 0)}") from None
     if boot == state.boot:
@@ -169,7 +170,7 @@ def whole(state: State, layer: str) -> bool:
 def nothing(state: State) -> str:
     """An empty directory: the root of an image without layers."""
     path = f"{base(state)}/layers/none/tree"
-    if not os.path.isdir(path):
+    if not is_directory(path):
         os.makedirs(path, exist_ok=True)
         os.chmod(path, 0o755)  # whatever the umask: it becomes the root of members
     return path

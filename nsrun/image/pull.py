@@ -19,7 +19,7 @@ from nsrun.image import documents
 from nsrun.image.documents import Config, Manifest, Platform
 from nsrun.image.references import Reference, familiar
 from nsrun.image.store import Store, Workshop
-from nsrun.schema import exists
+from nsrun.schema import exists, is_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _reuse(store: Store, layout: str, words: list[str], source: str, access: lis
     blobs = f"{layout}/blobs/sha256"
     os.makedirs(blobs, 0o700)
     for layer, ident in zip(manifest.layers, config.chain, strict=True):
-        if not os.path.isdir(f"{store.layer_path(ident[7:])}/tree"):
+        if not is_directory(f"{store.layer_path(ident[7:])}/tree"):
             return  # from here on they are needed
         with open(f"{blobs}/{layer.digest[7:]}", "wb") as file:
             file.truncate(layer.size)

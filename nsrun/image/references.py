@@ -82,6 +82,11 @@ def parse(text: str) -> Reference:
     ):
         hint = "names are in lower case" if rest != rest.lower() and not fullmatch(_PATH, path) else _HINT
         raise UsageError(f"{text!r} is not an image name", hint=hint)
+    if host in ("docker.io", "localhost") and path in (
+        "sha256",
+        "library/sha256",
+    ):  # sha256:HEX is an id, and nobody's name for another image
+        raise UsageError(f"{text!r} is not an image name: sha256: begins an id", hint=_HINT)
     return Reference(host, path, tag, digest)
 
 

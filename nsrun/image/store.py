@@ -26,7 +26,7 @@ from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, NsrunError, UsageError, errno_text
 from nsrun.image import lookup, references, shapes
 from nsrun.image.unpack import Blob, Layer, View, unpack_all
-from nsrun.schema import open_regular, read_document
+from nsrun.schema import is_directory, is_there, open_regular, read_document
 from nsrun.state import State, codec, make_directory, new_id, remove_tree
 
 TYPE_CHECKING = False
@@ -59,7 +59,7 @@ class Store:
             make_directory(f"{self.path}{part}")
         os.chmod(self.state.lib, 0o700)
         os.close(open_regular(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
-        if not os.path.exists(f"{self.path}/names.json") and not os.listdir(f"{self.path}/records"):
+        if not is_there(f"{self.path}/names.json") and not os.listdir(f"{self.path}/records"):
             self._name("", [])
 
     def _lock(self, name: str, exclusive: bool = True) -> int:
@@ -103,7 +103,7 @@ class Store:
 
         digest = digest_of(data)
         path = f"{self.path}/blobs/sha256/{digest[7:]}"
-        if not os.path.exists(path):
+        if not is_there(path):
             self._write(path, data)
         return digest
 
@@ -168,7 +168,7 @@ class Store:
                 self._unpack(found, chain, present, account, tick)
             record = lookup.record(self.state, found.config.digest[7:]) or self._record(found, chain)
             digests = dict.fromkeys([*record["digests"], self._blob(found.manifest), *filter(None, [found.index])])
-            if list(digests) != record["digests"] or not os.path.exists(self._record_path(record["id"])):
+            if list(digests) != record["digests"] or not is_there(self._record_path(record["id"])):
                 record["digests"] = list(digests)
                 self._blob(found.config.data)
                 self._save(record)
@@ -265,7 +265,7 @@ class Store:
             if len(changed) > max(MAX_NAMES, len(kept)):
                 raise BadInput(f"the store has more than {MAX_NAMES} names", hint="nsrun image rm NAME…")
             path = f"{self.path}/names.json"
-            if changed != kept or not os.path.exists(path):
+            if changed != kept or not is_there(path):
                 self._write(path, codec.encode(dict(sorted(changed.items()))))
         finally:
             os.close(lock)
@@ -285,7 +285,7 @@ class Store:
 
     def names_were_lost(self) -> bool:
         """Are there images that may have had a name which a prune could not read?"""
-        return os.path.lexists(f"{self.path}/names.json{BROKEN}")
+        return is_there(f"{self.path}/names.json{BROKEN}")
 
     def names_of(self, ident: str) -> list[str]:
         return [name for name, at in lookup.names(self.state).items() if at == ident]
@@ -416,7 +416,7 @@ class Store:
         try:
             lookup.names(self.state)
         except lookup.Damaged:
-            if os.path.lexists(path):
+            if is_there(path):
                 remove_tree(f"{path}{BROKEN}")
                 os.rename(path, f"{path}{BROKEN}")
             elif not self.names_were_lost():
@@ -433,7 +433,7 @@ class Store:
                 continue  # it can't be read, which does not say that it is not there
             if not whole:
                 _remove(f"{self.path}/records/{file}")
-        lost = [n for n, at in lookup.names(self.state).items() if not os.path.exists(self._record_path(at))]
+        lost = [n for n, at in lookup.names(self.state).items() if not is_there(self._record_path(at))]
         if lost:
             self._name("", [], lost)
         broken: list[str] = []
@@ -550,7 +550,7 @@ class Workshop:
             except FileNotFoundError:
                 continue  # a sweep came between: the directory was empty and unlocked
             fcntl.flock(self.fd, fcntl.LOCK_EX)
-            if os.path.isdir(self.path):
+            if is_directory(self.path):
                 return self
             os.close(self.fd)
         raise BadInput(f"{self.path} is removed again and again")

@@ -11,7 +11,7 @@ import os
 from nsrun.errors import BadInput, NsrunError
 from nsrun.host import userns
 from nsrun.programs import nsrun_command
-from nsrun.schema import NAME_CHARS
+from nsrun.schema import is_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,10 +165,19 @@ def _is_sound(member: dict[str, Any]) -> bool:
     plain = plain and all(isinstance(word, str) for word in member["command"])
     namespaces = member.get("namespaces", {})
     plain = plain and isinstance(namespaces, dict) and all(isinstance(number, int) for number in namespaces.values())
-    names = plain and all(member[key] and NAME_CHARS.issuperset(member[key]) for key in ("name", "status"))
+    names = plain and all(is_name(member[key]) for key in ("name", "status"))
     return names and isinstance(member.get("exit_code"), (int, type(None))) and isinstance(member.get("orphaned"), bool)
 
 
 def owner_of_member(state: State, name: str) -> int:
-    """The uid of the owner in whose pod this member is; -1: nobody's."""
-    return next((m["owner"] for m in members(state) if m["name"] == name or m.get("id") == name), -1)
+    """Return the uid of the owner in whose pod this member is; -1: nobody's.
+
+    Names and ids are what owners say of their own members.  Raise BadInput when several say it: whose is meant, nobody can tell.
+    """
+    found = {m["owner"]: m["pod"] for m in members(state) if name in (m["name"], m.get("id"))}
+    if len(found) > 1:
+        theirs = ", ".join(f"{userns.name_of(uid)} (pod {pod})" for uid, pod in found.items())
+        raise BadInput(
+            f"several owners have a member {name!r}: {theirs}", hint=f"as the one you mean: sudo -u USER nsrun … {name}"
+        )
+    return next(iter(found), -1)

@@ -6,7 +6,7 @@ import os
 
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UnknownError
-from nsrun.schema import is_number
+from nsrun.schema import is_name, is_number
 from nsrun.spec import idmaps
 from nsrun.state import ALIVE, life
 from nsrun.state.orphans import unreadable
@@ -171,7 +171,7 @@ _DAMAGED_MEMBER: dict[str, Any] = {
 
 def pod_note(state: State, name: str) -> Note:
     """A pod's note, dead or alive; UnknownError when there is none.  BrokenNote."""
-    note = state.read("pods", name) if name and "/" not in name else None
+    note = state.read("pods", name) if is_name(name) else None
     return note if note else state.pod(name)
 
 

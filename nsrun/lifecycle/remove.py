@@ -8,7 +8,7 @@ from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, NsrunError, UnknownError
 from nsrun.lifecycle.query import pod_status
 from nsrun.lifecycle.stop import SIGKILL, end_pod, send, settled, stop_member, wait_dead
-from nsrun.schema import NAME_CHARS
+from nsrun.schema import is_name
 from nsrun.state import ALIVE, life
 from nsrun.state.orphans import life_of_unreadable
 from nsrun.state.sweep import Sweeper, forget_member
@@ -57,7 +57,7 @@ def remove_named(state: State, name: str, force: bool) -> None:
     try:
         note = state.member(name)
     except UnknownError:
-        if not force or not NAME_CHARS.issuperset(name) or not name:
+        if not force or not is_name(name):
             raise
         return
     except BrokenNote:
@@ -199,7 +199,7 @@ def _kill_noted(state: State, note: Note) -> None:
 def remove_pod(state: State, name: str, force: bool) -> None:
     """Forget a pod that has ended, and its members with all that they wrote; `force` ends it before.  BadInput: it lives."""
     try:
-        note = state.read("pods", name) if "/" not in name else None
+        note = state.read("pods", name) if is_name(name) else state.pod(name)  # which says that there is none
     except BrokenNote:
         if not force:
             raise

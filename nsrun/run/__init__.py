@@ -15,6 +15,7 @@ from nsrun import kernel
 from nsrun.errors import KernelError, NsrunError, StepError
 from nsrun.plan import INIT, InitStep
 from nsrun.plan.process import Launch
+from nsrun.schema import is_there
 from nsrun.state import life
 
 TYPE_CHECKING = False
@@ -115,7 +116,7 @@ class Run:
 
     def drop_data(self, ident: str) -> None:
         """Undo: it goes with all that is in it."""
-        if os.path.lexists(self.state.upper(ident)):
+        if is_there(self.state.upper(ident)):
             self.state.remove_directory(self.state.upper(ident))
 
     # ---- the loop --------------------------------------------------------------------------------------

@@ -143,6 +143,22 @@ def _applies(includes: Profile, excludes: Profile, has: set[str]) -> bool:
     return True
 
 
+#: Of a profile: config-linux.md, "Seccomp", and what engines add.
+_KEYS = frozenset(
+    (
+        "architectures",
+        "archMap",
+        "defaultAction",
+        "defaultErrnoRet",
+        "defaultErrno",
+        "flags",
+        "listenerMetadata",
+        "listenerPath",
+        "syscalls",
+    )
+)
+
+
 def programs(document: Any, caps: int, what: str) -> bytes:
     """The filters of a profile.  NsrunError without libseccomp."""
     import struct
@@ -156,11 +172,14 @@ def programs(document: Any, caps: int, what: str) -> bytes:
         ) from None
 
     found = rules(document, caps, what)
+    if "defaultAction" not in document or (unknown := sorted(set(map(str, document)) - _KEYS)):
+        wrong = f"{unknown[0]!r} is no key of a profile" if "defaultAction" in document else "it has no defaultAction"
+        raise BadInput(f"{what}: {wrong}", hint=_HINT)
     try:
         errno, architectures = _errno(document.get("defaultErrnoRet")), _architectures(document, library)
     except (TypeError, ValueError):
         raise BadInput(f"{what}: defaultErrnoRet, architectures or archMap can't be understood", hint=_HINT) from None
-    default = _action(library, str(document.get("defaultAction", "SCMP_ACT_ALLOW")), errno, what)
+    default = _action(library, str(document["defaultAction"]), errno, what)
     allowed = {name for rule in found if rule.action == "SCMP_ACT_ALLOW" for name in rule.names}
     first, second = library.SyscallFilter(default), library.SyscallFilter(library.ALLOW)
     refusals = 0

@@ -74,6 +74,10 @@ def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
             host_ip = parse_ipv4(parts[0] or "0.0.0.0", f"-p {word}")
         except BadInput as error:
             raise UsageError(error.message) from None
+        if host_ip == "255.255.255.255" or 224 <= int(host_ip.partition(".")[0]) < 240:
+            raise UsageError(
+                f"-p {word}: no host has the address {host_ip}", hint="0.0.0.0 means every address of this host"
+            )
         pod = _port_range(parts[2], word)
         host = _port_range(parts[1], word) if parts[1] else [0] * len(pod)
         if len(host) != len(pod):
@@ -341,9 +345,9 @@ def parse_sysctls(words: Sequence[str], net: bool, ipc: bool, uts: bool, whose: 
     """--sysctl KEY=VALUE…, only what belongs to a namespace of `whose` own: network, IPC, UTS (threats R21; CVE-2022-0811)."""
     found = {}
     for word in words:
-        key, equals, value = word.partition("=")
+        key, _, value = word.partition("=")
         plain = all(c.isascii() and (c.isalnum() or c in "._-") for c in key) and ".." not in key
-        if not equals or not key or not plain or key[0] == "." or any(c in value for c in "\n+="):
+        if not value or not key or not plain or key[0] == "." or any(c in value for c in "\n+="):
             raise UsageError(f"--sysctl {word!r}: not KEY=VALUE")
         allowed = (
             (net and key.startswith("net."))
@@ -493,7 +497,7 @@ def ip_text(number: int) -> str:
 def parse_ipv4(text: str, what: str) -> str:
     """BadInput unless it is four decimal numbers."""
     parts = text.split(".")
-    if len(parts) != 4 or not all(is_number(p) and len(p) <= 3 and int(p) < 256 for p in parts):
+    if len(parts) != 4 or not all(is_number(p) and int(p) < 256 and p == str(int(p)) for p in parts):
         raise BadInput(f"{what}: {text!r} is not an IPv4 address")
     return ".".join(str(int(p)) for p in parts)
 

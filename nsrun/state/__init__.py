@@ -28,7 +28,7 @@ from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
 
 from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError
-from nsrun.schema import NAME_CHARS, open_regular
+from nsrun.schema import check_name, is_directory, is_name, is_there, open_regular
 from nsrun.state import codec, life
 
 #: Seconds that a lock of all names is waited for: who holds it removes something at most.  Of an owner for whom root asks, FOR_ROOT.
@@ -106,7 +106,7 @@ def own_proc() -> None:
 
 def make_directory(path: str) -> None:
     """Make a directory, and those above it that are missing, each with mode 0700 whatever the umask is."""
-    if os.path.isdir(path):
+    if not path or os.path.isdir(path):
         return
     make_directory(os.path.dirname(path))
     try:
@@ -132,7 +132,13 @@ class State:
         else:
             self.run, self.lib, owned = "/run/nsrun", "/var/lib/nsrun", "/run/nsrun-owned"
             if self.uid:
-                data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+                data = os.environ.get("XDG_DATA_HOME", "")
+                if not data.startswith("/"):  # the XDG Base Directory Specification: a relative path is ignored
+                    data = os.path.expanduser("~/.local/share")
+                if not data.startswith("/"):
+                    raise BadInput(
+                        f"HOME={os.environ.get('HOME')!r} is no absolute path", hint="set HOME, or --root DIR"
+                    )
                 self.run, self.lib = f"{data}/nsrun/run", f"{data}/nsrun"
         self.owned = f"{owned}/{self.uid}" if self.uid else owned
         self.root = root
@@ -147,6 +153,8 @@ class State:
         return self._boot
 
     def path(self, kind: str, name: str, file: str = "") -> str:
+        """Return the path of a thing's directory, or of a file in it.  Raise UsageError for what can't be a name: "" or "..", say."""
+        check_name(name, kind[:-1])
         return f"{self.run}/{kind}/{name}/{file}" if file else f"{self.run}/{kind}/{name}"
 
     def upper(self, ident: str) -> str:
@@ -157,7 +165,7 @@ class State:
     def names(self, kind: str) -> list[str]:
         """The names that are taken.  OSError: the directory can't be read, which is no absence."""
         try:
-            found = set(os.listdir(f"{self.run}/{kind}"))
+            found = set(filter(is_name, os.listdir(f"{self.run}/{kind}")))
         except FileNotFoundError:
             found = set()
         if kind == "pods" and self.uid:
@@ -178,10 +186,10 @@ class State:
         found = self._load(self.path(kind, name, file), kind if file == "note" else file)
         if found is None and kind == "pods" and self.uid and file == "note":
             found = self._load(f"{self.owned}/{name}.json", kind)
-        if found is None and file == "note" and os.path.lexists(self.path(kind, name)):
+        if found is None and file == "note" and is_there(self.path(kind, name)):
             # a name is taken and given back together with its note, by one rename(2): it has just been, or its note was lost
             found = self._load(self.path(kind, name, file), kind)
-            if found is None and os.path.lexists(self.path(kind, name)):
+            if found is None and is_there(self.path(kind, name)):
                 raise BrokenNote(self.path(kind, name, file), "it is gone")
         if found and file == "note" and found["name"] != name:
             raise BrokenNote(self.path(kind, name), f"it is the note of {found['name']!r}")
@@ -198,6 +206,10 @@ class State:
             return codec.decode(data, codec.SHAPES[shape])
         except ValueError as error:
             raise BrokenNote(path, str(error)) from None
+
+    def notes_of(self, kind: str, name: str) -> tuple[str, ...]:
+        """Return the paths that the note of a thing may have: of a pod that root made for us, root shows it elsewhere."""
+        return self.path(kind, name), self.path(kind, name, "note"), f"{self.owned}/{name}.json"
 
     def try_read(self, kind: str, name: str, file: str = "note") -> Note | None:
         """The same, for lists: a broken one is left out, and put down in `broken`."""
@@ -221,15 +233,15 @@ class State:
         if not self.uid:
             return f"{self.owned}/{note['user']['uid']}/{note['name']}.door"
         own = self.path("pods", note["name"], "door")
-        return own if os.path.exists(own) else f"{self.owned}/{note['name']}.door"
+        return own if is_there(own) else f"{self.owned}/{note['name']}.door"
 
     # ---- what lives ----------------------------------------------------------------------------------
 
     def held(self, kind: str, name: str) -> str:
         """The file whose locks prove that it lives."""
         own, shown = self.path(kind, name, life.HELD), f"{self.owned}/{name}.held"
-        theirs = kind == "pods" and self.uid and os.path.lexists(shown)
-        return shown if theirs and not os.path.lexists(self.path(kind, name, "note")) else own  # as read() chooses
+        theirs = kind == "pods" and self.uid and is_there(shown)
+        return shown if theirs and not is_there(self.path(kind, name, "note")) else own  # as read() chooses
 
     def life(self, kind: str, name: str) -> Life:
         """Who keeps it.  OSError: it can't be asked, which is no death."""
@@ -366,7 +378,7 @@ class State:
         name, now = note["name"], None
         if life.ask(f"{self.upper(note['id'])}/{life.HELD}").alive:
             return False
-        if os.path.isdir(self.path("members", name)):
+        if is_directory(self.path("members", name)):
             try:
                 now, found = self.look("members", name)
             except BrokenNote:
@@ -431,7 +443,7 @@ class State:
 
     def pod(self, name: str) -> Note:
         """The note of a pod whose pause lives; UnknownError lists the pods there are.  BrokenNote."""
-        note, now = self.look("pods", name) if NAME_CHARS.issuperset(name) and name else (None, None)
+        note, now = self.look("pods", name) if is_name(name) else (None, None)
         if note and now and now.kept and "pause" in note:
             return note
         live = [n for n in self.names("pods") if self.life("pods", n).kept]
@@ -453,12 +465,17 @@ class State:
 
     def member(self, name: str) -> Note:
         """The note of a member, whatever its state; UnknownError lists the members there are.  BrokenNote."""
-        note = self.read("members", name) if NAME_CHARS.issuperset(name) and name else None
+        note = self.read("members", name) if is_name(name) else None
         if note:
             return note
-        for found in self.all("members"):  # an unambiguous id will do
-            if len(name) >= 4 and found["id"].startswith(name):
-                return found
+        matching = [found for found in self.all("members") if len(name) >= 4 and found["id"].startswith(name)]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            several = ", ".join(f"{found['id']} ({found['name']})" for found in matching[:8])
+            raise BadInput(
+                f"{name!r} is the beginning of several members' ids", hint=f"give more digits: {several}"
+            )
         known = ", ".join(self.names("members"))
         raise UnknownError(
             f"no member {name!r}",
@@ -512,7 +529,7 @@ class State:
     def renew_exit(self, name: str) -> None:
         """A member begins once more: the room of its last exit status is the room of the next."""
         path = self.path("members", name, "exit.tmp")
-        if os.path.lexists(self.path("members", name, "exit")):
+        if is_there(self.path("members", name, "exit")):
             _put(self.path("members", name, "exit"), path)
             _fill(path, os.O_WRONLY)
 
@@ -678,20 +695,20 @@ class State:
             try:
                 written = [entry for entry in os.listdir(path) if entry not in (life.HELD, "about", "committed")]
             except OSError:
-                return not os.path.lexists(path)
+                return not is_there(path)
             for entry in written:
                 self.remove_written(f"{path}/{entry}")
             # what tells whose these are, and that nobody uses them, goes last: `held` proves what is left of that when we are killed
-            if not any(os.path.lexists(f"{path}/{entry}") for entry in written):
+            if not any(is_there(f"{path}/{entry}") for entry in written):
                 for entry in ("about", "committed", life.HELD):
                     self.remove_written(f"{path}/{entry}")
                 self.remove_written(path)
-            return not os.path.lexists(path)
+            return not is_there(path)
 
     def remove_written(self, path: str) -> None:
         """Remove a tree that members wrote; of a user, it holds files of ids that are the user's only in a user namespace."""
         remove_tree(path)
-        if self.uid and os.geteuid() and os.path.lexists(path):
+        if self.uid and os.geteuid() and is_there(path):
             from nsrun.host import userns
 
             userns.call(self.root, "_remove", path)

@@ -11,7 +11,7 @@ import os
 
 from nsrun import kernel
 from nsrun.errors import BrokenNote, KernelError
-from nsrun.schema import NAME_CHARS, is_number
+from nsrun.schema import is_directory, is_name, is_number, is_there
 from nsrun.state import life
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ def data(state: State) -> list[Data]:
     found = []
     for ident in state.idents():
         path = state.upper(ident)
-        if ident in known or not os.path.isdir(path):
+        if ident in known or not is_directory(path):
             continue
         about = None
         try:
@@ -281,7 +281,7 @@ def remove_idle_cgroups(state: State, name: str = "") -> list[str]:
             cgroup.remove(path)
         except OSError:
             continue  # it has just gone, or a process came
-        if not os.path.exists(path):
+        if not is_there(path):
             found.append(path)
     return found
 
@@ -314,7 +314,7 @@ def cgroups(state: State) -> list[tuple[str, int]]:
         entries = sorted(os.listdir(base))
     except FileNotFoundError:
         return []
-    found = [f"{base}/{entry}" for entry in entries if os.path.isdir(f"{base}/{entry}")]
+    found = [f"{base}/{entry}" for entry in entries if is_directory(f"{base}/{entry}")]
     return [(path, len(cgroup.pids(path))) for path in found if path.removesuffix(".hold") not in known]
 
 
@@ -322,10 +322,14 @@ def unreadable(state: State, kind: str) -> list[tuple[str, Life]]:
     """The names under which there is a note that can't be read, and whether what it was about lives."""
     found = []
     for name in state.names(kind):
-        if NAME_CHARS.issuperset(name):
+        if is_name(name):
             try:
-                state.read(kind, name)
+                met = any(path in state.broken for path in state.notes_of(kind, name))
+                if not met:
+                    state.read(kind, name)
             except BrokenNote:
+                met = True
+            if met:  # also one that could be read a moment later: what was listed without it would be no list of all
                 found.append((name, life_of_unreadable(state, kind, name)[0]))
     return found
 

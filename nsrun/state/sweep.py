@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 
 from nsrun.errors import BadInput, BrokenNote, Busy, NsrunError
+from nsrun.schema import is_directory, is_name, is_there
 from nsrun.state import State, life, new_id, remove_tree
 
 TYPE_CHECKING = False
@@ -74,7 +75,7 @@ class Sweeper:
             return []
 
     def _names(self, kind: str) -> list[str]:
-        return self._entries(f"{self.state.run}/{kind}")
+        return list(filter(is_name, self._entries(f"{self.state.run}/{kind}")))
 
     def _living_pods(self) -> list[Note]:
         state = self.state
@@ -137,7 +138,7 @@ class Sweeper:
 
         state = self.state
         if state.uid:
-            if os.path.isdir(
+            if is_directory(
                 state.path("pods", note["name"])
             ):  # else it is of a pod that root made, and root's to remove
                 cgroup.remove_member(note["cgroup"], note.get("cgroup_id", 0))
@@ -255,11 +256,11 @@ class Sweeper:
         """What a member wrote, on its own disk: only what was never committed, and what no note and nobody holds, goes here."""
         state = self.state
         path = state.upper(ident)
-        if not os.path.lexists(f"{path}/{life.HELD}"):
+        if not is_there(f"{path}/{life.HELD}"):
             return _rmdir(
                 path
             )  # a maker that was killed at once; or another's who is about to lock it, and tries again
-        if os.path.lexists(f"{path}/committed") or life.ask(f"{path}/{life.HELD}").alive:
+        if is_there(f"{path}/committed") or life.ask(f"{path}/{life.HELD}").alive:
             return False
         members = {note["id"] for note in state.all("members")}
         if ident in members or any(path.startswith(f"{state.run}/members/") for path in state.broken):
@@ -273,9 +274,9 @@ class Sweeper:
         """Below tmp: what a killed nsrun was making, or removing."""
         state = self.state
         path = f"{state.run}/tmp/{entry}"
-        if not os.path.isdir(path) or life.ask(f"{path}/{life.HELD}").alive:
+        if not is_directory(path) or life.ask(f"{path}/{life.HELD}").alive:
             return False  # also of another thread of ours
-        if not os.path.lexists(f"{path}/{life.HELD}") and _rmdir(path):
+        if not is_there(f"{path}/{life.HELD}") and _rmdir(path):
             return True
         with life.Removal(f"{path}/{life.HELD}") as ours:
             if ours:
@@ -397,7 +398,7 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
 
         cgroup.remove_member(note["cgroup"], note.get("cgroup_id", 0))
     upper = state.upper(note["id"])
-    if os.path.lexists(upper) and not state.remove_directory(upper):
+    if is_there(upper) and not state.remove_directory(upper):
         raise BadInput(
             f"what member {note['name']!r} wrote can't be removed: {upper}",
             hint="is something mounted in it, or made immutable? findmnt -R; lsattr -R; then try again",

@@ -474,3 +474,33 @@ def test_bundle_hooks_are_no_way_out(arena):
     (bundle / "config.json").write_text(json.dumps(config))
     text = arena.host.fails(125, "join", "pause", "--bundle", bundle)
     assert "hooks" in text and not (bundle / "ran").exists()
+
+
+@pytest.mark.parametrize("place", ["absolute", "relative"])
+def test_seeding_a_volume_follows_no_link(host, busybox, tmp_path, place):
+    """A member that can write to the root swaps its directories with links, while a new volume gets what the root has there."""
+    secret = host.root / "secret"
+    secret.mkdir(mode=0o700)
+    (secret / "shadow").write_text("SECRET\n")
+    root = host.root / "swapped"
+    sh("cp", "-a", busybox, root)
+    data = root / "data"
+    data.mkdir()
+    for number in range(100):
+        (data / f"d{number}").mkdir()
+        (data / f"l{number}").symlink_to(secret if place == "absolute" else os.path.relpath(secret, data))
+    script = (
+        "import ctypes, os, sys, time\nl = ctypes.CDLL(None)\nos.chdir(sys.argv[1])\nend = time.time() + 60\n"
+        "names = [(b'd%d' % n, b'l%d' % n) for n in range(100)]\n"
+        "while time.time() < end:\n for a, b in names: l.renameat2(-100, a, -100, b, 2)\n"
+    )
+    swapping = subprocess.Popen([sys.executable, "-c", script, data])
+    try:
+        host.run("pod", "create", "--network", "none", "p")
+        for number in range(12):
+            words = ["join", "p", "--rm", "--rootfs", root, "--writable", "-v", f"vol{number}:/data", "--", "true"]
+            host.run(*words, check=False)
+            assert not sh("find", host.root / "lib/volumes", "-name", "shadow").stdout
+    finally:
+        swapping.kill()
+        swapping.wait()

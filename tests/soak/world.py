@@ -286,11 +286,14 @@ class World:
 
 
 def _stuck(pid: int) -> str:
-    """Where the processes of a session wait, as far as the kernel tells."""
+    """Where the processes of a session wait, as far as the kernel tells, and whether they have been busy."""
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             if os.getsid(int(entry)) == pid:
                 wait = pathlib.Path(f"/proc/{entry}/wchan").read_text()
-                found.append(f"{kernel.name(int(entry))} {wait}")
+                fields = pathlib.Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                stack = pathlib.Path(f"/proc/{entry}/stack").read_text().replace("\n", " ")
+                used = f"user {fields[11]} system {fields[12]} ticks"
+                found.append(f"{kernel.name(int(entry))} {fields[0]} {wait}, {used}: {stack}")
     return ", ".join(found)
