@@ -45,7 +45,6 @@ class NewNetns(Step):
 
 
 class LoopbackUp(InitStep):
-    op = "loopback"
     why = "A new network namespace has its lo down; without it, localhost hangs."
     man = "netdevice(7)"
 

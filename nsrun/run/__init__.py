@@ -12,6 +12,7 @@ import struct
 from errno import ENOENT, ENOMEM, ESRCH, ETIMEDOUT
 
 from nsrun import kernel
+from nsrun._protocol import OP_OF_STEP, PLAN_HEADER, PLAN_MAGIC
 from nsrun.errors import KernelError, NsrunError, StepError
 from nsrun.plan import INIT, InitStep
 from nsrun.plan.process import Launch
@@ -25,20 +26,14 @@ if TYPE_CHECKING:
     from nsrun.plan import Launching, Plan, Step
     from nsrun.state import State
 
-#: The order of `ops` in csrc/init.c (`nsrun-init --ops` prints it; a test compares).
-OPS = (
-    "setns", "unshare", "private", "root", "tmproot", "mount", "tree", "podtree", "mkdir", "file", "symlink",
-    "dev", "mask", "readonly", "pivot", "rootro", "hostname", "write", "rlimit", "loopback", "session", "keyring",
-    "user", "caps", "apparmor", "nonewprivs", "seccomp", "undumpable", "cwd", "exec", "execfd",
-)  # fmt: skip
 _SIGINT, _SIGTERM, _SIGHUP = 2, 15, 1
 
 
 def encode(steps: list[InitStep], run: Run) -> bytes:
     """The steps as nsrun-init reads them: u32 op, then each argument as u32 length and bytes."""
-    parts = [struct.pack("=4sI", b"NSP1", len(steps))]
+    parts = [struct.pack(PLAN_HEADER, PLAN_MAGIC, len(steps))]
     for step in steps:
-        parts.append(struct.pack("=I", OPS.index(step.op)))
+        parts.append(struct.pack("=I", OP_OF_STEP[type(step).__name__]))
         for arg in step.args(run):
             if isinstance(arg, int):
                 data = struct.pack("=Q", arg & (1 << 64) - 1)
