@@ -12,6 +12,7 @@ import os
 from errno import EPERM
 
 from nsrun import kernel
+from nsrun._protocol import DEFAULT_PATH
 from nsrun.errors import BadInput, KernelError, NsrunError, told
 from nsrun.programs import nsrun_command
 from nsrun.schema import is_number
@@ -277,12 +278,11 @@ _KEPT = (
     "TERM", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
     "NSRUN_CGROUP",
 )  # fmt: skip
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def environment_of(user: User, caller: dict[str, str]) -> dict[str, str]:
     """The environment of what root starts as this user, variable by variable: nothing else of root's is in it.  Pure."""
-    own = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "PATH": PATH}
+    own = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "PATH": DEFAULT_PATH}
     return {**{name: caller[name] for name in _KEPT if name in caller}, **own}
 
 
