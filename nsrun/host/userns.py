@@ -191,18 +191,14 @@ def make(user: tuple[int, int], maps: Maps) -> int:
 
 def _write(pid: int, maps: Maps) -> None:
     for kind in ("gid", "uid"):
-        fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
-        try:
+        with kernel.Fd(os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)) as fd:
             os.write(fd, "".join(f"{i} {o} {n}\n" for i, o, n in maps[kind]).encode())  # one write(2), or EPERM
-        finally:
-            os.close(fd)
 
 
 def _ask(pid: int, maps: Maps) -> None:
     for kind in ("gid", "uid"):
         words = [f"new{kind}map", str(pid), *(str(n) for line in maps[kind] for n in line)]
-        errors = os.memfd_create("errors", os.MFD_CLOEXEC)
-        try:
+        with kernel.Fd(os.memfd_create("errors", os.MFD_CLOEXEC)) as errors:
             try:
                 child = os.posix_spawnp(
                     words[0], words, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, errors, 2)], setsigmask=[]
@@ -217,8 +213,6 @@ def _ask(pid: int, maps: Maps) -> None:
                 raise NsrunError(
                     f"{words[0]} failed: {said}", hint="it must be set-user-ID root, and /etc/subuid right"
                 )
-        finally:
-            os.close(errors)
 
 
 def forbidden() -> str:

@@ -383,8 +383,7 @@ class Layer:
                 implied[path] = True
             if kind in (UNPACK_OPAQUE, UNPACK_HIDING, UNPACK_REPLACED):
                 opaque[path] = None
-        root = os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with kernel.Fd(os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
             if b"" in opaque and view.fd >= 0:
                 raise _Through  # overlayfs merges roots whatever they are marked
             for path, instead in implied.items():
@@ -404,8 +403,6 @@ class Layer:
                     _drop(root, path, whiteout=True)  # in an opaque directory overlayfs would list it
                 if kind in (UNPACK_WHITEOUT, UNPACK_OPAQUE, UNPACK_REPLACED):
                     self._withdraw(root, path if kind != UNPACK_WHITEOUT else path.rpartition(b"/")[0], implied, view)
-        finally:
-            os.close(root)
 
     def _withdraw(self, root: int, path: bytes, implied: dict[bytes, bool], view: View) -> None:
         """Removes an implied directory that is empty, and those it was made in, as far as that changes nothing beneath."""
@@ -605,13 +602,10 @@ def _whiteout(root: int, path: bytes) -> None:
     import stat
 
     parent, _, name = path.rpartition(b"/")
-    fd = _below(root, parent)
-    try:
+    with kernel.Fd(_below(root, parent)) as fd:
         before = os.fstat(fd)
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
         os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-    finally:
-        os.close(fd)
 
 
 def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], account: Account, tick: Callable[[int], None]) -> None:

@@ -184,11 +184,8 @@ class OpenTerminal(Step):
 
         if self.member:
             pid = run.values[f"{self.member}:pid"]
-            root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
                 devpts = run.hold("devpts:fd", kernel.open_in_root(root, "/dev/pts", os.O_PATH | os.O_DIRECTORY))
-            finally:
-                os.close(root)
             if kernel.fs_magic(devpts) != kernel.DEVPTS_MAGIC:
                 raise KernelError(ENODEV, "the member's /dev/pts is no devpts")
         else:
@@ -223,16 +220,13 @@ class ListenForAttach(Step):
         import _socket
 
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-        directory = os.open(run.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with kernel.Fd(os.open(run.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
             try:
                 os.unlink(f"{run.directory}/attach")
             except FileNotFoundError:
                 pass
             sock.bind(f"/proc/self/fd/{directory}/attach")  # a path of any length: sun_path holds 108 bytes
             sock.listen(4)
-        finally:
-            os.close(directory)
         run.hold("attach:fd", sock.detach())
 
 
