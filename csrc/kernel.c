@@ -13,6 +13,7 @@
  *
  * Nobody comes back from a user namespace.  So where one has to be joined, or where we are in one already (and have no
  * power over the namespaces that we would go back to), a helper does the middle, and makes the child ours (CLONE_PARENT).
+ * That, and what both ways have in common, is in launch.h, which nsrun-door includes as well.
  *
  * What is launched has a session and a session keyring of its own, and none of the descriptors that happen to be open here: in a pod of
  * somebody's, its owner may look into it from its exec on (session.h).

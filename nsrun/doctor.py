@@ -168,7 +168,7 @@ def _idmap(state: State) -> str:
     """mount_setattr with MOUNT_ATTR_IDMAP needs a user namespace; EINVAL without one shows that the call knows the flag."""
     fd = kernel.open_tree("/proc", recursive=False)
     try:
-        kernel.mount_setattr(fd, set=0x100000)
+        kernel.mount_setattr(fd, set=kernel.MOUNT_ATTR_IDMAP)
     except KernelError as error:
         if error.errno == ENOSYS:
             raise
