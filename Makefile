@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 PYTHON ?= python3
 PREFIX ?= /usr/local
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' | grep -v _templates) setup.py pyproject.toml nsrun/cli/nsrun
+SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' | grep -v -e _templates -e _protocol) setup.py pyproject.toml nsrun/cli/nsrun
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -90,7 +90,7 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 	@$(SUDO) env PATH="$$PATH" bench/images
 
 clean:          ## what was built here
-	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
+	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py nsrun/_protocol.py
 
 .PHONY: help deps build install uninstall test unit scenario soak fresh-test check docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""What pyproject.toml can't say: the cffi extension, the static programs, and the nsrun script.
+"""What pyproject.toml can't say: the cffi extension, the static programs, two generated modules, and the nsrun script.
 
 The programs of csrc/ are compiled by the same build step as the extension (build_ext), so `pip install .`,
 a wheel and an sdist all carry them.  CC and CFLAGS are honoured; a cross compiler works:
@@ -52,11 +52,14 @@ def write_templates(out: pathlib.Path) -> None:
 
 class BuildExt(build_ext):
     def run(self) -> None:
+        from csrc import protocol_build
+
         super().run()
         package = HERE / "nsrun" if self.inplace else pathlib.Path(self.build_lib) / "nsrun"
         compile_programs(package / "libexec", self.distribution.get_version())
         (package / "host").mkdir(parents=True, exist_ok=True)
         write_templates(package / "host" / "_templates.py")
+        (package / "_protocol.py").write_text(protocol_build.module())
 
 
 class BuildPrograms(Command):

@@ -11,45 +11,26 @@
  * own tiny root.  There is no malloc, no library, no environment; a step either succeeds or ends the
  * program with one record that says which step, which errno, and which path.
  *
- *   nsrun-init → nsrun   {'E', step, errno, detail}   a step failed; exit 125 follows
- *                        {'W'}                        all but exec is done; waiting
- *                        end of file                  exec succeeded (or pause holds and says 'R' first)
- *   nsrun → nsrun-init   'G'                          the note is written: exec
- *                        end of file                  nsrun died: exit, leave nothing
+ * On the channel it says INIT_WAITS when all but exec is done, and waits for GO, which comes when the note is written;
+ * INIT_FAILED when a step failed, and then exits with 125.  End of file tells nsrun that exec succeeded, and tells us that
+ * nsrun died: then we exit, and leave nothing.  protocol.h has the records, docs/protocol.md the whole picture.
  *
- * Before exec, privileged, in the pod: every step.  From `user` on, unprivileged: cwd, exec.
+ * Before exec, privileged, in the pod: every step.  From set_user on, unprivileged: change_directory, execute.
  */
 #include "decode.h"
+#include "protocol.h"
 #include "sys.h"
 
 #include "session.h"
 
 #include <asm/ioctls.h>
-#include <asm/signal.h>
-#include <linux/capability.h>
-#include <linux/close_range.h>
-#include <linux/fcntl.h>
+#include <asm/statfs.h>
 #include <linux/filter.h>
-#include <linux/mount.h>
-#include <linux/openat2.h>
-#include <linux/prctl.h>
-#include <linux/resource.h>
-#include <linux/sched.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <linux/sockios.h>
-#include <linux/stat.h>
 
-#ifndef S_IFMT
-#define S_IFMT  0170000
-#define S_IFDIR 0040000
-#define S_IFCHR 0020000
-#endif
-#ifndef AT_EMPTY_PATH
-#define AT_EMPTY_PATH 0x1000
-#endif
-#define AT_RECURSIVE_ 0x8000
 #define MAX_DEVICES 16
-#define PATH_MAX_   4096
 
 static int channel;        /* to nsrun */
 static int root_fd = -1;   /* the new root, until and after pivot_root */
@@ -58,17 +39,14 @@ static char detail[512];   /* what the failing step was touching */
 
 /* ---- reporting ---------------------------------------------------------------------------------- */
 
-struct record {
-	uint32_t kind, step;
-	int32_t err;
-	char detail[512];
-};
-
-static void report(char kind, long err)
+static void report(enum init_says kind, long err)
 {
-	struct record r = {.kind = (uint32_t)kind, .step = step_no, .err = (int32_t)-err};
+	struct {
+		struct init_record head;
+		char detail[sizeof detail];
+	} r = {.head = {.kind = (uint32_t)kind, .step = step_no, .err = (int32_t)-err}};
 	memcpy(r.detail, detail, sizeof detail);
-	SYS3(write, channel, &r, offsetof(struct record, detail) + str_len(detail));
+	SYS3(write, channel, &r, sizeof r.head + str_len(detail));
 }
 
 static void about(const char *text)
@@ -114,7 +92,7 @@ static long kind_of(int fd)
  */
 static long open_or_make(const char *path, int want_dir, uint64_t resolve, int depth)
 {
-	char part[PATH_MAX_];
+	char part[PATH_MAX];
 	size_t n = str_len(path), i = 0;
 	long parent, fd = open_in(root_fd, path, O_PATH, 0, resolve);
 
@@ -152,7 +130,7 @@ static long open_or_make(const char *path, int want_dir, uint64_t resolve, int d
 			}
 			if (fd == -EEXIST && resolve == IN_ROOT) {
 				/* a symlink to nothing: make what it names, and go on from there */
-				char whole[PATH_MAX_];
+				char whole[PATH_MAX];
 				long got = TRY(SYS4(readlinkat, parent, part + start, whole, sizeof whole - 1));
 				whole[got] = 0;
 				if (whole[0] != '/') {
@@ -230,7 +208,7 @@ static long set_attr(int fd, const char *path, unsigned flags, uint64_t set)
 
 /* ---- the steps ----------------------------------------------------------------------------------- */
 
-static long op_setns(struct arg *a)
+static long op_enter_mount_namespace(struct arg *a)
 {
 	return SYS2(setns, a[0].i, a[1].i);
 }
@@ -245,7 +223,7 @@ static long op_unshare(struct arg *a)
  * we are in takes us there, or what we pivot into would cover only the chroot's directory, and the host's tree would be
  * in view of whoever enters this namespace.
  */
-static long op_private(struct arg *a)
+static long op_make_private(struct arg *a)
 {
 	long fd;
 	(void)a;
@@ -258,17 +236,17 @@ static long op_private(struct arg *a)
 }
 
 /* The new root: a detached mount, attached at a directory of the mount namespace we are in. */
-static long op_root(struct arg *a)
+static long op_attach_root(struct arg *a)
 {
 	about(a[1].s);
 	root_fd = (int)a[0].i;
 	return SYS5(move_mount, root_fd, "", AT_FDCWD, a[1].s, MOVE_MOUNT_F_EMPTY_PATH);
 }
 
-static long op_tmproot(struct arg *a)
+static long op_tmpfs_root(struct arg *a)
 {
 	struct arg at[2] = {{.i = TRY(new_mount("tmpfs", a[0].s, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV))}, a[1]};
-	return op_root(at);
+	return op_attach_root(at);
 }
 
 static long op_mount(struct arg *a)
@@ -280,13 +258,13 @@ static long op_mount(struct arg *a)
 }
 
 /* A tree that nsrun opened on the host (a volume). */
-static long op_tree(struct arg *a)
+static long op_mount_tree(struct arg *a)
 {
 	return attach((int)a[0].i, a[1].s, a[2].i ? STRICT : IN_ROOT);
 }
 
 /* A tree of pause's own root: /dev/shm, /etc/hosts, … */
-static long op_podtree(struct arg *a)
+static long op_mount_from_pod(struct arg *a)
 {
 	long tree, r;
 	about(a[0].s);
@@ -298,14 +276,14 @@ static long op_podtree(struct arg *a)
 	return r;
 }
 
-static long op_mkdir(struct arg *a)
+static long op_make_directory(struct arg *a)
 {
 	long fd = TRY(open_or_make(a[0].s, 1, IN_ROOT, 0)), kind = kind_of((int)fd);
 	SYS1(close, fd);
 	return kind == S_IFDIR ? 0 : -ENOTDIR;
 }
 
-static long op_file(struct arg *a)
+static long op_write_file(struct arg *a)
 {
 	long fd = TRY(open_in(root_fd, a[0].s, O_CREAT | O_EXCL | O_WRONLY, 0644, STRICT));
 	long r = SYS3(write, fd, a[1].s, str_len(a[1].s));
@@ -313,7 +291,7 @@ static long op_file(struct arg *a)
 	return r;
 }
 
-static long op_symlink(struct arg *a)
+static long op_make_symlink(struct arg *a)
 {
 	const char *rel = a[1].s;
 	while (*rel == '/')
@@ -327,7 +305,7 @@ static long op_symlink(struct arg *a)
  * A fresh /dev.  The tmpfs is nodev, so a member with CAP_MKNOD can make nodes but never open one;
  * the few real nodes are bind mounts of themselves, taken before the tmpfs was made nodev.
  */
-static long op_dev(struct arg *a)
+static long op_make_dev(struct arg *a)
 {
 	long dev = TRY(new_mount("tmpfs", "mode=755,size=64k", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC));
 	long node[MAX_DEVICES];
@@ -386,14 +364,14 @@ static long op_mask(struct arg *a)
 	return r;
 }
 
-static long op_readonly(struct arg *a)
+static long op_readonly_path(struct arg *a)
 {
 	long tree, r, at = open_in(root_fd, a[0].s, O_PATH, 0, STRICT);
 	if (at == -ENOENT)
 		return 0;
 	TRY(at);
-	tree = TRY(SYS3(open_tree, at, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE_));
-	TRY(set_attr((int)tree, "", AT_EMPTY_PATH | AT_RECURSIVE_, MOUNT_ATTR_RDONLY));
+	tree = TRY(SYS3(open_tree, at, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE));
+	TRY(set_attr((int)tree, "", AT_EMPTY_PATH | AT_RECURSIVE, MOUNT_ATTR_RDONLY));
 	r = SYS5(move_mount, tree, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 	SYS1(close, tree);
 	SYS1(close, at);
@@ -406,24 +384,24 @@ static long op_pivot(struct arg *a)
 	(void)a;
 	TRY(SYS1(fchdir, root_fd));
 	TRY(SYS2(pivot_root, ".", "."));
-	TRY(SYS2(umount2, ".", 2 /* MNT_DETACH */));
+	TRY(SYS2(umount2, ".", MNT_DETACH));
 	return SYS1(chdir, "/");
 }
 
-static long op_rootro(struct arg *a)
+static long op_readonly_root(struct arg *a)
 {
 	(void)a;
 	return set_attr(root_fd, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY);
 }
 
-static long op_hostname(struct arg *a)
+static long op_set_hostname(struct arg *a)
 {
 	about(a[0].s);
 	return SYS2(sethostname, a[0].s, str_len(a[0].s));
 }
 
 /* A value below our own fresh /proc: a sysctl, oom_score_adj.  An optional one may be refused. */
-static long op_write(struct arg *a)
+static long op_write_proc(struct arg *a)
 {
 	long r, fd = open_in(root_fd, a[0].s, O_WRONLY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
 	if (fd >= 0) {
@@ -434,24 +412,24 @@ static long op_write(struct arg *a)
 	return a[2].i && fd < 0 ? 0 : fd;
 }
 
-static long op_rlimit(struct arg *a)
+static long op_set_limit(struct arg *a)
 {
 	struct rlimit64 lim = {.rlim_cur = (uint64_t)a[1].i, .rlim_max = (uint64_t)a[2].i};
 	return SYS4(prlimit64, 0, a[0].i, &lim, NULL);
 }
 
-static long op_loopback(struct arg *a)
+static long op_loopback_up(struct arg *a)
 {
 	struct { /* struct ifreq; <linux/if.h> would pull libc's headers in */
 		char name[16];
 		short flags;
 		char rest[22];
 	} ifr = {.name = "lo"};
-	long r, s = TRY(SYS3(socket, 2 /* AF_INET */, 2 | 02000000 /* SOCK_DGRAM|SOCK_CLOEXEC */, 0));
+	long r, s = TRY(SYS3(socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
 	(void)a;
 	r = SYS3(ioctl, s, SIOCGIFFLAGS, &ifr);
 	if (r >= 0) {
-		ifr.flags |= 1; /* IFF_UP */
+		ifr.flags |= IFF_UP;
 		r = SYS3(ioctl, s, SIOCSIFFLAGS, &ifr);
 	}
 	SYS1(close, s);
@@ -459,7 +437,7 @@ static long op_loopback(struct arg *a)
 }
 
 /* A session of its own, so that no TIOCSTI reaches the caller's terminal; with one, it is controlling. */
-static long op_session(struct arg *a)
+static long op_new_session(struct arg *a)
 {
 	long r = SYS0(setsid);
 	if (r < 0 && r != -EPERM)
@@ -467,7 +445,7 @@ static long op_session(struct arg *a)
 	return a[0].i ? SYS3(ioctl, 0, TIOCSCTTY, 1) : 0;
 }
 
-static long op_keyring(struct arg *a)
+static long op_new_keyring(struct arg *a)
 {
 	(void)a;
 	return own_keyring();
@@ -477,9 +455,9 @@ static long op_keyring(struct arg *a)
  * Ids last, groups first; bounding set before either, because dropping it needs CAP_SETPCAP.  Where the user namespace that
  * we are in denies setgroups (a[4]), the groups that there are stay: none else can be had.
  */
-static long op_user(struct arg *a)
+static long op_set_user(struct arg *a)
 {
-	static uint32_t groups[65536]; /* NGROUPS_MAX */
+	static uint32_t groups[MAX_GROUPS];
 	int n = 0;
 	const char *p = a[2].s, *end = a[2].s + a[2].len;
 	uint64_t keep = (uint64_t)a[3].i;
@@ -493,7 +471,7 @@ static long op_user(struct arg *a)
 	}
 	for (; p < end; p += str_len(p) + 1) {
 		long gid = str_num(p, -1);
-		if (n == 65536 || gid < 0)
+		if (n == MAX_GROUPS || gid < 0)
 			return -EINVAL;
 		groups[n++] = (uint32_t)gid;
 	}
@@ -504,7 +482,7 @@ static long op_user(struct arg *a)
 	return SYS3(setresuid, a[0].i, a[0].i, a[0].i);
 }
 
-static long op_caps(struct arg *a)
+static long op_set_capabilities(struct arg *a)
 {
 	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct d[2] = {{0}};
@@ -519,10 +497,10 @@ static long op_caps(struct arg *a)
 }
 
 /* An AppArmor profile for the exec to come.  Only a real procfs counts: an image could bring files of these names. */
-static long op_apparmor(struct arg *a)
+static long op_set_profile(struct arg *a)
 {
 	static const char *const files[] = {"/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"};
-	uint64_t st[16]; /* struct statfs: f_type comes first */
+	struct statfs st;
 	long r, fd = -ENOENT;
 
 	for (unsigned i = 0; i < 2 && fd == -ENOENT; i++) {
@@ -530,8 +508,8 @@ static long op_apparmor(struct arg *a)
 		fd = SYS4(openat, AT_FDCWD, files[i], O_WRONLY | O_CLOEXEC, 0);
 	}
 	TRY(fd);
-	r = SYS2(fstatfs, fd, st);
-	if (r >= 0 && st[0] != 0x9fa0 /* PROC_SUPER_MAGIC */)
+	r = SYS2(fstatfs, fd, &st);
+	if (r >= 0 && st.f_type != PROC_SUPER_MAGIC)
 		r = -EINVAL;
 	if (r >= 0)
 		r = SYS3(write, fd, a[0].s, str_len(a[0].s));
@@ -539,21 +517,21 @@ static long op_apparmor(struct arg *a)
 	return r;
 }
 
-static long op_nonewprivs(struct arg *a)
+static long op_no_new_privileges(struct arg *a)
 {
 	(void)a;
 	return SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
 /* Filters, one after the other: u32 length, struct sock_filter[length]. */
-static long op_seccomp(struct arg *a)
+static long op_set_filter(struct arg *a)
 {
 	struct statx st;
 	const char *p, *end;
 	long map;
 
 	TRY(SYS5(statx, a[0].i, "", AT_EMPTY_PATH, STATX_SIZE, &st));
-	map = TRY(SYS(mmap, 0, st.stx_size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, a[0].i, 0));
+	map = TRY(SYS(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE, a[0].i, 0));
 	p = (const char *)map;
 	end = p + st.stx_size;
 	while (p < end) {
@@ -563,7 +541,7 @@ static long op_seccomp(struct arg *a)
 			return -EINVAL;
 		memcpy(&length, p, 4);
 		p += 4;
-		if (length > 4096 || (size_t)(end - p) < length * sizeof(struct sock_filter))
+		if (length > MAX_FILTER || (size_t)(end - p) < length * sizeof(struct sock_filter))
 			return -EINVAL;
 		program = (struct sock_fprog){.len = (unsigned short)length, .filter = (struct sock_filter *)(uintptr_t)p};
 		TRY(SYS3(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program));
@@ -579,9 +557,9 @@ static long op_undumpable(struct arg *a)
 }
 
 /* chdir as the member's own user; a directory outside the root would show as "(unreachable)". */
-static long op_cwd(struct arg *a)
+static long op_change_directory(struct arg *a)
 {
-	char here[PATH_MAX_];
+	char here[PATH_MAX];
 	about(a[0].s);
 	TRY(SYS1(chdir, a[0].s));
 	TRY(SYS2(getcwd, here, sizeof here));
@@ -605,8 +583,8 @@ static void wait_for_go(void)
 	char go = 0;
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 	detail[0] = 0;
-	report('W', 0);
-	if (SYS3(read, channel, &go, 1) != 1 || go != 'G')
+	report(INIT_WAITS, 0);
+	if (SYS3(read, channel, &go, 1) != 1 || go != GO)
 		sys_exit(125);
 }
 
@@ -621,8 +599,8 @@ static int executable(const char *path)
 
 static long exec_in_path(const char **argv, const char **envp)
 {
-	char path[PATH_MAX_];
-	const char *search = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *name = argv[0];
+	char path[PATH_MAX];
+	const char *search = DEFAULT_PATH, *name = argv[0];
 	long found = -ENOENT;
 
 	about(name);
@@ -663,7 +641,7 @@ static long exec_in_path(const char **argv, const char **envp)
 	return found;
 }
 
-static long op_exec(struct arg *a)
+static long op_execute(struct arg *a)
 {
 	const char **argv, **envp;
 
@@ -673,12 +651,12 @@ static long op_exec(struct arg *a)
 		return -EINVAL;
 	wait_for_go();
 	SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
-	sys_sigmask(SIG_SETMASK_, 0);
+	sys_sigmask(SIG_SETMASK, 0);
 	return exec_in_path(argv, envp);
 }
 
 /* pause: a sealed program, no environment, and only the descriptors that it is to hold. */
-static long op_execfd(struct arg *a)
+static long op_execute_pause(struct arg *a)
 {
 	const char *p = a[2].s, *end = a[2].s + a[2].len;
 	char ready[24];
@@ -696,42 +674,17 @@ static long op_execfd(struct arg *a)
 
 /* ---- the decoder --------------------------------------------------------------------------------- */
 
-/* Argument kinds: i = 64-bit integer, s = string, l = list of strings. */
+enum op_number {
+#define NUMBER(name, args) OP_##name,
+	OPS(NUMBER)
+};
+
 static const struct op {
 	const char *name, *args;
 	long (*run)(struct arg *);
 } ops[] = {
-	{"setns", "ii", op_setns},
-	{"unshare", "i", op_unshare},
-	{"private", "", op_private},
-	{"root", "is", op_root},
-	{"tmproot", "ss", op_tmproot},
-	{"mount", "sssi", op_mount},
-	{"tree", "isi", op_tree},
-	{"podtree", "ssi", op_podtree},
-	{"mkdir", "s", op_mkdir},
-	{"file", "ss", op_file},
-	{"symlink", "ss", op_symlink},
-	{"dev", "sl", op_dev},
-	{"mask", "s", op_mask},
-	{"readonly", "s", op_readonly},
-	{"pivot", "", op_pivot},
-	{"rootro", "", op_rootro},
-	{"hostname", "s", op_hostname},
-	{"write", "ssi", op_write},
-	{"rlimit", "iii", op_rlimit},
-	{"loopback", "", op_loopback},
-	{"session", "i", op_session},
-	{"keyring", "", op_keyring},
-	{"user", "iilii", op_user},
-	{"caps", "i", op_caps},
-	{"apparmor", "s", op_apparmor},
-	{"nonewprivs", "", op_nonewprivs},
-	{"seccomp", "i", op_seccomp},
-	{"undumpable", "", op_undumpable},
-	{"cwd", "s", op_cwd},
-	{"exec", "ll", op_exec},
-	{"execfd", "ill", op_execfd},
+#define ENTRY(name, args) {#name, args, op_##name},
+	OPS(ENTRY)
 };
 #define N_OPS (sizeof ops / sizeof *ops)
 
@@ -761,9 +714,9 @@ int main(int argc, char **argv, char **envp)
 {
 	struct statx st;
 	struct arg a[8];
+	struct plan_header head;
 	const char *p, *end;
 	long map;
-	uint32_t magic, count;
 	(void)envp;
 
 	if (argc == 2 && str_eq(argv[1], "--ops"))
@@ -779,22 +732,22 @@ int main(int argc, char **argv, char **envp)
 	SYS1(umask, 0);
 	if (SYS5(statx, str_num(argv[1], -1), "", AT_EMPTY_PATH, STATX_SIZE, &st) < 0)
 		return 125;
-	map = SYS(mmap, 0, st.stx_size, 1 /* PROT_READ */, 2 /* MAP_PRIVATE */, str_num(argv[1], -1), 0);
+	map = SYS(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE, str_num(argv[1], -1), 0);
 	if (map < 0)
 		return 125;
 	p = (const char *)map;
 	end = p + st.stx_size;
-	if (!take(&p, end, &magic, 4) || magic != 0x3150534eU /* NSP1 */ || !take(&p, end, &count, 4))
+	if (!take(&p, end, &head, sizeof head) || memcmp(head.magic, PLAN_MAGIC, sizeof head.magic) != 0)
 		return 125;
-	for (step_no = 0; step_no < count; step_no++) {
+	for (step_no = 0; step_no < head.count; step_no++) {
 		const struct op *op = decode(&p, end, a);
 		long r;
 		detail[0] = 0;
-		if (op && str_eq(op->name, "user"))
+		if (op == &ops[OP_set_user])
 			SYS1(umask, 022);
 		r = op ? op->run(a) : -EBADMSG;
 		if (r < 0) {
-			report('E', r);
+			report(INIT_FAILED, r);
 			return 125;
 		}
 	}

@@ -13,6 +13,7 @@
  *
  * Nobody comes back from a user namespace.  So where one has to be joined, or where we are in one already (and have no
  * power over the namespaces that we would go back to), a helper does the middle, and makes the child ours (CLONE_PARENT).
+ * That, and what both ways have in common, is in launch.h, which nsrun-door includes as well.
  *
  * What is launched has a session and a session keyring of its own, and none of the descriptors that happen to be open here: in a pod of
  * somebody's, its owner may look into it from its exec on (session.h).
@@ -20,127 +21,43 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mount.h>
 #include <linux/openat2.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "session.h"
+#include "launch.h"
 
-#ifndef CLONE_PIDFD
-#define CLONE_PIDFD 0x1000
+#ifndef MFD_EXEC /* Linux 6.3 */
+#define MFD_NOEXEC_SEAL 8U
+#define MFD_EXEC        0x10U
+#endif
+#ifndef F_SEAL_EXEC
+#define F_SEAL_EXEC 0x20
 #endif
 
-typedef struct {
-	int user_fd, join_fd, join_flags, one_way, clone_flags, cgroup, program;
-	char **argv;
-	int stdio[3];
-	int *keep, n_keep;
-	int monitor;
-	char **monitor_argv, **monitor_envp;
-	int *monitor_keep, n_monitor_keep, pidfd_slot;
-	int *locks, n_locks, lock_byte;
-	int pid, pidfd, monitor_pid, failed, error, nest;
-} nsrun_launch;
-
-#ifndef CLONE_INTO_CGROUP
-#define CLONE_INTO_CGROUP 0x200000000ULL
-#endif
-
-#define CHILD_STACK (64 * 1024)
-
-struct clone3_args {
-	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
-};
-
-/*
- * clone3(2), which glibc does not offer: the child calls fn(arg) on its own stack.  We need it for one flag:
- * CLONE_INTO_CGROUP.  Moving a process by cgroup.procs waits for an RCU grace period, ten milliseconds; being
- * born there costs nothing.
- */
-static long clone3(struct clone3_args *args, int (*fn)(void *), void *arg)
-{
-#if defined(__x86_64__)
-	register int (*f)(void *) __asm__("r12") = fn;
-	register void *a __asm__("r13") = arg;
-	long ret;
-	__asm__ volatile("syscall\n\ttest %%rax,%%rax\n\tjnz 1f\n\txor %%ebp,%%ebp\n\tmov %3,%%rdi\n\tcall *%2\n\t"
-	                 "mov %%eax,%%edi\n\tmov %4,%%eax\n\tsyscall\n1:"
-	                 : "=a"(ret)
-	                 : "0"((long)SYS_clone3), "r"(f), "r"(a), "i"(SYS_exit_group), "D"(args), "S"(sizeof *args)
-	                 : "rcx", "r11", "memory");
-#elif defined(__aarch64__)
-	register long x8 __asm__("x8") = SYS_clone3;
-	register long ret __asm__("x0") = (long)args;
-	register long x1 __asm__("x1") = sizeof *args;
-	register int (*f)(void *) __asm__("x19") = fn;
-	register void *a __asm__("x20") = arg;
-	__asm__ volatile("svc 0\n\tcbnz x0,1f\n\tmov x29,#0\n\tmov x0,%4\n\tblr %3\n\tmov x8,%5\n\tsvc 0\n1:"
-	                 : "+r"(ret)
-	                 : "r"(x8), "r"(x1), "r"(f), "r"(a), "i"(SYS_exit_group)
-	                 : "x30", "memory", "cc");
-#else
-#error "nsrun knows x86-64 and aarch64"
-#endif
-	if (ret < 0) {
-		errno = (int)-ret;
-		return -1;
-	}
-	return ret;
-}
+typedef struct launch nsrun_launch;
 
 static long result(long r)
 {
 	return r < 0 ? -errno : r;
 }
 
-static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int cgroup)
-{
-	/* With CLONE_PARENT the signal to the parent is the parent's own: 0 has to stand here. */
-	char *stack = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-	struct clone3_args args = {
-		.flags = CLONE_VM | CLONE_VFORK | flags | (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
-		.pidfd = (uint64_t)(uintptr_t)pidfd,
-		.exit_signal = flags & CLONE_PARENT ? 0 : SIGCHLD,
-		.stack = (uint64_t)(uintptr_t)stack,
-		.stack_size = CHILD_STACK,
-		.cgroup = cgroup >= 0 ? (uint64_t)cgroup : 0,
-	};
-	long pid;
-
-	if (stack == MAP_FAILED)
-		return -errno;
-	pid = clone3(&args, fn, arg);
-	if (pid < 0)
-		pid = -errno;
-	munmap(stack, CHILD_STACK);
-	return pid;
-}
-
-static void inherit(const int *fds, int n)
-{
-	for (int i = 0; i < n; i++)
-		fcntl(fds[i], F_SETFD, 0);
-}
-
-/* fcntl(2) F_SETLK of one byte (length 1) or from one to the end (length 0). */
 static long nsrun_lock(int fd, int kind, long byte, long length)
 {
-	struct flock l = {.l_type = (short)kind, .l_whence = SEEK_SET, .l_start = byte, .l_len = length};
-	return result(fcntl(fd, F_SETLK, &l));
+	return lock_byte(fd, kind, byte, length);
 }
 
 /* The pid of who locks something there, in our PID namespace (0: it has none in here); -ESRCH: nobody does. */
@@ -154,152 +71,45 @@ static long nsrun_locked(int fd, long byte, long length)
 	return l.l_pid > 0 ? l.l_pid : 0; /* -1: an open file description's, F_OFD_SETLK */
 }
 
-/*
- * A record lock belongs to a process and its descriptor table, and outlives an exec: what is about to be executed here
- * proves from its first instruction on that what it keeps is alive (nsrun/state/life.py).  Not inherited by a fork, so it is
- * taken by the child itself.
- */
-static int take_locks(nsrun_launch *l)
+/* What nsrun-init does not take along, and what it leaves of ours; session.h. */
+static long before_exec(struct launch *l)
 {
-	for (int i = 0; i < l->n_locks; i++) {
-		long r = nsrun_lock(l->locks[i], F_RDLCK, l->lock_byte, 1);
-		if (r < 0) {
-			l->failed = 6;
-			l->error = (int)r;
-			return -1;
-		}
-	}
-	return 0;
-}
-
-/* What a shell left open for us (9>lock) is not for whom we start. */
-static void close_all_on_exec(void)
-{
-	syscall(SYS_close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
-}
-
-/* In the child, which has its own descriptor table and our memory: exec nsrun-init. */
-static int become_init(void *arg)
-{
-	static char *const no_env[] = {NULL};
-	nsrun_launch *l = arg;
-	int high[3];
-
-	if (l->monitor < 0 && take_locks(l) < 0)
-		_exit(125);
-	syscall(SYS_setsid); /* no controlling terminal: /dev/tty would be the caller's */
-	for (int i = 0; i < 3; i++)
-		high[i] = fcntl(l->stdio[i], F_DUPFD_CLOEXEC, 64);
-	for (int i = 0; i < 3; i++)
-		dup3(high[i], i, 0);
-	close_all_on_exec();
-	inherit(l->keep, l->n_keep);
-	if (!l->one_way && own_keyring() < 0) /* else before the user namespace was joined */
-		_exit(125);
+	if (l->monitor < 0)
+		MUST(take_locks(l));
+	CALL(setsid, 0, 0, 0, 0, 0); /* no controlling terminal: /dev/tty would be the caller's */
+	if (!l->one_way) /* else before the user namespace was joined */
+		MUST(own_keyring());
 	/*
 	 * In a user namespace that was joined its ids become 0 of it: ids that mean nothing there can make no file.  Not before
-	 * the clone, which root's own id allows to be into root's cgroup.  By raw calls: libc's go to all threads of its process.
+	 * the clone, which root's own id allows to be into root's cgroup.
 	 */
-	if ((l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER) &&
-	    (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0))
-		_exit(125);
-	if (l->user_fd >= 0 && least_limits(64 << 20, 64) < 0) /* pause, in a pod of somebody's */
-		_exit(125);
-	syscall(SYS_execveat, l->program, "", l->argv, no_env, AT_EMPTY_PATH);
-	_exit(125);
-}
-
-/*
- * A PID namespace inside the pod's: clone3 makes one only for a caller whose own PID namespace is the parent.  So a
- * helper is born in the pod, makes the child our child (CLONE_PARENT) and ends; it shares our descriptor table, so
- * that the pidfd is ours.
- */
-static int become_nest(void *arg)
-{
-	nsrun_launch *l = arg;
-	long r = spawn(become_init, l, CLONE_PIDFD | CLONE_PARENT | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
-	l->error = r < 0 ? (int)r : 0;
-	return 0;
-}
-
-/* The pid that a pidfd stands for, in our PID namespace: "Pid:" of its fdinfo. */
-static int pid_of(int pidfd)
-{
-	char path[64], text[1024], *at;
-	int fd;
-	ssize_t n;
-
-	snprintf(path, sizeof path, "/proc/thread-self/fdinfo/%d", pidfd);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-	if (fd >= 0)
-		close(fd);
-	text[n > 0 ? n : 0] = 0;
-	at = strstr(text, "Pid:");
-	return at ? atoi(at + 4) : -1;
-}
-
-static long spawn_nested(nsrun_launch *l)
-{
-	long helper = spawn(become_nest, l, CLONE_FILES, NULL, -1);
-
-	if (helper < 0)
-		return helper;
-	waitpid((pid_t)helper, NULL, 0);
-	return l->error < 0 ? l->error : pid_of(l->pidfd);
-}
-
-/* In the helper, which shares our memory and descriptors. */
-static long join_one_way(nsrun_launch *l)
-{
-	l->failed = 7;
-	MUST(own_keyring());
-	if (syscall(SYS_geteuid) == 0)
-		MUST(plain_priorities(0));
-	l->failed = 2;
-	if (l->user_fd >= 0 && setns(l->user_fd, CLONE_NEWUSER) < 0)
-		return -errno;
-	return l->join_fd >= 0 ? result(setns(l->join_fd, l->join_flags)) : 0;
-}
-
-static int become_joiner(void *arg)
-{
-	nsrun_launch *l = arg;
-	long r = join_one_way(l);
-
-	if (r >= 0) {
-		l->failed = 3;
-		if (l->join_flags & l->clone_flags & CLONE_NEWPID) {
-			r = spawn(become_nest, l, CLONE_FILES | CLONE_PARENT, NULL, -1);
-			l->nest = (int)r;
-		} else {
-			r = spawn(become_init, l, CLONE_PIDFD | CLONE_PARENT | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
-			l->pid = (int)r;
-		}
+	if (l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER) {
+		MUST(CALL(setgroups, 0, NULL, 0, 0, 0));
+		MUST(CALL(setresgid, 0, 0, 0, 0, 0));
+		MUST(CALL(setresuid, 0, 0, 0, 0, 0));
 	}
-	if (r < 0)
-		l->error = (int)r;
-	return 0;
+	return l->user_fd >= 0 ? least_limits(64 << 20, 64) : 0; /* pause, in a pod of somebody's */
 }
 
-static long spawn_joiner(nsrun_launch *l)
+static long before_join(struct launch *l)
+{
+	(void)l;
+	MUST(own_keyring());
+	return CALL(geteuid, 0, 0, 0, 0, 0) == 0 ? plain_priorities(0) : 0;
+}
+
+/* With a PID namespace inside the pod's, where we are in the pod: launch.h. */
+static long clone_nested(nsrun_launch *l)
 {
 	long helper;
 
-	l->failed = 3;
-	l->error = 0;
-	helper = spawn(become_joiner, l, CLONE_FILES, NULL, -1);
+	l->error = 1;
+	helper = spawn(become_nest, l, CLONE_FILES, NULL, -1);
 	if (helper < 0)
 		return helper;
-	waitpid((pid_t)helper, NULL, 0);
-	if (l->nest > 0) {
-		waitpid(l->nest, NULL, 0);
-		l->pid = l->error < 0 ? -1 : pid_of(l->pidfd);
-	}
-	if (l->error < 0)
-		return l->error;
-	l->failed = 0;
-	return l->pid;
+	wait_for(helper);
+	l->pid = pid_of(l->pidfd);
+	return outcome(l);
 }
 
 static const struct {
@@ -312,46 +122,52 @@ static const struct {
             {"/proc/thread-self/ns/pid_for_children", CLONE_NEWPID}};
 #define N_MINE (int)(sizeof mine / sizeof *mine)
 
-static long join_and_clone(nsrun_launch *l)
+static long join_and_return(nsrun_launch *l)
 {
 	int saved[N_MINE], n = 0;
 	long r = 0;
 
-	if (l->one_way)
-		return spawn_joiner(l);
 	if (l->join_fd >= 0) {
-		l->failed = 1;
+		l->failed = STAGE_PREPARE;
 		for (; n < N_MINE && r >= 0; n++) {
 			saved[n] = l->join_flags & mine[n].type ? open(mine[n].path, O_RDONLY | O_CLOEXEC) : -2;
 			r = saved[n] == -1 ? -errno : 0;
 		}
 		if (r >= 0) {
-			l->failed = 2;
+			l->failed = STAGE_JOIN;
 			r = result(setns(l->join_fd, l->join_flags));
 		}
 	}
 	if (r >= 0) {
-		l->failed = 3;
-		if (l->join_flags & l->clone_flags & CLONE_NEWPID)
-			r = spawn_nested(l);
-		else
-			r = spawn(become_init, l, CLONE_PIDFD | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
-		if (r >= 0 && l->failed == 6) {
-			waitpid((pid_t)r, NULL, 0);
-			r = l->error;
-		} else if (r >= 0) {
-			l->pid = (int)r, l->failed = 0;
-		}
+		l->failed = STAGE_CLONE;
+		r = is_nested(l) ? clone_nested(l) : clone_init(l, 0);
+		if (r >= 0 && l->failed == STAGE_CLONE)
+			l->pid = (int)r, l->failed = STAGE_DONE;
 	}
 	for (int i = 0; i < n; i++)
 		if (saved[i] >= 0) {
-			if (setns(saved[i], mine[i].type) < 0 && l->failed != 1) {
+			if (setns(saved[i], mine[i].type) < 0 && l->failed != STAGE_PREPARE) {
 				/* Going on here would leave this thread half inside the pod. */
-				l->failed = 5;
+				l->failed = STAGE_RETURN;
 				r = -errno;
 			}
 			close(saved[i]);
 		}
+	return r;
+}
+
+static long join_and_clone(nsrun_launch *l)
+{
+	long r = l->one_way ? join_apart(l) : join_and_return(l);
+
+	if (l->failed == STAGE_LOCK) { /* it has ended before its exec */
+		CALL(waitid, P_PIDFD, l->pidfd, NULL, WEXITED, NULL);
+		r = l->error;
+	}
+	if (r < 0 && l->pidfd >= 0) {
+		close(l->pidfd);
+		l->pidfd = -1;
+	}
 	return r;
 }
 
@@ -363,20 +179,17 @@ static int become_monitor(void *arg)
 
 	setsid();
 	if (take_locks(l) < 0)
-		_exit(125);
+		quit(125);
 	l->error = (int)join_and_clone(l);
 	if (l->error < 0)
-		_exit(125);
+		quit(125);
 	close_all_on_exec();
-	dup3(l->pidfd, l->pidfd_slot, 0);
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	for (int i = 0; i < 3; i++)
-		dup3(null, i, 0);
+	if (null < 0 || dup3(l->pidfd, l->pidfd_slot, 0) < 0 || take_stdio((int[]){null, null, null}) < 0 || chdir("/") < 0)
+		quit(125);
 	inherit(l->monitor_keep, l->n_monitor_keep);
-	if (chdir("/") < 0)
-		_exit(125);
-	syscall(SYS_execveat, l->monitor, "", l->monitor_argv, l->monitor_envp, AT_EMPTY_PATH);
-	_exit(125);
+	CALL(execveat, l->monitor, "", l->monitor_argv, l->monitor_envp, AT_EMPTY_PATH);
+	quit(125);
 }
 
 /*
@@ -407,11 +220,12 @@ static long nsrun_do_launch(nsrun_launch *l)
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	hide(1);
 	l->pid = l->monitor_pid = l->pidfd = -1;
-	l->failed = l->error = l->nest = 0;
+	l->failed = STAGE_DONE;
+	l->error = l->nest = 0;
 	if (l->monitor < 0) {
 		r = join_and_clone(l);
 	} else {
-		l->failed = 4;
+		l->failed = STAGE_MONITOR;
 		r = spawn(become_monitor, l, 0, NULL, -1);
 		l->pidfd = -1; /* a number of the monitor's table, not of ours */
 		if (r >= 0) {
@@ -419,7 +233,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 			if (l->pid < 0)
 				r = l->error < 0 ? l->error : -ECHILD;
 			else
-				l->failed = 0;
+				l->failed = STAGE_DONE;
 		}
 	}
 	hide(0);
@@ -461,7 +275,7 @@ static long nsrun_new_netns(int user_fd)
 	hide(0);
 	if (child < 0)
 		return child;
-	waitpid((pid_t)child, NULL, 0);
+	wait_for(child);
 	return m.error < 0 ? m.error : m.fd;
 }
 
@@ -554,10 +368,10 @@ static long nsrun_spawn_as(int uid, int gid, const unsigned *groups, int n, int 
 		setsid();
 		if (dup2(null, 0) < 0 || dup2(null, 2) < 0 || dup2(out, 1) < 0)
 			_exit(125);
-		if (nsrun_become(uid, gid, groups, n) < 0 || least_limits(1 << 30, 256) < 0 || lower_limit(L_CPU, (struct limit){60, 60}) < 0)
+		if (nsrun_become(uid, gid, groups, n) < 0 || least_limits(1 << 30, 256) < 0 || lower_limit(RLIMIT_CPU, (struct limit){60, 60}) < 0)
 			_exit(125);
-		syscall(SYS_execve, argv[0], argv, envp);
-		_exit(125);
+		CALL(execve, argv[0], argv, envp, 0, 0);
+		quit(125);
 	}
 	close(null);
 	return pid < 0 ? -EAGAIN : pid;
@@ -594,22 +408,22 @@ static long nsrun_enter_netns(int fd)
 
 static long nsrun_pidfd_open(int pid)
 {
-	return result(syscall(SYS_pidfd_open, pid, 0));
+	return CALL(pidfd_open, pid, 0, 0, 0, 0);
 }
 
 static long nsrun_pidfd_send_signal(int fd, int sig)
 {
-	return result(syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0));
+	return CALL(pidfd_send_signal, fd, sig, NULL, 0, 0);
 }
 
 static long nsrun_fsopen(const char *type)
 {
-	return result(syscall(SYS_fsopen, type, 1 /* FSOPEN_CLOEXEC */));
+	return CALL(fsopen, type, FSOPEN_CLOEXEC, 0, 0, 0);
 }
 
 static long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *value)
 {
-	return result(syscall(SYS_fsconfig, fd, cmd, key, value, 0));
+	return CALL(fsconfig, fd, cmd, key, value, 0);
 }
 
 /*
@@ -642,7 +456,7 @@ static long nsrun_fsconfig_in(int dir, int mnt, int fd, unsigned cmd, const char
 
 static long nsrun_fsmount(int fd, unsigned attrs)
 {
-	return result(syscall(SYS_fsmount, fd, 1 /* FSMOUNT_CLOEXEC */, attrs));
+	return CALL(fsmount, fd, FSMOUNT_CLOEXEC, attrs, 0, 0);
 }
 
 struct apart {
@@ -657,9 +471,9 @@ static int attach_apart(void *arg)
 
 	a->error = result(unshare(CLONE_NEWNS));
 	if (a->error >= 0)
-		a->error = result(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+		a->error = CALL(mount, NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
 	for (int i = 0; i < a->n && a->error >= 0; i++)
-		a->error = result(syscall(SYS_move_mount, a->trees[i], "", AT_FDCWD, "/sys", 4 /* MOVE_MOUNT_F_EMPTY_PATH */));
+		a->error = CALL(move_mount, a->trees[i], "", AT_FDCWD, "/sys", MOVE_MOUNT_F_EMPTY_PATH);
 	if (a->error >= 0) {
 		a->fd = open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC);
 		a->error = a->fd < 0 ? -errno : 0;
@@ -678,19 +492,19 @@ static long nsrun_attach_apart(const int *trees, int n)
 
 	if (child < 0)
 		return child;
-	waitpid((pid_t)child, NULL, 0);
+	wait_for(child);
 	return a.error < 0 ? a.error : a.fd;
 }
 
 static long nsrun_open_tree(int dir, const char *path, unsigned flags)
 {
-	return result(syscall(SYS_open_tree, dir, path, flags));
+	return CALL(open_tree, dir, path, flags, 0, 0);
 }
 
 static long nsrun_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t propagation, int userns)
 {
-	uint64_t attr[4] = {set, clear, propagation, userns >= 0 ? (uint64_t)userns : 0}; /* struct mount_attr */
-	return result(syscall(SYS_mount_setattr, fd, "", flags | AT_EMPTY_PATH, attr, sizeof attr));
+	struct mount_attr attr = {set, clear, propagation, userns >= 0 ? (unsigned)userns : 0};
+	return CALL(mount_setattr, fd, "", flags | AT_EMPTY_PATH, &attr, sizeof attr);
 }
 
 static long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t resolve)
@@ -700,7 +514,7 @@ static long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t re
 
 	/* EAGAIN: something was renamed or mounted meanwhile, somewhere; the kernel asks to try again (sys.h, open_how) */
 	for (int tries = 0; tries < 1000 && r == -EAGAIN; tries++)
-		r = result(syscall(SYS_openat2, dir, path, &how, sizeof how));
+		r = CALL(openat2, dir, path, &how, sizeof how, 0);
 	return r;
 }
 
@@ -716,7 +530,7 @@ static long nsrun_fs_magic(int fd)
  */
 static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, int program)
 {
-	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | (program ? 0x10U /* MFD_EXEC */ : 8U /* MFD_NOEXEC_SEAL */));
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | (program ? MFD_EXEC : MFD_NOEXEC_SEAL));
 	const int seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 
 	if (fd < 0 && errno == EINVAL)
@@ -732,7 +546,7 @@ static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, 
 		}
 		at += (size_t)n;
 	}
-	if (fcntl(fd, F_ADD_SEALS, seals | 0x20 /* F_SEAL_EXEC */) < 0 && fcntl(fd, F_ADD_SEALS, seals) < 0) {
+	if (fcntl(fd, F_ADD_SEALS, seals | F_SEAL_EXEC) < 0 && fcntl(fd, F_ADD_SEALS, seals) < 0) {
 		long r = -errno;
 		close(fd);
 		return r;
@@ -764,5 +578,5 @@ static long nsrun_channel(int *two)
 
 static long nsrun_replace_process(int program, char **argv, char **envp)
 {
-	return result(syscall(SYS_execveat, program, "", argv, envp, AT_EMPTY_PATH));
+	return CALL(execveat, program, "", argv, envp, AT_EMPTY_PATH);
 }

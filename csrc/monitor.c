@@ -27,21 +27,15 @@
  * takes some; a signal, or a stop, ends that wait.  A reader that has gone is passed on as in any pipeline: the read end of
  * the member's pipe is closed, so that it gets SIGPIPE.
  *
- * Attach speaks packets whose first byte is the kind.  To the client: 'o' and 'e' output, 'x' the exit
- * status in decimal, 'f' there are N_CLIENTS already.  From it: 'i' input, 'c' end of input, 'w' a struct winsize.
+ * Attach speaks packets whose first byte is the kind: enum attach_packet of protocol.h.
  */
+#include "protocol.h"
 #include "sys.h"
 
 #include <asm/ioctls.h>
-#include <asm/signal.h>
+#include <asm/siginfo.h>
 #include <asm/termbits.h>
-#include <linux/fcntl.h>
-#include <linux/poll.h>
 #include <linux/signalfd.h>
-#include <linux/mman.h>
-#include <linux/stat.h>
-#include <linux/time.h>
-#include <linux/wait.h>
 
 #define N_CLIENTS 4
 #define BUF       4096
@@ -51,26 +45,13 @@
 #define RECENT    10000 /* ms: a signal that came so long before the end of the member meant that end */
 #define GRACE     500  /* ms without progress after which a reader is left alone, once somebody asked for the end */
 
-struct iov {
-	const void *base;
-	size_t len;
-};
-struct message { /* struct msghdr */
-	void *name;
-	unsigned name_len;
-	struct iov *iov;
-	size_t n_iov;
-	void *control;
-	size_t control_len;
-	int flags;
-};
 struct winsize_ {
 	unsigned short row, col, x, y;
 };
 
 static int pidfd = -1, out = -1, err = -1, in = -1, tty = -1, dir = -1, cgroup = -1, parent = -1;
 static int signals = -1, listener = -1, go = -1, status_fd = -1, lead = -1, follow = -1, held = -1, data = -1, foreground, use_stdin, log_fd = -1, mnt = -1;
-static long log_cap = 16 << 20, log_size, delay;
+static long log_cap = LOG_CAP, log_size, delay;
 static const char *cgroup_name;
 static char **program;
 static int client[N_CLIENTS] = {-1, -1, -1, -1};
@@ -88,7 +69,7 @@ static int raw;
 static char *put_time(char *p)
 {
 	struct timespec ts;
-	SYS2(clock_gettime, 0 /* CLOCK_REALTIME */, &ts);
+	SYS2(clock_gettime, CLOCK_REALTIME, &ts);
 	/* days since 1970 to a civil date, Gregorian, years from March */
 	long day = ts.tv_sec / 86400, sec = ts.tv_sec % 86400;
 	long era = (day + 719468) / 146097, doe = (day + 719468) % 146097;
@@ -115,7 +96,7 @@ static char *put_time(char *p)
 static void open_log(void)
 {
 	log_fd = (int)SYS4(openat, dir, "log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
-	log_size = log_fd >= 0 ? SYS3(lseek, log_fd, 0, 2 /* SEEK_END */) : 0;
+	log_size = log_fd >= 0 ? SYS3(lseek, log_fd, 0, SEEK_END) : 0;
 }
 
 static void write_log(const char *stream, const char *text, size_t n)
@@ -200,7 +181,7 @@ static void open_sink(struct sink *s, int fd)
 	s->fd = own >= 0 ? (int)own : fd;
 	s->socket = kind == S_IFSOCK;
 	s->wait = own < 0 && own != -EBADF && (kind == S_IFIFO || kind == S_IFCHR);
-	s->most = !s->wait ? 1 << 16 : kind == S_IFIFO ? 4096 /* PIPE_BUF */ : 1;
+	s->most = !s->wait ? 1 << 16 : kind == S_IFIFO ? PIPE_BUF : 1;
 	s->bytes = s->first;
 	s->room = sizeof s->first;
 }
@@ -221,7 +202,7 @@ static void push(struct sink *s)
 		if (s->wait && !is_ready(s->fd, POLLOUT))
 			return;
 		if (s->socket)
-			r = SYS(sendto, s->fd, s->bytes + s->at, n, 0x4040 /* MSG_DONTWAIT|MSG_NOSIGNAL */, 0, 0);
+			r = SYS(sendto, s->fd, s->bytes + s->at, n, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
 		else
 			r = SYS3(write, s->fd, s->bytes + s->at, n);
 		if (r == -EINTR)
@@ -255,9 +236,9 @@ static void keep(struct sink *s, const char *text, size_t n)
 	}
 	if (want > s->room) {
 		size_t room = (2 * want + BUF - 1) / BUF * BUF;
-		long more = s->mapped ? SYS4(mremap, s->bytes, s->mapped, room, 1 /* MREMAP_MAYMOVE */)
-		                      : SYS(mmap, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		if (more < 0 && more > -4096) {
+		long more = s->mapped ? SYS4(mremap, s->bytes, s->mapped, room, MREMAP_MAYMOVE)
+		                      : (long)map_memory(room);
+		if (!more || (more < 0 && more > -4096)) {
 			unwritten = ENOMEM;
 			return;
 		}
@@ -280,7 +261,7 @@ static void drop(int i)
 static long now_ms(void)
 {
 	struct timespec ts;
-	SYS2(clock_gettime, 1 /* CLOCK_MONOTONIC */, &ts);
+	SYS2(clock_gettime, CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000 + 1;
 }
 
@@ -292,7 +273,7 @@ static void tell_clients(char kind, const char *text, size_t n)
 
 	for (int i = 0; i < N_CLIENTS; i++)
 		if (client[i] >= 0 && behind[i] != GONE) {
-			if (SYS3(sendmsg, client[i], &message, 0x4040 /* MSG_DONTWAIT|MSG_NOSIGNAL */) < 0)
+			if (SYS3(sendmsg, client[i], &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 				behind[i] = GONE; /* what it sent before is read still */
 			else if (!is_ready(client[i], POLLOUT))
 				behind[i] = now_ms();
@@ -375,6 +356,7 @@ static void end_input(void)
 
 static void greet(void)
 {
+	static const char full = ATTACH_FULL;
 	long fd = SYS4(accept4, listener, NULL, NULL, O_CLOEXEC);
 	if (fd < 0)
 		return;
@@ -383,7 +365,7 @@ static void greet(void)
 			client[i] = (int)fd;
 			return;
 		}
-	SYS(sendto, fd, "f", 1, 0x4040 /* MSG_DONTWAIT|MSG_NOSIGNAL */, 0, 0);
+	SYS(sendto, fd, &full, 1, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
 	SYS1(close, fd);
 }
 
@@ -395,12 +377,12 @@ static void hear(int i)
 		drop(i);
 		return;
 	}
-	if (buf[0] == 'w' && tty >= 0 && n == 1 + (long)sizeof size) {
+	if (buf[0] == ATTACH_SIZE && tty >= 0 && n == 1 + (long)sizeof size) {
 		memcpy(&size, buf + 1, sizeof size);
 		SYS3(ioctl, tty, TIOCSWINSZ, &size);
-	} else if (buf[0] == 'c') {
+	} else if (buf[0] == ATTACH_CLOSE) {
 		end_input();
-	} else if (buf[0] == 'i' && n > 1) {
+	} else if (buf[0] == ATTACH_INPUT && n > 1) {
 		memcpy(pending, buf + 1, (size_t)n - 1);
 		pending_len = (size_t)n - 1;
 		push_input();
@@ -445,39 +427,23 @@ static void make_raw(void)
  */
 static sigbits passed_signals(void)
 {
-	struct {
-		void *handler;
-		unsigned long flags;
-		void *restorer;
-		sigbits mask;
-	} action;
+	struct action action;
 	sigbits passed = ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP) | SIGBIT(SIGTSTP) | SIGBIT(SIGTTIN) | SIGBIT(SIGTTOU) | SIGBIT(SIGCONT) |
 	                   SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(SIGFPE) | SIGBIT(SIGILL) | SIGBIT(SIGTRAP) | SIGBIT(SIGSYS) |
 	                   SIGBIT(SIGCHLD) | SIGBIT(SIGPIPE) | SIGBIT(SIGXFSZ));
 
 	for (int sig = 1; sig <= 64; sig++)
-		if (sig != SIGWINCH && SYS4(rt_sigaction, sig, NULL, &action, sizeof(sigbits)) == 0 && action.handler == (void *)1 /* SIG_IGN */)
+		if (sig != SIGWINCH && SYS4(rt_sigaction, sig, NULL, &action, sizeof(sigbits)) == 0 && action.handler == SIG_IGN)
 			passed &= ~SIGBIT(sig);
 	return passed;
-}
-
-static void ignore(int sig)
-{
-	struct {
-		void *handler;
-		unsigned long flags;
-		void *restorer;
-		sigbits mask;
-	} action = {.handler = (void *)1 /* SIG_IGN */};
-	SYS4(rt_sigaction, sig, &action, NULL, sizeof(sigbits));
 }
 
 static void watch_signals(void)
 {
 	const sigbits passed = passed_signals();
 
-	ignore(SIGPIPE), ignore(SIGXFSZ), ignore(SIGTTOU);
-	sys_sigmask(SIG_SETMASK_, passed);
+	set_action(SIGPIPE, SIG_IGN), set_action(SIGXFSZ, SIG_IGN), set_action(SIGTTOU, SIG_IGN);
+	sys_sigmask(SIG_SETMASK, passed);
 	signals = (int)SYS4(signalfd4, -1, &passed, sizeof passed, O_CLOEXEC | O_NONBLOCK);
 }
 
@@ -498,15 +464,15 @@ static sigbits take_signal(int to)
 static int committed(void)
 {
 	struct {
-		size_t len;
-		int level, type, fd, pad;
+		struct control head;
+		int fd, pad;
 	} rights = {0};
 	struct iov v = {buf, 1};
 	struct message message = {.iov = &v, .n_iov = 1, .control = &rights, .control_len = sizeof rights};
 
-	if (SYS3(recvmsg, go, &message, 0x40000000 /* MSG_CMSG_CLOEXEC */) != 1)
+	if (SYS3(recvmsg, go, &message, MSG_CMSG_CLOEXEC) != 1)
 		return 0;
-	if (rights.level == 1 /* SOL_SOCKET */ && rights.type == 1 /* SCM_RIGHTS */)
+	if (rights.head.level == SOL_SOCKET && rights.head.type == SCM_RIGHTS)
 		mnt = rights.fd;
 	return 1;
 }
@@ -569,20 +535,17 @@ static int wait_status(void)
 static int reap(void)
 {
 	struct timespec pause = {0, 5000000};
-	char info[128] = {0}; /* siginfo_t: si_code at 8, si_status at 24 */
-	int code = 0, value;
-	for (int i = 0; i < 200 && !code; i++) {
+	siginfo_t info = {0};
+	for (int i = 0; i < 200 && !info.si_code; i++) {
 		if (i)
 			SYS2(nanosleep, &pause, NULL);
-		SYS5(waitid, 3 /* P_PIDFD */, pidfd, info, WEXITED | 1 /* WNOHANG */, NULL);
-		memcpy(&code, info + 8, 4);
+		SYS5(waitid, P_PIDFD, pidfd, &info, WEXITED | WNOHANG, NULL);
 	}
-	memcpy(&value, info + 24, 4);
-	if (!code) {
-		value = wait_status();
+	if (!info.si_code) {
+		int value = wait_status();
 		return value & 127 ? 128 + (value & 127) : value >> 8 & 255;
 	}
-	return code == 1 /* CLD_EXITED */ ? value : 128 + value;
+	return info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
 }
 
 static long inode_of(const char *directory, long number, const char *file)
@@ -662,7 +625,7 @@ static void remove_cgroup(void)
 	if (parent < 0)
 		return;
 	for (int i = 0; i < 250; i++) {
-		if (SYS3(unlinkat, parent, cgroup_name, 0x200 /* AT_REMOVEDIR */) != -EBUSY)
+		if (SYS3(unlinkat, parent, cgroup_name, AT_REMOVEDIR) != -EBUSY)
 			return;
 		SYS2(nanosleep, &pause, NULL);
 	}
@@ -690,7 +653,7 @@ static void record(int code, int oom)
 				SYS5(renameat2, dir, "exit.tmp", dir, "exit", 0);
 		}
 	}
-	tell_clients('x', line, (size_t)(p - line));
+	tell_clients(ATTACH_EXIT, line, (size_t)(p - line));
 	if (status_fd >= 0) {
 		char text[64], *q = put_str(text, "{\"event\": \"exited\", \"exit_code\": ");
 		q = put_str(put_num(q, (unsigned long)code, 1), "}\n");
@@ -772,7 +735,7 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 		memcpy(argv, program, sizeof(char *) * (size_t)n);
 		argv[n] = text;
 		argv[n + 1] = NULL;
-		SYS3(close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */);
+		SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
 		SYS3(fcntl, lead, F_SETFD, 0); /* what follows is waited for, too */
 		SYS3(fcntl, held, F_SETFD, 0); /* closing them would end the locks */
 		SYS3(fcntl, data, F_SETFD, 0);
@@ -820,7 +783,7 @@ int main(int argc, char **argv, char **envp)
 		say("nsrun-monitor: started by nsrun, not by hand (see nsrun explain join)\n");
 		return 2;
 	}
-	SYS5(prctl, 15 /* PR_SET_NAME */, follow >= 0 ? "nsrun-follow" : "nsrun-monitor", 0, 0, 0);
+	SYS5(prctl, PR_SET_NAME, follow >= 0 ? "nsrun-follow" : "nsrun-monitor", 0, 0, 0);
 	watch_signals();
 	if (follow >= 0)
 		return follow_monitor();
@@ -836,7 +799,7 @@ int main(int argc, char **argv, char **envp)
 	}
 	for (int i = 0; i < 4; i++)
 		SYS3(fcntl, ((int[]){in, out, err, tty})[i], F_SETFL, O_NONBLOCK);
-	SYS2(clock_gettime, 1 /* CLOCK_MONOTONIC */, &start);
+	SYS2(clock_gettime, CLOCK_MONOTONIC, &start);
 
 	for (;;) {
 		struct pollfd p[12 + N_CLIENTS];
@@ -898,11 +861,11 @@ int main(int argc, char **argv, char **envp)
 			if (p[i_sink + i].revents)
 				push(&sinks[i]);
 		if (out >= 0 && (p[i_out].revents || sinks[0].reader_gone || (dead && room[0])))
-			relay(&out, &sinks[0], 'o', "stdout", &left[0]);
+			relay(&out, &sinks[0], ATTACH_OUT, "stdout", &left[0]);
 		if (err >= 0 && (p[i_err].revents || sinks[1].reader_gone || (dead && room[1])))
-			relay(&err, &sinks[1], 'e', "stderr", &left[1]);
+			relay(&err, &sinks[1], ATTACH_ERR, "stderr", &left[1]);
 		if (tty >= 0 && room[0] && (p[i_tty].revents & (POLLIN | POLLHUP) || sinks[0].reader_gone || dead))
-			relay(&tty, &sinks[0], 'o', "stdout", &left[2]);
+			relay(&tty, &sinks[0], ATTACH_OUT, "stdout", &left[2]);
 		else if (p[i_tty].revents & POLLHUP)
 			pending_len = 0; /* nobody has it open any more, so nobody reads what was typed */
 		if (!dead && (p[i_in].revents || p[i_tty].revents & POLLOUT))
@@ -946,6 +909,6 @@ int main(int argc, char **argv, char **envp)
 
 	if (oom && foreground && is_ready(2, POLLOUT))
 		say("nsrun: the member was killed for memory: its limit, the pod's or the machine's (nsrun stats shows them)\n");
-	SYS2(clock_gettime, 1, &end);
+	SYS2(clock_gettime, CLOCK_MONOTONIC, &end);
 	finish(code, envp, end.tv_sec - start.tv_sec);
 }

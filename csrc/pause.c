@@ -7,11 +7,8 @@
  * Everything dangerous has happened before: nsrun-init gave it an empty read-only root, uid 65535,
  * no capabilities, and only the descriptors that it is meant to hold.  See pid_namespaces(7).
  */
+#include "protocol.h"
 #include "sys.h"
-
-#include <asm/signal.h>
-#include <linux/prctl.h>
-#include <linux/wait.h>
 
 int main(int argc, char **argv, char **envp)
 {
@@ -30,7 +27,7 @@ int main(int argc, char **argv, char **envp)
 	}
 
 	/* Block before anything else: a SIGTERM that reaches PID 1 before it listens is lost for good. */
-	sys_sigmask(SIG_BLOCK_, wanted);
+	sys_sigmask(SIG_BLOCK, wanted);
 	/* Members that are uid 0 must not read our descriptors through /proc/1/fd. */
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 	/* Executed from a memfd, the name would be a descriptor's number. */
@@ -41,7 +38,8 @@ int main(int argc, char **argv, char **envp)
 	for (int fd = 0; fd < 3; fd++)
 		SYS1(close, fd);
 	if (ready > 2) {
-		SYS3(write, ready, "R", 1);
+		static const char byte = PAUSE_READY;
+		SYS3(write, ready, &byte, 1);
 		SYS1(close, ready);
 	}
 

@@ -13,20 +13,29 @@
 
 #include <asm/unistd.h>
 #include <linux/capability.h>
+#include <linux/ioprio.h>
 #include <linux/keyctl.h>
+#include <linux/prctl.h>
+#include <linux/sched.h>
 #include <stddef.h>
 #include <stdint.h>
 
+/*
+ * One system call, which gives a value or -errno.  In kernel.c it goes through libc's syscall(2), never through libc's
+ * wrapper of the call: those of ids go to all threads of a process.
+ */
 #ifdef NSRUN_SYS_H
-#define CALL(name, a, b, c, d, e) SYS(name, a, b, c, d, e, 0)
+#define CALL6 SYS
 #else
-static long call(long number, long a, long b, long c, long d, long e)
+static long call(long number, long a, long b, long c, long d, long e, long f)
 {
-	long r = syscall(number, a, b, c, d, e);
+	long r = syscall(number, a, b, c, d, e, f);
 	return r < 0 ? -errno : r;
 }
-#define CALL(name, a, b, c, d, e) call(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e))
+#define CALL6(name, a, b, c, d, e, f) \
+	call(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 #endif
+#define CALL(name, a, b, c, d, e) CALL6(name, a, b, c, d, e, 0)
 
 #define MUST(expression)                 \
 	do {                                 \
@@ -35,11 +44,16 @@ static long call(long number, long a, long b, long c, long d, long e)
 			return must_;                \
 	} while (0)
 
-#define N_LIMITS 16 /* RLIM_NLIMITS */
-struct limit {
+/* Without a way back: what may not go on ends here. */
+static inline __attribute__((noreturn)) void quit(int code)
+{
+	for (;;)
+		CALL(exit_group, code, 0, 0, 0, 0);
+}
+
+struct limit { /* struct rlimit64 */
 	uint64_t soft, hard;
 };
-enum { L_CPU, L_FSIZE, L_DATA, L_STACK, L_CORE, L_RSS, L_NPROC, L_NOFILE, L_MEMLOCK, L_AS, L_LOCKS, L_SIGPENDING, L_MSGQUEUE, L_NICE, L_RTPRIO, L_RTTIME };
 
 /*
  * A session keyring of its own, with nothing in it: keys are found through the session keyring alone, because the
@@ -80,14 +94,14 @@ struct schedule { /* struct sched_attr, as of its first version */
 /* SCHED_OTHER, SCHED_BATCH and SCHED_IDLE: those that need no privilege. */
 static inline int is_plain(uint32_t policy)
 {
-	return policy == 0 || policy == 3 || policy == 5;
+	return policy == SCHED_NORMAL || policy == SCHED_BATCH || policy == SCHED_IDLE;
 }
 
 static inline long oom_score(const char *path, long *value)
 {
 	char text[16] = {0};
 	int at = 0;
-	long n, fd = CALL(openat, -100 /* AT_FDCWD */, path, 02000000 /* O_CLOEXEC */, 0, 0);
+	long n, fd = CALL(openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, 0);
 
 	MUST(fd);
 	n = CALL(read, fd, text, sizeof text - 1, 0, 0);
@@ -107,7 +121,7 @@ static inline long set_oom_score(long value)
 {
 	char text[8];
 	int n = 0, digits = value > 999 ? 4 : value > 99 ? 3 : value > 9 ? 2 : 1;
-	long r, fd = CALL(openat, -100, "/proc/self/oom_score_adj", 02000001 /* O_WRONLY|O_CLOEXEC */, 0, 0);
+	long r, fd = CALL(openat, AT_FDCWD, "/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC, 0, 0);
 
 	MUST(fd);
 	for (n = digits; n--; value /= 10)
@@ -135,16 +149,16 @@ static inline long plain_priorities(int reset)
 		if (r < 0 && high)
 			return r;
 	}
-	if (reset || CALL(ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0, 0, 0, 0) >> 13 == 1 /* IOPRIO_CLASS_RT */)
-		CALL(ioprio_set, 1, 0, 0, 0, 0);
+	if (reset || CALL(ioprio_get, IOPRIO_WHO_PROCESS, 0, 0, 0, 0) >> IOPRIO_CLASS_SHIFT == IOPRIO_CLASS_RT)
+		CALL(ioprio_set, IOPRIO_WHO_PROCESS, 0, 0, 0, 0);
 	MUST(oom_score("/proc/self/oom_score_adj", &score));
 	if (score < 0 || (reset && score)) {
 		long r = set_oom_score(0);
 		if (r < 0 && score < 0)
 			return r;
 	}
-	MUST(lower_limit(L_NICE, (struct limit){0}));
-	return lower_limit(L_RTPRIO, (struct limit){0});
+	MUST(lower_limit(RLIMIT_NICE, (struct limit){0}));
+	return lower_limit(RLIMIT_RTPRIO, (struct limit){0});
 }
 
 /*
@@ -156,20 +170,20 @@ static inline long least_limits(uint64_t memory, uint64_t files)
 	const struct limit none = {0}, one = {1, 1}, few = {16, 16}, size = {1 << 20, 1 << 20}, space = {memory, memory}, open = {files, files};
 	const struct limit stack = {memory >> 6, memory >> 6};
 
-	MUST(lower_limit(L_FSIZE, size));
-	MUST(lower_limit(L_DATA, space));
-	MUST(lower_limit(L_STACK, stack));
-	MUST(lower_limit(L_CORE, none));
-	MUST(lower_limit(L_RSS, space));
-	MUST(lower_limit(L_NPROC, one));
-	MUST(lower_limit(L_NOFILE, open));
-	MUST(lower_limit(L_MEMLOCK, none));
-	MUST(lower_limit(L_AS, space));
-	MUST(lower_limit(L_LOCKS, few));
-	MUST(lower_limit(L_SIGPENDING, few));
-	MUST(lower_limit(L_MSGQUEUE, none));
-	MUST(lower_limit(L_NICE, none));
-	return lower_limit(L_RTPRIO, none);
+	MUST(lower_limit(RLIMIT_FSIZE, size));
+	MUST(lower_limit(RLIMIT_DATA, space));
+	MUST(lower_limit(RLIMIT_STACK, stack));
+	MUST(lower_limit(RLIMIT_CORE, none));
+	MUST(lower_limit(RLIMIT_RSS, space));
+	MUST(lower_limit(RLIMIT_NPROC, one));
+	MUST(lower_limit(RLIMIT_NOFILE, open));
+	MUST(lower_limit(RLIMIT_MEMLOCK, none));
+	MUST(lower_limit(RLIMIT_AS, space));
+	MUST(lower_limit(RLIMIT_LOCKS, few));
+	MUST(lower_limit(RLIMIT_SIGPENDING, few));
+	MUST(lower_limit(RLIMIT_MSGQUEUE, none));
+	MUST(lower_limit(RLIMIT_NICE, none));
+	return lower_limit(RLIMIT_RTPRIO, none);
 }
 
 /*
@@ -182,19 +196,19 @@ static inline long become_user(long uid, long gid, long saved, const uint32_t *g
 	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct no[2] = {{0}};
 
-	CALL(prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+	CALL(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 	MUST(own_keyring());
 	MUST(plain_priorities(0));
-	if (CALL(prctl, 27 /* PR_GET_SECUREBITS */, 0, 0, 0, 0) != 0)
-		MUST(CALL(prctl, 28 /* PR_SET_SECUREBITS */, 0, 0, 0, 0));
+	if (CALL(prctl, PR_GET_SECUREBITS, 0, 0, 0, 0) != 0)
+		MUST(CALL(prctl, PR_SET_SECUREBITS, 0, 0, 0, 0));
 	CALL(personality, 0, 0, 0, 0, 0);
 	CALL(umask, 022, 0, 0, 0, 0);
-	CALL(prctl, 47 /* PR_CAP_AMBIENT */, 4 /* PR_CAP_AMBIENT_CLEAR_ALL */, 0, 0, 0);
+	CALL(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 	MUST(CALL(setgroups, n, groups, 0, 0, 0));
 	MUST(CALL(setresgid, gid, gid, saved, 0, 0));
 	MUST(CALL(setresuid, uid, uid, uid, 0, 0));
 	MUST(CALL(capset, &head, no, 0, 0, 0));
-	return CALL(prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+	return CALL(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 }
 
 #endif

@@ -5,16 +5,68 @@
  * text and one of stack, nothing can be loaded after a namespace was entered (no NSS, no locale, no
  * LD_*), and every function below is one system call that returns what the kernel returned: a value,
  * or -errno.  x86-64 and aarch64.
+ *
+ * Constants and structures come from the kernel's own headers, which are included here for all programs; those that only
+ * a C library has stand here, each once.
  */
 #ifndef NSRUN_SYS_H
 #define NSRUN_SYS_H
 
+#include <asm/signal.h>
+#include <asm/socket.h>
 #include <asm/unistd.h>
+#include <linux/capability.h>
+#include <linux/close_range.h>
 #include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/limits.h>
+#include <linux/mman.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/poll.h>
+#include <linux/prctl.h>
+#include <linux/resource.h>
+#include <linux/sched.h>
+#include <linux/stat.h>
+#include <linux/time.h>
 #include <linux/types.h>
-#include <stdarg.h>
+#include <linux/wait.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#define MNT_DETACH       2
+#define AF_INET          2
+#define SOCK_DGRAM       2
+#define SOCK_CLOEXEC     O_CLOEXEC
+#define SCM_RIGHTS       1
+#define MSG_DONTWAIT     0x40
+#define MSG_NOSIGNAL     0x4000
+#define MSG_CMSG_CLOEXEC 0x40000000
+#define IFF_UP           1
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77 /* Linux 6.5 */
+#endif
+#ifndef SEEK_END
+#define SEEK_END 2
+#endif
+
+struct iov { /* struct iovec */
+	const void *base;
+	size_t len;
+};
+struct message { /* struct msghdr */
+	void *name;
+	unsigned name_len;
+	struct iov *iov;
+	size_t n_iov;
+	void *control;
+	size_t control_len;
+	unsigned flags;
+};
+struct control { /* struct cmsghdr; what it says follows */
+	size_t len;
+	int level, type;
+};
 
 #ifndef NSRUN_VERSION
 #define NSRUN_VERSION "dev"
@@ -58,6 +110,11 @@ __asm__(".globl _start\n_start:\n\tmov x29,#0\n\tmov x0,sp\n\tand sp,x0,#-16\n\t
 #define SYS5(name, a, b, c, d, e) SYS(name, a, b, c, d, e, 0)
 
 int main(int argc, char **argv, char **envp);
+void start_c(long *sp);
+void *memcpy(void *d, const void *s, size_t n);
+void *memset(void *d, int c, size_t n);
+void *memmove(void *d, const void *s, size_t n);
+int memcmp(const void *a, const void *b, size_t n);
 
 static inline __attribute__((noreturn)) void sys_exit(int code)
 {
@@ -167,11 +224,17 @@ static inline char *put_str(char *p, const char *s)
 	return p;
 }
 
+/* Fresh memory; NULL: there is none. */
+static inline void *map_memory(size_t size)
+{
+	long p = SYS(mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return p < 0 && p > -4096 ? NULL : (void *)p;
+}
+
 /* Memory for n pointers and the NULL after them, for good; NULL: there is none. */
 static inline const char **pointers(size_t n)
 {
-	long p = SYS(mmap, 0, (n + 1) * sizeof(char *), 3 /* PROT_READ|PROT_WRITE */, 0x22 /* MAP_PRIVATE|MAP_ANONYMOUS */, -1, 0);
-	return p < 0 && p > -4096 ? NULL : (const char **)p;
+	return map_memory((n + 1) * sizeof(char *));
 }
 
 static inline void say(const char *text)
@@ -197,8 +260,19 @@ static inline long open_how(int dir, const char *path, void *how, size_t size)
 /* signal sets: the kernel's are 64 bits wide, signal n is bit n-1 */
 typedef uint64_t sigbits;
 #define SIGBIT(n) (1UL << ((n) - 1))
-#define SIG_BLOCK_   0
-#define SIG_SETMASK_ 2
+
+struct action { /* struct sigaction, as rt_sigaction(2) has it; the handler is SIG_DFL or SIG_IGN here */
+	__sighandler_t handler;
+	unsigned long flags;
+	void *restorer;
+	sigbits mask;
+};
+
+static inline void set_action(int sig, __sighandler_t handler)
+{
+	struct action a = {.handler = handler};
+	SYS4(rt_sigaction, sig, &a, NULL, sizeof(sigbits));
+}
 
 static inline long sys_sigmask(int how, sigbits set)
 {
@@ -208,14 +282,8 @@ static inline long sys_sigmask(int how, sigbits set)
 /* A caught or ignored signal of the caller must not become the member's: reset all. */
 static inline void default_signals(void)
 {
-	struct {
-		void *handler;
-		unsigned long flags;
-		void *restorer;
-		sigbits mask;
-	} dfl = {0};
 	for (int sig = 1; sig <= 64; sig++)
-		SYS4(rt_sigaction, sig, &dfl, NULL, sizeof(sigbits));
+		set_action(sig, SIG_DFL);
 }
 
 #endif

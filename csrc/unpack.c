@@ -14,20 +14,8 @@
  * pivoted into the directory (so no path, `..` or link leads out of it), kept five capabilities (owner and
  * mode of any file; no device, no mount, no signal), limited itself, and closed the door by seccomp: some
  * twenty system calls on files are left.  Parents are resolved by the kernel inside the root (openat2); the
- * last component is never followed: what is there is unlinked first.  Then it only reports:
- *
- *   'I' PATH   a directory that no entry made (yet): its attributes are the lower layer's
- *   'H' PATH   such a directory in place of a whiteout: what lies beneath stays hidden
- *   'X' PATH   an entry made it after all
- *   'W' PATH   a whiteout stands here
- *   'O' PATH   this directory hides the lower one
- *   'D' PATH   it does, because of a whiteout of its name
- *   'S' PATH   a device node, left out; of the first MAX_TOLD
- *   'F' PATH   list: a file, with offset and size; 'L' PATH LINK: a link
- *   'N' PATH   can't go on without the layers beneath (a link through, or to, something of theirs)
- *   'E' PATH   an error, with errno and text
- *   'C'        before K and N: the entries, bytes and bytes of records that this run was charged
- *   'K'        the end: regular files that are there, and bytes in them
+ * last component is never followed: what is there is unlinked first.  Then it only reports, in the records that protocol.h
+ * has as enum unpack_says.
  *
  * Budgets.  What a layer costs is charged where it is spent, by charge(), to one account that all writers of all images
  * of a load share.  An entry is whatever takes an inode: one that is read, a parent that is implied, and, on an overlay, every
@@ -35,30 +23,15 @@
  * overlay, of a lower file that is copied up to be linked.  Depth is where a directory really is, by whatever links
  * it was reached.
  */
+#include "protocol.h"
 #include "sys.h"
 #include "tar.h"
 
 #include <linux/audit.h>
-#include <linux/capability.h>
-#include <linux/close_range.h>
-#include <linux/fcntl.h>
 #include <linux/filter.h>
-#include <linux/mman.h>
-#include <linux/mount.h>
-#include <linux/openat2.h>
-#include <linux/prctl.h>
-#include <linux/resource.h>
-#include <linux/sched.h>
 #include <linux/seccomp.h>
-#include <linux/stat.h>
 
-#define AT_EMPTY_PATH 0x1000
-#define MS_REC_       16384
-#define MS_PRIVATE_   (1 << 18)
-#define MNT_DETACH_   2
-#define SIGKILL_      9
-#define ROOT          3
-#define ACCOUNT       4
+#define ROOT          UNPACK_ROOT_FD
 #define MAX_DEPTH     1024 /* that may be asked for */
 #define MAX_TOLD      100
 #define HELD          64 /* directories that are open at a time while a tree is removed */
@@ -71,9 +44,7 @@ static enum mode mode;
 static struct tar tar;
 static struct tar_entry entry;
 static uint64_t max_bytes, max_entries, max_depth, max_records; /* the budgets */
-static struct account {
-	uint64_t bytes, entries, records, following; /* the last in ns of processor time */
-} *account, charged; /* of all; of this run */
+static struct unpack_account *account, charged; /* of all; of this run */
 static struct statx_timestamp begun; /* when the root that we write to was made; 0: the file system does not tell */
 static uint64_t kept[2]; /* regular files that are there, and bytes in them, each name counted */
 static char parent_path[TAR_PATH_MAX + 1]; /* what parent_fd is open on; only while parent_fd >= 0 */
@@ -89,15 +60,9 @@ struct time_of {
 
 /* ---- reporting ---------------------------------------------------------------------------------- */
 
-struct record {
-	uint32_t kind, err;
-	uint64_t a, b;
-	uint32_t len, len2;
-};
-
-static void put(char kind, int err, uint64_t a, uint64_t b, const char *s, size_t len, const char *s2, size_t len2)
+static void put(enum unpack_says kind, int err, uint64_t a, uint64_t b, const char *s, size_t len, const char *s2, size_t len2)
 {
-	struct record r = {(uint32_t)kind, (uint32_t)err, a, b, (uint32_t)len, (uint32_t)len2};
+	struct unpack_record r = {(uint32_t)kind, (uint32_t)err, a, b, (uint32_t)len, (uint32_t)len2};
 	SYS3(write, 1, &r, sizeof r);
 	SYS3(write, 1, s, len);
 	SYS3(write, 1, s2, len2);
@@ -105,7 +70,7 @@ static void put(char kind, int err, uint64_t a, uint64_t b, const char *s, size_
 
 static __attribute__((noreturn)) void fail(int err, const char *why)
 {
-	put('E', err, charged.entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
+	put(UNPACK_FAILED, err, charged.entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
 	sys_exit(1);
 }
 
@@ -149,23 +114,23 @@ static void count(uint64_t n)
 		                     : "the layer has more entries than its budget");
 }
 
-static void note(char kind, const char *path, const char *link, int err, uint64_t a, uint64_t b)
+static void note(enum unpack_says kind, const char *path, const char *link, int err, uint64_t a, uint64_t b)
 {
-	uint64_t n = sizeof(struct record) + str_len(path) + str_len(link);
+	uint64_t n = sizeof(struct unpack_record) + str_len(path) + str_len(link);
 	if (!charge(&account->records, &charged.records, n, max_records))
 		fail(0, mode == LIST ? "the archive's list is larger than its budget"
 		                     : "too many whiteouts and implied directories");
 	put(kind, err, a, b, path, str_len(path), link, str_len(link));
 }
 
-static void tell(char kind, const char *path)
+static void tell(enum unpack_says kind, const char *path)
 {
 	note(kind, path, "", 0, 0, 0);
 }
 
 static void tell_charges(void)
 {
-	put('C', 0, charged.entries, charged.bytes, (const char *)&charged.records, sizeof charged.records, "", 0);
+	put(UNPACK_CHARGED, 0, charged.entries, charged.bytes, (const char *)&charged.records, sizeof charged.records, "", 0);
 }
 
 /* Stops here: the caller begins again, with the layers beneath in view. */
@@ -174,7 +139,7 @@ static __attribute__((noreturn)) void need_lower(const char *why)
 	if (mode != LAYER)
 		fail(0, why);
 	tell_charges();
-	put('N', 0, charged.entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
+	put(UNPACK_LOWER, 0, charged.entries, tar.offset, why, str_len(why), entry.name, str_len(entry.name));
 	sys_exit(0);
 }
 
@@ -189,11 +154,11 @@ static void must(long result, const char *what)
 static void pivot(void)
 {
 	must(SYS1(unshare, CLONE_NEWNS), "unshare(CLONE_NEWNS)");
-	must(SYS5(mount, "", "/", "", MS_REC_ | MS_PRIVATE_, ""), "mount(/, MS_PRIVATE)");
+	must(SYS5(mount, "", "/", "", MS_REC | MS_PRIVATE, ""), "mount(/, MS_PRIVATE)");
 	must(SYS5(move_mount, ROOT, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH), "move_mount");
 	must(SYS1(fchdir, ROOT), "fchdir");
 	must(SYS2(pivot_root, ".", "."), "pivot_root");
-	must(SYS2(umount2, ".", MNT_DETACH_), "umount2(MNT_DETACH)");
+	must(SYS2(umount2, ".", MNT_DETACH), "umount2(MNT_DETACH)");
 	must(SYS1(chdir, "/"), "chdir");
 }
 
@@ -335,7 +300,7 @@ static void check_depth(int fd)
 static uint64_t processor_time(void)
 {
 	struct timespec t = {0, 0};
-	SYS2(clock_gettime, 2 /* CLOCK_PROCESS_CPUTIME_ID */, &t);
+	SYS2(clock_gettime, CLOCK_PROCESS_CPUTIME_ID, &t);
 	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
@@ -511,7 +476,7 @@ static void imply(int dir, const char *name, const char *path)
 	if (r < 0)
 		fail((int)-r, "its parent can't be made");
 	if (mode == LAYER)
-		tell(hidden ? 'H' : 'I', path);
+		tell(hidden ? UNPACK_HIDING : UNPACK_IMPLIED, path);
 }
 
 /*
@@ -631,13 +596,9 @@ static void set_attributes(int fd)
 	set_xattrs(fd);
 }
 
-struct timespec_ {
-	int64_t sec, nsec;
-};
-
 static void set_time(int dir, const char *name, int64_t sec, uint32_t nsec)
 {
-	struct timespec_ ts[2] = {{sec, nsec}, {sec, nsec}};
+	struct timespec ts[2] = {{sec, nsec}, {sec, nsec}};
 	long r = SYS4(utimensat, dir, name, ts, name ? AT_SYMLINK_NOFOLLOW : 0);
 	if (r < 0)
 		fail((int)-r, "its time can't be set");
@@ -739,9 +700,9 @@ static void directory(int dir, const char *name)
 	SYS1(close, fd);
 	remember_time(clean_name);
 	if (mode == LAYER && (was || hides)) /* it may have been implied before */
-		tell('X', clean_name);
+		tell(UNPACK_MADE, clean_name);
 	if (hides)
-		tell('O', clean_name);
+		tell(UNPACK_OPAQUE, clean_name);
 }
 
 static void root_directory(void)
@@ -756,7 +717,7 @@ static void root_directory(void)
 	SYS1(close, fd);
 	remember_time("");
 	if (mode == LAYER)
-		tell('X', "");
+		tell(UNPACK_MADE, "");
 }
 
 static void symlink(int dir, const char *name)
@@ -840,11 +801,11 @@ static void hide(int dir, const char *name, char *path)
 	}
 	if (stat_at(dir, name, &st) == 0) {
 		if ((st.stx_mode & S_IFMT) == S_IFDIR)
-			tell('D', path);
+			tell(UNPACK_REPLACED, path);
 		return;
 	}
 	must(SYS4(mknodat, dir, name, S_IFCHR, 0), "mknodat(whiteout)");
-	tell('W', path);
+	tell(UNPACK_WHITEOUT, path);
 }
 
 static void opaque(const char *path)
@@ -856,7 +817,7 @@ static void opaque(const char *path)
 			SYS1(close, fd);
 		}
 	} else {
-		tell('O', path);
+		tell(UNPACK_OPAQUE, path);
 	}
 }
 
@@ -937,7 +898,7 @@ static void one(void)
 	case '6': fifo(dir, name); break;
 	default: /* a device: members have a /dev of their own, and need no other way to the hardware */
 		if (told++ < MAX_TOLD)
-			tell('S', clean_name);
+			tell(UNPACK_SKIPPED, clean_name);
 		replace(dir, name);
 		if (mode == LAYER) {
 			if (parent_fd < 0)
@@ -952,9 +913,9 @@ static void list(void)
 	count(1);
 	clean(entry.name, clean_name);
 	if (entry.type == '0' && !entry.n_extents && entry.size == tar.remaining)
-		note('F', clean_name, "", 0, entry.offset, entry.size);
+		note(UNPACK_FILE, clean_name, "", 0, entry.offset, entry.size);
 	else if (entry.type == '1' || entry.type == '2')
-		note('L', clean_name, entry.link, entry.type, 0, 0);
+		note(UNPACK_LINK, clean_name, entry.link, entry.type, 0, 0);
 }
 
 /* ---- main --------------------------------------------------------------------------------------- */
@@ -1001,12 +962,12 @@ int main(int argc, char **argv, char **envp)
 	max_records = (uint64_t)str_num(argv[5], 0);
 	if (mode > LIST || max_depth > MAX_DEPTH)
 		return 2;
-	SYS5(prctl, PR_SET_PDEATHSIG, SIGKILL_, 0, 0, 0);
+	SYS5(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 	SYS1(umask, 0);
 	tar.fill = fill;
 	tar.skip = mode == LIST ? skip : NULL;
-	account = (void *)SYS(mmap, NULL, sizeof *account, PROT_READ | PROT_WRITE, MAP_SHARED, ACCOUNT, 0);
+	account = (void *)SYS(mmap, NULL, sizeof *account, PROT_READ | PROT_WRITE, MAP_SHARED, UNPACK_ACCOUNT_FD, 0);
 	if ((unsigned long)account > -4096UL)
 		fail((int)-(long)account, "mmap(account)");
 	confine();
@@ -1025,6 +986,6 @@ int main(int argc, char **argv, char **envp)
 	while (fill(NULL, tar.buffer, sizeof tar.buffer) > 0)
 		; /* what follows the end belongs to the digest, not to the tree */
 	tell_charges();
-	put('K', 0, kept[0], kept[1], "", 0, "", 0);
+	put(UNPACK_END, 0, kept[0], kept[1], "", 0, "", 0);
 	return 0;
 }

@@ -168,7 +168,7 @@ def _idmap(state: State) -> str:
     """mount_setattr with MOUNT_ATTR_IDMAP needs a user namespace; EINVAL without one shows that the call knows the flag."""
     fd = kernel.open_tree("/proc", recursive=False)
     try:
-        kernel.mount_setattr(fd, set=0x100000)
+        kernel.mount_setattr(fd, set=kernel.MOUNT_ATTR_IDMAP)
     except KernelError as error:
         if error.errno == ENOSYS:
             raise
@@ -178,20 +178,14 @@ def _idmap(state: State) -> str:
 
 
 def _pidfd() -> str:
-    fd = kernel.pidfd_open(os.getpid())
-    try:
+    with kernel.Fd(kernel.pidfd_open(os.getpid())) as fd:
         kernel.pidfd_send_signal(fd, 0)
-    finally:
-        os.close(fd)
     return "pidfd_open, pidfd_send_signal"
 
 
 def _openat2() -> str:
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    try:
+    with kernel.Fd(os.open("/", os.O_PATH | os.O_DIRECTORY)) as root:
         os.close(kernel.open_in_root(root, "/proc", os.O_PATH))
-    finally:
-        os.close(root)
     return "RESOLVE_IN_ROOT"
 
 
@@ -199,8 +193,7 @@ def _owner_table() -> str:
     """All of a pod's network but the pod, in a network namespace of its own that goes at once."""
     from nsrun.host import net, wire
 
-    netns = kernel.new_netns()
-    try:
+    with kernel.Fd(kernel.new_netns()) as netns:
         with kernel.inside_netns(netns), wire.open_socket(wire.NETLINK_ROUTE) as sock:
             gateway = "10.88.0.1"
             words = [("bridge", wire.encode("new_bridge", bridge=net.BRIDGE, mac=net.mac_of(gateway)))]
@@ -211,8 +204,6 @@ def _owner_table() -> str:
                 net.publish(
                     table.fileno(), "d0c70e000000", ip, gateway, [{"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1}]
                 )
-    finally:
-        os.close(netns)
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge, veth, ingress filters"
 
 

@@ -11,6 +11,19 @@ import os
 from errno import E2BIG, EACCES, ENOENT, EPERM, ESRCH
 
 from nsrun._kernel import ffi, lib
+from nsrun._protocol import (
+    DOOR_ANSWER,
+    DOOR_FDS,
+    DOOR_SECONDS,
+    STAGE_CLONE,
+    STAGE_JOIN,
+    STAGE_LEAVE,
+    STAGE_LIMITS,
+    STAGE_LOCK,
+    STAGE_MONITOR,
+    STAGE_PREPARE,
+    STAGE_RETURN,
+)
 from nsrun.errors import BadInput, KernelError
 
 TYPE_CHECKING = False
@@ -35,12 +48,8 @@ NAMESPACES = {
     "user": CLONE_NEWUSER,
 }
 
-MOUNT_ATTR_RDONLY = 1
-MOUNT_ATTR_NOSUID = 2
-MOUNT_ATTR_NODEV = 4
-MOUNT_ATTR_NOEXEC = 8
-MOUNT_ATTR_IDMAP = 0x100000
-MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+MOUNT_ATTR_NOATIME, MOUNT_ATTR_IDMAP, MOUNT_ATTR_NOSYMFOLLOW = 0x10, 0x100000, 0x200000
 MS_PRIVATE = 1 << 18
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE, AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x8000, 0x1000
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 1, 2, 4, 16
@@ -57,13 +66,35 @@ def flag_names(value: int, names: dict[str, int]) -> str:
 
 CLONE_FLAGS = {f"CLONE_NEW{'NS' if k == 'mnt' else k.upper()}": v for k, v in NAMESPACES.items()}
 MOUNT_ATTRS = {
-    "MOUNT_ATTR_RDONLY": 1,
-    "MOUNT_ATTR_NOSUID": 2,
-    "MOUNT_ATTR_NODEV": 4,
-    "MOUNT_ATTR_NOEXEC": 8,
-    "MOUNT_ATTR_NOATIME": 16,
+    "MOUNT_ATTR_RDONLY": MOUNT_ATTR_RDONLY,
+    "MOUNT_ATTR_NOSUID": MOUNT_ATTR_NOSUID,
+    "MOUNT_ATTR_NODEV": MOUNT_ATTR_NODEV,
+    "MOUNT_ATTR_NOEXEC": MOUNT_ATTR_NOEXEC,
+    "MOUNT_ATTR_NOATIME": MOUNT_ATTR_NOATIME,
     "MOUNT_ATTR_IDMAP": MOUNT_ATTR_IDMAP,
 }
+
+
+class Fd(int):
+    """A descriptor that is ours to close: `with Fd(os.open(…)) as fd:` closes it at the end of the block.
+
+    It is the number itself, for whatever call wants one.  take() gives it away; below 0 there is nothing to close.
+    """
+
+    _taken = False
+
+    def take(self) -> int:
+        """Return the plain number, which is the caller's to close from now on."""
+        self._taken = True
+        return int(self)
+
+    def __enter__(self) -> Fd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self >= 0 and not self._taken:
+            self._taken = True
+            os.close(self)
 
 
 def _check(result: int, call: str) -> int:
@@ -90,17 +121,17 @@ def pidfd_send_signal(pidfd: int, sig: int) -> None:
 
 def mount_new(fstype: str, options: Sequence[tuple[str, str]], attrs: int) -> int:
     """fsopen, fsconfig…, fsmount: a detached mount.  Options are (key, value), value "" for a flag."""
-    call = f'fsopen("{fstype}")'
-    fs = _check(lib.nsrun_fsopen(fstype.encode()), call)
-    try:
+    with _fsopen(fstype) as fs:
         for key, value in options:
             command = 1 if value else 0
             text = f'fsconfig(fs, FSCONFIG_SET_{"STRING" if value else "FLAG"}, "{key}", "{value}")'
             _check(lib.nsrun_fsconfig(fs, command, key.encode(), os.fsencode(value) if value else ffi.NULL), text)
         _check(lib.nsrun_fsconfig(fs, 6, ffi.NULL, ffi.NULL), f'fsconfig("{fstype}", FSCONFIG_CMD_CREATE)')
         return _check(lib.nsrun_fsmount(fs, attrs), f"fsmount(fs, FSMOUNT_CLOEXEC, {flag_names(attrs, MOUNT_ATTRS)})")
-    finally:
-        os.close(fs)
+
+
+def _fsopen(fstype: str) -> Fd:
+    return Fd(_check(lib.nsrun_fsopen(fstype.encode()), f'fsopen("{fstype}")'))
 
 
 def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0, mnt: int = -1) -> int:
@@ -111,12 +142,11 @@ def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int =
     https://docs.kernel.org/filesystems/overlayfs.html.  By descriptor: no `:` or `,` of a name is special, and the
     256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5.
     """
-    fs = _check(lib.nsrun_fsopen(b"overlay"), 'fsopen("overlay")')
-    # before 6.5 overlayfs collects options unread, and tells of a wrong one when the mount is made, in the kernel's log
-    if len(lowers) > 1 and lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") >= 0:
-        os.close(fs)
-        return overlay_at_once(lowers, upper, work, attrs, mnt)
-    return _overlay(fs, lowers, upper, work, attrs, -1, mnt)
+    with _fsopen("overlay") as fs:
+        # before 6.5 overlayfs collects options unread, and tells of a wrong one when the mount is made, in the kernel's log
+        if len(lowers) <= 1 or lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") < 0:
+            return _overlay(fs, lowers, upper, work, attrs, -1, mnt)
+    return overlay_at_once(lowers, upper, work, attrs, mnt)
 
 
 def attach_apart(trees: Sequence[int]) -> int:
@@ -136,47 +166,37 @@ def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attr
     names = [chr(c) for c in (*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B), *range(0xA1, 0x100))]
     if len(lowers) > 128:
         raise KernelError(E2BIG, f"overlay of {len(lowers)} layers: at most 128 before Linux 6.5")
-    directory = mount_new("tmpfs", [("size", "64k")], 0)
-    try:
+    with Fd(mount_new("tmpfs", [("size", "64k")], 0)) as directory, _fsopen("overlay") as fs:
         for name, fd in zip(names, lowers, strict=False):
             os.symlink(f"/proc/{os.getpid()}/fd/{fd}", name.encode("latin-1"), dir_fd=directory)
-        fs = _check(lib.nsrun_fsopen(b"overlay"), 'fsopen("overlay")')
         return _overlay(fs, ":".join(names[: len(lowers)]), upper, work, attrs, directory, mnt)
-    finally:
-        os.close(directory)
 
 
 def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs: int, directory: int, mnt: int) -> int:
-    """Mounts and closes `fs`.  `lowers` are descriptors, or one string of names in `directory`."""
-    try:
+    """Configures and mounts `fs`.  `lowers` are descriptors, or one string of names in `directory`."""
 
-        def set(key: str, value: str) -> None:
-            text = f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")'
-            _check(lib.nsrun_fsconfig_in(directory, mnt, fs, 1, key.encode(), value.encode("latin-1")), text)
+    def set(key: str, value: str) -> None:
+        text = f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")'
+        _check(lib.nsrun_fsconfig_in(directory, mnt, fs, 1, key.encode(), value.encode("latin-1")), text)
 
-        set("source", "nsrun")
-        plain = in_userns()
-        if (
-            plain
-        ):  # its marks are user.overlay.*, because trusted.* is the machine's; directories are never redirected then
-            _check(lib.nsrun_fsconfig(fs, 0, b"userxattr", ffi.NULL), 'fsconfig(fs, FSCONFIG_SET_FLAG, "userxattr")')
-        if isinstance(lowers, str) or len(lowers) == 1:
-            set("lowerdir", lowers if isinstance(lowers, str) else f"/proc/self/fd/{lowers[0]}")
-        else:
-            for fd in lowers:
-                set("lowerdir+", f"/proc/self/fd/{fd}")
-        if upper >= 0:
-            set("upperdir", f"/proc/self/fd/{upper}")
-            set("workdir", f"/proc/self/fd/{work}")
-            # a layer that is made here is read later, below others: it must be whole, whatever the module's defaults
-            for key in ("metacopy", "index", *(() if plain else ("redirect_dir",))):
-                set(key, "off")
-        _check(
-            lib.nsrun_fsconfig_in(directory, mnt, fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("overlay", FSCONFIG_CMD_CREATE)'
-        )
-        return _check(lib.nsrun_fsmount(fs, attrs), f"fsmount(fs, FSMOUNT_CLOEXEC, {flag_names(attrs, MOUNT_ATTRS)})")
-    finally:
-        os.close(fs)
+    set("source", "nsrun")
+    plain = in_userns()
+    if plain:
+        # Overlayfs must use user.overlay.* attributes, because trusted.* is the machine's; directories are never redirected.
+        _check(lib.nsrun_fsconfig(fs, 0, b"userxattr", ffi.NULL), 'fsconfig(fs, FSCONFIG_SET_FLAG, "userxattr")')
+    if isinstance(lowers, str) or len(lowers) == 1:
+        set("lowerdir", lowers if isinstance(lowers, str) else f"/proc/self/fd/{lowers[0]}")
+    else:
+        for fd in lowers:
+            set("lowerdir+", f"/proc/self/fd/{fd}")
+    if upper >= 0:
+        set("upperdir", f"/proc/self/fd/{upper}")
+        set("workdir", f"/proc/self/fd/{work}")
+        # a layer that is made here is read later, below others: it must be whole, whatever the module's defaults
+        for key in ("metacopy", "index", *(() if plain else ("redirect_dir",))):
+            set(key, "off")
+    _check(lib.nsrun_fsconfig_in(directory, mnt, fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("overlay", FSCONFIG_CMD_CREATE)')
+    return _check(lib.nsrun_fsmount(fs, attrs), f"fsmount(fs, FSMOUNT_CLOEXEC, {flag_names(attrs, MOUNT_ATTRS)})")
 
 
 def open_tree(path: str, recursive: bool = False, dir_fd: int = -100) -> int:
@@ -268,29 +288,21 @@ def sealed_program(name: str, data: bytes) -> int:
 
 
 def _program_in_tmpfs(name: str, data: bytes) -> int:
-    fs = _check(lib.nsrun_fsopen(b"tmpfs"), 'fsopen("tmpfs")')
-    mount = -1
-    try:
+    with _fsopen("tmpfs") as fs:
         for key, value in (("size", "4m"), ("mode", "0555")):
             call = f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")'
             _check(lib.nsrun_fsconfig(fs, 1, key.encode(), value.encode()), call)
         _check(lib.nsrun_fsconfig(fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("tmpfs", FSCONFIG_CMD_CREATE)')
-        mount = _check(lib.nsrun_fsmount(fs, 0), "fsmount(fs, FSMOUNT_CLOEXEC, 0)")
-        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o500, dir_fd=mount)
-        try:
-            os.fchmod(file, 0o555)
-            while data:
-                data = data[os.write(file, data) :]
-        finally:
-            os.close(file)
-        mount_setattr(mount, set=MOUNT_ATTR_RDONLY)
-        _check(lib.nsrun_fsconfig(fs, 0, b"ro", ffi.NULL), 'fsconfig(fs, FSCONFIG_SET_FLAG, "ro")')
-        _check(lib.nsrun_fsconfig(fs, 7, ffi.NULL, ffi.NULL), 'fsconfig("tmpfs", FSCONFIG_CMD_RECONFIGURE)')
-        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=mount)
-    finally:
-        os.close(fs)
-        if mount >= 0:
-            os.close(mount)
+        with Fd(_check(lib.nsrun_fsmount(fs, 0), "fsmount(fs, FSMOUNT_CLOEXEC, 0)")) as mount:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with Fd(os.open(name, flags, 0o500, dir_fd=mount)) as file:
+                os.fchmod(file, 0o555)
+                while data:
+                    data = data[os.write(file, data) :]
+            mount_setattr(mount, set=MOUNT_ATTR_RDONLY)
+            _check(lib.nsrun_fsconfig(fs, 0, b"ro", ffi.NULL), 'fsconfig(fs, FSCONFIG_SET_FLAG, "ro")')
+            _check(lib.nsrun_fsconfig(fs, 7, ffi.NULL, ffi.NULL), 'fsconfig("tmpfs", FSCONFIG_CMD_RECONFIGURE)')
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=mount)
 
 
 F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
@@ -344,15 +356,13 @@ def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None])
 
 def end_child(pid: int) -> None:
     """SIGKILL a child of ours, and take its exit status if that can be had within a second (reap_within)."""
-    fd = pidfd_of(pid)  # until we reap it, the number is our child's
-    if fd >= 0:
+    with Fd(pidfd_of(pid)) as fd:  # until we reap it, the number is our child's
         try:
-            pidfd_send_signal(fd, 9)
+            if fd >= 0:
+                pidfd_send_signal(fd, 9)
         except KernelError as error:
             if error.errno != ESRCH:
                 raise
-        finally:
-            os.close(fd)
     reap_within(pid, 1)
 
 
@@ -368,12 +378,11 @@ def reap_within(pid: int, seconds: float) -> None:
     reap()
     if pid not in started:
         return
-    fd = pidfd_of(pid)
-    if fd >= 0:
-        poller = poll()
-        poller.register(fd, 1)
-        poller.poll(seconds * 1000)
-        os.close(fd)
+    with Fd(pidfd_of(pid)) as fd:
+        if fd >= 0:
+            poller = poll()
+            poller.register(fd, 1)
+            poller.poll(seconds * 1000)
     reap()
 
 
@@ -437,21 +446,19 @@ class inside_netns:
         self.back = _check(lib.nsrun_enter_netns(self.fd), "setns(netns, CLONE_NEWNET)")
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with Fd(self.back):
             os.close(_check(lib.nsrun_enter_netns(self.back), "setns(back, CLONE_NEWNET)"))
-        finally:
-            os.close(self.back)
 
 
 _LAUNCH_STAGE = {
-    1: "open(/proc/thread-self/ns), or the door's request",
-    2: "setns(pod)",
-    3: "clone3(nsrun-init)",
-    4: "clone3(nsrun-monitor)",
-    5: "setns(back)",
-    6: "fcntl(held, F_SETLK)",
-    7: "keyctl(KEYCTL_JOIN_SESSION_KEYRING), sched_setattr",
-    8: "prlimit64(the process that asks, as nsrun-door sees it)",
+    STAGE_PREPARE: "open(/proc/thread-self/ns), or the door's request",
+    STAGE_JOIN: "setns(pod)",
+    STAGE_CLONE: "clone3(nsrun-init)",
+    STAGE_MONITOR: "clone3(nsrun-monitor)",
+    STAGE_RETURN: "setns(back)",
+    STAGE_LOCK: "fcntl(held, F_SETLK)",
+    STAGE_LEAVE: "keyctl(KEYCTL_JOIN_SESSION_KEYRING), sched_setattr",
+    STAGE_LIMITS: "prlimit64(the process that asks, as nsrun-door sees it)",
 }
 
 
@@ -506,8 +513,8 @@ def launch(
     return launch.pid, launch.pidfd, launch.monitor_pid
 
 
-#: How long nsrun-door may take from a request to its answer, in seconds; it gives up after 10 itself.
-DOOR_SECONDS = 15
+#: How long we wait for nsrun-door's answer; what serves the request gives up itself after DOOR_SECONDS.
+DOOR_PATIENCE = DOOR_SECONDS + 5
 
 
 def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int, int, int]:
@@ -516,25 +523,27 @@ def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int, int, int]:
     The first descriptor is the request.  Who answers may be any process of the pod's owner: nothing is believed but what
     the kernel says of the descriptors (`_check_answer`).  A pid is 0 when its process has already ended.
 
-    KernelError: ETIMEDOUT, no answer in DOOR_SECONDS; ECONNRESET, the door closed without one; EBADMSG, what came
+    KernelError: ETIMEDOUT, no answer in DOOR_PATIENCE; ECONNRESET, the door closed without one; EBADMSG, what came
     is no answer; EPERM, it names a process that is not the pod's or not ours; else what the launch failed with.
     unix(7), SCM_RIGHTS; pidfd_open(2).
     """
     import _socket
     from errno import EBADMSG, ECONNRESET, ETIMEDOUT
-    from struct import pack, unpack
+    from struct import calcsize, pack, unpack
 
-    if len(fds) > 250:
-        raise KernelError(E2BIG, f"sendmsg(door, SCM_RIGHTS): {len(fds)} descriptors, 250 are possible: fewer volumes")
+    if len(fds) > DOOR_FDS:
+        call = f"sendmsg(door, SCM_RIGHTS): {len(fds)} descriptors, {DOOR_FDS} are possible: fewer volumes"
+        raise KernelError(E2BIG, call)
     sock = _socket.socket(fileno=os.dup(door))
     received: list[int] = []
+    size = calcsize(DOOR_ANSWER)
     try:
-        sock.settimeout(DOOR_SECONDS)
+        sock.settimeout(DOOR_PATIENCE)
         try:
             sock.sendmsg([b"L"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack(f"={len(fds)}i", *fds))])
-            data, control, _, _ = sock.recvmsg(17, 64, _socket.MSG_CMSG_CLOEXEC)
+            data, control, _, _ = sock.recvmsg(size + 1, 64, _socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
-            call = f"recv(door): nsrun-door gave no answer in {DOOR_SECONDS} s (stopped, or not nsrun's)"
+            call = f"recv(door): nsrun-door gave no answer in {DOOR_PATIENCE} s (stopped, or not nsrun's)"
             raise KernelError(ETIMEDOUT, call) from None
         except (BrokenPipeError, ConnectionResetError):
             data, control = b"", []
@@ -543,9 +552,9 @@ def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int, int, int]:
                 received += unpack(f"={len(content) // 4}i", content[: len(content) // 4 * 4])
         if not data:
             raise KernelError(ECONNRESET, "recv(door): nsrun-door closed the connection without an answer")
-        if len(data) != 16:
+        if len(data) != size:
             raise KernelError(EBADMSG, "recv(door)")
-        _, _, failed, error = unpack("=4i", data)
+        _, _, failed, error = unpack(DOOR_ANSWER, data)
         if -4096 < error < 0:
             raise KernelError(-error, _LAUNCH_STAGE.get(failed, "launch"))
         if error or len(received) != 2:
@@ -617,15 +626,12 @@ def is_hidden(pid: int) -> bool:
     """Is there a process of this number that has not ended, though /proc does not show it?  proc(5), hidepid."""
     from select import poll
 
-    fd = pidfd_of(pid)
-    if fd < 0:
-        return False
-    try:
+    with Fd(pidfd_of(pid)) as fd:
+        if fd < 0:
+            return False
         poller = poll()
         poller.register(fd, 1)
         return not poller.poll(0)  # readable: it has ended, and waits for its parent
-    finally:
-        os.close(fd)
 
 
 def our_view() -> list[int]:

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from nsrun import _kernel, kernel, run
+from nsrun import _kernel, _protocol, kernel, run
 from nsrun.host import messages, wire
 from nsrun.plan import INIT, PHASES, InitStep, Plan, mounts, process
 from nsrun.plan.member import exec_plan, join_plan
@@ -110,7 +110,7 @@ def test_ops_are_those_of_nsrun_init():
         [f"{LIBEXEC}/nsrun-init", "--ops"], capture_output=True, text=True, timeout=10, check=True
     ).stdout
     rows = [line.split() for line in out.splitlines()]
-    assert tuple(row[1] for row in rows) == run.OPS
+    assert tuple(row[1] for row in rows) == _protocol.OPS
     kinds = {row[1]: row[2] if len(row) > 2 else "" for row in rows}
 
     class Fake:
@@ -125,12 +125,13 @@ def test_ops_are_those_of_nsrun_init():
             signature = "".join(
                 "i" if isinstance(a, int) else "s" if isinstance(a, str) else "l" for a in step.args(Fake())
             )
-            assert signature == kinds[step.op], step
+            assert signature == kinds[_protocol.OPS[_protocol.OP_OF_STEP[type(step).__name__]]], step
 
 
 def test_every_init_step_is_in_some_plan():
     used = {type(step) for make in PLANS.values() for step in make() if step.phase == INIT}
     assert {cls for cls in InitStep.__subclasses__()} == used
+    assert {step.__name__ for step in used} == set(_protocol.OP_OF_STEP)
 
 
 def test_the_decoder_refuses_garbage():

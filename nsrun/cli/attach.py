@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from nsrun._protocol import ATTACH_CLOSE, ATTACH_ERR, ATTACH_EXIT, ATTACH_FULL, ATTACH_INPUT, ATTACH_SIZE
 from nsrun.cli import say
 from nsrun.errors import BadInput, UnknownError
 
@@ -50,7 +51,7 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
         tty.setraw(0)
 
         def resize(*_: object) -> None:
-            packets.append(b"w" + fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("8x")))
+            packets.append(bytes((ATTACH_SIZE,)) + fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("8x")))
             if len(packets) == 1:  # select(2) is restarted with what it was asked for before
                 send()
 
@@ -86,14 +87,14 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
                         f"the monitor of {note['name']!r} has let go of us",
                         hint="it was killed, or what we print was not read for two seconds",
                     )
-                if packet[:1] == b"f":
+                if packet[0] == ATTACH_FULL:
                     raise BadInput(
                         f"{note['name']!r} is attached to by as many as can be",
                         hint="leave one of the others (Ctrl-P Ctrl-Q); nsrun logs -f shows the output to any number",
                     )
-                if packet[:1] == b"x":
+                if packet[0] == ATTACH_EXIT:
                     return int(packet[1:])
-                say.raw(2 if packet[:1] == b"e" else 1, packet[1:])
+                say.raw(2 if packet[0] == ATTACH_ERR else 1, packet[1:])
             if 0 in ready:
                 try:
                     data = os.read(0, 4000)
@@ -102,7 +103,7 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
                 if not data:
                     stdin = False
                     if close_stdin:
-                        packets.append(b"c")
+                        packets.append(bytes((ATTACH_CLOSE,)))
                     elif ours:
                         return 0
                     continue
@@ -111,7 +112,7 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
                     return 0
                 held = LEAVE[:1] if terminal and data.endswith(LEAVE[:1]) else b""  # until the next key tells
                 if data := data.removesuffix(held):
-                    packets.append(b"i" + data)
+                    packets.append(bytes((ATTACH_INPUT,)) + data)
     finally:
         sock.close()
         if saved:

@@ -136,12 +136,9 @@ def locate(path: str, ident: int, pid: int) -> str:
 def check_reach(path: str, ident: int = 0) -> None:
     """BadInput: what lives in this cgroup can't be ended from here, because it is not in view, or only to be looked at."""
     if path:
-        fd = open_pod(path, ident)
-        try:
+        with kernel.Fd(open_pod(path, ident)) as fd:
             if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
                 raise BadInput(f"the cgroup {path} is mounted read-only here", hint="run it where it can be written to")
-        finally:
-            os.close(fd)
 
 
 def base() -> str:
@@ -228,19 +225,13 @@ def _read(directory: int, name: str) -> str:
 
 
 def _write(directory: int, name: str, value: str) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
+    with kernel.Fd(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)) as fd:
         os.write(fd, value.encode())
-    finally:
-        os.close(fd)
 
 
 def _controllers(mount: str) -> list[str]:
-    fd = _open(mount)
-    try:
+    with kernel.Fd(_open(mount)) as fd:
         return _read(fd, "cgroup.controllers").split()
-    finally:
-        os.close(fd)
 
 
 def missing() -> list[str]:
@@ -387,14 +378,11 @@ def offer(path: str) -> None:
 def delegate(path: str, uid: int, gid: int) -> None:
     """Gives a pod's cgroup to its owner: she makes cgroups for members, and limits those; the pod's own files stay root's."""
     if path:
-        fd = open_pod(path)
-        try:
+        with kernel.Fd(open_pod(path)) as fd:
             _write(fd, "cgroup.max.descendants", str(MAX_BELOW))
             _write(fd, "cgroup.max.depth", str(MAX_DEPTH))
             for file in (".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
                 os.chown(file, uid, gid, dir_fd=fd)
-        finally:
-            os.close(fd)
 
 
 # ---- what there is -------------------------------------------------------------------------------------------
@@ -568,11 +556,8 @@ def remove(path: str, ident: int = 0, kill: bool = False) -> None:
         for above, name in _below(top):
             if not _rmdir(name, above, tries):
                 tries = 1
-        above = os.open("..", _DIRECTORY, dir_fd=top)
-        try:
+        with kernel.Fd(os.open("..", _DIRECTORY, dir_fd=top)) as above:
             _rmdir(os.path.basename(path), above, tries)
-        finally:
-            os.close(above)
     finally:
         os.close(top)
 

@@ -564,8 +564,7 @@ def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, p
         return
 
     def settled() -> bool:
-        held = lock()
-        try:
+        with kernel.Fd(lock()):
             links = interfaces()
             if BRIDGE not in links:
                 return True
@@ -579,8 +578,6 @@ def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, p
                 _remove_common_table()
             delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)  # last: as long as it is there, a next command tries again
             return True
-        finally:
-            os.close(held)
 
     _wait(settled, patience)
 

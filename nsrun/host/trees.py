@@ -58,11 +58,10 @@ def _open_ours(directory: int, name: str) -> int:
     except OSError as error:
         if error.errno != EACCES:
             raise
-        path = kernel.open_in_root(directory, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, _RESOLVE)
-        try:
+        with kernel.Fd(
+            kernel.open_in_root(directory, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, _RESOLVE)
+        ) as path:
             os.chmod(f"/proc/self/fd/{path}", 0o700)
-        finally:
-            os.close(path)
         fd = _open(directory, name)
     try:
         if os.fstat(fd).st_mode & 0o700 != 0o700:
@@ -92,12 +91,9 @@ def remove(path: str) -> list[str]:
                 raise
         above = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            top = _open_ours(above, name)
-            try:
+            with kernel.Fd(_open_ours(above, name)) as top:
                 removal = _Removal(top)
                 removal.everything()
-            finally:
-                os.close(top)
             why = _gone(above, name, True)
         finally:
             os.close(above)
@@ -282,11 +278,8 @@ def walk(path: str) -> Iterator[tuple[int, str, bool]]:
     from array import array
 
     parent, name = _split(path)
-    above = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with kernel.Fd(os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as above:
         frames = [_Frame(_open(above, name), "")]
-    finally:
-        os.close(above)
     higher = array("Q")  # of each directory above those: device, inode, inode of the one in it that we are in
     try:
         while True:

@@ -12,6 +12,7 @@ import os
 from errno import EPERM
 
 from nsrun import kernel
+from nsrun._protocol import DEFAULT_PATH
 from nsrun.errors import BadInput, KernelError, NsrunError, told
 from nsrun.programs import nsrun_command
 from nsrun.schema import is_number
@@ -198,18 +199,14 @@ def make(user: tuple[int, int], maps: Maps) -> int:
 
 def _write(pid: int, maps: Maps) -> None:
     for kind in ("gid", "uid"):
-        fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
-        try:
+        with kernel.Fd(os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)) as fd:
             os.write(fd, "".join(f"{i} {o} {n}\n" for i, o, n in maps[kind]).encode())  # one write(2), or EPERM
-        finally:
-            os.close(fd)
 
 
 def _ask(pid: int, maps: Maps) -> None:
     for kind in ("gid", "uid"):
         words = [f"new{kind}map", str(pid), *(str(n) for line in maps[kind] for n in line)]
-        errors = os.memfd_create("errors", os.MFD_CLOEXEC)
-        try:
+        with kernel.Fd(os.memfd_create("errors", os.MFD_CLOEXEC)) as errors:
             try:
                 child = os.posix_spawnp(
                     words[0], words, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, errors, 2)], setsigmask=[]
@@ -224,8 +221,6 @@ def _ask(pid: int, maps: Maps) -> None:
                 raise NsrunError(
                     f"{words[0]} failed: {said}", hint="it must be set-user-ID root, and /etc/subuid right"
                 )
-        finally:
-            os.close(errors)
 
 
 def forbidden() -> str:
@@ -285,12 +280,11 @@ _KEPT = (
     "TERM", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
     "NSRUN_CGROUP",
 )  # fmt: skip
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def environment_of(user: User, caller: dict[str, str]) -> dict[str, str]:
     """The environment of what root starts as this user, variable by variable: nothing else of root's is in it.  Pure."""
-    own = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "PATH": PATH}
+    own = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "PATH": DEFAULT_PATH}
     return {**{name: caller[name] for name in _KEPT if name in caller}, **own}
 
 

@@ -11,6 +11,7 @@ import os
 import struct
 import threading
 
+from nsrun._protocol import UNPACK_ACCOUNT
 from nsrun.errors import BadInput
 
 MAX_DOCUMENTS = 16 << 20  # bytes of all JSON documents of one source; parsed they take some twenty times as much memory
@@ -38,12 +39,12 @@ class Account:
     4,000 bytes each takes milliseconds, an entry some bytes.
     """
 
-    WRITERS = struct.Struct("=QQQ")  # bytes, entries, records: `struct account` of csrc/unpack.c
+    WRITERS = struct.Struct(UNPACK_ACCOUNT)
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.fd = os.memfd_create("account", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.WRITERS.size + 8)
+        os.ftruncate(self.fd, self.WRITERS.size)
         self._lock = threading.Lock()
         self._plain = self._spooled = self._documents = self._names = 0
 
@@ -76,9 +77,13 @@ class Account:
 
     def written(self) -> tuple[int, int, int]:
         """What the writers were charged: bytes, entries, bytes of reports."""
-        bytes_, entries, records = self.WRITERS.unpack(os.pread(self.fd, self.WRITERS.size, 0))
+        bytes_, entries, records, _ = self._spent()
         return bytes_, entries, records
+
+    def _spent(self) -> tuple[int, ...]:
+        return self.WRITERS.unpack(os.pread(self.fd, self.WRITERS.size, 0))
 
     def refund(self, charged: tuple[int, int, int]) -> None:
         """Takes back what a writer was charged whose work was removed.  No writer may be running."""
-        os.pwrite(self.fd, self.WRITERS.pack(*(a - b for a, b in zip(self.written(), charged, strict=True))), 0)
+        left = (a - b for a, b in zip(self._spent(), (*charged, 0), strict=True))
+        os.pwrite(self.fd, self.WRITERS.pack(*left), 0)

@@ -17,6 +17,7 @@ import stat
 from errno import ENOENT
 
 from nsrun import kernel
+from nsrun._protocol import UNPACK_FAILED, UNPACK_FILE, UNPACK_LINK
 from nsrun.errors import BadInput, KernelError
 from nsrun.image import documents
 from nsrun.image.budget import Account, Budget
@@ -119,12 +120,12 @@ class Archive(Source):
             os.lseek(fd, 0, os.SEEK_SET)
             for kind, err, a, b, text, more in program.start("list", stream, -1, listing).wait():
                 name, extra = os.fsdecode(text), os.fsdecode(more)
-                if kind == "E":
+                if kind == UNPACK_FAILED:
                     raise BadInput(f"{what}: {f'entry {extra!r}: ' if extra else ''}{name}", errno=err)
-                if kind == "F":
+                if kind == UNPACK_FILE:
                     self.files[name] = (a, b)
                     self.links.pop(name, None)
-                elif kind == "L":  # a symlink is relative to its directory, a hard link to the archive
+                elif kind == UNPACK_LINK:  # a symlink is relative to its directory, a hard link to the archive
                     base = posixpath.dirname(name) if err == ord("2") else ""
                     self.links[name] = posixpath.normpath(posixpath.join("/", base, extra)).lstrip("/")
                     self.files.pop(name, None)

@@ -20,6 +20,24 @@ import threading
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENOTSUP
 
 from nsrun import kernel, programs
+from nsrun._protocol import (
+    UNPACK_ACCOUNT_FD,
+    UNPACK_CHARGED,
+    UNPACK_END,
+    UNPACK_FAILED,
+    UNPACK_HIDING,
+    UNPACK_IMPLIED,
+    UNPACK_LOWER,
+    UNPACK_MADE,
+    UNPACK_OPAQUE,
+    UNPACK_RECORD,
+    UNPACK_RECORDS_FD,
+    UNPACK_REPLACED,
+    UNPACK_ROOT_FD,
+    UNPACK_SKIPPED,
+    UNPACK_STREAM_FD,
+    UNPACK_WHITEOUT,
+)
 from nsrun.errors import BadInput, KernelError, NsrunError, errno_text
 
 TYPE_CHECKING = False
@@ -30,6 +48,8 @@ if TYPE_CHECKING:
     from nsrun.image.budget import Account
 
 CHUNK = 1 << 20
+#: What a record says about the layers beneath.
+_MARKS = (UNPACK_IMPLIED, UNPACK_HIDING, UNPACK_MADE, UNPACK_WHITEOUT, UNPACK_OPAQUE, UNPACK_REPLACED)
 ATTRS = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
 
 
@@ -57,9 +77,10 @@ class Program:
     def start(self, mode: str, stream: int, tree: int, account: Account) -> Writer:
         """`tree`: a detached mount of the directory, or -1 (list)."""
         records, shared = _high(os.memfd_create("records", os.MFD_CLOEXEC)), _high(os.dup(account.fd))
-        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((stream, 0), (records, 1), (shared, 4))]
+        streams = ((stream, UNPACK_STREAM_FD), (records, UNPACK_RECORDS_FD), (shared, UNPACK_ACCOUNT_FD))
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in streams]
         if tree >= 0:
-            actions.append((os.POSIX_SPAWN_DUP2, tree, 3))
+            actions.append((os.POSIX_SPAWN_DUP2, tree, UNPACK_ROOT_FD))
         try:
             pid = os.posix_spawn(
                 f"/proc/self/fd/{self.fd}",
@@ -89,25 +110,25 @@ def _high(fd: int) -> int:
 class Writer:
     """One running nsrun-unpack; `wait` gives what it reported."""
 
-    HEAD = struct.Struct("=IIQQII")
+    HEAD = struct.Struct(UNPACK_RECORD)
 
     def __init__(self, pid: int, records: int) -> None:
         self.pid, self.records = pid, records
 
-    def wait(self) -> Iterator[tuple[str, int, int, int, bytes, bytes]]:
+    def wait(self) -> Iterator[tuple[int, int, int, int, bytes, bytes]]:
         """(kind, errno, a, b, text, second text)…, after it has ended; NsrunError if it was killed."""
         try:
             _, status = os.waitpid(self.pid, 0)
             os.lseek(self.records, 0, os.SEEK_SET)
-            last = ""
+            last = 0
             with os.fdopen(self.records, "rb", closefd=False) as file:
                 while len(head := file.read(self.HEAD.size)) == self.HEAD.size:
                     kind, err, a, b, n, m = self.HEAD.unpack(head)
-                    last = chr(kind)
-                    yield last, err, a, b, file.read(n), file.read(m)
+                    last = kind
+                    yield kind, err, a, b, file.read(n), file.read(m)
         finally:
             os.close(self.records)
-        if last not in ("K", "E", "N"):
+        if last not in (UNPACK_END, UNPACK_FAILED, UNPACK_LOWER):
             how = f"by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"with status {status >> 8}"
             raise NsrunError(f"the confined writer (nsrun-unpack) ended {how}", hint="please report it, with the image")
 
@@ -242,7 +263,7 @@ class Layer:
         self.charged = (0, 0, 0)  # by the writer: bytes, entries, bytes of reports
         self.files = self.bytes = 0  # what is there
         self.skipped: list[str] = []
-        self.marks: list[tuple[str, bytes]] = []  # I, H, X, W, O, D in order
+        self.marks: list[tuple[int, bytes]] = []  # I, H, X, W, O, D in order
         self.again = False
 
     @property
@@ -319,22 +340,22 @@ class Layer:
                 pass
             return
         for kind, err, a, b, text, name in writer.wait():
-            if kind == "E":
+            if kind == UNPACK_FAILED:
                 entry = f"entry {os.fsdecode(name)!r}: " if name else ""
                 reason = text.decode() + (f": {errno_text(err)}" if err else "")
                 hint = {27: "--max-size raises the budget", 28: "free some space"}.get(err, "")
                 if err == EINVAL and b"owner" in text and kernel.in_userns():
                     hint = "it belongs to an id that this user namespace does not have: a larger range in /etc/subuid and /etc/subgid; nsrun doctor"
                 raise BadInput(f"{self.about()}: {entry}{reason}", hint=hint, errno=err)
-            if kind == "N":
+            if kind == UNPACK_LOWER:
                 self.again = True
-            elif kind == "C":
+            elif kind == UNPACK_CHARGED:
                 self.charged = (b, a, struct.unpack("=Q", text)[0])
-            elif kind == "K":
+            elif kind == UNPACK_END:
                 self.files, self.bytes = a, b
-            elif kind == "S":
+            elif kind == UNPACK_SKIPPED:
                 self.skipped.append(os.fsdecode(text))
-            elif kind in "IHXWOD":
+            elif kind in _MARKS:
                 self.marks.append((kind, text))
 
     # ---- settling: what the layer says about those beneath it ------------------------------------------
@@ -354,16 +375,15 @@ class Layer:
         implied: dict[bytes, bool] = {b"": False}  # directories without an entry: in place of a whiteout?
         opaque: dict[bytes, None] = {}
         for kind, path in self.marks:
-            if kind in "IH":
-                implied[path] = kind == "H"
-            elif kind == "X":
+            if kind in (UNPACK_IMPLIED, UNPACK_HIDING):
+                implied[path] = kind == UNPACK_HIDING
+            elif kind == UNPACK_MADE:
                 implied.pop(path, None)
-            elif kind == "D" and path in implied:
+            elif kind == UNPACK_REPLACED and path in implied:
                 implied[path] = True
-            if kind in "OHD":
+            if kind in (UNPACK_OPAQUE, UNPACK_HIDING, UNPACK_REPLACED):
                 opaque[path] = None
-        root = os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with kernel.Fd(os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
             if b"" in opaque and view.fd >= 0:
                 raise _Through  # overlayfs merges roots whatever they are marked
             for path, instead in implied.items():
@@ -379,12 +399,10 @@ class Layer:
                         os.close(fd)
             # what hides nothing goes, and the directories that were only made to hold it
             for kind, path in self.marks:
-                if kind == "W" and (_within(opaque, path) or not view.exists(path)):
+                if kind == UNPACK_WHITEOUT and (_within(opaque, path) or not view.exists(path)):
                     _drop(root, path, whiteout=True)  # in an opaque directory overlayfs would list it
-                if kind in "WOD":
-                    self._withdraw(root, path if kind != "W" else path.rpartition(b"/")[0], implied, view)
-        finally:
-            os.close(root)
+                if kind in (UNPACK_WHITEOUT, UNPACK_OPAQUE, UNPACK_REPLACED):
+                    self._withdraw(root, path if kind != UNPACK_WHITEOUT else path.rpartition(b"/")[0], implied, view)
 
     def _withdraw(self, root: int, path: bytes, implied: dict[bytes, bool], view: View) -> None:
         """Removes an implied directory that is empty, and those it was made in, as far as that changes nothing beneath."""
@@ -584,13 +602,10 @@ def _whiteout(root: int, path: bytes) -> None:
     import stat
 
     parent, _, name = path.rpartition(b"/")
-    fd = _below(root, parent)
-    try:
+    with kernel.Fd(_below(root, parent)) as fd:
         before = os.fstat(fd)
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
         os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-    finally:
-        os.close(fd)
 
 
 def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], account: Account, tick: Callable[[int], None]) -> None:

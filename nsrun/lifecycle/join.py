@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from nsrun import kernel
+from nsrun._protocol import LOG_CAP
 from nsrun.errors import BadInput, NsrunError, StepError, UsageError
 from nsrun.lifecycle import (
     NO_ID,
@@ -341,7 +342,7 @@ def _join(
         run.directory = state.path("members", again["name"])
     policy = document["annotations"]["nsrun.restart"].partition(":")[0]
     name = document["annotations"]["nsrun.name"]
-    run.monitor_options = {"cap": 16 << 20, "status": status_fd}
+    run.monitor_options = {"cap": LOG_CAP, "status": status_fd}
     if not detach and not background:
         run.monitor_options.update({"foreground": 1, "stdin": int(bool(options.get("interactive")))})
     if policy != "no" or options.get("rm"):

@@ -142,10 +142,9 @@ class Step:
 
 
 class InitStep(Step):
-    """A step of phase 4: encoded, and carried out by nsrun-init (csrc/init.c has the same op)."""
+    """A step of phase 4: encoded, and carried out by nsrun-init (csrc/init.c has an op of the same name)."""
 
     phase = INIT
-    op = ""
 
     def args(self, run: Context) -> Sequence[int | str | list[str]]:
         return ()

@@ -273,7 +273,6 @@ class OpenDevice(Step):
 
 
 class EnterMountNamespace(InitStep):
-    op = "setns"
     man = "setns(2), mount_namespaces(7)"
     approx = (
         "nsenter --mount did it, where the shell's own programs are in view there; else a bind mount of /proc/PID/root"
@@ -297,7 +296,6 @@ class EnterMountNamespace(InitStep):
 
 
 class MakePrivate(InitStep):
-    op = "private"
     why = (
         "Host mounts are usually shared: without this, ours would appear on the host. "
         "And should nsrun run in a chroot, setns leads to the root of the mount namespace, which is the one to be left behind."
@@ -318,7 +316,6 @@ class MakePrivate(InitStep):
 
 
 class TmpfsRoot(InitStep):
-    op = "tmproot"
     why = "Pause's root: empty, and in memory, so no path of the host is in view."
     man = "tmpfs(5), fsopen(2)"
     options: str
@@ -341,7 +338,6 @@ class TmpfsRoot(InitStep):
 
 
 class AttachRoot(InitStep):
-    op = "root"
     why = "The member's root gets a place in the mount tree, so that it can become /."
     man = "move_mount(2)"
     handle: str = "rootfs:fd"
@@ -361,7 +357,6 @@ _READ_ONLY = "the target is missing below a volume that is read-only: make it in
 
 
 class Mount(InitStep):
-    op = "mount"
     man = "mount(8), fsopen(2)"
     fstype: str
     target: str
@@ -404,7 +399,6 @@ class Mount(InitStep):
 class MountTree(InitStep):
     """A volume: a tree that phase 1 opened on the host."""
 
-    op = "tree"
     why = "The volume comes in as a descriptor; its place is found by the kernel inside the root."
     man = "move_mount(2), openat2(2)"
     handle: str
@@ -438,7 +432,6 @@ class MountTree(InitStep):
 
 
 class MountFromPod(InitStep):
-    op = "podtree"
     man = "open_tree(2), move_mount(2)"
     source: str
     target: str
@@ -469,7 +462,6 @@ class MountFromPod(InitStep):
 
 
 class MakeDirectory(InitStep):
-    op = "mkdir"
     why = "Mounts need a directory to stand on."
     man = "mkdirat(2), openat2(2)"
     path: str
@@ -491,7 +483,6 @@ class MakeDirectory(InitStep):
 
 
 class WriteFile(InitStep):
-    op = "file"
     man = "openat2(2)"
     path: str
     text: str
@@ -515,7 +506,6 @@ class WriteFile(InitStep):
 
 
 class MakeDev(InitStep):
-    op = "dev"
     man = "null(4), full(4), random(4), tty(4), tmpfs(5)"
     why = "A member gets six harmless devices; what it makes with mknod itself can't be opened (nodev)."
     target: str = "/dev"
@@ -556,7 +546,6 @@ class MakeDev(InitStep):
 
 
 class MakeSymlink(InitStep):
-    op = "symlink"
     why = "Programs expect the link; it leads into their own /proc or devpts."
     man = "symlink(2)"
     to: str
@@ -579,7 +568,6 @@ class MakeSymlink(InitStep):
 
 
 class Mask(InitStep):
-    op = "mask"
     why = "It tells about, or changes, the whole machine."
     man = "proc(5)"
     path: str
@@ -602,7 +590,6 @@ class Mask(InitStep):
 
 
 class ReadonlyPath(InitStep):
-    op = "readonly"
     why = "It may be read; writing would change the whole machine."
     man = "mount_setattr(2)"
     path: str
@@ -625,7 +612,6 @@ class ReadonlyPath(InitStep):
 
 
 class WriteProc(InitStep):
-    op = "write"
     man = "proc(5)"
     path: str
     value: str
@@ -659,7 +645,6 @@ class WriteProc(InitStep):
 
 
 class Pivot(InitStep):
-    op = "pivot"
     why = "The new root becomes /, and the old one is let go: there is no way back out (unlike chroot)."
     man = "pivot_root(2)"
     approx = "the shell keeps the old root: its own programs lie there; the exec line uses chroot"
@@ -675,7 +660,6 @@ class Pivot(InitStep):
 
 
 class ReadonlyRoot(InitStep):
-    op = "rootro"
     why = "Nothing can be written to the root any more."
     man = "mount_setattr(2)"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
@@ -45,7 +44,6 @@ class NewNetns(Step):
 
 
 class LoopbackUp(InitStep):
-    op = "loopback"
     why = "A new network namespace has its lo down; without it, localhost hangs."
     man = "netdevice(7)"
 
@@ -144,13 +142,10 @@ class ConnectPod(Step):
     def do(self, run: Context) -> None:
         from nsrun.host import net, wire
 
-        lock = run.state.lock("net")
-        try:
+        with kernel.Fd(run.state.lock("net")):
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
                 gateway, index = net.ensure_bridge(sock, self.subnet)
                 ip, veth, table = net.connect(sock, run.fd("net:fd"), gateway, index, self.ip, self.ident)
-        finally:
-            os.close(lock)
         run.hold(self.handle, table.detach())
         run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()})
 

@@ -234,7 +234,7 @@ class ReachDoor(Step):
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         try:
             # a stopped door takes nobody in, and its queue may be full: SO_SNDTIMEO bounds the wait, socket(7)
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, pack("=qq", kernel.DOOR_SECONDS, 0))
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, pack("=qq", kernel.DOOR_PATIENCE, 0))
             sock.connect(f"/proc/self/fd/{at}/{name}")  # a path of any length: sun_path holds 108 bytes
         except BaseException:
             sock.close()

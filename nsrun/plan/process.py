@@ -184,11 +184,8 @@ class OpenTerminal(Step):
 
         if self.member:
             pid = run.values[f"{self.member}:pid"]
-            root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
                 devpts = run.hold("devpts:fd", kernel.open_in_root(root, "/dev/pts", os.O_PATH | os.O_DIRECTORY))
-            finally:
-                os.close(root)
             if kernel.fs_magic(devpts) != kernel.DEVPTS_MAGIC:
                 raise KernelError(ENODEV, "the member's /dev/pts is no devpts")
         else:
@@ -223,16 +220,13 @@ class ListenForAttach(Step):
         import _socket
 
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-        directory = os.open(run.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with kernel.Fd(os.open(run.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
             try:
                 os.unlink(f"{run.directory}/attach")
             except FileNotFoundError:
                 pass
             sock.bind(f"/proc/self/fd/{directory}/attach")  # a path of any length: sun_path holds 108 bytes
             sock.listen(4)
-        finally:
-            os.close(directory)
         run.hold("attach:fd", sock.detach())
 
 
@@ -325,7 +319,6 @@ class Launch(Step):
 
 
 class Undumpable(InitStep):
-    op = "undumpable"
     why = "What is already in the pod must not read our memory or descriptors while we still have the host's."
     man = "prctl(2) PR_SET_DUMPABLE"
 
@@ -337,7 +330,6 @@ class Undumpable(InitStep):
 
 
 class Unshare(InitStep):
-    op = "unshare"
     why = "A copy of its own: what it mounts, nobody else sees."
     man = "unshare(2)"
     flags: int
@@ -353,7 +345,6 @@ class Unshare(InitStep):
 
 
 class SetHostname(InitStep):
-    op = "hostname"
     why = "The UTS namespace has a name of its own."
     man = "sethostname(2), uts_namespaces(7)"
     name: str
@@ -372,7 +363,6 @@ class SetHostname(InitStep):
 
 
 class SetLimit(InitStep):
-    op = "rlimit"
     why = "A resource limit that can't be set is an error, never silence."
     man = "prlimit(2)"
     resource: str
@@ -402,7 +392,6 @@ class SetLimit(InitStep):
 
 
 class NewSession(InitStep):
-    op = "session"
     why = "A session of its own: it can't push keys into the caller's terminal (TIOCSTI)."
     man = "setsid(2), tty_ioctl(4)"
     terminal: bool = False
@@ -418,7 +407,6 @@ class NewSession(InitStep):
 
 
 class NewKeyring(InitStep):
-    op = "keyring"
     why = "Keys of the caller's session are not the member's."
     man = "keyctl(2), session-keyring(7)"
 
@@ -430,7 +418,6 @@ class NewKeyring(InitStep):
 
 
 class SetUser(InitStep):
-    op = "user"
     why = "Bounding set first, then groups, then ids: each needs a power that the next one takes away."
     man = "capabilities(7), setresuid(2), setgroups(2)"
     hints = {
@@ -459,7 +446,6 @@ class SetUser(InitStep):
 
 
 class SetCapabilities(InitStep):
-    op = "caps"
     why = "Only what was asked for; inheritable and ambient stay empty (CVE-2022-29162)."
     man = "capabilities(7)"
     mask: int
@@ -478,7 +464,6 @@ class SetCapabilities(InitStep):
 
 
 class SetProfile(InitStep):
-    op = "apparmor"
     why = "From its exec on the member is confined by this AppArmor profile; the file is one of a real /proc, or it would go nowhere (CVE-2019-16884)."
     man = "apparmor(7), aa_change_onexec(2)"
     name: str
@@ -508,7 +493,6 @@ class SetProfile(InitStep):
 
 
 class NoNewPrivileges(InitStep):
-    op = "nonewprivs"
     why = "No setuid program can raise it any more."
     man = "prctl(2) PR_SET_NO_NEW_PRIVS"
 
@@ -520,7 +504,6 @@ class NoNewPrivileges(InitStep):
 
 
 class SetFilter(InitStep):
-    op = "seccomp"
     why = "System calls that a service never needs end with an error; the kernel's answer is the strictest of all filters."
     man = "seccomp(2)"
     approx = "a shell can't load a filter"
@@ -540,7 +523,6 @@ class SetFilter(InitStep):
 
 
 class ChangeDirectory(InitStep):
-    op = "cwd"
     why = "After the ids: a directory that the user may not enter is an error."
     man = "chdir(2)"
     path: str
@@ -559,7 +541,6 @@ class ChangeDirectory(InitStep):
 class Execute(InitStep):
     """The last step: the member's own program.  nsrun-init waits for the commit before it."""
 
-    op = "exec"
     why = "nsrun-init turns into the member, once the note is written; only descriptors 0, 1, 2 survive."
     man = "execve(2), close_range(2)"
     argv: tuple[str, ...]
@@ -612,7 +593,6 @@ class Execute(InitStep):
 
 
 class ExecutePause(InitStep):
-    op = "execfd"
     why = "Pause is executed from a sealed memfd, and holds what must live as long as the pod."
     man = "execveat(2), memfd_create(2)"
     handle: str

@@ -8,10 +8,22 @@ descriptors close, nsrun-init reads end of file and exits, and what is left is a
 from __future__ import annotations
 
 import os
-import struct
+from _struct import calcsize, pack, unpack_from  # struct itself is a module more, of nothing but this import
 from errno import ENOENT, ENOMEM, ESRCH, ETIMEDOUT
 
 from nsrun import kernel
+from nsrun._protocol import (
+    DOOR_MAGIC,
+    DOOR_REQUEST,
+    GO,
+    INIT_FAILED,
+    INIT_RECORD,
+    INIT_WAITS,
+    OP_OF_STEP,
+    PAUSE_READY,
+    PLAN_HEADER,
+    PLAN_MAGIC,
+)
 from nsrun.errors import KernelError, NsrunError, StepError
 from nsrun.plan import INIT, InitStep
 from nsrun.plan.process import Launch
@@ -20,34 +32,48 @@ from nsrun.state import life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from nsrun.plan import Launching, Plan, Step
     from nsrun.state import State
 
-#: The order of `ops` in csrc/init.c (`nsrun-init --ops` prints it; a test compares).
-OPS = (
-    "setns", "unshare", "private", "root", "tmproot", "mount", "tree", "podtree", "mkdir", "file", "symlink",
-    "dev", "mask", "readonly", "pivot", "rootro", "hostname", "write", "rlimit", "loopback", "session", "keyring",
-    "user", "caps", "apparmor", "nonewprivs", "seccomp", "undumpable", "cwd", "exec", "execfd",
-)  # fmt: skip
 _SIGINT, _SIGTERM, _SIGHUP = 2, 15, 1
 
 
+_GO = bytes((GO,))
+
+
 def encode(steps: list[InitStep], run: Run) -> bytes:
-    """The steps as nsrun-init reads them: u32 op, then each argument as u32 length and bytes."""
-    parts = [struct.pack("=4sI", b"NSP1", len(steps))]
+    """The steps as nsrun-init reads them (csrc/protocol.h, struct plan_header)."""
+    parts = [pack(PLAN_HEADER, PLAN_MAGIC, len(steps))]
     for step in steps:
-        parts.append(struct.pack("=I", OPS.index(step.op)))
+        parts.append(pack("=I", OP_OF_STEP[type(step).__name__]))
         for arg in step.args(run):
             if isinstance(arg, int):
-                data = struct.pack("=Q", arg & (1 << 64) - 1)
+                data = pack("=Q", arg & (1 << 64) - 1)
             elif isinstance(arg, str):
                 data = os.fsencode(arg) + b"\0"
             else:
                 data = b"".join(os.fsencode(item) + b"\0" for item in arg)
-            parts.append(struct.pack("=I", len(data)) + data)
+            parts.append(pack("=I", len(data)) + data)
+    return b"".join(parts)
+
+
+def encode_request(
+    numbers: Sequence[int], stdio: Sequence[int], lists: Sequence[Sequence[int]], strings: Sequence[Sequence[str]]
+) -> bytes:
+    """A launch as nsrun-door reads it (csrc/protocol.h, struct door_request).
+
+    `numbers`: join_fd, join_flags, clone_flags, cgroup, program, monitor, pidfd_slot.  `stdio`: three of the member, three of
+    its monitor.  `lists`: what is sent, what nsrun-init keeps, what nsrun-monitor keeps, what is locked.  `strings`: the
+    arguments of both, and the environment of the monitor.
+    """
+    parts = [pack(DOOR_REQUEST, DOOR_MAGIC, *numbers, *stdio)]
+    parts += [pack(f"=I{len(some)}i", len(some), *some) for some in lists]
+    for some in strings:
+        text = b"".join(os.fsencode(item) + b"\0" for item in some)
+        parts.append(pack("=I", len(text)) + text)
     return b"".join(parts)
 
 
@@ -259,7 +285,7 @@ class Run:
             "channel:init", "plan:fd", "in:read", "out:write", "err:write", "tty:slave", "go:read", "lead:theirs"
         )
         kind = self._hear()
-        if kind != "W":
+        if kind != INIT_WAITS:
             if self._out_of_memory():
                 raise NsrunError(
                     "the kernel killed nsrun-init for memory: the limit is less than it takes to start",
@@ -306,31 +332,20 @@ class Run:
         words, monitor_keep = self.monitor_arguments(extra)
         monitor_keep.remove(slot)
         keep = sorted(inherited | {document, channel})
-        roles = [
-            step.join_flags,
-            step.clone_flags,
-            self.fd("cgroup:dir"),
-            self.fd("init:fd"),
-            self.fd("monitor:fd"),
-            slot,
-        ]
-        sent = sorted({*keep, *monitor_keep, *stdio, *monitor_stdio, self.fd(step.join), *roles[2:5]} - {-1})
-        request = struct.pack("=4s7i", b"NSD2", self.fd(step.join), *roles)
-        request += struct.pack("=6i", *stdio, *monitor_stdio)
+        join, cgroup = self.fd(step.join), self.fd("cgroup:dir")
+        init, monitor = self.fd("init:fd"), self.fd("monitor:fd")
+        sent = sorted({*keep, *monitor_keep, *stdio, *monitor_stdio, join, cgroup, init, monitor} - {-1})
         locks = [self.fd(name) for name in step.locks if name in self.handles]
-        for numbers in (sent, keep, monitor_keep, locks):
-            request += struct.pack(f"=I{len(numbers)}i", len(numbers), *numbers)
-        for strings in (
-            ["nsrun-init", str(document), str(channel)],
-            words,
-            [f"{k}={v}" for k, v in os.environ.items()],
-        ):
-            text = b"".join(os.fsencode(word) + b"\0" for word in strings)
-            request += struct.pack("=I", len(text)) + text
+        request = encode_request(
+            (join, step.join_flags, step.clone_flags, cgroup, init, monitor, slot),
+            (*stdio, *monitor_stdio),
+            (sent, keep, monitor_keep, locks),
+            (["nsrun-init", str(document), str(channel)], words, [f"{k}={v}" for k, v in os.environ.items()]),
+        )
         memory = self.hold("request:fd", kernel.sealed_memfd("request", request))
-        self.pid, self.pidfd, self.monitor_pid, monitor = kernel.ask_door(self.fd(step.door), [memory, *sent])
+        self.pid, self.pidfd, self.monitor_pid, pidfd = kernel.ask_door(self.fd(step.door), [memory, *sent])
         self.close("request:fd")
-        self.hold("member:pidfd", self.pidfd), self.hold("monitor:pidfd", monitor)
+        self.hold("member:pidfd", self.pidfd), self.hold("monitor:pidfd", pidfd)
         self._await_ready()
 
     def start_door(
@@ -364,8 +379,8 @@ class Run:
 
         self._patience, self._deadline = seconds, monotonic() + altogether
 
-    def _hear(self) -> str:
-        """The next record of nsrun-init: its kind, "" at end of file; Failed for an 'E'.
+    def _hear(self) -> int:
+        """The kind of nsrun-init's next record, 0 at end of file; Failed for INIT_FAILED.
 
         In an owned pod, its owner may have the other end, and say nothing: then the end of nsrun-init is the end, and the wait
         is bounded.  KernelError ETIMEDOUT.
@@ -383,27 +398,27 @@ class Run:
             if not found:
                 raise KernelError(ETIMEDOUT, f"recv(channel): nsrun-init was not done within {self._patience:.0f} s")
             if self._channel not in found:
-                return ""
+                return 0
         data = os.read(self._channel, 1024)
-        if len(data) >= 12:
-            kind, index, errno = struct.unpack_from("=IIi", data)
-            if kind == ord("E"):
-                raise Failed(index, errno, os.fsdecode(data[12:]))
-            return chr(kind & 0x7F)
-        return data.decode("ascii", "replace")
+        if len(data) >= calcsize(INIT_RECORD):
+            kind, index, errno = unpack_from(INIT_RECORD, data)
+            if kind == INIT_FAILED:
+                raise Failed(index, errno, os.fsdecode(data[calcsize(INIT_RECORD) :]))
+            return int(kind) or -1
+        return data[0] if len(data) == 1 else -len(data)
 
     def release(self) -> None:
         """Lets the program start.  From here on every signal that can be blocked is the member's, not ours."""
         import _signal
 
         self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
-        os.write(self._channel, b"G")
+        os.write(self._channel, _GO)
         ready = False
         if self._patience:
             self._be_patient(8, 8)
         try:
             while kind := self._hear():
-                ready = ready or kind == "R"
+                ready = ready or kind == PAUSE_READY
         except KernelError as error:
             if error.errno != ETIMEDOUT or self.plan.facts.get("ready"):
                 raise
@@ -490,13 +505,13 @@ class Run:
     def _go(self, mounts: int) -> None:
         """Tell a monitor that runs already that its member is noted, with the descriptor of the member's mount namespace, if any."""
         if mounts < 0:
-            os.write(self.fd("go:write"), b"G")
+            os.write(self.fd("go:write"), _GO)
             return
         import _socket
 
         channel = _socket.socket(fileno=os.dup(self.fd("go:write")))
         try:
-            channel.sendmsg([b"G"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=i", mounts))])
+            channel.sendmsg([_GO], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", mounts))])
         finally:
             channel.close()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+from nsrun._protocol import MAX_FILTER
 from nsrun.errors import BadInput, NsrunError
 from nsrun.schema import open_regular
 
@@ -212,8 +213,8 @@ def programs(document: Any, caps: int, what: str) -> bytes:
             target.export_bpf(file)
             file.seek(0)
             code = file.read()
-        if not code or len(code) // 8 > 4096:
-            raise BadInput(f"{what} is too large: {len(code) // 8} instructions, the kernel takes 4096")
+        if not code or len(code) // 8 > MAX_FILTER:
+            raise BadInput(f"{what} is too large: {len(code) // 8} instructions, the kernel takes {MAX_FILTER}")
         data += struct.pack("=I", len(code) // 8) + code
     return data
 

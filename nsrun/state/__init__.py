@@ -536,11 +536,8 @@ class State:
     def record_exit(self, name: str, line: str) -> None:
         """What the monitor would have written."""
         path = self.path("members", name, "exit.tmp")
-        fd = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
-        try:
+        with kernel.Fd(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)) as fd:
             os.write(fd, f"{line}\n".encode())
-        finally:
-            os.close(fd)
         _put(path, self.path("members", name, "exit"))
 
     # ---- writing -------------------------------------------------------------------------------------
@@ -632,14 +629,11 @@ class State:
         return self._load(f"{self.upper(ident)}/committed", "committed")
 
     def _write(self, path: str, note: Note, mode: int = 0o600) -> None:
-        fd = open_regular(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        try:
+        with kernel.Fd(open_regular(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)) as fd:
             os.fchmod(fd, mode)  # whatever the umask
             data = codec.encode(note)
             while data:
                 data = data[os.write(fd, data) :]
-        finally:
-            os.close(fd)
         _put(f"{path}.tmp", path)
 
     def save(self, kind: str, name: str, note: Note, file: str = "note") -> None:
@@ -807,13 +801,10 @@ def _read_bounded(path: str, size: int = codec.MAX_BYTES) -> bytes:
     """A regular file of at most so many bytes.  OSError EFBIG, EINVAL for anything else there: a FIFO would hang us."""
     from errno import EFBIG
 
-    fd = open_regular(path)
-    try:
+    with kernel.Fd(open_regular(path)) as fd:
         if os.fstat(fd).st_size > size:
             raise OSError(EFBIG, "it is too large", path)
         return os.read(fd, size)
-    finally:
-        os.close(fd)
 
 
 def _put(new: str, path: str) -> None:
@@ -827,8 +818,5 @@ def _put(new: str, path: str) -> None:
 
 def _fill(path: str, flags: int = os.O_WRONLY | os.O_CREAT | os.O_EXCL) -> None:
     """A file with room for a line, to be overwritten when the disk is full."""
-    fd = open_regular(path, flags | os.O_NOFOLLOW)
-    try:
+    with kernel.Fd(open_regular(path, flags | os.O_NOFOLLOW)) as fd:
         os.write(fd, b" " * 95 + b"\n")
-    finally:
-        os.close(fd)

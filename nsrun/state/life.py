@@ -29,9 +29,11 @@ from errno import EACCES, EAGAIN, EINVAL, EISDIR, ELOOP, ENOENT, ENOLCK, ENOSYS,
 from stat import S_ISREG
 
 from nsrun import kernel
+from nsrun._protocol import HOLDER as HOLDER
+from nsrun._protocol import KEEPER as KEEPER
+from nsrun._protocol import MAKER as MAKER
 from nsrun.errors import BadInput, KernelError
 
-MAKER, KEEPER, HOLDER = 0, 1, 2
 HELD = "held"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 #: File systems that other machines share, or whose locks another program decides: statfs(2), f_type.

@@ -1,0 +1,192 @@
+/*
+ * protocol.h: what nsrun and its programs say to each other, written once.
+ *
+ * The programs include this file; setup.py makes nsrun/_protocol.py from it for the Python side.  docs/protocol.md draws
+ * who talks to whom over which descriptor, and what happens when one end dies.  All of it stays on one machine and within
+ * one installation, so numbers have the machine's byte order and there are no versions to negotiate; the magic words only
+ * catch a descriptor that is something else.
+ *
+ * What setup.py understands: `#define NAME "text"`, `enum name { … }`, `struct name { … }` without padding, and OPS.  The
+ * name of an enumerator is its name in Python; a struct becomes its format for Python's struct module, in upper case.
+ */
+#ifndef NSRUN_PROTOCOL_H
+#define NSRUN_PROTOCOL_H
+
+#include <stdint.h>
+
+/* ---- limits that both sides know ------------------------------------------------------------------- */
+
+/* Where a program is searched for when the environment has no PATH. */
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+enum limits {
+	MAX_GROUPS = 65536,      /* supplementary groups; the kernel's NGROUPS_MAX.  More are refused, none is cut off */
+	MAX_FILTER = 4096,       /* instructions of one seccomp filter; the kernel's BPF_MAXINSNS */
+	LOG_CAP = 16 << 20,      /* bytes after which a member's log is rotated */
+	DOOR_FDS = 250,          /* descriptors in one request; the kernel's SCM_MAX_FD is 253 */
+	DOOR_NUMBERS = 512,      /* the numbers that a request may give its descriptors are below this */
+	DOOR_BYTES = 8 << 20,    /* bytes of one request; execve(2) takes 6 MiB of strings at most */
+	DOOR_LOCKS = 8,          /* descriptors to be locked in one request */
+	DOOR_SECONDS = 10,       /* from a request to the door's answer */
+};
+
+/* The roles of the bytes in a `held` file (nsrun/state/life.py): whoever holds a lock on one proves that it is alive. */
+enum lock_byte {
+	MAKER = 0,  /* nsrun, while it makes or removes the pod or member */
+	KEEPER = 1, /* pause, of a pod; nsrun-monitor, of a member */
+	HOLDER = 2, /* nsrun-hold, which keeps what root lends to an owned pod */
+};
+
+/* ---- nsrun → nsrun-init: the plan ------------------------------------------------------------------ */
+
+/*
+ * A sealed memfd: this header, then `count` steps.  A step is a u32, the position of its op in OPS, and for each argument
+ * a u32 length and that many bytes.
+ */
+#define PLAN_MAGIC "NSP1"
+struct plan_header {
+	char magic[4]; /* PLAN_MAGIC */
+	uint32_t count;
+};
+
+/*
+ * The ops of nsrun-init in the order of their numbers, and their arguments: i = 64-bit integer, s = string, l = list of
+ * strings.  Each is named after the step class of nsrun/plan that is encoded as it: mount_tree is the step MountTree, and
+ * op_mount_tree() in init.c carries it out.
+ */
+#define OPS(OP) \
+	OP(enter_mount_namespace, "ii") \
+	OP(unshare, "i") \
+	OP(make_private, "") \
+	OP(attach_root, "is") \
+	OP(tmpfs_root, "ss") \
+	OP(mount, "sssi") \
+	OP(mount_tree, "isi") \
+	OP(mount_from_pod, "ssi") \
+	OP(make_directory, "s") \
+	OP(write_file, "ss") \
+	OP(make_symlink, "ss") \
+	OP(make_dev, "sl") \
+	OP(mask, "s") \
+	OP(readonly_path, "s") \
+	OP(pivot, "") \
+	OP(readonly_root, "") \
+	OP(set_hostname, "s") \
+	OP(write_proc, "ssi") \
+	OP(set_limit, "iii") \
+	OP(loopback_up, "") \
+	OP(new_session, "i") \
+	OP(new_keyring, "") \
+	OP(set_user, "iilii") \
+	OP(set_capabilities, "i") \
+	OP(set_profile, "s") \
+	OP(no_new_privileges, "") \
+	OP(set_filter, "i") \
+	OP(undumpable, "") \
+	OP(change_directory, "s") \
+	OP(execute, "ll") \
+	OP(execute_pause, "ill")
+
+/* ---- nsrun-init ↔ nsrun: the channel, a SOCK_SEQPACKET pair ---------------------------------------- */
+
+/* From nsrun-init: this, and after `err` the path or name that the step was touching, without a NUL. */
+struct init_record {
+	uint32_t kind, step; /* of enum init_says; the step counts from 0 */
+	int32_t err;         /* an errno */
+};
+
+enum init_says {
+	INIT_FAILED = 'E', /* a step failed; the exit of nsrun-init follows */
+	INIT_WAITS = 'W',  /* all but the exec is done; it waits for GO */
+	PAUSE_READY = 'R', /* from pause, one byte instead of a record: its signals are blocked */
+};
+
+/* From nsrun, one byte: to nsrun-init, that it may exec; to nsrun-monitor (`go=`), that the member is recorded. */
+enum nsrun_says {
+	GO = 'G',
+};
+
+/* ---- nsrun ↔ nsrun-door: a launch, one connection each --------------------------------------------- */
+
+/*
+ * From nsrun, one packet of any byte with descriptors.  The first is a sealed memfd: this struct; four lists of numbers,
+ * each a u32 count and as many i32 (the numbers that the other descriptors get, what nsrun-init keeps, what nsrun-monitor
+ * keeps, and what is locked); three lists of strings, each a u32 length and the strings with their NULs (the arguments of
+ * nsrun-init, those of nsrun-monitor, and its environment).
+ */
+#define DOOR_MAGIC "NSD2"
+struct door_request {
+	char magic[4]; /* DOOR_MAGIC */
+	int32_t join_fd, join_flags, clone_flags, cgroup, program, monitor, pidfd_slot;
+	int32_t stdio[3], monitor_stdio[3];
+};
+
+/* From the door, one packet; after a success with two descriptors, pidfds of the member and of its monitor. */
+struct door_answer {
+	int32_t pid, monitor, failed, error; /* failed: of enum stage; error: -errno, or 0 */
+};
+
+/* How far a launch got (csrc/launch.h), by nsrun itself or by a door. */
+enum stage {
+	STAGE_DONE = 0,
+	STAGE_PREPARE = 1, /* opening our own namespaces; or the door's reading of the request */
+	STAGE_JOIN = 2,    /* setns(2) to the pod */
+	STAGE_CLONE = 3,   /* of nsrun-init */
+	STAGE_MONITOR = 4, /* clone of nsrun-monitor */
+	STAGE_RETURN = 5,  /* setns(2) back */
+	STAGE_LOCK = 6,    /* of the files that prove that somebody lives */
+	STAGE_LEAVE = 7,   /* giving up keys and priorities before somebody else's user namespace is joined */
+	STAGE_LIMITS = 8,  /* taking over the limits of the process that asks */
+};
+
+/* ---- nsrun attach ↔ nsrun-monitor: packets whose first byte is the kind ---------------------------- */
+
+enum attach_packet {
+	ATTACH_OUT = 'o',   /* to the client: what the member wrote to stdout */
+	ATTACH_ERR = 'e',   /* and to stderr */
+	ATTACH_EXIT = 'x',  /* the exit status in decimal; the member has ended */
+	ATTACH_FULL = 'f',  /* there are as many clients as can be */
+	ATTACH_INPUT = 'i', /* from the client: input */
+	ATTACH_CLOSE = 'c', /* the end of input */
+	ATTACH_SIZE = 'w',  /* a struct winsize */
+};
+
+/* ---- nsrun-unpack → nsrun: records in a memfd ------------------------------------------------------ */
+
+/* This, and then `len` and `len2` bytes: a path, and where a kind has one a second text. */
+struct unpack_record {
+	uint32_t kind, err;
+	uint64_t a, b;
+	uint32_t len, len2;
+};
+
+enum unpack_says {
+	UNPACK_IMPLIED = 'I',  /* a directory that no entry made (yet): its attributes are the lower layer's */
+	UNPACK_HIDING = 'H',   /* such a directory in place of a whiteout: what lies beneath stays hidden */
+	UNPACK_MADE = 'X',     /* an entry made it after all */
+	UNPACK_WHITEOUT = 'W', /* a whiteout stands here */
+	UNPACK_OPAQUE = 'O',   /* this directory hides the lower one */
+	UNPACK_REPLACED = 'D', /* it does, because of a whiteout of its name */
+	UNPACK_SKIPPED = 'S',  /* a device node, left out; only of the first hundred */
+	UNPACK_FILE = 'F',     /* list: a file, with offset and size */
+	UNPACK_LINK = 'L',     /* list: a link, with its target; err: the type of the entry */
+	UNPACK_LOWER = 'N',    /* can't go on without the layers beneath (a link through, or to, something of theirs) */
+	UNPACK_FAILED = 'E',   /* an error, with errno and text; the last record */
+	UNPACK_CHARGED = 'C',  /* before UNPACK_END and UNPACK_LOWER: entries, bytes and bytes of records of this run */
+	UNPACK_END = 'K',      /* the end: regular files that are there, and bytes in them */
+};
+
+/* What all writers of a load were charged, in a memfd that they share. */
+struct unpack_account {
+	uint64_t bytes, entries, records, following; /* the last in ns of processor time */
+};
+
+/* The descriptors that nsrun-unpack starts with. */
+enum unpack_fd {
+	UNPACK_STREAM_FD = 0,
+	UNPACK_RECORDS_FD = 1,
+	UNPACK_ROOT_FD = 3,    /* a detached mount of the directory that is written to */
+	UNPACK_ACCOUNT_FD = 4, /* a memfd with struct unpack_account */
+};
+
+#endif
