@@ -7,7 +7,9 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 PYTHON ?= python3
 PREFIX ?= /usr/local
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' | grep -v _templates) setup.py pyproject.toml nsrun/cli/nsrun
+SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' | grep -v _templates) setup.py pyproject.toml nsrun/cli/nsrun
+
+COMPILED := $(wildcard csrc/*.[chp]*) nsrun/host/messages.py setup.py pyproject.toml nsrun/cli/nsrun
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -24,22 +26,38 @@ define install_into
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nsrun needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	[ -x $(1)/bin/pip ] || $(PYTHON) -m venv $(1)
 	$(1)/bin/pip uninstall -q -y nsrun 2>/dev/null || true
-	env -u PYTHONDONTWRITEBYTECODE $(1)/bin/pip install -q --disable-pip-version-check .
+	env -u PYTHONDONTWRITEBYTECODE NSRUN_PYTHON=$(abspath $(1))/bin/python $(1)/bin/pip install -q --disable-pip-version-check $(2) .
 	$(1)/bin/pip uninstall -q -y setuptools 2>/dev/null || true
-	sed -i '1s|^\(#!.*/python[0-9.]*\).*|\1 -IS|' $(1)/bin/nsrun
 	rm -rf build nsrun.egg-info
 endef
 
 .venv/.built: .venv/.deps $(SOURCES)
 	@echo "building nsrun into .venv …"
+	@rm -f .venv/.dev
 	@$(call install_into,.venv)
 	@touch $@
 
-build: .venv/.built   ## .venv/bin/nsrun
+build: .venv/.built   ## .venv/bin/nsrun, as it is installed elsewhere
 
-.venv/.tested: .venv/.built
+# What runs is the checkout: an edit of Python needs no make.  The script pays for site, and Python compiles on first use.
+.venv/.dev: .venv/.deps $(COMPILED)
+	@echo "building nsrun for .venv, in place …"
+	@rm -f .venv/.built
+	@$(call install_into,.venv,-e)
+	@touch $@
+
+dev: .venv/.dev .venv/.tools   ## edit and test: .venv/bin/nsrun and .venv/bin/pytest use this checkout
+
+# The test tools stand in pyproject.toml, once.
+.venv/.tools: .venv/.deps .ci/deps pyproject.toml
 	@.ci/deps test
-	@.venv/bin/pip install -q --disable-pip-version-check 'pytest>=7' 'pytest-xdist>=3' 'pytest-timeout>=2' 'ruff>=0.4' 'mypy>=1.8'
+	@[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv
+	@.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' >$@.txt
+	@.venv/bin/pip install -q --disable-pip-version-check -r $@.txt
+	@rm $@.txt
+	@touch $@
+
+.venv/.tested: .venv/.built .venv/.tools
 	@touch $@
 
 install: .venv/.deps   ## install for everybody, where sudo finds it (PREFIX=/usr/local)
@@ -92,5 +110,5 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 clean:          ## what was built here
 	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
 
-.PHONY: help deps build install uninstall test unit scenario soak fresh-test check docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build dev install uninstall test unit scenario soak fresh-test check docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help
