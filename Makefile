@@ -63,10 +63,13 @@ dev: .venv/.dev .venv/.tools   ## edit and test: .venv/bin/nsrun and .venv/bin/p
 install: .venv/.deps   ## install for everybody, where sudo finds it (PREFIX=/usr/local)
 	@$(call install_into,$(PREFIX)/lib/nsrun)
 	@mkdir -p $(PREFIX)/bin && ln -sf ../lib/nsrun/bin/nsrun $(PREFIX)/bin/nsrun
-	@echo "installed $(PREFIX)/bin/nsrun"
+	@$(PREFIX)/lib/nsrun/bin/python -I -m nsrun.cli.man $(PREFIX)/share
+	@echo "installed $(PREFIX)/bin/nsrun, its manual pages and completions"
 
 uninstall:      ## remove what install made
 	rm -rf $(PREFIX)/lib/nsrun $(PREFIX)/bin/nsrun
+	rm -f $(PREFIX)/share/man/man1/nsrun.1 $(PREFIX)/share/man/man1/nsrun-*.1 $(PREFIX)/share/bash-completion/completions/nsrun \
+		$(PREFIX)/share/zsh/site-functions/_nsrun $(PREFIX)/share/fish/vendor_completions.d/nsrun.fish
 
 test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 	@$(SUDO) rootfs/build busybox
