@@ -71,6 +71,10 @@ uninstall:      ## remove what install made
 	rm -f $(PREFIX)/share/man/man1/nsrun.1 $(PREFIX)/share/man/man1/nsrun-*.1 $(PREFIX)/share/bash-completion/completions/nsrun \
 		$(PREFIX)/share/zsh/site-functions/_nsrun $(PREFIX)/share/fish/vendor_completions.d/nsrun.fish
 
+deb: .venv/.deps    ## dist/nsrun_VERSION_ARCH.deb (packaging/deb)
+	@.ci/deps deb
+	@packaging/deb dist
+
 test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 	@$(SUDO) rootfs/build busybox
 	@$(SUDO) rootfs/build --image busybox
@@ -113,5 +117,5 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 clean:          ## what was built here
 	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
 
-.PHONY: help deps build dev install uninstall test unit scenario soak fresh-test check docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build dev install uninstall deb test unit scenario soak fresh-test check docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help
