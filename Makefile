@@ -98,6 +98,10 @@ fresh-test:     ## the README's two commands on a fresh Debian, as an ordinary u
 check: .venv/.tested   ## linters
 	@.venv/bin/pytest tests/test_style.py $(PYTEST)
 
+format: .venv/.tools   ## format Python and C
+	@.venv/bin/ruff format -q .
+	@.venv/bin/clang-format -i $$(find csrc tests bench -name '*.[ch]')
+
 docs: build     ## docs/cli.md from the table of commands
 	@.venv/bin/python -I -c 'from nsrun.cli import text; print(text.manual(), end="")' >docs/cli.md
 
@@ -117,5 +121,5 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 clean:          ## what was built here
 	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
 
-.PHONY: help deps build dev install uninstall deb test unit scenario soak fresh-test check docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build dev install uninstall deb test unit scenario soak fresh-test check format docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help
