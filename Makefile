@@ -49,12 +49,15 @@ build: .venv/.built   ## .venv/bin/nsrun, as it is installed elsewhere
 dev: .venv/.dev .venv/.tools   ## edit and test: .venv/bin/nsrun and .venv/bin/pytest use this checkout
 
 # The test tools stand in pyproject.toml, once.
+define tools_into
+	.ci/deps test
+	[ -x $(1)/bin/pip ] || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' >$(1)/tools.txt
+	$(1)/bin/pip install -q --disable-pip-version-check -r $(1)/tools.txt
+endef
+
 .venv/.tools: .venv/.deps .ci/deps pyproject.toml
-	@.ci/deps test
-	@[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv
-	@.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' >$@.txt
-	@.venv/bin/pip install -q --disable-pip-version-check -r $@.txt
-	@rm $@.txt
+	@$(call tools_into,.venv)
 	@touch $@
 
 .venv/.tested: .venv/.built .venv/.tools
@@ -79,6 +82,17 @@ test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 	@$(SUDO) rootfs/build busybox
 	@$(SUDO) rootfs/build --image busybox
 	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv/bin/pytest -n 4 $(PYTEST)
+
+.venv-coverage/.built: .venv/.deps .venv/.tools $(COMPILED)
+	@$(call install_into,.venv-coverage,-e)
+	@$(call tools_into,.venv-coverage)
+	@[ ! -e .venv/bin/docker-registry ] || ln -sf ../../.venv/bin/docker-registry .venv-coverage/bin/
+	@touch $@
+
+coverage: .venv-coverage/.built   ## all tests, with lines and branches counted; fails below the floor (tests/coverage)
+	@$(SUDO) rootfs/build busybox
+	@$(SUDO) rootfs/build --image busybox
+	@$(SUDO) env CI="$(CI)" PATH="$$PATH" tests/coverage -n 4 --timeout 300 $(PYTEST)
 
 unit: .venv/.tested   ## only the tests that need no root
 	@.venv/bin/pytest -m 'not live' -n 2 $(PYTEST)
@@ -119,7 +133,7 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 	@$(SUDO) env PATH="$$PATH" bench/images
 
 clean:          ## what was built here
-	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
+	rm -rf .venv .venv-coverage build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py
 
-.PHONY: help deps build dev install uninstall deb test unit scenario soak fresh-test check format docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test check format docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help

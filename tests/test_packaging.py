@@ -119,7 +119,9 @@ def test_the_sdist_builds_a_wheel_and_runs_unit_tests(tmp_path):
     assert "License-Expression: Apache-2.0" in metadata
     for program in ("pause", "init", "monitor", "unpack", "door"):
         assert f"nsrun/libexec/nsrun-{program}" in names
-    assert {"nsrun/py.typed", "nsrun/_kernel.abi3.so", "nsrun/host/_templates.py", "nsrun/seccomp/default.json"} <= {*names}
+    assert {"nsrun/py.typed", "nsrun/_kernel.abi3.so", "nsrun/host/_templates.py", "nsrun/seccomp/default.json"} <= {
+        *names
+    }
     assert not [name for name in names if name.startswith(("tests/", "csrc/"))]
 
     # installed by pip into another environment, with this one's libraries: -IS is there, and no site
@@ -200,6 +202,12 @@ def test_lintian_accepts_the_debian_package(tmp_path):
     (package,) = tmp_path.iterdir()
     assert call("lintian", "--allow-root", "--fail-on", "error,warning", package) == ""
     names = call("dpkg-deb", "--contents", package)
-    for name in ("usr/bin/nsrun ", "usr/lib/nsrun/bin/nsrun", "man1/nsrun-join.1.gz", "completions/nsrun", "libexec/nsrun-door"):
+    for name in (
+        "usr/bin/nsrun ",
+        "usr/lib/nsrun/bin/nsrun",
+        "man1/nsrun-join.1.gz",
+        "completions/nsrun",
+        "libexec/nsrun-door",
+    ):
         assert name in names
     assert "/site-packages/pip" not in names and "__pycache__" not in names
