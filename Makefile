@@ -7,7 +7,9 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 PYTHON ?= python3
 PREFIX ?= /usr/local
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' | grep -v -e _templates -e _protocol) setup.py pyproject.toml nsrun/cli/nsrun
+SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' | grep -v -e _templates -e _protocol) setup.py pyproject.toml nsrun/cli/nsrun
+
+COMPILED := $(wildcard csrc/*.[chp]*) nsrun/host/messages.py setup.py pyproject.toml nsrun/cli/nsrun
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -24,36 +26,73 @@ define install_into
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nsrun needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	[ -x $(1)/bin/pip ] || $(PYTHON) -m venv $(1)
 	$(1)/bin/pip uninstall -q -y nsrun 2>/dev/null || true
-	env -u PYTHONDONTWRITEBYTECODE $(1)/bin/pip install -q --disable-pip-version-check .
+	env -u PYTHONDONTWRITEBYTECODE NSRUN_PYTHON=$(abspath $(1))/bin/python $(1)/bin/pip install -q --disable-pip-version-check $(2) .
 	$(1)/bin/pip uninstall -q -y setuptools 2>/dev/null || true
-	sed -i '1s|^\(#!.*/python[0-9.]*\).*|\1 -IS|' $(1)/bin/nsrun
 	rm -rf build nsrun.egg-info
 endef
 
 .venv/.built: .venv/.deps $(SOURCES)
 	@echo "building nsrun into .venv …"
+	@rm -f .venv/.dev
 	@$(call install_into,.venv)
 	@touch $@
 
-build: .venv/.built   ## .venv/bin/nsrun
+build: .venv/.built   ## .venv/bin/nsrun, as it is installed elsewhere
 
-.venv/.tested: .venv/.built
-	@.ci/deps test
-	@.venv/bin/pip install -q --disable-pip-version-check 'pytest>=7' 'pytest-xdist>=3' 'pytest-timeout>=2' 'ruff>=0.4' 'mypy>=1.8'
+# What runs is the checkout: an edit of Python needs no make.  The script pays for site, and Python compiles on first use.
+.venv/.dev: .venv/.deps $(COMPILED)
+	@echo "building nsrun for .venv, in place …"
+	@rm -f .venv/.built
+	@$(call install_into,.venv,-e)
+	@touch $@
+
+dev: .venv/.dev .venv/.tools   ## edit and test: .venv/bin/nsrun and .venv/bin/pytest use this checkout
+
+# The test tools stand in pyproject.toml, once.
+define tools_into
+	.ci/deps test
+	[ -x $(1)/bin/pip ] || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' >$(1)/tools.txt
+	$(1)/bin/pip install -q --disable-pip-version-check -r $(1)/tools.txt
+endef
+
+.venv/.tools: .venv/.deps .ci/deps pyproject.toml
+	@$(call tools_into,.venv)
+	@touch $@
+
+.venv/.tested: .venv/.built .venv/.tools
 	@touch $@
 
 install: .venv/.deps   ## install for everybody, where sudo finds it (PREFIX=/usr/local)
 	@$(call install_into,$(PREFIX)/lib/nsrun)
 	@mkdir -p $(PREFIX)/bin && ln -sf ../lib/nsrun/bin/nsrun $(PREFIX)/bin/nsrun
-	@echo "installed $(PREFIX)/bin/nsrun"
+	@$(PREFIX)/lib/nsrun/bin/python -I -m nsrun.cli.man $(PREFIX)/share
+	@echo "installed $(PREFIX)/bin/nsrun, its manual pages and completions"
 
 uninstall:      ## remove what install made
 	rm -rf $(PREFIX)/lib/nsrun $(PREFIX)/bin/nsrun
+	rm -f $(PREFIX)/share/man/man1/nsrun.1 $(PREFIX)/share/man/man1/nsrun-*.1 $(PREFIX)/share/bash-completion/completions/nsrun \
+		$(PREFIX)/share/zsh/site-functions/_nsrun $(PREFIX)/share/fish/vendor_completions.d/nsrun.fish
+
+deb: .venv/.deps    ## dist/nsrun_VERSION_ARCH.deb (packaging/deb)
+	@.ci/deps deb
+	@packaging/deb dist
 
 test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 	@$(SUDO) rootfs/build busybox
 	@$(SUDO) rootfs/build --image busybox
 	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv/bin/pytest -n 4 $(PYTEST)
+
+.venv-coverage/.built: .venv/.deps .venv/.tools $(COMPILED)
+	@$(call install_into,.venv-coverage,-e)
+	@$(call tools_into,.venv-coverage)
+	@[ ! -e .venv/bin/docker-registry ] || ln -sf ../../.venv/bin/docker-registry .venv-coverage/bin/
+	@touch $@
+
+coverage: .venv-coverage/.built   ## all tests, with lines and branches counted; fails below the floor (tests/coverage)
+	@$(SUDO) rootfs/build busybox
+	@$(SUDO) rootfs/build --image busybox
+	@$(SUDO) env CI="$(CI)" PATH="$$PATH" tests/coverage -n 4 --timeout 300 $(PYTEST)
 
 unit: .venv/.tested   ## only the tests that need no root
 	@.venv/bin/pytest -m 'not live' -n 2 $(PYTEST)
@@ -73,6 +112,10 @@ fresh-test:     ## the README's two commands on a fresh Debian, as an ordinary u
 check: .venv/.tested   ## linters
 	@.venv/bin/pytest tests/test_style.py $(PYTEST)
 
+format: .venv/.tools   ## format Python and C
+	@.venv/bin/ruff format -q .
+	@.venv/bin/clang-format -i $$(find csrc tests bench -name '*.[ch]')
+
 docs: build     ## docs/cli.md from the table of commands
 	@.venv/bin/python -I -c 'from nsrun.cli import text; print(text.manual(), end="")' >docs/cli.md
 
@@ -90,7 +133,7 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 	@$(SUDO) env PATH="$$PATH" bench/images
 
 clean:          ## what was built here
-	rm -rf .venv build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py nsrun/_protocol.py
+	rm -rf .venv .venv-coverage build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py nsrun/_protocol.py
 
-.PHONY: help deps build install uninstall test unit scenario soak fresh-test check docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test check format docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help

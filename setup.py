@@ -3,6 +3,9 @@
 The programs of csrc/ are compiled by the same build step as the extension (build_ext), so `pip install .`,
 a wheel and an sdist all carry them.  CC and CFLAGS are honoured; a cross compiler works:
     CC=aarch64-linux-gnu-gcc python setup.py build_programs --build-lib out
+
+NSRUN_PYTHON is the interpreter that the script's first line names; `make build` and `make deb` set it.  Without it the
+script finds the interpreter beside itself, so that a wheel may be installed anywhere.
 """
 
 import os
@@ -15,6 +18,12 @@ from setuptools import Command, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "csrc")]
+
+from distutils.command.build_scripts import build_scripts  # noqa: E402  # setuptools brings distutils
+
+import built  # noqa: E402
+
 PROGRAMS = ("pause", "init", "monitor", "unpack", "door")
 FLAGS = (
     "-std=gnu11 -Os -Wall -Wextra -Werror -ffreestanding -fno-builtin -fno-stack-protector -fno-asynchronous-unwind-tables "
@@ -60,6 +69,35 @@ class BuildExt(build_ext):
         (package / "host").mkdir(parents=True, exist_ok=True)
         write_templates(package / "host" / "_templates.py")
         (package / "_protocol.py").write_text(protocol_build.module())
+        (package / "libexec" / built.NAME).write_text(built.digest(HERE) + "\n")
+
+
+#: Read by sh as a few commands, and by Python as a string.  pip replaces a first line of "#!python -IS" by one without
+#: the options, and site would then cost 2 ms of every command; sh costs half a millisecond.
+PORTABLE = """\
+#!/bin/sh
+''':'
+here=${0%%/*}
+[ ! -L "$0" ] || { here=$(readlink -f "$0"); here=${here%%/*}; }
+[ ! -x "$here/python3" ] || exec "$here/python3" %s "$0" "$@"
+exec python3 -P "$0" "$@"
+'''
+"""
+
+
+class BuildScripts(build_scripts):
+    """Write the first line of the script: -I keeps the caller's variables and directory out, -S does without site."""
+
+    editable_mode = False  # setuptools sets it
+
+    def run(self) -> None:
+        super().run()
+        flags = "-I" if self.editable_mode else "-IS"  # only site finds what is installed editable
+        python = os.environ.get("NSRUN_PYTHON", "")
+        fits = python and len(python) < 200 and not any(map(str.isspace, python))  # execve(2): Interpreter scripts
+        script = pathlib.Path(self.build_dir) / "nsrun"
+        _, _, body = script.read_text().partition("\n")
+        script.write_text((f"#!{python} {flags}\n" if fits else PORTABLE % flags) + body)
 
 
 class BuildPrograms(Command):
@@ -76,9 +114,9 @@ class BuildPrograms(Command):
         compile_programs(pathlib.Path(self.build_lib), self.distribution.get_version())
 
 
-sys.path.insert(0, str(HERE))
 setup(
     cffi_modules=["csrc/kernel_build.py:ffi"],
-    cmdclass={"build_ext": BuildExt, "build_programs": BuildPrograms},
+    cmdclass={"build_ext": BuildExt, "build_programs": BuildPrograms, "build_scripts": BuildScripts},
     scripts=["nsrun/cli/nsrun"],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # the extension keeps to the stable ABI: one wheel for all
 )

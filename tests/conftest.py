@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import sysconfig
 import time
 from collections.abc import Sequence
 
@@ -35,6 +37,44 @@ ROOT = os.geteuid() == 0
 # `sudo make test`: what root makes is root's, unless a test says otherwise
 for _name in ("NSRUN_ROOT", "SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
     os.environ.pop(_name, None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to test anything but this checkout: what is built is compared with the sources, by their contents."""
+    if not hasattr(config, "workerinput") and (trouble := not_this_checkout()):
+        raise pytest.UsageError(trouble)
+
+
+def not_this_checkout() -> str:
+    """Return why `import nsrun` and .venv/bin/nsrun are not what is in this checkout, and what cures it; or ""."""
+    top = HERE.parent
+    sys.path.insert(0, str(top / "csrc"))
+    import built
+
+    spec = importlib.util.find_spec("nsrun")
+    if spec is None or spec.origin is None:
+        return f"nsrun is not installed for {sys.executable}; run: make dev, then .venv/bin/pytest"
+    package, sources = pathlib.Path(spec.origin).parent, top / "nsrun"
+    installed = pathlib.Path(sysconfig.get_path("purelib")) / "nsrun"
+    cure = "make dev" if package == sources else "make build"
+    if package == sources and installed.exists():
+        return f"the checkout would be tested with the programs of {installed}; run: .venv/bin/pytest, or make dev"
+    try:
+        digest = (package / "libexec" / built.NAME).read_text().strip()
+    except FileNotFoundError:
+        return f"nothing is built in {package}; run: {cure}"
+    if digest != built.digest(top):
+        return f"what is built in {package} is not from the sources of this checkout (csrc/, setup.py, …); run: {cure}"
+    if package != sources:
+        kinds, generated = ("*.py", "*.pyi", "*.json"), "_templates.py"
+        here, there = (
+            {p.relative_to(d): p for kind in kinds for p in d.rglob(kind) if p.name != generated}
+            for d in (sources, package)
+        )
+        for name in sorted(here.keys() | there.keys()):
+            if not (name in here and name in there and here[name].read_bytes() == there[name].read_bytes()):
+                return f"nsrun/{name} is not as installed in {package.parent}; run: {cure} (or make dev, once)"
+    return ""
 
 
 def need(condition: object, why: str, enable: str) -> None:
@@ -76,7 +116,7 @@ class ThrowawayHost:
         _libc("mount", b"tmpfs", b"/dev/net", b"tmpfs", 0, b"mode=755")
         os.mknod("/dev/net/tun", 0o20666, os.makedev(10, 200))
         os.chmod("/dev/net/tun", 0o666)
-        make_accounts(USERS, ["carol"], [NSRUN])
+        make_accounts(USERS, ["carol"], [NSRUN, HERE.parent / "nsrun/__init__.py"])
         sh("ip", "link", "set", "lo", "up")
         # an uplink with a neighbour behind it: "another host"
         self.neighbour = subprocess.Popen(["unshare", "--net", "sleep", "3600"], start_new_session=True)

@@ -110,7 +110,7 @@ def test_importing_is_cheap():
         "-I",
         "-S",
         "-c",
-        f"import sys; sys.path[:0] = {[p for p in sys.path if 'site-packages' in p]!r}; {script}",
+        f"import sys; sys.path[:0] = {[os.path.dirname(os.path.dirname(nsrun.__file__)), *(p for p in sys.path if 'site-packages' in p)]!r}; {script}",
     ]
     loaded = set(subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.split())
     heavy = {

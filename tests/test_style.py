@@ -35,9 +35,24 @@ def test_mypy():
 
 def test_shellcheck():
     need(shutil.which("shellcheck"), "shellcheck is missing", "apt-get install shellcheck")
-    scripts = [TOP / p for p in (".ci/deps", ".ci/run", "rootfs/build", "rootfs/demo", "tests/machine")]
+    scripts = [TOP / p for p in (".ci/deps", ".ci/run", "packaging/deb", "rootfs/build", "rootfs/demo", "tests/coverage", "tests/fresh", "tests/machine")]  # fmt: skip
     scripts += [*TOP.glob("rootfs/*/*.sh"), TOP / "rootfs/wordpress/apache2-foreground"]
     check("shellcheck", "-S", "warning", "-e", "SC1090,SC1091,SC2034,SC2154", *scripts)
+
+
+def test_c_is_formatted():
+    """`make format` formats; another version of clang-format would do so in another way, so pyproject.toml names one."""
+    need((BIN / "clang-format").exists(), "clang-format is missing", "make dev")
+    files = [path for kind in ("c", "h") for folder in ("csrc", "tests", "bench") for path in (TOP / folder).rglob(f"*.{kind}")]  # fmt: skip
+    assert len(files) >= 14
+    check(BIN / "clang-format", "--dry-run", "-Werror", *files)
+
+
+def test_spelling():
+    """codespell knows common misspellings; pyproject.toml lists what is none."""
+    need((BIN / "codespell").exists(), "codespell is missing", "make dev")
+    names = ("nsrun", "csrc", "docs", "tests", "bench", "rootfs", "packaging", ".ci", "Makefile", "setup.py")
+    check(BIN / "codespell", *names, *(path.name for path in TOP.glob("*.md")))
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])

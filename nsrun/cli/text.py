@@ -145,7 +145,7 @@ def manual() -> str:
 
 # ---- completion --------------------------------------------------------------------------------------------
 
-_SCRIPTS = {
+SCRIPTS = {
     "bash": """# nsrun completion for bash
 _nsrun() {
     local IFS=$'\\n'
@@ -160,7 +160,7 @@ _nsrun() {
     found=("${(@f)$(nsrun _complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
     if [[ -n "$found" ]]; then compadd -Q -- $found; else _files; fi
 }
-compdef _nsrun nsrun
+if [[ $funcstack[1] = _nsrun ]]; then _nsrun; else compdef _nsrun nsrun; fi
 """,
     "fish": """# nsrun completion for fish
 complete -c nsrun -f -a '(nsrun _complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
@@ -170,9 +170,9 @@ complete -c nsrun -F -n 'test -z "(nsrun _complete (commandline -opc)[2..-1] (co
 
 
 def completion(shell: str) -> int:
-    if shell not in _SCRIPTS:
+    if shell not in SCRIPTS:
         raise UsageError(f"no completion for {shell!r}", hint="bash, zsh or fish")
-    say.page(_SCRIPTS[shell])
+    say.page(SCRIPTS[shell])
     return 0
 
 

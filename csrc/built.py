@@ -1,0 +1,22 @@
+"""What the compiled parts were built from: a digest that the build leaves beside them, and the tests compare.
+
+setup.py writes it to nsrun/libexec/sources; tests/conftest.py refuses to test what was built from other sources.
+Modification times would not do: another branch, and back, and nothing has changed.
+"""
+
+import hashlib
+import pathlib
+
+NAME = "sources"
+#: Where the compiled and generated parts come from, below the top of the checkout.
+INPUTS = ("csrc/*", "nsrun/host/messages.py", "pyproject.toml", "setup.py")
+
+
+def digest(top: pathlib.Path) -> str:
+    """Return the digest of the names and the contents of all INPUTS."""
+    whole = hashlib.sha256()
+    for pattern in INPUTS:
+        for path in sorted(path for path in top.glob(pattern) if path.is_file()):
+            content = path.read_bytes()
+            whole.update(f"{path.relative_to(top)} {len(content)}\n".encode() + content)
+    return whole.hexdigest()
