@@ -343,13 +343,13 @@ def _filters() -> Finding:
 
 
 def _programs() -> Finding:
-    from nsrun.programs import LIBEXEC, NAMES
+    from nsrun.kernel import LIBEXEC, PROGRAMS
 
-    lacking = [name for name in NAMES if not os.access(f"{LIBEXEC}/nsrun-{name}", os.R_OK)]
+    lacking = [name for name in PROGRAMS if not os.access(f"{LIBEXEC}/nsrun-{name}", os.R_OK)]
     if lacking:
         return _finding("programs", "missing", f"{LIBEXEC} lacks nsrun-{', nsrun-'.join(lacking)}", "make build")
-    size = sum(os.path.getsize(f"{LIBEXEC}/nsrun-{name}") for name in NAMES)
-    return _finding("programs", "ok", f"{', '.join(NAMES)}: {size} bytes in all")
+    size = sum(os.path.getsize(f"{LIBEXEC}/nsrun-{name}") for name in PROGRAMS)
+    return _finding("programs", "ok", f"{', '.join(PROGRAMS)}: {size} bytes in all")
 
 
 def _left(state: State) -> list[Finding]:

@@ -8,6 +8,7 @@ that brought it.
 from __future__ import annotations
 
 import os
+import sys
 from errno import E2BIG, EACCES, ENOENT, EPERM, ESRCH
 
 from nsrun._kernel import ffi, lib
@@ -261,6 +262,24 @@ def read_in_root_at(directory: int, path: str) -> str:
 
 def fs_magic(fd: int) -> int:
     return _check(lib.nsrun_fs_magic(fd), "fstatfs(fd)")
+
+
+#: The programs of csrc/, NAME.c each, installed as LIBEXEC/nsrun-NAME; setup.py builds these.
+PROGRAMS = ("pause", "init", "monitor", "unpack", "door")
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+LIBEXEC = os.path.join(_PACKAGE, "libexec")
+
+
+def nsrun_command(root: str, *arguments: str) -> list[str]:
+    """Return the command line that runs this nsrun again, on the state below `root` ("": where it is by default)."""
+    program = os.path.join(_PACKAGE, "__main__.py")
+    return [sys.executable, "-I", program, *(["--root", root] if root else []), *arguments]
+
+
+def load_program(name: str) -> int:
+    """Return a sealed copy in memory of one of PROGRAMS, "nsrun-init" say.  Raise OSError: ENOENT, the installation is incomplete."""
+    with open(f"{LIBEXEC}/{name}", "rb", buffering=0) as file:
+        return sealed_program(name, file.read())
 
 
 def sealed_memfd(name: str, data: bytes) -> int:

@@ -19,6 +19,7 @@ import os
 
 from nsrun.cli.commands import checked
 from nsrun.errors import CommandError, NsrunError, UsageError, told
+from nsrun.kernel import nsrun_command
 from nsrun.lifecycle import need_root, pod_of
 from nsrun.lifecycle.create import create_pod
 from nsrun.lifecycle.execute import execute
@@ -28,7 +29,6 @@ from nsrun.lifecycle.query import pods as all_pods
 from nsrun.lifecycle.remove import remove_member
 from nsrun.lifecycle.stop import kill_pod, signal_member, stop_member, stop_pod
 from nsrun.lifecycle.wait import wait_member
-from nsrun.programs import nsrun_command
 from nsrun.state import State
 from nsrun.state.sweep import Sweeper
 

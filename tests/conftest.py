@@ -17,8 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import sysconfig
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -43,6 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test anything but this checkout: what is built is compared with the sources, by their contents."""
     if not hasattr(config, "workerinput") and (trouble := not_this_checkout()):
         raise pytest.UsageError(trouble)
+    # the temporary files of a run are in a directory of its own, which others may pass through: two runs do not meet there
+    if not hasattr(config, "workerinput") and not config.option.basetemp:
+        config.option.basetemp = tempfile.mkdtemp(prefix="nsrun-tests-")
+        config.add_cleanup(lambda: subprocess.run(["rm", "-rf", config.option.basetemp], check=False))  # however deep
 
 
 def not_this_checkout() -> str:
@@ -410,14 +414,6 @@ def wait_for(condition, seconds: float = 30, what: str = "condition"):
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     os.kill(pid, number)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The temporary files of a run are in a directory of its own, which others may pass through: two runs do not meet there."""
-    if not hasattr(config, "workerinput") and not config.option.basetemp:
-        config.option.basetemp = tempfile.mkdtemp(prefix="nsrun-tests-")
-        os.chmod(config.option.basetemp, 0o711)
-        config.add_cleanup(lambda: subprocess.run(["rm", "-rf", config.option.basetemp], check=False))  # however deep
 
 
 def pytest_collection_modifyitems(items) -> None:

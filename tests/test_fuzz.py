@@ -108,7 +108,7 @@ def test_programs_that_stop_at_undefined_behaviour(host, alice, busybox, box):
     programs.mkdir(mode=0o755)
     for name in ("pause", "init", "monitor", "unpack", "door"):
         sh("cc", *flags.split(), "-o", programs / f"nsrun-{name}", HERE.parent / f"csrc/{name}.c", timeout=60)
-    start = f"import sys; from nsrun import programs; programs.LIBEXEC = {str(programs)!r}; from nsrun.cli import main; sys.exit(main())"
+    start = f"import sys; from nsrun import kernel; kernel.LIBEXEC = {str(programs)!r}; from nsrun.cli import main; sys.exit(main())"
 
     def run(*words: object, check: bool = True, who: Any = host, **kwargs: Any) -> Any:
         env = {**who.env, **kwargs.pop("env", {})}

@@ -432,7 +432,7 @@ def test_bundle(host, pod, rootfs, tmp_path):
 
 def test_idle_memory(host, pod, rootfs):
     """A pod with three detached members (nsrun-pause itself is the smallest there is): all processes, in PSS."""
-    from nsrun.programs import LIBEXEC
+    from nsrun.kernel import LIBEXEC
 
     sh("cp", f"{LIBEXEC}/nsrun-pause", rootfs / "bin/idle")
     for name in "abc":

@@ -17,7 +17,7 @@ TOP = pathlib.Path(__file__).parent.parent / "nsrun"
 
 #: From the ground up.  A name stands for a module, or for a package and all that is in it.
 LAYERS = (
-    ("errors", "linux", "programs", "types"),
+    ("errors", "_protocol", "linux", "types"),
     ("schema",),
     ("spec",),  # what a member and a pod are: pure
     ("_kernel", "kernel"),  # the system calls

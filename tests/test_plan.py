@@ -11,10 +11,10 @@ import pytest
 
 from nsrun import _kernel, _protocol, kernel, run
 from nsrun.host import messages, wire
+from nsrun.kernel import LIBEXEC
 from nsrun.plan import INIT, PHASES, InitStep, Plan, mounts, process
 from nsrun.plan.member import exec_plan, join_plan
 from nsrun.plan.pod import pod_plan
-from nsrun.programs import LIBEXEC
 from nsrun.spec import member as specs
 from nsrun.spec.pod import pod_spec
 from nsrun.state import codec

@@ -15,8 +15,8 @@ from conftest import need, sh, wait_for
 
 from nsrun import _protocol, kernel, run
 from nsrun.host import userns
+from nsrun.kernel import LIBEXEC
 from nsrun.plan import mounts, process
-from nsrun.programs import LIBEXEC
 from nsrun.spec import member
 
 TOP = pathlib.Path(__file__).parent.parent

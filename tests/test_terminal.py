@@ -94,7 +94,7 @@ def test_attach_to_a_monitor_that_ends_before_it_has_read_everything(tmp_path):
     process = {"process": state.identify(os.getpid()), "pidfd": os.pidfd_open(os.getpid())}
     note = {"id": "1", "name": "a", **MEMBER, **process}
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    path, held = state.claim("members", "a", note, {})
+    path, held = state.claim("members", "a", note, {}, lambda kind, name: None)
     life.own(held, life.KEEPER)  # we are the monitor, and the member, too
     directory = os.open(path, os.O_PATH)
     listener.bind(f"/proc/self/fd/{directory}/attach")  # sun_path is short

@@ -14,7 +14,7 @@ from errno import EPERM
 from nsrun import kernel
 from nsrun._protocol import DEFAULT_PATH
 from nsrun.errors import BadInput, KernelError, NsrunError, told
-from nsrun.programs import nsrun_command
+from nsrun.kernel import nsrun_command
 from nsrun.schema import is_number
 
 TYPE_CHECKING = False

@@ -19,7 +19,7 @@ import struct
 import threading
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENOTSUP
 
-from nsrun import kernel, programs
+from nsrun import kernel
 from nsrun._protocol import (
     UNPACK_ACCOUNT_FD,
     UNPACK_CHARGED,
@@ -69,7 +69,7 @@ class Program:
     """nsrun-unpack in a sealed memfd, and its children."""
 
     def __init__(self) -> None:
-        self.fd = _high(kernel.sealed_program("nsrun-unpack", programs.read("nsrun-unpack")))
+        self.fd = _high(kernel.load_program("nsrun-unpack"))
 
     def close(self) -> None:
         os.close(self.fd)

@@ -7,6 +7,7 @@ import os
 from nsrun import kernel
 from nsrun._protocol import LOG_CAP
 from nsrun.errors import BadInput, NsrunError, StepError, UsageError
+from nsrun.kernel import nsrun_command
 from nsrun.lifecycle import (
     NO_ID,
     OF_JOIN,
@@ -19,7 +20,6 @@ from nsrun.lifecycle import (
     need_powers,
     tell_event,
 )
-from nsrun.programs import nsrun_command
 from nsrun.run import Run
 from nsrun.schema import check_name, exists
 from nsrun.spec.member import bundle_shape, member_spec

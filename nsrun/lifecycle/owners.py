@@ -10,7 +10,7 @@ import os
 
 from nsrun.errors import BadInput, NsrunError
 from nsrun.host import userns
-from nsrun.programs import nsrun_command
+from nsrun.kernel import nsrun_command
 from nsrun.schema import is_name
 
 TYPE_CHECKING = False

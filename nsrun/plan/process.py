@@ -15,7 +15,7 @@ from errno import (
     ESRCH,
 )
 
-from nsrun import kernel, programs
+from nsrun import kernel
 from nsrun.errors import KernelError, UnknownError
 from nsrun.linux import RESOURCES, UNLIMITED, capability_names
 from nsrun.plan import COMMIT, JOIN, OWN_KEYRING, InitStep, Step, sh_quote
@@ -87,8 +87,7 @@ class LoadProgram(Step):
         return "readlink /proc/PID/exe   # memfd: (deleted)"
 
     def do(self, run: Context) -> None:
-        data = programs.read(self.program)
-        run.hold(self.handle, kernel.sealed_program(self.program, data))
+        run.hold(self.handle, kernel.load_program(self.program))
 
 
 class LoadFilter(Step):

@@ -473,9 +473,7 @@ class State:
             return matching[0]
         if matching:
             several = ", ".join(f"{found['id']} ({found['name']})" for found in matching[:8])
-            raise BadInput(
-                f"{name!r} is the beginning of several members' ids", hint=f"give more digits: {several}"
-            )
+            raise BadInput(f"{name!r} is the beginning of several members' ids", hint=f"give more digits: {several}")
         known = ", ".join(self.names("members"))
         raise UnknownError(
             f"no member {name!r}",

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import sh, wait_for
 
-from nsrun.programs import LIBEXEC
+from nsrun.kernel import LIBEXEC
 
 
 def status_of(text: str) -> dict[str, str]:

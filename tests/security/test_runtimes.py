@@ -17,7 +17,7 @@ import time
 import pytest
 from conftest import NSRUN, need, sh, wait_for
 
-from nsrun.programs import LIBEXEC
+from nsrun.kernel import LIBEXEC
 
 pytestmark = pytest.mark.live
 
