@@ -70,9 +70,9 @@ def not_this_checkout() -> str:
     if digest != built.digest(top):
         return f"what is built in {package} is not from the sources of this checkout (csrc/, setup.py, …); run: {cure}"
     if package != sources:
-        kinds, generated = ("*.py", "*.pyi", "*.json"), "_templates.py"
+        kinds, generated = ("*.py", "*.pyi", "*.json"), ("_templates.py", "_protocol.py")
         here, there = (
-            {p.relative_to(d): p for kind in kinds for p in d.rglob(kind) if p.name != generated}
+            {p.relative_to(d): p for kind in kinds for p in d.rglob(kind) if p.name not in generated}
             for d in (sources, package)
         )
         for name in sorted(here.keys() | there.keys()):

@@ -48,7 +48,7 @@ def note(kind: str, ident: str = "1") -> dict:
 
 def dead(state: State, kind: str, began: bool = False) -> None:
     """One whose maker has ended: before it was there, or after."""
-    _, fd = state.claim(kind, "x", note(kind), {})
+    _, fd = state.claim(kind, "x", note(kind), {}, Sweeper(state).give_way)
     if began:
         process = {"pause" if kind == "pods" else "process": [(1 << 22) + 1, 1, state.boot, *kernel.our_view()]}
         state.save(kind, "x", {**note(kind), **process})
@@ -77,7 +77,7 @@ def holder():
 @pytest.mark.parametrize("kind", ["pods", "members"])
 def test_who_makes_it_ends_between_two_looks(state, holder, kind):
     """nsrun hands over to who keeps it from now on, and ends, while another nsrun looks."""
-    _, fd = state.claim(kind, "x", note(kind), {})
+    _, fd = state.claim(kind, "x", note(kind), {}, Sweeper(state).give_way)
     holder(state.held(kind, "x"), life.KEEPER)
     state.meanwhile = lambda: life.let_go(fd)
     Sweeper(state).all()
@@ -93,7 +93,7 @@ def test_somebody_else_sweeps_it_between_two_looks(state, kind, how):
     def other() -> None:
         Sweeper(State(state.root)).all()
         if how == "swept and made":
-            State(state.root).claim(kind, "x", note(kind, "2"), {})
+            State(state.root).claim(kind, "x", note(kind, "2"), {}, Sweeper(state).give_way)
 
     state.meanwhile = other
     Sweeper(state).all()
@@ -103,7 +103,7 @@ def test_somebody_else_sweeps_it_between_two_looks(state, kind, how):
 
 def test_a_member_is_removed_and_its_name_taken_between_two_looks(state):
     """`nsrun rm x` of the one that was meant."""
-    state.claim("members", "x", note("members", "2"), {})
+    state.claim("members", "x", note("members", "2"), {}, Sweeper(state).give_way)
     forget_member(state, note("members"))
     assert state.read("members", "x")["id"] == "2"
 
@@ -116,12 +116,12 @@ def test_what_had_begun_is_kept(state, kind):
     assert state.read(kind, "x")["id"] == "1"
     if kind == "pods":
         assert pod_status(state, state.read(kind, "x")) == "stopped"
-        state.claim(kind, "x", note(kind, "2"), {})
+        state.claim(kind, "x", note(kind, "2"), {}, Sweeper(state).give_way)
         assert state.read(kind, "x")["id"] == "2"
     else:
         assert state.member_status(state.read(kind, "x")) == ("lost", None)
         with pytest.raises(BadInput, match="taken"):
-            state.claim(kind, "x", note(kind, "2"), {})
+            state.claim(kind, "x", note(kind, "2"), {}, Sweeper(state).give_way)
         remove_member(state, state.read(kind, "x"), False)
         assert state.read(kind, "x") is None
 
@@ -137,7 +137,7 @@ def test_what_somebody_holds_is_nobody_elses(state, holder, kind, byte):
     Sweeper(state).all()
     assert not state.remove_directory(state.path(kind, "x"))
     with pytest.raises(BadInput, match="taken"):
-        state.claim(kind, "x", note(kind, "2"), {})
+        state.claim(kind, "x", note(kind, "2"), {}, Sweeper(state).give_way)
     process.communicate()
     assert state.remove_directory(state.path(kind, "x")) and not os.path.exists(state.path(kind, "x"))
 
@@ -160,7 +160,7 @@ def test_data_that_somebody_holds(state, holder):
 
 def test_a_lock_of_ours_survives_our_own_questions(state):
     """Closing any descriptor of a file ends all locks that a process has on it."""
-    state.claim("pods", "x", note("pods"), {})
+    state.claim("pods", "x", note("pods"), {}, Sweeper(state).give_way)
     for _ in range(3):
         assert state.life("pods", "x").maker == os.getpid()
         Sweeper(state).all()
@@ -251,7 +251,7 @@ def test_a_death_that_is_not_proven(state, what):
     process = [pid, 1, state.boot, *kernel.our_view()]
     process[at] = value
     found = {**note("members"), "process": process, "cgroup_id": 0}
-    _, fd = state.claim("members", "x", found, {})
+    _, fd = state.claim("members", "x", found, {}, Sweeper(state).give_way)
     state.mark("members", "x", "started")
     life.let_go(fd)
     data = state.make_data("1", {"name": "x", "pod": "p", "image_id": "", "layers": []})
@@ -264,7 +264,7 @@ def test_a_death_that_is_not_proven(state, what):
         with pytest.raises(BadInput, match="may still run"):
             remove_member(state, found, force)
     assert [d.free for d in orphans.data(state)] == [] and os.path.isdir(state.upper("1"))
-    _, pod = state.claim("pods", "p", {**note("pods"), "name": "p"}, {})
+    _, pod = state.claim("pods", "p", {**note("pods"), "name": "p"}, {}, Sweeper(state).give_way)
     assert not state.surely_ended(found)
     life.let_go(pod)  # its pod is dead, and PID 1 takes all with it
     remove_member(state, found, False)
