@@ -82,6 +82,10 @@ class KernelError(OSError):
 class StepError(NsrunError):
     """A step of a plan failed; nothing of the plan is left."""
 
+    #: Of a step of nsrun-init: the step itself, and what it was at.
+    init_step: object = None
+    detail = ""
+
     def __init__(self, number: int, total: int, call: str, errno: int, *, about: str = "", hint: str = "") -> None:
         where = f" ({about})" if about and about not in call else ""
         super().__init__(

@@ -34,7 +34,7 @@ from nsrun.state.sweep import Sweeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from nsrun.plan import Plan
@@ -69,7 +69,7 @@ class Member:
     def __repr__(self) -> str:
         return f"Member({self.name!r})"
 
-    def _note(self) -> dict[str, Any]:
+    def _note(self) -> Mapping[str, Any]:
         return self._state.member(self.name)
 
     def inspect(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Pod:
 
     def run(self, command: Sequence[str] = (), *, input: bytes = b"", **options: Any) -> Result:
         """Starts a member, waits for it, gives its output, and forgets it."""
-        notes: list[dict[str, Any]] = []
+        notes: list[Mapping[str, Any]] = []
         command, options = _command(command), checked("join", options, _NOT_OF_JOIN)
         if _apart(self._state, self._state.pod(self.name)):
             words = ["join", self.name, "--rm", "-i", *_words(options), *(["--", *command] if command else [])]
@@ -253,7 +253,7 @@ class Image:
         return Store(self._state).remove(self.id, True)[1]
 
 
-def _apart(state: State, pod: dict[str, Any]) -> bool:
+def _apart(state: State, pod: Mapping[str, Any]) -> bool:
     """Nobody comes back from a user namespace, so of an ordinary user another process enters it: nsrun's command line."""
     return bool(state.uid and pod.get("user"))
 

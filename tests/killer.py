@@ -10,6 +10,7 @@ import sys
 from nsrun.lifecycle.create import plan_pod
 from nsrun.lifecycle.join import plan_join
 from nsrun.plan import INIT
+from nsrun.plan.member import Request
 from nsrun.run import Run
 from nsrun.state import State
 
@@ -21,7 +22,7 @@ if what in ("pod", "owned"):
 else:
     source = "image" if state.uid else "rootfs"
     options = {"name": "victim", source: sys.argv[3], "command": ["sleep", "1000"]}
-    plan = plan_join(state, "pause", options, {"detach": what == "detached"})
+    plan = plan_join(state, state.pod("pause"), options, Request(detach=what == "detached")).plan
 steps = [step for step in plan if step.phase != INIT]
 if last == 0:
     print(len(steps))

@@ -17,6 +17,7 @@ from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.image import documents, lookup
 from nsrun.lifecycle import diagnose
 from nsrun.lifecycle.join import _bundle, plan_join
+from nsrun.plan.member import Request
 from nsrun.plan.process import Execute
 from nsrun.spec import options as words
 from nsrun.state import State, codec
@@ -169,10 +170,10 @@ def test_every_key_of_a_bundle_with_every_wrong_value(tmp_path):
 
     def use(document: object) -> None:
         (tmp_path / "config.json").write_text(json.dumps(document))
-        plan = plan_join(state, "p", {"bundle": str(tmp_path), "name": "m"}, {"detach": True}, pod)
-        for step in plan.steps:
+        joining = plan_join(state, pod, {"bundle": str(tmp_path), "name": "m"}, Request(detach=True))
+        for step in joining.plan.steps:
             str(step)
-        json.dumps(plan.facts["spec"])
+        json.dumps(joining.spec)
 
     use(BUNDLE)
     refused = 0

@@ -13,7 +13,7 @@ from nsrun import _kernel, _protocol, kernel, run
 from nsrun.host import messages, wire
 from nsrun.kernel import LIBEXEC
 from nsrun.plan import INIT, PHASES, InitStep, Plan, mounts, process
-from nsrun.plan.member import exec_plan, join_plan
+from nsrun.plan.member import Request, exec_plan, join_plan
 from nsrun.plan.pod import pod_plan
 from nsrun.spec import member as specs
 from nsrun.spec.pod import pod_spec
@@ -46,8 +46,12 @@ def make_spec(root="/ROOTFS", pod=POD, **options):
     return specs.member_spec({"command": ["mysqld", "--verbose"], **options}, facts)
 
 
-def make_join(root="/ROOTFS", how=None, pod=POD, **options) -> Plan:
-    return join_plan(make_spec(root, pod, **options), pod, {"id": "ID", "name": "m"}, how or {})
+def make_join(root="/ROOTFS", pod=POD, detach=False, door="", **options) -> Plan:
+    return join_plan(make_spec(root, pod, **options), pod, {"id": "ID", "name": "m"}, Request(detach=detach, door=door))
+
+
+def make_exec(pod=POD, **request) -> Plan:
+    return exec_plan(make_spec(pod=pod), {"name": "m", "process": [43, 1, "BOOT"]}, pod, Request(**request))
 
 
 PLANS = {
@@ -56,24 +60,22 @@ PLANS = {
     "pod-create-host": lambda: make_pod(network="host"),
     "pod-create-owned": lambda: make_pod("alice", publish=["8080:80"]),
     "pod-create-rootless": lambda: make_pod("alice", by_root=False, publish=["8080:80"]),
-    "join-owner": lambda: make_join(pod=OWNED, how={"detach": True, "door": "/OWNED/1000/web.door"}),
+    "join-owner": lambda: make_join(pod=OWNED, detach=True, door="/OWNED/1000/web.door"),
     "join-owned-by-root": lambda: make_join(pod=OWNED, user="33", volume=["named:/data"]),
-    "exec-owner": lambda: exec_plan(
-        make_spec(pod=OWNED), {"name": "m", "process": [43, 1, "BOOT"]}, {"pod": OWNED, "door": "/OWNED/1000/web.door"}
-    ),
+    "exec-owner": lambda: make_exec(OWNED, door="/OWNED/1000/web.door"),
     "join-apparmor": lambda: make_join(
         security_opt=["apparmor=nsrun-test"], net="own", sysctl=["net.core.somaxconn=9"]
     ),
     "join": make_join,
     "join-detached": lambda: make_join(
-        how={"detach": True}, volume=["/srv:/data:ro"], tmpfs=["/tmp"], ulimit=["nofile=64:128"], user="1:2"
+        detach=True, volume=["/srv:/data:ro"], tmpfs=["/tmp"], ulimit=["nofile=64:128"], user="1:2"
     ),
     "join-host": lambda: make_join(root="/"),
     "join-own": lambda: make_join(
         net="own", ipc="own", pid="own", uts="own", read_only=True, security_opt=["no-new-privileges"]
     ),
     "join-nested": lambda: make_join(pid="nested", terminal=True, interactive=True, workdir="/srv"),
-    "exec": lambda: exec_plan(make_spec(), {"name": "m", "process": [43, 1, "BOOT"]}, {"interactive": True}),
+    "exec": lambda: make_exec(interactive=True),
 }
 
 

@@ -7,10 +7,9 @@ from nsrun.errors import UnknownError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from nsrun.plan import Plan
     from nsrun.state import State
+    from nsrun.types import PodNote
 
 
 def plan_of(state: State, words: list[str]) -> Plan:
@@ -19,6 +18,7 @@ def plan_of(state: State, words: list[str]) -> Plan:
     from nsrun.lifecycle.create import plan_pod
     from nsrun.lifecycle.execute import plan_exec
     from nsrun.lifecycle.join import plan_join
+    from nsrun.plan.member import Request
 
     _, command, options, operands, rest = parse(words)
     name = command.name if command else ""
@@ -26,17 +26,17 @@ def plan_of(state: State, words: list[str]) -> Plan:
         return plan_pod(state, {**options, **({"name": operands[0]} if operands else {})}, ident=NO_ID)
     options["command"] = rest
     if name == "join":
-        how = {"detach": options.get("detach"), "interactive": options.get("interactive"), "id": NO_ID}
-        return plan_join(state, operands[0], options, how, _pod_for(state, operands[0]))
+        request = Request(detach=bool(options.get("detach")), interactive=bool(options.get("interactive")))
+        return plan_join(state, _pod_for(state, operands[0]), options, request, ident=NO_ID).plan
     if name == "exec":
-        return plan_exec(state, operands[0], options, {"interactive": options.get("interactive")})
+        return plan_exec(state, operands[0], options, Request(interactive=bool(options.get("interactive"))))
     raise UsageError(
         f"explain knows pod create, join and exec, not {name or 'nothing'!r}",
         hint="nsrun explain pod create -p 8080:80",
     )
 
 
-def _pod_for(state: State, name: str) -> dict[str, Any]:
+def _pod_for(state: State, name: str) -> PodNote:
     """The pod's note; of a pod that does not exist yet, what it would be, so that one can read before one does."""
     from nsrun.host import cgroup
     from nsrun.schema import check_name

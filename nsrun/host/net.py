@@ -34,7 +34,7 @@ from nsrun.spec.options import ip_number, ip_text, parse_subnet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 
@@ -492,7 +492,7 @@ def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[dict[
         wire.talk(sock, rules(table_name(pod_ip), ident, pod_ip, gateway, ports))
 
 
-def forget_pod(note: dict[str, Any]) -> None:
+def forget_pod(note: Mapping[str, Any]) -> None:
     """Remove the pod's veth now: the kernel would, a little later.
 
     Neither what has its name since nor a link of another network namespace is touched.

@@ -17,12 +17,13 @@ from nsrun.spec.options import check_place
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+
+    from nsrun.types import Mount
 
 MOST_LINKS = 40  # as many as path_resolution(7) follows
 
 
-def arrange(mounts: list[dict[str, Any]], roots: Sequence[str], moved: dict[str, str]) -> list[dict[str, Any]]:
+def arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) -> list[Mount]:
     """Return these mounts, parents first, at the real places of their targets; `moved` gets the place of each that differs.
 
     `roots`: the root's directory, or those of its layers, from the top down.  UsageError: a place that nothing may be mounted

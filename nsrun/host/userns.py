@@ -19,9 +19,7 @@ from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from nsrun.types import Maps, Ranges
+    from nsrun.types import Maps, Nested, Ranges
 
 MAX_RANGES = 300  # of 340 that the kernel takes since 4.15
 WANTED = 65536
@@ -138,7 +136,7 @@ def usermod(user: User) -> str:
     return f"sudo usermod --add-subuids {top}-{last} --add-subgids {top}-{last} {user.name}"
 
 
-def around() -> dict[str, Any] | None:
+def around() -> Nested | None:
     """What the user namespace that we are in allows: {"maps", "setgroups"}; None: it is the machine's first, with all ids.
 
     user_namespaces(7): its ids are those of uid_map and gid_map, and setgroups(2) is denied for good where an ordinary
@@ -154,7 +152,7 @@ def around() -> dict[str, Any] | None:
         return {"maps": maps, "setgroups": file.read().strip() == "allow"}
 
 
-def check_within(user: User, maps: Maps, here: dict[str, Any]) -> None:
+def check_within(user: User, maps: Maps, here: Nested) -> None:
     """BadInput: ids of a pod to be made for this user are not in the user namespace that we are in (around)."""
     for kind, ranges in maps.items():
         for _, first, count in ranges:

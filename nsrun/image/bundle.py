@@ -26,7 +26,7 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
     """The runtime config of an image's config.  Pure.  BadInput: a user that the image does not know."""
     image = document.get("config") or {}
     pod = {"name": "image", "hostname": "image", "pause": [0]}
-    facts = {
+    facts: Any = {
         "name": "image",
         "id": "image",
         "pod": pod,
@@ -34,8 +34,8 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
         "image": {"Entrypoint": [], **image},
         **accounts,
     }
-    options = {"net": "own", "ipc": "own", "pid": "own", "uts": "own", "command": [] if image.get("Entrypoint") or image.get("Cmd") else ["sh"]}  # fmt: skip
-    config = member_spec(options, facts)
+    options: Any = {"net": "own", "ipc": "own", "pid": "own", "uts": "own", "command": [] if image.get("Entrypoint") or image.get("Cmd") else ["sh"]}  # fmt: skip
+    config: Any = member_spec(options, facts)
     config["process"]["env"] = [word for word in config["process"]["env"] if not word.startswith("HOSTNAME=")]
     config["mounts"] = [m for m in config["mounts"] if m["type"] not in ("pod", "volume")]
     config["mounts"] = [{**m, "type": "cgroup"} if m["type"] == "cgroup2" else m for m in config["mounts"]]
@@ -51,7 +51,8 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
     if image.get("ExposedPorts"):
         annotations["org.opencontainers.image.exposedPorts"] = ",".join(sorted(image["ExposedPorts"]))
     config["annotations"] = annotations
-    return config
+    found: dict[str, Any] = config
+    return found
 
 
 def _is_there(target: str) -> bool:

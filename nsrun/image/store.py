@@ -31,7 +31,7 @@ from nsrun.state import State, codec, make_directory, new_id, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from nsrun.image.budget import Account
@@ -296,7 +296,7 @@ class Store:
         """The running members that an image carries.  BadInput: that can't be known."""
         return _carried(self._in_use(), ident)
 
-    def _in_use(self) -> list[Record]:
+    def _in_use(self) -> list[Mapping[str, Any]]:
         """What is known of every member whose data may be in use: told beside the data, whatever the notes say.
 
         BadInput: it can't be known which layers are in use.
@@ -307,7 +307,7 @@ class Store:
                 found.append(self._about(ident))
         return [about for about in found if about]
 
-    def _about(self, ident: str) -> Record | None:
+    def _about(self, ident: str) -> Mapping[str, Any] | None:
         """What stands beside data in use; None when they have gone meanwhile.  BadInput: it was lost."""
         import time
 
@@ -491,7 +491,7 @@ class Store:
         """One image, as `image ls --json` and the library have it.  BadInput: which members it carries can't be known."""
         return self._describe(record, lookup.names(self.state), self._in_use())
 
-    def _describe(self, record: Record, names: dict[str, str], used: list[Record]) -> Record:
+    def _describe(self, record: Record, names: dict[str, str], used: list[Mapping[str, Any]]) -> Record:
         layers = [self.layer(ident) for ident in record["layers"]]
         return {
             "id": record["id"],
@@ -560,7 +560,7 @@ class Workshop:
         os.close(self.fd)
 
 
-def _carried(used: list[Record], ident: str) -> list[str]:
+def _carried(used: list[Mapping[str, Any]], ident: str) -> list[str]:
     return [about["name"] for about in used if about["image_id"] == ident]
 
 

@@ -15,9 +15,12 @@ from nsrun.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
-    Options = dict[str, Any]
+    from nsrun.types import ExecOptions, PodNote, Process
+
+    Options = Mapping[str, Any]  # as the table of commands has checked them
 
 MAX_ENVIRONMENT = 4 << 20  # bytes of an --env-file: execve(2) takes less
 
@@ -55,20 +58,18 @@ def need_powers(names: tuple[str, ...], what: str) -> int:
     return sets["CapBnd"]
 
 
-def grant(document: dict[str, Any], granted: int) -> list[str]:
-    """Takes out of a member's capabilities those that can't be granted here (a bit mask); gives their names."""
+def grant(process: Process, granted: int) -> None:
+    """Take out of a process's capabilities those that can't be `granted` here (a bit mask)."""
     from nsrun.linux import capability_mask
 
-    sets = document["process"]["capabilities"]
-    lacking = [name for name in sets["bounding"] if not granted & capability_mask([name[4:].lower()])]
-    if lacking:
-        rest = [name for name in sets["bounding"] if name not in lacking]
-        document["process"]["capabilities"] = {**sets, "bounding": rest, "permitted": rest, "effective": rest}
-    return lacking
+    sets = process["capabilities"]
+    rest = [name for name in sets["bounding"] if granted & capability_mask([name[4:].lower()])]
+    if rest != sets["bounding"]:
+        process["capabilities"] = {**sets, "bounding": rest, "permitted": rest, "effective": rest}
 
 
-def check_userns(pod: dict[str, Any]) -> None:
-    """BadInput: a pod without a user namespace of its own was made in another one than ours.
+def check_userns(pod: PodNote) -> None:
+    """Raise BadInput when a pod without a user namespace of its own was made in another one than ours.
 
     Whoever joined it all the same would be root of a larger world than those who are in it.  Of a member that outlived its pod
     nothing is noted: there the kernel decides, at setns(2).
@@ -81,19 +82,24 @@ def check_userns(pod: dict[str, Any]) -> None:
         )
 
 
-def check_allowed(state: State, pod: dict[str, Any]) -> dict[str, Any]:
-    """The pod; BadInput unless we are root or its owner."""
+def check_allowed(state: State, pod: PodNote) -> None:
+    """Raise BadInput unless we are root or the owner of the pod."""
     if state.uid and not pod.get("user"):
         need_root()
-    return pod
 
 
-def check_parent(state: State, pod: dict[str, Any], how: dict[str, Any]) -> None:
-    if how.get("fds") and pod.get("user") and state.uid:
+def check_parent(state: State, pod: PodNote, fds: tuple[int, int, int] | None) -> None:
+    """Raise BadInput when a caller of the library wants to be the parent of a process that only the pod's door can start."""
+    if fds and pod.get("user") and state.uid:
         raise BadInput(
             "in a pod with a user namespace this process can't be the parent of members",
             hint="detach=True; or the command line: nsrun join, nsrun exec",
         )
+
+
+def door_of(state: State, pod: PodNote) -> str:
+    """Return the socket through which the owner of a pod starts processes in its cgroup; "": we are root, or it has no owner."""
+    return state.door(pod) if pod.get("user") and state.uid else ""
 
 
 def read_environment_file(path: str) -> list[str]:
@@ -123,8 +129,8 @@ def read_environment_file(path: str) -> list[str]:
     return found
 
 
-def environment_options(options: Options) -> list[str]:
-    """What --env-file and -e give: a later file wins over an earlier one, and -e over all."""
+def environment_options(options: ExecOptions) -> list[str]:
+    """Return what --env-file and -e say: a later file wins over an earlier one, and -e over all."""
     files = [line for path in options.get("env_file") or [] for line in read_environment_file(path)]
     return [*files, *(options.get("env") or [])]
 
@@ -146,23 +152,23 @@ def tell_event(fd: int, event: dict[str, Any]) -> None:
 
 
 def explain_exec(error: StepError, root: str) -> NsrunError:
-    """The error of an exec in people's words: what is missing, and in which file."""
-    step, detail = getattr(error, "init_step", None), getattr(error, "detail", "")
+    """Return the error of an exec in people's terms: what is missing, and in which file of the root directory `root`."""
     from nsrun.plan.process import Execute
 
-    if not isinstance(step, Execute):
+    if not isinstance(error.init_step, Execute):
         return error
     from nsrun.lifecycle.diagnose import why_not
 
-    message, hint = why_not(root, step, error.errno, detail)
+    message, hint = why_not(root, error.init_step, error.errno, error.detail)
     code = 127 if error.errno == ENOENT else 126
     failure = CommandError(message, exit_code=code, hint=hint, errno=error.errno, step=error.step)
     failure.number = error.number
     return failure
 
 
-def pod_of(state: State, member: str) -> dict[str, Any]:
-    """The note of a member's pod, which may be dead when the member has a PID namespace of its own."""
+def pod_of(state: State, member: str) -> PodNote:
+    """Return the note of a member's pod, which may be gone when the member has a PID namespace of its own."""
     note = state.member(member)
-    pod = state.try_read("pods", note["pod"])
-    return pod if pod and pod["id"] == note["pod_id"] else {"name": note["pod"]}
+    found: Any = state.try_read("pods", note["pod"])
+    pod: PodNote = found if found and found["id"] == note["pod_id"] else {"name": note["pod"]}
+    return pod

@@ -14,12 +14,13 @@ from nsrun.state import State, new_id, timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from nsrun.plan import Plan
+    from nsrun.types import PodFacts, PodOptions, PodSpec
 
-    Options = dict[str, Any]
+    Options = Mapping[str, Any]
 
 
 def _host_resolv_conf() -> str:
@@ -39,15 +40,12 @@ def _host_resolv_conf() -> str:
     return text.replace("\0", "")
 
 
-def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
-    """The plan of `pod create`, nothing done."""
+def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts:
+    """Return what the spec of a pod rests on: its owner, cgroup and ids, and the host's name servers."""
     from nsrun.host import cgroup, userns
-    from nsrun.plan.pod import pod_plan
 
-    name = check_name("pause" if options.get("name") is None else options["name"], "pod")
-    ident = ident or new_id()
     owner = userns.owner_of(options.get("owner"), dict(os.environ)) if not state.uid else userns.User(str(state.uid))
-    facts: dict[str, Any] = {
+    facts: PodFacts = {
         "id": ident,
         "created": timestamp() if ident != NO_ID else "",
         "cgroup": cgroup.pod_path(name, ident, state.uid),
@@ -57,18 +55,31 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     }
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
-        facts.update({"by_root": not state.uid, "groups": owner.groups})
+        facts["by_root"], facts["groups"] = not state.uid, owner.groups
     if not state.uid and (around := userns.around()):
         if owner:
             userns.check_within(owner, facts["user"]["maps"], around)
-        facts.update({"nested": around, "devices": "host"})
-    document = pod_spec({**options, "name": name}, facts)
+        facts["nested"], facts["devices"] = around, "host"
+    return facts
+
+
+def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
+    """Return the plan of `pod create`; nothing is done."""
+    from nsrun.plan.pod import pod_plan
+
+    name, ident = _name_of(options), ident or new_id()
+    asked: Any = {**options, "name": name}
+    spec = pod_spec(asked, gather(state, name, asked, ident))
     if not state.uid and ident != NO_ID:
-        _check_powers(document)
-    return pod_plan(document)
+        _check_powers(spec)
+    return pod_plan(spec)
 
 
-def _check_powers(pod: dict[str, Any]) -> None:
+def _name_of(options: Options) -> str:
+    return check_name("pause" if options.get("name") is None else options["name"], "pod")
+
+
+def _check_powers(pod: PodSpec) -> None:
     """BadInput: what root can't do here for such a pod.  Without CAP_MKNOD its devices are the host's own nodes."""
     from nsrun.host import userns
     from nsrun.linux import capability_mask
@@ -92,14 +103,14 @@ def _check_rootless(state: State, options: Options) -> None:
         raise BadInput("--owner: only root makes a pod for somebody", hint="sudo nsrun pod create; yours it is anyway")
     for port in parse_ports(options.get("publish") or []):
         pasta.check_port(port["host_port"])
-    name = "pause" if options.get("name") is None else options["name"]
+    name = _name_of(options)
     if name in state.names("pods") and not state.door({"name": name}).startswith(f"{state.run}/"):
         raise BadInput(f"pod name {name!r} is taken: by one that root made for you", hint="choose another name")
 
 
 def create_pod(
     state: State, options: Options, observe: Callable[[Run], None] | None = None, last: bool = False
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Makes a pod and gives its note.
 
     `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an

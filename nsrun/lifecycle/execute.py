@@ -11,78 +11,93 @@ from nsrun.lifecycle import (
     check_allowed,
     check_parent,
     check_userns,
+    door_of,
     environment_options,
     explain_exec,
     grant,
     need_powers,
     pod_of,
 )
+from nsrun.plan.member import Request, exec_plan
 from nsrun.run import Run
 from nsrun.spec.options import parse_directory, parse_environment, parse_user
 from nsrun.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from nsrun.plan import Plan
+    from nsrun.types import ExecOptions, MemberNote, MemberSpec, Process, UserIds
 
-    Options = dict[str, Any]
+    Options = Mapping[str, Any]
 
 
-def plan_exec(state: State, member: str, options: Options, how: dict[str, Any]) -> Plan:
-    from nsrun.plan.member import exec_plan
+def gather(state: State, note: MemberNote, options: ExecOptions) -> tuple[MemberSpec, tuple[UserIds, str] | None]:
+    """Return the spec of a running member, and of another --user its ids and home, as the member's own files have them.
 
-    note, pod = state.member(member), pod_of(state, member)
-    how = {**how, "pod": pod, "door": state.door(pod) if pod.get("user") and state.uid else ""}
+    Raise UnknownError when the member does not run.
+    """
     status, _ = state.member_status(note)
     if status not in ("running", "stopping"):
         raise UnknownError(
             f"member {note['name']!r} is {status}", hint="nsrun ls -a; only a running member can execute something"
         )
-    document = state.read("members", note["name"], "config.json")
-    if document is None:
+    found: Any = state.read("members", note["name"], "config.json")
+    if found is None:
         raise BadInput(f"member {note['name']!r} has no config.json")
-    process = document["process"]
-    command = list(options.get("command") or [])
+    spec: MemberSpec = found
+    if not options.get("user"):
+        return spec, None
+    fd, pid = state.process(note)
+    if fd < 0:
+        raise UnknownError(f"member {note['name']!r} has just ended", hint="nsrun ls -a")
+    os.close(fd)
+    files = [kernel.read_in_root(f"/proc/{pid}/root", path) for path in ("/etc/passwd", "/etc/group")]
+    uid, gid, groups, home = parse_user(options["user"], *files)
+    return spec, ({"uid": uid, "gid": gid, "additionalGids": groups}, home)
+
+
+def exec_spec(spec: MemberSpec, options: ExecOptions, account: tuple[UserIds, str] | None) -> MemberSpec:
+    """Return the spec of one more process in a member.  Raise UsageError when there is no command.  Pure but for os.environ."""
+    process, command = spec["process"], list(options.get("command") or [])
     if not command:
         raise UsageError("no command", hint="nsrun exec MEMBER COMMAND [ARG...]")
     terminal = bool(options.get("terminal"))
     env = parse_environment(process["env"], {})
     if terminal:
         env["TERM"] = os.environ.get("TERM", "xterm")
-    user = process["user"]
-    if options.get("user"):
-        fd, pid = state.process(note)
-        if fd < 0:
-            raise UnknownError(f"member {note['name']!r} has just ended", hint="nsrun ls -a")
-        os.close(fd)
-        root = f"/proc/{pid}/root"
-        uid, gid, groups, home = parse_user(
-            options["user"], kernel.read_in_root(root, "/etc/passwd"), kernel.read_in_root(root, "/etc/group")
-        )
-        user = {"uid": uid, "gid": gid, "additionalGids": groups}
-        env["HOME"] = home
-    env.update(parse_environment(environment_options(options), dict(os.environ)))
-    new = {
+    if account:
+        env["HOME"] = account[1]
+    env.update(parse_environment(environment_options(options), os.environ))
+    new: Process = {
         **process,
         "terminal": terminal,
         "args": command,
         "env": [f"{k}={v}" for k, v in env.items()],
         "cwd": parse_directory(options.get("workdir")) or process["cwd"],
-        "user": user,
+        "user": account[0] if account else process["user"],
     }
-    document = {**document, "process": new}
+    return {**spec, "process": new}
+
+
+def plan_exec(state: State, member: str, options: Options, request: Request) -> Plan:
+    """Return the plan of `exec`; nothing is done."""
+    asked: Any = options
+    note, pod = state.member(member), pod_of(state, member)
+    spec, account = gather(state, note, asked)
+    spec = exec_spec(spec, asked, account)
+    request.door = door_of(state, pod)
     if not pod.get("user"):
         granted = need_powers(OF_JOIN, "exec")
         check_userns(pod)
-        grant(document, granted)
+        grant(spec["process"], granted)
         if kernel.in_userns() and "nested" not in pod:  # a member that outlived its pod
             from nsrun.host.userns import around
 
-            how["pod"] = {**pod, "nested": around()}
-    return exec_plan(document, note, how)
+            pod = {**pod, "nested": around()}
+    return exec_plan(spec, note, pod, request)
 
 
 def execute(
@@ -93,11 +108,12 @@ def execute(
     fds: tuple[int, int, int] | None = None,
     observe: Callable[[Run], None] | None = None,
 ) -> Run:
-    """Executes a command in a running member.  With `fds` the caller is the parent, else this process becomes the monitor."""
-    pod = check_allowed(state, pod_of(state, member))
-    how = {"interactive": options.get("interactive"), "fds": fds}
-    check_parent(state, pod, how)
-    plan = plan_exec(state, member, options, how)
+    """Execute a command in a running member.  With `fds` the caller is the parent, else this process becomes the monitor."""
+    pod = pod_of(state, member)
+    check_allowed(state, pod)
+    check_parent(state, pod, fds)
+    request = Request(interactive=bool(options.get("interactive")), fds=fds)
+    plan = plan_exec(state, member, options, request)
     run = Run(plan, state)
     run.monitor_options = {"foreground": 1, "stdin": int(bool(options.get("interactive"))), "own_cgroup": False}
     if observe:

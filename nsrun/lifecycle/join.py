@@ -14,25 +14,38 @@ from nsrun.lifecycle import (
     check_allowed,
     check_parent,
     check_userns,
+    door_of,
     environment_options,
     explain_exec,
-    grant,
     need_powers,
     tell_event,
 )
+from nsrun.linux import capability_mask
+from nsrun.plan.member import Request, join_plan
 from nsrun.run import Run
 from nsrun.schema import check_name, exists
-from nsrun.spec.member import bundle_shape, member_spec
+from nsrun.spec.member import (
+    EVERY_CAPABILITY,
+    asked_mounts,
+    bundle_shape,
+    given_mounts,
+    member_capabilities,
+    member_spec,
+    refused_capabilities,
+    security_options,
+)
 from nsrun.state import State, new_id, timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from nsrun.plan import Plan
+    from nsrun.types import Bundle, ImageConfig, JoinOptions, MemberFacts, MemberNote, MemberSpec, Mount, PodNote
 
-    Options = dict[str, Any]
+    Options = Mapping[str, Any]
+    Record = dict[str, Any]  # of an image: nsrun.image.shapes
 
 
 def _check_rootfs(path: str) -> str:
@@ -55,7 +68,7 @@ def _check_rootfs(path: str) -> str:
     return real
 
 
-def _check_owner(root: str, pod: dict[str, Any]) -> None:
+def _check_owner(root: str, pod: PodNote) -> None:
     """A rootfs whose ids mean nothing in the pod would be nobody's there; an ordinary user can't map it."""
     from nsrun.spec.idmaps import to_pod
 
@@ -67,14 +80,15 @@ def _check_owner(root: str, pod: dict[str, Any]) -> None:
         )
 
 
-def _bundle(path: str) -> dict[str, Any]:
+def _bundle(path: str) -> Bundle:
+    """Return what nsrun reads of a bundle's config.json, its root's path made one of the host.  Raise BadInput."""
     from nsrun.schema import check, read_document
     from nsrun.state import codec
 
     if not path:
         raise BadInput("the bundle is an empty word", hint="an unset variable?")
     try:
-        document: dict[str, Any] = codec.loads(read_document(f"{path}/config.json", 4 << 20).decode())
+        document: Bundle = codec.loads(read_document(f"{path}/config.json", 4 << 20).decode())
     except OSError as error:
         raise BadInput(
             f"bundle {path!r}: {error.strerror}: config.json", hint="a bundle holds config.json and the root it names"
@@ -90,130 +104,208 @@ def _bundle(path: str) -> dict[str, Any]:
     return document
 
 
-def plan_join(
-    state: State, pod_name: str, options: Options, how: dict[str, Any], pod: dict[str, Any] | None = None
-) -> Plan:
-    """The plan of `join`, nothing done.  `how`: see plan.member.join_plan."""
-    from nsrun.host import cgroup
-    from nsrun.plan.member import join_plan
+class Source:
+    """Where a member's files come from: `root` is a directory, "/" the host's own; of an image `layers` are its directories."""
 
-    pod = pod or state.pod(pod_name)
-    again = how.get("again")
-    ident = again["id"] if again else how.get("id") or new_id()
-    name = again["name"] if again else options.get("name")
-    name = check_name(f"m-{ident}" if name is None else name, "member")
-    # An empty word is no rootfs left out: --rootfs "$UNSET" must not end up on the host's own filesystem.
-    sources = [k for k in ("rootfs", "image", "bundle") if options.get(k) is not None]
-    if len(sources) > 1:
-        raise BadInput(f"--{sources[0]} and --{sources[1]} exclude each other")
-    bundle: dict[str, Any] = {}
-    image: dict[str, Any] = {}
-    layers: list[str] = []
-    root = "/"
-    if options.get("bundle") is not None:
-        bundle = _bundle(options["bundle"])
-        root = _check_rootfs(bundle["root"]["path"])
-    elif options.get("rootfs") is not None:
-        root = _check_rootfs(options["rootfs"])
-    elif options.get("image") is not None:
+    __slots__ = ("bundle", "image", "layers", "root")
+
+    def __init__(
+        self, root: str, *, bundle: Bundle | None = None, image: Record | None = None, layers: Sequence[str] = ()
+    ) -> None:
+        self.root, self.layers = root, tuple(layers)
+        self.bundle: Bundle = bundle or {}
+        self.image: Record = image or {}
+
+    @property
+    def config(self) -> ImageConfig:
+        config: Any = {"Entrypoint": [], **self.image["process"]} if self.image else {}
+        known: ImageConfig = config
+        return known
+
+
+class Former:
+    """The life before this one, of a member that is restarted: its note, and what its monitor hands on.
+
+    lead: the nsrun in the foreground that waits for us, when a door forked us.  locks: descriptors of the files by whose locks
+    others know that we keep the member, and what it wrote; -1: none.
+    """
+
+    __slots__ = ("lead", "locks", "note")
+
+    def __init__(self, note: MemberNote, lead: int = -1, locks: tuple[int, int] = (-1, -1)) -> None:
+        self.note, self.lead, self.locks = note, lead, locks
+
+
+class Joining:
+    """What is known of a member before it is made."""
+
+    __slots__ = ("layers", "note", "plan", "spec")
+
+    def __init__(self, plan: Plan, spec: MemberSpec, note: MemberNote, layers: Sequence[str]) -> None:
+        self.plan, self.spec, self.note, self.layers = plan, spec, note, layers
+
+
+def _source(state: State, options: JoinOptions, former: Former | None) -> Source:
+    """Return where the member's files come from.  Raise BadInput or UsageError for options that contradict each other.
+
+    An empty value is no option left out: --rootfs "$UNSET" must not end up on the host's own filesystem.
+    """
+    rootfs, image, bundle = options.get("rootfs"), options.get("image"), options.get("bundle")
+    named = [name for name, value in (("rootfs", rootfs), ("image", image), ("bundle", bundle)) if value is not None]
+    if len(named) > 1:
+        raise BadInput(f"--{named[0]} and --{named[1]} exclude each other")
+    if bundle is not None:
+        document = _bundle(bundle)
+        source = Source(_check_rootfs(document["root"]["path"]), bundle=document)
+    elif rootfs is not None:
+        source = Source(_check_rootfs(rootfs))
+    elif image is not None:
         from nsrun.image import lookup
 
-        # a restart keeps the image it began with, whatever has the name now
-        image = lookup.find(state, again["image_id"] if again else options["image"])
-        layers = lookup.trees(state, image)
-        root = layers[0] if layers else lookup.nothing(state)
+        # a restart keeps the image that it began with, whatever has the name now
+        record = lookup.find(state, former.note["image_id"] if former else image)
+        layers = lookup.trees(state, record)
+        source = Source(layers[0] if layers else lookup.nothing(state), image=record, layers=layers)
         if options.get("writable"):
             raise BadInput(
                 "--writable needs --rootfs: an image is shared", hint="nsrun image unpack REF DIR, then --rootfs"
             )
+    else:
+        source = Source("/")
     if options.get("writable") and options.get("read_only"):
         raise UsageError("--writable and --read-only contradict each other")
-    if root == "/" and options.get("writable"):
-        raise BadInput(
-            "--writable needs --rootfs", hint="without one, the member writes to the host's filesystem anyway"
-        )
-    if root == "/" and options.get("read_only"):
-        raise BadInput("--read-only needs --rootfs, --image or --bundle")
-    if root == "/":
+    if source.root == "/":
+        if options.get("writable"):
+            raise BadInput(
+                "--writable needs --rootfs", hint="without one, the member writes to the host's filesystem anyway"
+            )
+        if options.get("read_only"):
+            raise BadInput("--read-only needs --rootfs, --image or --bundle")
         _check_meant(state, options)
+    return source
+
+
+def gather(
+    state: State, pod: PodNote, options: JoinOptions, name: str, ident: str, source: Source, moved: dict[str, str]
+) -> MemberFacts:
+    """Return what the member's spec rests on: everything that is asked of the machine.
+
+    `moved` gets the targets of mounts that symlinks lead elsewhere.  `ident` NO_ID: for explain, which needs no powers.
+    """
+    from nsrun.host import cgroup
+
     group = pod.get("cgroup") or ""
-    moved: dict[str, str] = {}  # targets of mounts, where symlinks lead them
-    facts = {
+    passwd, accounts = _accounts(source)
+    facts: MemberFacts = {
         "name": name,
         "id": ident,
         "pod": pod,
-        "root": root,
-        "bundle": bundle,
-        "image": image and {"Entrypoint": [], **image["process"]},
-        **_accounts(root, image),
+        "root": source.root,
+        "bundle": source.bundle,
+        "image": source.config,
+        "passwd": passwd,
+        "group": accounts,
         "environ": os.environ,
         "cgroup": f"{group}/{'root' if pod.get('user') and not state.uid else 'm'}-{name}" if group else "",
         "cgroup_v2": bool(group) or bool(cgroup.mount_point()),
-        "arrange": lambda mounts: _arrange(mounts, layers or [root], moved),
     }
-    document = member_spec({**options, "env": environment_options(options)}, facts)
-    if root == "/":  # nothing is made in the host's own tree: what is missing there is not covered, either
-        document["mounts"] = [m for m in document["mounts"] if os.path.exists(m["destination"])]
-    refused: list[str] = []
-    if not pod.get("user"):  # else its user namespace has them all
-        granted = need_powers(OF_JOIN if ident != NO_ID else (), "a member")
+    if source.root == "/":  # nothing is made in the host's own tree: what is missing there is not covered, either
+        facts["absent"] = [
+            m["destination"] for m in given_mounts(options, facts) if not os.path.exists(m["destination"])
+        ]
+    facts["asked"] = _arrange(asked_mounts(options, facts), source.layers or [source.root], moved)
+    if not pod.get("user"):  # else its user namespace has every capability
+        facts["granted"] = need_powers(OF_JOIN if ident != NO_ID else (), "a member")
         if ident != NO_ID:
             check_userns(pod)
-        refused = grant(document, granted)
-    if pod.get("user") and state.uid and not image and root != "/":
-        _check_owner(root, pod)
-    for number, mount in enumerate(document["mounts"]):
+    elif state.uid and not source.image and source.root != "/":
+        _check_owner(source.root, pod)
+    return facts
+
+
+def _filter(options: JoinOptions, facts: MemberFacts) -> tuple[str, str]:
+    """Return the name of the compiled seccomp filter ("": unconfined) and the file of its profile ("": nsrun's own)."""
+    from nsrun import seccomp
+
+    bundle: Bundle = facts.get("bundle") or {}
+    security = security_options(options, bundle)
+    if security.seccomp == "unconfined":
+        return "", ""
+    profile = "" if security.seccomp == "default" else security.seccomp
+    if not security.asked and (bundle.get("linux") or {}).get("seccomp"):
+        profile = f"{options['bundle']}/config.json"
+    caps = capability_mask(member_capabilities(options, bundle, facts.get("granted", EVERY_CAPABILITY)))
+    return seccomp.key(profile, caps), profile
+
+
+def _place_volumes(state: State, spec: MemberSpec) -> None:
+    """Give each volume its directory: of all who name it, or of this member alone."""
+    upper = state.upper(spec["annotations"]["nsrun.id"])
+    for number, mount in enumerate(spec["mounts"]):
         if mount["type"] == "volume":
-            mount["source"] = (
-                f"{state.lib}/volumes/{mount['source']}" if mount["source"] else f"{state.upper(ident)}/volume-{number}"
-            )
-        elif mount["type"] == "bind" and not exists(mount["source"], "volume source"):
-            raise BadInput(
-                f"volume source {mount['source']!r} does not exist",
-                hint="create it first; nsrun does not guess whether you mean a file or a directory",
-            )
-        elif mount["type"] == "device" and not exists(mount["source"], "device"):
-            raise BadInput(f"device {mount['source']!r} does not exist", hint="is its module loaded?")
-    note = {
-        "id": ident,
-        "name": name,
+            name = mount["source"]
+            mount["source"] = f"{state.lib}/volumes/{name}" if name else f"{upper}/volume-{number}"
+
+
+def plan_join(
+    state: State,
+    pod: PodNote,
+    options: Options,
+    request: Request,
+    former: Former | None = None,
+    ident: str = "",
+) -> Joining:
+    """Return the plan of `join`, and what it rests on; nothing is done.  `ident`: the member's id, NO_ID for explain."""
+    ident = former.note["id"] if former else ident or new_id()
+    wanted = former.note["name"] if former else options.get("name")
+    name = check_name(f"m-{ident}" if wanted is None else wanted, "member")
+    moved: dict[str, str] = {}
+    asked: Any = options
+    known: Any = {**options, "env": environment_options(asked)}
+    source = _source(state, asked, former)
+    facts = gather(state, pod, known, name, ident, source, moved)
+    facts["filter"], request.profile = _filter(known, facts)
+    spec = member_spec(known, facts)
+    _place_volumes(state, spec)
+    note = _note(spec, pod, known, request, source, former)
+    request.again, request.layers, request.staging = former is not None, source.layers, state.upper(ident)
+    request.door = door_of(state, pod)
+    plan = join_plan(spec, pod, note, request)
+    plan.facts["moved"] = moved
+    plan.facts["refused"] = refused_capabilities(known, facts.get("granted", EVERY_CAPABILITY))
+    return Joining(plan, spec, note, source.layers)
+
+
+def _note(
+    spec: MemberSpec, pod: PodNote, options: JoinOptions, request: Request, source: Source, former: Former | None
+) -> MemberNote:
+    """Return what is to be written down of a member."""
+    names = spec["annotations"]
+    now = timestamp() if names["nsrun.id"] != NO_ID else ""
+    note: MemberNote = {
+        "id": names["nsrun.id"],
+        "name": names["nsrun.name"],
         "pod": pod["name"],
         "pod_id": pod["id"],
-        "created": timestamp() if ident != NO_ID else "",
-        "started": timestamp() if ident != NO_ID else "",
-        "command": document["process"]["args"],
-        "rootfs": "" if image else root,
-        "cgroup": document["linux"]["cgroupsPath"],
+        "created": former.note["created"] if former else now,
+        "started": now,
+        "command": spec["process"]["args"],
+        "rootfs": "" if source.image else source.root,
+        "cgroup": spec["linux"]["cgroupsPath"],
         "shares_pid": (options.get("pid") or "pod") != "own",
-        "terminal": document["process"]["terminal"],
-        "stop_signal": int(document["annotations"]["nsrun.stop-signal"]),
-        "restart": document["annotations"]["nsrun.restart"],
+        "terminal": spec["process"]["terminal"],
+        "stop_signal": int(names["nsrun.stop-signal"]),
+        "restart": names["nsrun.restart"],
         "rm": bool(options.get("rm")),
-        "detached": bool(how.get("detach") or how.get("background")),
-        "restarts": again["restarts"] + 1 if again else 0,
+        "detached": request.detach or request.background,
+        "restarts": former.note["restarts"] + 1 if former else 0,
     }
-    if image:
-        note.update({"image": options["image"], "image_id": image["id"], "layers": image["layers"]})
-    if again:
-        note["created"] = again["created"]
-    profile = _set_filter(document, bundle, options)
-    door = state.door(pod) if pod.get("user") and state.uid else ""
-    how = {
-        **how,
-        "again": bool(again),
-        "layers": layers,
-        "staging": state.upper(ident),
-        "profile": profile,
-        "door": door,
-    }
-    plan = join_plan(document, pod, note, how)
-    added = {word.lower().removeprefix("cap_") for word in options.get("cap_add") or []}
-    plan.facts["moved"] = moved
-    plan.facts["refused"] = [name for name in refused if "all" in added or name[4:].lower() in added]
-    return plan
+    if source.image:
+        note["image"], note["image_id"], note["layers"] = options["image"], source.image["id"], source.image["layers"]
+    return note
 
 
-def _check_meant(state: State, options: Options) -> None:
+def _check_meant(state: State, options: JoinOptions) -> None:
     """UsageError: the first word of a command for the host's own files is the name of an image, or a root's directory."""
     word = next(iter(options.get("command") or []), "")
     if not word or options.get("entrypoint"):
@@ -233,14 +325,25 @@ def _check_meant(state: State, options: Options) -> None:
         )
 
 
-def _arrange(mounts: list[dict[str, Any]], roots: list[str], moved: dict[str, str]) -> list[dict[str, Any]]:
-    """places.arrange; on the host's own files BadInput for a target that would have to be made there."""
+def _arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) -> list[Mount]:
+    """Return the mounts at their real places, in order, with sources that exist.  Raise BadInput.
+
+    On the host's own files nothing is made: there a target has to exist, too.
+    """
+    for mount in mounts:
+        if mount["type"] == "bind" and not exists(mount["source"], "volume source"):
+            raise BadInput(
+                f"volume source {mount['source']!r} does not exist",
+                hint="create it first; nsrun does not guess whether you mean a file or a directory",
+            )
+        if mount["type"] == "device" and not exists(mount["source"], "device"):
+            raise BadInput(f"device {mount['source']!r} does not exist", hint="is its module loaded?")
     if not mounts:
         return mounts
     from nsrun.host.places import arrange
 
     found = arrange(mounts, roots, moved)
-    for mount in found if roots == ["/"] else []:
+    for mount in found if list(roots) == ["/"] else []:
         if not exists(mount["destination"], "the target"):
             raise BadInput(
                 f"the target {mount['destination']!r} does not exist on this host, whose own files the member has",
@@ -249,32 +352,14 @@ def _arrange(mounts: list[dict[str, Any]], roots: list[str], moved: dict[str, st
     return found
 
 
-def _set_filter(document: dict[str, Any], bundle: dict[str, Any], options: Options) -> str:
-    """Puts the name of the compiled filter into the spec ("": unconfined), where exec finds it; gives the profile's path."""
-    from nsrun import seccomp
-    from nsrun.linux import capability_mask
-
-    word = document["annotations"]["nsrun.seccomp"]
-    if word == "unconfined":
-        document["annotations"]["nsrun.seccomp"] = ""
-        return ""
-    profile = "" if word == "default" else word
-    asked = any(option.startswith("seccomp") for option in options.get("security_opt") or [])
-    if not asked and (bundle.get("linux") or {}).get("seccomp"):
-        profile = f"{options['bundle']}/config.json"
-    caps = capability_mask([name[4:].lower() for name in document["process"]["capabilities"]["bounding"]])
-    document["annotations"]["nsrun.seccomp"] = seccomp.key(profile, caps)
-    return profile
-
-
-def _accounts(root: str, image: dict[str, Any]) -> dict[str, str]:
-    """passwd and group: of an image they were read when it was loaded."""
-    if not image:
-        return {"passwd": kernel.read_in_root(root, "/etc/passwd"), "group": kernel.read_in_root(root, "/etc/group")}
-    users = image["users"]
+def _accounts(source: Source) -> tuple[str, str]:
+    """Return the texts of the root's passwd and group: of an image they were read when it was loaded."""
+    if not source.image:
+        return kernel.read_in_root(source.root, "/etc/passwd"), kernel.read_in_root(source.root, "/etc/group")
+    users = source.image["users"]
     if "error" in users:
         raise BadInput(f"the image's accounts can't be read: {users['error']}")
-    return {"passwd": users["passwd"], "group": users["group"]}
+    return users["passwd"], users["group"]
 
 
 def join(
@@ -285,30 +370,22 @@ def join(
     detach: bool = False,
     fds: tuple[int, int, int] | None = None,
     status_fd: int = -1,
-    again: dict[str, Any] | None = None,
+    former: Former | None = None,
     observe: Callable[[Run], None] | None = None,
     last: bool = False,
-) -> dict[str, Any]:
-    """Starts a member and gives its note.  `last`: see create_pod.
+) -> Mapping[str, Any]:
+    """Start a member and return its note.  `last`: see create_pod.
 
     With `detach` a monitor keeps it; with `fds` the caller is its parent; with neither this process *becomes*
-    the monitor and the call does not return.  CommandError when the command can't be executed.
+    the monitor and the call does not return.  Raise CommandError when the command can't be executed.
     """
-    background = bool(again and again["detached"])
-    how = {
-        "detach": detach,
-        "interactive": options.get("interactive"),
-        "fds": fds,
-        "again": again,
-        "background": background,
-    }
     held = -1
     if options.get("image") is not None:
         from nsrun.image import lookup
 
         held = lookup.hold(state)  # until the member's note says that it uses the image
     try:
-        return _join(state, pod, options, how, status_fd, again, observe, last)
+        return _join(state, pod, options, detach, fds, status_fd, former, observe, last)
     finally:
         if held >= 0:
             os.close(held)
@@ -316,58 +393,59 @@ def join(
 
 def _join(
     state: State,
-    pod: str,
+    pod_name: str,
     options: Options,
-    how: dict[str, Any],
+    detach: bool,
+    fds: tuple[int, int, int] | None,
     status_fd: int,
-    again: dict[str, Any] | None,
+    former: Former | None,
     observe: Callable[[Run], None] | None,
     last: bool,
-) -> dict[str, Any]:
-    detach, background = how["detach"], how["background"]
-    note = check_allowed(state, state.pod(pod))
-    check_parent(state, note, how)
-    plan = plan_join(state, pod, options, how, note)
-    run = Run(plan, state)
-    run.lead = (again or {}).get("lead", -1)
-    run.parent = bool(how.get("fds"))
-    if again:
-        run.values["again"] = 1
-    for handle, fd in zip(("lock:held", "lock:data"), (again or {}).get("locks", ()), strict=False):
-        if fd >= 0:
-            run.hold(handle, fd)
-    document = plan.facts["spec"]
-    note = plan.steps[0].note if not again else {}  # type: ignore[attr-defined]
-    if again:
-        run.directory = state.path("members", again["name"])
-    policy = document["annotations"]["nsrun.restart"].partition(":")[0]
-    name = document["annotations"]["nsrun.name"]
+) -> Mapping[str, Any]:
+    pod = state.pod(pod_name)
+    check_allowed(state, pod)
+    check_parent(state, pod, fds)
+    background = former is not None and former.note["detached"]
+    request = Request(detach=detach, interactive=bool(options.get("interactive")), fds=fds, background=background)
+    joining = plan_join(state, pod, options, request, former)
+    spec, note = joining.spec, joining.note
+    run = Run(joining.plan, state)
+    run.parent = fds is not None
+    if former:
+        run.again, run.lead, run.directory = True, former.lead, state.path("members", note["name"])
+        for handle, fd in zip(("lock:held", "lock:data"), former.locks, strict=True):
+            if fd >= 0:
+                run.hold(handle, fd)
     run.monitor_options = {"cap": LOG_CAP, "status": status_fd}
     if not detach and not background:
-        run.monitor_options.update({"foreground": 1, "stdin": int(bool(options.get("interactive")))})
-    if policy != "no" or options.get("rm"):
-        restarts = again["restarts"] + 1 if again else 0
-        run.monitor_options["delay"] = min(100 << min(restarts, 10), 60000) if policy != "no" else 0
-        run.after = nsrun_command(state.root, "_ended", name)
+        run.monitor_options.update({"foreground": 1, "stdin": int(request.interactive)})
+    restarts = note["restart"].partition(":")[0] != "no"
+    if restarts or note["rm"]:
+        run.monitor_options["delay"] = min(100 << min(note["restarts"], 10), 60000) if restarts else 0
+        run.after = nsrun_command(state.root, "_ended", note["name"])
+    # what `exec` and a restart need to know again
+    known = {key: value for key, value in options.items() if value is not None and key != "status_fd"}
+    run.files = {"config.json": spec, "options.json": known}
+    run.about = {
+        "name": note["name"],
+        "pod": note["pod"],
+        "image_id": note.get("image_id", ""),
+        "layers": note.get("layers", []),
+    }
 
     def committed() -> None:
         if observe:
             observe(run)
-        tell_event(status_fd, {"event": "started", "pid": run.pid, "name": name})
+        tell_event(status_fd, {"event": "started", "pid": run.pid, "name": note["name"]})
 
     run.before_handover = committed
     try:
-        # what `exec` and a restart need to know again
-        known = {k: v for k, v in options.items() if v is not None and k != "status_fd"}
-        run.files = {"config.json": document, "options.json": known}
-        run.about = {key: note.get(key, "") for key in ("name", "pod", "image_id")}
-        run.about["layers"] = note.get("layers") or []
         run.execute()
     except StepError as error:
         if observe:
             observe(run)
         run.restore_signals()
-        raise _explain(error, document, plan.facts.get("layers") or []) from None
+        raise _explain(error, spec, joining.layers) from None
     except BaseException:
         run.restore_signals()
         raise
@@ -377,9 +455,9 @@ def _join(
     return run.note or note
 
 
-def _explain(error: StepError, document: dict[str, Any], layers: list[str]) -> NsrunError:
+def _explain(error: StepError, spec: MemberSpec, layers: Sequence[str]) -> NsrunError:
     if len(layers) < 2:
-        return explain_exec(error, document["root"]["path"])
+        return explain_exec(error, spec["root"]["path"])
     from nsrun.image.unpack import View
 
     with View(layers) as view:

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from nsrun.state import State
+    from nsrun.state import Note, State
 
     Piece = tuple[str, str, str]  # time, stdout or stderr, text: with its newline where a line ends
 
@@ -75,7 +75,7 @@ def logs(
     import time
 
     wanted = _Wanted(since, until)
-    note = state.member(name)
+    note: Note = state.member(name)
     path = state.path("members", note["name"], "log")
     count, log = _count_and_log(path)  # first, so that nothing is missed when it is renamed in between
     try:

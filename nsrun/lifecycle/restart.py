@@ -7,6 +7,12 @@ from nsrun.lifecycle.stop import SIGTERM
 from nsrun.state import State, is_to_restart, timestamp
 from nsrun.state.sweep import forget_member
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.types import MemberNote
+
 
 def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, int] = (-1, -1)) -> int:
     """What follows the end of a member with --restart or --rm; we are its former monitor.  Its exit status.
@@ -15,9 +21,10 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     `lead`: the nsrun in the foreground that waits for us, when we were forked by the pod's door.  `locks`: the files by whose
     locks others know that we keep the member, and what it wrote.
     """
-    note = state.read("members", name)
-    if note is None:
+    found_note: Any = state.read("members", name)
+    if found_note is None:
         return code
+    note: MemberNote = found_note
     if note["rm"]:
         try:
             forget_member(state, note, its_cgroup=False)  # the monitor has removed it
@@ -32,13 +39,13 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
         return code
     import _signal
 
-    from nsrun.lifecycle.join import join
+    from nsrun.lifecycle.join import Former, join
 
     try:
         # `stop`, or Ctrl-C, may have come already; all others wait for the next life
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {SIGTERM, 2, 1})
         state.renew_exit(name)
-        join(state, note["pod"], options, again={**note, "lead": lead, "locks": locks})
+        join(state, note["pod"], options, former=Former(note, lead, locks))
     except BaseException as error:
         # what it was goes back to being true: it has ended, with this status, for which there is room on a full disk
         state.record_exit(name, f"{code} {timestamp()}")

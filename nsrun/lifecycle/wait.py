@@ -11,14 +11,14 @@ from nsrun.schema import open_regular
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nsrun.state import State
+    from nsrun.state import Note, State
 
 
 def wait_member(state: State, name: str) -> int:
     """Block until the member has ended; return its exit status.  BadInput when nobody saw it end."""
     import time
 
-    note = state.member(name)
+    note: Note = state.member(name)
     while True:
         try:
             # the monitor writes to this file, and then calls it `exit`: we can read it even when the member is forgotten at once

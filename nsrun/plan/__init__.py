@@ -15,7 +15,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, Protocol, dataclass_transform
 
     from nsrun.state import State
@@ -47,9 +47,10 @@ if TYPE_CHECKING:
         handles: dict[str, int]  # descriptors by name
         values: dict[str, str | int]  # what became known on the way: a leased address, a pid
         ports: list[dict[str, Any]]
-        files: dict[str, dict[str, Any]]
+        files: Mapping[str, Mapping[str, Any]]
+        again: bool  # a member begins once more
         stdio: tuple[str, str, str]
-        note: dict[str, Any]
+        note: Mapping[str, Any]
         directory: str
         pid: int
         pidfd: int

@@ -17,6 +17,7 @@ from nsrun.plan import COMMIT, HOST, Step, sh_quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from nsrun.plan import Context
@@ -27,7 +28,7 @@ class ClaimName(Step):
     man = "rename(2), fcntl(2) F_SETLK"
     kind: str
     name: str
-    note: dict[str, Any]
+    note: Mapping[str, Any]
     hints = {
         ENOSPC: "the disk that holds nsrun's state is full",
         EACCES: "needs root; root of a user namespace needs a state directory of its own, too: --root DIR",
@@ -190,7 +191,7 @@ class WriteNote(Step):
     man = "rename(2)"
     kind: str
     name: str
-    note: dict[str, Any]
+    note: Mapping[str, Any]
     hints = {ENOSPC: "the disk that holds nsrun's state is full"}
 
     def call(self) -> str:

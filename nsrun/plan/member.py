@@ -55,7 +55,9 @@ from nsrun.plan.process import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Sequence
+
+    from nsrun.types import MemberNote, MemberSpec, Nested, PodNote, Process
 
 DEVICES = tuple(name for name, _, _ in DEVICE_NODES)
 _OCI = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "mount": "mnt"}
@@ -70,25 +72,61 @@ _ATTR_WORDS = {"ro": "RDONLY", "nosuid": "NOSUID", "nodev": "NODEV", "noexec": "
 _IGNORED = {"nocopy", "rw", "rbind", "bind", "rprivate", "private", "suid", "dev", "exec", "strictatime", "relatime"}
 
 
+class Request:
+    """How a member, or one more process in one, is to be started: what its spec does not say.
+
+    detach: a monitor keeps it, and the command ends.  interactive: its standard input stays open.
+    fds: a caller of the library is its parent, with these as its 0, 1 and 2; then it has no monitor.
+    again: it is a restart, so its name, and what it wrote, are there.  background: and it had been detached.
+    layers: of an image, directories from the top down; else the root is the spec's.
+    staging: the directory in which new volumes are made.
+    profile: the file of the seccomp profile, "": nsrun's own.
+    door: the socket that leads into the cgroup of our own pod; "": we are root, or the pod has no user namespace.
+    """
+
+    __slots__ = ("again", "background", "detach", "door", "fds", "interactive", "layers", "profile", "staging")
+
+    def __init__(
+        self,
+        *,
+        detach: bool = False,
+        interactive: bool = False,
+        fds: tuple[int, int, int] | None = None,
+        again: bool = False,
+        background: bool = False,
+        layers: Sequence[str] = (),
+        staging: str = "",
+        profile: str = "",
+        door: str = "",
+    ) -> None:
+        self.detach, self.interactive, self.fds = detach, interactive, fds
+        self.again, self.background = again, background
+        self.layers, self.staging, self.profile, self.door = tuple(layers), staging, profile, door
+
+    @property
+    def monitored(self) -> bool:
+        return self.fds is None
+
+
 def _attrs(options: list[str]) -> tuple[int, str]:
     """Mount options → (MOUNT_ATTR bits, what the file system itself gets)."""
     bits = sum(MOUNT_ATTRS[f"MOUNT_ATTR_{_ATTR_WORDS[o]}"] for o in set(options) if o in _ATTR_WORDS)
     return bits, ",".join(o for o in options if o not in _ATTR_WORDS and o not in _IGNORED)
 
 
-def _filter(spec: dict[str, Any], how: dict[str, Any]) -> list[Step]:
+def _filter(spec: MemberSpec, request: Request) -> list[Step]:
     name = spec["annotations"].get("nsrun.seccomp")
     caps = capability_mask([c[4:].lower() for c in spec["process"]["capabilities"]["bounding"]])
-    return [LoadFilter(name, how.get("profile") or "", caps)] if name else []
+    return [LoadFilter(name, request.profile, caps)] if name else []
 
 
-def _foreign(pod: dict[str, Any]) -> int:
+def _foreign(pod: PodNote) -> int:
     """The namespaces of a pod that its user namespace may not own: the host's network, where we are already."""
-    network = pod.get("network") or {}  # of a pod that is gone nothing is known
-    return kernel.CLONE_NEWNET if network.get("mode") == "host" else 0
+    network = pod.get("network")  # of a pod that is gone nothing is known
+    return kernel.CLONE_NEWNET if network and network["mode"] == "host" else 0
 
 
-def _ends(process: dict[str, Any], filtered: bool, nested: Any) -> list[Step]:
+def _ends(process: Process, filtered: bool, nested: Nested | None) -> list[Step]:
     """What join and exec have in common: from the session to the program.  `nested`: userns.around, of who made the pod."""
     user, caps = process["user"], capability_mask([c[4:].lower() for c in process["capabilities"]["bounding"]])
     uid, gid, groups = user["uid"], user["gid"], tuple(user["additionalGids"])
@@ -114,34 +152,30 @@ def _ends(process: dict[str, Any], filtered: bool, nested: Any) -> list[Step]:
     return steps
 
 
-def _stdio(
-    process: dict[str, Any], how: dict[str, Any], pod: dict[str, Any], member: str = "", tty: bool = True
-) -> Step:
+def _stdio(process: Process, request: Request, pod: PodNote, member: str = "", tty: bool = True) -> Step:
     """`tty`: has the pod a group of terminals?"""
     uid, user = process["user"]["uid"], pod.get("user") or pod.get("nested")
     if user:
         from nsrun.plan.owner import mapped
 
-        uid = mapped(user, "uid", uid, bool(how.get("door") or not pod.get("user")))
+        uid = mapped(user, "uid", uid, bool(request.door or not pod.get("user")))
         for gid in [process["user"]["gid"], *process["user"]["additionalGids"]]:
             mapped(user, "gid", gid, True)
     if process["terminal"]:
         return OpenTerminal(uid, member, tty)
-    if how.get("fds"):
-        return InheritStdio(tuple(how["fds"]))
-    return OpenStdio(bool(how.get("interactive")), uid)
+    if request.fds:
+        return InheritStdio(request.fds)
+    return OpenStdio(request.interactive, uid)
 
 
-def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
-    """how: "detach", "interactive", "fds" (a library caller's own 0, 1, 2: no monitor), "again" (a restart:
-    the name and what was written are there) and then "background" (it had been detached), "layers" (of an image, from the
-    top down; else the root is spec's), "staging" (where new volumes are made), "profile" (a seccomp profile; "": ours), "door" (of a pod with a
-    user namespace: we are its owner, and this is the way into its cgroup; else we are root)."""
+def join_plan(spec: MemberSpec, pod: PodNote, note: MemberNote, request: Request) -> Plan:
+    """Return the plan that makes a member of `pod` of its spec, and leaves `note`."""
     process, linux, names = spec["process"], spec["linux"], spec["annotations"]
-    name, ident, detach, monitored = names["nsrun.name"], names["nsrun.id"], bool(how.get("detach")), not how.get("fds")
+    name, ident, monitored = names["nsrun.name"], names["nsrun.id"], request.monitored
+    door, detach = request.door, request.detach
     root = spec["root"]["path"]
     host_root, overlay = root == "/", root != "/" and names["nsrun.writable"] != "true"
-    user, door, nested = pod.get("user"), how.get("door") or "", pod.get("nested")
+    user, nested = pod.get("user"), pod.get("nested")
     if user:
         from nsrun.plan.owner import EnterUserNamespace, OpenUserNamespace, ReachDoor, mapped
 
@@ -160,7 +194,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         shared &= ~_foreign(pod)
 
     # 1 Open
-    steps: list[Step] = [] if how.get("again") else [ClaimName("members", name, note)]
+    steps: list[Step] = [] if request.again else [ClaimName("members", name, note)]
     steps.append(OpenProcess(f"the pause of {pod['name']}", pod, False, "pod:pidfd"))
     if door:
         steps += [EnterUserNamespace("pod:pidfd"), ReachDoor(door)]
@@ -175,7 +209,7 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
     if overlay:
         idmap = "pod:user" if user and not door else ""  # the owner is id 0 of the pod herself
-        steps.append(OverlayRoot(tuple(how.get("layers") or [root]), ident, bool(how.get("again")), idmap))
+        steps.append(OverlayRoot(request.layers or (root,), ident, request.again, idmap))
     else:
         steps.append(PlainRoot(root, host_root))
     volumes: list[Step] = []
@@ -186,10 +220,10 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         if kind in ("bind", "volume"):
             handle, readonly = f"volume{number}:fd", "ro" in mount["options"]
             seed = "" if kind == "bind" or host_root or "nocopy" in mount["options"] else target
-            staging = f"{how.get('staging', '')}/seed{number}" if seed else ""
+            staging = f"{request.staging}/seed{number}" if seed else ""
             ids = (mapped(user, "uid", 0, bool(door)), mapped(user, "gid", 0, bool(door))) if user else (0, 0)
             made = kind == "volume"
-            own = ident if seed or (made and mount["source"].startswith(f"{how.get('staging', '')}/")) else ""
+            own = ident if seed or (made and mount["source"].startswith(f"{request.staging}/")) else ""
             volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, made, seed, staging, ids, own))
             inner.append(MountTree(handle, target, mount["source"], readonly))
         elif kind == "device":
@@ -210,10 +244,10 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
         else:
             inner.append(Mount(kind, target, data, attrs))
     steps += volumes
-    steps += (filters := _filter(spec, how))
+    steps += (filters := _filter(spec, request))
     tty = all("gid=5" in mount["options"] for mount in spec["mounts"] if mount["type"] == "devpts")
-    steps.append(_stdio(process, how, pod, tty=tty))
-    if (detach or how.get("background")) and monitored:
+    steps.append(_stdio(process, request, pod, tty=tty))
+    if (detach or request.background) and monitored:
         steps.append(ListenForAttach())
 
     # 2 Host, 3 Join
@@ -250,13 +284,12 @@ def join_plan(spec: dict[str, Any], pod: dict[str, Any], note: dict[str, Any], h
     steps += [WriteNote("members", name, note), Release()]
     if monitored:
         steps.append(HandOver(detach))
-    return Plan(f"join {pod['name']}", steps, {"spec": spec, "layers": how.get("layers") or []})
+    return Plan(f"join {pod['name']}", steps, {"spec": spec, "layers": list(request.layers)})
 
 
-def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -> Plan:
-    """One more process in a member: its namespaces, its cgroup, its capabilities and never more.  `how`: as in join_plan; "pod" (its note)."""
-    pod: dict[str, Any] = how.get("pod") or {}
-    user, door, nested = pod.get("user"), how.get("door") or "", pod.get("nested")
+def exec_plan(spec: MemberSpec, note: MemberNote, pod: PodNote, request: Request) -> Plan:
+    """Return the plan of one more process in a member: its namespaces, its cgroup, its capabilities and never more."""
+    user, door, nested = pod.get("user"), request.door, pod.get("nested")
     process = spec["process"]
     everything = (
         kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
@@ -266,7 +299,7 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
     if user or nested:
         networked = any(entry["type"] == "network" for entry in spec["linux"]["namespaces"])
         everything &= ~(_foreign(pod) if networked else kernel.CLONE_NEWNET)
-    monitored = not how.get("fds")
+    monitored = request.monitored
     steps: list[Step] = [OpenProcess(f"member {note['name']}", note, True, "member:ns")]
     if door:
         from nsrun.plan.owner import EnterUserNamespace, ReachDoor
@@ -275,10 +308,10 @@ def exec_plan(spec: dict[str, Any], note: dict[str, Any], how: dict[str, Any]) -
     steps.append(LoadProgram("nsrun-init", "init:fd"))
     if monitored:
         steps.append(LoadProgram("nsrun-monitor", "monitor:fd"))
-    filters = _filter(spec, how)
+    filters = _filter(spec, request)
     steps += [
         *filters,
-        _stdio(process, how, pod, "member:ns"),
+        _stdio(process, request, pod, "member:ns"),
         OpenCgroup(spec["linux"]["cgroupsPath"], note.get("cgroup_id", 0)),
         Launch("member:ns", everything, door="door:fd" if door else "", nested=bool(nested)),
         Undumpable(),

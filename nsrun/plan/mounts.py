@@ -236,7 +236,7 @@ class OpenVolume(Step):
         kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
 
     def undo(self, run: Context) -> None:
-        if self.ident and "again" not in run.values:
+        if self.ident and not run.again:
             run.drop_data(self.ident)
 
 

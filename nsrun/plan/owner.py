@@ -12,6 +12,7 @@ from nsrun.state.life import HOLDER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from nsrun.plan import Context
@@ -385,7 +386,7 @@ class ForwardPorts(Step):
             pasta.stop(int(run.values["forward:pid"]))
 
 
-def mapped(user: dict[str, Any], kind: str, ident: int, inside: bool) -> int:
+def mapped(user: Mapping[str, Any], kind: str, ident: int, inside: bool) -> int:
     """What an id of the pod is for us: itself when we are `inside` its user namespace.  BadInput: the pod has no such id."""
     from nsrun.spec.idmaps import size, to_host
 

@@ -32,14 +32,14 @@ from nsrun.plan.process import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from nsrun.types import PodSpec
 
 SAFE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 PAUSE_UID = 65535
 
 
-def pod_plan(spec: dict[str, Any]) -> Plan:
-    """`spec` is what spec.pod_spec made of the words of the command."""
+def pod_plan(spec: PodSpec) -> Plan:
+    """Return the plan that makes a pod of its spec (spec.pod.pod_spec)."""
     user = spec.get("user")
     if user:  # a pod of root's does not pay for importing them
         from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor, ShowOwner

@@ -22,7 +22,7 @@ from nsrun.plan import COMMIT, JOIN, OWN_KEYRING, InitStep, Step, sh_quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from nsrun.plan import Context
@@ -37,7 +37,7 @@ class OpenProcess(Step):
     )
     man = "pidfd_open(2), fcntl(2) F_GETLK"
     what: str
-    note: dict[str, Any]  # of the pod, or of the member
+    note: Mapping[str, Any]  # of the pod, or of the member
     member: bool
     handle: str
     hints = {ESRCH: "it has just ended"}

@@ -32,7 +32,7 @@ from nsrun.state import life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from nsrun.plan import Launching, Plan, Step
@@ -92,15 +92,16 @@ class Run:
         self.handles: dict[str, int] = {}
         self.values: dict[str, str | int] = {}
         self.ports: list[dict[str, Any]] = []
-        self.files: dict[str, dict[str, Any]] = {}  # what lies beside the note
+        self.files: Mapping[str, Mapping[str, Any]] = {}  # what lies beside the note
         self.about: dict[str, Any] = {}  # and beside what the member writes
         self.stdio: tuple[str, str, str] = ("", "", "")
-        self.note: dict[str, Any] = {}
+        self.note: Mapping[str, Any] = {}
         self.directory = ""
         self.pid = self.pidfd = self.monitor_pid = -1
         self.monitor_options: dict[str, Any] = {}
         self.after: list[str] = []
         self.parent = False  # of a member: a caller of the library
+        self.again = False  # a member begins once more
         self.lead = -1  # who waits for us, when we follow a member's end in a door's stead
         self.before_handover: Callable[[], None] = lambda: None
         self.timing: list[tuple[int, float]] = []
@@ -178,7 +179,7 @@ class Run:
                     hint=step.hints.get(error.errno, ""),
                 )
                 failure.errno, failure.step = error.errno, step.call()
-                failure.init_step, failure.detail = step, error.detail  # type: ignore[attr-defined]
+                failure.init_step, failure.detail = step, error.detail
                 raise failure from None
             if isinstance(error, NsrunError):
                 error.step = error.step or steps[number - 1].call()
@@ -212,7 +213,7 @@ class Run:
                     step.undo(self)
             # before the rest: what holds a mount, a port or a table lets go.  A restart has its locks from the member's former
             # monitor, which has to write down how it ended before anybody may take the member for dead.
-            lent = ("lock:held", "lock:data") if "again" in self.values else ()
+            lent = ("lock:held", "lock:data") if self.again else ()
             for name in [name for name in self.handles if name not in lent]:
                 self.close(name)
             for step in reversed(done):

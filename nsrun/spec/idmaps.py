@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from nsrun.types import Maps, Ranges
@@ -32,7 +33,7 @@ def nobody(maps: Maps, wish: int = 65535) -> int:
     return max((min(last, wish) for first, last in shared if first <= min(last, wish)), default=0)
 
 
-def maps_in(pod: dict[str, Any]) -> Maps | None:
+def maps_in(pod: Mapping[str, Any]) -> Maps | None:
     """Return the maps in a pod's note; None: it has no user namespace of its own."""
     user = pod.get("user")
     return user["maps"] if user else None

@@ -1,15 +1,14 @@
-"""From the words of a command to an OCI runtime-spec document: what a member is, before anything is done.
+"""From the options of `join` to an OCI runtime-spec document: what a member is, before anything is done.
 
-Pure: facts about the machine (the pod's note, the text of passwd) come in as arguments.  Options come as a
-dictionary with the names of the command line (`read_only`, `cap_add`, …), so that the command line and the
-library meet here.  OCI runtime-spec 1.1, config.md and config-linux.md; what is nsrun's own stands in
-`annotations` under "nsrun.".
+Pure: facts about the machine (the pod's note, the text of passwd) are arguments, which nsrun.lifecycle.join gathers.  Options
+have the names of the command line (`read_only`, `cap_add`, …), so that the command line and the library meet here.  OCI
+runtime-spec 1.1, config.md and config-linux.md; what is nsrun's own stands in `annotations` under "nsrun.".
 """
 
 from __future__ import annotations
 
 from nsrun.errors import UsageError
-from nsrun.linux import CAPABILITIES, MAX_ID, RESOURCES, UNLIMITED
+from nsrun.linux import CAPABILITIES, MAX_ID, RESOURCES, UNLIMITED, capability_mask
 from nsrun.spec.options import (
     capabilities,
     image_volume,
@@ -32,6 +31,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nsrun.types import (
+        Bundle,
+        BundleProcess,
+        ImageConfig,
+        JoinOptions,
+        MemberFacts,
+        MemberSpec,
+        Mount,
+        Namespace,
+        Process,
+    )
+
+EVERY_CAPABILITY = (1 << len(CAPABILITIES)) - 1
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MASKED = [
     "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
@@ -77,32 +89,30 @@ def bundle_shape() -> dict[str, Any]:
     }
 
 
-def default_mounts(
-    host_root: bool, terminal: bool, own_ipc: bool = False, tty_group: bool = True
-) -> list[dict[str, Any]]:
+def default_mounts(host_root: bool, terminal: bool, own_ipc: bool = False, tty_group: bool = True) -> list[Mount]:
     """In order.  Type "pod" is nsrun's: a part of pause's own root (the pod's shared memory, hosts, …).
 
     `tty_group`: has the pod a gid 5, which terminals belong to by custom?  Without, they are their user's alone.
     """
     safe = ["nosuid", "noexec", "nodev"]
-    pod = [
+    pod: list[Mount] = [
         {"destination": path, "type": "pod", "source": path, "options": ["ro"]}
         for path in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
     ]
-    shared = [
+    shared: list[Mount] = [
         {"destination": "/dev/shm", "type": "pod", "source": "/dev/shm", "options": []},
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": safe},
     ]
     if own_ipc:  # /dev/shm is no part of the IPC namespace; who asks for one of his own means both
-        shared[0] = {**shared[0], "type": "tmpfs", "source": "tmpfs", "options": [*safe, "mode=1777", "size=64m"]}
-    proc = {"destination": "/proc", "type": "proc", "source": "proc", "options": safe}
-    sysfs = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*safe, "ro"]}
-    cgroup = {"destination": "/sys/fs/cgroup", "type": "cgroup2", "source": "cgroup", "options": [*safe, "ro"]}
+        shared[0].update({"type": "tmpfs", "source": "tmpfs", "options": [*safe, "mode=1777", "size=64m"]})
+    proc: Mount = {"destination": "/proc", "type": "proc", "source": "proc", "options": safe}
+    sysfs: Mount = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*safe, "ro"]}
+    cgroup: Mount = {"destination": "/sys/fs/cgroup", "type": "cgroup2", "source": "cgroup", "options": [*safe, "ro"]}
     group = ["mode=0620", "gid=5"] if tty_group else ["mode=0600"]
-    pts = {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", *group]}  # fmt: skip
+    pts: Mount = {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", *group]}  # fmt: skip
     if host_root:
         return [proc, sysfs, cgroup, *([pts] if terminal else []), *shared, *pod]
-    dev = {
+    dev: Mount = {
         "destination": "/dev",
         "type": "tmpfs",
         "source": "tmpfs",
@@ -111,121 +121,37 @@ def default_mounts(
     return [proc, dev, pts, *shared, sysfs, cgroup, *pod]
 
 
-def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """The document of one member.
+def member_spec(options: JoinOptions, facts: MemberFacts) -> MemberSpec:
+    """Return the document of one member.  Raise UsageError or BadInput for options that can't be had, or contradict each other."""
+    bundle: Bundle = facts.get("bundle") or {}
+    image: ImageConfig = facts.get("image") or {}
+    process: BundleProcess = bundle.get("process") or {}
+    pod, ways, terminal = facts["pod"], _ways(options), bool(options.get("terminal"))
+    args = _command(options, image, process)
 
-    facts: "name", "id", "pod" (the pod's note), "passwd", "group" (texts of the rootfs), "environ" (the
-    caller's), "bundle" (a bundle's config.json, or {}), "image" (the `config` of an image's config, or {}), "root" (the
-    rootfs directory; "/" means the host's), "cgroup" (its path), "cgroup_v2" (is it mounted), "arrange" (places.arrange for
-    this root: what puts the mounts that were asked for into their order).
-    """
-    bundle: dict[str, Any] = facts.get("bundle") or {}
-    process: dict[str, Any] = bundle.get("process") or {}
-    terminal = bool(options.get("terminal"))
-    host_root = facts["root"] == "/"
+    user = options.get("user") or image.get("User") or ""
+    given = process.get("user") or {}
+    if not user and given:
+        user = f"{given.get('uid', 0)}:{given.get('gid', 0)}"
+    uid, gid, groups, home = parse_user(user, facts.get("passwd", ""), facts.get("group", ""))
+    if not options.get("user") and given.get("additionalGids"):
+        groups = sorted({gid, *given["additionalGids"]})
 
-    image: dict[str, Any] = facts.get("image") or {}
-    command = list(options.get("command") or [])
-    entrypoint = options.get("entrypoint")
-    if image:
-        process = {"env": image.get("Env"), "cwd": image.get("WorkingDir")}
-        if entrypoint is None:  # a command replaces Cmd, an entrypoint both
-            command = [*(image.get("Entrypoint") or []), *(command or image.get("Cmd") or [])]
-    if entrypoint:
-        command = [entrypoint, *command]
-    args = command or list(process.get("args") or [])
-    if not args:
-        if image:
-            raise UsageError(
-                "the image has no command of its own", hint="nsrun join POD --image REF -- COMMAND [ARG...]"
-            )
-        raise UsageError("no command", hint="nsrun join POD [OPTIONS] -- COMMAND [ARG...]")
-    if any("\0" in a for a in args):
-        raise UsageError("the command holds a NUL byte")
-
-    user_spec = options.get("user") or image.get("User") or ""
-    if not user_spec and process.get("user"):
-        u = process["user"]
-        user_spec = f"{u.get('uid', 0)}:{u.get('gid', 0)}"
-    uid, gid, groups, home = parse_user(user_spec, facts.get("passwd", ""), facts.get("group", ""))
-    if not options.get("user") and (process.get("user") or {}).get("additionalGids"):
-        groups = sorted({gid, *process["user"]["additionalGids"]})
-
-    ways = {short: namespace(short, options.get(short)) for short in NAMESPACES}
-    uts_own = ways["uts"] == "make"
-    hostname = facts["name"] if uts_own else facts["pod"]["hostname"]
+    hostname = facts["name"] if ways["uts"] == "make" else pod["hostname"]
+    environ = facts.get("environ", {})
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if terminal:
-        env["TERM"] = facts.get("environ", {}).get("TERM", "xterm")
-    env.update(parse_environment(process.get("env") or [], {}))
-    env.update(parse_environment(options.get("env") or [], facts.get("environ", {})))
+        env["TERM"] = environ.get("TERM", "xterm")
+    env.update(parse_environment((image.get("Env") if image else process.get("env")) or [], {}))
+    env.update(parse_environment(options.get("env") or [], environ))
     env.setdefault("HOME", home)
 
-    caps = capabilities(options.get("cap_add") or [], options.get("cap_drop") or [])
-    if (
-        (process.get("capabilities") or {}).get("bounding")
-        and not options.get("cap_add")
-        and not options.get("cap_drop")
-    ):
-        wanted = {c.lower().removeprefix("cap_") for c in process["capabilities"]["bounding"]}
-        caps = [c for c in CAPABILITIES if c in wanted]
-    caps_upper = [f"CAP_{c.upper()}" for c in caps]
-    no_new_privs = bool(process.get("noNewPrivileges"))
-    seccomp, apparmor = "default", process.get("apparmorProfile") or ""
-    for word in options.get("security_opt") or []:
-        if word in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
-            no_new_privs = True
-        elif word.startswith(("seccomp=", "seccomp:")) and word[8:]:
-            seccomp = word[8:]
-        elif word.startswith(("apparmor=", "apparmor:")) and word[9:]:
-            apparmor = "" if word[9:] == "unconfined" else _profile_name(word[9:])
-        elif word not in ("no-new-privileges:false", "no-new-privileges=false"):
-            raise UsageError(
-                f"--security-opt {word}: unknown",
-                hint="known: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=default, apparmor=PROFILE",
-            )
+    caps = [f"CAP_{c.upper()}" for c in member_capabilities(options, bundle, facts.get("granted", EVERY_CAPABILITY))]
+    security = security_options(options, bundle)
+    mounts = given_mounts(options, facts)
+    mounts += facts["asked"] if "asked" in facts else asked_mounts(options, facts)
+    directory = image.get("WorkingDir") if image else process.get("cwd")
 
-    within = facts["pod"].get("user") or facts["pod"].get("nested")  # a user namespace
-    tty_group = True
-    if within:
-        from nsrun.spec.idmaps import to_host
-
-        tty_group = to_host(within["maps"]["gid"], 5) >= 0
-    mounts = default_mounts(host_root, terminal, ways["ipc"] == "make", tty_group)
-    if within and (ways["net"] == "stay" or (ways["net"] == "join" and facts["pod"]["network"]["mode"] == "host")):
-        # sysfs shows a network namespace, and only who owns that may mount it
-        mounts = [m for m in mounts if not m["destination"].startswith("/sys")]
-    if not facts.get("cgroup_v2", True):
-        mounts = [m for m in mounts if m["type"] != "cgroup2"]
-    own = {m["destination"] for m in mounts}
-    for mount in bundle.get("mounts") or []:
-        if mount["destination"] not in own and mount.get("type") in ("bind", "tmpfs"):
-            target = parse_target(mount["destination"], "the bundle's mount")
-            source, words = mount.get("source") or "", mount.get("options") or []
-            if mount["type"] == "bind" and not source:
-                raise UsageError(f"the bundle's mount at {target!r} has no source")
-            mounts.append({"destination": target, "type": mount["type"], "source": source or "tmpfs", "options": words})
-    asked = [parse_volume(w) for w in options.get("volume") or []]
-    asked += [parse_mount(w) for w in options.get("mount") or []]
-    asked += [parse_tmpfs(w) for w in options.get("tmpfs") or []]
-    asked += [parse_device(w) for w in options.get("device") or []]
-    taken = {m["destination"] for m in [*mounts, *asked]}
-    for path in image.get("Volumes") or {}:
-        volume = image_volume(path)
-        if volume["destination"] not in taken:
-            taken.add(volume["destination"])
-            asked.append(volume)
-    mounts += facts["arrange"](asked) if "arrange" in facts else asked
-
-    namespaces: list[dict[str, str]] = []
-    pid = (facts["pod"].get("pause") or [0])[0]
-    for short, way in [*ways.items(), ("mnt", "make")]:
-        if way != "stay":
-            path = {"path": f"/proc/{pid}/ns/{short}"} if way == "join" else {}
-            namespaces.append({"type": OCI_NAMES[short], **path})
-
-    rlimits = [parse_ulimit(w) for w in options.get("ulimit") or []] or list(process.get("rlimits") or [])
-    limits = parse_limits(options)
     policy, retries = parse_restart(options.get("restart") or "no")
     if policy != "no" and options.get("rm"):
         raise UsageError("--restart and --rm exclude each other")
@@ -235,43 +161,174 @@ def member_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any
         or (bundle.get("annotations") or {}).get("org.opencontainers.image.stopSignal")
         or "TERM"
     )
+    own = {short: way == "make" for short, way in ways.items()}
+    ran: Process = {
+        "terminal": terminal,
+        "user": {"uid": uid, "gid": gid, "additionalGids": groups},
+        "args": args,
+        "env": [f"{k}={v}" for k, v in env.items()],
+        "cwd": parse_directory(options.get("workdir")) or parse_directory(directory or None) or "/",
+        "capabilities": {"bounding": caps, "permitted": caps, "effective": caps, "inheritable": [], "ambient": []},
+        "rlimits": [parse_ulimit(text) for text in options.get("ulimit") or []] or list(process.get("rlimits") or []),
+        "noNewPrivileges": security.no_new_privileges,
+    }
+    if security.apparmor:
+        ran["apparmorProfile"] = security.apparmor
     return {
         "ociVersion": "1.1.0",
-        "process": {
-            "terminal": terminal,
-            "user": {"uid": uid, "gid": gid, "additionalGids": groups},
-            "args": args,
-            "env": [f"{k}={v}" for k, v in env.items()],
-            "cwd": parse_directory(options.get("workdir")) or parse_directory(process.get("cwd") or None) or "/",
-            "capabilities": {"bounding": caps_upper, "permitted": caps_upper, "effective": caps_upper, "inheritable": [], "ambient": []},
-            "rlimits": rlimits,
-            "noNewPrivileges": no_new_privs,
-            **({"apparmorProfile": apparmor} if apparmor else {}),
-        },
+        "process": ran,
         "root": {"path": facts["root"], "readonly": bool(options.get("read_only") or (bundle.get("root") or {}).get("readonly"))},
         "hostname": hostname,
         "mounts": mounts,
         "linux": {
-            "namespaces": namespaces,
+            "namespaces": _namespaces(ways, (pod.get("pause") or [0])[0]),
             "cgroupsPath": facts.get("cgroup", ""),
-            "resources": limits,
-            "sysctl": parse_sysctls(
-                options.get("sysctl") or [], ways["net"] == "make", ways["ipc"] == "make", uts_own, "the member's"
-            ),
+            "resources": parse_limits(options),
+            "sysctl": parse_sysctls(options.get("sysctl") or [], own["net"], own["ipc"], own["uts"], "the member's"),
             "maskedPaths": MASKED,
             "readonlyPaths": READONLY,
         },
         "annotations": {
             "nsrun.name": facts["name"],
             "nsrun.id": facts["id"],
-            "nsrun.pod": facts["pod"]["name"],
+            "nsrun.pod": pod["name"],
             "nsrun.writable": "true" if options.get("writable") else "false",
             "nsrun.pid": options.get("pid") or "pod",
             "nsrun.stop-signal": str(parse_signal(stop_signal)),
             "nsrun.restart": f"{policy}:{retries}",
-            "nsrun.seccomp": seccomp,
+            "nsrun.seccomp": facts.get("filter", security.seccomp),
         },
     }  # fmt: skip
+
+
+def _command(options: JoinOptions, image: ImageConfig, process: BundleProcess) -> list[str]:
+    """Return what is executed: a command of one's own replaces an image's Cmd, an entrypoint both Entrypoint and Cmd, as in Docker."""
+    command, entrypoint = list(options.get("command") or []), options.get("entrypoint")
+    if image and entrypoint is None:
+        command = [*(image.get("Entrypoint") or []), *(command or image.get("Cmd") or [])]
+    if entrypoint:
+        command = [entrypoint, *command]
+    args = command or ([] if image else list(process.get("args") or []))
+    if not args and image:
+        raise UsageError("the image has no command of its own", hint="nsrun join POD --image REF -- COMMAND [ARG...]")
+    if not args:
+        raise UsageError("no command", hint="nsrun join POD [OPTIONS] -- COMMAND [ARG...]")
+    if any("\0" in arg for arg in args):
+        raise UsageError("the command holds a NUL byte")
+    return args
+
+
+def member_capabilities(options: JoinOptions, bundle: Bundle, granted: int) -> list[str]:
+    """Return the capabilities of a member, in lower case: what is asked for of those that can be `granted` here (a bit mask)."""
+    added, dropped = options.get("cap_add") or [], options.get("cap_drop") or []
+    caps = capabilities(added, dropped)
+    bounding = ((bundle.get("process") or {}).get("capabilities") or {}).get("bounding")
+    if bounding and not added and not dropped:
+        wanted = {cap.lower().removeprefix("cap_") for cap in bounding}
+        caps = [cap for cap in CAPABILITIES if cap in wanted]
+    return [cap for cap in caps if granted & capability_mask([cap])]
+
+
+def refused_capabilities(options: JoinOptions, granted: int) -> list[str]:
+    """Return the capabilities that --cap-add named and that can't be `granted` here, as CAP_NAME."""
+    added = {text.lower().removeprefix("cap_") for text in options.get("cap_add") or []}
+    caps = capabilities(options.get("cap_add") or [], options.get("cap_drop") or [])
+    lacking = [cap for cap in caps if not granted & capability_mask([cap])]
+    return [f"CAP_{cap.upper()}" for cap in lacking if "all" in added or cap in added]
+
+
+class Security:
+    """What --security-opt says: no_new_privileges, `seccomp` ("default", "unconfined" or a file), `apparmor` (a profile, or "")."""
+
+    __slots__ = ("apparmor", "asked", "no_new_privileges", "seccomp")
+
+    def __init__(self, no_new_privileges: bool, apparmor: str) -> None:
+        self.no_new_privileges, self.apparmor = no_new_privileges, apparmor
+        self.seccomp, self.asked = "default", False  # asked: was a profile named?
+
+
+def security_options(options: JoinOptions, bundle: Bundle) -> Security:
+    """Return what --security-opt says, and else the bundle.  Raise UsageError for one that is unknown."""
+    process: BundleProcess = bundle.get("process") or {}
+    found = Security(bool(process.get("noNewPrivileges")), process.get("apparmorProfile") or "")
+    for text in options.get("security_opt") or []:
+        if text in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"):
+            found.no_new_privileges = True
+        elif text.startswith(("seccomp=", "seccomp:")) and text[8:]:
+            found.seccomp, found.asked = text[8:], True
+        elif text.startswith(("apparmor=", "apparmor:")) and text[9:]:
+            found.apparmor = "" if text[9:] == "unconfined" else _profile_name(text[9:])
+        elif text not in ("no-new-privileges:false", "no-new-privileges=false"):
+            raise UsageError(
+                f"--security-opt {text}: unknown",
+                hint="known: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=default, apparmor=PROFILE",
+            )
+    return found
+
+
+def given_mounts(options: JoinOptions, facts: MemberFacts) -> list[Mount]:
+    """Return the mounts that nobody asks for, those of a bundle included, in their order."""
+    pod, ways = facts["pod"], _ways(options)
+    within = pod.get("user") or pod.get("nested")  # a user namespace
+    tty_group = True
+    if within:
+        from nsrun.spec.idmaps import to_host
+
+        tty_group = to_host(within["maps"]["gid"], 5) >= 0
+    mounts = default_mounts(facts["root"] == "/", bool(options.get("terminal")), ways["ipc"] == "make", tty_group)
+    if within and (ways["net"] == "stay" or (ways["net"] == "join" and pod["network"]["mode"] == "host")):
+        # sysfs shows a network namespace, and only who owns that may mount it
+        mounts = [m for m in mounts if not m["destination"].startswith("/sys")]
+    if not facts.get("cgroup_v2", True):
+        mounts = [m for m in mounts if m["type"] != "cgroup2"]
+    own = {m["destination"] for m in mounts}
+    bundle: Bundle = facts.get("bundle") or {}
+    for mount in bundle.get("mounts") or []:
+        kind = mount.get("type")
+        if mount["destination"] in own or kind not in ("bind", "tmpfs"):
+            continue
+        target = parse_target(mount["destination"], "the bundle's mount")
+        source = mount.get("source") or ""
+        if kind == "bind" and not source:
+            raise UsageError(f"the bundle's mount at {target!r} has no source")
+        mounts.append(
+            {"destination": target, "type": kind, "source": source or "tmpfs", "options": mount.get("options") or []}
+        )
+    absent = facts.get("absent", ())
+    return [m for m in mounts if m["destination"] not in absent]
+
+
+def asked_mounts(options: JoinOptions, facts: MemberFacts) -> list[Mount]:
+    """Return the mounts of -v, --mount, --tmpfs and --device, and an image's volumes that none of them replaces."""
+    asked = [parse_volume(text) for text in options.get("volume") or []]
+    asked += [parse_mount(text) for text in options.get("mount") or []]
+    asked += [parse_tmpfs(text) for text in options.get("tmpfs") or []]
+    asked += [parse_device(text) for text in options.get("device") or []]
+    image: ImageConfig = facts.get("image") or {}
+    if image.get("Volumes"):
+        taken = {m["destination"] for m in [*given_mounts(options, facts), *asked]}
+        for path in image["Volumes"]:
+            volume = image_volume(path)
+            if volume["destination"] not in taken:
+                taken.add(volume["destination"])
+                asked.append(volume)
+    return asked
+
+
+def _ways(options: JoinOptions) -> dict[str, str]:
+    """Return of net, ipc, pid and uts what their option says: join, make or stay."""
+    asked = {"net": options.get("net"), "ipc": options.get("ipc"), "pid": options.get("pid"), "uts": options.get("uts")}
+    return {short: namespace(short, text) for short, text in asked.items()}
+
+
+def _namespaces(ways: dict[str, str], pause: int) -> list[Namespace]:
+    found: list[Namespace] = []
+    for short, way in [*ways.items(), ("mnt", "make")]:
+        if way == "join":
+            found.append({"type": OCI_NAMES[short], "path": f"/proc/{pause}/ns/{short}"})
+        elif way == "make":
+            found.append({"type": OCI_NAMES[short]})
+    return found
 
 
 def namespace(short: str, word: str | None) -> str:

@@ -10,8 +10,9 @@ from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import Any
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from nsrun.types import JoinOptions, Mount, PodOptions, Port, RLimit
 
 #: Docker's fourteen.
 DEFAULT_CAPABILITIES = (
@@ -47,9 +48,9 @@ def parse_size(text: str, flag: str) -> int:
     return parse_count(number, flag, "a size", 1, ((1 << 63) - 1) // factor) * factor
 
 
-def parse_ports(words: Sequence[str]) -> list[dict[str, Any]]:
+def parse_ports(words: Sequence[str]) -> list[Port]:
     """[IP:][HOST]:POD[/tcp], ranges included → {"host_ip", "host_port" (0: any), "pod_port", "protocol"}."""
-    ports: list[dict[str, Any]] = []
+    ports: list[Port] = []
     for word in words:
         body, slash, protocol = word.partition("/")
         if slash and protocol in ("udp", "sctp"):
@@ -104,12 +105,13 @@ def _port_range(text: str, word: str) -> list[int]:
 
 def port_ranges(ports: Iterable[tuple[str, int, int]]) -> list[tuple[str, str, str]]:
     """Return (address, host's ports, pod's ports) …, what is consecutive as "8000-8010"; 0 of the host is "free"."""
-    found: list[list[Any]] = []
+    found: list[tuple[str, int, int, int, int]] = []  # address, first and last port of the host, and of the pod
     for ip, host, pod in ports:
-        if found and found[-1][0] == ip and host and (host, pod) == (found[-1][2] + 1, found[-1][4] + 1):
-            found[-1][2], found[-1][4] = host, pod
+        last = found[-1] if found else ("", 0, 0, 0, 0)
+        if last[0] == ip and host and (host, pod) == (last[2] + 1, last[4] + 1):
+            found[-1] = (ip, last[1], host, last[3], pod)
         else:
-            found.append([ip, host, host, pod, pod])
+            found.append((ip, host, host, pod, pod))
 
     def text(first: int, last: int) -> str:
         return f"{first}-{last}" if first != last else str(first or "free")
@@ -117,7 +119,7 @@ def port_ranges(ports: Iterable[tuple[str, int, int]]) -> list[tuple[str, str, s
     return [(ip, text(a, b), text(c, d)) for ip, a, b, c, d in found]
 
 
-def parse_environment(words: Sequence[str], caller: dict[str, str]) -> dict[str, str]:
+def parse_environment(words: Sequence[str], caller: Mapping[str, str]) -> dict[str, str]:
     """K=V, or K alone: the caller's own value, nothing when it has none."""
     env: dict[str, str] = {}
     for word in words:
@@ -138,7 +140,7 @@ def parse_directory(path: str | None) -> str:
     return path or ""
 
 
-def parse_ulimit(word: str) -> dict[str, Any]:
+def parse_ulimit(word: str) -> RLimit:
     name, equals, value = word.partition("=")
     soft, colon, hard = value.partition(":")
     hard = hard if colon else soft
@@ -192,7 +194,7 @@ def capabilities(add: Sequence[str], drop: Sequence[str]) -> list[str]:
     return [name for name in CAPABILITIES if name in result]
 
 
-def parse_limits(options: dict[str, Any]) -> dict[str, str]:
+def parse_limits(options: JoinOptions | PodOptions) -> dict[str, str]:
     """cgroup v2 values of --memory, --cpus, --pids-limit."""
     limits = {}
     if options.get("memory"):
@@ -267,7 +269,7 @@ def _check_sense(options: Sequence[str], word: str) -> None:
         raise UsageError(f"{word}: {twice[0]} is there twice")
 
 
-def _volume(source: str, target: str, options: list[str], word: str) -> dict[str, Any]:
+def _volume(source: str, target: str, options: list[str], word: str) -> Mount:
     for option in options:
         if option not in _FLAGS:
             raise UsageError(f"{word}: unknown option {option!r}", hint=f"known: {' '.join(sorted(_FLAGS))}")
@@ -287,7 +289,7 @@ def _volume(source: str, target: str, options: list[str], word: str) -> dict[str
     }
 
 
-def parse_volume(word: str) -> dict[str, Any]:
+def parse_volume(word: str) -> Mount:
     """-v SRC:DST[:OPTIONS], -v NAME:DST, -v DST."""
     parts = word.split(":")
     if len(parts) == 1:
@@ -297,7 +299,7 @@ def parse_volume(word: str) -> dict[str, Any]:
     return _volume(parts[0], parts[1], parts[2].split(",") if len(parts) == 3 else [], f"-v {word}")
 
 
-def image_volume(path: str) -> dict[str, Any]:
+def image_volume(path: str) -> Mount:
     """A volume that an image asks for: new, seeded from the image, the member's own."""
     mount = _volume("", path, [], f"the image's volume {path!r}")
     top = mount["destination"].split("/")[1]
@@ -306,7 +308,7 @@ def image_volume(path: str) -> dict[str, Any]:
     return mount
 
 
-def parse_mount(word: str) -> dict[str, Any]:
+def parse_mount(word: str) -> Mount:
     """--mount type=bind|tmpfs|volume,source=…,target=…,readonly,nosuid,nodev,noexec"""
     values: dict[str, str] = {}
     for part in word.split(","):
@@ -363,7 +365,7 @@ def parse_sysctls(words: Sequence[str], net: bool, ipc: bool, uts: bool, whose: 
     return found
 
 
-def parse_device(word: str) -> dict[str, Any]:
+def parse_device(word: str) -> Mount:
     """--device HOST[:MEMBER[:rwm]].  A node is read or written as its own mode allows: there is no device cgroup."""
     parts = word.split(":")
     source, target = parts[0], parts[1] if len(parts) > 1 else parts[0]
@@ -376,7 +378,7 @@ def parse_device(word: str) -> dict[str, Any]:
     return {"destination": parse_target(target, f"--device {word}"), "type": "device", "source": source, "options": []}
 
 
-def parse_tmpfs(word: str) -> dict[str, Any]:
+def parse_tmpfs(word: str) -> Mount:
     """--tmpfs DST[:size=64m,mode=1777,ro,exec]; noexec, nosuid and nodev unless said otherwise, as in Docker."""
     target, _, text = word.partition(":")
     options = {"nosuid", "nodev", "noexec"}

@@ -14,7 +14,7 @@ from nsrun.spec.options import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from nsrun.types import Network, Ownership, PodFacts, PodOptions, PodSpec
 
 
 def is_address(text: str) -> bool:
@@ -30,12 +30,10 @@ def is_address(text: str) -> bool:
     return False
 
 
-def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """What a pod is.  facts: "id", "created", "cgroup", "resolv_conf" (the host's), "owner" (a name); of an owned
-    pod "user" ({uid, gid, maps}), "groups" (the owner's), "by_root" (is root making it); of one that root of a user
-    namespace makes "nested" (userns.around); "devices": "host" where none can be made."""
+def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
+    """Return what a pod is.  Raise UsageError or BadInput for options that can't be had, or contradict each other."""
     name = options.get("name") or "pause"
-    rootless = bool(facts.get("user")) and not facts["by_root"]
+    rootless = bool(facts.get("user")) and not facts.get("by_root")
     mode = options.get("network") or ("pasta" if rootless else "bridge")
     known = ("pasta" if rootless else "bridge", "none", "host")
     if mode not in known:
@@ -44,8 +42,8 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     ports = parse_ports(options.get("publish") or [])
     if ports and mode in ("none", "host"):
         raise UsageError(f"-p needs --network {known[0]}; with {mode} there is nothing to forward")
-    for flag in ("ip", "subnet"):
-        if options.get(flag) and mode != "bridge":
+    for flag, value in (("ip", options.get("ip")), ("subnet", options.get("subnet"))):
+        if value and mode != "bridge":
             raise UsageError(f"--{flag} needs --network bridge")
     hostname = options.get("hostname") or name
     if not hostname or len(hostname) > 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in hostname):
@@ -69,7 +67,7 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         if not key:
             raise UsageError(f"--label {word!r}: not KEY=VALUE")
         labels[key] = value
-    network: dict[str, Any] = {"mode": mode}
+    network: Network = {"mode": mode}
     if mode == "bridge":
         network["bridge"] = "nsrun0"
         if options.get("ip"):
@@ -77,13 +75,12 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         network["subnet"] = options.get("subnet") or facts.get("subnet", "")
         if network["subnet"]:
             parse_subnet(network["subnet"])
-    return {
+    spec: PodSpec = {
         "name": name,
         "id": facts["id"],
         "created": facts["created"],
         "owner": facts["owner"],
-        **{key: facts[key] for key in ("user", "by_root", "groups") if facts.get("user")},
-        **{key: facts[key] for key in ("nested", "devices") if facts.get(key)},
+        **_ownership(facts),
         "hostname": hostname,
         "network": network,
         "ports": ports,
@@ -93,4 +90,17 @@ def pod_spec(options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "cgroup": facts["cgroup"],
         "shm_size": parse_size(options.get("shm_size") or "64m", "--shm-size"),
         "files": {"/etc/hostname": f"{hostname}\n", "/etc/hosts": "\n".join(hosts) + "\n", "/etc/resolv.conf": resolv},
-    }  # fmt: skip
+    }
+    return spec
+
+
+def _ownership(facts: PodFacts) -> Ownership:
+    """Return the part of a spec that only a pod in a user namespace has."""
+    found: Ownership = {}
+    if user := facts.get("user"):
+        found = {"user": user, "by_root": facts["by_root"], "groups": facts["groups"]}
+    if nested := facts.get("nested"):
+        found["nested"] = nested
+    if devices := facts.get("devices"):
+        found["devices"] = devices
+    return found

@@ -36,12 +36,13 @@ LOCK_SECONDS, FOR_ROOT = 120.0, 10.0
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from nsrun.state.life import Life
+    from nsrun.types import MemberNote, PodNote
 
-    Note = dict[str, Any]
+    Note = Mapping[str, Any]
 
 
 #: What a member is as long as it has a process, or will have one again.
@@ -441,11 +442,13 @@ class State:
             start, times = start - offset, 0
         return [pid, start, self.boot, pids, times]
 
-    def pod(self, name: str) -> Note:
+    def pod(self, name: str) -> PodNote:
         """The note of a pod whose pause lives; UnknownError lists the pods there are.  BrokenNote."""
         note, now = self.look("pods", name) if is_name(name) else (None, None)
         if note and now and now.kept and "pause" in note:
-            return note
+            believed: Any = note  # codec.SHAPES was checked
+            pod: PodNote = believed
+            return pod
         live = [n for n in self.names("pods") if self.life("pods", n).kept]
         known = "known pods: " + ", ".join(live) if live else "there are no pods"
         known += " of yours; for root's: sudo nsrun" if self.uid else ""
@@ -463,14 +466,18 @@ class State:
                 return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
         return ""
 
-    def member(self, name: str) -> Note:
+    def member(self, name: str) -> MemberNote:
         """The note of a member, whatever its state; UnknownError lists the members there are.  BrokenNote."""
-        note = self.read("members", name) if is_name(name) else None
+        note: Any = self.read("members", name) if is_name(name) else None
         if note:
-            return note
-        matching = [found for found in self.all("members") if len(name) >= 4 and found["id"].startswith(name)]
+            found: MemberNote = note
+            return found
+        matching: list[Any] = [
+            found for found in self.all("members") if len(name) >= 4 and found["id"].startswith(name)
+        ]
         if len(matching) == 1:
-            return matching[0]
+            found = matching[0]
+            return found
         if matching:
             several = ", ".join(f"{found['id']} ({found['name']})" for found in matching[:8])
             raise BadInput(f"{name!r} is the beginning of several members' ids", hint=f"give more digits: {several}")
@@ -569,7 +576,7 @@ class State:
             return -1
 
     def claim(
-        self, kind: str, name: str, note: Note, files: dict[str, Note], give_way: Callable[[str, str], None]
+        self, kind: str, name: str, note: Note, files: Mapping[str, Note], give_way: Callable[[str, str], None]
     ) -> tuple[str, int]:
         """Take the name by one rename(2); return (the directory, the descriptor of its `held`, which we hold).
 

@@ -17,6 +17,7 @@ from nsrun.schema import FLAG, HEX, LINE, WORD, Number, Text, check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 try:
@@ -95,7 +96,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def encode(note: dict[str, Any]) -> bytes:
+def encode(note: Mapping[str, Any]) -> bytes:
     """The bytes of a note."""
     body = dumps(note).encode()[1:] + b"\n"
     return _HEAD % kernel.checksum(body) + body
