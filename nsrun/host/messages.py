@@ -436,8 +436,8 @@ def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
 
 
 # Published ports are two maps, so that a thousand cost a packet as much as one: "ports" of those that are published on
-# every address of the host, "addresses" of those on one.  Name → (number in the batch, length of the key in bytes, nft's
-# number for the key's type); what a map gives is an address and a port.
+# every address of the host, "addresses" of those on one.  Name → (number in the batch, length of the key in bytes,
+# nft's number for the key's type); what a map gives is an address and a port.
 MAPS = {"ports": (1, 2, 13), "addresses": (2, 8, 7 << 6 | 13)}
 
 

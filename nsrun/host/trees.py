@@ -1,4 +1,5 @@
-"""Trees that others made: removed and walked without recursion, with a bounded number of descriptors, however deep they are.
+"""Trees that others made: removed and walked without recursion, with a bounded number of descriptors, however deep they
+are.
 
 **No path leads anywhere.**  Every call takes a descriptor of a directory and one name in it.  A directory is opened by
 openat2(2) with O_NOFOLLOW, RESOLVE_NO_SYMLINKS and RESOLVE_NO_XDEV, so what is opened was, at that moment, a directory in
@@ -75,7 +76,8 @@ def _open_ours(directory: int, name: str) -> int:
 
 
 def remove(path: str) -> list[str]:
-    """Remove a tree, whatever others made in it; give what could not be removed, as texts (at most MAX_TEXTS and a count).
+    """Remove a tree, whatever others made in it; give what could not be removed, as texts (at most MAX_TEXTS and a
+    count).
 
     Raises nothing for what is found there.  A path that does not exist is removed; a file or a link is unlinked.
     """
@@ -270,10 +272,11 @@ class _Removal:
 
 
 def walk(path: str) -> Iterator[tuple[int, str, bool]]:
-    """Give every entry of a tree as (descriptor of its directory, its name, is it a directory), a directory after what is in it.
+    """Give every entry of a tree as (descriptor of its directory, its name, is it a directory), a directory after what
+    is in it.
 
-    The descriptor is good until the next step; the entry may be removed by its taker.  What another file system is mounted on
-    is left out.  OSError: a directory can't be read; ESTALE: somebody moved one in which we were.
+    The descriptor is good until the next step; the entry may be removed by its taker.  What another file system is
+    mounted on is left out.  OSError: a directory can't be read; ESTALE: somebody moved one in which we were.
     """
     from array import array
 

@@ -73,7 +73,8 @@ def caller_of(environ: dict[str, str]) -> str:
 
 
 def owner_of(word: str | None, environ: dict[str, str]) -> User | None:
-    """Whom root makes a pod for: --owner, or who called sudo, doas or pkexec; None: root itself, without a user namespace.
+    """Whom root makes a pod for: --owner, or who called sudo, doas or pkexec; None: root itself, without a user
+    namespace.
 
     BadInput: there is no such account, or it is not clear who called.
     """
@@ -105,7 +106,10 @@ def _subordinate(path: str, user: User) -> Ranges:
 
 
 def maps_of(user: User) -> Maps:
-    """0 is the user, 1… are her subordinate ids.  BadInput: she has none; the hint is the command that gives her some."""
+    """0 is the user, 1… are her subordinate ids.
+
+    BadInput: she has none; the hint is the command that gives her some.
+    """
     maps: Maps = {}
     for kind, path, own in (("uid", "/etc/subuid", user.uid), ("gid", "/etc/subgid", user.gid)):
         ranges = _subordinate(path, user)
@@ -139,7 +143,8 @@ def usermod(user: User) -> str:
 
 
 def around() -> dict[str, Any] | None:
-    """What the user namespace that we are in allows: {"maps", "setgroups"}; None: it is the machine's first, with all ids.
+    """What the user namespace that we are in allows: {"maps", "setgroups"}; None: it is the machine's first, with all
+    ids.
 
     user_namespaces(7): its ids are those of uid_map and gid_map, and setgroups(2) is denied for good where an ordinary
     user wrote the maps alone (`unshare -Ur`).
@@ -240,7 +245,8 @@ def forbidden() -> str:
 
 
 def enter(uid: int) -> None:
-    """Makes a user namespace of the caller's own and enters it, for good: what her images and members write has ids of it.
+    """Makes a user namespace of the caller's own and enters it, for good: what her images and members write has ids of
+    it.
 
     Root stays where it is; as root of a user namespace it gets a mount namespace that it has power over.
     BadInput, NsrunError: what forbids it.
@@ -283,13 +289,17 @@ _KEPT = (
 
 
 def environment_of(user: User, caller: dict[str, str]) -> dict[str, str]:
-    """The environment of what root starts as this user, variable by variable: nothing else of root's is in it.  Pure."""
+    """The environment of what root starts as this user, variable by variable: nothing else of root's is in it.
+
+    Pure.
+    """
     own = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "PATH": DEFAULT_PATH}
     return {**{name: caller[name] for name in _KEPT if name in caller}, **own}
 
 
 def become(user: User) -> None:
-    """Root becomes an ordinary user, for good: nothing of root's session goes over, and what follows can do no more than they.
+    """Root becomes an ordinary user, for good: nothing of root's session goes over, and what follows can do no more
+    than they.
 
     Standard input, output and error stay what they are.  KernelError: the process must end.
     """
