@@ -553,7 +553,7 @@ def test_a_cgroup_namespace_of_ones_own(host, pod, busybox, command):
                f'set -e; umount -l {mount}; mount -t cgroup2 none {mount}; exec "$@"', "sh"]  # fmt: skip
     try:
         done = script(host, f"nsrun {command.format(box=busybox)}", *wrapper, check=False)
-        refused(done, "is not in view here", "another cgroup namespace")
+        refused(done, "is not visible here", "another cgroup namespace")
         assert [p for p in pathlib.Path(elsewhere).iterdir() if p.is_dir()] == []
         # without a mount of its own the directory is the same, and all is well
         script(host, f"nsrun {command.format(box=busybox)}", "unshare", "--cgroup")

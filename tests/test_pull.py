@@ -162,7 +162,7 @@ def test_what_is_missing(host, registry, tmp_path):
     assert "manifest unknown" in message and "skopeo list-tags" in message
     assert "unknown" in host.fails(125, *pull, f"{registry.host}/mine/nothing:1")
     assert "plain HTTP" in host.fails(125, "image", "pull", f"{registry.host}/mine/app:1")
-    assert "nobody listens" in host.fails(125, *pull, "127.0.0.1:1/mine/app:1")
+    assert "no program listens" in host.fails(125, *pull, "127.0.0.1:1/mine/app:1")
     assert "unknown" in host.fails(125, *pull, f"{registry.host}/mine/app@sha256:{'0' * 64}")
     host.fails(2, *pull, "UPPER")
     host.fails(2, "image", "pull", "--tls-verify=maybe", "a")

@@ -269,7 +269,10 @@ def connect(
 
 
 def lease(ip: str) -> wire.Socket | None:
-    """Make the pod's table, still empty; return the socket as long as which it lives, or None when another pod has it."""
+    """Make the pod's table, still empty; return its socket, with which it ends.
+
+    Return None when another pod has the table.
+    """
     name = table_name(ip)
     sock = wire.open_socket(wire.NETLINK_NETFILTER)
     what = f"nft add table ip {name} {{ flags owner; }}"

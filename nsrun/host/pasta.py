@@ -79,7 +79,7 @@ def start(command: list[str], directory: str) -> tuple[int, int]:
         said = [line for line in file.read(4096).split("\n") if line and not line.startswith("Failed to send")]
     hint = " ".join(command)
     if any("routable interface" in line for line in said):
-        hint = "this host has no default route that pasta could copy (see ip route); use --network none"
+        hint = "this host has no route to a network that pasta could copy (ip route shows none): use --network none"
     raise NsrunError(f"pasta did not start: {' '.join(said) or 'it said nothing'}", hint=hint)
 
 

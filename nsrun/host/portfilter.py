@@ -78,7 +78,7 @@ def _lines(ip: int) -> list[str | Line]:
 
 
 def program(ip: int) -> list[Instruction]:
-    """Return the program for this address: (opcode, jump if true, jump if false, operand) …, as in struct sock_filter."""
+    """Return the program for this address as in struct sock_filter: (opcode, jump if true, jump if false, operand) …."""
     lines = _lines(ip)
     code: list[Line] = []
     labels: dict[str, int] = {}

@@ -60,7 +60,7 @@ def _fill(data: bytes, values: dict[str, object]) -> bytes:
 
 
 def encode_list(name: str, items: Sequence[dict[str, object]], **values: object) -> bytes:
-    """Return the message `name`, whose last attribute is a list of one sample, with one element for each item instead."""
+    """Return the message `name`, whose last attribute is a list of one sample, with these items in its place."""
     data, at = _fill(TEMPLATES[name], values), 20  # the headers of netlink and of nfnetlink
     while (length := struct.unpack_from("=H", data, at)[0]) and at + length < len(data):
         at += (length + 3) & ~3
