@@ -467,7 +467,7 @@ def test_what_is_not_cgroup2_is_left_alone(tmp_path, monkeypatch):
     assert cgroup.mount_point() == "" and cgroup.pod_path("p", "1") == ""
     with pytest.raises(OSError, match="cgroup2"):
         cgroup.make(f"{path}/m-b", {})
-    with pytest.raises(cgroup.BadInput, match="not in view"):
+    with pytest.raises(cgroup.BadInput, match="not visible"):
         cgroup.make(f"{path}/m-b", {}, 5)
     assert not cgroup.kill(path) and cgroup.pids(path) == [] and cgroup.members(path) == []
     cgroup.remove(path, kill=True), cgroup.remove_member(f"{path}/m-a")
@@ -512,9 +512,9 @@ def test_another_cgroup_of_the_same_name(host):
         assert cgroup.pids(path, ident) == [] and not cgroup.kill(path, ident)
         assert cgroup.usage(path, ident)["pids"] is None and cgroup.usage(path)["pids"] == 1
         cgroup.remove(path, ident, kill=True)
-        with pytest.raises(cgroup.BadInput, match="not in view"):
+        with pytest.raises(cgroup.BadInput, match="not visible"):
             cgroup.open_pod(path, ident)
-        with pytest.raises(cgroup.BadInput, match="not in view"):
+        with pytest.raises(cgroup.BadInput, match="not visible"):
             cgroup.make(f"{path}/m-a", {}, ident)
         assert process.poll() is None and os.listdir(path)
     finally:
