@@ -793,7 +793,7 @@ def test_an_image_with_more_ids_than_there_are(few, busybox):
     layout = few.home / "layout"
     Layout(base, tar(entry("x", uid=33)), name="box:1").write(layout)
     sh("chown", "-R", f"{ALICE}:{ALICE}", layout)
-    assert "an id that this user namespace does not have" in few.fails(125, "image", "load", layout)
+    assert "this user namespace lacks the id" in few.fails(125, "image", "load", layout)
 
 
 # ---- the umask -------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_login(host, registry, tmp_path):
     host.run("image", "rm", name)
     host.run(*pull, "--authfile", tmp_path / "auth.json", name)
     assert "does not exist" in host.fails(125, *pull, "--authfile", tmp_path / "nothing", name)
-    assert "on a terminal" in host.fails(2, *pull, "--creds", "anna", name, stdin=subprocess.DEVNULL)
+    assert "needs a terminal" in host.fails(2, *pull, "--creds", "anna", name, stdin=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("registry", ["anna:secret"], indirect=True)

@@ -139,5 +139,5 @@ def _valid(names: list[str]) -> tuple[list[str], list[str]]:
                 kept.append(name)
         except UsageError as error:
             warnings.append(f"the archive's {error.message[:200]}; give one with --tag")
-    more = [f"and {len(warnings) - 5} more invalid names"] if len(warnings) > 6 else []
+    more = [f"and {len(warnings) - 5} more names that are invalid"] if len(warnings) > 6 else []
     return list(dict.fromkeys(kept)), warnings[:5] + more if more else warnings
