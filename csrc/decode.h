@@ -1,9 +1,9 @@
 /*
- * decode.h: reading what nsrun wrote for nsrun-init (a plan) and for nsrun-door (a request).
+ * decode.h: read what nsrun wrote for nsrun-init (a plan) and for nsrun-door (a request).
  *
- * Nothing is copied and nothing allocated: what is given out points into the input.  Every length is checked against
- * what is left before it is used, and a string is one only if it ends with its NUL.  tests/fuzz/decode.c includes this
- * file alone, with ASan and UBSan.
+ * Nothing is copied and nothing allocated: all results point into the input.  Every length is checked against the rest of
+ * the input before it is used, and a string must end with its NUL.  tests/fuzz/decode.c includes this file alone, with
+ * ASan and UBSan.
  */
 #ifndef NSRUN_DECODE_H
 #define NSRUN_DECODE_H
@@ -27,7 +27,7 @@ static inline int take(const char **p, const char *end, void *out, size_t n)
 	return 1;
 }
 
-/* The length of a string that is known to end within `max` bytes. */
+/* The length of a string, at most `max`. */
 static inline size_t length_within(const char *s, size_t max)
 {
 	size_t n = 0;
@@ -37,8 +37,8 @@ static inline size_t length_within(const char *s, size_t max)
 }
 
 /*
- * The arguments of one step: each u32 length and the bytes.  Kinds: i = 64-bit integer, s = a string with its NUL,
- * l = any number of such strings.  0: it is not that.
+ * Decode the arguments of one step: each is a u32 length and the bytes.  Kinds: i = 64-bit integer, s = a string with its
+ * NUL, l = any number of such strings.  Returns 0 when they are malformed.
  */
 static inline int decode_args(const char *kinds, const char **p, const char *end, struct arg *a)
 {
@@ -61,7 +61,7 @@ static inline int decode_args(const char *kinds, const char **p, const char *end
 	return 1;
 }
 
-/* The strings of a list, and NULL after the last; their number, or -1 if there are more than `max`. */
+/* Point to the strings of a list, with NULL after the last; returns their number, or -1 if there are more than `max`. */
 static inline int split_strings(const char *p, size_t len, const char **out, int max)
 {
 	const char *end = p + len;
@@ -75,7 +75,7 @@ static inline int split_strings(const char *p, size_t len, const char **out, int
 	return n;
 }
 
-/* How many strings a list has. */
+/* The number of strings in a list. */
 static inline int count_strings(const char *p, size_t len)
 {
 	int n = 0;
@@ -84,7 +84,7 @@ static inline int count_strings(const char *p, size_t len)
 	return n;
 }
 
-/* u32 length and a list of strings, which ends with the last one's NUL; 0: it is not that. */
+/* Read a u32 length and a list of strings, which ends with the last one's NUL; returns 0 when it is malformed. */
 static inline int take_list(const char **p, const char *end, const char **list, uint32_t *len)
 {
 	if (!take(p, end, len, sizeof *len) || (size_t)(end - *p) < *len || (*len && (*p)[*len - 1]))
@@ -94,7 +94,7 @@ static inline int take_list(const char **p, const char *end, const char **list, 
 	return 1;
 }
 
-/* u32 count and as many i32, each from 0 to below `bound`; the count, or -1. */
+/* Read a u32 count and as many i32, each from 0 to below `bound`; returns the count, or -1. */
 static inline int take_numbers(const char **p, const char *end, int32_t *out, uint32_t max, int32_t bound)
 {
 	uint32_t n;

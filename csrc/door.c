@@ -1,36 +1,38 @@
 /*
- * nsrun-door admits: the owner of a pod with a user namespace of its own has no power over the machine's cgroups, so
- * she can't move a process into the pod's cgroup; what is forked inside is in it.  This program waits there, as her,
- * on a socket that only she reaches, and forks what she asks for.  It has no power that she does not have, and ends with pause.
+ * nsrun-door forks processes in a pod's cgroup.  The owner of a pod with a user namespace has no power over the machine's
+ * cgroups, and may not migrate a process into the pod's; but a child is born in its parent's cgroup.  So this program waits
+ * there, as the owner, on a socket that only the owner can reach, and forks on request.  It has no power that the owner
+ * does not have, and ends with pause.
  *
  *   nsrun-door [listen=FD] pause=PIDFD [alive=FD] [forward=PIDFD] [uid=N gid=N groups=A,B,…]
- *     uid, gid, groups   started by root: becomes that user first
- *     listen             without it, it only holds what it inherits until pause ends: the ports and the table of an owned pod, which
- *                        its owner could take out of pause (pidfd_getfd(2)) and keep; and the lock by which root knows that it lives
- *     alive              the read end of a pipe that pause has the other end of: a pause that was killed lets go of it at once,
- *                        while its pidfd waits until every zombie of its PID namespace was reaped
- *     forward            a process that is to end with pause, too (the forwarder of a pod made without root)
+ *     uid, gid, groups   when root starts it, it becomes that user first
+ *     listen             without it, it only holds what it inherits until pause ends: the ports and the table of an owned
+ *                        pod, which its owner could take from pause (pidfd_getfd(2)) and keep, and the lock by which root
+ *                        knows that the pod lives (nsrun-hold)
+ *     alive              the read end of a pipe whose other end pause has: a killed pause closes it at once, while its
+ *                        pidfd becomes readable only when every zombie of its PID namespace has been reaped
+ *     forward            another process that is to end with pause (the pasta of a pod made without root)
  *
- * Started by root it has root's limits, because only so can what it forks have those of who asks, whatever they are.
- * Nothing that the owner may look into has them: door and X are not dumpable, X takes the limits and priorities of its
- * peer first of all (take_from_peer()), and execs the owner's programs last.
+ * When root starts it, it keeps root's limits, because otherwise what it forks could not get the limits of the requesting
+ * process, whatever those are.  Nothing that the owner may look into has root's limits: door and X are not dumpable, X
+ * first of all takes the limits and priorities of its peer (take_from_peer()), and execs the owner's programs last.
  *
- * One connection is one launch (run.py, `through`):
+ * One connection is one launch (Run._through in nsrun/run/__init__.py):
  *
- *   nsrun → door   one packet: descriptors.  The first is a memfd, the request: numbers, strings (see serve())
- *   door → nsrun   {pid, monitor's pid, stage that failed, -errno}, and pidfds of both: a pid alone may be somebody else's soon
+ *   nsrun → door   one packet with descriptors.  The first is a memfd, the request: numbers, strings (see serve())
+ *   door → nsrun   {pid, monitor's pid, stage that failed, -errno}, and pidfds of both, since a pid alone may soon be reused
  *
- * door forks X.  X puts the descriptors at the numbers that the request gives them, and forks a helper, because who
- * joins a user namespace can't come back.  The helper joins the pod and clones nsrun-init, born in the member's
- * cgroup, as X's child (CLONE_PARENT); X becomes nsrun-monitor.
+ * door forks X.  X moves the descriptors to the numbers that the request gives them, and forks a helper, because joining a
+ * user namespace is one-way.  The helper joins the pod and clones nsrun-init, born in the member's cgroup, as X's child
+ * (CLONE_PARENT); X becomes nsrun-monitor.
  */
 #include "decode.h"
 #include "sys.h"
 
 #include "launch.h"
 
-#define HIGH        DOOR_NUMBERS /* received descriptors wait here; what the request names is below */
-#define MAX_WAITING 128          /* who has connected and not asked yet */
+#define HIGH        DOOR_NUMBERS /* received descriptors are kept from here on; the request names lower numbers */
+#define MAX_WAITING 128          /* connections that have not sent a request yet */
 #define NAMESPACES \
 	(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET)
 
@@ -38,18 +40,18 @@ static int32_t numbers[DOOR_FDS], keep[DOOR_FDS], monitor_keep[DOOR_FDS], locks[
 
 /* ---- the launch ------------------------------------------------------------------------------------ */
 
-/* The clone is seen in the pod before it is nsrun-init. */
+/* The clone is visible in the pod before it is nsrun-init. */
 static long before_join(struct launch *l)
 {
 	(void)l;
-	/* The session keyring is door's own until nsrun-init has joined another: a user may have 200 keys, keyrings(7). */
+	/* We keep door's session keyring, since a user may have only 200 keys (keyrings(7)); nsrun-init joins another. */
 	return CALL(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 }
 
 static long before_exec(struct launch *l)
 {
 	(void)l;
-	CALL(setgroups, 0, NULL, 0, 0, 0); /* without a map entry, a group of hers means nothing in there */
+	CALL(setgroups, 0, NULL, 0, 0, 0); /* a group of the owner that is not mapped means nothing in the pod */
 	return 0;
 }
 
@@ -89,7 +91,7 @@ static __attribute__((noreturn)) void refuse(int conn, enum stage failed, long e
 	sys_exit(125);
 }
 
-/* What serves one connection ends with door, or after so many seconds; 0: it becomes the monitor, which does neither. */
+/* End with door, or after so many seconds.  0: neither, for X when it becomes the monitor. */
 static void limit_time(long seconds)
 {
 	const struct {
@@ -101,8 +103,8 @@ static void limit_time(long seconds)
 }
 
 /*
- * The bytes of the request.  Only a sealed memfd is one: it is read without waiting for anybody, and can't get shorter
- * (SIGBUS) or say something else while it is read; memfd_create(2), fcntl(2) F_GET_SEALS.  NULL: it is none.
+ * Map the bytes of the request; NULL when it is not a sealed memfd.  Reading that waits for no other process, and it can't
+ * shrink (SIGBUS) or change while it is read; memfd_create(2), fcntl(2) F_GET_SEALS.
  */
 static const char *map_request(int fd, uint64_t *size)
 {
@@ -119,18 +121,18 @@ static const char *map_request(int fd, uint64_t *size)
 	return map < 0 ? NULL : (const char *)map;
 }
 
-/* What the one who asks has, is what it gets: only lowering, which needs no power.  A thread's own are its process's first. */
+/* Take over the peer's priorities: they are only lowered, which needs no privilege. */
 static long take_priorities(long pid)
 {
 	static const char *const self = "/proc/self/oom_score_adj";
 	struct schedule mine = {.size = sizeof mine}, theirs = {.size = sizeof theirs};
-	unsigned long cpus[128]; /* 8192 of them, as many as Linux can have */
+	unsigned long cpus[128]; /* 8192, the most that Linux can have */
 	char path[64];
 	long n, io, score, own;
 
 	MUST(CALL(sched_getattr, 0, &mine, sizeof mine, 0, 0));
 	MUST(CALL(sched_getattr, pid, &theirs, sizeof theirs, 0, 0));
-	if (is_plain(theirs.policy)) /* a realtime process may be anything else of its nice value */
+	if (is_plain(theirs.policy)) /* the policy of a realtime process is not taken over, only its nice value */
 		mine.policy = mine.policy == SCHED_IDLE ? SCHED_IDLE : theirs.policy;
 	mine.flags = 0;
 	if (theirs.nice > mine.nice)
@@ -142,27 +144,27 @@ static long take_priorities(long pid)
 	n = CALL(sched_getaffinity, pid, sizeof cpus, cpus, 0, 0);
 	MUST(n);
 	n = CALL(sched_setaffinity, 0, n, cpus, 0, 0);
-	if (n < 0 && n != -EINVAL) /* EINVAL: none of them is in the pod's cpuset, which counts */
+	if (n < 0 && n != -EINVAL) /* EINVAL: none of them is in the pod's cpuset, which then counts */
 		return n;
 	*put_str(put_num(put_str(path, "/proc/"), (unsigned long)pid, 1), "/oom_score_adj") = 0;
 	n = oom_score(path, &score);
 	if (n == -ENOENT || n == -EPERM || n == -EACCES)
-		return 0; /* hidepid: nobody can say; it stays what door has, that of an ordinary process */
+		return 0; /* hidepid: it can't be read, so it stays door's, that of an ordinary process */
 	MUST(n);
 	MUST(oom_score(self, &own));
 	if (score <= own)
 		return 0;
-	SYS5(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0); /* else the file is root's; what there was of root's is gone */
+	SYS5(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0); /* otherwise root owns the file; nothing of root is left here */
 	n = set_oom_score(score);
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 	return n;
 }
 
 /*
- * In X: takes the limits and priorities of the process that connected.  Before Linux 6.5 (SO_PEERPIDFD) its pid may be
- * another's by now: then that one's, and it is a process of the owner's, because the kernel shows the limits of no other
- * (prlimit(2)).  One kind there is that has the owner's ids and limits of root's: a door, and what it forked and is not
- * yet past this.  Their saved group id is none of the owner's (guarded_gid()), so of those, too, the kernel says EPERM.
+ * In X: take over the limits and priorities of the process that connected.  Before Linux 6.5 (SO_PEERPIDFD) another process
+ * may have its pid by now; then we take that one's, and it is also the owner's, because the kernel shows the limits of no
+ * other (prlimit(2)).  Only a door, and a process that it forked and that has not passed this function, have the owner's
+ * ids and root's limits.  Their saved group id is not the owner's (guarded_gid()), so for them, too, the kernel returns EPERM.
  */
 static long take_from_peer(int conn)
 {
@@ -176,7 +178,7 @@ static long take_from_peer(int conn)
 
 	MUST(SYS5(getsockopt, conn, SOL_SOCKET, SO_PEERCRED, &peer, &size));
 	if (peer.pid <= 0)
-		return -ESRCH; /* of a PID namespace that is not below ours */
+		return -ESRCH; /* its PID namespace is not below ours */
 	r = SYS5(getsockopt, conn, SOL_SOCKET, SO_PEERPIDFD, &fd, &fd_size);
 	if (r == -ENOPROTOOPT)
 		r = fd = (int)SYS2(pidfd_open, peer.pid, 0);
@@ -186,7 +188,7 @@ static long take_from_peer(int conn)
 	for (int i = 0; i < RLIM_NLIMITS; i++)
 		MUST(lower_limit(i, limits[i]));
 	MUST(take_priorities(peer.pid));
-	MUST(SYS4(pidfd_send_signal, fd, 0, NULL, 0)); /* all of that was one process's */
+	MUST(SYS4(pidfd_send_signal, fd, 0, NULL, 0)); /* the peer still lives, so all of that was one process's */
 	SYS1(close, fd);
 	return SYS3(setresgid, -1, -1, SYS0(getegid));
 }
@@ -208,7 +210,7 @@ static __attribute__((noreturn)) void serve(int conn)
 	if (n < 0)
 		refuse(conn, STAGE_PREPARE, n);
 	conn = (int)n;
-	/* door's own descriptors are no numbers that a request could name */
+	/* a request must not be able to name door's own descriptors */
 	SYS3(close_range, 3, conn - 1, 0);
 	SYS3(close_range, conn + 1, ~0U, 0);
 	n = receive(conn, fds);
@@ -253,7 +255,7 @@ static __attribute__((noreturn)) void serve(int conn)
 	n = take_from_peer(conn);
 	if (n < 0)
 		refuse(conn, STAGE_LIMITS, n);
-	SYS5(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* which ids that change take away */
+	SYS5(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* changing ids clears this setting */
 	SYS0(setsid);
 	l.join_fd = r.join_fd, l.join_flags = r.join_flags, l.clone_flags = r.clone_flags, l.cgroup = r.cgroup;
 	l.program = r.program, l.argv = strings[0], l.keep = keep, l.n_keep = n_keep, l.locks = locks, l.n_locks = n_locks;
@@ -280,18 +282,18 @@ static __attribute__((noreturn)) void serve(int conn)
 
 /* ---- the wait ---------------------------------------------------------------------------------------- */
 
-/* A group id that the owner does not have, for door itself and what is not yet past take_from_peer(). */
+/* A group id that the owner does not have, for door itself and its children until take_from_peer(). */
 static long guarded_gid(long gid)
 {
 	return gid == 65535 ? 65534 : 65535;
 }
 
-/* The kernel's audit records name who acts: from here on that is the owner, who may ask, not who made the pod. */
+/* The kernel's audit records name the acting user: from here on that is the owner, who may send requests, not the maker. */
 static void set_login(long uid)
 {
 	char text[24];
 	long fd = SYS4(openat, AT_FDCWD, "/proc/self/loginuid", O_WRONLY | O_CLOEXEC, 0);
-	if (fd >= 0) /* ENOENT: no audit */
+	if (fd >= 0) /* ENOENT: the kernel has no audit */
 		SYS3(write, fd, text, put_num(text, (unsigned long)uid, 1) - text);
 	SYS1(close, fd);
 }
@@ -314,8 +316,8 @@ static void become(long uid, long gid, long saved, const char *list)
 }
 
 /*
- * Who has connected has a descriptor here, and a process only when a request has come: however many connect and say
- * nothing, nobody waits for them.  When there are too many, the one that has waited longest goes.
+ * A connection takes a descriptor here, and a process only when its request has come: however many connect and send
+ * nothing, nobody waits for them.  When there are too many, the one that has waited longest is closed.
  */
 static int waiting[MAX_WAITING], n_waiting;
 
@@ -326,7 +328,7 @@ static int take_waiting(int at)
 	return conn;
 }
 
-/* 0: there was none, for want of descriptors or memory. */
+/* Accept a connection; returns 0 when there was none, or descriptors or memory ran out. */
 static int admit(long listener)
 {
 	long conn = SYS4(accept4, listener, NULL, NULL, O_CLOEXEC);

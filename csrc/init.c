@@ -1,21 +1,22 @@
 /*
- * nsrun-init becomes: it executes phase 4 of a plan inside the pod's namespaces and turns into the
- * member (or into pause).
+ * nsrun-init executes phase 4 of a plan inside the pod's namespaces, and then becomes the member (or
+ * pause) by execve(2).
  *
  *   nsrun-init PLAN CHANNEL      PLAN: a descriptor of the encoded steps; CHANNEL: a SOCK_SEQPACKET to nsrun
  *
  * Theory of operation.  nsrun (Python, on the host) has turned everything that lives on the host into
  * descriptors: mounts that are attached nowhere, pidfds, the cgroup.  It has also joined the net, IPC,
  * UTS and PID namespaces before it cloned us.  We run the steps in order.  No step takes a path of the
- * host: paths are resolved by the kernel inside the new root (openat2, RESOLVE_IN_ROOT), or in pause's
- * own tiny root.  There is no malloc, no library, no environment; a step either succeeds or ends the
- * program with one record that says which step, which errno, and which path.
+ * host: the kernel resolves paths inside the new root (openat2, RESOLVE_IN_ROOT), or in pause's own tiny
+ * root.  There is no malloc, no library, no environment; a step either succeeds or ends the program with
+ * one record, which has the step, the errno and the path.
  *
- * On the channel it says INIT_WAITS when all but exec is done, and waits for GO, which comes when the note is written;
- * INIT_FAILED when a step failed, and then exits with 125.  End of file tells nsrun that exec succeeded, and tells us that
- * nsrun died: then we exit, and leave nothing.  protocol.h has the records, docs/protocol.md the whole picture.
+ * On the channel we send INIT_WAITS when everything but the exec is done, and wait for GO, which comes when the note is
+ * written.  When a step fails, we send INIT_FAILED and exit with 125.  End of file tells nsrun that the exec succeeded, and
+ * tells us that nsrun died: then we exit, and leave nothing behind.  protocol.h has the records, docs/protocol.md the whole
+ * picture.
  *
- * Before exec, privileged, in the pod: every step.  From set_user on, unprivileged: change_directory, execute.
+ * All steps run privileged, in the pod; after set_user, change_directory and execute run unprivileged.
  */
 #include "decode.h"
 #include "protocol.h"
@@ -34,8 +35,8 @@
 
 static int channel;        /* to nsrun */
 static int root_fd = -1;   /* the new root, until and after pivot_root */
-static uint32_t step_no;   /* the step at work, counted from 0 */
-static char detail[512];   /* what the failing step was touching */
+static uint32_t step_no;   /* the current step, counted from 0 */
+static char detail[512];   /* the path or name on which the failing step worked */
 
 /* ---- reporting ---------------------------------------------------------------------------------- */
 
@@ -66,7 +67,7 @@ static void about(const char *text)
 		r_;                         \
 	})
 
-/* ---- paths: one resolver (threats R1) ------------------------------------------------------------ */
+/* ---- paths: one resolver (docs/threats.md, R1) --------------------------------------------------- */
 
 static long open_in(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
 {
@@ -76,7 +77,7 @@ static long open_in(int dir, const char *path, uint64_t flags, uint64_t mode, ui
 }
 
 #define IN_ROOT (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-/* Targets that the user or the spec names must not pass a symlink: what is mounted would land elsewhere. */
+/* Targets that the user or the spec names must not pass a symlink, or the mount would be somewhere else. */
 #define STRICT  (RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
 
 static long kind_of(int fd)
@@ -87,8 +88,8 @@ static long kind_of(int fd)
 }
 
 /*
- * Opens `path` inside the root, making what is missing: directories 0755, and the last component a
- * directory or an empty file.  A dangling symlink is followed by hand, inside the root.
+ * Open `path` inside the root and make what is missing: directories with mode 0755, and the last component
+ * as a directory or an empty file.  A dangling symlink is followed by hand, inside the root.
  */
 static long open_or_make(const char *path, int want_dir, uint64_t resolve, int depth)
 {
@@ -129,7 +130,7 @@ static long open_or_make(const char *path, int want_dir, uint64_t resolve, int d
 					SYS1(close, fd), fd = 0;
 			}
 			if (fd == -EEXIST && resolve == IN_ROOT) {
-				/* a symlink to nothing: make what it names, and go on from there */
+				/* a dangling symlink: make its target, and continue from there */
 				char whole[PATH_MAX];
 				long got = TRY(SYS4(readlinkat, parent, part + start, whole, sizeof whole - 1));
 				whole[got] = 0;
@@ -157,7 +158,7 @@ static long open_or_make(const char *path, int want_dir, uint64_t resolve, int d
 	return parent;
 }
 
-/* Mounts the detached `tree` on `target` inside the root. */
+/* Mount the detached `tree` on `target` inside the root. */
 static long attach(int tree, const char *target, uint64_t resolve)
 {
 	long kind = TRY(kind_of(tree)), r;
@@ -171,7 +172,7 @@ static long attach(int tree, const char *target, uint64_t resolve)
 	return r;
 }
 
-/* fsopen … fsmount with options "a=b,c": a new, detached mount of a file system. */
+/* Make a new, detached mount of a file system by fsopen … fsmount, with options "a=b,c". */
 static long new_mount(const char *type, const char *options, unsigned attrs)
 {
 	char opt[1024], *p = opt;
@@ -219,9 +220,9 @@ static long op_unshare(struct arg *a)
 }
 
 /*
- * No mount of ours appears on the host.  In a chroot, our root is not the root of the mount namespace: setns(2) to the one that
- * we are in takes us there, or what we pivot into would cover only the chroot's directory, and the host's tree would be
- * in view of whoever enters this namespace.
+ * Enter a mount namespace of our own, so that no mount of ours appears on the host.  In a chroot, our root is not the root of
+ * the mount namespace: setns(2) to the one that we are in takes us there.  Otherwise the new root would cover only the
+ * chroot's directory, and a process that enters this namespace would see the host's tree.
  */
 static long op_make_private(struct arg *a)
 {
@@ -263,7 +264,7 @@ static long op_mount_tree(struct arg *a)
 	return attach((int)a[0].i, a[1].s, a[2].i ? STRICT : IN_ROOT);
 }
 
-/* A tree of pause's own root: /dev/shm, /etc/hosts, … */
+/* A tree of pause's root: /dev/shm, /etc/hosts, … */
 static long op_mount_from_pod(struct arg *a)
 {
 	long tree, r;
@@ -297,13 +298,13 @@ static long op_make_symlink(struct arg *a)
 	while (*rel == '/')
 		rel++;
 	about(a[1].s);
-	/* only used below the fresh tmpfs of /dev: no component of rel is the image's */
+	/* this is used only below the new tmpfs of /dev, so no component of rel is from the image */
 	return SYS3(symlinkat, a[0].s, root_fd, rel);
 }
 
 /*
- * A fresh /dev.  The tmpfs is nodev, so a member with CAP_MKNOD can make nodes but never open one;
- * the few real nodes are bind mounts of themselves, taken before the tmpfs was made nodev.
+ * A new /dev.  The tmpfs is nodev, so a member with CAP_MKNOD can make nodes but never open one; the few
+ * real nodes are bind mounts of themselves, made before the tmpfs was set to nodev.
  */
 static long op_make_dev(struct arg *a)
 {
@@ -312,7 +313,7 @@ static long op_make_dev(struct arg *a)
 	const char *name[MAX_DEVICES], *p = a[1].s, *end = a[1].s + a[1].len;
 	int n = 0;
 
-	/* Attached first: before Linux 6.15 nothing can be cloned from a mount that is attached nowhere. */
+	/* Attach it first: before Linux 6.15 nothing can be cloned from a mount that is attached nowhere. */
 	TRY(attach((int)dev, a[0].s, STRICT));
 	for (; p < end && n < MAX_DEVICES; n++) {
 		unsigned long major, minor;
@@ -352,7 +353,7 @@ static long op_mask(struct arg *a)
 		tree = TRY(open_in(root_fd, "/dev/null", O_PATH, 0, STRICT));
 		TRY(SYS5(statx, tree, "", AT_EMPTY_PATH, STATX_TYPE, &st));
 		if ((st.stx_mode & S_IFMT) != S_IFCHR || st.stx_rdev_major != 1 || st.stx_rdev_minor != 3)
-			return -EINVAL; /* not the null device: CVE-2025-31133 */
+			return -EINVAL; /* it is not the null device: CVE-2025-31133 */
 		r = SYS3(open_tree, tree, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
 		SYS1(close, tree);
 		tree = TRY(r);
@@ -378,7 +379,7 @@ static long op_readonly_path(struct arg *a)
 	return r;
 }
 
-/* pivot_root(2): "." onto "." stacks the old root above the new one, then lets it go. */
+/* pivot_root(2): "." onto "." stacks the old root on the new one; then we unmount it. */
 static long op_pivot(struct arg *a)
 {
 	(void)a;
@@ -400,7 +401,7 @@ static long op_set_hostname(struct arg *a)
 	return SYS2(sethostname, a[0].s, str_len(a[0].s));
 }
 
-/* A value below our own fresh /proc: a sysctl, oom_score_adj.  An optional one may be refused. */
+/* Write a value below our own new /proc: a sysctl, oom_score_adj.  An optional one may be refused. */
 static long op_write_proc(struct arg *a)
 {
 	long r, fd = open_in(root_fd, a[0].s, O_WRONLY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
@@ -436,7 +437,7 @@ static long op_loopback_up(struct arg *a)
 	return r;
 }
 
-/* A session of its own, so that no TIOCSTI reaches the caller's terminal; with one, it is controlling. */
+/* Make a new session, so that no TIOCSTI reaches the caller's terminal; a terminal of the member's becomes controlling. */
 static long op_new_session(struct arg *a)
 {
 	long r = SYS0(setsid);
@@ -452,8 +453,8 @@ static long op_new_keyring(struct arg *a)
 }
 
 /*
- * Ids last, groups first; bounding set before either, because dropping it needs CAP_SETPCAP.  Where the user namespace that
- * we are in denies setgroups (a[4]), the groups that there are stay: none else can be had.
+ * Drop the bounding set first, because that needs CAP_SETPCAP, then set the groups, and the ids last.  Where the user
+ * namespace that we are in denies setgroups (a[4]), the groups stay as they are.
  */
 static long op_set_user(struct arg *a)
 {
@@ -496,7 +497,7 @@ static long op_set_capabilities(struct arg *a)
 	return SYS2(capset, &head, d);
 }
 
-/* An AppArmor profile for the exec to come.  Only a real procfs counts: an image could bring files of these names. */
+/* Set the AppArmor profile for the exec.  We check that the file is on a real procfs: an image could have one of that name. */
 static long op_set_profile(struct arg *a)
 {
 	static const char *const files[] = {"/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"};
@@ -523,7 +524,7 @@ static long op_no_new_privileges(struct arg *a)
 	return SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-/* Filters, one after the other: u32 length, struct sock_filter[length]. */
+/* Install filters, one after the other: u32 length, struct sock_filter[length]. */
 static long op_set_filter(struct arg *a)
 {
 	struct statx st;
@@ -568,7 +569,7 @@ static long op_change_directory(struct arg *a)
 
 /* ---- exec ---------------------------------------------------------------------------------------- */
 
-/* A list as execve(2) takes it, of any length: how much is too much is the kernel's to say. */
+/* A list as execve(2) takes it, of any length: the kernel decides how much is too much. */
 static long unpack(struct arg *list, const char ***out)
 {
 	int n = count_strings(list->s, list->len);
@@ -577,7 +578,7 @@ static long unpack(struct arg *list, const char ***out)
 	return *out ? split_strings(list->s, list->len, *out, n) : -ENOMEM;
 }
 
-/* Says that everything is ready, and waits for the note to be written on the host. */
+/* Report that everything is ready, and wait until the note is written on the host. */
 static void wait_for_go(void)
 {
 	char go = 0;
@@ -588,7 +589,7 @@ static void wait_for_go(void)
 		sys_exit(125);
 }
 
-/* Only a regular file that we may execute counts as found; what exec says of it then is the answer. */
+/* Only a regular file that we may execute counts as found; the error of its exec is then final. */
 static int executable(const char *path)
 {
 	struct statx st;
@@ -655,7 +656,7 @@ static long op_execute(struct arg *a)
 	return exec_in_path(argv, envp);
 }
 
-/* pause: a sealed program, no environment, and only the descriptors that it is to hold. */
+/* Execute pause: a sealed program, without an environment, and with only the descriptors that it is to hold. */
 static long op_execute_pause(struct arg *a)
 {
 	const char *p = a[2].s, *end = a[2].s + a[2].len;
@@ -688,7 +689,7 @@ static const struct op {
 };
 #define N_OPS (sizeof ops / sizeof *ops)
 
-/* One step: u32 op, then its arguments. */
+/* Run one step: u32 op, then its arguments. */
 static const struct op *decode(const char **p, const char *end, struct arg *a)
 {
 	uint32_t code;
@@ -725,7 +726,7 @@ int main(int argc, char **argv, char **envp)
 		say("nsrun-init: started by nsrun, not by hand (see nsrun explain join)\n");
 		return 2;
 	}
-	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* we are visible in the pod from here on */
+	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* processes in the pod can see us from here on */
 	SYS5(prctl, PR_SET_NAME, "nsrun-init", 0, 0, 0);
 	channel = (int)str_num(argv[2], -1);
 	default_signals();

@@ -1,22 +1,23 @@
 /*
- * kernel.c: the C side of nsrun._kernel.  Thin wrappers, and one function that is more: launching.
+ * kernel.c: the C side of nsrun._kernel.  It has thin wrappers, and one larger function: launching.
  *
- * Why launching is C.  Between clone and exec a child shares the memory of a Python that may have threads:
- * no Python may run there.  And a caller that has joined a pod's namespaces must leave them again whatever
- * happens, or it would pin them.  nsrun_do_launch therefore does, in one go and with all signals blocked:
+ * Why launching is C: between clone and exec a child shares the memory of a Python that may have threads,
+ * so no Python may run there.  And a caller that has joined a pod's namespaces must leave them again
+ * whatever happens, or it would keep them alive.  So nsrun_do_launch does this without interruption, with
+ * all signals blocked:
  *
- *     [clone an intermediate child that will become nsrun-monitor; it does the rest]
+ *     [clone an intermediate child that will become nsrun-monitor, and does the rest]
  *     keep descriptors of its own net, ipc, uts and pid namespaces
  *     setns(pidfd of the pod, …)                       per thread: other threads of the process stay
  *     clone3(CLONE_VM|CLONE_VFORK|CLONE_PIDFD|…)       the child, born in its cgroup, execs nsrun-init
  *     setns back, one by one                           the monitor must not live in the pod
  *
- * Nobody comes back from a user namespace.  So where one has to be joined, or where we are in one already (and have no
- * power over the namespaces that we would go back to), a helper does the middle, and makes the child ours (CLONE_PARENT).
+ * Joining a user namespace is one-way.  So where one has to be joined, or where we are in one already (and have no power
+ * over the namespaces to which we would return), a helper does the middle part, and makes the child ours (CLONE_PARENT).
  * That, and what both ways have in common, is in launch.h, which nsrun-door includes as well.
  *
- * What is launched has a session and a session keyring of its own, and none of the descriptors that happen to be open here: in a pod of
- * somebody's, its owner may look into it from its exec on (session.h).
+ * What is launched has its own session and session keyring, and none of the descriptors that happen to be open here: in an
+ * owned pod, the owner may trace it from its exec on (session.h).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -60,7 +61,7 @@ static long nsrun_lock(int fd, int kind, long byte, long length)
 	return lock_byte(fd, kind, byte, length);
 }
 
-/* The pid of who locks something there, in our PID namespace (0: it has none in here); -ESRCH: nobody does. */
+/* The pid, in our PID namespace, of a process that holds a lock there (0: it has none here); -ESRCH: there is none. */
 static long nsrun_locked(int fd, long byte, long length)
 {
 	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = length};
@@ -68,27 +69,27 @@ static long nsrun_locked(int fd, long byte, long length)
 		return -errno;
 	if (l.l_type == F_UNLCK)
 		return -ESRCH;
-	return l.l_pid > 0 ? l.l_pid : 0; /* -1: an open file description's, F_OFD_SETLK */
+	return l.l_pid > 0 ? l.l_pid : 0; /* -1: the lock is of an open file description, F_OFD_SETLK */
 }
 
-/* What nsrun-init does not take along, and what it leaves of ours; session.h. */
+/* Give up what nsrun-init must not have; session.h. */
 static long before_exec(struct launch *l)
 {
 	if (l->monitor < 0)
 		MUST(take_locks(l));
 	CALL(setsid, 0, 0, 0, 0, 0); /* no controlling terminal: /dev/tty would be the caller's */
-	if (!l->one_way) /* else before the user namespace was joined */
+	if (!l->one_way) /* otherwise before_join() has done it */
 		MUST(own_keyring());
 	/*
-	 * In a user namespace that was joined its ids become 0 of it: ids that mean nothing there can make no file.  Not before
-	 * the clone, which root's own id allows to be into root's cgroup.
+	 * Become root of the joined user namespace, since ids that are not mapped there can't create files.  Do so only after
+	 * clone3: CLONE_INTO_CGROUP is checked against the caller's ids.
 	 */
 	if (l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER) {
 		MUST(CALL(setgroups, 0, NULL, 0, 0, 0));
 		MUST(CALL(setresgid, 0, 0, 0, 0, 0));
 		MUST(CALL(setresuid, 0, 0, 0, 0, 0));
 	}
-	return l->user_fd >= 0 ? least_limits(64 << 20, 64) : 0; /* pause, in a pod of somebody's */
+	return l->user_fd >= 0 ? least_limits(64 << 20, 64) : 0; /* pause, in an owned pod */
 }
 
 static long before_join(struct launch *l)
@@ -98,7 +99,7 @@ static long before_join(struct launch *l)
 	return CALL(geteuid, 0, 0, 0, 0, 0) == 0 ? plain_priorities(0) : 0;
 }
 
-/* With a PID namespace inside the pod's, where we are in the pod: launch.h. */
+/* With a PID namespace inside the pod's, when we are in the pod already: launch.h. */
 static long clone_nested(nsrun_launch *l)
 {
 	long helper;
@@ -147,7 +148,7 @@ static long join_and_return(nsrun_launch *l)
 	for (int i = 0; i < n; i++)
 		if (saved[i] >= 0) {
 			if (setns(saved[i], mine[i].type) < 0 && l->failed != STAGE_PREPARE) {
-				/* Going on here would leave this thread half inside the pod. */
+				/* Continuing would leave this thread half inside the pod. */
 				l->failed = STAGE_RETURN;
 				r = -errno;
 			}
@@ -227,7 +228,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 	} else {
 		l->failed = STAGE_MONITOR;
 		r = spawn(become_monitor, l, 0, NULL, -1);
-		l->pidfd = -1; /* a number of the monitor's table, not of ours */
+		l->pidfd = -1; /* it is a number in the monitor's descriptor table, not in ours */
 		if (r >= 0) {
 			l->monitor_pid = (int)r;
 			if (l->pid < 0)
@@ -241,7 +242,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 	return r;
 }
 
-/* ---- namespaces that nobody is in -------------------------------------------------------------------- */
+/* ---- namespaces without a process --------------------------------------------------------------------- */
 
 struct maker {
 	int user_fd, fd;
@@ -264,7 +265,7 @@ static int make_netns(void *arg)
 	return 0;
 }
 
-/* A network namespace, owned by the user namespace `user_fd` (-1: ours): made by a child that shares our descriptors. */
+/* Make a network namespace that belongs to the user namespace `user_fd` (-1: ours), by a child that shares our descriptors. */
 static long nsrun_new_netns(int user_fd)
 {
 	struct maker m = {.user_fd = user_fd, .fd = -1};
@@ -280,9 +281,9 @@ static long nsrun_new_netns(int user_fd)
 }
 
 /*
- * A process in a new user namespace, which belongs to `uid` (-1: to us).  It waits until *hold is closed, so that
- * somebody can write its maps.  A real fork: the parent goes on meanwhile.  The user may signal it: a parent waits for it
- * some seconds only, and ends it with SIGKILL, which reaches what was stopped, too.
+ * Start a process in a new user namespace, which belongs to `uid` (-1: to us).  It waits until *hold is closed, so that its
+ * maps can be written meanwhile.  It is a real fork, so that the parent can go on.  The user may signal it, so the parent
+ * waits for it only some seconds, and ends it with SIGKILL, which also reaches a stopped process.
  */
 static long nsrun_spawn_userns(int uid, int gid, int *hold)
 {
@@ -337,8 +338,8 @@ static long nsrun_spawn_userns(int uid, int gid, int *hold)
 /* ---- root becomes a user --------------------------------------------------------------------------------- */
 
 /*
- * The calling process, which has one thread, becomes that user for good.  The descriptors above 2 stay open here and do
- * not survive an exec; the working directory, which could lie where the user does not get by a path, does not stay.
+ * The calling process, which has one thread, becomes that user for good.  Descriptors above 2 stay open until an exec.  The
+ * working directory is changed, since it could be one that the user can't reach by a path.
  */
 static long nsrun_become(int uid, int gid, const unsigned *groups, int n)
 {
@@ -349,8 +350,8 @@ static long nsrun_become(int uid, int gid, const unsigned *groups, int n)
 }
 
 /*
- * A program as that user, in a session of its own, whose output goes to `out`; its pid.  A real fork, and nothing is
- * waited for: the user may stop it at any moment.
+ * Start a program as that user, in a session of its own, with its output going to `out`; returns its pid.  It is a real
+ * fork, for which we do not wait, since the user may stop it at any moment.
  */
 static long nsrun_spawn_as(int uid, int gid, const unsigned *groups, int n, int out, char **argv, char **envp)
 {
@@ -378,8 +379,8 @@ static long nsrun_spawn_as(int uid, int gid, const unsigned *groups, int n, int 
 }
 
 /*
- * From here on we are in that user namespace (-1: in ours), with a mount tree of our own in it.  There is no way back.  What was not to
- * be looked into before (root's memory, nsrun_become()) is not afterwards: new credentials set it to fs.suid_dumpable.
+ * Permanently enter that user namespace (-1: stay in ours) and a new mount namespace.  A process that was not dumpable
+ * before (root's memory, nsrun_become()) is not dumpable afterwards, although new credentials set it to fs.suid_dumpable.
  */
 static long nsrun_enter_userns(int fd)
 {
@@ -392,7 +393,7 @@ static long nsrun_enter_userns(int fd)
 	return 0;
 }
 
-/* Moves the calling thread; the descriptor that leads back is the result. */
+/* Move the calling thread; returns the descriptor that leads back. */
 static long nsrun_enter_netns(int fd)
 {
 	int old = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
@@ -427,9 +428,9 @@ static long nsrun_fsconfig(int fd, unsigned cmd, const char *key, const char *va
 }
 
 /*
- * The same in the directory `dir` (-1: where we are), for relative paths: an fsconfig string ends at 256 bytes, and before
- * Linux 6.5 all of an overlay's layers must share one.  And in the mount namespace `mnt` (-1: ours).  A vfork child has a
- * working directory and a mount namespace of its own.
+ * Do the same with the working directory `dir` (-1: ours), for relative paths: an fsconfig string ends at 256 bytes, and
+ * before Linux 6.5 all of an overlay's layers must share one.  And in the mount namespace `mnt` (-1: ours).  A vfork child
+ * has its own working directory and mount namespace.
  */
 static long nsrun_fsconfig_in(int dir, int mnt, int fd, unsigned cmd, const char *key, const char *value)
 {
@@ -482,8 +483,8 @@ static int attach_apart(void *arg)
 }
 
 /*
- * A mount namespace that nobody is in, in which these detached trees are attached: before Linux 6.15 an overlay takes no
- * layer from a mount that is attached nowhere.  They are stacked on one directory: nobody looks them up by name.
+ * Make a mount namespace without a process, in which these detached trees are attached: before Linux 6.15 an overlay
+ * accepts no layer from a mount that is attached nowhere.  They are stacked on one directory, since nothing looks them up.
  */
 static long nsrun_attach_apart(const int *trees, int n)
 {
@@ -512,7 +513,7 @@ static long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t re
 	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve};
 	long r = -EAGAIN;
 
-	/* EAGAIN: something was renamed or mounted meanwhile, somewhere; the kernel asks to try again (sys.h, open_how) */
+	/* EAGAIN: something was renamed or mounted meanwhile, so we try again (sys.h, open_how) */
 	for (int tries = 0; tries < 1000 && r == -EAGAIN; tries++)
 		r = CALL(openat2, dir, path, &how, sizeof how, 0);
 	return r;
@@ -525,8 +526,8 @@ static long nsrun_fs_magic(int fd)
 }
 
 /*
- * A file in memory that nobody can change any more, a program or data.  MFD_EXEC, MFD_NOEXEC_SEAL and F_SEAL_EXEC are
- * tried first (Linux 6.3).  EACCES: vm.memfd_noexec is 2, and it was to be a program.
+ * Make a file in memory, a program or data, that can't be changed any more.  MFD_EXEC, MFD_NOEXEC_SEAL and F_SEAL_EXEC are
+ * tried first (Linux 6.3).  EACCES: vm.memfd_noexec is 2, which forbids a program.
  */
 static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, int program)
 {
@@ -554,7 +555,7 @@ static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, 
 	return fd;
 }
 
-/* CRC-32 (ISO 3309, as zlib has it): any flipped bit, and any burst of up to 32, shows. */
+/* CRC-32 (ISO 3309, as in zlib): it detects any flipped bit, and any burst of up to 32. */
 static uint32_t nsrun_checksum(const char *data, size_t size)
 {
 	static const uint32_t of_four_bits[] = {

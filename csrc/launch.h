@@ -1,18 +1,18 @@
 /*
- * launch.h: how nsrun-init comes to be a process of a pod, for kernel.c (nsrun itself) and for door.c.
+ * launch.h: how nsrun-init becomes a process of a pod, for kernel.c (nsrun itself) and for door.c.
  *
- * join_apart() is the launch where a user namespace is joined, from which nobody comes back: a helper, which shares our
- * memory and descriptors, joins the pod and clones nsrun-init as our child (CLONE_PARENT).  kernel.c has the other one,
- * which joins and comes back, and uses the parts.
+ * join_apart() is the launch that joins a user namespace, which is one-way: a helper, which shares our memory and
+ * descriptors, joins the pod and clones nsrun-init as our child (CLONE_PARENT).  kernel.c has the other launch, which joins
+ * and comes back, and uses the parts of this file.
  *
  *     us ── spawn ──> helper         before_join(), setns(2)
- *     us <── CLONE_PARENT ── helper  clone3(2): nsrun-init to be, born in its cgroup; before_exec(), execveat(2)
+ *     us <── CLONE_PARENT ── helper  clone3(2): the later nsrun-init, born in its cgroup; before_exec(), execveat(2)
  *
- * A PID namespace inside the pod's needs one process more: clone3 makes one only for a caller whose own PID namespace is
+ * A PID namespace inside the pod's needs one more process: clone3 makes one only for a caller whose own PID namespace is
  * the parent, so a second helper (become_nest) is born in the pod, and clones.
  *
- * Everything goes through CALL (session.h), so that it works with a C library and without, and between clone and exec in
- * the memory of a process with threads.  What differs is in two functions that the file which includes this one defines.
+ * Everything goes through CALL (session.h), so that it works with and without a C library, and between clone and exec in
+ * the memory of a process with threads.  The including file defines the two functions that differ.
  */
 #ifndef NSRUN_LAUNCH_H
 #define NSRUN_LAUNCH_H
@@ -23,17 +23,17 @@
 #include <linux/close_range.h>
 #include <linux/wait.h>
 
-/* kernel_build.py gives this to Python as it stands. */
+/* kernel_build.py passes this to cffi unchanged. */
 struct launch {
 	int user_fd;    /* a user namespace to join first; -1: none */
 	int join_fd;    /* setns(join_fd, join_flags) before the clone; -1: none */
 	int join_flags;
-	int one_way;     /* a helper joins and clones: nobody comes back from a user namespace */
+	int one_way;     /* a helper joins and clones, since joining a user namespace is one-way */
 	int clone_flags; /* CLONE_NEW… for namespaces made with the process */
 	int cgroup;      /* directory of the cgroup it is born in; -1: the caller's */
 	int program;     /* nsrun-init: a sealed memfd */
 	const char **argv;
-	int stdio[3]; /* -1: as it is */
+	int stdio[3]; /* -1: unchanged */
 	int *keep;    /* descriptors it inherits, by the same numbers */
 	int n_keep;
 	int monitor; /* nsrun-monitor, or -1: the caller itself is the parent */
@@ -42,20 +42,20 @@ struct launch {
 	int *monitor_keep;
 	int n_monitor_keep;
 	int pidfd_slot; /* with a monitor: the number under which it finds the member's pidfd */
-	int *locks;     /* of these descriptors, lock_byte is locked by who stays: the monitor, or the program */
+	int *locks;     /* the process that stays, the monitor or the program, locks lock_byte of these descriptors */
 	int n_locks;
 	int lock_byte;
 	int pid;         /* out */
 	int pidfd;       /* out; without a monitor */
 	int monitor_pid; /* out */
 	int failed;      /* out: of enum stage */
-	int error;       /* out: -errno; above 0 while a helper has not said how it went */
-	int nest;        /* for itself */
+	int error;       /* out: -errno; positive until a helper has written its result */
+	int nest;        /* internal: pid of the second helper */
 };
 
-/* In the helper, before it joins: give up what nobody in the pod may have. */
+/* In the helper, before it joins: give up what no process in the pod may have. */
 static long before_join(struct launch *l);
-/* In the process that is about to be nsrun-init, in the pod. */
+/* In the process that is about to exec nsrun-init, in the pod. */
 static long before_exec(struct launch *l);
 
 #define CHILD_STACK (64 * 1024)
@@ -94,8 +94,8 @@ static long clone_call(struct clone_args *args, int (*fn)(void *), void *arg)
 }
 
 /*
- * A child that calls fn(arg) in our memory, on a stack of its own, while we wait until it execs or ends (CLONE_VFORK).
- * Gives its pid, or -errno.
+ * Start a child that calls fn(arg) in our memory, on its own stack, and wait until it execs or ends (CLONE_VFORK).
+ * Returns its pid, or -errno.
  */
 static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int cgroup)
 {
@@ -103,7 +103,7 @@ static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int 
 	struct clone_args args = {
 		.flags = CLONE_VM | CLONE_VFORK | flags | (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
 		.pidfd = (uint64_t)(uintptr_t)pidfd,
-		/* With CLONE_PARENT the signal to the parent is the parent's own: 0 has to stand here. */
+		/* With CLONE_PARENT the child sends the same signal as we do at our end, and this must be 0. */
 		.exit_signal = flags & CLONE_PARENT ? 0 : SIGCHLD,
 		.stack = (uint64_t)stack,
 		.stack_size = CHILD_STACK,
@@ -117,7 +117,7 @@ static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int 
 	return pid;
 }
 
-/* The helpers are ours to wait for, whatever signal their end sends. */
+/* Wait for a helper, whatever signal it sends at its end. */
 static void wait_for(long pid)
 {
 	CALL(wait4, pid, 0, __WALL, 0, 0);
@@ -131,13 +131,13 @@ static void inherit(const int *fds, int n)
 		CALL(fcntl, fds[i], F_SETFD, 0, 0, 0);
 }
 
-/* What a shell left open for us (9>lock) is not for whom we start. */
+/* What we start must not inherit descriptors that a shell left open for us (9>lock). */
 static void close_all_on_exec(void)
 {
 	CALL(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC, 0, 0);
 }
 
-/* Makes these our 0, 1 and 2, in whatever order they are among them; -1: that one stays. */
+/* Make these descriptors our 0, 1 and 2, even if they are 0, 1 or 2 in another order; -1 leaves one unchanged. */
 static long take_stdio(const int *from)
 {
 	long high[3];
@@ -161,9 +161,9 @@ static long lock_byte(int fd, int kind, long byte, long length)
 }
 
 /*
- * A record lock belongs to a process and its descriptor table, and outlives an exec: what is about to be executed here
- * proves from its first instruction on that what it keeps is alive (nsrun/state/life.py).  Not inherited by a fork, so it is
- * taken by the child itself.
+ * A record lock belongs to a process and its descriptor table, and survives an exec: so the program that is about to be
+ * executed proves from its first instruction on that what it keeps is alive (nsrun/state/life.py).  A fork does not inherit
+ * it, so the child itself takes it.
  */
 static long take_locks(struct launch *l)
 {
@@ -178,7 +178,7 @@ static long take_locks(struct launch *l)
 	return 0;
 }
 
-/* The pid that a pidfd stands for, in our PID namespace: "Pid:" of its fdinfo. */
+/* The pid of a pidfd's process in our PID namespace: "Pid:" of its fdinfo. */
 static int pid_of(int fd)
 {
 	static const char directory[] = "/proc/thread-self/fdinfo/", key[] = "Pid:\t";
@@ -211,7 +211,7 @@ static int pid_of(int fd)
 
 /* ---- the processes --------------------------------------------------------------------------------- */
 
-/* In the child, which has its own descriptor table and our memory: exec nsrun-init. */
+/* In the child, which has its own descriptor table but our memory: exec nsrun-init. */
 static int become_init(void *arg)
 {
 	static const char *const no_env[] = {NULL};
@@ -232,13 +232,13 @@ static long clone_init(struct launch *l, uint64_t flags)
 	return spawn(become_init, l, CLONE_PIDFD | flags | (uint64_t)(unsigned)l->clone_flags, &l->pidfd, l->cgroup);
 }
 
-/* Is the PID namespace to be one inside the pod's? */
+/* Whether a PID namespace inside the pod's is to be made. */
 static int is_nested(const struct launch *l)
 {
 	return (l->join_flags & l->clone_flags & CLONE_NEWPID) != 0;
 }
 
-/* Born in the pod; shares our descriptors, so that the pidfd is ours. */
+/* The second helper, born in the pod.  It shares our descriptors, so that we have the pidfd. */
 static int become_nest(void *arg)
 {
 	struct launch *l = arg;
@@ -251,7 +251,7 @@ static int become_nest(void *arg)
 	return 0;
 }
 
-/* How the helper that has ended says it went: the pid of nsrun-init, or -errno. */
+/* The result of a helper that has ended: the pid of nsrun-init, or -errno. */
 static long outcome(const struct launch *l)
 {
 	if (l->error < 0)
@@ -274,12 +274,12 @@ static int become_helper(void *arg)
 			r = CALL(setns, l->join_fd, l->join_flags, 0, 0, 0);
 	}
 	if (r >= 0) {
-		/* New credentials set it to fs.suid_dumpable, and the clone is seen in the pod before it is nsrun-init. */
+		/* New credentials have set it to fs.suid_dumpable, and the clone is visible in the pod before it is nsrun-init. */
 		CALL(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 		l->failed = STAGE_CLONE;
 		if (is_nested(l)) {
 			r = spawn(become_nest, l, CLONE_FILES | CLONE_PARENT, NULL, -1);
-			l->nest = (int)r; /* our parent's child, for it to wait for */
+			l->nest = (int)r; /* a child of our parent, which waits for it */
 		} else {
 			l->error = 0;
 			r = clone_init(l, CLONE_PARENT);
@@ -291,7 +291,7 @@ static int become_helper(void *arg)
 	return 0;
 }
 
-/* Joins the pod in a helper, and clones nsrun-init there as our child: its pid, or -errno. */
+/* Join the pod in a helper, and clone nsrun-init there as our child; returns its pid, or -errno. */
 static long join_apart(struct launch *l)
 {
 	long helper;

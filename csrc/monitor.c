@@ -1,31 +1,31 @@
 /*
- * nsrun-monitor keeps: it is a member's parent on the host.  It relays output and the terminal, writes
- * the log, passes signals on, records the exit status, and ends with it.  `nsrun join` execs into it,
- * so what remains for a running member is this program and the member.
+ * nsrun-monitor is a member's parent on the host.  It relays output and the terminal, writes the log,
+ * passes on signals, records the exit status, and exits with it.  `nsrun join` execs this program, so a
+ * running member takes only this process and its own.
  *
  *   nsrun-monitor KEY=VALUE… [-- PROGRAM ARG…]
  *     pidfd=FD         the member, our child
  *     out=FD err=FD    read ends of its stdout and stderr      tty=FD  or the master of its terminal
  *     in=FD            write end of its stdin
  *     foreground=1     relay to our own stdout and stderr      stdin=1  and from our stdin
- *     dir=FD           its state directory: `log`, `log.1`, `exit` ("STATUS TIME", " oom" when it was killed for memory)
- *     cgroup=FD        its cgroup, killed when it has ended    parent=FD name=NAME  removed from there
- *     mnt=FD           without a cgroup: its mount namespace, by which what it left behind is found and killed
- *     listen=FD        SOCK_SEQPACKET of `nsrun attach`
- *     go=FD            a byte from here once nsrun has committed, and perhaps `mnt` with it; without it the member was never ours
+ *     dir=FD           its state directory: `log`, `log.1`, `exit` ("STATUS TIME", and " oom" when the OOM killer ended it)
+ *     cgroup=FD        its cgroup, which is killed when it has ended, and removed by parent=FD name=NAME
+ *     mnt=FD           without a cgroup: its mount namespace, by which we find and kill what it left behind
+ *     listen=FD        the SOCK_SEQPACKET of `nsrun attach`
+ *     go=FD            a byte comes from here once nsrun has committed, perhaps with `mnt`; without it the member was never ours
  *     status=FD        gets {"event":"exited",…}
- *     lead=FD          gets the exit status in decimal: the nsrun that waits outside of the pod's cgroup (csrc/door.c)
- *     follow=FD        we are that one: pass signals on to pidfd=FD, end as it says
- *     held=FD data=FD  files that we hold record locks on, by which others know that we live: PROGRAM gets them, too
+ *     lead=FD          gets the exit status in decimal, for the nsrun that waits outside the pod's cgroup (csrc/door.c)
+ *     follow=FD        we are that nsrun: pass signals on to pidfd=FD, and exit with that status
+ *     held=FD data=FD  files on which we hold record locks, by which others know that we live; PROGRAM inherits them
  *     cap=BYTES        the log is rotated at this size
  *     delay=MS         wait this long before PROGRAM (see restart) unless the member ran for 10 s
  *   PROGRAM is executed when the member has ended, with its exit status as last argument: nsrun itself, to
- *   restart or remove it.  DIR/stop says that somebody asked for the end: we make it when we are signalled.
+ *   restart or remove it.  DIR/stop means that somebody asked for the end; we make it when we are signalled.
  *
- * It waits for nobody but in its one ppoll(2).  Whoever reads our stdout may be slow, stopped or gone: the member then feels
- * a full pipe, and its end is seen, recorded and told all the same.  What it wrote until then is kept for a reader that still
- * takes some; a signal, or a stop, ends that wait.  A reader that has gone is passed on as in any pipeline: the read end of
- * the member's pipe is closed, so that it gets SIGPIPE.
+ * It blocks only in its one ppoll(2).  The reader of our stdout may be slow, stopped or gone: the member then has a full
+ * pipe, and its end is still seen, recorded and reported.  What it wrote until then is kept for a reader that still takes
+ * some; a signal, or a stop, ends that wait.  When a reader has gone, we do as in any pipeline: we close the read end of the
+ * member's pipe, so that the member gets SIGPIPE.
  *
  * Attach speaks packets whose first byte is the kind: enum attach_packet of protocol.h.
  */
@@ -39,11 +39,11 @@
 
 #define N_CLIENTS 4
 #define BUF       4096
-#define TTY_BUFFER (1 << 17) /* what a terminal that nobody writes to any more holds at most: 64 KiB, and 4 KiB that were turned into more */
+#define TTY_BUFFER (1 << 17) /* the most that a terminal without a writer holds: 64 KiB, and 4 KiB that were expanded */
 #define PATIENCE  2000 /* ms that a client of `attach` may be behind before it is dropped */
 #define GONE      (-1)
-#define RECENT    10000 /* ms: a signal that came so long before the end of the member meant that end */
-#define GRACE     500  /* ms without progress after which a reader is left alone, once somebody asked for the end */
+#define RECENT    10000 /* ms: a signal that came within this time before the member's end is taken for its cause */
+#define GRACE     500  /* ms without progress after which we do not wait for a reader, once somebody asked for the end */
 
 struct winsize_ {
 	unsigned short row, col, x, y;
@@ -55,8 +55,8 @@ static long log_cap = LOG_CAP, log_size, delay;
 static const char *cgroup_name;
 static char **program;
 static int client[N_CLIENTS] = {-1, -1, -1, -1};
-static long behind[N_CLIENTS]; /* since when it takes nothing, in ms of CLOCK_MONOTONIC; 0: it does; GONE: it never will again */
-static int asked; /* somebody wants the end of the member, or ours: who takes no output is not waited for */
+static long behind[N_CLIENTS]; /* ms of CLOCK_MONOTONIC since when it takes nothing; 0: it does; GONE: it never will again */
+static int asked; /* somebody wants the end of the member, or ours: we do not wait for a reader that takes no output */
 static char buf[BUF];
 static char pending[BUF]; /* input that the member has not taken yet */
 static size_t pending_at, pending_len;
@@ -128,7 +128,7 @@ static void write_log(const char *stream, const char *text, size_t n)
 			SYS1(close, log_fd);
 			SYS5(renameat2, dir, "log", dir, "log.1", 0);
 			open_log();
-			if (count >= 0) /* its size says how often, to who follows (lifecycle/logs.py) */
+			if (count >= 0) /* its size is the count of rotations, for followers (lifecycle/logs.py) */
 				SYS3(write, count, ".", 1), SYS1(close, count);
 		}
 	}
@@ -136,9 +136,9 @@ static void write_log(const char *stream, const char *text, size_t n)
 
 /* ---- output ---------------------------------------------------------------------------------------- */
 
-/* Where a stream of the member's goes in the foreground: our own stdout or stderr, which others may share. */
+/* The sink of a stream of the member in the foreground: our own stdout or stderr, which other processes may share. */
 struct sink {
-	int fd;           /* -1: nowhere, or nowhere any more */
+	int fd;           /* -1: there is none (any more) */
 	int socket, wait; /* wait: it can't be made non-blocking, so ppoll(2) is asked before each write */
 	int reader_gone;
 	size_t most;                /* bytes of one write */
@@ -150,8 +150,8 @@ static struct sink sinks[2] = {{.fd = -1}, {.fd = -1}};
 static long unwritten; /* the errno with which a sink failed */
 
 /*
- * The same file in an open description of our own, which can be non-blocking without the shell's being so.  A FIFO, pipe or
- * terminal can be had that way through /proc, unless it is somebody else's; gives the descriptor, or -errno.
+ * Open the same file in an open file description of our own, which can be non-blocking while the shell's is not.  That works
+ * for a FIFO, pipe or terminal through /proc, unless it is another user's.  Returns the descriptor, or -errno.
  */
 static long reopen(int fd, int flags)
 {
@@ -159,9 +159,9 @@ static long reopen(int fd, int flags)
 	int number;
 	long now = SYS3(fcntl, fd, F_GETFL, 0);
 	if (now < 0 || now & O_PATH || (now & O_ACCMODE) == (flags == O_WRONLY ? O_RDONLY : O_WRONLY))
-		return -EBADF; /* nothing is gained that the caller did not give */
+		return -EBADF; /* we must not gain access that the caller did not give */
 	if (SYS3(ioctl, fd, TIOCGPTN, &number) == 0)
-		return -ENOTTY; /* a master: opened again, it would be another terminal's */
+		return -ENOTTY; /* it is a master, and opening it again would make another terminal */
 	*put_num(put_str(path, "/proc/self/fd/"), (unsigned long)fd, 1) = 0;
 	return SYS4(openat, AT_FDCWD, path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
 }
@@ -193,7 +193,7 @@ static int is_ready(int fd, short what)
 	return SYS5(ppoll, &p, 1, &now, NULL, 0) > 0;
 }
 
-/* Writes what is taken at once. */
+/* Write what is taken at once. */
 static void push(struct sink *s)
 {
 	while (s->len && s->fd >= 0) {
@@ -211,7 +211,7 @@ static void push(struct sink *s)
 			return;
 		if (r < 0) {
 			s->reader_gone = r == -EPIPE;
-			if (r != -EPIPE && r != -EIO) /* EIO: the terminal was hung up, which a signal says, too */
+			if (r != -EPIPE && r != -EIO) /* EIO: the terminal was hung up, for which a signal comes, too */
 				unwritten = -r;
 			s->fd = -1, s->len = 0;
 			return;
@@ -222,7 +222,7 @@ static void push(struct sink *s)
 	s->at = 0;
 }
 
-/* Keeps what is to be written; memory grows only when the member has ended, by what was in its pipes then. */
+/* Keep what is to be written; memory grows only when the member has ended, by what was in its pipes then. */
 static void keep(struct sink *s, const char *text, size_t n)
 {
 	size_t want = s->at + s->len + n;
@@ -265,7 +265,7 @@ static long now_ms(void)
 	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000 + 1;
 }
 
-/* A packet for every client; whoever then has no room for the next one is waited for, PATIENCE at most. */
+/* Send a packet to every client; a client without room for the next one is waited for, at most PATIENCE. */
 static void tell_clients(char kind, const char *text, size_t n)
 {
 	struct iov v[2] = {{&kind, 1}, {text, n}};
@@ -274,13 +274,13 @@ static void tell_clients(char kind, const char *text, size_t n)
 	for (int i = 0; i < N_CLIENTS; i++)
 		if (client[i] >= 0 && behind[i] != GONE) {
 			if (SYS3(sendmsg, client[i], &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-				behind[i] = GONE; /* what it sent before is read still */
+				behind[i] = GONE; /* we still read what it sent before */
 			else if (!is_ready(client[i], POLLOUT))
 				behind[i] = now_ms();
 		}
 }
 
-/* How long a client that is behind may still be, in ms: drops those whose time is over.  -1: none is. */
+/* Drop the clients that have been behind for too long; returns how many ms the next one has left, -1 when none is behind. */
 static long drop_late_clients(void)
 {
 	long least = -1, now = now_ms();
@@ -297,8 +297,8 @@ static long drop_late_clients(void)
 }
 
 /*
- * Moves what can be read from `*fd`; closes it when it has ended, or its reader has gone.  `left`: how many bytes of it are the
- * member's, which has ended: whoever else writes there is not waited for; -1: it lives.
+ * Move what can be read from `*fd`; close it at end of file, or when its reader has gone.  `left` is how many bytes are from
+ * the member, when that has ended: we do not wait for other writers; -1: the member lives.
  */
 static void relay(int *fd, struct sink *s, char kind, const char *stream, long *left)
 {
@@ -333,7 +333,7 @@ static void push_input(void)
 		if (r == -EAGAIN)
 			return;
 		if (r < 0)
-			r = (long)pending_len; /* nobody reads any more */
+			r = (long)pending_len; /* nothing reads any more */
 		pending_at += (size_t)r;
 		pending_len -= (size_t)r;
 	}
@@ -347,7 +347,7 @@ static void push_input(void)
 static void end_input(void)
 {
 	if (tty >= 0 && pending_len < sizeof pending && !input_ended)
-		pending[pending_at + pending_len++] = 4; /* ^D, what a terminal says for end of file */
+		pending[pending_at + pending_len++] = 4; /* ^D, a terminal's end of file */
 	input_ended = 1;
 	push_input();
 }
@@ -422,8 +422,8 @@ static void make_raw(void)
 #define STOPS (SIGBIT(SIGTERM) | SIGBIT(SIGINT) | SIGBIT(SIGHUP) | SIGBIT(SIGQUIT))
 
 /*
- * Those that are passed on: all but the ones that mean ourselves, namely what job control sends, what a fault of ours raises,
- * our children's, and those that were ignored when nsrun began (nohup(1), a shell's background job).  signal(7).
+ * The signals that are passed on: all except those for ourselves, namely those of job control, those that a fault of ours
+ * raises, SIGCHLD, and those that were ignored when nsrun started (nohup(1), a shell's background job).  signal(7).
  */
 static sigbits passed_signals(void)
 {
@@ -447,7 +447,7 @@ static void watch_signals(void)
 	signals = (int)SYS4(signalfd4, -1, &passed, sizeof passed, O_CLOEXEC | O_NONBLOCK);
 }
 
-/* Takes one and passes it on; gives its bit. */
+/* Take a signal and pass it on; returns its bit. */
 static sigbits take_signal(int to)
 {
 	struct signalfd_siginfo si;
@@ -460,7 +460,7 @@ static sigbits take_signal(int to)
 	return SIGBIT(si.ssi_signo);
 }
 
-/* Waits until nsrun says that the member is noted, or ends; it may give us the member's mount namespace. */
+/* Wait until nsrun has written the member's note, or ends; it may send us the member's mount namespace. */
 static int committed(void)
 {
 	struct {
@@ -477,7 +477,7 @@ static int committed(void)
 	return 1;
 }
 
-/* It is not to be started once more. */
+/* The member is not to be restarted. */
 static void mark_stop(void)
 {
 	if (dir >= 0)
@@ -491,7 +491,7 @@ static int asked_to_stop(void)
 
 /* ---- the end --------------------------------------------------------------------------------------- */
 
-/* All of a file of /proc that fits into buf; its length, 0 when it can't be read. */
+/* Read as much of a file of /proc as fits into buf; returns its length, 0 when it can't be read. */
 static size_t read_proc(const char *directory, long number, const char *file)
 {
 	char path[64];
@@ -507,7 +507,7 @@ static size_t read_proc(const char *directory, long number, const char *file)
 	return (size_t)n;
 }
 
-/* What wait(2) would give of the zombie: the last number of its stat, proc_pid_stat(5), field 52. */
+/* The wait(2) status of the zombie: the last number of its stat, proc_pid_stat(5), field 52. */
 static int wait_status(void)
 {
 	const char *p;
@@ -525,12 +525,12 @@ static int wait_status(void)
 		;
 	for (p = buf + n; *p; p++)
 		pid = pid * 10 + *p - '0';
-	return n ? (int)pid : SIGKILL; /* it is dead, and more can't be known */
+	return n ? (int)pid : SIGKILL; /* it is dead, and we can't know more */
 }
 
 /*
- * Takes the member, whose pidfd is readable; gives the shell's exit status.  Who traces it, the pod's owner perhaps, has to
- * wait for it first, ptrace(2), and may never: then it stays a zombie of theirs, and its status is read where it can be seen.
+ * Reap the member, whose pidfd is readable; returns the shell's exit status.  A tracer, perhaps of the pod's owner, has to
+ * wait for it first (ptrace(2)), and may never do so: then it stays the tracer's zombie, and we read its status from /proc.
  */
 static int reap(void)
 {
@@ -558,8 +558,8 @@ static long inode_of(const char *directory, long number, const char *file)
 }
 
 /*
- * Kills whatever is in the mount namespace of a member, which no other member is in; gives how many were found.  The namespace is
- * known by its inode number, which is nobody else's as long as we have a descriptor of it.
+ * Kill everything in the mount namespace of a member, in which no other member is; returns how many processes were found.
+ * The namespace is identified by its inode number, which no other has as long as we have a descriptor of it.
  */
 static int kill_namespace(void)
 {
@@ -582,7 +582,7 @@ static int kill_namespace(void)
 			if (pid <= 0 || inode_of("/proc/", pid, "/ns/mnt") != (long)st.stx_ino)
 				continue;
 			fd = SYS2(pidfd_open, pid, 0);
-			if (fd >= 0 && inode_of("/proc/", pid, "/ns/mnt") == (long)st.stx_ino) /* asked with the pidfd in hand */
+			if (fd >= 0 && inode_of("/proc/", pid, "/ns/mnt") == (long)st.stx_ino) /* check again, now that we have the pidfd */
 				found += SYS4(pidfd_send_signal, fd, SIGKILL, NULL, 0) == 0;
 			SYS1(close, fd);
 		}
@@ -590,7 +590,7 @@ static int kill_namespace(void)
 	return found;
 }
 
-/* `main` has ended: what it left in its cgroup, or without one in its mount namespace, ends too (kubernetes#92214). */
+/* The member has ended: end what it left in its cgroup, or without one in its mount namespace (kubernetes#92214). */
 static void kill_rest(void)
 {
 	struct timespec pause = {0, 2000000};
@@ -604,7 +604,7 @@ static void kill_rest(void)
 	}
 }
 
-/* Did the kernel kill something in its cgroup for memory?  memory.events: "oom_kill N", whoever's limit it was. */
+/* Whether the OOM killer ended something in its cgroup.  memory.events: "oom_kill N", whatever limit it was. */
 static int out_of_memory(void)
 {
 	long n = 0, fd = cgroup >= 0 ? SYS4(openat, cgroup, "memory.events", O_RDONLY | O_CLOEXEC, 0) : -1;
@@ -644,7 +644,7 @@ static void record(int code, int oom)
 		if (oom)
 			end = put_str(end, " oom");
 		*end++ = '\n';
-		/* nsrun wrote it full of blanks before the member began: on a full disk there is room for this line */
+		/* nsrun filled the file with blanks before the member started, so a full disk has space for this line */
 		fd = SYS4(openat, dir, "exit.tmp", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
 		if (fd >= 0) {
 			long n = SYS3(write, fd, line, end - line);
@@ -657,14 +657,14 @@ static void record(int code, int oom)
 	if (status_fd >= 0) {
 		char text[64], *q = put_str(text, "{\"event\": \"exited\", \"exit_code\": ");
 		q = put_str(put_num(q, (unsigned long)code, 1), "}\n");
-		if (is_ready(status_fd, POLLOUT)) /* one who reads none of it does not hold us up */
+		if (is_ready(status_fd, POLLOUT)) /* a reader that takes nothing must not block us */
 			SYS3(write, status_fd, text, q - text);
 	}
 }
 
 /*
- * In the foreground of a pod that was entered by its door, the monitor is another process: its exit status comes
- * through a socket, the last one counts, and the end of file is the end (of what follows the member's, too).
+ * In the foreground of a pod that was entered by its door, the monitor is another process.  Its exit status comes through a
+ * socket; the last one counts, and end of file means that the monitor, and what it executes afterwards, has ended.
  */
 static int follow_monitor(void)
 {
@@ -688,7 +688,7 @@ static int follow_monitor(void)
 	}
 }
 
-/* What failed of our own output is told in a line, and makes a status of 0 another. */
+/* Report the failure of our own output in a line, and replace an exit status of 0. */
 static int tell_unwritten(int code)
 {
 	char text[160], *p = text;
@@ -736,10 +736,10 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 		argv[n] = text;
 		argv[n + 1] = NULL;
 		SYS3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
-		SYS3(fcntl, lead, F_SETFD, 0); /* what follows is waited for, too */
+		SYS3(fcntl, lead, F_SETFD, 0); /* PROGRAM is waited for, too */
 		SYS3(fcntl, held, F_SETFD, 0); /* closing them would end the locks */
 		SYS3(fcntl, data, F_SETFD, 0);
-		SYS3(execve, argv[0], argv, envp); /* with our signals blocked: until it has handlers, one would end it */
+		SYS3(execve, argv[0], argv, envp); /* with our signals blocked, since one would end it before it has handlers */
 	}
 	sys_exit(code);
 }
@@ -805,7 +805,7 @@ int main(int argc, char **argv, char **envp)
 		struct pollfd p[12 + N_CLIENTS];
 		struct timespec wait;
 		long ms = drop_late_clients();
-		/* The member's output is taken when all who get it have room; once it has ended, memory has. */
+		/* Take the member's output when all its readers have room; once it has ended, there is room in memory. */
 		int open = ms < 0, room[2] = {open && (dead || !sinks[0].len), open && (dead || !sinks[1].len)};
 		int n = 0, i_out, i_err, i_tty, i_in, i_stdin, i_listen, i_sink;
 
@@ -834,19 +834,19 @@ int main(int argc, char **argv, char **envp)
 		for (int i = 0; i < 2; i++)
 			WATCH(sinks[i].len ? sinks[i].fd : -1, POLLOUT);
 		i_listen = n;
-		for (int i = 0; i < N_CLIENTS; i++) { /* nothing is read that could not be kept */
+		for (int i = 0; i < N_CLIENTS; i++) { /* read nothing that we could not keep */
 			short what = (short)((pending_len || dead ? 0 : POLLIN) | (behind[i] > 0 ? POLLOUT : 0));
 			WATCH(what ? client[i] : -1, what);
 		}
 		WATCH(listener, POLLIN);
 		if (dead && !recorded && open)
-			ms = 0; /* what is left in its pipes is taken now, and no end of file waited for */
+			ms = 0; /* take what is left in its pipes now, without waiting for end of file */
 		wait = (struct timespec){ms / 1000, ms % 1000 * 1000000};
 		int found = (int)SYS5(ppoll, p, n, ms < 0 ? NULL : &wait, NULL, 0);
 		if (found < 0)
 			continue;
 		if (!found && recorded && asked) {
-			unwritten = EAGAIN; /* whoever reads takes nothing, and somebody wants us to end */
+			unwritten = EAGAIN; /* the reader takes nothing, and somebody wants us to end */
 			break;
 		}
 		if (p[1].revents) {
@@ -867,7 +867,7 @@ int main(int argc, char **argv, char **envp)
 		if (tty >= 0 && room[0] && (p[i_tty].revents & (POLLIN | POLLHUP) || sinks[0].reader_gone || dead))
 			relay(&tty, &sinks[0], ATTACH_OUT, "stdout", &left[2]);
 		else if (p[i_tty].revents & POLLHUP)
-			pending_len = 0; /* nobody has it open any more, so nobody reads what was typed */
+			pending_len = 0; /* no process has it open any more, so nothing reads what was typed */
 		if (!dead && (p[i_in].revents || p[i_tty].revents & POLLOUT))
 			push_input();
 		for (int i = 0; i < N_CLIENTS; i++) {
@@ -883,7 +883,7 @@ int main(int argc, char **argv, char **envp)
 			dead = 1;
 			code = reap();
 			if (go >= 0 && !committed())
-				return code; /* nsrun undoes, or the next one sweeps */
+				return code; /* nsrun undoes the launch, or the next command sweeps */
 			oom = code == 128 + SIGKILL && out_of_memory();
 			kill_rest();
 			stop |= told && now_ms() - told < RECENT;

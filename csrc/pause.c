@@ -1,11 +1,11 @@
 /*
- * pause holds.  It is PID 1 of a pod: it keeps the pod's namespaces, its published ports and its
- * firewall table alive by existing, reaps orphans, and ends on SIGTERM or SIGINT.
+ * nsrun-pause is PID 1 of a pod.  By existing it keeps the pod's namespaces, its published ports and
+ * its firewall table alive.  It reaps orphans, and ends on SIGTERM or SIGINT.
  *
- *   nsrun-pause [-v] [READY]      READY: a descriptor that gets one byte when the signals are blocked
+ *   nsrun-pause [-v] [READY]      READY: a descriptor to which it writes one byte when the signals are blocked
  *
  * Everything dangerous has happened before: nsrun-init gave it an empty read-only root, uid 65535,
- * no capabilities, and only the descriptors that it is meant to hold.  See pid_namespaces(7).
+ * no capabilities, and only the descriptors that it is to hold.  See pid_namespaces(7).
  */
 #include "protocol.h"
 #include "sys.h"
@@ -23,14 +23,14 @@ int main(int argc, char **argv, char **envp)
 	}
 	if (argc > 1) {
 		ready = str_num(argv[1], -1);
-		memset(argv[1], 0, str_len(argv[1])); /* ps shows "/pause", whatever the number was */
+		memset(argv[1], 0, str_len(argv[1])); /* so that ps shows only "/pause" */
 	}
 
-	/* Block before anything else: a SIGTERM that reaches PID 1 before it listens is lost for good. */
+	/* Block before anything else: a SIGTERM that reaches PID 1 earlier is lost for good. */
 	sys_sigmask(SIG_BLOCK, wanted);
 	/* Members that are uid 0 must not read our descriptors through /proc/1/fd. */
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
-	/* Executed from a memfd, the name would be a descriptor's number. */
+	/* We were executed from a memfd, so our name would be a descriptor's number. */
 	SYS5(prctl, PR_SET_NAME, "pause", 0, 0, 0);
 	SYS1(chdir, "/");
 	if (SYS0(getpid) != 1)

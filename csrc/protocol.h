@@ -1,12 +1,12 @@
 /*
- * protocol.h: what nsrun and its programs say to each other, written once.
+ * protocol.h: the messages between nsrun and its programs, defined once.
  *
  * The programs include this file; setup.py makes nsrun/_protocol.py from it for the Python side.  docs/protocol.md draws
- * who talks to whom over which descriptor, and what happens when one end dies.  All of it stays on one machine and within
- * one installation, so numbers have the machine's byte order and there are no versions to negotiate; the magic words only
- * catch a descriptor that is something else.
+ * which process talks to which over which descriptor, and what happens when one end dies.  All of it stays on one machine
+ * and within one installation, so numbers have the machine's byte order and there are no versions to negotiate; the magic
+ * numbers only detect a wrong descriptor.
  *
- * What setup.py understands: `#define NAME "text"`, `enum name { … }`, `struct name { … }` without padding, and OPS.  The
+ * setup.py understands `#define NAME "text"`, `enum name { … }`, `struct name { … }` without padding, and OPS.  The
  * name of an enumerator is its name in Python; a struct becomes its format for Python's struct module, in upper case.
  */
 #ifndef NSRUN_PROTOCOL_H
@@ -20,7 +20,7 @@
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 enum limits {
-	MAX_GROUPS = 65536,      /* supplementary groups; the kernel's NGROUPS_MAX.  More are refused, none is cut off */
+	MAX_GROUPS = 65536,      /* supplementary groups; the kernel's NGROUPS_MAX.  More are refused, never cut off */
 	MAX_FILTER = 4096,       /* instructions of one seccomp filter; the kernel's BPF_MAXINSNS */
 	LOG_CAP = 16 << 20,      /* bytes after which a member's log is rotated */
 	DOOR_FDS = 250,          /* descriptors in one request; the kernel's SCM_MAX_FD is 253 */
@@ -30,10 +30,10 @@ enum limits {
 	DOOR_SECONDS = 10,       /* from a request to the door's answer */
 };
 
-/* The roles of the bytes in a `held` file (nsrun/state/life.py): whoever holds a lock on one proves that it is alive. */
+/* The roles of the bytes in a `held` file (nsrun/state/life.py): a lock on one proves that its holder is alive. */
 enum lock_byte {
 	MAKER = 0,  /* nsrun, while it makes or removes the pod or member */
-	KEEPER = 1, /* pause, of a pod; nsrun-monitor, of a member */
+	KEEPER = 1, /* pause, for a pod; nsrun-monitor, for a member */
 	HOLDER = 2, /* nsrun-hold, which keeps what root lends to an owned pod */
 };
 
@@ -51,7 +51,7 @@ struct plan_header {
 
 /*
  * The ops of nsrun-init in the order of their numbers, and their arguments: i = 64-bit integer, s = string, l = list of
- * strings.  Each is named after the step class of nsrun/plan that is encoded as it: mount_tree is the step MountTree, and
+ * strings.  Each is named after its step class in nsrun/plan: mount_tree is the step MountTree, and
  * op_mount_tree() in init.c carries it out.
  */
 #define OPS(OP) \
@@ -101,7 +101,7 @@ enum init_says {
 	PAUSE_READY = 'R', /* from pause, one byte instead of a record: its signals are blocked */
 };
 
-/* From nsrun, one byte: to nsrun-init, that it may exec; to nsrun-monitor (`go=`), that the member is recorded. */
+/* From nsrun, one byte: it tells nsrun-init to exec, and nsrun-monitor (`go=`) that the member's note is written. */
 enum nsrun_says {
 	GO = 'G',
 };
@@ -110,8 +110,8 @@ enum nsrun_says {
 
 /*
  * From nsrun, one packet of any byte with descriptors.  The first is a sealed memfd: this struct; four lists of numbers,
- * each a u32 count and as many i32 (the numbers that the other descriptors get, what nsrun-init keeps, what nsrun-monitor
- * keeps, and what is locked); three lists of strings, each a u32 length and the strings with their NULs (the arguments of
+ * each a u32 count and as many i32 (the numbers of the other descriptors, those that nsrun-init keeps, those that nsrun-monitor
+ * keeps, and those that are locked); three lists of strings, each a u32 length and the strings with their NULs (the arguments of
  * nsrun-init, those of nsrun-monitor, and its environment).
  */
 #define DOOR_MAGIC "NSD2"
@@ -131,21 +131,21 @@ enum stage {
 	STAGE_DONE = 0,
 	STAGE_PREPARE = 1, /* opening our own namespaces; or the door's reading of the request */
 	STAGE_JOIN = 2,    /* setns(2) to the pod */
-	STAGE_CLONE = 3,   /* of nsrun-init */
+	STAGE_CLONE = 3,   /* clone of nsrun-init */
 	STAGE_MONITOR = 4, /* clone of nsrun-monitor */
 	STAGE_RETURN = 5,  /* setns(2) back */
-	STAGE_LOCK = 6,    /* of the files that prove that somebody lives */
-	STAGE_LEAVE = 7,   /* giving up keys and priorities before somebody else's user namespace is joined */
-	STAGE_LIMITS = 8,  /* taking over the limits of the process that asks */
+	STAGE_LOCK = 6,    /* locking the `held` files */
+	STAGE_LEAVE = 7,   /* giving up keys and priorities before joining another user's namespace */
+	STAGE_LIMITS = 8,  /* taking over the limits of the requesting process */
 };
 
 /* ---- nsrun attach ↔ nsrun-monitor: packets whose first byte is the kind ---------------------------- */
 
 enum attach_packet {
-	ATTACH_OUT = 'o',   /* to the client: what the member wrote to stdout */
-	ATTACH_ERR = 'e',   /* and to stderr */
+	ATTACH_OUT = 'o',   /* to the client: output of the member on stdout */
+	ATTACH_ERR = 'e',   /* and on stderr */
 	ATTACH_EXIT = 'x',  /* the exit status in decimal; the member has ended */
-	ATTACH_FULL = 'f',  /* there are as many clients as can be */
+	ATTACH_FULL = 'f',  /* the maximum of clients is reached */
 	ATTACH_INPUT = 'i', /* from the client: input */
 	ATTACH_CLOSE = 'c', /* the end of input */
 	ATTACH_SIZE = 'w',  /* a struct winsize */
@@ -153,7 +153,7 @@ enum attach_packet {
 
 /* ---- nsrun-unpack → nsrun: records in a memfd ------------------------------------------------------ */
 
-/* This, and then `len` and `len2` bytes: a path, and where a kind has one a second text. */
+/* This, and then `len` and `len2` bytes: a path, and a second text for the kinds that have one. */
 struct unpack_record {
 	uint32_t kind, err;
 	uint64_t a, b;
@@ -162,21 +162,21 @@ struct unpack_record {
 
 enum unpack_says {
 	UNPACK_IMPLIED = 'I',  /* a directory that no entry made (yet): its attributes are the lower layer's */
-	UNPACK_HIDING = 'H',   /* such a directory in place of a whiteout: what lies beneath stays hidden */
-	UNPACK_MADE = 'X',     /* an entry made it after all */
-	UNPACK_WHITEOUT = 'W', /* a whiteout stands here */
+	UNPACK_HIDING = 'H',   /* such a directory in place of a whiteout: it keeps hiding what is beneath */
+	UNPACK_MADE = 'X',     /* an entry made such a directory after all */
+	UNPACK_WHITEOUT = 'W', /* a whiteout */
 	UNPACK_OPAQUE = 'O',   /* this directory hides the lower one */
-	UNPACK_REPLACED = 'D', /* it does, because of a whiteout of its name */
-	UNPACK_SKIPPED = 'S',  /* a device node, left out; only of the first hundred */
+	UNPACK_REPLACED = 'D', /* it does so because there was a whiteout of its name */
+	UNPACK_SKIPPED = 'S',  /* a device node that was left out; only the first hundred are reported */
 	UNPACK_FILE = 'F',     /* list: a file, with offset and size */
 	UNPACK_LINK = 'L',     /* list: a link, with its target; err: the type of the entry */
-	UNPACK_LOWER = 'N',    /* can't go on without the layers beneath (a link through, or to, something of theirs) */
+	UNPACK_LOWER = 'N',    /* the layers beneath are needed (a link through, or to, something in them) */
 	UNPACK_FAILED = 'E',   /* an error, with errno and text; the last record */
 	UNPACK_CHARGED = 'C',  /* before UNPACK_END and UNPACK_LOWER: entries, bytes and bytes of records of this run */
-	UNPACK_END = 'K',      /* the end: regular files that are there, and bytes in them */
+	UNPACK_END = 'K',      /* the end: the number of regular files in the tree, and their bytes */
 };
 
-/* What all writers of a load were charged, in a memfd that they share. */
+/* The charges of all writers of a load, in a memfd that they share. */
 struct unpack_account {
 	uint64_t bytes, entries, records, following; /* the last in ns of processor time */
 };

@@ -1,12 +1,11 @@
 /*
- * session.h: what a process leaves behind before it becomes somebody else's.
+ * session.h: what a process gives up before it comes under another user's control.
  *
- * Whoever may ptrace a process has all that it has.  Root's nsrun becomes the owner of a pod, or enters a user namespace
- * that is theirs, in several places: the launch of pause, nsrun-door, the process that asks the owner's nsrun, and
- * `sudo nsrun exec`.  Each of them goes through the functions below first, while the process can't be looked into: it
- * is not dumpable, and its memory belongs to the host's user namespace until it execs (ptrace(2), "Ptrace access mode
- * checking").  They serve programs without a C library (sys.h) and kernel.c alike; each gives 0 or -errno, and after an
- * error the caller must end.
+ * A process that may ptrace another has everything that one has.  nsrun as root becomes the owner of a pod, or enters the
+ * owner's user namespace, in several places: the launch of pause, nsrun-door, the process that asks the owner's nsrun, and
+ * `sudo nsrun exec`.  Each of them first calls the functions below, while the process can't be traced: it is not dumpable,
+ * and its memory belongs to the host's user namespace until it execs (ptrace(2), "Ptrace access mode checking").  They work
+ * in programs without a C library (sys.h) and in kernel.c; each returns 0 or -errno, and after an error the caller must end.
  */
 #ifndef NSRUN_SESSION_H
 #define NSRUN_SESSION_H
@@ -21,8 +20,8 @@
 #include <stdint.h>
 
 /*
- * One system call, which gives a value or -errno.  In kernel.c it goes through libc's syscall(2), never through libc's
- * wrapper of the call: those of ids go to all threads of a process.
+ * One system call, which returns a value or -errno.  In kernel.c it goes through libc's syscall(2), never through libc's
+ * wrapper of the call, since the wrappers that change ids act on all threads of a process.
  */
 #ifdef NSRUN_SYS_H
 #define CALL6 SYS
@@ -44,7 +43,7 @@ static long call(long number, long a, long b, long c, long d, long e, long f)
 			return must_;                \
 	} while (0)
 
-/* Without a way back: what may not go on ends here. */
+/* End the process, which must not continue. */
 static inline __attribute__((noreturn)) void quit(int code)
 {
 	for (;;)
@@ -56,9 +55,9 @@ struct limit { /* struct rlimit64 */
 };
 
 /*
- * A session keyring of its own, with nothing in it: keys are found through the session keyring alone, because the
- * process and thread keyrings do not survive a fork (keyrings(7)).  Where keyctl(2) itself is refused (no CONFIG_KEYS; a
- * seccomp filter, which children inherit), no key can be named by what we start, either.
+ * Join a new, empty session keyring: keys are found through the session keyring alone, because the process and thread
+ * keyrings do not survive a fork (keyrings(7)).  Where keyctl(2) itself is refused (no CONFIG_KEYS; a seccomp filter, which
+ * children inherit), what we start can't name a key, either.
  */
 static inline long own_keyring(void)
 {
@@ -132,8 +131,9 @@ static inline long set_oom_score(long value)
 }
 
 /*
- * No priority above an ordinary process's, whatever root's is: no realtime class, no nice value and no OOM score below 0.
- * `reset`: none below, either, as far as we may raise it.  sched(7), ioprio_set(2), proc_pid_oom_score_adj(5).
+ * Lower the priority to at most that of an ordinary process, whatever root's is: no realtime class, no nice value and no
+ * OOM score below 0.  With `reset`, also raise it to that, as far as we may.  sched(7), ioprio_set(2),
+ * proc_pid_oom_score_adj(5).
  */
 static inline long plain_priorities(int reset)
 {
@@ -162,8 +162,9 @@ static inline long plain_priorities(int reset)
 }
 
 /*
- * The little that pause and the process that asks an owner's nsrun need; both come into the owner's hands.  They fork
- * nothing, and a descriptor above the limit stays open.  Time is not limited: pause reaps for as long as its pod lives.
+ * Set the low limits that suffice for pause and for the process that asks an owner's nsrun, since both come under the
+ * owner's control.  They fork nothing, and a descriptor above the limit stays open.  CPU time is not limited: pause reaps as
+ * long as its pod lives.
  */
 static inline long least_limits(uint64_t memory, uint64_t files)
 {
@@ -187,9 +188,9 @@ static inline long least_limits(uint64_t memory, uint64_t files)
 }
 
 /*
- * Root becomes an ordinary user, for good.  What is reset is what setresuid(2) and execve(2) let through: keys,
- * priorities, securebits (with SECBIT_NO_SETUID_FIXUP the capabilities would stay), personality and umask.
- * `saved`: the saved group id.  Limits are the caller's to lower, before anything of the user's runs in the process.
+ * Root becomes an ordinary user for good.  We reset what setresuid(2) and execve(2) do not: keys, priorities, securebits
+ * (with SECBIT_NO_SETUID_FIXUP the capabilities would stay), personality and umask.  `saved` is the saved group id.  The
+ * caller must lower the limits before any program of the user runs in the process.
  */
 static inline long become_user(long uid, long gid, long saved, const uint32_t *groups, long n)
 {

@@ -1,13 +1,12 @@
 /*
  * sys.h: the part of a C library that small static programs need.
  *
- * They are linked without libc: what stays resident is one page of
- * text and one of stack, nothing can be loaded after a namespace was entered (no NSS, no locale, no
- * LD_*), and every function below is one system call that returns what the kernel returned: a value,
- * or -errno.  x86-64 and aarch64.
+ * They are linked without libc: only one page of text and one of stack stay resident, nothing can be
+ * loaded after a namespace was entered (no NSS, no locale, no LD_*), and every function below is one
+ * system call that returns what the kernel returned: a value, or -errno.  x86-64 and aarch64.
  *
- * Constants and structures come from the kernel's own headers, which are included here for all programs; those that only
- * a C library has stand here, each once.
+ * Constants and structures come from the kernel's own headers, which are included here for all programs.  Those that only a
+ * C library has are defined here, each once.
  */
 #ifndef NSRUN_SYS_H
 #define NSRUN_SYS_H
@@ -63,7 +62,7 @@ struct message { /* struct msghdr */
 	size_t control_len;
 	unsigned flags;
 };
-struct control { /* struct cmsghdr; what it says follows */
+struct control { /* struct cmsghdr; its data follows */
 	size_t len;
 	int level, type;
 };
@@ -179,7 +178,7 @@ static inline int str_eq(const char *a, const char *b)
 	return *a == *b;
 }
 
-/* s = PREFIX…: the rest of s, else NULL */
+/* The rest of s after PREFIX, or NULL when it does not begin with that. */
 static inline const char *str_after(const char *s, const char *prefix)
 {
 	while (*prefix)
@@ -188,7 +187,7 @@ static inline const char *str_after(const char *s, const char *prefix)
 	return s;
 }
 
-/* A decimal number with an optional minus; anything else gives `fallback`. */
+/* Parse a decimal number with an optional minus; returns `fallback` for anything else. */
 static inline long str_num(const char *s, long fallback)
 {
 	long v = 0, sign = 1;
@@ -204,7 +203,7 @@ static inline long str_num(const char *s, long fallback)
 	return sign * v;
 }
 
-/* v as decimal digits, at least `width` of them; returns the end. */
+/* Write v as decimal digits, at least `width` of them; returns the end. */
 static inline char *put_num(char *p, unsigned long v, int width)
 {
 	char tmp[24];
@@ -224,14 +223,14 @@ static inline char *put_str(char *p, const char *s)
 	return p;
 }
 
-/* Fresh memory; NULL: there is none. */
+/* Fresh memory, or NULL when there is none. */
 static inline void *map_memory(size_t size)
 {
 	long p = SYS(mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	return p < 0 && p > -4096 ? NULL : (void *)p;
 }
 
-/* Memory for n pointers and the NULL after them, for good; NULL: there is none. */
+/* Memory for n pointers and the NULL after them, never freed; NULL when there is none. */
 static inline const char **pointers(size_t n)
 {
 	return map_memory((n + 1) * sizeof(char *));
@@ -243,8 +242,8 @@ static inline void say(const char *text)
 }
 
 /*
- * openat2(2).  EAGAIN: somewhere on the machine something was renamed or mounted while a `..` was resolved, so the kernel
- * can't tell that it stayed inside; it asks to try again.  Bounded, because somebody may rename on purpose.
+ * openat2(2).  On EAGAIN something was renamed or mounted somewhere on the machine while a `..` was resolved, so the kernel
+ * can't tell whether it stayed inside, and we try again.  That is bounded, because somebody may rename on purpose.
  */
 static inline long open_how(int dir, const char *path, void *how, size_t size)
 {
@@ -257,7 +256,7 @@ static inline long open_how(int dir, const char *path, void *how, size_t size)
 	return r;
 }
 
-/* signal sets: the kernel's are 64 bits wide, signal n is bit n-1 */
+/* Signal sets: the kernel's are 64 bits wide, and signal n is bit n-1. */
 typedef uint64_t sigbits;
 #define SIGBIT(n) (1UL << ((n) - 1))
 
@@ -279,7 +278,7 @@ static inline long sys_sigmask(int how, sigbits set)
 	return SYS4(rt_sigprocmask, how, &set, NULL, sizeof set);
 }
 
-/* A caught or ignored signal of the caller must not become the member's: reset all. */
+/* Reset all signals: the member must not inherit signals that the caller ignores. */
 static inline void default_signals(void)
 {
 	for (int sig = 1; sig <= 64; sig++)

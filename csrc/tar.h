@@ -1,9 +1,9 @@
 /*
  * tar.h: a reader of tar streams (ustar, pax, GNU) that never trusts one.
  *
- * Pure: it calls nothing but the `fill` it is given, allocates nothing, and is what the fuzzer feeds
- * (tests/fuzz/tar.c).  What it gives out is checked: names are NUL-ended and at most TAR_PATH_MAX bytes,
- * numbers are in range, a sparse map ascends and adds up.  Sizes and limits: threats R16, R17.
+ * Pure: it calls only the given `fill`, allocates nothing, and is what the fuzzer feeds (tests/fuzz/tar.c).
+ * Its results are checked: names are NUL-terminated and have at most TAR_PATH_MAX bytes, numbers are in
+ * range, a sparse map ascends and adds up.  For sizes and limits see docs/threats.md, R16 and R17.
  *
  * pax(1), "ustar Interchange Format" and "pax Interchange Format"; GNU tar's manual, "Sparse Formats".
  */
@@ -41,14 +41,14 @@ struct tar_entry {
 };
 
 struct tar {
-	/* fills `to` with up to `max` bytes: how many, 0 at the end, negative for an error */
+	/* fill `to` with up to `max` bytes; return their number, 0 at the end, negative for an error */
 	long (*fill)(void *context, char *to, size_t max);
-	/* skips n bytes of the stream beyond the buffer; NULL: they are read */
+	/* skip n bytes of the stream beyond the buffer; with NULL they are read */
 	int (*skip)(void *context, uint64_t n);
 	void *context;
 	const char *error;  /* why the last call failed */
 	uint64_t offset;    /* of buffer[at] in the stream */
-	uint64_t remaining; /* bytes of the current entry's data not given out */
+	uint64_t remaining; /* bytes of the current entry's data that were not returned yet */
 	uint32_t padding;   /* bytes to the next header after them */
 	size_t at, end;
 	uint32_t n_extents;
@@ -84,7 +84,7 @@ static inline int tar_is(const char *key, size_t n, const char *word)
 	return i == n && !word[i];
 }
 
-/* At least `want` bytes at buffer[at] (want <= 512): 1, 0 at the clean end, -1. */
+/* Have at least `want` bytes at buffer[at] (want <= 512); returns 1, 0 at the clean end, or -1. */
 static int tar_need(struct tar *t, size_t want)
 {
 	if (t->end - t->at >= want)
@@ -113,7 +113,7 @@ static inline void tar_take(struct tar *t, size_t n)
 	t->offset += n;
 }
 
-/* Some of the current entry's data, at most `max` bytes: how many are at *data, 0 when there are no more. */
+/* Point *data at some of the current entry's data, at most `max` bytes; returns their number, 0 when there are no more. */
 static long tar_data(struct tar *t, const char **data, uint64_t max)
 {
 	if (max > t->remaining)
@@ -138,7 +138,7 @@ static long tar_data(struct tar *t, const char **data, uint64_t max)
 	return (long)max;
 }
 
-/* Past what is left of the current entry. */
+/* Skip what is left of the current entry. */
 static int tar_skip(struct tar *t)
 {
 	uint64_t n = t->remaining + t->padding, have = t->end - t->at;
@@ -160,7 +160,7 @@ static int tar_skip(struct tar *t)
 	return 0;
 }
 
-/* A number of a header: octal, or GNU's base 256. */
+/* Parse a number of a header: octal, or GNU's base 256. */
 static int tar_number(struct tar *t, const char *field, int n, int64_t *out)
 {
 	const unsigned char *p = (const unsigned char *)field;
@@ -283,7 +283,7 @@ static int tar_sparse_map(struct tar *t, const char *p, size_t n)
 	return 0;
 }
 
-/* The records of an extended header, in t->pax. */
+/* Parse the records of an extended header, in t->pax. */
 static int tar_pax(struct tar *t, struct tar_entry *e, size_t size)
 {
 	size_t i = 0;
@@ -363,7 +363,7 @@ static int tar_pax(struct tar *t, struct tar_entry *e, size_t size)
 	return 0;
 }
 
-/* n bytes of data into `to`. */
+/* Read n bytes of data into `to`. */
 static int tar_read(struct tar *t, char *to, size_t n)
 {
 	while (n) {
@@ -378,7 +378,7 @@ static int tar_read(struct tar *t, char *to, size_t n)
 	return 0;
 }
 
-/* GNU sparse 1.0: the map stands before the data, decimal lines in whole blocks. */
+/* GNU sparse 1.0: the map is before the data, as decimal lines in whole blocks. */
 static int tar_sparse_lines(struct tar *t)
 {
 	uint64_t values[2] = {0, 0}, count = 0, v = 0;
@@ -486,7 +486,7 @@ static int tar_header_ok(const char *h)
 	return digits && ((unsigned long)stored == unsigned_sum || stored == signed_sum);
 }
 
-/* The next entry: 1, 0 at the end, -1 (t->error says why). */
+/* Read the next entry; returns 1, 0 at the end, or -1 (t->error says why). */
 static int tar_next(struct tar *t, struct tar_entry *e)
 {
 	int have_long = 0, have_long_link = 0, zero_blocks = 0, extended = 0;
@@ -562,7 +562,7 @@ static int tar_next(struct tar *t, struct tar_entry *e)
 				if (n > TAR_PATH_MAX)
 					TAR_FAIL("a name is longer than 4096 bytes");
 				if (type == 'L' ? t->have_path : t->have_link)
-					continue; /* pax has the last word */
+					continue; /* the value of pax takes precedence */
 				if (tar_path(t, to, scratch, n) < 0)
 					return -1;
 				*(type == 'L' ? &have_long : &have_long_link) = 1;
@@ -570,7 +570,7 @@ static int tar_next(struct tar *t, struct tar_entry *e)
 			continue;
 		}
 		if (type == 'g' || type == 'V')
-			continue; /* of the whole archive: says nothing that we keep */
+			continue; /* it is for the whole archive, and has nothing that we keep */
 		if (tar_number(t, h + 100, 8, &mode) < 0 || tar_number(t, h + 108, 8, &uid) < 0 ||
 		    tar_number(t, h + 116, 8, &gid) < 0 || tar_number(t, h + 136, 12, &mtime) < 0)
 			return -1;
@@ -596,7 +596,7 @@ static int tar_next(struct tar *t, struct tar_entry *e)
 		if (!n)
 			TAR_FAIL("an entry has no name");
 		if (type == '0' && e->name[n - 1] == '/')
-			type = '5'; /* as tar wrote directories before 1988 */
+			type = '5'; /* the form of directories before 1988 */
 		if (t->have_size) {
 			t->remaining = t->pax_size;
 			t->padding = (uint32_t)(-t->pax_size & 511);

@@ -1,27 +1,27 @@
 /*
- * nsrun-unpack unpacks: it reads one tar stream and writes its entries below one directory.
+ * nsrun-unpack reads one tar stream and writes its entries below one directory.
  *
  *   nsrun-unpack MODE BYTES ENTRIES DEPTH RECORDS <STREAM
  *       descriptor 0: the stream; 1: a memfd for the records; 3: the directory, a detached mount;
  *       4: a memfd with the account (below)
  *
- *   layer      the diff of one image layer, as overlayfs wants it: what the layer says, and whiteouts as 0:0 devices
+ *   layer      the diff of one image layer in overlayfs's form: the layer's entries, and whiteouts as 0:0 devices
  *   whiteouts  only the whiteouts of a layer, applied to the tree below (an overlay of the layers beneath)
  *   entries    only the other entries, applied to the same tree
  *   list       nothing is written: the names, offsets and sizes of an archive's files
  *
- * Theory of operation.  The stream comes from a stranger.  Before the first byte is read, the program has
- * pivoted into the directory (so no path, `..` or link leads out of it), kept five capabilities (owner and
- * mode of any file; no device, no mount, no signal), limited itself, and closed the door by seccomp: some
- * twenty system calls on files are left.  Parents are resolved by the kernel inside the root (openat2); the
- * last component is never followed: what is there is unlinked first.  Then it only reports, in the records that protocol.h
- * has as enum unpack_says.
+ * Theory of operation.  The stream is untrusted.  Before the first byte is read, the program has pivoted
+ * into the directory (so that no path, `..` or link leads out of it), kept only five capabilities (owner and
+ * mode of any file; no device, no mount, no signal), set limits for itself, and confined itself by seccomp
+ * to some twenty system calls on files.  The kernel resolves parents inside the root (openat2); the last
+ * component is never followed: what is there is unlinked first.  The program reports only in records, of
+ * enum unpack_says in protocol.h.
  *
  * Budgets.  What a layer costs is charged where it is spent, by charge(), to one account that all writers of all images
- * of a load share.  An entry is whatever takes an inode: one that is read, a parent that is implied, and, on an overlay, every
- * directory that has to be copied up.  Bytes are those of files (holes included), of extended attributes, and, on an
- * overlay, of a lower file that is copied up to be linked.  Depth is where a directory really is, by whatever links
- * it was reached.
+ * of a load share.  An entry is whatever takes an inode: one that is read, a parent that is implied, and, on an overlay,
+ * every directory that has to be copied up.  Bytes are those of files (holes included), of extended attributes, and, on an
+ * overlay, of a lower file that is copied up to be linked.  Depth is that of a directory's real place, whatever links led
+ * there.
  */
 #include "protocol.h"
 #include "sys.h"
@@ -32,7 +32,7 @@
 #include <linux/seccomp.h>
 
 #define ROOT          UNPACK_ROOT_FD
-#define MAX_DEPTH     1024 /* that may be asked for */
+#define MAX_DEPTH     1024 /* the largest DEPTH */
 #define MAX_TOLD      100
 #define HELD          64 /* directories that are open at a time while a tree is removed */
 #define TIMES_MAX     (48 << 20)
@@ -44,10 +44,10 @@ static enum mode mode;
 static struct tar tar;
 static struct tar_entry entry;
 static uint64_t max_bytes, max_entries, max_depth, max_records; /* the budgets */
-static struct unpack_account *account, charged; /* of all; of this run */
-static struct statx_timestamp begun; /* when the root that we write to was made; 0: the file system does not tell */
-static uint64_t kept[2]; /* regular files that are there, and bytes in them, each name counted */
-static char parent_path[TAR_PATH_MAX + 1]; /* what parent_fd is open on; only while parent_fd >= 0 */
+static struct unpack_account *account, charged; /* the charges of all runs; of this run */
+static struct statx_timestamp begun; /* when our root was made; 0: the file system does not tell */
+static uint64_t kept[2]; /* the number of regular files in the tree, and their bytes; each name counts */
+static char parent_path[TAR_PATH_MAX + 1]; /* the path of parent_fd, while parent_fd >= 0 */
 static int parent_fd = -1;
 static char clean_name[TAR_PATH_MAX + 1], clean_link[TAR_PATH_MAX + 1];
 static char times[TIMES_MAX]; /* of directories, set at the end: struct, then the path */
@@ -74,12 +74,12 @@ static __attribute__((noreturn)) void fail(int err, const char *why)
 	sys_exit(1);
 }
 
-/* What *p is after n was added to it, by us alone among all processes. */
+/* Add n to *p atomically among all processes; returns the new value. */
 static uint64_t add_shared(uint64_t *p, uint64_t n)
 {
 #if defined(__x86_64__)
 	return __atomic_add_fetch(p, n, __ATOMIC_RELAXED);
-#else /* gcc calls libgcc for it, which is not there */
+#else /* gcc calls libgcc for it, which we do not link */
 	uint64_t sum;
 	uint32_t failed;
 	__asm__ volatile("1:	ldxr	%0, %2\n"
@@ -92,7 +92,7 @@ static uint64_t add_shared(uint64_t *p, uint64_t n)
 #endif
 }
 
-/* Takes n of a budget. 0: it is used up. */
+/* Charge n to a budget; returns 0 when it is used up. */
 static int charge(uint64_t *of_all, uint64_t *of_us, uint64_t n, uint64_t max)
 {
 	if (n > max || add_shared(of_all, n) > max)
@@ -133,7 +133,7 @@ static void tell_charges(void)
 	put(UNPACK_CHARGED, 0, charged.entries, charged.bytes, (const char *)&charged.records, sizeof charged.records, "", 0);
 }
 
-/* Stops here: the caller begins again, with the layers beneath in view. */
+/* Stop here: the caller begins again, over the layers beneath. */
 static __attribute__((noreturn)) void need_lower(const char *why)
 {
 	if (mode != LAYER)
@@ -168,7 +168,7 @@ static void pivot(void)
 #define ARCH AUDIT_ARCH_AARCH64
 #endif
 
-/* What a writer of files needs; anything else ends the program. */
+/* Allow the system calls that a writer of files needs; any other ends the program. */
 static void seccomp(void)
 {
 	static const int allowed[] = {
@@ -224,7 +224,7 @@ static void confine(void)
 
 /* ---- paths -------------------------------------------------------------------------------------- */
 
-/* `name` without "", ".", "..": rooted, as path cleaning has it.  Gives its depth. */
+/* Clean a path: remove "", "." and ".." from `name`, as below a root.  Returns its depth. */
 static uint64_t clean(const char *name, char *to)
 {
 	size_t n = 0;
@@ -272,7 +272,7 @@ static long stat_at(int dir, const char *name, struct statx *st)
 	return SYS5(statx, dir, name, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH), STATX_BASIC_STATS | STATX_BTIME, st);
 }
 
-/* Is it in the upper directory already?  What overlayfs copies up is born then.  In doubt it is not, and is charged. */
+/* Whether it is in the upper directory already, by its birth time, which overlayfs sets at copy-up.  In doubt it is not, and is charged. */
 static int made_here(const struct statx *st)
 {
 	const struct statx_timestamp *born = &st->stx_btime;
@@ -281,7 +281,7 @@ static int made_here(const struct statx *st)
 	return born->tv_sec > begun.tv_sec || (born->tv_sec == begun.tv_sec && born->tv_nsec > begun.tv_nsec);
 }
 
-/* Fails if the directory lies deeper than it may: by its real path, which getcwd(2) knows. */
+/* Fail if the directory is too deep, by its real path, which getcwd(2) returns. */
 static void check_depth(int fd)
 {
 	char path[TAR_PATH_MAX];
@@ -305,8 +305,8 @@ static uint64_t processor_time(void)
 }
 
 /*
- * A directory by its path, or (one name) in `dir`.  Where a link is on the way, *linked is set and the depth that it leads to
- * is checked; else the path is what it says.
+ * Open a directory by its path, or (one name) in `dir`.  When a link is on the way, set *linked and check the depth of its
+ * target; otherwise the path shows the depth.
  */
 static long open_directory(int dir, const char *path, const char *whole, int *linked)
 {
@@ -327,7 +327,7 @@ static long open_directory(int dir, const char *path, const char *whole, int *li
 	return fd;
 }
 
-/* `dir` lies `depth` deep, and something in it is about to change. */
+/* Something in `dir`, at this depth, is about to change. */
 static void charge_copy_up(int dir, uint64_t depth)
 {
 	struct statx st;
@@ -356,7 +356,7 @@ struct dirent64_ {
 	char name[];
 };
 
-/* Removes one entry, if it is no directory with something in it: then -ENOTEMPTY. */
+/* Remove one entry; returns -ENOTEMPTY for a directory with something in it. */
 static long drop(int dir, const char *name)
 {
 	struct statx st;
@@ -374,9 +374,9 @@ static long drop(int dir, const char *name)
 }
 
 /*
- * Removes everything in the directory `top`, however deep: nobody but us changes this tree, so `..` leads back to where
- * we came from, and HELD open directories are enough.  The offset after a removal is not to be trusted, so a directory is
- * read again until a pass finds nothing; a directory that was emptied goes in the pass after.
+ * Remove everything in the directory `top`, however deep: only we change this tree, so `..` leads back to where we came
+ * from, and HELD open directories are enough.  The offset after a removal can't be relied on, so a directory is read again
+ * until a pass finds nothing; a directory that was emptied is removed in the pass after.
  */
 static void empty(int top)
 {
@@ -445,7 +445,7 @@ static void remove_at(int dir, const char *name)
 		fail(ENOTEMPTY, "what it replaces can't be removed");
 }
 
-/* Unlinks what has the name. */
+/* Remove what has the name. */
 static void replace(int dir, const char *name)
 {
 	struct statx st;
@@ -453,10 +453,10 @@ static void replace(int dir, const char *name)
 		return;
 	remove_at(dir, name);
 	if ((st.stx_mode & S_IFMT) == S_IFDIR)
-		forget_parent(); /* it may lie within; the caller asks again */
+		forget_parent(); /* it may be within what was removed; the caller opens it again */
 }
 
-/* A directory `name` in dir, `path` from the root. */
+/* Imply a directory `name` in dir, `path` from the root. */
 static void imply(int dir, const char *name, const char *path)
 {
 	int hidden = 0;
@@ -480,8 +480,8 @@ static void imply(int dir, const char *name, const char *path)
 }
 
 /*
- * A descriptor of the directory that holds `path` (which it cuts: *base is the last component).  With MAKE, what is
- * missing is made; with MAKE_OR_LEAVE, too, but a file in its place is left there: -ENOTDIR.
+ * Return a descriptor of the directory that holds `path`, which is cut: *base is the last component.  With MAKE and
+ * MAKE_OR_LEAVE, what is missing is made; the latter leaves a file in its place there, and returns -ENOTDIR.
  */
 enum { FIND, MAKE, MAKE_OR_LEAVE };
 static int parent_of(char *path, const char **base, int make)
@@ -568,7 +568,7 @@ static void set_xattrs(int fd)
 			fail(0, "it has an attribute of overlayfs itself");
 		if (!starts(x, "user.") && !tar_is(x->name, x->name_len, "security.capability") &&
 		    !starts(x, "system.posix_acl_"))
-			continue; /* labels of another machine's security module, trusted.*: not ours to give */
+			continue; /* labels of another machine's security module, trusted.*: we must not set them */
 		if (x->name_len > 255 || x->value_len > 65536)
 			fail(0, "an extended attribute of it is too large");
 		spend(x->name_len + x->value_len);
@@ -580,7 +580,7 @@ static void set_xattrs(int fd)
 	}
 }
 
-/* Owner, mode, extended attributes, in this order: a chown takes set-user-ID and capabilities away. */
+/* Set owner, mode and extended attributes, in this order: a chown clears set-user-ID and capabilities. */
 static void set_attributes(int fd)
 {
 	struct statx st;
@@ -621,7 +621,7 @@ static void set_directory_times(void)
 		long fd;
 		memcpy(&t, times + at, sizeof t);
 		fd = open_at(ROOT, times + at + sizeof t, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
-		if (fd >= 0) { /* else something replaced it */
+		if (fd >= 0) { /* otherwise something has replaced it */
 			set_time((int)fd, NULL, t.sec, t.nsec);
 			SYS1(close, fd);
 		}
@@ -747,7 +747,7 @@ static void hard_link(void)
 	if (clean(entry.link, clean_link) == 0)
 		fail(EPERM, "it is a hard link to the root");
 	dir = parent_of(clean_name, &name, MAKE);
-	/* the other end is opened beside the cached parent; it must be there: nothing is made for it */
+	/* open the target beside the cached parent; it must exist: nothing is made for it */
 	parent_fd = -1;
 	from = parent_of(clean_link, &from_name, FIND);
 	parent_fd = -1;
@@ -757,7 +757,7 @@ static void hard_link(void)
 		fail(EPERM, "it is a hard link to a directory");
 	if (stat_at((int)dir, name, &b) == 0) {
 		if (a.stx_ino == b.stx_ino)
-			goto out; /* itself, or linked already */
+			goto out; /* it is the file itself, or is linked already */
 		remove_at((int)dir, name);
 		if (stat_at((int)from, from_name, &a) < 0)
 			fail(ENOENT, "it replaces the directory that holds what it links to");
@@ -790,7 +790,7 @@ static void fifo(int dir, const char *name)
 	set_time(dir, name, entry.mtime, entry.mtime_ns);
 }
 
-/* Hides `name` of the layers beneath; what this layer has stays. */
+/* Hide `name` of the layers beneath; what this layer has stays. */
 static void hide(int dir, const char *name, char *path)
 {
 	struct statx st;
@@ -821,7 +821,7 @@ static void opaque(const char *path)
 	}
 }
 
-/* .wh.NAME and .wh..wh..opq (OCI image-spec, layer.md): 1 if the entry was one. */
+/* Handle .wh.NAME and .wh..wh..opq (OCI image-spec, layer.md); returns 1 if the entry was one. */
 static int whiteout(void)
 {
 	char *base = clean_name, *p;
@@ -842,11 +842,11 @@ static int whiteout(void)
 		count(1);
 	if (str_after(rest, ".wh.")) {
 		if (!str_eq(rest, ".wh..opq"))
-			return 1; /* what AUFS kept for itself */
+			return 1; /* private data of AUFS */
 		if (base > clean_name) {
 			base[-1] = 0;
 			if (mode == LAYER) {
-				/* the directory must be there to be marked */
+				/* the directory must exist to be marked */
 				size_t n = str_len(clean_name);
 				clean_name[n] = '/', clean_name[n + 1] = '.', clean_name[n + 2] = 0;
 				parent_of(clean_name, &name, MAKE);
@@ -862,7 +862,7 @@ static int whiteout(void)
 		fail(0, "it is a whiteout of no name");
 	dir = parent_of(clean_name, &name, mode == LAYER ? MAKE_OR_LEAVE : FIND);
 	if (dir < 0)
-		return 1; /* no directory is there: nothing to hide */
+		return 1; /* there is no directory, so nothing to hide */
 	memmove(base, rest, str_len(rest) + 1);
 	hide(dir, base, clean_name);
 	return 1;
@@ -896,7 +896,7 @@ static void one(void)
 	case '2': symlink(dir, name); break;
 	case '5': directory(dir, name); break;
 	case '6': fifo(dir, name); break;
-	default: /* a device: members have a /dev of their own, and need no other way to the hardware */
+	default: /* a device: members have their own /dev, and need no other access to the hardware */
 		if (told++ < MAX_TOLD)
 			tell(UNPACK_SKIPPED, clean_name);
 		replace(dir, name);
@@ -984,7 +984,7 @@ int main(int argc, char **argv, char **envp)
 	entry.name[0] = 0;
 	set_directory_times();
 	while (fill(NULL, tar.buffer, sizeof tar.buffer) > 0)
-		; /* what follows the end belongs to the digest, not to the tree */
+		; /* read to the end: what follows the last entry belongs to the digest, not to the tree */
 	tell_charges();
 	put(UNPACK_END, 0, kept[0], kept[1], "", 0, "", 0);
 	return 0;

@@ -1,6 +1,6 @@
-"""`nsrun doctor`: what the kernel and the machine offer and lack, found by trying, and how to get it.
+"""`nsrun doctor`: find out by trying what the kernel and the machine offer and lack, and say how to get it.
 
-Nothing is changed: what is tried is tried in a child process's own namespaces, or on a descriptor that is closed again.
+Nothing is changed: we try in a child process's own namespaces, or on a descriptor that is closed again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _finding(what: str, status: str, detail: str = "", fix: str = "") -> Finding:
-    """status: ok, limited (nsrun works, something does not), missing (nsrun can't work)."""
+    """Return a finding; status is ok, limited (nsrun works, but something does not) or missing (nsrun can't work)."""
     return {"what": what, "status": status, "detail": detail, "fix": fix}
 
 
@@ -45,7 +45,7 @@ def _read(path: str) -> str:
 
 
 def _privileges() -> Finding:
-    """By the sets that what nsrun starts will have: CapEff and CapBnd, capabilities(7)."""
+    """Check the capabilities that what nsrun starts will have: CapEff and CapBnd, capabilities(7)."""
     from nsrun.lifecycle import OF_CREATE, OF_JOIN
     from nsrun.linux import capability_mask, capability_names
     from nsrun.spec.options import DEFAULT_CAPABILITIES
@@ -56,18 +56,18 @@ def _privileges() -> Finding:
     sets = kernel.capability_sets()
     has = sets["CapEff"] & sets["CapBnd"]
     if lacking := capability_mask((*OF_CREATE, *OF_JOIN)) & ~has:
-        return _finding("privileges", "missing", f"without {names(lacking)}", "run as root: sudo nsrun …; a container gets them with --cap-add")  # fmt: skip
+        return _finding("privileges", "missing", f"missing {names(lacking)}", "run as root: sudo nsrun …; a container gets them with --cap-add")  # fmt: skip
     lost = []
     if not has & capability_mask(["net_admin"]):
-        lost.append("no CAP_NET_ADMIN: only pods with --network host")
+        lost.append("no CAP_NET_ADMIN: pods only with --network host")
     if not has & capability_mask(["mknod"]):
         lost.append("no CAP_MKNOD: members get the host's own device nodes")
     if not has & capability_mask(["dac_override"]):
         lost.append("no CAP_DAC_OVERRIDE: no overlay, only join --writable")
     if less := capability_mask(DEFAULT_CAPABILITIES) & ~has:
-        lost.append(f"members go without {names(less)}")
+        lost.append(f"members do not get {names(less)}")
     if lost:
-        return _finding("privileges", "limited", "; ".join(lost), "a bounding set with them: capsh --print")
+        return _finding("privileges", "limited", "; ".join(lost), "add them to the bounding set (capsh --print)")
     if not has & capability_mask(["sys_resource"]):
         return _finding(
             "privileges",
@@ -78,7 +78,7 @@ def _privileges() -> Finding:
 
 
 def _nested() -> list[Finding]:
-    """Root of a user namespace: what differs from root of the machine."""
+    """For root of a user namespace, report how that differs from root of the machine."""
     from nsrun.host import userns
     from nsrun.spec import idmaps
 
@@ -87,40 +87,40 @@ def _nested() -> list[Finding]:
         return []
     lost = ["devices are the host's own nodes"]
     if not here["setgroups"]:
-        lost.append("setgroups is denied: members keep the groups of who calls")
+        lost.append("setgroups is denied: members keep the caller's groups")
     if not userns.owns_network():
-        lost.append("the network namespace is an outer one's: --network none or host")
+        lost.append("the network namespace belongs to an outer user namespace: only --network none or host")
     if idmaps.nobody(here["maps"]) != 65535:
-        lost.append("few ids: no uid beyond those of /proc/self/uid_map, pause among them")
-    fix = "unshare --map-auto --map-root-user --net, for ids, groups and a network; or root of the machine"
+        lost.append("few ids: only those of /proc/self/uid_map, and none for pause")
+    fix = "unshare --map-auto --map-root-user --net gives ids, groups and a network; or run as root of the machine"
     return [_finding("user namespace", "limited", f"root of one: {'; '.join(lost)}", fix)]
 
 
 def _memfd(state: State) -> Finding:
-    """Programs run from sealed memfds; vm.memfd_noexec (Linux 6.3, of each PID namespace) may forbid that."""
-    word = _read("/proc/sys/vm/memfd_noexec")
-    if word != "2":
+    """Check that sealed memfds can be executed, which vm.memfd_noexec (Linux 6.3, per PID namespace) may forbid."""
+    setting = _read("/proc/sys/vm/memfd_noexec")
+    if setting != "2":
         return _finding("sealed programs", "ok", "in memory")
     try:
         os.close(kernel.sealed_program("doctor", b"#!"))
     except KernelError as error:
         return _finding("sealed programs", "limited" if state.uid else "missing", f"vm.memfd_noexec is 2: {error}", "sudo sysctl vm.memfd_noexec=1; pods that root makes for you are not affected")  # fmt: skip
     return _finding(
-        "sealed programs", "ok", "vm.memfd_noexec is 2: they lie in a read-only tmpfs that is attached nowhere"
+        "sealed programs", "ok", "vm.memfd_noexec is 2: they are in a read-only tmpfs that is attached nowhere"
     )
 
 
 def _proc() -> Finding:
-    """hidepid of proc(5): whose processes can be seen."""
+    """Check whose processes are visible: hidepid of proc(5)."""
     mounts = [line for line in _read("/proc/self/mountinfo").split("\n") if line.split()[4:5] == ["/proc"]]
     hidden = [
-        word
-        for word in "".join(mounts[-1:]).rpartition(" - ")[2].replace(" ", ",").split(",")
-        if word.startswith("hidepid=")
+        option
+        for option in "".join(mounts[-1:]).rpartition(" - ")[2].replace(" ", ",").split(",")
+        if option.startswith("hidepid=")
     ]
     if hidden and hidden[-1] not in ("hidepid=0", "hidepid=off"):
-        return _finding("/proc", "ok", f"{hidden[-1]}: processes of others are not in view, those of your pods are")
-    return _finding("/proc", "ok", "all processes are in view")
+        return _finding("/proc", "ok", f"{hidden[-1]}: other users' processes are not visible, those of your pods are")
+    return _finding("/proc", "ok", "all processes are visible")
 
 
 def _namespaces() -> Finding:
@@ -131,7 +131,7 @@ def _namespaces() -> Finding:
             "namespaces",
             "missing" if needed else "limited",
             f"the kernel has no {', '.join(lacking)}",
-            "a kernel with CONFIG_NAMESPACES",
+            "use a kernel with CONFIG_NAMESPACES",
         )
     done = subprocess.run(
         ["unshare", "--net", "--ipc", "--uts", "--pid", "--mount", "--fork", "true"],
@@ -144,7 +144,7 @@ def _namespaces() -> Finding:
             "namespaces",
             "missing",
             os.fsdecode(done.stderr).strip(),
-            "root, and no seccomp profile that forbids unshare",
+            "run as root, without a seccomp profile that forbids unshare",
         )
     return _finding("namespaces", "ok", ", ".join(kernel.NAMESPACES))
 
@@ -165,7 +165,7 @@ def _overlay(state: State) -> str:
 
 
 def _idmap(state: State) -> str:
-    """mount_setattr with MOUNT_ATTR_IDMAP needs a user namespace; EINVAL without one shows that the call knows the flag."""
+    """Check MOUNT_ATTR_IDMAP, which needs a user namespace: EINVAL without one shows that the kernel knows the flag."""
     fd = kernel.open_tree("/proc", recursive=False)
     try:
         kernel.mount_setattr(fd, set=kernel.MOUNT_ATTR_IDMAP)
@@ -190,14 +190,14 @@ def _openat2() -> str:
 
 
 def _owner_table() -> str:
-    """All of a pod's network but the pod, in a network namespace of its own that goes at once."""
+    """Make all of a pod's network except the pod, in a network namespace that ends at once."""
     from nsrun.host import net, wire
 
     with kernel.Fd(kernel.new_netns()) as netns:
         with kernel.inside_netns(netns), wire.open_socket(wire.NETLINK_ROUTE) as sock:
             gateway = "10.88.0.1"
-            words = [("bridge", wire.encode("new_bridge", bridge=net.BRIDGE, mac=net.mac_of(gateway)))]
-            wire.talk(sock, words)
+            requests = [("bridge", wire.encode("new_bridge", bridge=net.BRIDGE, mac=net.mac_of(gateway)))]
+            wire.talk(sock, requests)
             index = net.interfaces()[net.BRIDGE]
             ip, _, table = net.connect(sock, netns, gateway, index, "", "d0c70e000000")
             with table:
@@ -212,7 +212,7 @@ def _cgroups(state: State) -> list[Finding]:
 
     reason, fix = cgroup.why_none(state.uid)
     if reason:
-        lost = "members are ended by their first process and what goes with it, limits are refused"
+        lost = "a member ends with its first process and that one's PID namespace, limits are refused"
         return [_finding("cgroups", "ok" if cgroup.chosen_none() else "limited", f"none: {reason}: {lost}", fix)]
     mount, lacking = cgroup.mount_point(), cgroup.missing()
     layout = "pure v2" if mount == "/sys/fs/cgroup" else "hybrid: v1 controllers, v2 for grouping"
@@ -232,11 +232,11 @@ def _cgroups(state: State) -> list[Finding]:
     try:
         fd = cgroup.make(path, {})
     except (OSError, NsrunError) as error:
-        found.append(_finding("cgroup tree", "limited", str(error).partition("\n")[0], "a writable cgroup tree; or NSRUN_CGROUP=none, to go without"))  # fmt: skip
+        found.append(_finding("cgroup tree", "limited", str(error).partition("\n")[0], "make the cgroup tree writable; or NSRUN_CGROUP=none, to do without cgroups"))  # fmt: skip
         return found
     try:
         if "cgroup.kill" not in os.listdir(fd):
-            found.append(_finding("cgroup.kill", "limited", "came with Linux 5.14: a member's stray children are not killed with it", "a newer kernel"))  # fmt: skip
+            found.append(_finding("cgroup.kill", "limited", "it came with Linux 5.14: a member's stray children are not killed with it", "use a newer kernel"))  # fmt: skip
     finally:
         ident = os.fstat(fd).st_ino
         os.close(fd)
@@ -246,16 +246,14 @@ def _cgroups(state: State) -> list[Finding]:
 
 
 def _user_namespaces(state: State) -> list[Finding]:
-    """What owned pods need, and what pods without root need beside it."""
+    """Check what owned pods need, and what pods without root need besides."""
     import shutil
 
     from nsrun.host import userns
 
     refusal = userns.forbidden()
     found = [
-        _finding(
-            "user namespaces", "limited", "a user can't make them: root's and owned pods are not affected", refusal
-        )
+        _finding("user namespaces", "limited", "users can't make them; pods that root makes are not affected", refusal)
         if refusal
         else _finding("user namespaces", "ok", "users may make them")
     ]
@@ -269,7 +267,7 @@ def _user_namespaces(state: State) -> list[Finding]:
     lacking = [(program, package) for program, package in (("newuidmap", "uidmap"), ("pasta", "passt")) if not shutil.which(program)]  # fmt: skip
     if lacking:
         what = (
-            "pods without root, and images of a user's own store,"
+            "pods without root, and images in a user's own store,"
             if lacking[0][0] == "newuidmap"
             else "the network of pods without root"
         )
@@ -282,7 +280,7 @@ def _user_namespaces(state: State) -> list[Finding]:
 
 
 def _subordinate(user: Any, maps: Any) -> Finding:
-    """How many ids a pod of this user's has; images and users of members may need more than there are."""
+    """Report how many ids this user's pods have; images and members' users may need more than there are."""
     from nsrun.host import userns
     from nsrun.spec import idmaps
 
@@ -291,9 +289,9 @@ def _subordinate(user: Any, maps: Any) -> Finding:
     if count > userns.WANTED:
         return _finding("subordinate ids", "ok", text)
     if idmaps.to_host(maps["gid"], 5) < 0:
-        text += ", no group 5 of terminals among them (they are their user's alone)"
+        text += ", without group 5, so terminals belong to their user alone"
     return _finding(
-        "subordinate ids", "limited", f"{text}: files and users with larger ones can't be", userns.usermod(user)
+        "subordinate ids", "limited", f"{text}: larger ids of files and users are impossible", userns.usermod(user)
     )
 
 
@@ -312,17 +310,19 @@ def _firewall() -> Finding:
         return _finding(
             "forwarding",
             "limited",
-            f"whether another table drops it can't be told: {error}",
-            "root, with CAP_NET_ADMIN",
+            f"can't find out whether another table drops packets: {error}",
+            "run as root, with CAP_NET_ADMIN",
         )
     if chain:
         return _finding(
-            "forwarding", "limited", f"the chain {chain!r} drops what is forwarded; an accept elsewhere can't undo that",
+            "forwarding", "limited", f"the chain {chain!r} drops forwarded packets; an accept elsewhere can't undo that",
             net.firewall_fix(chain),
         )  # fmt: skip
     on = _read("/proc/sys/net/ipv4/ip_forward") == "1"
     return _finding(
-        "forwarding", "ok", "no foreign table drops it" + ("" if on else "; ip_forward is off, pod create turns it on")
+        "forwarding",
+        "ok",
+        "no other table drops packets" + ("" if on else "; ip_forward is off, pod create enables it"),
     )
 
 
@@ -353,7 +353,7 @@ def _programs() -> Finding:
 
 
 def _left(state: State) -> list[Finding]:
-    """What no note knows, and notes that can't be believed."""
+    """Report what no note speaks of, and notes that can't be trusted."""
     from nsrun.state import orphans
 
     found, fix = [], "nsrun pod prune"
@@ -366,7 +366,7 @@ def _left(state: State) -> list[Finding]:
         found.append(_finding("orphan", "limited", str(process), f"{fix} ends it"))
     for path, count in orphans.cgroups(state):
         found.append(
-            _finding("cgroup", "ok", f"{path}: {count} processes, of no pod in {state.run}: of another --root?")
+            _finding("cgroup", "ok", f"{path}: {count} processes, of no pod in {state.run}; perhaps of another --root")
         )
     for data in orphans.data(state):
         found.append(
@@ -376,7 +376,10 @@ def _left(state: State) -> list[Finding]:
 
 
 def examine(state: State) -> list[Finding]:
-    """Everything, in the order in which a pod needs it; for a user, in a user namespace of hers, if she can have one."""
+    """Check everything, in the order in which a pod needs it.
+
+    For an ordinary user it is checked in a user namespace of their own, if they can have one.
+    """
     found = [
         _finding("kernel", "ok", f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"),
         _programs(),

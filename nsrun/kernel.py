@@ -1,8 +1,7 @@
-"""System calls, one thin wrapper each, named like the call.  The only user of the cffi module.
+"""System calls, one thin wrapper each, named like the call.  This is the only user of the cffi module.
 
-Every wrapper raises `KernelError`, whose text is the call as C would write it with its flags by name.
-Kernel versions are never checked: a call is tried, and the hint of its ENOSYS or EINVAL names the version
-that brought it.
+Every wrapper raises `KernelError`, whose text is the call as C would write it, with its flags by name.  Kernel versions
+are never checked: we try a call, and the hint for its ENOSYS or EINVAL names the version that added it.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ DEVPTS_MAGIC, CGROUP2_MAGIC, PROC_MAGIC = 0x1CD1, 0x63677270, 0x9FA0
 
 
 def flag_names(value: int, names: dict[str, int]) -> str:
-    """`CLONE_NEWNET|CLONE_NEWIPC` for a number."""
+    """Return the names of the flags in a number: `CLONE_NEWNET|CLONE_NEWIPC`."""
     found = [name for name, bit in names.items() if value & bit == bit and bit]
     rest = value & ~sum(names[n] for n in found)
     return "|".join(found + ([hex(rest)] if rest else [])) or "0"
@@ -79,13 +78,13 @@ MOUNT_ATTRS = {
 class Fd(int):
     """A descriptor that is ours to close: `with Fd(os.open(…)) as fd:` closes it at the end of the block.
 
-    It is the number itself, for whatever call wants one.  take() gives it away; below 0 there is nothing to close.
+    It is the number itself, for any call that takes one.  take() gives up ownership; a negative number is not closed.
     """
 
     _taken = False
 
     def take(self) -> int:
-        """Return the plain number, which is the caller's to close from now on."""
+        """Return the plain number, which the caller must close from now on."""
         self._taken = True
         return int(self)
 
@@ -105,23 +104,26 @@ def _check(result: int, call: str) -> int:
 
 
 def pidfd_open(pid: int) -> int:
-    """pidfd_open(2).  ESRCH: no such process."""
+    """pidfd_open(2).  Raise ESRCH when there is no such process."""
     return _check(lib.nsrun_pidfd_open(pid), f"pidfd_open({pid}, 0)")
 
 
 def pidfd_of(pid: int) -> int:
-    """The same; -1 when there is no such process."""
+    """Do the same, but return -1 when there is no such process."""
     result = lib.nsrun_pidfd_open(pid)
     return -1 if result == -ESRCH else _check(result, f"pidfd_open({pid}, 0)")
 
 
 def pidfd_send_signal(pidfd: int, sig: int) -> None:
-    """pidfd_send_signal(2): never hits a process that reused the number.  ESRCH: it is dead."""
+    """pidfd_send_signal(2), which never reaches a process that reused the pid.
+
+    Raise ESRCH when the process is dead.
+    """
     _check(lib.nsrun_pidfd_send_signal(pidfd, sig), f"pidfd_send_signal(pidfd, {int(sig)})")
 
 
 def mount_new(fstype: str, options: Sequence[tuple[str, str]], attrs: int) -> int:
-    """fsopen, fsconfig…, fsmount: a detached mount.  Options are (key, value), value "" for a flag."""
+    """Make a detached mount by fsopen, fsconfig… and fsmount.  Options are (key, value), with value "" for a flag."""
     with _fsopen(fstype) as fs:
         for key, value in options:
             command = 1 if value else 0
@@ -136,33 +138,34 @@ def _fsopen(fstype: str) -> Fd:
 
 
 def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0, mnt: int = -1) -> int:
-    """A detached overlay mount of directories by descriptor, `lowers` from the top down; read-only without `upper`.
+    """Return a detached overlay mount of directories by descriptor, `lowers` from the top down; read-only without
+    `upper`.
 
-    `mnt`: the mount namespace that has the lowers (attach_apart); -1: ours.
+    `mnt` is the mount namespace that has the lowers (attach_apart), or -1 for ours.
 
-    https://docs.kernel.org/filesystems/overlayfs.html.  By descriptor: no `:` or `,` of a name is special, and the
-    256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5.
+    See https://docs.kernel.org/filesystems/overlayfs.html.  We pass descriptors, so that no `:` or `,` in a name is
+    special, and the 256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5.
     """
     with _fsopen("overlay") as fs:
-        # before 6.5 overlayfs collects options unread, and tells of a wrong one when the mount is made, in the kernel's log
+        # before 6.5 overlayfs reads options only when the mount is made, and reports a wrong one in the kernel's log
         if len(lowers) <= 1 or lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") < 0:
             return _overlay(fs, lowers, upper, work, attrs, -1, mnt)
     return overlay_at_once(lowers, upper, work, attrs, mnt)
 
 
 def attach_apart(trees: Sequence[int]) -> int:
-    """A mount namespace that nobody is in, with these detached trees in it.
+    """Return a mount namespace in which no process is, with these detached trees attached.
 
-    Before Linux 6.15 an overlay takes no layer from a mount that is attached nowhere: EINVAL.
+    Before Linux 6.15 an overlay accepts no layer from a mount that is attached nowhere: EINVAL.
     """
     numbers = ffi.new("int[]", list(trees))
     return _check(lib.nsrun_attach_apart(numbers, len(trees)), "unshare(CLONE_NEWNS); move_mount")
 
 
 def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0, mnt: int = -1) -> int:
-    """The same with all lower layers in one string, for kernels before 6.5: 128 names of one byte are 255 bytes.
+    """Do the same with all lower layers in one string, for kernels before 6.5: 128 names of one byte are 255 bytes.
 
-    The names are links in a tmpfs that is attached nowhere; a child that works there makes the calls.
+    The names are links in a tmpfs that is attached nowhere; a child whose working directory it is makes the calls.
     """
     names = [chr(c) for c in (*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B), *range(0xA1, 0x100))]
     if len(lowers) > 128:
@@ -174,7 +177,7 @@ def overlay_at_once(lowers: Sequence[int], upper: int = -1, work: int = -1, attr
 
 
 def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs: int, directory: int, mnt: int) -> int:
-    """Configures and mounts `fs`.  `lowers` are descriptors, or one string of names in `directory`."""
+    """Configure and mount `fs`.  `lowers` are descriptors, or one string of names in `directory`."""
 
     def set(key: str, value: str) -> None:
         text = f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")'
@@ -183,7 +186,8 @@ def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs:
     set("source", "nsrun")
     plain = in_userns()
     if plain:
-        # Overlayfs must use user.overlay.* attributes, because trusted.* is the machine's; directories are never redirected.
+        # Overlayfs must use user.overlay.* attributes, because trusted.* is the machine's; directories are never
+        # redirected.
         _check(lib.nsrun_fsconfig(fs, 0, b"userxattr", ffi.NULL), 'fsconfig(fs, FSCONFIG_SET_FLAG, "userxattr")')
     if isinstance(lowers, str) or len(lowers) == 1:
         set("lowerdir", lowers if isinstance(lowers, str) else f"/proc/self/fd/{lowers[0]}")
@@ -193,7 +197,7 @@ def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs:
     if upper >= 0:
         set("upperdir", f"/proc/self/fd/{upper}")
         set("workdir", f"/proc/self/fd/{work}")
-        # a layer that is made here is read later, below others: it must be whole, whatever the module's defaults
+        # a layer that is made here is later read below others, so it must be complete, whatever the module's defaults
         for key in ("metacopy", "index", *(() if plain else ("redirect_dir",))):
             set(key, "off")
     _check(lib.nsrun_fsconfig_in(directory, mnt, fs, 6, ffi.NULL, ffi.NULL), 'fsconfig("overlay", FSCONFIG_CMD_CREATE)')
@@ -201,7 +205,7 @@ def _overlay(fs: int, lowers: Sequence[int] | str, upper: int, work: int, attrs:
 
 
 def open_tree(path: str, recursive: bool = False, dir_fd: int = -100) -> int:
-    """open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount (or, recursive, the mounts) at a path."""
+    """open_tree(2) with OPEN_TREE_CLONE: return a detached copy of the mount at a path, or, `recursive`, of the mounts."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
     text = f'open_tree(AT_FDCWD, "{path}", OPEN_TREE_CLONE{"|AT_RECURSIVE" if recursive else ""})'
     return _check(lib.nsrun_open_tree(dir_fd, os.fsencode(path), flags), text)
@@ -210,14 +214,17 @@ def open_tree(path: str, recursive: bool = False, dir_fd: int = -100) -> int:
 def mount_setattr(
     fd: int, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False, userns: int = -1
 ) -> None:
-    """mount_setattr(2) (Linux 5.12) on a detached mount.  With `userns`: id 0 of the files is shown as that namespace's 0."""
+    """mount_setattr(2) (Linux 5.12) on a detached mount.
+
+    With `userns`, the mount is idmapped: id 0 of the files appears as id 0 of that namespace.
+    """
     set |= MOUNT_ATTR_IDMAP if userns >= 0 else 0
     text = f'mount_setattr(fd, "", AT_EMPTY_PATH, {flag_names(set, MOUNT_ATTRS)})'
     _check(lib.nsrun_mount_setattr(fd, AT_RECURSIVE if recursive else 0, set, clear, propagation, userns), text)
 
 
 def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, resolve: int = 0) -> int:
-    """openat2(2): the kernel resolves `path` inside `root`, symlinks included; magic links never."""
+    """openat2(2): the kernel resolves `path` inside `root`, including symlinks, but no magic links."""
     how = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | resolve
     return _check(lib.nsrun_openat2(root, os.fsencode(path), flags, how), f'openat2(root, "{path}", RESOLVE_IN_ROOT)')
 
@@ -226,9 +233,9 @@ MAX_SMALL = 1 << 20  # bytes of a file that read_in_root reads
 
 
 def read_in_root(root: str, path: str) -> str:
-    """A regular file of at most 1 MiB, resolved inside `root`; "" when it is missing.
+    """Return a regular file of at most 1 MiB, resolved inside `root`; "" when it is missing.
 
-    BadInput for anything else there: a FIFO would hang us, a huge file fill the memory.
+    Raise BadInput for anything else: a FIFO would hang us, a huge file would fill the memory.
     """
     try:
         directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -241,7 +248,7 @@ def read_in_root(root: str, path: str) -> str:
 
 
 def read_in_root_at(directory: int, path: str) -> str:
-    """The same below a descriptor."""
+    """Do the same below a descriptor."""
     import stat
     from errno import ENOENT
 
@@ -264,35 +271,38 @@ def fs_magic(fd: int) -> int:
     return _check(lib.nsrun_fs_magic(fd), "fstatfs(fd)")
 
 
-#: The programs of csrc/, NAME.c each, installed as LIBEXEC/nsrun-NAME; setup.py builds these.
+#: The programs that setup.py builds from csrc/NAME.c and installs as LIBEXEC/nsrun-NAME.
 PROGRAMS = ("pause", "init", "monitor", "unpack", "door")
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 LIBEXEC = os.path.join(_PACKAGE, "libexec")
 
 
 def nsrun_command(root: str, *arguments: str) -> list[str]:
-    """Return the command line that runs this nsrun again, on the state below `root` ("": where it is by default)."""
+    """Return the command line that runs this nsrun again, on the state below `root` ("": the default place)."""
     program = os.path.join(_PACKAGE, "__main__.py")
     return [sys.executable, "-I", program, *(["--root", root] if root else []), *arguments]
 
 
 def load_program(name: str) -> int:
-    """Return a sealed copy in memory of one of PROGRAMS, "nsrun-init" say.  Raise OSError: ENOENT, the installation is incomplete."""
+    """Return a sealed copy in memory of one of PROGRAMS, such as "nsrun-init".
+
+    Raise OSError, with ENOENT when the installation is incomplete.
+    """
     with open(f"{LIBEXEC}/{name}", "rb", buffering=0) as file:
         return sealed_program(name, file.read())
 
 
 def sealed_memfd(name: str, data: bytes) -> int:
-    """memfd_create(2) with this content, sealed against every change."""
+    """memfd_create(2): return a descriptor of this content, sealed against every change."""
     call = f'memfd_create("{name}", MFD_ALLOW_SEALING)'
     return _check(lib.nsrun_sealed_memfd(name.encode(), data, len(data), 0), call)
 
 
 def sealed_program(name: str, data: bytes) -> int:
-    """The same for a program that will be executed.
+    """Do the same for a program that will be executed.
 
-    Where vm.memfd_noexec is 2 (Linux 6.3) no memfd can be: it is then the one file of a tmpfs that is attached nowhere and,
-    mount and superblock, read-only.  EACCES: that can't be had either.
+    Where vm.memfd_noexec is 2 (Linux 6.3), no memfd can be executed.  Then we return the only file of a tmpfs that is
+    attached nowhere and whose mount and superblock are read-only; raise EACCES when that fails, too.
     """
     call = f'memfd_create("{name}", MFD_ALLOW_SEALING|MFD_EXEC)'
     fd = lib.nsrun_sealed_memfd(name.encode(), data, len(data), 1)
@@ -328,54 +338,63 @@ F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
 
 
 def lock(fd: int, kind: int, byte: int, length: int) -> None:
-    """fcntl(2) F_SETLK of a record, `length` 0: to the end.  EAGAIN, EACCES: somebody's lock is in the way."""
+    """fcntl(2) F_SETLK on a record; `length` 0 means to the end.
+
+    Raise EAGAIN or EACCES when another process has a lock there.
+    """
     _check(lib.nsrun_lock(fd, kind, byte, length), "fcntl(fd, F_SETLK)")
 
 
 def locked(fd: int, byte: int, length: int) -> int | None:
-    """fcntl(2) F_GETLK: the pid of somebody else who locks it, 0 when it has no number here; None: nobody does."""
+    """Return the pid of another process that locks it, by fcntl(2) F_GETLK; 0 when it has no pid here, None when none
+    does.
+    """
     result = lib.nsrun_locked(fd, byte, length)
     return None if result == -ESRCH else _check(result, "fcntl(fd, F_GETLK)")
 
 
 def checksum(data: bytes) -> int:
-    """CRC-32, as zlib.crc32 has it, whose import costs half a millisecond."""
+    """Return the CRC-32 as zlib.crc32 computes it, whose import costs half a millisecond."""
     return int(lib.nsrun_checksum(data, len(data)))
 
 
 def channel() -> tuple[int, int]:
-    """socketpair(2), SOCK_SEQPACKET: whole records, and end of file when the other end is gone."""
+    """socketpair(2), SOCK_SEQPACKET: it keeps records whole, and reads end of file when the other end is closed."""
     two = ffi.new("int[2]")
     _check(lib.nsrun_channel(two), "socketpair(AF_UNIX, SOCK_SEQPACKET)")
     return two[0], two[1]
 
 
 def new_netns(user_fd: int = -1) -> int:
-    """A descriptor of a new network namespace that nobody is in, owned by a user namespace (ours): a child makes it."""
+    """Return a descriptor of a new network namespace in which no process is; a child makes it.
+
+    It belongs to the user namespace `user_fd`, or to ours.
+    """
     return _check(lib.nsrun_new_netns(user_fd), "unshare(CLONE_NEWNET)")
 
 
 def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None]) -> int:
-    """A descriptor of a new user namespace that nobody is in; user_namespaces(7).
+    """Return a descriptor of a new user namespace in which no process is; user_namespaces(7).
 
-    It belongs to `owner` (uid, gid; None: to us).  `write_maps(pid)` is called while a process of it waits.
-    ENOSPC: /proc/sys/user/max_user_namespaces is reached.  EPERM: something forbids them (nsrun doctor).
+    It belongs to `owner` (uid, gid; None: to us).  `write_maps(pid)` is called while a process in it waits.  Raise
+    ENOSPC when /proc/sys/user/max_user_namespaces is reached, EPERM when something forbids user namespaces (nsrun
+    doctor).
     """
-    hold = ffi.new("int *")
+    channel = ffi.new("int *")
     uid, gid = owner or (-1, -1)
-    pid = _check(lib.nsrun_spawn_userns(uid, gid, hold), "unshare(CLONE_NEWUSER)")
+    pid = _check(lib.nsrun_spawn_userns(uid, gid, channel), "unshare(CLONE_NEWUSER)")
     try:
         write_maps(pid)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(hold[0])
-        os.kill(pid, 9)  # the owner could have stopped it, but not traced it, since it is not dumpable: ptrace(2)
+        os.close(channel[0])
+        os.kill(pid, 9)  # the owner can stop it, but not trace it, since it is not dumpable: ptrace(2)
         os.waitpid(pid, 0)
 
 
 def end_child(pid: int) -> None:
-    """SIGKILL a child of ours, and take its exit status if that can be had within a second (reap_within)."""
-    with Fd(pidfd_of(pid)) as fd:  # until we reap it, the number is our child's
+    """SIGKILL a child of ours, and take its exit status if it ends within a second (reap_within)."""
+    with Fd(pidfd_of(pid)) as fd:  # until we reap our child, no other process gets its pid
         try:
             if fd >= 0:
                 pidfd_send_signal(fd, 9)
@@ -386,10 +405,10 @@ def end_child(pid: int) -> None:
 
 
 def reap_within(pid: int, seconds: float) -> None:
-    """Take the exit status of a child that ends, for at most `seconds`.
+    """Take the exit status of a child that is ending, waiting at most `seconds`.
 
-    One that belongs to somebody else may not end, or not be ours to reap, for as long as they like: ptrace(2), a FUSE mount
-    that does not answer.  It is left to a later reap, or to PID 1.
+    A child that belongs to another user may not end, or not be reapable, as long as they like: ptrace(2), a FUSE mount
+    that does not answer.  Then it is left to a later reap, or to PID 1.
     """
     from select import poll
 
@@ -406,10 +425,11 @@ def reap_within(pid: int, seconds: float) -> None:
 
 
 def become(uid: int, gid: int, groups: Sequence[int]) -> None:
-    """This process, root's and with a single thread, is that user's from now on, and has nothing of root's session.
+    """Turn this single-threaded process of root into that user's for good, without anything of root's session.
 
-    That is: keys, priorities, groups, capabilities, working directory (/), umask (022), and descriptors above 2 once it
-    execs.  Not its limits and its environment.  setresuid(2), keyrings(7).  After an error the process must end.
+    It changes keys, priorities, groups, capabilities, working directory (/), umask (022), and closes descriptors above
+    2 at the next exec, but does not change limits and environment.  setresuid(2), keyrings(7).  After an error the
+    process must end.
     """
     _check(
         lib.nsrun_become(uid, gid, ffi.new("unsigned[]", list(groups)), len(groups)), f"setresuid({uid}, {uid}, {uid})"
@@ -417,7 +437,7 @@ def become(uid: int, gid: int, groups: Sequence[int]) -> None:
 
 
 def spawn_as(uid: int, gid: int, groups: Sequence[int], argv: Sequence[str], env: dict[str, str], out: int) -> int:
-    """The pid of a program that root starts as a user, as `become` does, with few limits; it writes to `out`."""
+    """Return the pid of a program that root starts as a user, as `become` does, with few limits; it writes to `out`."""
     args, _a = _strings(argv)
     environment, _b = _strings([f"{k}={v}" for k, v in env.items()])
     numbers = ffi.new("unsigned[]", list(groups))
@@ -425,23 +445,27 @@ def spawn_as(uid: int, gid: int, groups: Sequence[int], argv: Sequence[str], env
 
 
 def enter_userns(fd: int) -> None:
-    """This process is in that user namespace from now on, in a mount tree of its own; only with a single thread, and for good.
+    """Permanently enter the user namespace and a new mount namespace.  The process must be single-threaded.
 
-    `fd`: of the namespace, or a pidfd of a process in it.  EPERM: it belongs to somebody else.
+    `fd` is of the namespace, or a pidfd of a process in it.  Raise EPERM when it belongs to somebody else.
     """
     _check(lib.nsrun_enter_userns(fd), "setns(fd, CLONE_NEWUSER); unshare(CLONE_NEWNS)")
 
 
 def own_mounts() -> None:
-    """This thread has a mount namespace of its own from now on, which belongs to the user namespace it is in.
+    """Give this thread a mount namespace of its own, which belongs to the user namespace that it is in.
 
-    What mounts needs power over the user namespace of its mount namespace: root of `unshare -Ur` has the host's at first.
+    To mount, one needs power over the user namespace to which the mount namespace belongs; root of `unshare -Ur` is at
+    first in the host's mount namespace.
     """
     _check(lib.nsrun_enter_userns(-1), "unshare(CLONE_NEWNS)")
 
 
 def in_userns() -> bool:
-    """Are we in another user namespace than the first, whose inode number is fixed (linux/nsfs.h, USER_NS_INIT_INO)?"""
+    """Return whether we are in another user namespace than the initial one.
+
+    The inode number of the initial one is fixed (linux/nsfs.h, USER_NS_INIT_INO).
+    """
     try:
         return os.stat("/proc/thread-self/ns/user").st_ino != 0xEFFFFFFD
     except FileNotFoundError:
@@ -449,14 +473,16 @@ def in_userns() -> bool:
 
 
 def capability_sets() -> dict[str, int]:
-    """The capabilities of this thread by the names of proc_pid_status(5): CapEff, CapBnd and the like, as bit masks."""
+    """Return the capabilities of this thread as bit masks, by their names in proc_pid_status(5): CapEff, CapBnd and the
+    like.
+    """
     with open("/proc/thread-self/status", "rb", buffering=0) as file:
         lines = file.read(8192).split(b"\n")
     return {line[:6].decode(): int(line[8:], 16) for line in lines if line[:3] == b"Cap"}
 
 
 class inside_netns:
-    """`with inside_netns(fd):` the calling thread is in that network namespace (setns(2) acts on one thread)."""
+    """`with inside_netns(fd):` runs the calling thread in that network namespace (setns(2) acts on one thread)."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -505,12 +531,13 @@ def launch(
     locks: Sequence[int] = (),
     lock_byte: int = 0,
 ) -> tuple[int, int, int]:
-    """Joins `join_fd`'s namespaces, clones `program` into them, leaves them again: (pid, pidfd, monitor's pid).
+    """Join the namespaces of `join_fd`, clone `program` into them, and leave them again; return (pid, pidfd, monitor's
+    pid).
 
-    `user_fd`: a user namespace to join before; `one_way`: see csrc/kernel.c, needed for it.
-    With `monitor`, that program becomes the parent instead of the caller and finds the pidfd at `pidfd_slot`.
-    `lock_byte` of the files `locks` is locked by who stays: the monitor, or else the program (nsrun/state/life.py).
-    csrc/kernel.c tells the order.  ENOMEM from the clone means: the PID namespace's PID 1 is dead.
+    `user_fd` is a user namespace to join first, which needs `one_way` (see csrc/kernel.c, which also tells the order).
+    With `monitor`, that program becomes the parent instead of the caller and finds the pidfd at `pidfd_slot`.  The
+    process that stays, the monitor or else the program, locks `lock_byte` of the files `locks` (nsrun/state/life.py).
+    ENOMEM from the clone means that PID 1 of the PID namespace is dead.
     """
     launch = ffi.new("nsrun_launch *")
     args, _a = _strings(argv)
@@ -532,19 +559,19 @@ def launch(
     return launch.pid, launch.pidfd, launch.monitor_pid
 
 
-#: How long we wait for nsrun-door's answer; what serves the request gives up itself after DOOR_SECONDS.
+#: Seconds that we wait for nsrun-door's answer; it gives up the request after DOOR_SECONDS.
 DOOR_PATIENCE = DOOR_SECONDS + 5
 
 
 def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int, int, int]:
-    """Send a launch to nsrun-door (csrc/door.c); give (pid, its pidfd, monitor's pid, its pidfd).
+    """Send a launch to nsrun-door (csrc/door.c); return (pid, its pidfd, monitor's pid, its pidfd).
 
-    The first descriptor is the request.  Who answers may be any process of the pod's owner: nothing is believed but what
-    the kernel says of the descriptors (`_check_answer`).  A pid is 0 when its process has already ended.
+    The first descriptor is the request.  Any process of the pod's owner may answer, so we trust only what the kernel
+    says about the descriptors (`_check_answer`).  A pid is 0 when its process has already ended.
 
-    KernelError: ETIMEDOUT, no answer in DOOR_PATIENCE; ECONNRESET, the door closed without one; EBADMSG, what came
-    is no answer; EPERM, it names a process that is not the pod's or not ours; else what the launch failed with.
-    unix(7), SCM_RIGHTS; pidfd_open(2).
+    Raise KernelError: ETIMEDOUT without an answer in DOOR_PATIENCE; ECONNRESET when the door closed without one;
+    EBADMSG when it is not an answer; EPERM when it names a process that is not the pod's or not ours; else the error of
+    the launch.  unix(7), SCM_RIGHTS; pidfd_open(2).
     """
     import _socket
     from errno import EBADMSG, ECONNRESET, ETIMEDOUT
@@ -588,10 +615,10 @@ def ask_door(door: int, fds: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _check_answer(fd: int, inside: bool) -> int:
-    """Return the pid that a pidfd of the door's stands for, as the kernel tells it: 0 when that process has ended.
+    """Return the pid of a pidfd that came from the door, as the kernel tells it; 0 when that process has ended.
 
-    `inside`: it must be in a PID namespace below ours, as everything in a pod is.  Never the pid that the door names: a
-    lie would make a stranger the member that is shown, signalled and waited for.
+    With `inside`, it must be in a PID namespace below ours, as everything in a pod is.  We never use the pid that the
+    door names: a lie would make a foreign process the member that is listed, signalled and waited for.
     """
     from errno import EBADMSG, EPERM
 
@@ -606,7 +633,7 @@ def _check_answer(fd: int, inside: bool) -> int:
             return 0
         raise KernelError(error.errno or EPERM, "recv(door): a process that is not ours") from None
     pid = int(info[b"Pid"])
-    if pid < 0:  # it has ended in between
+    if pid < 0:  # it has ended meanwhile
         return 0
     if pid == 0:
         raise KernelError(ESRCH, "recv(door): a process outside of our PID namespace")
@@ -616,7 +643,7 @@ def _check_answer(fd: int, inside: bool) -> int:
 
 
 def replace_process(program: int, argv: Sequence[str]) -> NoReturn:
-    """execveat(2) of a sealed program in place of this process."""
+    """execveat(2): execute a sealed program in place of this process."""
     args, _a = _strings(argv)
     env, _b = _strings([f"{k}={v}" for k, v in os.environ.items()])
     result = lib.nsrun_replace_process(program, args, env)
@@ -627,9 +654,10 @@ def replace_process(program: int, argv: Sequence[str]) -> NoReturn:
 
 
 def process_start(pid: int) -> int:
-    """The start time of a live process in clock ticks since boot (proc_pid_stat(5), field 22); 0 when it is dead.
+    """Return the start time of a live process in clock ticks since boot (proc_pid_stat(5), field 22); 0 when it is
+    dead.
 
-    (pid, start time) names one process for as long as the machine is up; a pid alone is reused.
+    (pid, start time) identifies one process as long as the machine is up; a pid alone is reused.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
@@ -642,7 +670,7 @@ def process_start(pid: int) -> int:
 
 
 def is_hidden(pid: int) -> bool:
-    """Is there a process of this number that has not ended, though /proc does not show it?  proc(5), hidepid."""
+    """Return whether a process with this pid is alive though /proc does not show it.  proc(5), hidepid."""
     from select import poll
 
     with Fd(pidfd_of(pid)) as fd:
@@ -654,7 +682,10 @@ def is_hidden(pid: int) -> bool:
 
 
 def our_view() -> list[int]:
-    """The inodes of the namespaces on which it depends what a pid and a start time mean: pid_, time_namespaces(7)."""
+    """Return the inodes of the namespaces on which the meaning of a pid and of a start time depends.
+
+    pid_namespaces(7), time_namespaces(7).
+    """
     found = [os.stat("/proc/self/ns/pid").st_ino]
     try:
         found.append(os.stat("/proc/self/ns/time").st_ino)
@@ -667,9 +698,10 @@ INITIAL_TIME = 0xEFFFFFFA  # PROC_TIME_INIT_INO, linux/proc_ns.h
 
 
 def time_offset() -> int | None:
-    """How many clock ticks this time namespace is ahead of the machine's own in the start times that it shows.
+    """Return by how many clock ticks start times in this time namespace are ahead of those in the initial one.
 
-    None: that can't be told, because this process is in another one than its children will be.  time_namespaces(7).
+    Return None when that can't be told, because this process is in another one than its children will be.
+    time_namespaces(7).
     """
     try:
         ours = os.stat("/proc/self/ns/time").st_ino
@@ -687,7 +719,7 @@ def time_offset() -> int | None:
 
 
 def namespace_ids(pid: int) -> dict[str, int]:
-    """The inode of each namespace of a process, namespaces(7); {} when it is dead or not ours to see."""
+    """Return the inode of each namespace of a process, namespaces(7); {} when it is dead or we may not look at it."""
     found = {}
     for name in NAMESPACES:
         try:
@@ -698,7 +730,7 @@ def namespace_ids(pid: int) -> dict[str, int]:
 
 
 def boot_id() -> str:
-    """Which boot this is, random(4); "" when another file stands in its place."""
+    """Return the id of this boot, random(4); "" when another file is in its place."""
     with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
         return file.read().strip() if fs_magic(file.fileno()) == PROC_MAGIC else ""
 
@@ -708,7 +740,10 @@ started: set[int] = set()
 
 
 def reap() -> None:
-    """Take the exit status of each of `started` that has ended: a long-lived caller would keep zombies.  Wait for none."""
+    """Take the exit status of each of `started` that has ended, without waiting.
+
+    A long-lived user of the library would otherwise keep zombies.
+    """
     for pid in list(started):
         try:
             if os.waitpid(pid, os.WNOHANG)[0]:

@@ -1,4 +1,4 @@
-"""The friendly face of nsrun for Python programs.  `import nsrun` offers what is below.
+"""The interface of nsrun for Python programs.  `import nsrun` offers what is below.
 
     import nsrun
 
@@ -8,9 +8,10 @@
     db.exec(["sh", "-c", "echo hello >/dev/shm/test"])
     pod.stop()
 
-Options have the names of the command line, with `_` for `-`, and are checked by the same table: a name that a command
-does not have is a TypeError, a word that it does not know a UsageError.  Nothing is printed.  Other errors are `NsrunError`s;
-see nsrun.errors.  Safe to use from several threads: what joins a namespace is one thread, for the length of one call.
+Options have the names of the command line, with `_` for `-`, and are checked by the same table: an option that a
+command does not have is a TypeError, a value that it does not accept a UsageError.  Nothing is printed.  Other errors
+are `NsrunError`s; see nsrun.errors.  All of it is safe to use from several threads: only one thread joins a namespace,
+for the duration of one call.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
     from nsrun.plan import Plan
 
 
-#: Options of `nsrun join` that are parameters here, or make no sense without a command line.
+#: Options of `nsrun join` that are parameters here, or make no sense outside a command line.
 _NOT_OF_JOIN = ("detach", "status_fd")
 
 
 class Result:
-    """What a finished command left: its exit status (128+N for signal N) and, if asked for, its output."""
+    """The result of a finished command: its exit status (128+N for signal N) and, if asked for, its output."""
 
     def __init__(self, exit_code: int, stdout: bytes, stderr: bytes) -> None:
         self.exit_code, self.stdout, self.stderr = exit_code, stdout, stderr
@@ -54,7 +55,7 @@ class Result:
         return f"Result(exit_code={self.exit_code}, stdout={self.stdout!r}, stderr={self.stderr!r})"
 
     def check(self) -> Result:
-        """Itself, or NsrunError when the exit status is not 0."""
+        """Return this result.  Raise NsrunError when the exit status is not 0."""
         if self.exit_code:
             raise NsrunError(f"exit status {self.exit_code}: {self.stderr.decode('utf-8', 'replace').strip()}")
         return self
@@ -73,44 +74,44 @@ class Member:
         return self._state.member(self.name)
 
     def inspect(self) -> dict[str, Any]:
-        """As `nsrun inspect` prints it."""
+        """Return what `nsrun inspect` prints."""
         return member_json(self._state, self._note())
 
     @property
     def status(self) -> str:
-        """created, running, restarting, stopping, stopped or lost."""
+        """The status: created, running, restarting, stopping, stopped or lost."""
         return self._state.member_status(self._note())[0]
 
     @property
     def pid(self) -> int:
-        """On the host; 0 when it is not running."""
+        """The pid on the host; 0 when it is not running."""
         return int(self.inspect()["pid"])
 
     def exec(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
-        """Executes a command in it, waits, and gives its output.  Options: env, workdir, user."""
+        """Execute a command in the member, wait for it, and return its output.  Options: env, workdir, user."""
         command, options = _command(command), checked("exec", options)
-        if _apart(self._state, pod_of(self._state, self.name)):
-            return _run(self._state, ["exec", "-i", *_words(options), self.name, "--", *command], input)
+        if _in_child(self._state, pod_of(self._state, self.name)):
+            return _run(self._state, ["exec", "-i", *_arguments(options), self.name, "--", *command], input)
         return _collect(
             input, lambda fds: execute(self._state, self.name, {**options, "command": list(command)}, fds=fds).pid
         )
 
     def wait(self) -> int:
-        """Blocks until it has ended; its exit status."""
+        """Wait until the member has ended; return its exit status."""
         return wait_member(self._state, self.name)
 
     def logs(self, tail: int | None = None, follow: bool = False) -> Iterator[tuple[str, str, str]]:
-        """(time, stdout|stderr, text) of what it wrote."""
+        """Yield (time, stdout|stderr, text) of what it wrote."""
         from nsrun.lifecycle.logs import logs
 
         return logs(self._state, self.name, tail, follow)
 
     def signal(self, number: int) -> None:
-        """To its first process, by pidfd."""
+        """Send a signal to its first process, by pidfd."""
         signal_member(self._state, self._note(), number)
 
     def stop(self, seconds: float = 10) -> bool:
-        """Its stop signal, and after `seconds` SIGKILL to its cgroup; return whether that was needed."""
+        """Send its stop signal, and after `seconds` SIGKILL to its cgroup; return whether that was needed."""
         return stop_member(self._state, self._note(), seconds)
 
     def remove(self, force: bool = False) -> None:
@@ -121,7 +122,7 @@ class Pod:
     """One pod, by name."""
 
     def __init__(self, name: str = "pause", *, root: str = "", state: State | None = None) -> None:
-        """A pod that exists; UnknownError when it is not running."""
+        """Refer to a pod that exists.  Raise UnknownError when it is not running."""
         self._state = state or State(root)
         self.name = self._state.pod(name)["name"]
 
@@ -130,18 +131,22 @@ class Pod:
 
     @classmethod
     def create(cls, name: str = "pause", *, root: str = "", **options: Any) -> Pod:
-        """Makes it.  Options: publish, network, ip, subnet, hostname, add_host, dns, sysctl, shm_size, label, memory, cpus, pids_limit."""
+        """Make a pod.
+
+        Options: publish, network, ip, subnet, hostname, add_host, dns, sysctl, shm_size, label, memory, cpus,
+        pids_limit.
+        """
         options, state = checked("pod create", options), State(root)
         create_pod(state, {**options, "name": name})
         return cls(name, state=state)
 
     def inspect(self) -> dict[str, Any]:
-        """As `nsrun pod inspect` prints it."""
+        """Return what `nsrun pod inspect` prints."""
         return pod_json(self._state, pod_note(self._state, self.name), self._state.all("members"))
 
     @property
     def pid(self) -> int:
-        """Pause, on the host."""
+        """The pid of pause on the host."""
         return int(self.inspect()["pid"])
 
     def members(self) -> list[Member]:
@@ -152,26 +157,26 @@ class Pod:
         return processes(self._state, self.name)
 
     def join(self, command: Sequence[str] = (), *, detach: bool = True, **options: Any) -> Member:
-        """Starts a member and does not wait.  Options: those of `nsrun join`; an `image` may bring its own command.
+        """Start a member without waiting for it.  Options: those of `nsrun join`; an `image` may have its own command.
 
         Detached, a monitor keeps it and its log.  With `detach=False` this process is its parent: it inherits our
-        descriptors 0, 1, 2 (or those in `fds`), there is no log, and `os.waitpid` gives its status.
+        descriptors 0, 1, 2 (or those in `fds`), there is no log, and `os.waitpid` returns its status.
         """
         fds = None if detach else options.pop("fds", (0, 1, 2))
         command, options = _command(command), checked("join", options, _NOT_OF_JOIN)
-        if detach and _apart(self._state, self._state.pod(self.name)):
-            words = ["join", self.name, "-d", *_words(options), *(["--", *command] if command else [])]
-            return Member(_run(self._state, words).check().stdout.decode().strip(), self._state)
+        if detach and _in_child(self._state, self._state.pod(self.name)):
+            arguments = ["join", self.name, "-d", *_arguments(options), *(["--", *command] if command else [])]
+            return Member(_run(self._state, arguments).check().stdout.decode().strip(), self._state)
         note = join(self._state, self.name, {**options, "command": list(command)}, detach=detach, fds=fds)
         return Member(note["name"], self._state)
 
     def run(self, command: Sequence[str] = (), *, input: bytes = b"", **options: Any) -> Result:
-        """Starts a member, waits for it, gives its output, and forgets it."""
+        """Start a member, wait for it, remove it, and return its output."""
         notes: list[Mapping[str, Any]] = []
         command, options = _command(command), checked("join", options, _NOT_OF_JOIN)
-        if _apart(self._state, self._state.pod(self.name)):
-            words = ["join", self.name, "--rm", "-i", *_words(options), *(["--", *command] if command else [])]
-            return _run(self._state, words, input)
+        if _in_child(self._state, self._state.pod(self.name)):
+            arguments = ["join", self.name, "--rm", "-i", *_arguments(options), *(["--", *command] if command else [])]
+            return _run(self._state, arguments, input)
 
         def start(fds: tuple[int, int, int]) -> int:
             notes.append(join(self._state, self.name, {**options, "command": list(command)}, fds=fds))
@@ -184,11 +189,11 @@ class Pod:
                 remove_member(self._state, note, True)
 
     def stop(self, seconds: float = 10) -> None:
-        """Members first, pause last."""
+        """Stop the members first, and pause last."""
         stop_pod(self._state, self.name, seconds)
 
     def kill(self, number: int = 9) -> None:
-        """A signal to pause; KILL, TERM and INT end the pod at once."""
+        """Send a signal to pause; KILL, TERM and INT end the pod at once."""
         kill_pod(self._state, self.name, number)
 
 
@@ -196,7 +201,7 @@ class Image:
     """One image of the store, by name, id or digest."""
 
     def __init__(self, name: str, *, root: str = "", state: State | None = None) -> None:
-        """An image that is there; UnknownError lists those that are."""
+        """Refer to an image that exists.  Raise UnknownError, which lists the images."""
         from nsrun.image import lookup
 
         self._state = state or State(root)
@@ -207,7 +212,7 @@ class Image:
 
     @classmethod
     def load(cls, path: str, names: Sequence[str] = (), *, root: str = "", platform: str = "") -> list[Image]:
-        """Takes in the images of a layout directory or an archive.  BadInput names what is wrong with one."""
+        """Load the images of a layout directory or an archive.  Raise BadInput, which says what is wrong with one."""
         from nsrun.image import intake
 
         state = State(root)
@@ -218,7 +223,7 @@ class Image:
     def pull(
         cls, name: str, *, root: str = "", platform: str = "", authfile: str | None = None, tls: bool = True
     ) -> Image:
-        """Fetches one from a registry, through skopeo.  NsrunError tells what the registry said."""
+        """Pull an image from a registry, through skopeo.  Raise NsrunError with the registry's message."""
         from nsrun.image import intake
 
         state = State(root)
@@ -227,61 +232,76 @@ class Image:
         return cls(taken.names[0] if taken.names else taken.id, state=state)
 
     def inspect(self) -> dict[str, Any]:
-        """As `nsrun image inspect` prints it."""
+        """Return what `nsrun image inspect` prints."""
         from nsrun.image.store import Store
 
         return Store(self._state).inspect(self.id)
 
     def unpack(self, directory: str) -> None:
-        """An OCI bundle: directory/rootfs and directory/config.json.  BadInput when it is there and not empty."""
+        """Write an OCI bundle: directory/rootfs and directory/config.json.
+
+        Raise BadInput when the directory exists and is not empty.
+        """
         from nsrun.image import bundle
 
         bundle.unpack(self._state, self.id, directory)
 
     def tag(self, name: str) -> None:
-        """One more name."""
+        """Give the image one more name."""
         from nsrun.image.store import Store
 
         need_root()
         Store(self._state).tag(self.id, name)
 
     def remove(self) -> int:
-        """The image with all of its names; the bytes that freed.  BadInput when a running member uses it."""
+        """Remove the image with all of its names; return the bytes freed.
+
+        Raise BadInput when a running member uses it.
+        """
         from nsrun.image.store import Store
 
         need_root()
         return Store(self._state).remove(self.id, True)[1]
 
 
-def _apart(state: State, pod: Mapping[str, Any]) -> bool:
-    """Nobody comes back from a user namespace, so of an ordinary user another process enters it: nsrun's command line."""
+def _in_child(state: State, pod: Mapping[str, Any]) -> bool:
+    """Return whether the work must be done in a child process, which runs the command line.
+
+    setns(CLONE_NEWUSER) is one-way, and an ordinary user's owned pod has a user namespace.
+    """
     return bool(state.uid and pod.get("user"))
 
 
 def _command(command: Sequence[str]) -> list[str]:
-    """The words of a command.  TypeError: one string, which would be a word for each of its letters."""
-    if isinstance(command, (str, bytes)) or not all(isinstance(word, str) for word in command):
-        raise TypeError(f"the command {command!r} is no list of words")
+    """Return a command as a list.
+
+    Raise TypeError for a single string, each of whose letters would become an argument.
+    """
+    if isinstance(command, (str, bytes)) or not all(isinstance(argument, str) for argument in command):
+        raise TypeError(f"the command {command!r} is not a list of strings")
     return list(command)
 
 
-def _words(options: dict[str, Any]) -> list[str]:
-    """Options of the library as those of the command line."""
-    words: list[str] = []
+def _arguments(options: dict[str, Any]) -> list[str]:
+    """Return options of the library as arguments of the command line."""
+    arguments: list[str] = []
     for key, value in options.items():
         flag = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
-            words += [flag] if value else []
+            arguments += [flag] if value else []
         elif value is not None:
-            words += [f"{flag}={v}" for v in (value if isinstance(value, (list, tuple)) else [value])]
-    return words
+            arguments += [f"{flag}={v}" for v in (value if isinstance(value, (list, tuple)) else [value])]
+    return arguments
 
 
-def _run(state: State, words: list[str], input: bytes = b"") -> Result:
-    """The command line, in a process of its own.  NsrunError, CommandError: what it said when it failed itself."""
+def _run(state: State, arguments: list[str], input: bytes = b"") -> Result:
+    """Run the command line in a child process.
+
+    Raise NsrunError or CommandError with its message when nsrun itself failed.
+    """
     import subprocess
 
-    done = subprocess.run(nsrun_command(state.root, *words), input=input, capture_output=True, check=False)
+    done = subprocess.run(nsrun_command(state.root, *arguments), input=input, capture_output=True, check=False)
     if done.returncode in (2, 125, 126, 127) and done.stderr.startswith(b"nsrun: "):
         message, hint = told(done.stderr)
         if done.returncode in (126, 127):
@@ -291,7 +311,7 @@ def _run(state: State, words: list[str], input: bytes = b"") -> Result:
 
 
 def _collect(input: bytes, start: Any) -> Result:
-    """Runs `start((stdin, stdout, stderr))` with temporary files as pipes that never block; waits for the pid."""
+    """Run `start((stdin, stdout, stderr))` with temporary files, which never block as pipes do, and wait for the pid."""
     import tempfile
 
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -305,13 +325,13 @@ def _collect(input: bytes, start: Any) -> Result:
 
 
 def pods(root: str = "") -> list[Pod]:
-    """The pods that run."""
+    """Return the running pods."""
     state = State(root)
     return [Pod(p["name"], state=state) for p in all_pods(state) if p["status"] == "running"]
 
 
 def images(root: str = "") -> list[Image]:
-    """Those of the store that can be read; `nsrun image ls` tells what is wrong with others."""
+    """Return the images of the store that can be read; `nsrun image ls` reports what is wrong with others."""
     from nsrun.image import lookup
 
     state = State(root)
@@ -319,18 +339,21 @@ def images(root: str = "") -> list[Image]:
 
 
 def member(name: str, root: str = "") -> Member:
-    """A member by name; UnknownError lists those that exist."""
+    """Return a member by name.  Raise UnknownError, which lists those that exist."""
     state = State(root)
     return Member(state.member(name)["name"], state)
 
 
 def plan_of(words: Sequence[str], root: str = "") -> Plan:
-    """The plan of a command line (pod create, join, exec), nothing done: `for step in nsrun.plan_of([...]): print(step.call())`."""
+    """Return the plan of a command line (pod create, join, exec), without carrying it out.
+
+    For example: `for step in nsrun.plan_of([...]): print(step.call())`.
+    """
     from nsrun.cli import planning
 
     return planning.plan_of(State(root), list(words))
 
 
 def prune(root: str = "") -> list[str]:
-    """Sweeps what died; gives what was removed, in words."""
+    """Sweep what has ended; return descriptions of what was removed."""
     return Sweeper(State(root)).all()

@@ -1,4 +1,4 @@
-"""Is a document of the shape that its reader takes for granted?  Asked once, where it comes in; the answer names the key.
+"""Check once, where a document comes in, that it has the shape which its reader expects; the error names the key.
 
 A schema is written as the document looks:
 
@@ -6,12 +6,12 @@ A schema is written as the document looks:
 
     TEXT, STRING, WORD, LINE, HEX, FLAG, Number(least, most), OneOf(…)  a value
     [S]               a list, each of whose items is S
-    {"key": S}        an object with this key; "key?": it may be missing, or null; other keys are not looked at
+    {"key": S}        an object with this key; "key?": it may be missing, or null; other keys are ignored
     {str: S}          an object, each of whose values is S, whatever the keys (which are TEXT)
     dict, list        an object, a list, of anything
     object            anything
 
-The depth of what is looked at is the schema's, not the document's.
+The check goes as deep as the schema, however deep the document is.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ MAX_ITEMS = 100_000  # of one list or object
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY | os.O_NOFOLLOW, mode: int = 0o600) -> int:
-    """A descriptor of a regular file.  OSError, EINVAL when it is anything else: at a FIFO or a device we might wait for ever."""
+    """Return a descriptor of a regular file.
+
+    Raise OSError, with EINVAL for anything else: a FIFO or a device could make us wait for ever.
+    """
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     try:
         if not S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(EINVAL, "it is no regular file", path)
+            raise OSError(EINVAL, "it is not a regular file", path)
     except BaseException:
         os.close(fd)
         raise
@@ -42,12 +45,15 @@ def open_regular(path: str, flags: int = os.O_RDONLY | os.O_NOFOLLOW, mode: int 
 
 
 def open_text(path: str) -> TextIO:
-    """A regular file of ours as text, whatever bytes are in it.  OSError, as open_regular."""
+    """Open a regular file of ours as text, whatever bytes are in it.  Raise OSError as open_regular does."""
     return open(open_regular(path), encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def read_document(path: str, most: int) -> bytes:
-    """The bytes of a regular file that are at most so many.  BadInput: it is something else, or larger; OSError."""
+    """Return the bytes of a regular file, at most `most`.
+
+    Raise BadInput for a larger file or another kind, or OSError.
+    """
     try:
         fd = open_regular(path, os.O_RDONLY)
     except OSError as error:
@@ -68,7 +74,10 @@ def read_document(path: str, most: int) -> bytes:
 
 
 def exists(path: str, what: str) -> bool:
-    """Is there anything at a path that a user named?  Raise BadInput when that can't be known: an error is no absence."""
+    """Return whether there is anything at a path that a user named.
+
+    Raise BadInput when that can't be known: an error does not mean that nothing is there.
+    """
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -80,7 +89,7 @@ def exists(path: str, what: str) -> bool:
 
 
 def is_there(path: str) -> bool:
-    """Is there anything of this name, a dangling link included?  Raise OSError when that can't be known."""
+    """Return whether there is anything of this name, even a dangling link.  Raise OSError when that can't be known."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -89,7 +98,7 @@ def is_there(path: str) -> bool:
 
 
 def is_directory(path: str) -> bool:
-    """Is there a directory, or a link to one?  Raise OSError when that can't be known."""
+    """Return whether there is a directory, or a link to one.  Raise OSError when that can't be known."""
     try:
         return S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -97,12 +106,18 @@ def is_directory(path: str) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Is it a number of 1 to 18 decimal digits?  (str.isdigit takes "²", which int() refuses, and "٣", which it does not.)"""
+    """Return whether this is a number of 1 to 18 decimal digits.
+
+    (str.isdigit accepts "²", which int() refuses, and "٣", which it accepts.)
+    """
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Is it a string that can be written as UTF-8?  JSON can hold half a surrogate pair, "\\ud800", which can not."""
+    """Return whether this is a string that can be written as UTF-8.
+
+    JSON can contain half a surrogate pair, "\\ud800", which can't.
+    """
     if not isinstance(value, str):
         return False
     try:
@@ -115,7 +130,8 @@ def is_text(value: object) -> TypeGuard[str]:
 class Text:
     """A string of at most `most` characters, with `lines` possibly of several lines.
 
-    `nul`: it may hold NUL bytes.  `raw`: it may hold bytes that are no UTF-8, as os.fsdecode shows them.  `of`: only these, at least one.
+    With `nul` it may contain NUL bytes, with `raw` bytes that are not UTF-8, as os.fsdecode shows them; with `of` only
+    these characters, and at least one.
     """
 
     def __init__(
@@ -139,7 +155,7 @@ class Text:
 
 
 class Number:
-    """A whole number (and no truth value) in a range."""
+    """A whole number (not a truth value) in a range."""
 
     def __init__(self, least: int = 0, most: int = (1 << 63) - 1) -> None:
         self.least, self.most = least, most
@@ -169,13 +185,13 @@ FLAG = OneOf(True, False)
 
 
 def check(value: Any, schema: Any, what: str) -> None:
-    """BadInput when the document `what` is not what the schema says: "config.json: process.env[3] is not text …"."""
+    """Raise BadInput when the document `what` does not fit the schema: "config.json: process.env[3] is not text …"."""
     for path, kind in _wrong(value, schema, ""):
         raise BadInput(f"{what}: {path or 'it'} is {kind}")
 
 
 def _wrong(value: Any, schema: Any, path: str) -> list[tuple[str, str]]:
-    """The first that is wrong: where, and what it is not."""
+    """Return the first value that is wrong: its path, and what it is not."""
     if isinstance(schema, (Text, Number, OneOf)):
         return [] if schema.fits(value) else [(path, f"not {schema.kind}")]
     if schema is object:
@@ -224,20 +240,22 @@ def _below(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-#: Of a name of a pod or a member.
+#: The characters of a name of a pod or a member.
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 def is_name(text: str) -> bool:
-    """Can it be the name of a pod or a member: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or `-`?"""
+    """Return whether this can name a pod or a member: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or
+    `-`.
+    """
     return bool(text) and len(text) <= 63 and NAME_CHARS.issuperset(text) and text[0] not in ".-"
 
 
 def check_name(name: str, what: str) -> str:
-    """A name becomes a directory, a cgroup and a hostname: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or `-`."""
+    """Return the name of a directory, a cgroup and a hostname.  Raise UsageError unless is_name accepts it."""
     if not is_name(name):
         raise UsageError(
             f"bad {what} name {name!r}",
-            hint="letters, digits, '_', '.', '-'; at most 63; it begins with a letter, a digit or '_'",
+            hint="use letters, digits, '_', '.', '-', at most 63, beginning with a letter, a digit or '_'",
         )
     return name

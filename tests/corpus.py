@@ -637,12 +637,12 @@ def packed(name: str, function: Callable[[], bytes], *refused: str, tree: Tree |
 
 
 GOOD = tar(directory("./"), entry("file", b"x"))
-packed("archive-empty", lambda: b"", "holds no image")
-packed("archive-of-nothing", lambda: END, "holds no image")
+packed("archive-empty", lambda: b"", "so it is not an image")
+packed("archive-of-nothing", lambda: END, "so it is not an image")
 packed("archive-no-tar", lambda: b"x" * 5000, "no tar")
 packed("archive-cut", lambda: docker_archive(GOOD)[:4000], "ends in the middle")
-packed("archive-link-loop", lambda: archive({}, {"manifest.json": "manifest.json"}), "holds no image")
-packed("archive-link-out", lambda: archive({}, {"manifest.json": "/etc/passwd"}), "holds no image")
+packed("archive-link-loop", lambda: archive({}, {"manifest.json": "manifest.json"}), "so it is not an image")
+packed("archive-link-out", lambda: archive({}, {"manifest.json": "/etc/passwd"}), "so it is not an image")
 packed(
     "archive-layer-link-out",
     lambda: archive(

@@ -108,7 +108,7 @@ def test_programs_are_refused_alike(host, pod, busybox, monkeypatch):
     for options in ({"network": "bridged"}, {"network": ""}):
         with pytest.raises(nsrun.UsageError):
             nsrun.Pod.create("other", **options)
-    with pytest.raises(TypeError, match="list of words"):
+    with pytest.raises(TypeError, match="list of strings"):
         one.run("true", rootfs=busybox)
     assert host.snapshot() == before
     member = one.join(["sleep", "100"], rootfs=busybox, name="m", cap_drop=("ALL",), net=None, read_only=False)

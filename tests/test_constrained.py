@@ -467,7 +467,7 @@ def test_what_is_not_cgroup2_is_left_alone(tmp_path, monkeypatch):
     assert cgroup.mount_point() == "" and cgroup.pod_path("p", "1") == ""
     with pytest.raises(OSError, match="cgroup2"):
         cgroup.make(f"{path}/m-b", {})
-    with pytest.raises(cgroup.BadInput, match="not in view"):
+    with pytest.raises(cgroup.BadInput, match="not visible"):
         cgroup.make(f"{path}/m-b", {}, 5)
     assert not cgroup.kill(path) and cgroup.pids(path) == [] and cgroup.members(path) == []
     cgroup.remove(path, kill=True), cgroup.remove_member(f"{path}/m-a")
@@ -512,9 +512,9 @@ def test_another_cgroup_of_the_same_name(host):
         assert cgroup.pids(path, ident) == [] and not cgroup.kill(path, ident)
         assert cgroup.usage(path, ident)["pids"] is None and cgroup.usage(path)["pids"] == 1
         cgroup.remove(path, ident, kill=True)
-        with pytest.raises(cgroup.BadInput, match="not in view"):
+        with pytest.raises(cgroup.BadInput, match="not visible"):
             cgroup.open_pod(path, ident)
-        with pytest.raises(cgroup.BadInput, match="not in view"):
+        with pytest.raises(cgroup.BadInput, match="not visible"):
             cgroup.make(f"{path}/m-a", {}, ident)
         assert process.poll() is None and os.listdir(path)
     finally:
@@ -553,7 +553,7 @@ def test_a_cgroup_namespace_of_ones_own(host, pod, busybox, command):
                f'set -e; umount -l {mount}; mount -t cgroup2 none {mount}; exec "$@"', "sh"]  # fmt: skip
     try:
         done = script(host, f"nsrun {command.format(box=busybox)}", *wrapper, check=False)
-        refused(done, "is not in view here", "another cgroup namespace")
+        refused(done, "is not visible here", "another cgroup namespace")
         assert [p for p in pathlib.Path(elsewhere).iterdir() if p.is_dir()] == []
         # without a mount of its own the directory is the same, and all is well
         script(host, f"nsrun {command.format(box=busybox)}", "unshare", "--cgroup")
@@ -793,7 +793,7 @@ def test_an_image_with_more_ids_than_there_are(few, busybox):
     layout = few.home / "layout"
     Layout(base, tar(entry("x", uid=33)), name="box:1").write(layout)
     sh("chown", "-R", f"{ALICE}:{ALICE}", layout)
-    assert "an id that this user namespace does not have" in few.fails(125, "image", "load", layout)
+    assert "this user namespace lacks the id" in few.fails(125, "image", "load", layout)
 
 
 # ---- the umask -------------------------------------------------------------------------------------------------

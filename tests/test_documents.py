@@ -126,8 +126,8 @@ def test_every_key_of_a_config_with_every_wrong_value():
         (("created",), "\ud800", "created is not a line of text"),
         (("history", 0, "created_by"), "\ud800", "history[0].created_by is not text"),
         (("architecture",), "\ud800", "architecture is not a line of text"),
-        (("config", "StopSignal"), "RTMIN+²", "config.StopSignal 'RTMIN+²' is no signal"),
-        (("config", "StopSignal"), "٣", "config.StopSignal '٣' is no signal"),
+        (("config", "StopSignal"), "RTMIN+²", "config.StopSignal 'RTMIN+²' is not a signal"),
+        (("config", "StopSignal"), "٣", "config.StopSignal '٣' is not a signal"),
         (("rootfs", "diff_ids"), {"0": 1}, "rootfs.diff_ids is not a list"),
     ],
 )

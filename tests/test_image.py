@@ -659,7 +659,7 @@ def test_completion_knows_images(host, tmp_path):
 def test_bad_words(host, tmp_path):
     assert "does not exist" in host.fails(125, "image", "load", tmp_path / "nothing")
     assert "neither" in host.fails(125, "image", "load", tmp_path)
-    assert "holds no image" in host.fails(125, "image", "load", tmp_path)
+    assert "so it is not an image" in host.fails(125, "image", "load", tmp_path)
     host.fails(2, "image", "load", "--max-size", "much", tmp_path)
     host.fails(2, "image", "load", "--max-ratio", "0", tmp_path)
     host.fails(2, "image", "load", "-t", "UPPER", tmp_path)

@@ -254,10 +254,10 @@ def test_two_roots_do_not_see_each_other(host):
 
 
 def test_what_cannot_be_told_is_not_taken_for_good(host):
-    """Without CAP_NET_ADMIN no table is seen: doctor says so instead of "no foreign table"."""
+    """Without CAP_NET_ADMIN no table is seen: doctor says so instead of "no other table"."""
     words = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin", NSRUN, "doctor", "--json"]
     found = {f["what"]: f for f in json.loads(sh(*words, env=host.env, check=False).stdout)}
-    assert found["forwarding"]["status"] == "limited" and "can't be told" in found["forwarding"]["detail"]
+    assert found["forwarding"]["status"] == "limited" and "can't find out" in found["forwarding"]["detail"]
 
 
 def test_the_common_table_comes_back_and_goes_with_the_bridge(host):

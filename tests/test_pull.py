@@ -135,7 +135,7 @@ def test_login(host, registry, tmp_path):
     host.run("image", "rm", name)
     host.run(*pull, "--authfile", tmp_path / "auth.json", name)
     assert "does not exist" in host.fails(125, *pull, "--authfile", tmp_path / "nothing", name)
-    assert "on a terminal" in host.fails(2, *pull, "--creds", "anna", name, stdin=subprocess.DEVNULL)
+    assert "needs a terminal" in host.fails(2, *pull, "--creds", "anna", name, stdin=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("registry", ["anna:secret"], indirect=True)
@@ -162,7 +162,7 @@ def test_what_is_missing(host, registry, tmp_path):
     assert "manifest unknown" in message and "skopeo list-tags" in message
     assert "unknown" in host.fails(125, *pull, f"{registry.host}/mine/nothing:1")
     assert "plain HTTP" in host.fails(125, "image", "pull", f"{registry.host}/mine/app:1")
-    assert "nobody listens" in host.fails(125, *pull, "127.0.0.1:1/mine/app:1")
+    assert "no program listens" in host.fails(125, *pull, "127.0.0.1:1/mine/app:1")
     assert "unknown" in host.fails(125, *pull, f"{registry.host}/mine/app@sha256:{'0' * 64}")
     host.fails(2, *pull, "UPPER")
     host.fails(2, "image", "pull", "--tls-verify=maybe", "a")

@@ -132,7 +132,7 @@ def test_no_way_out(host, alice):
     need(os.path.exists("/usr/bin/pasta"), "pasta is missing", "apt-get install passt")
     words = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     done = sh(*words, *alice.words(NSRUN, "pod", "create", "web"), env=alice.env, cwd="/", check=False)
-    assert done.returncode == 125 and "no way out to a network" in done.stderr, done.stderr
+    assert done.returncode == 125 and "no route to a network" in done.stderr, done.stderr
     assert alice.json("pod", "ls", "-a") == []
 
 

@@ -1,13 +1,14 @@
-"""cgroups(7), version 2 only: every pod and every member is one, so that each can be killed and limited as a whole.
+"""cgroups(7), version 2 only: every pod and every member has one, so that each can be killed and limited as a whole.
 
     BASE/POD-ID/pause        BASE/POD-ID/m-MEMBER        BASE: NSRUN_CGROUP, or "nsrun"
 
-On the hybrid layout (v1 controllers, an empty v2 tree beside them) grouping and cgroup.kill work; a limit
-needs its controller on v2, and is an error that names it otherwise.
+On the hybrid layout (v1 controllers, and an empty v2 tree beside them) grouping and cgroup.kill work; a limit needs its
+controller on v2, and otherwise is an error that names the controller.
 
-A path is only a name: another mount, another cgroup namespace or no cgroup file system at all may lie below it.  So whatever
-is made, killed or removed here is reached by descriptors that fstatfs(2) proves to be of cgroup2, and is told from another's
-of the same name by its inode number, which the kernel gives to no other cgroup until the next boot.
+A path is only a name: another mount, another cgroup namespace or no cgroup file system at all may be under it.  So
+everything that is made, killed or removed here is reached by descriptors which fstatfs(2) proves to be of cgroup2, and
+a cgroup is told from another of its name by its inode number, which the kernel gives to no other cgroup until the next
+boot.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 LIMITS = {"memory": ("memory", "memory.max"), "cpus": ("cpu", "cpu.max"), "pids": ("pids", "pids.max")}
-MAX_BELOW = 1000  # cgroups that an owner may make in her pod's: what root has to walk when it is removed
-MAX_DEPTH = 32  # and how deep
+MAX_BELOW = 1000  # cgroups that an owner may make in their pod's; root has to walk them when it removes the pod's
+MAX_DEPTH = 32  # levels that an owner may nest them
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANOTHER = (
-    "this is another cgroup namespace or mount than the one the pod was made in, and outside of its cgroup the pod's limits"
-    " hold for nothing: run nsrun where cgroup v2 shows the directory (compare /proc/self/cgroup and /proc/self/mountinfo)"
+    "this is another cgroup namespace or mount than the one the pod was made in, and the pod's limits do not hold outside"
+    " its cgroup: run nsrun where cgroup v2 shows the directory (compare /proc/self/cgroup and /proc/self/mountinfo)"
 )
 
 
@@ -41,7 +42,7 @@ _ANOTHER = (
 
 
 def mount_point() -> str:
-    """Where the v2 tree is mounted, as fstatfs(2) proves; "" when it is not."""
+    """Return where the v2 tree is mounted, as fstatfs(2) proves; "" when it is not mounted."""
     for mount in MOUNTS:
         try:
             os.close(_open(mount))
@@ -52,7 +53,7 @@ def mount_point() -> str:
 
 
 def _open(path: str, within: int | None = None) -> int:
-    """A descriptor of a directory of cgroup2, and of no other file system.  OSError: ENODEV when it is another's."""
+    """Return a descriptor of a directory of cgroup2.  Raise OSError, with ENODEV when it is of another file system."""
     fd = os.open(path, _DIRECTORY, dir_fd=within)
     try:
         if kernel.fs_magic(fd) != kernel.CGROUP2_MAGIC:
@@ -64,7 +65,10 @@ def _open(path: str, within: int | None = None) -> int:
 
 
 def _split(path: str) -> tuple[str, list[str]]:
-    """A path of ours: the mount that it is below, and the names from there on.  OSError ENODEV: it is below none."""
+    """Split a path of ours into the mount that it is below and the names from there on.
+
+    Raise OSError ENODEV when it is below none.
+    """
     for mount in MOUNTS:
         if path.startswith(f"{mount}/"):
             parts = path[len(mount) + 1 :].split("/")
@@ -74,7 +78,10 @@ def _split(path: str) -> tuple[str, list[str]]:
 
 
 def _walk(path: str) -> int:
-    """A descriptor of the directory, name by name from the mount on.  OSError: ENOENT; ENODEV when cgroup2 is not there."""
+    """Open the directory name by name from the mount on.
+
+    Raise OSError: ENOENT, or ENODEV when cgroup2 is not there.
+    """
     mount, parts = _split(path)
     here = _open(mount)
     for part in parts:
@@ -87,7 +94,7 @@ def _walk(path: str) -> int:
 
 
 def _find(path: str, ident: int = 0) -> int:
-    """The same if it is there and has that id (0: whatever it has), else -1."""
+    """Return the same, or -1 when it is not there or has another inode number than `ident` (0: any)."""
     if not path:
         return -1
     try:
@@ -103,20 +110,21 @@ def _find(path: str, ident: int = 0) -> int:
 
 
 def open_pod(path: str, ident: int = 0) -> int:
-    """A descriptor of a pod's or member's cgroup; `ident`: its inode number, from the note (0: unknown).
+    """Return a descriptor of a pod's or member's cgroup; `ident` is its inode number, from the note (0: unknown).
 
-    BadInput: it is not in view here, or another has its name.
+    Raise BadInput when it is not visible here, or another cgroup has its name.
     """
     fd = _find(path, ident)
     if fd < 0:
-        raise BadInput(f"the cgroup {path} is not in view here", hint=_ANOTHER)
+        raise BadInput(f"the cgroup {path} is not visible here", hint=_ANOTHER)
     return fd
 
 
 def locate(path: str, ident: int, pid: int) -> str:
-    """Where a cgroup is in view from here: `path`, or where a process of it shows that it is; `path` when it is nowhere.
+    """Return where a cgroup is visible from here: at `path`, or where its process `pid` shows it; `path` when it is
+    nowhere.
 
-    It was made in another cgroup namespace, or below another mount, if not at its path.
+    If it is not at its path, it was made in another cgroup namespace, or below another mount.
     """
     fd = _find(path, ident)
     if fd >= 0 or not path or not ident:
@@ -134,33 +142,37 @@ def locate(path: str, ident: int, pid: int) -> str:
 
 
 def check_reach(path: str, ident: int = 0) -> None:
-    """BadInput: what lives in this cgroup can't be ended from here, because it is not in view, or only to be looked at."""
+    """Raise BadInput when what lives in this cgroup can't be ended from here, because it is not visible, or mounted
+    read-only.
+    """
     if path:
         with kernel.Fd(open_pod(path, ident)) as fd:
             if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
-                raise BadInput(f"the cgroup {path} is mounted read-only here", hint="run it where it can be written to")
+                raise BadInput(f"the cgroup {path} is mounted read-only here", hint="run nsrun where it is writable")
 
 
 def base() -> str:
-    """The directory of all pods, NSRUN_CGROUP; "" (or the word none): pods and members go without cgroups."""
+    """Return the directory of all pods, NSRUN_CGROUP; "" when that is empty or "none": then pods and members have no
+    cgroups.
+    """
     word = os.environ.get("NSRUN_CGROUP", "nsrun")
     if word in ("", "none"):
         return ""
     if {"", ".", ".."} & set(word.split("/")):
         raise BadInput(
-            f"NSRUN_CGROUP={word!r} is no path below the cgroup tree",
-            hint="a name, or names with / between them; or none, to go without",
+            f"NSRUN_CGROUP={word!r} is not a path below the cgroup tree",
+            hint="give a name, or names with / between them; or none, to do without cgroups",
         )
     return word
 
 
 def chosen_none() -> bool:
-    """Did somebody ask for no cgroups?"""
+    """Return whether the user asked for no cgroups."""
     return not base()
 
 
 def _home(uid: int) -> tuple[str, str]:
-    """(The directory below which pods of this user can have cgroups, ""), or ("", why there is none)."""
+    """Return (the directory below which pods of this user can have cgroups, ""), or ("", why there is none)."""
     if not base():
         return "", "NSRUN_CGROUP says so"
     mount = mount_point()
@@ -184,26 +196,28 @@ _HOW = {
 
 
 def why_none(uid: int) -> tuple[str, str]:
-    """(Why a pod that this user makes now has no cgroup, what to do); ("", "") when it has one."""
+    """Return (why a pod that this user makes now has no cgroup, what to do); ("", "") when it has one."""
     reason = _home(uid)[1]
     return reason, _HOW.get(
-        reason, "a writable cgroup tree: a container gets one of its own; or mount -o remount,rw"
+        reason, "make the cgroup tree writable: give the container one of its own; or mount -o remount,rw"
     ) if reason else ""
 
 
 def pod_path(name: str, ident: str, uid: int = 0) -> str:
-    """The cgroup directory of a pod; "" where none can be made (why_none tells)."""
+    """Return the cgroup directory of a pod; "" where none can be made (why_none tells why)."""
     within = _home(uid)[0]
     return f"{within}/{base()}/{name}-{ident}" if within else ""
 
 
 def _delegated(mount: str) -> str:
-    """The topmost cgroup above this process that its user may write to (systemd gives users one, with Delegate=yes)."""
+    """Return the topmost cgroup above this process that its user may write to (systemd gives users one with
+    Delegate=yes).
+    """
     with open("/proc/self/cgroup", errors="surrogateescape", newline="\n") as file:
         own = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "/")
     path, found = f"{mount}{own}".rstrip("/"), ""
     if ".." in path.split("/"):
-        return ""  # outside of this cgroup namespace
+        return ""  # it is outside this cgroup namespace
     while len(path) > len(mount):
         if os.access(path, os.W_OK) and os.access(f"{path}/cgroup.procs", os.W_OK):
             found = path
@@ -215,7 +229,7 @@ def _delegated(mount: str) -> str:
 
 
 def _read(directory: int, name: str) -> str:
-    """The text of a file; "" when there is none, or it says nothing (a controller that is not there)."""
+    """Return the text of a file; "" when there is none, or it can't be read (its controller is not there)."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         with open(fd, errors="surrogateescape", newline="\n") as file:
@@ -235,13 +249,13 @@ def _controllers(mount: str) -> list[str]:
 
 
 def missing() -> list[str]:
-    """The controllers that limits and stats need and cgroup v2 does not offer here."""
+    """Return the controllers that limits and stats need and that cgroup v2 does not offer here."""
     mount = mount_point()
     return [c for c in ("cpu", "memory", "pids") if not mount or c not in _controllers(mount)]
 
 
 def _enable(directory: int, controllers: list[str]) -> None:
-    """Offers controllers to the cgroups below, those that are not offered yet."""
+    """Offer controllers to the cgroups below, except those that are offered already."""
     there = _read(directory, "cgroup.subtree_control").split()
     if missing := [f"+{c}" for c in controllers if c not in there]:
         _write(directory, "cgroup.subtree_control", " ".join(missing))
@@ -251,11 +265,12 @@ def _enable(directory: int, controllers: list[str]) -> None:
 
 
 def make(path: str, limits: dict[str, str], pod: int | None = None) -> int:
-    """Makes the cgroup with its limits and gives a descriptor of the directory; -1 when `path` is "" (no cgroups here).
+    """Make the cgroup with its limits and return a descriptor of the directory; -1 when `path` is "" (there are no
+    cgroups here).
 
-    `pod`: the inode number of the directory above, which must be there and be that one (0: unknown), because what is
-    born in another is outside of the pod's limits; None: what is missing above is made, too.
-    BadInput: limits that can't be had; the pod's cgroup is not in view.  OSError: what the kernel said.
+    `pod` is the inode number of the directory above, which must exist and be that one (0: unknown), because a process
+    in another would be outside the pod's limits.  With None, missing directories above are made, too.  Raise BadInput
+    when the limits can't be had or the pod's cgroup is not visible, and OSError when the kernel refuses.
     """
     if not path:
         if limits:
@@ -269,7 +284,7 @@ def make(path: str, limits: dict[str, str], pod: int | None = None) -> int:
                 f"the limit needs the cgroup v2 controller {controller!r}, which this machine does not offer",
                 hint=f"{mount}/cgroup.controllers lists those it has; boot with systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all",
             )
-    for _ in range(20):  # a sweeper may remove an empty parent under our feet
+    for _ in range(20):  # a sweep may remove an empty parent meanwhile
         try:
             fd = _make(path, wanted, pod)
             break
@@ -284,7 +299,7 @@ def make(path: str, limits: dict[str, str], pod: int | None = None) -> int:
                 try:
                     _write(fd, "memory.swap.max", "0")
                 except FileNotFoundError:
-                    pass  # a kernel without swap accounting has nothing to limit
+                    pass  # this kernel has no swap accounting
     except BaseException:
         ident = os.fstat(fd).st_ino
         os.close(fd)
@@ -298,13 +313,13 @@ def _refuse_limits() -> None:
     raise BadInput(
         f"limits need a cgroup, and there is none: {reason}"
         if reason
-        else "limits need a cgroup, and the pod was made without",
-        hint=fix or "make the pod anew: it gets one now",
+        else "limits need a cgroup, and the pod was made without one",
+        hint=fix or "make the pod again: it gets one now",
     )
 
 
 def _make(path: str, wanted: list[str], pod: int | None) -> int:
-    """The directory, with those controllers."""
+    """Make the directory, with those controllers; return its descriptor."""
     mount, parts = _split(path)
     if pod is None:
         here, left = _open(mount), parts
@@ -317,11 +332,11 @@ def _make(path: str, wanted: list[str], pod: int | None) -> int:
             if wanted:
                 _enable(here, wanted)
             try:
-                # What is left of an earlier member goes first: its id must not become another's.
+                # remove what is left of an earlier member first: its inode number must not become this member's
                 if pod is not None and not _rmdir(part, here, 1):
                     _refuse_taken(path, os.stat(part, dir_fd=here).st_uid)
                 os.mkdir(part, 0o755, dir_fd=here)
-                os.chmod(part, 0o755, dir_fd=here)  # whatever the umask
+                os.chmod(part, 0o755, dir_fd=here)  # whatever the umask is
             except FileExistsError:
                 pass
             there = _open(part, here)
@@ -329,27 +344,27 @@ def _make(path: str, wanted: list[str], pod: int | None) -> int:
             os.close(here)
         here = there
     owner = os.fstat(here).st_uid
-    if owner != os.geteuid():  # made by the pod's owner in between: they could change its limits
+    if owner != os.geteuid():  # the pod's owner made it meanwhile, and could change its limits
         os.close(here)
         _refuse_taken(path, owner)
     return here
 
 
 def _refuse_taken(path: str, owner: int) -> NoReturn:
-    """Raise BadInput for a member's cgroup that is there already and can't be removed."""
+    """Raise BadInput for a member's cgroup that exists already and can't be removed."""
     if owner != os.geteuid():
         raise BadInput(
-            f"the cgroup {path} is there already, and belongs to uid {owner}",
+            f"the cgroup {path} exists already, and belongs to uid {owner}",
             hint=f"cat {path}/cgroup.procs; once it is empty, or with another --name, the member starts",
         )
     raise BadInput(
-        f"something of an earlier member lives in the cgroup {path}",
-        hint="nsrun rm -f of its name; or nsrun pod prune --all",
+        f"a process of an earlier member lives in the cgroup {path}",
+        hint="nsrun rm -f with its name; or nsrun pod prune --all",
     )
 
 
 def _offer(mount: str, parts: list[str], wanted: list[str]) -> None:
-    """Has every cgroup on the way offer these controllers to those below."""
+    """Make every cgroup on the way offer these controllers to those below."""
     here = _open(mount)
     try:
         for part in parts:
@@ -363,7 +378,7 @@ def _offer(mount: str, parts: list[str], wanted: list[str]) -> None:
 
 
 def offer(path: str) -> None:
-    """Has the kernel count what each member of a pod uses: the controllers of this machine go down to its cgroup."""
+    """Make the kernel count what each member of a pod uses: offer this machine's controllers down to its cgroup."""
     if not path:
         return
     mount, parts = _split(path)
@@ -376,7 +391,9 @@ def offer(path: str) -> None:
 
 
 def delegate(path: str, uid: int, gid: int) -> None:
-    """Gives a pod's cgroup to its owner: she makes cgroups for members, and limits those; the pod's own files stay root's."""
+    """Give a pod's cgroup to its owner, who makes and limits cgroups for members in it; the limits of the pod itself
+    stay root's.
+    """
     if path:
         with kernel.Fd(open_pod(path)) as fd:
             _write(fd, "cgroup.max.descendants", str(MAX_BELOW))
@@ -389,9 +406,10 @@ def delegate(path: str, uid: int, gid: int) -> None:
 
 
 def _below(top: int) -> Iterator[tuple[int, str]]:
-    """All cgroups below `top` as (descriptor of the one above, name), the deepest first; with one descriptor, however deep.
+    """Yield all cgroups below `top` as (descriptor of the parent, name), deepest first, with one descriptor, however
+    deep.
 
-    No cgroup of v2 can be moved, so the way up is the way that was gone down.
+    A cgroup of v2 can't be moved, so `..` leads back to where we came from.
     """
     here, left = os.dup(top), [_children(top)]
     try:
@@ -407,7 +425,7 @@ def _below(top: int) -> Iterator[tuple[int, str]]:
             try:
                 there = _open(left[-1][-1], here)
             except OSError:
-                left[-1].pop()  # it is gone, or not ours to see
+                left[-1].pop()  # it is gone, or we may not open it
                 continue
             os.close(here)
             here = there
@@ -425,11 +443,11 @@ def _children(directory: int) -> list[str]:
 
 
 def _processes(directory: int) -> list[int]:
-    return [int(word) for word in _read(directory, "cgroup.procs").split()]
+    return [int(pid) for pid in _read(directory, "cgroup.procs").split()]
 
 
 def pids(path: str, ident: int = 0) -> list[int]:
-    """The processes in a cgroup and below it; none when it is not there.  `ident`: see open_pod."""
+    """Return the processes in a cgroup and below it; none when it is not there.  For `ident` see open_pod."""
     top = _find(path, ident)
     if top < 0:
         return []
@@ -450,7 +468,7 @@ def pids(path: str, ident: int = 0) -> list[int]:
 
 
 def count(path: str, ident: int = 0) -> int:
-    """How many processes are in a cgroup and below it; -1: it is not there, or not in view."""
+    """Return the number of processes in a cgroup and below it; -1 when it is not there, or not visible."""
     top = _find(path, ident)
     if top < 0:
         return -1
@@ -459,7 +477,7 @@ def count(path: str, ident: int = 0) -> int:
 
 
 def of_process(pid: int) -> str:
-    """The directory of the cgroup that a process is in; "" when that is not in view."""
+    """Return the directory of the cgroup that a process is in; "" when that is not visible."""
     mount = mount_point()
     try:
         with open(f"/proc/{pid}/cgroup", errors="surrogateescape", newline="\n") as file:
@@ -470,7 +488,7 @@ def of_process(pid: int) -> str:
 
 
 def members(path: str, ident: int = 0) -> list[str]:
-    """The names of the members (m-NAME) that have a cgroup in a pod's."""
+    """Return the names of the members that have a cgroup (m-NAME) in a pod's."""
     top = _find(path, ident)
     if top < 0:
         return []
@@ -481,15 +499,18 @@ def members(path: str, ident: int = 0) -> list[str]:
 
 
 def _number(directory: int, name: str) -> int | None:
-    """A file with one number; None: no such file (its controller is not there), or "max", no limit."""
+    """Return the number in a file; None when there is no such file (its controller is not there), or it says "max", no
+    limit.
+    """
     word = _read(directory, name).strip()
     return int(word) if is_number(word) else None
 
 
 def usage(path: str, ident: int = 0) -> dict[str, Any]:
-    """What a cgroup and those below it use, and its own limits; cgroup-v2.rst.  None: the kernel does not tell.
+    """Return what a cgroup and those below it use, and its own limits (cgroup-v2.rst); None where the kernel does not
+    tell.
 
-    cpu in seconds and processors, memory in bytes.  `ident`: see open_pod.
+    CPU is in seconds and processors, memory in bytes.  For `ident` see open_pod.
     """
     found: dict[str, Any] = dict.fromkeys(
         ("cpu_seconds", "cpu_limit", "memory", "memory_peak", "memory_limit", "pids", "pids_limit", "oom_kills")
@@ -522,19 +543,21 @@ def usage(path: str, ident: int = 0) -> dict[str, Any]:
 
 
 def kill(path: str, ident: int = 0) -> bool:
-    """cgroup.kill (Linux 5.14): SIGKILL to all in it, at once.  False when there is no such cgroup (any more), or another
-    of that name: `ident`, see open_pod."""
+    """Send SIGKILL to all processes in it at once, by cgroup.kill (Linux 5.14).
+
+    Return False when there is no such cgroup any more, or another has its name.  For `ident` see open_pod.
+    """
     fd = _find(path, ident)
     return fd >= 0 and _kill(fd)
 
 
 def _kill(fd: int) -> bool:
-    """Closes the descriptor."""
+    """Kill what is in the cgroup, and close the descriptor."""
     try:
         _write(fd, "cgroup.kill", "1")
         return True
     except OSError as error:
-        if error.errno in (ENOENT, ENODEV):  # removed meanwhile, or a kernel before 5.14
+        if error.errno in (ENOENT, ENODEV):  # it was removed meanwhile, or the kernel is older than 5.14
             return False
         raise
     finally:
@@ -542,9 +565,9 @@ def _kill(fd: int) -> bool:
 
 
 def remove(path: str, ident: int = 0, kill: bool = False) -> None:
-    """Removes a cgroup and those below it; waits a little for what is dying in it.  An empty path is none.
+    """Remove a cgroup and those below it; wait a little for what is dying in it.  Do nothing for an empty path.
 
-    One that is not there is removed already; one of the same name with another id is another's, and stays.
+    It is no error when it does not exist.  A cgroup of the same name with another inode number is not ours, and stays.
     """
     top = _find(path, ident)
     if top < 0:
@@ -552,7 +575,8 @@ def remove(path: str, ident: int = 0, kill: bool = False) -> None:
     try:
         if kill:
             _kill(os.dup(top))
-        tries = 100  # until something lives on in one of them, which is not ours to end: the others go all the same
+        # but 1 once something lives on in one of them, which is not ours to end: we still remove the others
+        tries = 100
         for above, name in _below(top):
             if not _rmdir(name, above, tries):
                 tries = 1
@@ -563,7 +587,7 @@ def remove(path: str, ident: int = 0, kill: bool = False) -> None:
 
 
 def _rmdir(name: str, above: int, tries: int) -> bool:
-    """With a pause of 2 ms between tries; False: something lives in it."""
+    """Remove a cgroup, with 2 ms between tries; return False when something lives in it."""
     for left in range(tries - 1, -1, -1):
         try:
             os.rmdir(name, dir_fd=above)
@@ -579,16 +603,16 @@ def _rmdir(name: str, above: int, tries: int) -> bool:
 
 
 def remove_empty(uid: int) -> None:
-    """The base directory, once no pod is in it."""
+    """Remove the base directory if no pod is in it."""
     within = _home(uid)[0]
     path = f"{within}/{base()}"
-    while within and path != within:  # and the directories above it that nothing else is in
+    while within and path != within:  # and then the directories above it, if nothing else is in them
         _remove_if_empty(path)
         path = os.path.dirname(path)
 
 
 def remove_member(path: str, ident: int = 0) -> None:
-    """A member's cgroup; with an orphan, the last of its dead pod, the pod's directory too."""
+    """Remove a member's cgroup, and the pod's directory if this was the last member of a dead pod."""
     remove(path, ident, kill=True)
     if path:
         _remove_if_empty(os.path.dirname(path))
@@ -599,10 +623,10 @@ def _remove_if_empty(path: str) -> None:
         mount, parts = _split(path)
         above = _walk(os.path.dirname(path)) if len(parts) > 1 else _open(mount)
     except OSError:
-        return  # not there
+        return  # it does not exist
     try:
         os.rmdir(parts[-1], dir_fd=above)
     except OSError:
-        pass  # not there, or somebody is in it
+        pass  # it does not exist, or a process is in it
     finally:
         os.close(above)

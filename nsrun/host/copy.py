@@ -1,7 +1,7 @@
-"""Copies of whole trees: a volume that is new gets what the root has there; an image becomes a directory.
+"""Copy whole trees: what the root has at the place of a new volume, and an image into a directory.
 
-Done by the host's cp(1), from one descriptor to one directory: owners, times, holes, extended attributes and hard links
-stay, links are copied and never followed.  Never by a program of the rootfs (CVE-2026-41567).
+The host's cp(1) does it, from a descriptor to a directory: owners, times, holes, extended attributes and hard links
+stay; links are copied and never followed.  We never run a program of the rootfs for it (CVE-2026-41567).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CP = next((path for path in ("/bin/cp", "/usr/bin/cp") if os.path.exists(path))
 
 
 def copy_tree(directory: int, target: str) -> None:
-    """Everything in `directory` (a descriptor), and its own attributes, to the existing directory `target`."""
+    """Copy everything in `directory` (a descriptor), and its own attributes, to the existing directory `target`."""
     import fcntl
 
     errors = os.memfd_create("errors", os.MFD_CLOEXEC)
@@ -43,13 +43,13 @@ def copy_tree(directory: int, target: str) -> None:
 
 
 def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int, int]) -> None:
-    """Makes the volume `target` with what the root has at `path` (nothing, if it has nothing), whole or not at all.
+    """Make the volume `target` with what the root has at `path` (empty, if it has nothing there), completely or not at
+    all.
 
-    `root`: a detached mount of ours, on which no symlink is followed meanwhile (MOUNT_ATTR_NOSYMFOLLOW, Linux 5.14).
+    `root` is a detached mount of ours, on which no symlink is followed meanwhile (MOUNT_ATTR_NOSYMFOLLOW, Linux 5.14).
+    `ids` are the uid and gid of a volume for which the root has no directory.
 
-    `ids`: uid and gid of a volume that the root knows nothing of.
-
-    KernelError: ENOTDIR (a file is there), ELOOP (a symlink is on the way).
+    Raise KernelError: ENOTDIR when a file is there, ELOOP when a symlink is on the way.
     """
     from nsrun.host.trees import remove
 
@@ -65,7 +65,7 @@ def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int,
                 raise
         else:
             try:
-                # whoever can write to the root may put a link in a directory's place while cp is on its way there
+                # a process that can write to the root could replace a directory by a link while cp is on its way there
                 kernel.mount_setattr(root, set=kernel.MOUNT_ATTR_NOSYMFOLLOW)
                 _copy(source, staging)
                 kernel.mount_setattr(root, clear=kernel.MOUNT_ATTR_NOSYMFOLLOW)
@@ -74,7 +74,7 @@ def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int,
         os.rename(staging, target)
     except OSError as error:
         remove(staging)
-        if error.errno not in (EEXIST, ENOTEMPTY):  # another member was first: its volume is as good
+        if error.errno not in (EEXIST, ENOTEMPTY):  # another member was faster: its volume has the same content
             raise
     except BaseException:
         remove(staging)

@@ -74,9 +74,9 @@ def _mac(raw: bytes) -> str:
 
 
 def new_bridge(name: str, mac: bytes) -> bytes:
-    """A bridge whose MAC is its own, not the lowest of its ports': it stays when a pod comes or goes.
+    """Make a bridge with a MAC of its own, not the lowest of its ports', so that it stays when a pod comes or goes.
 
-    It does not snoop on IGMP: a pod could make itself the querier.
+    It does not snoop on IGMP, since a pod could make itself the querier.
     """
     msg = ifinfmsg()
     msg["flags"], msg["change"] = IFF_UP, IFF_UP
@@ -97,7 +97,9 @@ def new_bridge(name: str, mac: bytes) -> bytes:
 
 
 def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
-    """A veth pair whose far end, eth0, is made inside the pod: nothing to move, nothing to orphan (moby#31414)."""
+    """Make a veth pair whose far end, eth0, is made inside the pod, so that nothing is moved or left behind
+    (moby#31414).
+    """
     peer = ifinfmsg()
     peer["attrs"] = [
         ("IFLA_IFNAME", "eth0"),
@@ -117,9 +119,9 @@ def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
 
 
 def port_up(index: int, alias: str) -> bytes:
-    """A port of the bridge comes up: with an alias that says whose it is, and what it may do.
+    """Bring a port of the bridge up, with an alias that says whose it is, and set what it may do.
 
-    It learns no address and gets no frame for an address that is unknown: who is where is written down (fdb_entry).
+    It learns no address and gets no frame for an unknown address: where each pod is has been configured (fdb_entry).
     Hairpin lets the bridge send a frame back where it came from: where br_netfilter is loaded, a pod that calls its own
     published port is DNATed while still on the bridge, and the bridge would drop the frame.
     """
@@ -160,16 +162,18 @@ def _neighbour(family: int, index: int, state: int, flags: int, *attrs: object) 
 
 
 def fdb_entry(index: int, mac: bytes) -> bytes:
-    """The bridge finds this MAC behind this port and behind no other, whatever is sent (NTF_STICKY); bridge(8)."""
+    """Tell the bridge that this MAC is behind this port and no other, whatever is sent (NTF_STICKY); bridge(8)."""
     return _neighbour(socket.AF_BRIDGE, index, 0x42, 0x44, ("NDA_LLADDR", _mac(mac)))  # NOARP|REACHABLE, MASTER|STICKY
 
 
 def neighbour(bridge_index: int, ip: str, mac: bytes) -> bytes:
-    """The host never asks by ARP who has a pod's address, so nobody else can answer; ip-neighbour(8), "permanent"."""
+    """Tell the host who has a pod's address, so that it never asks by ARP and nobody else can answer; ip-neighbour(8),
+    "permanent".
+    """
     return _neighbour(socket.AF_INET, bridge_index, 0x80, 0, ("NDA_DST", ip), ("NDA_LLADDR", _mac(mac)))
 
 
-class _bpf_options(nla):  # type: ignore[misc]  # pyroute2's own has no room for a classic program
+class _bpf_options(nla):  # type: ignore[misc]  # the one of pyroute2 has no room for a classic program
     nla_map = (
         ("TCA_BPF_UNSPEC", "none"),
         ("TCA_BPF_ACT", "none"),
@@ -193,7 +197,7 @@ INGRESS = 0xFFFF0000  # ffff:, linux/pkt_sched.h
 
 
 def ingress(index: int) -> bytes:
-    """Where filters on what an interface receives hang; tc(8) "ingress"."""
+    """Make the place for filters on what an interface receives; tc(8) "ingress"."""
     msg = tcmsg()
     msg["index"], msg["handle"], msg["parent"] = index, INGRESS, 0xFFFFFFF1
     msg["attrs"] = [("TCA_KIND", "ingress")]
@@ -201,7 +205,9 @@ def ingress(index: int) -> bytes:
 
 
 def port_filter(index: int, ip_word: int) -> bytes:
-    """What the pod with this address may send (portfilter.py); the program's answer is the verdict; tc-bpf(8)."""
+    """Add the filter for what the pod with this address may send (portfilter.py); it returns the verdict itself;
+    tc-bpf(8).
+    """
     code = portfilter.program(ip_word)
     msg = _bpf_filter()
     msg["index"], msg["parent"], msg["info"] = index, INGRESS, 1 << 16 | socket.htons(3)  # priority 1, ETH_P_ALL
@@ -249,14 +255,15 @@ def _nft(msg: Any, type_: int, flags: int) -> bytes:
 
 
 def batch(begin: bool) -> bytes:
-    """NFNL_MSG_BATCH_BEGIN / _END: what stands between them happens at once or not at all."""
+    """NFNL_MSG_BATCH_BEGIN and _END: the kernel carries out all messages between them, or none."""
     return struct.pack("=LHHLLBBH", 20, 0x10 if begin else 0x11, NLM_F_REQUEST, 0, 0, 0, 0, socket.htons(10))
 
 
 def new_table(table: str) -> bytes:
-    """NFT_TABLE_F_OWNER (2; Linux 5.12): the table goes when the socket that made it is closed.
+    """Make a table with NFT_TABLE_F_OWNER (2; Linux 5.12), which the kernel removes when the socket that made it is
+    closed.
 
-    EPERM: another socket has one of this name; EEXIST: there is one without an owner.
+    EPERM means that another socket has one of this name, EEXIST that there is one without an owner.
     """
     msg = nft_table_msg()
     msg["attrs"] = [("NFTA_TABLE_NAME", table), ("NFTA_TABLE_FLAGS", 2)]
@@ -264,7 +271,7 @@ def new_table(table: str) -> bytes:
 
 
 def new_common_table(table: str) -> bytes:
-    """A table without an owner: it stays until it is deleted, or flushed by an administrator."""
+    """Make a table without an owner, which stays until it is deleted, or flushed by an administrator."""
     msg = nft_table_msg()
     msg["attrs"] = [("NFTA_TABLE_NAME", table)]
     return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
@@ -289,14 +296,14 @@ def new_chain(table: str, name: str) -> bytes:
 
 
 def get_tables() -> bytes:
-    """A dump of all tables of family ip."""
+    """Dump all tables of family ip."""
     msg = nft_table_msg()
     msg["nfgen_family"] = socket.AF_INET
     return _finish(msg, NFT | 1, 0x300)  # NLM_F_DUMP
 
 
 def get_chains() -> bytes:
-    """A dump of all chains of all families."""
+    """Dump all chains of all families."""
     msg = nft_chain_msg()
     msg["nfgen_family"] = 0
     return _finish(msg, NFT | 4, 0x300)  # NLM_F_DUMP
@@ -352,7 +359,7 @@ def _masked(mask: bytes) -> Expr:
 
 
 def _verdict(code: int) -> Expr:
-    """0 drop, 1 accept."""
+    """Return the verdict: 0 is drop, 1 is accept."""
     data = {"attrs": [("NFTA_DATA_VERDICT", {"attrs": [("NFTA_VERDICT_CODE", {"value": code})]})]}
     return _expr("immediate", _reg("NFTA_IMMEDIATE_DREG", 0), ("NFTA_IMMEDIATE_DATA", data))
 
@@ -436,8 +443,8 @@ def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
 
 
 # Published ports are two maps, so that a thousand cost a packet as much as one: "ports" of those that are published on
-# every address of the host, "addresses" of those on one.  Name → (number in the batch, length of the key in bytes, nft's
-# number for the key's type); what a map gives is an address and a port.
+# every address of the host, "addresses" of those on one.  Name → (number in the batch, length of the key in bytes,
+# nft's number for the key's type); a map's value is an address and a port.
 MAPS = {"ports": (1, 2, 13), "addresses": (2, 8, 7 << 6 | 13)}
 
 
@@ -458,7 +465,7 @@ def new_map(table: str, name: str) -> bytes:
 
 
 def map_elements(table: str, name: str, host_ip: str, port: int, pod_ip: str, pod_port: int) -> bytes:
-    """One element; wire.py repeats it, so the list is the last attribute."""
+    """Add one element; wire.py repeats it, so the list is the last attribute."""
     key = port.to_bytes(2, "big")
     if name == "addresses":
         key = socket.inet_aton(host_ip) + key + bytes(2)
@@ -483,7 +490,7 @@ SECOND = 9  # NFT_REG32_01: the second word of register 1
 
 
 def rule_publish(table: str, chain: str, name: str) -> bytes:
-    """tcp to a port of this host's → the pod, as a map has it."""
+    """Send TCP for a port of this host to the pod, as a map says."""
     port = _payload(2, 2, 2)
     key = [*_local(), *_meta(16, b"\x06"), port]
     if name == "addresses":
@@ -506,12 +513,12 @@ def rule_publish(table: str, chain: str, name: str) -> bytes:
 
 
 def rule_masquerade_out(table: str, bridge: str, pod_ip: str) -> bytes:
-    """What the pod sends anywhere but over its bridge leaves with the host's address."""
+    """Give what the pod sends anywhere but over its bridge the host's address."""
     return _rule(table, "postrouting", _addr(SADDR, pod_ip), _ifname(OIFNAME, bridge, 1), [_expr("masq")])
 
 
 def rule_masquerade_loopback(table: str, bridge: str, pod_ip: str) -> bytes:
-    """The host's 127.0.0.1 must not be the source of what reaches the pod: it could not answer."""
+    """Replace the source 127.0.0.1 in what reaches the pod: it could not answer that."""
     return _rule(
         table,
         "postrouting",
@@ -523,7 +530,7 @@ def rule_masquerade_loopback(table: str, bridge: str, pod_ip: str) -> bytes:
 
 
 def rule_masquerade_hairpin(table: str, bridge: str, pod_ip: str, gateway: str) -> bytes:
-    """A pod of this /24 that came through a published port must be answered through the host (hairpin)."""
+    """Make a pod of this /24 that came through a published port get its answers through the host (hairpin)."""
     return _rule(
         table,
         "postrouting",
@@ -536,34 +543,34 @@ def rule_masquerade_hairpin(table: str, bridge: str, pod_ip: str, gateway: str) 
 
 
 def rule_guard_loopback(table: str, bridge: str) -> bytes:
-    """route_localnet makes the bridge a way to 127.0.0.1: nobody may take it (CVE-2020-8558)."""
+    """Drop what comes over the bridge for 127.0.0.0/8, which route_localnet would let in (CVE-2020-8558)."""
     return _rule(table, "guard", _ifname(IIFNAME, bridge), _addr(DADDR, "127.0.0.0", 8), [_verdict(0)])
 
 
 # A connection belongs to the pod that began it or for whose published port it began, and its label (16 bytes that
-# conntrack keeps with it) says so: what is remembered of a dead pod must not lead to the next one with its address.
+# conntrack keeps with it) says so: entries of a dead pod must not lead to the next one with its address.
 
 
 def rule_label_out(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
-    """Whatever the pod sends away from its bridge is the pod's …"""
+    """Label as the pod's whatever it sends away from its bridge …"""
     return _rule(table, "forward", _addr(SADDR, pod_ip), _ifname(OIFNAME, bridge, 1), _set_label(label))
 
 
 def rule_label_in(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
-    """… and so is what begins at a published port, on its way to the bridge, where nobody else has this address …"""
+    """… and what begins at a published port, on its way to the bridge, where nobody else has this address …"""
     return _rule(
         table, "forward", _addr(DADDR, pod_ip), _ifname(OIFNAME, bridge), _dnatted(), _state(NEW), _set_label(label)
     )
 
 
 def rule_forward_labelled(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
-    """… which is let in …"""
+    """… and let in what has the label …"""
     outside = [*_addr(DADDR, pod_ip), *_ifname(IIFNAME, bridge, 1)]
     return _rule(table, "forward", outside, _labelled(label), [_verdict(1)])
 
 
 def rule_forward_related(table: str, bridge: str, pod_ip: str) -> bytes:
-    """… with what the kernel relates to it (ICMP errors) …"""
+    """… and what the kernel relates to it (ICMP errors) …"""
     return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _state(RELATED), [_verdict(1)])
 
 
@@ -573,7 +580,7 @@ def rule_forward_closed(table: str, bridge: str, pod_ip: str) -> bytes:
 
 
 def rule_forward_nothing_new(table: str, bridge: str) -> bytes:
-    """For the time when a pod's own table is gone and the pod is not: nothing begins outside but what was published."""
+    """Let nothing new in from outside but published ports, for when a pod's own table is gone and the pod is not."""
     return _rule(
         table,
         "forward",
@@ -587,7 +594,7 @@ def rule_forward_nothing_new(table: str, bridge: str) -> bytes:
 
 # ---- templates ---------------------------------------------------------------------------------------
 
-#: Values that occur nowhere else in a message, and what they stand for.  Names have one fixed length.
+#: Sample values that occur nowhere else in a message, and their bytes.  Names have one fixed length.
 SAMPLES: dict[str, tuple[object, bytes]] = {
     "bridge": ("nsrun0", b"nsrun0"),
     "veth": ("nsr@@@@@@@@", b"nsr@@@@@@@@"),

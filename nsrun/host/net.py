@@ -4,19 +4,19 @@
     pod B eth0 ── nsr0a580003 ┴ nsrun0 10.88.0.1/24 … routed and masqueraded by the host
 
 The kernel keeps the books.  A pod's nf_tables table is named after its address, names are unique, and the table lives
-as long as a socket that pause holds (in a user's pod, nsrun-hold): so whoever gets the table has the address, and
-whatever the owner of a pod does to its eth0, nobody else gets an address to which that table still forwards.  A published
-port is a bound socket.  So nothing here needs a lease file, and nothing is left when pause is killed but an idle bridge
-with its table, which the next command removes.
+as long as a socket that pause (for an owned pod, nsrun-hold) holds: so the pod that gets the table has the address, and
+whatever the owner of a pod does to its eth0, nobody else gets an address to which that table still forwards.  A
+published port is a bound socket.  So nothing here needs a lease file, and when pause is killed, nothing is left but an
+idle bridge with its table, which the next command removes.
 
-What a pod may send is checked on its veth (portfilter.py), and that check goes with the veth.  Who is behind which port
-is written down for the bridge and for the host, never learned.  What holds for the whole bridge stands in a table without
-an owner, which goes with the bridge.
+A filter on a pod's veth checks what the pod sends (portfilter.py), and ends with the veth.  Which port of the bridge
+leads to whom is configured for the bridge and for the host, never learned.  The rules for the whole bridge are in a
+table without an owner, which is removed with the bridge.
 
-Links are named by index and by an alias that holds the pod's id; a note also tells the network namespace it was made in.
-What does not match is another's, and left alone.
+Links are identified by index and by an alias with the pod's id; a note also records the network namespace in which the
+link was made.  A link that does not match is not ours, and is left alone.
 
-veth(4), bridge(8), nft(8) "owner"; the rules' reasons are in messages.py.
+See veth(4), bridge(8), nft(8) "owner"; messages.py has the reasons for the rules.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 BRIDGE = "nsrun0"
 BRIDGE_ALIAS = "nsrun:all the pods"
-#: The one table without an owner: what holds for the bridge as long as there is one, whoever was killed.
+#: The one table without an owner: its rules hold as long as there is a bridge, whichever process is killed.
 COMMON_TABLE = "nsrun-all-pods"
 PREFIX = 24
-#: Tried in this order until one is free on this machine; NSRUN_SUBNET (or --subnet) names another.
+#: The subnets that are tried in this order until one is free on this machine; NSRUN_SUBNET (or --subnet) names another.
 SUBNETS = (
     [f"10.88.{n}.0" for n in range(16)]
     + [f"172.28.{n}.0" for n in range(16)]
@@ -56,34 +56,37 @@ ADVICE = ("ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects", "ipv4/conf/
 
 
 def veth_name(ip: str) -> str:
-    """An interface name holds 15 bytes: the address in hex fits and says who it is."""
+    """Return the name of a pod's veth: an interface name holds 15 bytes, and the address in hex fits and identifies the
+    pod.
+    """
     return f"nsr{ip_number(ip):08x}"
 
 
 def table_name(ip: str) -> str:
-    """The pod's table, and its lease on the address."""
+    """Return the name of the pod's table, which is its lease on the address."""
     return f"nsrun-{ip_number(ip):08x}"
 
 
 def alias_of(ident: str) -> str:
-    """What `ip link` shows of a pod's veth: whose it is."""
+    """Return the alias of a pod's veth, by which `ip link` shows whose it is."""
     return f"nsrun:{ident}"
 
 
 def label_of(ident: str) -> bytes:
-    """What conntrack's label of a connection says: whose it is."""
+    """Return the conntrack label of a pod's connections, which says whose they are."""
     return bytes.fromhex(ident).rjust(16, b"\0")
 
 
 def mac_of(ip: str) -> bytes:
-    """Locally administered, the same for the same address: a neighbour's ARP entry never goes stale."""
+    """Return a locally administered MAC, the same for the same address: so a neighbour's ARP entry never goes stale."""
     return portfilter.MAC_PREFIX.to_bytes(2, "big") + ip_number(ip).to_bytes(4, "big")
 
 
 def netns_cookie() -> int:
-    """Return a number for the network namespace of this thread that no other has, nor will have until the next boot.
+    """Return a number for this thread's network namespace that no other namespace has, nor will have until the next
+    boot.
 
-    SO_NETNS_COOKIE, Linux 5.14; the inode of /proc/self/ns/net is given to another when the namespace is gone.
+    It is SO_NETNS_COOKIE, Linux 5.14; the inode of /proc/self/ns/net is reused when the namespace is gone.
     """
     with wire.Socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
         return int.from_bytes(sock.getsockopt(_socket.SOL_SOCKET, 71, 8), sys.byteorder)
@@ -107,9 +110,9 @@ def interfaces() -> dict[str, int]:
 
 
 def _routes() -> list[tuple[int, int]]:
-    """(destination, mask) of every route but the default, proc_net(5) route."""
+    """Return (destination, mask) of every route but the default; proc_net(5), route."""
     found = []
-    with open("/proc/thread-self/net/route", "rb") as file:  # an interface's name may be of any bytes but ASCII blanks
+    with open("/proc/thread-self/net/route", "rb") as file:  # an interface's name may have any bytes but ASCII blanks
         for line in file.readlines()[1:]:
             fields = line.split()
             to, mask = (int.from_bytes(bytes.fromhex(f.decode()), "little") for f in (fields[1], fields[7]))
@@ -124,12 +127,12 @@ def subnet_in_use(subnet: str) -> bool:
 
 
 def pick_subnet(wanted: str) -> str:
-    """The first address of a free /24.  BadInput when the wanted one is in use, or all are."""
+    """Return the first address of a free /24.  Raise BadInput when the wanted one is in use, or all are."""
     if wanted:
         net = parse_subnet(wanted)
         if subnet_in_use(net):
             raise BadInput(
-                f"--subnet {net}/24 is in use on this machine", hint="ip route shows by whom; choose another"
+                f"--subnet {net}/24 is in use on this machine", hint="ip route shows what uses it; choose another"
             )
         return net
     for net in SUBNETS:
@@ -148,7 +151,10 @@ def _write(path: str, value: str) -> None:
 
 
 def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
-    """(gateway, index) of the bridge, made if need be.  The caller holds the lock on the network."""
+    """Return (gateway, index) of the bridge, which is made if there is none.
+
+    The caller holds the lock on the network.
+    """
     gateway = current_gateway()
     if gateway and wanted and ip_number(gateway) & 0xFFFFFF00 != ip_number(wanted.partition("/")[0]) & 0xFFFFFF00:
         raise BadInput(
@@ -161,7 +167,7 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
             message = wire.encode("new_bridge", bridge=BRIDGE, mac=mac_of(gateway))
             wire.talk(sock, [(f"ip link add {BRIDGE} type bridge", message)])
         except KernelError as error:
-            if error.errno != EEXIST:  # else its maker was killed
+            if error.errno != EEXIST:  # if it exists without an address, its maker was killed
                 raise
         index = _socket.if_nametoindex(BRIDGE)
         wire.talk(
@@ -208,31 +214,32 @@ def _ensure_common_table() -> None:
         try:
             wire.talk(sock, batch)
         except KernelError as error:
-            if error.errno != EEXIST:  # somebody was faster; a batch is carried out whole or not at all
+            if error.errno != EEXIST:  # another process was faster; a batch is carried out completely or not at all
                 raise
 
 
 def _remove_common_table() -> None:
-    words = [
+    requests = [
         ("nft batch", wire.encode("batch_begin")),
         (f"nft delete table ip {COMMON_TABLE}", wire.encode("del_table", table=COMMON_TABLE)),
         ("nft batch", wire.encode("batch_end")),
     ]
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
         try:
-            wire.talk(sock, words)
+            wire.talk(sock, requests)
         except KernelError as error:
-            if error.errno != ENOENT:  # flushed just now
+            if error.errno != ENOENT:  # it has just been flushed
                 raise
 
 
 def connect(
     sock: wire.Socket, netns: int, gateway: str, bridge_index: int, wanted_ip: str, ident: str
 ) -> tuple[str, int, wire.Socket]:
-    """Lease the first free address (or the wanted one) and make the pair: (address, this end's index, the lease).
+    """Lease the first free address (or the wanted one) and make the veth pair; return (address, index of this end, the
+    lease).
 
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
-    veth are gone.  BadInput: it is taken, or all are.
+    veth are gone.  Raise BadInput when the wanted one is taken, or all are.
     """
     net = ip_number(gateway) & 0xFFFFFF00
     if wanted_ip:
@@ -262,7 +269,10 @@ def connect(
 
 
 def lease(ip: str) -> wire.Socket | None:
-    """Make the pod's table, still empty; it lives as long as the socket that is returned.  None: it is another's."""
+    """Make the pod's table, still empty; return its socket, with which it ends.
+
+    Return None when another pod has the table.
+    """
     name = table_name(ip)
     sock = wire.open_socket(wire.NETLINK_NETFILTER)
     what = f"nft add table ip {name} {{ flags owner; }}"
@@ -284,7 +294,7 @@ def lease(ip: str) -> wire.Socket | None:
 
 
 def tables() -> set[str]:
-    """Return the names of all tables of nsrun's in this network namespace."""
+    """Return the names of all tables of nsrun in this network namespace."""
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
         bodies = wire.ask(sock, "nft list tables", wire.encode("get_tables"))
     names = (wire.attributes(body[4:]).get(1, b"").rstrip(b"\0").decode(errors="replace") for body in bodies)
@@ -292,12 +302,12 @@ def tables() -> set[str]:
 
 
 def leases() -> set[str]:
-    """Return the names of the tables of pods."""
+    """Return the names of the pods' tables."""
     return tables() - {COMMON_TABLE}
 
 
 def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident: str) -> int:
-    """Make the pair, and let this end come up when the filter is on it; return its index, 0: the name is taken."""
+    """Make the pair, and bring this end up when the filter is on it; return its index, or 0 when the name is taken."""
     name, mac = veth_name(ip), mac_of(ip)
     message = wire.encode("new_veth", veth=name, bridge_index=bridge_index, netns_fd=netns, mac=mac)
     try:
@@ -316,9 +326,9 @@ def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident:
 
 
 def secure_port(sock: wire.Socket, name: str, index: int, bridge_index: int, ip: str, ident: str) -> None:
-    """Say who is behind a port of the bridge and what may come from it; then it comes up."""
+    """Configure who is behind a port of the bridge and what may come from it; then bring it up."""
     mac = mac_of(ip)
-    words = ":".join(f"{byte:02x}" for byte in mac)
+    mac_text = ":".join(f"{byte:02x}" for byte in mac)
     wire.talk(
         sock,
         [
@@ -328,11 +338,11 @@ def secure_port(sock: wire.Socket, name: str, index: int, bridge_index: int, ip:
                 wire.encode("port_filter", index=index, ip_word=ip_number(ip)),
             ),
             (
-                f"bridge fdb replace {words} dev {name} master static sticky",
+                f"bridge fdb replace {mac_text} dev {name} master static sticky",
                 wire.encode("fdb_entry", index=index, mac=mac),
             ),
             (
-                f"ip neighbour replace {ip} lladdr {words} dev {BRIDGE} nud permanent",
+                f"ip neighbour replace {ip} lladdr {mac_text} dev {BRIDGE} nud permanent",
                 wire.encode("neighbour", bridge_index=bridge_index, pod_ip=ip, mac=mac),
             ),
             (
@@ -344,7 +354,7 @@ def secure_port(sock: wire.Socket, name: str, index: int, bridge_index: int, ip:
 
 
 def configure_pod(ip: str, gateway: str) -> None:
-    """Inside the pod's network namespace: lo and eth0 up, the address, the default route."""
+    """In the pod's network namespace, bring up lo and eth0, and set the address and the default route."""
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         index = _socket.if_nametoindex("eth0")
         wire.talk(
@@ -359,7 +369,7 @@ def configure_pod(ip: str, gateway: str) -> None:
 
 
 def trust_no_router() -> None:
-    """Inside the pod's network namespace, before eth0 is up: advertisements and redirects change nothing."""
+    """In the pod's network namespace, before eth0 is up, make it ignore router advertisements and redirects."""
     for setting in ADVICE:
         for where in ("all", "default", "eth0"):
             try:
@@ -374,7 +384,7 @@ def loopback_up() -> None:
 
 
 def raise_open_files(more: int) -> None:
-    """So many more descriptors, as far as may be: each published port is one.  getrlimit(2)."""
+    """Raise the limit of open files by `more`, as far as allowed: each published port is one.  getrlimit(2)."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -386,10 +396,10 @@ def raise_open_files(more: int) -> None:
 def hold_port(
     host_ip: str, port: int, holder: Callable[[str, int], str], to_listen: bool = False
 ) -> tuple[_socket.socket, int]:
-    """A bound TCP socket: no other program, and no other pod, can have this port while it is open (moby#13024).
+    """Return a bound TCP socket: while it is open, no other program and no other pod can have this port (moby#13024).
 
-    `to_listen`: it is only asked whether somebody else could bind it with SO_REUSEADDR and listen, socket(7): connections that
-    ended in the last minute are in nobody's way then.
+    With `to_listen`, only check whether another process could bind it with SO_REUSEADDR and listen (socket(7)): then
+    connections that ended in the last minute do not count.
     """
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     if to_listen:
@@ -416,7 +426,7 @@ CHAINS = ("prerouting", "output", "postrouting", "guard", "forward")
 
 
 def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
-    """What goes into the pod's own nf_tables table, as (nft's words, message) …"""
+    """Return the content of the pod's own nf_tables table as (nft command, message) …"""
     requests = [("nft batch", wire.encode("batch_begin"))]
     for chain in CHAINS:
         requests.append((f"nft add chain ip {table} {chain}", wire.encode(f"chain_{chain}", table=table)))
@@ -442,7 +452,7 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[st
         if not some:
             continue
         requests.append((f"nft add map ip {table} {name}", wire.encode(f"map_{name}", table=table)))
-        for first in range(0, len(some), 1000):  # as many as an attribute's 64 KiB hold
+        for first in range(0, len(some), 1000):  # an attribute holds 64 KiB
             items: list[dict[str, object]] = [
                 {"port": port["host_port"], "pod_ip": pod_ip, "pod_port": port["pod_port"]}
                 | ({"host_ip": port["host_ip"]} if name == "addresses" else {})
@@ -458,7 +468,7 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[st
 
 
 def _who_has(port: int) -> str:
-    """Return which program has a port that no pod of ours has, as far as the kernel's tables show it."""
+    """Return which program has a port that no pod of ours has, as far as the kernel's tables show."""
     inodes, lingers = set(), False
     for file in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -479,33 +489,33 @@ def _who_has(port: int) -> str:
         except OSError:
             continue
     if inodes:
-        return f"by a program of another user's: sudo ss -ltnp 'sport = {port}'"
+        return f"by a program of another user: sudo ss -ltnp 'sport = {port}'"
     if lingers:
         return "by connections that have just ended (TIME_WAIT): try again in a minute, or take another port"
-    return "by what has bound it and does not listen: a pod of another user's or of another --root, perhaps (sudo nsrun pod ls)"
+    return "by a socket that is bound and does not listen: perhaps of another user's pod, or one of another --root (sudo nsrun pod ls)"
 
 
 def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> None:
-    """Fill the pod's table; `table`: a descriptor of the lease, which only its owner can change."""
+    """Fill the pod's table; `table` is a descriptor of the lease, since only its owner can change the table."""
     with wire.Socket(fileno=os.dup(table)) as sock:
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1 << 20)
         wire.talk(sock, rules(table_name(pod_ip), ident, pod_ip, gateway, ports))
 
 
 def forget_pod(note: Mapping[str, Any]) -> None:
-    """Remove the pod's veth now: the kernel would, a little later.
+    """Remove the pod's veth now; the kernel would do so a little later.
 
-    Neither what has its name since nor a link of another network namespace is touched.
+    A later link of the same name, or one of another network namespace, is not touched.
     """
     network = note.get("network") or {}
     if network.get("veth") and network.get("netns") == netns_cookie():
         delete_link(network["veth"], network.get("veth_index", 0), alias_of(note["id"]))
-        if note.get("user"):  # nsrun-hold ends a moment after pause, and the lease with it
+        if note.get("user"):  # nsrun-hold, and with it the lease, ends a moment after pause
             _wait(lambda: table_name(network["ip"]) not in leases(), 1.0)
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:
-    """Return whether it came true in time."""
+    """Return whether the condition became true within `seconds`."""
     import time
 
     end = time.monotonic() + seconds
@@ -517,9 +527,9 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def delete_link(name: str, index: int, alias: str) -> None:
-    """Remove an interface, if it is the one with this name, index and alias, and wait a second until it is gone.
+    """Remove an interface if it is the one with this name, index and alias, and wait up to a second until it is gone.
 
-    The kernel counts indices up, so it is no other afterwards.  One that is not there, or is another's, is no error.
+    The kernel counts indices up, so the index is not reused.  It is no error when there is none, or it is another's.
     """
 
     def gone() -> bool:
@@ -534,13 +544,14 @@ def delete_link(name: str, index: int, alias: str) -> None:
             return link_identity(sock, index) != (name, alias)
 
     if index > 0:
-        _wait(gone, 1.0)  # what can't be deleted now is on its way: its namespace is dying
+        _wait(gone, 1.0)  # if it can't be deleted now, its namespace is dying, and the kernel will delete it
 
 
 def in_our_power() -> bool:
-    """May we change links and tables of the network namespace that we are in?
+    """Return whether we may change links and tables of the network namespace that we are in.
 
-    Not without CAP_NET_ADMIN, nor as root of a user namespace that it does not belong to.  network_namespaces(7).
+    That needs CAP_NET_ADMIN in the user namespace to which it belongs; root of another one does not have it.
+    network_namespaces(7).
     """
     from nsrun.linux import capability_mask
 
@@ -556,8 +567,8 @@ def in_our_power() -> bool:
 def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, patience: float = 0.0) -> None:
     """Remove the bridge when no pod is on it, neither by a veth nor by a lease.
 
-    `patience`: seconds to wait for veths that are not among the `known` ones: what dies takes a moment.  A bridge that
-    is not nsrun's own stays, but is no way to 127.0.0.1 any more.
+    `patience` is the number of seconds to wait for veths that are not among the `known` ones: a dying pod takes a
+    moment.  A bridge that is not nsrun's own stays, but does not lead to 127.0.0.1 any more.
     """
 
     if BRIDGE not in interfaces() or not in_our_power():
@@ -576,7 +587,8 @@ def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, p
             _write(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet", "0")
             if COMMON_TABLE in found:
                 _remove_common_table()
-            delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)  # last: as long as it is there, a next command tries again
+            # last, because the next command tries again while it exists
+            delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)
             return True
 
     _wait(settled, patience)
@@ -586,7 +598,8 @@ _FAMILIES = {1: "inet", 2: "ip", 10: "ip6", 5: "netdev", 7: "bridge", 3: "arp"}
 
 
 def foreign_drop() -> str:
-    """The chain of another firewall that drops what is forwarded, as nft names it ("ip filter FORWARD"); "" if none.
+    """Return the chain of another firewall that drops forwarded packets, as nft names it ("ip filter FORWARD"); "" if
+    none does.
 
     An accept in our table can't undo another table's drop (netavark#977): Docker, ufw and firewalld have such chains.
     """
@@ -596,7 +609,7 @@ def foreign_drop() -> str:
     except OSError as error:
         if error.errno not in (EPROTONOSUPPORT, EOPNOTSUPP, EINVAL):
             raise
-        return ""  # no nf_tables here: nothing of it can drop
+        return ""  # there is no nf_tables here, so it drops nothing
     for body in chains:
         chain = wire.attributes(body[4:])
         if 4 not in chain or 5 not in chain:  # NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY

@@ -1,7 +1,7 @@
 """The network of a pod that an ordinary user made: pasta(1), which needs no privilege.
 
-It is found ready when it has written its pid file, which it does last.  It ends with pause: nsrun-door sees to that, and
-whoever sweeps the pod, should nsrun-door have been killed.
+pasta writes its pid file last, so it is ready when that is there.  It ends with pause: nsrun-door sees to that, or, if
+nsrun-door was killed, the sweep that releases the pod.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from nsrun.schema import is_number, open_regular, open_text
 SECONDS = 10
 
 
-def start(words: list[str], directory: str) -> tuple[int, int]:
-    """(pid, pidfd) of pasta.  NsrunError: what it said, or that it is missing.  Its messages go to DIRECTORY/forward.log."""
+def start(command: list[str], directory: str) -> tuple[int, int]:
+    """Start pasta; return its (pid, pidfd).
+
+    Raise NsrunError with its messages, or when it is missing.  They go to DIRECTORY/forward.log.
+    """
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         there = os.path.exists("/dev/net/tun")
         raise NsrunError(
@@ -30,27 +33,27 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
     pidfile, log = f"{directory}/forward.pid", f"{directory}/forward.log"
     errors = open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
     try:
-        flock(errors, LOCK_EX | LOCK_NB)  # it goes over to pasta, whose standard error this is: see end_of
+        flock(errors, LOCK_EX | LOCK_NB)  # pasta inherits it, since this is its standard error: see end_of
     except BlockingIOError:
         os.close(errors)
-        raise NsrunError(f"a pasta writes to {log} already", hint="nsrun pod ls -a; nsrun pod prune") from None
+        raise NsrunError(f"another pasta is writing to {log}", hint="nsrun pod ls -a; nsrun pod prune") from None
     os.ftruncate(errors, 0)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    words = [*words, "--pid", pidfile]
+    command = [*command, "--pid", pidfile]
     try:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((null, null, errors))]
         pid = os.posix_spawnp(
             "pasta",
-            words,
+            command,
             os.environ,
             file_actions=actions,
             setsigmask=[],
-            setsigdef=[_signal.SIGPIPE],  # Python ignores it, and pasta takes that for a failure
+            setsigdef=[_signal.SIGPIPE],  # Python ignores SIGPIPE, and pasta fails when it inherits that
             setsid=True,
         )
     except FileNotFoundError:
         raise NsrunError(
-            "pasta is missing: it is the network of a pod that is made without root",
+            "pasta is missing: a pod that is made without root needs it for its network",
             hint="apt-get install passt; or --network none; or let root make the pod: sudo nsrun pod create",
         ) from None
     finally:
@@ -69,19 +72,19 @@ def start(words: list[str], directory: str) -> tuple[int, int]:
             time.sleep(0.002)
         else:
             stop(pid)
-    except BaseException:  # Ctrl-C, too
+    except BaseException:  # including KeyboardInterrupt
         stop(pid)
         raise
     with open_text(log) as file:
         said = [line for line in file.read(4096).split("\n") if line and not line.startswith("Failed to send")]
-    hint = " ".join(words)
+    hint = " ".join(command)
     if any("routable interface" in line for line in said):
-        hint = "this host has no way out to a network that pasta could copy (ip route shows none): --network none needs none"
+        hint = "this host has no route to a network that pasta could copy (ip route shows none): use --network none"
     raise NsrunError(f"pasta did not start: {' '.join(said) or 'it said nothing'}", hint=hint)
 
 
 def stop(pid: int) -> None:
-    """Ends and reaps it, when it is a child of ours."""
+    """Kill pasta and reap it, when it is a child of ours."""
     try:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
@@ -90,16 +93,16 @@ def stop(pid: int) -> None:
 
 
 def end_of(directory: str) -> None:
-    """End the one of a pod whose nsrun-door was killed: it is known by its --pid DIRECTORY/forward.pid.
+    """End the pasta of a pod whose nsrun-door was killed.  It is recognised by its --pid DIRECTORY/forward.pid.
 
-    As long as forward.log is locked there is one, though perhaps not yet under that name: its maker was killed between fork and
-    exec.  NsrunError: it does not end.
+    As long as forward.log is locked there is one, though perhaps not under that name yet, if its maker was killed
+    between fork and exec.  Raise NsrunError when it does not end.
     """
     _kill(directory)
     try:
         log = open_regular(f"{directory}/forward.log")
     except OSError:
-        return  # there was none, or another thing took its place: then its name alone tells
+        return  # there was none, or something else took its place: then only the command line can tell
     try:
         for _ in range(300):
             try:
@@ -122,22 +125,25 @@ def _kill(directory: str) -> None:
                 continue
             try:
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    words = file.read()
-                if words.startswith(b"pasta\0") and words.endswith(tail):
-                    kernel.pidfd_send_signal(fd, 9)  # it was there before and after: the number was no other's
+                    command = file.read()
+                if command.startswith(b"pasta\0") and command.endswith(tail):
+                    # we had the pidfd before we read the command line, so the pid has not passed to another process
+                    kernel.pidfd_send_signal(fd, 9)
             finally:
                 os.close(fd)
         except OSError:
-            continue  # it has ended, or somebody else's has such words
+            continue  # it has ended, or it is another user's
 
 
 def check_port(port: int) -> None:
-    """BadInput: a port that an ordinary user may not bind, with the exact command that allows it (podman#3212)."""
+    """Raise BadInput for a port that an ordinary user may not bind, with the exact command that allows it
+    (podman#3212).
+    """
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", errors="surrogateescape") as file:
         first = int(file.read())
     if 0 < port < first:
         raise BadInput(
             f"port {port} needs root: ordinary users may bind ports from {first} on",
-            hint=f"a higher port; or: sudo sysctl net.ipv4.ip_unprivileged_port_start={port}; or: sudo nsrun pod create",
+            hint=f"use a higher port; or: sudo sysctl net.ipv4.ip_unprivileged_port_start={port}; or: sudo nsrun pod create",
             errno=EACCES,
         )

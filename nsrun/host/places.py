@@ -1,7 +1,8 @@
-"""Where a mount's target is in a root: its symlinks are followed inside of it, by the kernel, before anything is mounted.
+"""Find the place of a mount's target in a root: the kernel follows its symlinks within the root before anything is
+mounted.
 
-So `-v sock:/var/run/docker.sock` lands in /run where /var/run is a link, as people mean it, and the order of mounts is that of
-the places they really have.  nsrun-init then refuses every symlink: what changed in between is not followed.
+So `-v sock:/var/run/docker.sock` is mounted in /run where /var/run is a link, as people mean it, and mounts are ordered
+by their real places.  nsrun-init then refuses every symlink, so a link that was made in between is not followed.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
 
     from nsrun.types import Mount
 
-MOST_LINKS = 40  # as many as path_resolution(7) follows
+MOST_LINKS = 40  # the limit of path_resolution(7)
 
 
 def arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) -> list[Mount]:
-    """Return these mounts, parents first, at the real places of their targets; `moved` gets the place of each that differs.
+    """Return these mounts, parents first, at the real places of their targets; put each place that differs into
+    `moved`.
 
-    `roots`: the root's directory, or those of its layers, from the top down.  UsageError: a place that nothing may be mounted
-    at, or two mounts at the same one.
+    `roots` is the root's directory, or those of its layers, from the top down.  Raise UsageError for a place at which
+    nothing may be mounted, or for two mounts at the same place.
     """
     layers = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for root in roots] if mounts else []
     taken: dict[str, str] = {}
@@ -49,13 +51,13 @@ def arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) ->
 
 
 def real_path(layers: Sequence[int], path: str) -> str:
-    """Return a path of a root, whose layers these descriptors are, without symlinks; what does not exist of it stays as it is.
+    """Return a path of a root, given descriptors of its layers, without symlinks; a part that does not exist stays as
+    it is.
 
-    BadInput: it passes too many links.
+    Raise BadInput when it passes too many links.
     """
-    done: list[
-        tuple[str, Sequence[int]]
-    ] = []  # names, and the layers in which each of them is a directory that is seen
+    # names, and the layers in which each of them is a visible directory
+    done: list[tuple[str, Sequence[int]]] = []
     left = path.split("/")[::-1]
     links = 0
     while left:
@@ -71,9 +73,8 @@ def real_path(layers: Sequence[int], path: str) -> str:
         except KernelError as error:
             if error.errno != EACCES:
                 raise
-            return "/" + "/".join(
-                [*(name for name, _ in done), name, *left[::-1]]
-            )  # nsrun-init may look, and refuses a link
+            # nsrun-init may look there, and refuses a link
+            return "/" + "/".join([*(name for name, _ in done), name, *left[::-1]])
         if not to:
             done.append((name, below))
             continue
@@ -87,9 +88,11 @@ def real_path(layers: Sequence[int], path: str) -> str:
 
 
 def _look(path: str, layers: Sequence[int]) -> tuple[str, list[int]]:
-    """(where the link of this name leads, or "", and the layers of it as a directory), as overlayfs merges layers.
+    """Return (the target of the link of this name or "", the layers that have it as a directory), merged like
+    overlayfs.
 
-    Documentation/filesystems/overlayfs.rst: what is no directory hides all below, and so do a whiteout and an opaque directory.
+    Documentation/filesystems/overlayfs.rst: anything but a directory hides everything below it, and so do a whiteout
+    and an opaque directory.
     """
     found: list[int] = []
     for layer in layers:
@@ -98,7 +101,7 @@ def _look(path: str, layers: Sequence[int]) -> tuple[str, list[int]]:
         except KernelError as error:
             if error.errno == ENOENT:
                 continue
-            if error.errno in (ENOTDIR, ELOOP):  # what the layers above have as a directory is something else here
+            if error.errno in (ENOTDIR, ELOOP):  # a directory of the layers above is something else in this one
                 break
             raise
         try:
@@ -121,5 +124,5 @@ def _is_opaque(fd: int) -> bool:
             if os.getxattr(f"/proc/self/fd/{fd}", name) == b"y":
                 return True
         except OSError:
-            continue  # it has none, or that is not ours to read
+            continue  # it has none, or we may not read it
     return False

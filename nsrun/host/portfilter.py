@@ -1,14 +1,14 @@
-"""What a pod may send: a classic BPF program on its veth, run for every frame before the bridge sees it.
+"""Check what a pod may send: a classic BPF program on its veth, run for every frame before the bridge sees it.
 
-Only frames from the pod's own MAC and IPv4 address pass, and only ARP that says the same.  So nobody takes a neighbour's
-address by ARP, answers in its name, or advertises a router: IPv6 is dropped altogether, since a pod on the bridge has no
-IPv6 address but a link-local one.  Frames with a VLAN tag, DHCP offers, and whatever goes to 127.0.0.0/8 (route_localnet
-is set on the bridge: CVE-2020-8558) are dropped too.
+Only frames from the pod's own MAC and IPv4 address pass, and only ARP with these as the sender.  So a pod can't take a
+neighbour's address by ARP, answer in its name, or advertise a router: IPv6 is dropped altogether, since a pod on the
+bridge has no IPv6 address but a link-local one.  Frames with a VLAN tag, DHCP offers, and everything for 127.0.0.0/8
+(route_localnet is set on the bridge: CVE-2020-8558) are dropped, too.
 
-It is a tc filter rather than an nf_tables rule because of how long it lives: it goes with the veth and with nothing else.
-A table goes with its owner's socket or with `nft flush ruleset`, and a pod's namespaces may outlive both.
+It is a tc filter rather than an nf_tables rule because of its lifetime: it ends with the veth and with nothing else.  A
+table ends with its owner's socket or with `nft flush ruleset`, and a pod's namespaces may outlive both.
 
-Linux Documentation/networking/filter.rst, tc-bpf(8).  Pure: no socket here.
+See Linux Documentation/networking/filter.rst and tc-bpf(8).  This module opens no socket.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Instruction = tuple[int, int, int, int]
 
 
 def _lines(ip: int) -> list[str | Line]:
-    """Labels and (opcode, operand, where to if true, where to if false); offsets count from the Ethernet header.
+    """Return labels and (opcode, operand, target if true, target if false); offsets count from the Ethernet header.
 
-    A load beyond the frame's end would end the program with 0, PASS: so lengths come first.
+    A load beyond the end of the frame would end the program with 0, PASS; so it checks lengths first.
     """
     return [
         (LEN, 0, NEXT, NEXT),
@@ -78,7 +78,7 @@ def _lines(ip: int) -> list[str | Line]:
 
 
 def program(ip: int) -> list[Instruction]:
-    """Return (opcode, jump if true, jump if false, operand) …, as struct sock_filter has them, for this address."""
+    """Return the program for this address as in struct sock_filter: (opcode, jump if true, jump if false, operand) …."""
     lines = _lines(ip)
     code: list[Line] = []
     labels: dict[str, int] = {}
@@ -95,7 +95,9 @@ def program(ip: int) -> list[Instruction]:
 
 
 def tc_bytecode(address: str) -> str:
-    """Return the program as tc-bpf(8) takes it on a command line; `address` stands for the pod's address, a number."""
+    """Return the program as tc-bpf(8) takes it on a command line; `address` is put in for the pod's address, as a
+    number.
+    """
     marker = 0x3A3B3C3D
-    words = [f"{op} {t} {f} {address if k == marker else k}" for op, t, f, k in program(marker)]
-    return f"{len(words)}," + ",".join(words)
+    code = [f"{op} {t} {f} {address if k == marker else k}" for op, t, f, k in program(marker)]
+    return f"{len(code)}," + ",".join(code)

@@ -1,19 +1,21 @@
-"""Trees that others made: removed and walked without recursion, with a bounded number of descriptors, however deep they are.
+"""Remove and walk trees that others made, without recursion and with a bounded number of descriptors, however deep they
+are.
 
-**No path leads anywhere.**  Every call takes a descriptor of a directory and one name in it.  A directory is opened by
-openat2(2) with O_NOFOLLOW, RESOLVE_NO_SYMLINKS and RESOLVE_NO_XDEV, so what is opened was, at that moment, a directory in
-the one above it, on the same mount; PATH_MAX plays no part.
+**No path is followed.**  Every call takes a descriptor of a directory and one name in it.  A directory is opened by
+openat2(2) with O_NOFOLLOW, RESOLVE_NO_SYMLINKS and RESOLVE_NO_XDEV, so what is opened was, at that moment, a directory
+in the one above it, on the same mount; PATH_MAX does not matter.
 
-**Removing goes only down.**  A `..` can be led out of the tree: who renames a directory to another place while we are in it
-has moved our way back, too.  So we never climb.  LEVELS directories are held open; a directory that lies deeper is renamed
-into a stage, a directory of ours (mode 0700) at the top of the tree, and the stage is then emptied in the same way, with
-a new stage for what lies deeper still.  Each directory is moved once for every LEVELS levels at most, so the work is linear in
-the number of entries, and neither memory nor descriptors grow with it.  What somebody moves out of the tree
-while we hold it open is still what was in the tree, and holds what they could have removed themselves.
+**Removing goes only down.**  A `..` can lead out of the tree: a process that renames a directory to another place while
+we are in it has moved our way back, too.  So we never climb.  LEVELS directories are held open; a directory that lies
+deeper is renamed into a stage, a directory of ours (mode 0700) at the top of the tree, and the stage is then emptied in
+the same way, with a new stage for what lies deeper still.  Each directory is moved at most once for every LEVELS
+levels, so the work is linear in the number of entries, and neither memory nor descriptors grow with it.  What another
+process moves out of the tree while we hold it open is still what was in the tree, and holds what that process could
+have removed itself.
 
-**Walking climbs, and looks where it came out.**  A reader may not move anything.  It holds the HELD lowest directories open and keeps
-three numbers (24 bytes) of each one above them: after `..`, device and inode must be those of the directory that it went
-down from, and it reads on after the entry by which it went down.
+**Walking climbs, and checks where it arrives.**  A reader may not move anything.  It holds the HELD lowest directories
+open and keeps three numbers (24 bytes) for each one above them: after `..`, device and inode must be those of the
+directory that it came from, and it continues after the entry by which it went down.
 """
 
 from __future__ import annotations
@@ -29,17 +31,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LEVELS = 12  # directories that a removal holds open, with two descriptors each
-PASSES = 4  # over one directory in which something was removed, and something is left
-LATE = 1_000_000  # entries that were changed after the removal began: then somebody is making more, and it ends
+PASSES = 4  # over one directory, while each pass removes something and something is left
+LATE = 1_000_000  # entries changed after the removal began; with more, somebody is adding files, and we give up
 HELD = 64  # directories that a walk holds open, with two descriptors each
-MAX_TEXTS = 8  # of what could not be removed
+MAX_TEXTS = 8  # messages about what could not be removed
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 _RESOLVE = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_XDEV
 
 
 def _split(path: str) -> tuple[str, str]:
-    """The directory that holds it, and its name there; OSError EINVAL when it has none (`/`, `..`)."""
+    """Return the directory that holds a path, and its name there.
+
+    Raise OSError EINVAL when it has no name (`/`, `..`).
+    """
     parent, _, name = path.rstrip("/").rpartition("/")
     if name in ("", ".", ".."):
         raise OSError(EINVAL, os.strerror(EINVAL), path)
@@ -47,12 +52,12 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _open(directory: int, name: str) -> int:
-    """The directory `name`, which must be on the same mount; OSError."""
+    """Open the directory `name`, which must be on the same mount; raise OSError."""
     return kernel.open_in_root(directory, name, _DIRECTORY, _RESOLVE)
 
 
 def _open_ours(directory: int, name: str) -> int:
-    """The same, with the permission to read and change it, if it is ours to give."""
+    """Open it like _open, with the permission to read and change it, if we may set that."""
     try:
         fd = _open(directory, name)
     except OSError as error:
@@ -67,7 +72,7 @@ def _open_ours(directory: int, name: str) -> int:
         if os.fstat(fd).st_mode & 0o700 != 0o700:
             os.fchmod(fd, 0o700)
     except OSError:
-        pass  # not ours: what it forbids will be said where it stands in the way
+        pass  # it is not ours: the operation that its mode forbids will report the error
     return fd
 
 
@@ -75,9 +80,10 @@ def _open_ours(directory: int, name: str) -> int:
 
 
 def remove(path: str) -> list[str]:
-    """Remove a tree, whatever others made in it; give what could not be removed, as texts (at most MAX_TEXTS and a count).
+    """Remove a tree, whatever others made in it; return what could not be removed, as texts (at most MAX_TEXTS and a
+    count).
 
-    Raises nothing for what is found there.  A path that does not exist is removed; a file or a link is unlinked.
+    Raise nothing, whatever is found there.  A path that does not exist counts as removed; a file or a link is unlinked.
     """
     try:
         parent, name = _split(path)
@@ -107,7 +113,7 @@ def _why(error: OSError) -> str:
 
 
 def _gone(directory: int, name: str, is_directory: bool) -> OSError | None:
-    """Remove one entry; None when it is gone, whoever did it."""
+    """Remove one entry; return None when it is gone, whoever removed it."""
     try:
         (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
     except OSError as error:
@@ -116,11 +122,11 @@ def _gone(directory: int, name: str, is_directory: bool) -> OSError | None:
 
 
 class _Grows(Exception):
-    """More is made than is removed."""
+    """Raised when more is being made than is removed."""
 
 
 class _Frame:
-    """An open directory: its descriptor, its name in the one above, how far it is read, and in which pass."""
+    """An open directory: its descriptor, its name in the one above, how far it has been read, and in which pass."""
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd, self.name, self.passes, self.removed, self.child = fd, name, 0, 0, 0
@@ -134,11 +140,11 @@ class _Frame:
         return next(self.entries, None)
 
     def again(self) -> bool:
-        """Begin another pass, if the last one changed something; else nothing would be different."""
+        """Begin another pass if the last one removed something; otherwise nothing would be different."""
         if not self.removed or self.passes + 1 >= PASSES:
             return False
         self.passes, self.removed = self.passes + 1, 0
-        self.entries.close()  # and rewinds the descriptor
+        self.entries.close()  # this rewinds the descriptor, too
         self.entries = os.scandir(self.fd)
         return True
 
@@ -148,14 +154,14 @@ class _Frame:
 
 
 class _Removal:
-    """One removal of what is in the directory `top`."""
+    """One removal of everything in the directory `top`."""
 
     def __init__(self, top: int) -> None:
         self.top, self.stage, self.stage_name = top, -1, ""
         self.moved = self.late = 0
         self.failed: dict[str, str] = {}
         self.more = 0
-        os.fchmod(top, 0o700)  # of the file system's own clock: when we began
+        os.fchmod(top, 0o700)  # sets ctime by the file system's own clock: that is when we began
         self.began = os.fstat(top).st_ctime_ns
 
     def everything(self) -> None:
@@ -176,7 +182,7 @@ class _Removal:
                 os.close(self.stage)
 
     def _below(self, base: int) -> None:
-        """Empty a directory; what lies more than LEVELS deep is moved to the stage."""
+        """Empty a directory; move what lies more than LEVELS deep to the stage."""
         frames = [_Frame(os.dup(base), "")]
         try:
             while frames:
@@ -186,7 +192,7 @@ class _Removal:
                     if entry:
                         self._one(frames, entry.name, entry.is_dir(follow_symlinks=False), self._is_late(entry))
                         continue
-                except OSError as error:  # the directory can't be read: the next pass, or the one above, will tell
+                except OSError as error:  # the directory can't be read: the next pass, or rmdir(2), will tell why
                     self._fail(frames, "", error)
                 if len(frames) == 1:
                     if frame.again():
@@ -199,7 +205,7 @@ class _Removal:
                 frames.pop().close()
                 if not why:
                     frames[-1].removed += 1
-                elif why.errno != ENOTEMPTY:  # else what is left in it was told
+                elif why.errno != ENOTEMPTY:  # otherwise what is left in it has been reported
                     self._fail(frames, frame.name, why)
         finally:
             for frame in frames:
@@ -210,7 +216,7 @@ class _Removal:
         if len(frames) == 1 and self.stage >= 0 and name == self.stage_name:
             return
         self.late += late
-        if self.late > LATE + self.moved:  # moving is a change, too
+        if self.late > LATE + self.moved:  # our own moving changes ctime, too
             raise _Grows
         why = _gone(frame.fd, name, is_directory)
         if why and is_directory and why.errno == ENOTEMPTY:
@@ -227,14 +233,14 @@ class _Removal:
                 why = error
         if why is None:
             frame.removed += 1
-        elif why.errno not in (EISDIR, ENOTDIR, ENOENT):  # changed under our hands: the next pass sees what it is
+        elif why.errno not in (EISDIR, ENOTDIR, ENOENT):  # it was replaced meanwhile: the next pass sees what it is
             self._fail(frames, name, why)
 
     def _is_late(self, entry: os.DirEntry[str]) -> bool:
         try:
             return entry.stat(follow_symlinks=False).st_ctime_ns > self.began
         except OSError:
-            return False  # gone
+            return False  # it is gone
 
     def _move(self, directory: int, name: str) -> None:
         if self.stage < 0:
@@ -250,7 +256,7 @@ class _Removal:
         st = os.fstat(fd)
         if st.st_uid != os.geteuid():
             os.close(fd)
-            raise OSError(ESTALE, os.strerror(ESTALE))  # somebody put a directory of theirs in its place
+            raise OSError(ESTALE, os.strerror(ESTALE))  # another process put its own directory there
         self.stage, self.stage_name = fd, name
 
     def _fail(self, frames: list[_Frame] | tuple[()], name: str, error: OSError) -> None:
@@ -270,17 +276,18 @@ class _Removal:
 
 
 def walk(path: str) -> Iterator[tuple[int, str, bool]]:
-    """Give every entry of a tree as (descriptor of its directory, its name, is it a directory), a directory after what is in it.
+    """Yield every entry of a tree as (descriptor of its directory, name, whether it is a directory), contents before a
+    directory.
 
-    The descriptor is good until the next step; the entry may be removed by its taker.  What another file system is mounted on
-    is left out.  OSError: a directory can't be read; ESTALE: somebody moved one in which we were.
+    The descriptor is valid until the next step; the caller may remove the entry.  Mount points of other file systems
+    are left out.  Raise OSError when a directory can't be read, with ESTALE when one in which we were has been moved.
     """
     from array import array
 
     parent, name = _split(path)
     with kernel.Fd(os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as above:
         frames = [_Frame(_open(above, name), "")]
-    higher = array("Q")  # of each directory above those: device, inode, inode of the one in it that we are in
+    higher = array("Q")  # for each directory above those: device, inode, and the inode of the child that we are in
     try:
         while True:
             frame = frames[-1]
@@ -299,7 +306,7 @@ def walk(path: str) -> Iterator[tuple[int, str, bool]]:
                     fd = _open(frame.fd, entry.name)
                 except OSError as error:
                     if error.errno in (ENOENT, ENODEV, ENOTDIR, EXDEV):
-                        continue  # gone, or not ours to enter
+                        continue  # it is gone, or we may not enter it
                     raise
                 frame.child = entry.inode()
                 frames.append(_Frame(fd, entry.name))
@@ -313,7 +320,7 @@ def walk(path: str) -> Iterator[tuple[int, str, bool]]:
 
 
 def _climb(frame: _Frame, higher: array[int]) -> _Frame:
-    """The directory above, read up to the entry of `frame`, which gets its name."""
+    """Open the directory above and read up to the entry of `frame`, which gets its name."""
     child, inode, device = higher.pop(), higher.pop(), higher.pop()
     up = _Frame(os.open("..", _DIRECTORY | os.O_CLOEXEC, dir_fd=frame.fd), "")
     st = os.fstat(up.fd)
@@ -327,7 +334,10 @@ def _climb(frame: _Frame, higher: array[int]) -> _Frame:
 
 
 def measure(path: str) -> tuple[int, int]:
-    """Count the regular files of a tree, and the bytes in them, each name counted.  OSError, as `walk`."""
+    """Return the number of regular files in a tree and the bytes in them; each name counts.
+
+    Raise OSError, as `walk` does.
+    """
     from stat import S_ISREG
 
     count = size = 0

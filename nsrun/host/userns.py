@@ -1,9 +1,9 @@
-"""Whose a pod is: its owner, the maps of its user namespace, and how one gets into it.
+"""The owner of a pod, the maps of its user namespace, and how a process gets into it.
 
-An owned pod's namespaces belong to a user namespace whose id 0 is the owner and whose ids from 1 on are her subordinate
-ids: root in the pod has no power outside of it.  Root makes it (bridge, ports, maps, cgroup); the owner then needs no
-privilege and no setuid program to join, because the kernel gives who owns a user namespace every capability in it.
-user_namespaces(7), subuid(5), subgid(5), newuidmap(1).
+An owned pod's namespaces belong to a user namespace whose id 0 is the owner and whose ids from 1 on are the owner's
+subordinate ids: root in the pod has no power outside it.  Root makes it (bridge, ports, maps, cgroup).  The owner then
+needs no privilege and no setuid program to join, because the kernel gives the owner of a user namespace every
+capability in it.  user_namespaces(7), subuid(5), subgid(5), newuidmap(1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsrun.types import Maps, Nested, Ranges
 
-MAX_RANGES = 300  # of 340 that the kernel takes since 4.15
+MAX_RANGES = 300  # of the 340 that the kernel accepts since 4.15
 WANTED = 65536
 
 
@@ -29,7 +29,7 @@ class User:
     """An account of this machine: name, uid, gid, home, groups."""
 
     def __init__(self, word: str) -> None:
-        """BadInput: there is no such account."""
+        """Look the account up by name or uid.  Raise BadInput when there is none."""
         import pwd
 
         try:
@@ -44,7 +44,7 @@ class User:
 
 
 def name_of(uid: int) -> str:
-    """Return the name of the account with this uid, or the number when there is none any more."""
+    """Return the name of the account with this uid, or the number when it has been removed."""
     try:
         return User(str(uid)).name
     except BadInput:
@@ -52,9 +52,10 @@ def name_of(uid: int) -> str:
 
 
 def caller_of(environ: dict[str, str]) -> str:
-    """Who called sudo(8), doas(1) or pkexec(1), as root's environment tells: a uid or a name; "0" without any of them.
+    """Return the caller of sudo(8), doas(1) or pkexec(1), as root's environment names them: a uid or a name; "0"
+    without any.
 
-    BadInput: two of them tell of different users, or one of nobody.
+    Raise BadInput when two of the variables name different users, or one names no user.
     """
     found: dict[str, str] = {}
     for variable in ("SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
@@ -62,31 +63,32 @@ def caller_of(environ: dict[str, str]) -> str:
         if word is None:
             continue
         if not word or (variable != "DOAS_USER" and not is_number(word)):
-            raise BadInput(f"{variable}={word!r} names no user", hint="--owner USER tells whose the pod is")
+            raise BadInput(f"{variable}={word!r} does not name a user", hint="--owner USER says whose the pod is")
         found[variable] = "0" if word == "root" else word
     if len(set(found.values())) > 1 and len({User(word).uid for word in found.values()}) > 1:
         told = ", ".join(f"{variable}={environ[variable]}" for variable in found)
-        raise BadInput(f"{told} tell of different users", hint="--owner USER tells whose the pod is")
+        raise BadInput(f"{told} name different users", hint="--owner USER says whose the pod is")
     return next(iter(found.values()), "0")
 
 
 def owner_of(word: str | None, environ: dict[str, str]) -> User | None:
-    """Whom root makes a pod for: --owner, or who called sudo, doas or pkexec; None: root itself, without a user namespace.
+    """Return for whom root makes a pod: --owner, or the caller of sudo, doas or pkexec.
 
-    BadInput: there is no such account, or it is not clear who called.
+    Return None for root itself, whose pod has no user namespace.  Raise BadInput when there is no such account, or when
+    it is not clear who the caller is.
     """
     if word is None:
         word = caller_of(environ)
     if not word:
-        raise BadInput("--owner is an empty word", hint="an unset variable?")
-    if word in ("0", "root"):  # without asking for its account: that costs a millisecond
+        raise BadInput("--owner is empty", hint="is a shell variable unset?")
+    if word in ("0", "root"):  # looking up the account would cost a millisecond
         return None
     user = User(word)
     return user if user.uid else None
 
 
 def _subordinate(path: str, user: User) -> Ranges:
-    """The [first, how many] of a user in /etc/subuid or /etc/subgid; by name or by number, as shadow's tools take it."""
+    """Return a user's [first, count] … in /etc/subuid or /etc/subgid, by name or by uid, as shadow's tools read it."""
     found: Ranges = []
     try:
         with open(path, errors="surrogateescape", newline="\n") as file:
@@ -103,14 +105,17 @@ def _subordinate(path: str, user: User) -> Ranges:
 
 
 def maps_of(user: User) -> Maps:
-    """0 is the user, 1… are her subordinate ids.  BadInput: she has none; the hint is the command that gives her some."""
+    """Return the maps in which 0 is the user and 1… are the user's subordinate ids.
+
+    Raise BadInput when the user has none; the hint is the command that adds some.
+    """
     maps: Maps = {}
     for kind, path, own in (("uid", "/etc/subuid", user.uid), ("gid", "/etc/subgid", user.gid)):
         ranges = _subordinate(path, user)
         if not ranges:
             raise BadInput(
-                f"user {user.name!r} has no range in {path}: a pod of hers needs subordinate ids",
-                hint=f"{usermod(user)}   (subuid(5)); or a pod of root's, without a user namespace: sudo nsrun pod create --owner root",
+                f"user {user.name!r} has no range in {path}: their pods need subordinate ids",
+                hint=f"{usermod(user)}   (subuid(5)); or make a pod for root, without a user namespace: sudo nsrun pod create --owner root",
             )
         inside, found = 1, [[0, own, 1]]
         for first, count in ranges[: MAX_RANGES - 1]:
@@ -121,7 +126,7 @@ def maps_of(user: User) -> Maps:
 
 
 def usermod(user: User) -> str:
-    """The command that gives a user ids which nobody has."""
+    """Return the command that gives a user subordinate ids which no other user has."""
     top = 100000
     for path in ("/etc/subuid", "/etc/subgid"):
         try:
@@ -137,7 +142,8 @@ def usermod(user: User) -> str:
 
 
 def around() -> Nested | None:
-    """What the user namespace that we are in allows: {"maps", "setgroups"}; None: it is the machine's first, with all ids.
+    """Return the ids that the user namespace around us has: {"maps", "setgroups"}; None when it is the initial one,
+    with all ids.
 
     user_namespaces(7): its ids are those of uid_map and gid_map, and setgroups(2) is denied for good where an ordinary
     user wrote the maps alone (`unshare -Ur`).
@@ -147,31 +153,34 @@ def around() -> Nested | None:
     maps: Maps = {}
     for kind in ("uid", "gid"):
         with open(f"/proc/thread-self/{kind}_map", errors="surrogateescape") as file:
-            maps[kind] = [[int(word) for word in line.split()] for line in file]
+            maps[kind] = [[int(number) for number in line.split()] for line in file]
     with open("/proc/thread-self/setgroups", errors="surrogateescape") as file:
         return {"maps": maps, "setgroups": file.read().strip() == "allow"}
 
 
 def check_within(user: User, maps: Maps, here: Nested) -> None:
-    """BadInput: ids of a pod to be made for this user are not in the user namespace that we are in (around)."""
+    """Raise BadInput when ids of a pod for this user are not in the user namespace that we are in (see around)."""
     for kind, ranges in maps.items():
         for _, first, count in ranges:
             if not any(i <= first and first + count <= i + n for i, _, n in here["maps"][kind]):
                 raise BadInput(
-                    f"a pod of {user.name}'s needs the {kind}s {first} to {first + count - 1}, which this user namespace does not have",
-                    hint="cat /proc/self/uid_map; a pod of its root's own: --owner root",
+                    f"a pod of {user.name} needs the {kind}s {first} to {first + count - 1}, which this user namespace does not have",
+                    hint="cat /proc/self/uid_map; or make the pod for the root of this user namespace: --owner root",
                 )
 
 
 def owns_network() -> bool:
-    """Does the network namespace that we are in belong to our user namespace?  ioctl_ns(2) NS_GET_USERNS."""
+    """Return whether the network namespace that we are in belongs to our user namespace.
+
+    ioctl_ns(2), NS_GET_USERNS.
+    """
     from fcntl import ioctl
 
     net = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         owner = ioctl(net, 0xB701)
     except PermissionError:
-        return False  # an outer one
+        return False  # it belongs to an outer one
     finally:
         os.close(net)
     try:
@@ -181,10 +190,10 @@ def owns_network() -> bool:
 
 
 def make(user: tuple[int, int], maps: Maps) -> int:
-    """A descriptor of a new user namespace that belongs to `user` (uid, gid).
+    """Return a descriptor of a new user namespace that belongs to `user` (uid, gid).
 
-    Root writes the maps itself; a user has newuidmap(1) and newgidmap(1) do it, which look into /etc/subuid.
-    KernelError, BadInput: what forbids it, and what to do.
+    Root writes the maps itself; for a user, newuidmap(1) and newgidmap(1) do it, which read /etc/subuid and
+    /etc/subgid.  Raise KernelError or BadInput with the setting that forbids it and the remedy.
     """
     root = os.geteuid() == 0
     try:
@@ -203,26 +212,26 @@ def _write(pid: int, maps: Maps) -> None:
 
 def _ask(pid: int, maps: Maps) -> None:
     for kind in ("gid", "uid"):
-        words = [f"new{kind}map", str(pid), *(str(n) for line in maps[kind] for n in line)]
+        command = [f"new{kind}map", str(pid), *(str(n) for line in maps[kind] for n in line)]
         with kernel.Fd(os.memfd_create("errors", os.MFD_CLOEXEC)) as errors:
             try:
                 child = os.posix_spawnp(
-                    words[0], words, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, errors, 2)], setsigmask=[]
+                    command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, errors, 2)], setsigmask=[]
                 )
             except FileNotFoundError:
                 raise NsrunError(
-                    f"{words[0]} is missing: it writes the maps of a user namespace that is made without root",
+                    f"{command[0]} is missing: it writes the maps of a user namespace that is made without root",
                     hint="apt-get install uidmap",
                 ) from None
             if os.waitpid(child, 0)[1]:
                 said = "; ".join(filter(None, os.fsdecode(os.pread(errors, 1000, 0)).split("\n")))
                 raise NsrunError(
-                    f"{words[0]} failed: {said}", hint="it must be set-user-ID root, and /etc/subuid right"
+                    f"{command[0]} failed: {said}", hint="it must be set-user-ID root, and /etc/subuid must be right"
                 )
 
 
 def forbidden() -> str:
-    """Which setting of this machine forbids an ordinary user her own user namespaces; "" when none does."""
+    """Return which setting of this machine forbids ordinary users their own user namespaces; "" when none does."""
     for path, bad, fix in (
         ("kernel/unprivileged_userns_clone", "0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
         ("kernel/apparmor_restrict_unprivileged_userns", "1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
@@ -238,30 +247,31 @@ def forbidden() -> str:
 
 
 def enter(uid: int) -> None:
-    """Makes a user namespace of the caller's own and enters it, for good: what her images and members write has ids of it.
+    """Make a user namespace of the caller's own and enter it for good: what their images and members write has its ids.
 
-    Root stays where it is; as root of a user namespace it gets a mount namespace that it has power over.
-    BadInput, NsrunError: what forbids it.
+    Root stays where it is; root of a user namespace gets a mount namespace over which it has power.  Raise BadInput or
+    NsrunError with what forbids it.
     """
     if os.geteuid():
         user = User(str(uid))
         fd = make((user.uid, user.gid), maps_of(user))
         kernel.enter_userns(fd)
         os.close(fd)
-    elif kernel.in_userns() and not uid:  # else it has just been entered
+    elif kernel.in_userns() and not uid:  # otherwise we have just entered it
         kernel.own_mounts()
 
 
-def call(root: str, *words: str) -> bytes:
-    """Runs one of nsrun's hidden commands (cli) in such a user namespace, in a process of its own; its output.
+def call(root: str, *arguments: str) -> bytes:
+    """Run one of nsrun's hidden commands (see cli) in such a user namespace, in a child process; return its output.
 
-    NsrunError: what it said.
+    Raise NsrunError with its message.
     """
     import subprocess
 
-    # root that has become somebody's owner has its terminal yet: not for what is theirs to look into
+    # root that has become a pod's owner still has root's terminal, which processes that the owner can trace must not
+    # get
     done = subprocess.run(
-        nsrun_command(root, *words),
+        nsrun_command(root, *arguments),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         start_new_session=True,
@@ -273,7 +283,7 @@ def call(root: str, *words: str) -> bytes:
     return done.stdout
 
 
-#: What goes over of root's environment: what a terminal and its language are, and where nsrun's cgroups are.
+#: The variables of root's environment that are kept: the terminal, the language, and the place of nsrun's cgroups.
 _KEPT = (
     "TERM", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
     "NSRUN_CGROUP",
@@ -281,15 +291,15 @@ _KEPT = (
 
 
 def environment_of(user: User, caller: dict[str, str]) -> dict[str, str]:
-    """The environment of what root starts as this user, variable by variable: nothing else of root's is in it.  Pure."""
+    """Return the environment of what root starts as this user: only the variables listed here.  Pure."""
     own = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "PATH": DEFAULT_PATH}
     return {**{name: caller[name] for name in _KEPT if name in caller}, **own}
 
 
 def become(user: User) -> None:
-    """Root becomes an ordinary user, for good: nothing of root's session goes over, and what follows can do no more than they.
+    """As root, become an ordinary user for good: keep nothing of root's session, and no more power than the user has.
 
-    Standard input, output and error stay what they are.  KernelError: the process must end.
+    Standard input, output and error stay.  On KernelError the process must end.
     """
     environment = environment_of(user, dict(os.environ))
     kernel.become(user.uid, user.gid, user.groups)
@@ -298,7 +308,7 @@ def become(user: User) -> None:
     os.environ.update(environment)
 
 
-#: Somebody who has no process that we could compare with gets no more than this.
+#: The limits of a user who has no process with which we could compare.
 _MODEST = {
     "RLIMIT_NPROC": 64,
     "RLIMIT_NOFILE": 1024,
@@ -309,10 +319,10 @@ _MODEST = {
 
 
 def _take_limits() -> None:
-    """Lowers each limit to the highest that a process of the user's has: root's own are higher, perhaps.
+    """Lower each limit to the highest that a process of the user has, since root's own may be higher.
 
-    It is the user who asks, by now: of no other's process the kernel tells (prlimit(2)), nor of a nsrun-door that has
-    limits of root's (csrc/door.c, guarded_gid).
+    We ask as the user, so the kernel tells of no other user's process (prlimit(2)), nor of a nsrun-door, which has
+    limits of root (csrc/door.c, guarded_gid).
     """
     import resource
 

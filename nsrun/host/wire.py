@@ -1,7 +1,7 @@
-"""Speaking netlink: fills in the templates of messages.py and sends them over a plain socket.
+"""Speak netlink: fill in the templates of messages.py and send them over a plain socket.
 
-`_socket` is what `socket` wraps: importing the wrapper costs 5 ms (enum, selectors) that a pod's creation
-does not need.
+`_socket` is what `socket` wraps: importing the wrapper costs 5 ms (enum, selectors), which creating a pod does not
+need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 try:
     from nsrun.host._templates import SAMPLES, TEMPLATES
-except ImportError:  # not built (an editable checkout): let pyroute2 encode them now
+except ImportError:  # the templates are not built (in an editable checkout), so let pyroute2 encode them now
     from nsrun.host import messages
 
     SAMPLES = {name: sample for name, (_, sample) in messages.SAMPLES.items()}
@@ -33,12 +33,12 @@ _ADDRESSES = ("pod_ip", "host_ip", "gateway", "subnet")
 
 
 def encode(name: str, **values: object) -> bytes:
-    """The message `name` with these values in the places of the samples."""
+    """Return the message `name` with these values in place of the samples."""
     return _fill(TEMPLATES[name], values)
 
 
 def _fill(data: bytes, values: dict[str, object]) -> bytes:
-    """All at once: a value may look like the sample of another."""
+    """Replace all samples at once, since a value may look like the sample of another."""
     filled = bytearray(data)
     for key, value in values.items():
         if key in _NUMBERS:
@@ -60,7 +60,7 @@ def _fill(data: bytes, values: dict[str, object]) -> bytes:
 
 
 def encode_list(name: str, items: Sequence[dict[str, object]], **values: object) -> bytes:
-    """The message `name`, whose last attribute is a list with one sample, with an element for each of these instead."""
+    """Return the message `name`, whose last attribute is a list of one sample, with these items in its place."""
     data, at = _fill(TEMPLATES[name], values), 20  # the headers of netlink and of nfnetlink
     while (length := struct.unpack_from("=H", data, at)[0]) and at + length < len(data):
         at += (length + 3) & ~3
@@ -84,10 +84,10 @@ def open_socket(protocol: int) -> Socket:
 
 
 def talk(sock: _socket.socket, requests: Sequence[tuple[str, bytes]]) -> None:
-    """Sends (what it is, message)… as one datagram and waits for every acknowledgement.
+    """Send (text, message) … as one datagram and wait for every acknowledgement.
 
-    Raises KernelError with the text of the first request that the kernel refused.  rtnetlink carries out the
-    requests before it; an nf_tables batch is all or nothing.
+    Raise KernelError with the text of the first request that the kernel refused.  rtnetlink carries out the requests
+    before it; an nf_tables batch is carried out completely or not at all.
     """
     parts, waiting = [], {}
     for seq, (text, data) in enumerate(requests, 1):
@@ -106,14 +106,14 @@ def talk(sock: _socket.socket, requests: Sequence[tuple[str, bytes]]) -> None:
                 if code and error is None:
                     error = KernelError(code, text)
                     if sock.proto == NETLINK_NETFILTER and seq in (1, len(requests)):
-                        raise error  # the batch as a whole: no further answers come
+                        raise error  # the batch as a whole was refused: no further answers come
             data = data[max(16, (length + 3) & ~3) :]
     if error:
         raise error
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """Netlink attributes, type → bytes; netlink(7)."""
+    """Return netlink attributes as type → bytes; netlink(7)."""
     found = {}
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)
@@ -125,9 +125,10 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def ask(sock: Socket, text: str, request: bytes) -> list[bytes]:
-    """Return the bodies of all messages that answer a request: of a dump, or of one that wants an acknowledgement.
+    """Return the bodies of all messages that answer a request: a dump, or one that wants an acknowledgement.
 
-    Raise KernelError with `text` when the kernel refuses, or when what is dumped changed five times meanwhile (EINTR).
+    Raise KernelError with `text` when the kernel refuses, or with EINTR when the dumped objects changed five times
+    meanwhile.
     """
     for _ in range(5):
         sock.send(request)
@@ -150,7 +151,7 @@ def ask(sock: Socket, text: str, request: bytes) -> list[bytes]:
 
 
 def address_of(interface: str) -> str:
-    """The first IPv4 address of an interface (netdevice(7), SIOCGIFADDR); "" when it has none."""
+    """Return the first IPv4 address of an interface (netdevice(7), SIOCGIFADDR); "" when it has none."""
     from fcntl import ioctl
 
     with Socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:

@@ -1,6 +1,6 @@
-"""An image as a directory: DIR/rootfs and DIR/config.json, an OCI bundle that nsrun, crun and runc can run.
+"""Write an image as a directory, DIR/rootfs and DIR/config.json: an OCI bundle that nsrun, crun and runc can run.
 
-OCI image-spec conversion.md: how an image's config becomes a runtime config.
+OCI image-spec conversion.md says how an image's config becomes a runtime config.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[str, Any]:
-    """The runtime config of an image's config.  Pure.  BadInput: a user that the image does not know."""
+    """Return the runtime config of an image's config.
+
+    Raise BadInput for a user that the image does not have.  Pure.
+    """
     image = document.get("config") or {}
     pod = {"name": "image", "hostname": "image", "pause": [0]}
     facts: Any = {
@@ -36,11 +39,11 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
     }
     options: Any = {"net": "own", "ipc": "own", "pid": "own", "uts": "own", "command": [] if image.get("Entrypoint") or image.get("Cmd") else ["sh"]}  # fmt: skip
     config: Any = member_spec(options, facts)
-    config["process"]["env"] = [word for word in config["process"]["env"] if not word.startswith("HOSTNAME=")]
+    config["process"]["env"] = [entry for entry in config["process"]["env"] if not entry.startswith("HOSTNAME=")]
     config["mounts"] = [m for m in config["mounts"] if m["type"] not in ("pod", "volume")]
     config["mounts"] = [{**m, "type": "cgroup"} if m["type"] == "cgroup2" else m for m in config["mounts"]]
     del config["linux"]["cgroupsPath"], config["linux"]["resources"]
-    # of the labels only the spec's own: an engine's annotations are orders (run.oci.hooks.stdout=FILE), an image's labels are not
+    # copy only org.opencontainers.image.* labels: runtimes act on other annotations (run.oci.hooks.stdout=FILE)
     known = "org.opencontainers.image."
     annotations = {k: v for k, v in (image.get("Labels") or {}).items() if k.startswith(known)}
     for key in ("os", "architecture", "variant", "author", "created"):
@@ -56,16 +59,19 @@ def runtime_config(document: dict[str, Any], accounts: dict[str, str]) -> dict[s
 
 
 def _is_there(target: str) -> bool:
-    """Is the directory there?  BadInput when it can't be used: its mode is its maker's choice, so it is not changed but refused."""
+    """Return whether the directory exists.  Raise BadInput when it can't be used.
+
+    Its mode is the choice of whoever made it, so we refuse it rather than change it.
+    """
     if not is_there(target):
         return False
     if not is_directory(target) or os.listdir(target):
-        raise BadInput(f"{target!r} is there already, and not an empty directory", hint="choose a new one")
+        raise BadInput(f"{target!r} exists already, and is not an empty directory", hint="choose a new one")
     st = os.stat(target)
     if st.st_uid != os.geteuid() or st.st_mode & 0o077:
         raise BadInput(
-            f"{target!r} is not yours alone, and the image's set-user-ID programs would be others' to run",
-            hint=f"chmod 700 {target}, or name a directory that is not there: it is made so",
+            f"{target!r} is open to other users, who could run the image's set-user-ID programs",
+            hint=f"chmod 700 {target}, or name a directory that does not exist: it is made with that mode",
         )
     return True
 
@@ -73,14 +79,14 @@ def _is_there(target: str) -> bool:
 def unpack(state: State, word: str, target: str) -> None:
     """Write DIR/rootfs and DIR/config.json of an image.
 
-    DIR is mode 0700: an image has set-user-ID programs of root's, and its own root directory is open to everybody.
-    BadInput: DIR is there and not empty, or others than its owner, who must be the caller, may enter it.
+    DIR gets mode 0700, since an image has set-user-ID programs of root, and its own root directory is open to
+    everybody.  Raise BadInput when DIR exists and is not empty, or when others than the caller own it or may enter it.
     """
     from nsrun.host.copy import copy_tree
     from nsrun.state import remove_tree
 
     if not target:
-        raise BadInput("the directory is an empty word", hint="an unset variable?")
+        raise BadInput("the directory is empty", hint="is a shell variable unset?")
     held = lookup.hold(state)
     try:
         record = lookup.find(state, word)

@@ -1,7 +1,7 @@
-"""Index, manifest and config: JSON from strangers, checked before anything of it is used.  Pure.
+"""Index, manifest and config: JSON that others wrote, checked before any of it is used.  Pure.
 
-OCI image-spec 1.1 (image-index.md, manifest.md, config.md) and Docker's v2 schema 2, which has the same shape.
-Unknown fields, annotations and artifact types are no errors; a document that could be read in two ways is (CVE-2021-41190).
+OCI image-spec 1.1 (image-index.md, manifest.md, config.md) and Docker's v2 schema 2, which has the same shape.  Unknown
+fields, annotations and artifact types are no errors; a document that can be read in two ways is one (CVE-2021-41190).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def digest_of(data: bytes) -> str:
 
 
 def parse(data: bytes, what: str) -> Document:
-    """A JSON object.  BadInput names `what`."""
+    """Return a JSON object.  Raise BadInput, which names `what`."""
     if len(data) > MAX_DOCUMENT:
         raise BadInput(f"{what} is larger than {MAX_DOCUMENT >> 20} MiB")
     try:
@@ -54,13 +54,13 @@ def parse(data: bytes, what: str) -> Document:
 
 
 def _platform(value: Any) -> dict[str, str]:
-    """What of os, architecture and variant a document says."""
+    """Return os, architecture and variant of a document, those that it has."""
     keys = ("os", "architecture", "variant")
     return {key: value[key] for key in keys if value.get(key) is not None} if value else {}
 
 
 class Descriptor:
-    """Where a document says another one, or a layer, is: media type, digest, size."""
+    """A document's reference to another one, or to a layer: media type, digest, size."""
 
     def __init__(self, value: Any, what: str) -> None:
         check(value, shapes.DESCRIPTOR, f"{what}: descriptor")
@@ -75,7 +75,10 @@ class Descriptor:
 
 
 def check_kind(document: Document, expected: str, what: str) -> str:
-    """ "index" or "manifest"; BadInput for what is both, neither, or not what the descriptor said."""
+    """Return "index" or "manifest".
+
+    Raise BadInput for a document that is both, neither, or not what the descriptor said.
+    """
     is_index = "manifests" in document
     is_manifest = "config" in document or "layers" in document
     if is_index and is_manifest:
@@ -93,14 +96,14 @@ def check_kind(document: Document, expected: str, what: str) -> str:
     allowed = INDEX if is_index else MANIFEST
     own = document.get("mediaType")
     if own is not None and (not isinstance(own, str) or own not in allowed or (expected and own != expected)):
-        raise BadInput(f"{what}: its media type {str(own)[:90]!r} is not what it is, or not what its descriptor says")
+        raise BadInput(f"{what}: its media type {str(own)[:90]!r} does not match its content, or its descriptor")
     if expected and expected not in allowed:
         raise BadInput(f"{what} is an {kind}, but its descriptor says {expected[:90]!r}")
     return kind
 
 
 def descriptors(index: Document, what: str) -> list[Descriptor]:
-    """The entries of an index that may lead to an image; of other types there may be any number."""
+    """Return the entries of an index that may lead to an image; other types are ignored, in any number."""
     entries = index.get("manifests")
     if not isinstance(entries, list) or len(entries) > 10000:
         raise BadInput(f"{what}: `manifests` is not a list of at most 10000")
@@ -114,8 +117,8 @@ class Manifest:
         self.config = Descriptor(document.get("config"), f"{what}: config")
         if self.config.type not in CONFIGS:
             raise BadInput(
-                f"{what} is no image: its config is {self.config.type[:90]!r}",
-                hint="an artifact (a chart, a signature, …)",
+                f"{what} is not an image: its config is {self.config.type[:90]!r}",
+                hint="it is an artifact (a chart, a signature, …)",
             )
         layers = document.get("layers")
         if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
@@ -127,7 +130,7 @@ class Manifest:
 
 
 class Config:
-    """An image's config: what is in `document`, with the parts that decide checked."""
+    """An image's config: `document`, and the parts of it that are used, checked."""
 
     def __init__(self, data: bytes, what: str) -> None:
         self.data, self.digest = data, digest_of(data)
@@ -144,7 +147,9 @@ class Config:
 
     @property
     def chain(self) -> list[str]:
-        """The chain id of each layer: it stands for the layer and all beneath it (image-spec config.md, "Layer ChainID")."""
+        """Return the chain id of each layer, which stands for it and all beneath (image-spec config.md, "Layer
+        ChainID").
+        """
         chain: list[str] = []
         for diff_id in self.diff_ids:
             chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
@@ -152,14 +157,14 @@ class Config:
 
 
 def check_process(process: Document, what: str) -> Document:
-    """What of shapes.PROCESS more can be wrong than its types.
+    """Check what can be wrong with shapes.PROCESS beyond its types, and return it.
 
-    Labels, Volumes and all else are data: never a path or an option of the host (threats R19).
+    Labels, Volumes and everything else are data: never a path or an option of the host (docs/threats.md, R19).
     """
-    for word in process.get("Env") or []:
-        name, _, value = word.partition("=")
+    for entry in process.get("Env") or []:
+        name, _, value = entry.partition("=")
         if not name or (name in ("HOME", "USER") and "\n" in value):
-            raise BadInput(f"{what}: config.Env has {word[:60]!r}")
+            raise BadInput(f"{what}: config.Env has {entry[:60]!r}")
     directory = process.get("WorkingDir")
     if directory and not directory.startswith("/"):
         raise BadInput(f"{what}: config.WorkingDir {directory[:90]!r} is not absolute")
@@ -167,7 +172,7 @@ def check_process(process: Document, what: str) -> Document:
         try:
             parse_signal(process["StopSignal"])
         except UsageError:
-            raise BadInput(f"{what}: config.StopSignal {process['StopSignal'][:60]!r} is no signal") from None
+            raise BadInput(f"{what}: config.StopSignal {process['StopSignal'][:60]!r} is not a signal") from None
     volumes = process.get("Volumes") or {}
     if not all(v.startswith("/") and "\0" not in v and len(v) <= 4096 for v in volumes):
         raise BadInput(f"{what}: config.Volumes are not absolute paths")
@@ -182,7 +187,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686"
 
 
 class Platform:
-    """os/architecture[/variant]; the one of this machine by default."""
+    """OS/ARCHITECTURE[/VARIANT], by default that of this machine."""
 
     def __init__(self, text: str = "") -> None:
         word = text or f"linux/{_ARCHITECTURES.get(machine.machine(), machine.machine())}"
@@ -193,12 +198,15 @@ class Platform:
         self.variant = parts[2] if len(parts) == 3 else ""
 
     def fits(self, other: Document) -> bool:
-        """An empty platform fits all; a variant counts when both have one."""
+        """Return whether an image's platform fits.
+
+        An empty one fits everywhere; a variant counts when both have one.
+        """
         if not other.get("os") and not other.get("architecture"):
             return True
         variant = other.get("variant") or ""
         if self.architecture == "arm64":
-            variant = variant.removeprefix("v8")  # the only one there is, written or not
+            variant = variant.removeprefix("v8")  # the only variant of arm64, whether it is written or not
         wanted = self.variant.removeprefix("v8") if self.architecture == "arm64" else self.variant
         return (
             other.get("os") == self.os

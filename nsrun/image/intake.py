@@ -1,4 +1,4 @@
-"""Taking images in, from a file, a directory, stdin or a registry: what the command line and the library share."""
+"""Take images in from a file, a directory, stdin or a registry: the command line and the library both use this."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def _quiet(what: str, count: int, total: int) -> None:
-    """No progress is shown."""
+    """Show no progress."""
 
 
 class Taken:
-    """One image that was taken in: its record, its names in full, entries that were left out, and what to warn of."""
+    """One image that was taken in: its record, its full names, the entries that were left out, and warnings."""
 
     def __init__(self, store: Store, record: dict[str, Any], names: list[str], warnings: list[str]) -> None:
         self.id: str = record["id"]
@@ -43,9 +43,10 @@ def load(
     budget: Budget | None = None,
     progress: Progress = _quiet,
 ) -> list[Taken]:
-    """The images of a layout directory, an archive, or "-" (stdin); `names` take the place of those in it.
+    """Load the images of a layout directory, an archive, or "-" (stdin); `names` replace those in it.
 
-    UsageError: a name that is none.  BadInput: what is wrong with the image, by layer and entry; nothing is kept of it.
+    Raise UsageError for a bad name.  Raise BadInput, which names layer and entry, when something is wrong with the
+    image; then nothing of it is kept.
     """
     given, fits = list(names), Platform(platform)
     for name in given:
@@ -82,7 +83,7 @@ def pull(
     budget: Budget | None = None,
     progress: Progress = _quiet,
 ) -> list[Taken]:
-    """An image of a registry, through skopeo.  NsrunError tells what the registry said."""
+    """Pull an image from a registry, through skopeo.  Raise NsrunError with the registry's message."""
     from nsrun.image.pull import need_skopeo
 
     reference, fits = references.parse(word.removeprefix("docker://")), Platform(platform)
@@ -130,7 +131,7 @@ def _take(
 
 
 def _valid(names: list[str]) -> tuple[list[str], list[str]]:
-    """The names of an archive, and what to say of those that are none."""
+    """Return the valid names of an archive, and warnings about the others."""
     kept, warnings = [], []
     for name in names:
         try:
@@ -138,5 +139,5 @@ def _valid(names: list[str]) -> tuple[list[str], list[str]]:
                 kept.append(name)
         except UsageError as error:
             warnings.append(f"the archive's {error.message[:200]}; give one with --tag")
-    more = [f"and {len(warnings) - 5} more names that are none"] if len(warnings) > 6 else []
+    more = [f"and {len(warnings) - 5} more names that are invalid"] if len(warnings) > 6 else []
     return list(dict.fromkeys(kept)), warnings[:5] + more if more else warnings

@@ -1,8 +1,10 @@
-"""Which image a word means, and what join needs of it.  On join's path: no json, no re, no hashlib.
+"""Find the image that a name or an id means, and what join needs of it.
 
-LIB/images/names.json            {"docker.io/library/mysql:8": "6f0c…"}: name → config digest
-LIB/images/records/HEX.json      what is known of an image: layers, process, users (store.py writes it)
-LIB/images/layers/HEX/tree       one layer, unpacked; HEX is its chain id
+This is on join's path: no json, no re, no hashlib.
+
+    LIB/images/names.json            {"docker.io/library/mysql:8": "6f0c…"}: name → config digest
+    LIB/images/records/HEX.json      the record of an image: layers, process, users (store.py writes it)
+    LIB/images/layers/HEX/tree       one layer, unpacked; HEX is its chain id
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ REPAIR = "nsrun image prune repairs the store; then load the image again"
 
 
 class Damaged(NsrunError):
-    """A document of the store does not say what it should, whoever reads it."""
+    """A document of the store is not what it should be."""
 
 
 def read(path: str, shape: dict[Any, Any]) -> Record | None:
-    """A document of the store (shapes.py); None when there is none.  Damaged: it is not what it should be; NsrunError: it can't be read."""
+    """Return a document of the store (shapes.py), or None when there is none.
+
+    Raise Damaged when it is not what it should be, and NsrunError when it can't be read.
+    """
     try:
         return codec.decode(read_document(path, shapes.MAX_BYTES), shape)
     except FileNotFoundError:
@@ -50,7 +55,10 @@ def read(path: str, shape: dict[Any, Any]) -> Record | None:
 
 
 def names(state: State) -> dict[str, str]:
-    """name → config digest.  Damaged, too, when there are images and the file is gone: then their names were lost."""
+    """Return name → config digest.
+
+    Raise Damaged also when there are images and the file is gone: then their names were lost.
+    """
     path = f"{base(state)}/names.json"
     found = read(path, shapes.NAMES)
     if found is None and records(state, []):
@@ -59,12 +67,12 @@ def names(state: State) -> dict[str, str]:
 
 
 def record(state: State, ident: str) -> Record | None:
-    """The record of a config digest (hexadecimal digits)."""
+    """Return the record of a config digest (hexadecimal digits)."""
     return read(f"{base(state)}/records/{ident}.json", shapes.RECORD)
 
 
 def records(state: State, broken: list[str]) -> list[Record]:
-    """The records that can be read; of the others, `broken` gets what is wrong with them."""
+    """Return the records that can be read; put what is wrong with the others into `broken`."""
     try:
         files = sorted(os.listdir(f"{base(state)}/records"))
     except FileNotFoundError:
@@ -80,7 +88,10 @@ def records(state: State, broken: list[str]) -> list[Record]:
 
 
 def full_name(state: State, word: str) -> str:
-    """The name that is kept and that `word` means: mysql is docker.io/library/mysql:latest, or else localhost/mysql:latest; "" when there is none."""
+    """Resolve a short name to the stored full name; "" if unknown.
+
+    mysql is docker.io/library/mysql:latest, or else localhost/mysql:latest.
+    """
     return _full_name(names(state), word)
 
 
@@ -89,10 +100,13 @@ def _full_name(kept: dict[str, str], word: str) -> str:
 
 
 def find(state: State, word: str) -> Record:
-    """The image of a name, name@digest, digest or unambiguous beginning of an id; UnknownError lists what there is."""
+    """Return the record of a name, name@digest, digest or unambiguous beginning of an id.
+
+    Raise UnknownError, which lists the images, when there is none.
+    """
     whole_id = word.removeprefix("sha256:")
     if len(whole_id) == 64 and _HEX.issuperset(whole_id) and (found := record(state, whole_id)):
-        return found  # by its whole id, whatever became of the names
+        return found  # the whole id finds it even if the names were lost
     kept = names(state)
     if (name := _full_name(kept, word)) and (found := record(state, kept[name])):
         return found
@@ -109,7 +123,7 @@ def find(state: State, word: str) -> Record:
         return matching[0]
     if matching:
         several = ", ".join(f"{r['id'][:12]}" for r in matching)
-        raise UnknownError(f"{word!r} is the beginning of several image ids", hint=f"give more digits: {several}")
+        raise UnknownError(f"several image ids begin with {word!r}", hint=f"give more digits: {several}")
     from nsrun.image.references import familiar
 
     if broken:
@@ -120,18 +134,18 @@ def find(state: State, word: str) -> Record:
 
 
 def trees(state: State, found: Record) -> list[str]:
-    """The directories of its layers, from the top down.  NsrunError when one is not whole."""
+    """Return the directories of its layers, from the top down.  Raise NsrunError when one is incomplete."""
     for layer in found["layers"]:
         if not whole(state, layer):
             raise NsrunError(
-                f"layer {layer[:12]} of the image is damaged (the machine went down while it was written?)",
+                f"layer {layer[:12]} of the image is damaged (did the machine crash while it was written?)",
                 hint="load the image again: nsrun image load, or nsrun image pull",
             )
     return [f"{base(state)}/layers/{layer}/tree" for layer in reversed(found["layers"])]
 
 
 def whole(state: State, layer: str) -> bool:
-    """Is this layer there, all of it?  Asked at the first use after a reboot, else one stat(2)."""
+    """Return whether this layer is complete.  The first use after a reboot checks it, any other costs one stat(2)."""
     path = f"{base(state)}/layers/{layer}"
     try:
         with open_text(f"{path}/unsynced") as file:
@@ -142,7 +156,7 @@ def whole(state: State, layer: str) -> bool:
         raise NsrunError(f"{path}/unsynced can't be read: {errno_text(error.errno or 0)}") from None
     if boot == state.boot:
         return True
-    if os.geteuid():  # a user's layer has directories that she may enter only in a user namespace
+    if os.geteuid():  # an ordinary user may enter some of their layer's directories only in a user namespace
         from nsrun.host import userns
 
         return userns.call(state.root, "_whole", layer) == b"whole\n"
@@ -163,21 +177,21 @@ def whole(state: State, layer: str) -> bool:
     try:
         os.unlink(f"{path}/unsynced")
     except FileNotFoundError:
-        pass  # another member, begun at the same time, was faster
+        pass  # another member, started at the same time, was faster
     return True
 
 
 def nothing(state: State) -> str:
-    """An empty directory: the root of an image without layers."""
+    """Return an empty directory: the root of an image without layers."""
     path = f"{base(state)}/layers/none/tree"
     if not is_directory(path):
         os.makedirs(path, exist_ok=True)
-        os.chmod(path, 0o755)  # whatever the umask: it becomes the root of members
+        os.chmod(path, 0o755)  # whatever the umask is, since it becomes the root of members
     return path
 
 
 def hold(state: State) -> int:
-    """A shared flock(2): while the descriptor is open, no layer is removed.  -1 when there is no store."""
+    """Take a shared flock(2): while the descriptor is open, no layer is removed.  Return -1 when there is no store."""
     import fcntl
 
     try:

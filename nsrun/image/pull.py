@@ -1,7 +1,7 @@
-"""From a registry, through skopeo: it knows registries, TLS, auth.json, mirrors and proxies, and is kept well.
+"""Pull from a registry through skopeo, which is maintained and knows registries, TLS, auth.json, mirrors and proxies.
 
-It writes an OCI layout below the store's tmp; from there on a pulled image is a loaded one.  Layers that the store has
-are not fetched again: skopeo finds files of their names and sizes (all holes) in the layout and goes on.
+It writes an OCI layout below the store's tmp; from there on a pulled image is loaded like any other.  Layers that the
+store has are not fetched again: skopeo finds files of their names and sizes (sparse ones) in the layout and skips them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _HINTS = (
     ),
     ("http: server gave HTTP response", "the registry speaks plain HTTP: --tls-verify=false"),
     ("x509:", "the registry's certificate is not trusted: /etc/containers/certs.d, or --tls-verify=false"),
-    ("no such host", "no such host: is the name right, and the network there?"),
-    ("connection refused", "nobody listens there"),
+    ("no such host", "is the name right, and is there a network?"),
+    ("connection refused", "no program listens there"),
     ("unexpected EOF", "the connection broke: try again; what was loaded before is kept"),
     ("connection reset", "the connection broke: try again"),
     ("no space left", "the disk that holds nsrun's images is full: nsrun image prune"),
@@ -65,16 +65,16 @@ def download(
     tls: bool,
     account: Account,
 ) -> Iterator[str]:
-    """A layout directory with the image, as long as the context lasts.
+    """Yield a layout directory with the image, which is removed when the context ends.
 
-    NsrunError tells what the registry said.  BadInput: it sends more than the budget.
+    Raise NsrunError with the registry's message, and BadInput when it sends more than the budget.
     """
     with Workshop(store) as shop:
         layout = f"{shop.path}/layout"
-        words = ["skopeo"]
+        command = ["skopeo"]
         if platform.variant:
-            words += ["--override-variant", platform.variant]
-        words += ["--override-os", platform.os, "--override-arch", platform.architecture]
+            command += ["--override-variant", platform.variant]
+        command += ["--override-os", platform.os, "--override-arch", platform.architecture]
         access = []
         if not tls:
             access.append("--src-tls-verify=false")
@@ -85,26 +85,30 @@ def download(
                 raise BadInput(f"--authfile {authfile!r} does not exist")
             access += ["--src-authfile", os.path.abspath(authfile)]
         source = f"docker://{reference if not (reference.tag and reference.digest) else _by_digest(reference)}"
-        _reuse(store, layout, words, source, access)
-        copy = [*words, "copy", *access, "--", source, f"oci:{layout}:image"]
+        _reuse(store, layout, command, source, access)
+        copy = [*command, "copy", *access, "--", source, f"oci:{layout}:image"]
         _run(copy, reference, bool(creds or authfile), layout, account)
         yield layout
 
 
 def _by_digest(reference: Reference) -> str:
-    """skopeo takes a tag or a digest, not both; the digest says more."""
+    """Return the reference with its digest only: skopeo takes a tag or a digest, not both, and the digest is more
+    precise.
+    """
     return f"{reference.host}/{reference.path}@{reference.digest}"
 
 
 def _write_auth(path: str, host: str, creds: str) -> str:
-    """--creds as an auth.json that only root reads: a password on skopeo's command line could be seen by all."""
+    """Write --creds as an auth.json that only its owner reads: other users could see a password on skopeo's command
+    line.
+    """
     user, colon, password = creds.partition(":")
     if not user:
         raise UsageError(f"--creds {creds!r} is not USER[:PASSWORD]")
     if not colon:
         if not sys.stdin.isatty():
             raise UsageError(
-                "--creds USER asks for the password on a terminal", hint="--creds USER:PASSWORD, or --authfile"
+                "--creds USER needs a terminal to ask for the password", hint="--creds USER:PASSWORD, or --authfile"
             )
         import getpass
 
@@ -117,14 +121,14 @@ def _write_auth(path: str, host: str, creds: str) -> str:
     return path
 
 
-def _reuse(store: Store, layout: str, words: list[str], source: str, access: list[str]) -> None:
-    """Puts holes in the place of layers that the store has.  Only to save time: it fails quietly."""
-    options = [word.replace("--src-", "--") for word in access]
-    inspect = [*words, "inspect", "--no-tags", *options]
+def _reuse(store: Store, layout: str, command: list[str], source: str, access: list[str]) -> None:
+    """Put sparse files in the place of layers that the store has.  That only saves time, so it fails silently."""
+    options = [option.replace("--src-", "--") for option in access]
+    inspect = [*command, "inspect", "--no-tags", *options]
     try:
         raw = subprocess.run([*inspect, "--raw", "--", source], capture_output=True, timeout=120, check=True).stdout
         if "manifests" in documents.parse(raw, "manifest"):
-            return  # an index: which manifest is taken is skopeo's to say
+            return  # it is an index, of which skopeo chooses the manifest
         config_raw = subprocess.run(
             [*inspect, "--raw", "--config", "--", source], capture_output=True, timeout=120, check=True
         ).stdout
@@ -137,18 +141,19 @@ def _reuse(store: Store, layout: str, words: list[str], source: str, access: lis
     os.makedirs(blobs, 0o700)
     for layer, ident in zip(manifest.layers, config.chain, strict=True):
         if not is_directory(f"{store.layer_path(ident[7:])}/tree"):
-            return  # from here on they are needed
+            return  # the store lacks this layer, and so those above it, too
         with open(f"{blobs}/{layer.digest[7:]}", "wb") as file:
             file.truncate(layer.size)
 
 
-def _run(words: list[str], reference: Reference, known: bool, layout: str, account: Account) -> None:
-    """skopeo's own progress goes to a terminal; what it says when it fails becomes our message.  `known`: as a user.
+def _run(command: list[str], reference: Reference, known: bool, layout: str, account: Account) -> None:
+    """Run skopeo.  Its progress goes to a terminal, and its message becomes ours when it fails; `known`: we gave a
+    user.
 
-    What it writes is looked at twice a second, and charged: a registry can send for ever.
+    What it writes is measured twice a second, and charged, since a registry can send for ever.
     """
     stdout = sys.stderr if os.isatty(2) else subprocess.DEVNULL
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE) as skopeo:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE) as skopeo:
         try:
             spent, error = 0, None
             while error is None:
@@ -174,7 +179,7 @@ def _run(words: list[str], reference: Reference, known: bool, layout: str, accou
 
 
 def _on_disk(layout: str) -> int:
-    """How many bytes of the disk it takes; the holes in place of layers that we have take none."""
+    """Return the bytes of disk that the layout takes; the sparse files in place of layers that we have take none."""
     from nsrun.host.trees import walk
 
     total = 0

@@ -1,6 +1,6 @@
-"""Image names as people write them, and as they are kept: `mysql:8` is docker.io/library/mysql:8.  Pure.
+"""Image names as people write them, and as they are kept: `mysql:8` is kept as docker.io/library/mysql:8.  Pure.
 
-The grammar is the distribution project's: [HOST[:PORT]/]PATH[:TAG][@sha256:HEX].
+The grammar is that of the distribution project: [HOST[:PORT]/]PATH[:TAG][@sha256:HEX].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """As it is kept: docker.io/library/mysql:8."""
+        """The name as it is kept: docker.io/library/mysql:8."""
         return f"{self.host}/{self.path}" + (f":{self.tag}" if self.tag else "")
 
     def __str__(self) -> str:
@@ -33,14 +33,14 @@ class Reference:
 
 
 def is_digest(text: str) -> bool:
-    """Is it "sha256:" and 64 hexadecimal digits?"""
+    """Return whether this is "sha256:" and 64 hexadecimal digits."""
     return len(text) == 71 and text.startswith("sha256:") and _HEX.issuperset(text[7:])
 
 
 def split(text: str, host: str = "") -> tuple[str, str, str]:
-    """Return (host, path, tag, "" when it has none) of a name without a digest, as it is kept; nothing is checked.
+    """Return (host, path, tag or "") of a name without a digest, as it is kept; nothing is checked.
 
-    `host`: what a name without one is taken to be of, instead of docker.io.
+    `host` is the default for a name without one, instead of docker.io.
     """
     first, slash, rest = text.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
@@ -54,7 +54,7 @@ def split(text: str, host: str = "") -> tuple[str, str, str]:
 
 
 def meanings(word: str) -> list[str]:
-    """Return the names that a word may be kept under, the likeliest first: mysql is docker.io's, or else localhost's."""
+    """Return the full names that a short name may have, likeliest first: mysql is of docker.io, or else of localhost."""
     found = []
     for default in ("docker.io", "localhost"):
         host, path, tag = split(word, default)
@@ -64,7 +64,7 @@ def meanings(word: str) -> list[str]:
 
 
 def parse(text: str) -> Reference:
-    """UsageError when it is no image name."""
+    """Return the reference.  Raise UsageError when it is not an image name."""
     from re import fullmatch
 
     rest, at, digest = text.partition("@")
@@ -82,14 +82,12 @@ def parse(text: str) -> Reference:
     ):
         hint = "names are in lower case" if rest != rest.lower() and not fullmatch(_PATH, path) else _HINT
         raise UsageError(f"{text!r} is not an image name", hint=hint)
-    if host in ("docker.io", "localhost") and path in (
-        "sha256",
-        "library/sha256",
-    ):  # sha256:HEX is an id, and nobody's name for another image
+    # sha256:HEX is an id, and can't be the name of another image
+    if host in ("docker.io", "localhost") and path in ("sha256", "library/sha256"):
         raise UsageError(f"{text!r} is not an image name: sha256: begins an id", hint=_HINT)
     return Reference(host, path, tag, digest)
 
 
 def familiar(name: str) -> str:
-    """The short form: docker.io/library/mysql:8 → mysql:8."""
+    """Return the short form: docker.io/library/mysql:8 → mysql:8."""
     return name.removeprefix("docker.io/library/").removeprefix("docker.io/")

@@ -1,6 +1,6 @@
-"""The shapes of the documents of images, as schema.py reads them: what strangers write, and what the store writes down.
+"""The shapes of image documents for schema.py: those that others write, and those that the store writes.
 
-OCI image-spec 1.1: descriptor.md, config.md.  What is not named here is data that nobody looks at.
+OCI image-spec 1.1: descriptor.md, config.md.  Keys that are not listed here are ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG = {
     "history?": [{"created?": TEXT, "created_by?": TEXT, "comment?": TEXT, "empty_layer?": FLAG}],
 }
 
-# of the store
+# documents of the store
 NAMES = {str: HEX}
 RECORD = {
     "id": HEX,
@@ -45,4 +45,4 @@ RECORD = {
     "variant?": LINE,
 }
 LAYER = {"diff_id": DIGEST, "size": Number(), "files?": Number(), "entries": Number(), "skipped": [WORD]}
-MAX_BYTES = 8 << 20  # of each of them
+MAX_BYTES = 8 << 20  # of each document

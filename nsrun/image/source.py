@@ -1,8 +1,8 @@
-"""Where images come from: a layout directory, or an archive of one (OCI, or `docker save`), as names → bytes.
+"""The sources of images: a layout directory, or an archive of one (OCI, or `docker save`), as names → bytes.
 
-An archive's headers are read by nsrun-unpack, confined; here only names, offsets and sizes arrive.  Nothing is
-copied: a layer's blob is a part of the archive's file.  A stream (stdin, a compressed archive) is written to an
-unnamed file of the store first.
+nsrun-unpack, confined, reads an archive's headers; only names, offsets and sizes arrive here.  Nothing is copied: a
+layer's blob is a part of the archive's file.  A stream (stdin, a compressed archive) is first written to an unnamed
+file of the store.
 
 OCI image-spec image-layout.md; `docker save`: manifest.json, [{"Config", "RepoTags", "Layers"}].
 """
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class Source:
-    """Names → bytes.  `open` gives a Blob that its caller closes."""
+    """Names → bytes.  `open` returns a Blob, which its caller closes."""
 
     what = ""  # for messages
     stem = ""  # for an image whose name is only a tag
     account: Account
 
     def open(self, name: str) -> Blob:
-        """BadInput when there is no regular file of this name."""
+        """Return the regular file of this name.  Raise BadInput when there is none."""
         raise NotImplementedError
 
     def has(self, name: str) -> bool:
@@ -73,7 +73,7 @@ class Source:
         return blob
 
     def document(self, descriptor: Descriptor, what: str) -> bytes:
-        """A JSON blob, its size and digest verified."""
+        """Return a JSON blob whose size and digest have been verified."""
         if descriptor.size > documents.MAX_DOCUMENT:
             raise BadInput(f"{what} is larger than {documents.MAX_DOCUMENT >> 20} MiB")
         self.blob(descriptor, what).close()
@@ -83,7 +83,7 @@ class Source:
         return data
 
     def close(self) -> None:
-        """Nothing of it is needed any more."""
+        """Release what the source holds."""
 
 
 class Directory(Source):
@@ -153,7 +153,7 @@ class Archive(Source):
 
 
 def open_source(path: str, spool: str, account: Account) -> Source:
-    """A layout directory, an archive, or "-" (stdin); streams are kept in an unnamed file below `spool`."""
+    """Open a layout directory, an archive, or "-" (stdin); streams are kept in an unnamed file below `spool`."""
     if path != "-" and os.path.isdir(path):
         return Directory(path, account)
     if path == "-":
@@ -208,12 +208,10 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _decompressed(fd: int, what: str, spool: str, account: Account) -> int:
-    """The same file, or an unnamed one with its plain bytes when it is compressed as a whole."""
+    """Return the same file, or an unnamed one with its plain bytes if it is compressed as a whole."""
     head = os.pread(fd, 8, 0)
     if head.startswith((b"\xfd7zXZ", b"BZh")):
-        raise BadInput(
-            f"{what} is compressed with xz or bzip2", hint="unpack it first: xz -dc FILE | nsrun image load -"
-        )
+        raise BadInput(f"{what} is compressed with xz or bzip2", hint="decompress it: xz -dc FILE | nsrun image load -")
     if head[:2] != b"\x1f\x8b" and head[:4] != b"\x28\xb5\x2f\xfd":
         return fd
     out = _unnamed(spool)
@@ -228,20 +226,20 @@ def _decompressed(fd: int, what: str, spool: str, account: Account) -> int:
     return out
 
 
-# ---- what is in it -----------------------------------------------------------------------------------------
+# ---- its images --------------------------------------------------------------------------------------------
 
 
 class Found:
-    """One image of a source: its documents, and where its layers are."""
+    """One image of a source: its documents, and the places of its layers."""
 
     def __init__(
         self, source: Source, manifest: bytes, config: Config, names: list[str], index: str = "", layers: Any = ()
     ) -> None:
         self.source, self.manifest, self.config, self.names, self.index = source, manifest, config, names, index
-        self._layers = layers  # of a docker archive: paths; else descriptors
+        self._layers = layers  # paths in a docker archive, otherwise descriptors
 
     def layer(self, number: int) -> Blob:
-        """The blob of a layer, counted from 0."""
+        """Return the blob of a layer, counted from 0."""
         layer = self._layers[number]
         try:
             if isinstance(layer, Descriptor):
@@ -252,19 +250,19 @@ class Found:
 
 
 def find_images(source: Source, platform: Platform) -> list[Found]:
-    """The images that fit; BadInput when there is none, or a document of them is broken."""
+    """Return the images that fit.  Raise BadInput when there is none, or a document of them is broken."""
     if source.has("index.json"):
         return _find_oci(source, platform)
     if source.has("manifest.json"):
         return _find_docker(source)
     raise BadInput(
-        f"{source.what} has neither index.json nor manifest.json: it holds no image",
-        hint="an OCI layout, or what docker save or podman save wrote; a root file system is joined with --rootfs",
+        f"{source.what} has neither index.json nor manifest.json, so it is not an image",
+        hint="load an OCI layout, or an archive of docker save or podman save; to join a root file system, use --rootfs",
     )
 
 
 def _names(descriptor: Descriptor, stem: str) -> list[str]:
-    """Full names stand in containerd's annotation; the OCI one is often only a tag."""
+    """Return an image's names: containerd's annotation has full ones; the OCI one is often only a tag."""
     full = descriptor.annotations.get("io.containerd.image.name")
     if is_text(full) and full:
         return [full]
@@ -279,7 +277,7 @@ def _names(descriptor: Descriptor, stem: str) -> list[str]:
 def _find_oci(source: Source, platform: Platform) -> list[Found]:
     index = documents.parse(source.small("index.json"), f"{source.what}: index.json")
     if documents.check_kind(index, "", f"{source.what}: index.json") != "index":
-        raise BadInput(f"{source.what}: index.json is no index")
+        raise BadInput(f"{source.what}: index.json is not an index")
     finder = _Finder(source, platform)
     found: dict[str, Found] = {}
     for descriptor in documents.descriptors(index, f"{source.what}: index.json"):
@@ -294,7 +292,7 @@ def _find_oci(source: Source, platform: Platform) -> list[Found]:
 
 
 class _Finder:
-    """Images of an index.  A document is read once for each way in which it can be meant, however often it is named."""
+    """Finds the images of an index.  It reads a document once for each meaning, however often it is referred to."""
 
     def __init__(self, source: Source, platform: Platform) -> None:
         self.source, self.platform = source, platform
@@ -302,12 +300,12 @@ class _Finder:
         self.known: dict[tuple[str, str, bool, int], Found | None] = {}
 
     def met(self) -> str:
-        """The platforms that did not fit, some of them."""
+        """Return the platforms that did not fit, or some of them."""
         some = list(self.others)
         return ", ".join(some[:20]) + (", …" if len(some) > 20 else "") or "no image at all"
 
     def resolve(self, descriptor: Descriptor, depth: int = 0) -> Found | None:
-        """The image a descriptor leads to, through indexes: the first that fits; None when it fits nothing."""
+        """Return the first fitting image to which a descriptor leads, through indexes; None when none fits."""
         if depth > documents.MAX_DEPTH:
             raise BadInput(f"{self.source.what}: indexes are nested more than {documents.MAX_DEPTH} deep")
         if not self.platform.fits(descriptor.platform):
@@ -370,7 +368,7 @@ def _find_docker(source: Source) -> list[Found]:
         config = configs[path]
         if len(layers) != len(config.diff_ids):
             raise BadInput(f"{what}: {len(layers)} layers, but the config has {len(config.diff_ids)} diff_ids")
-        # what is kept is an OCI manifest, of the layers as they are named by the config
+        # keep an OCI manifest, whose layers are named by their diff_ids in the config
         manifest = {
             "schemaVersion": 2,
             "mediaType": f"{documents.OCI}manifest.v1+json",

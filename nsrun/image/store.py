@@ -1,20 +1,21 @@
-"""What is kept of images, who may remove it, and how it survives a crash.
+"""The store: what is kept of images, when it may be removed, and how it survives a crash.
 
     LIB/images/names.json         name → config digest
     LIB/images/records/HEX.json   one image, by the digest of its config: layers, process, users, digests
     LIB/images/blobs/sha256/HEX   its manifest and config, verbatim
     LIB/images/layers/HEX/        one layer, by its chain id: tree/ and layer.json; shared by all images that have it
-    LIB/images/tmp/…/             being made; locked by its maker
-    LIB/images/lock               shared: nothing is removed; exclusive: somebody removes
-    LIB/images/names.lock         whoever changes names.json
+    LIB/images/tmp/…/             in the making; locked by its maker
+    LIB/images/lock               shared: nothing may be removed; exclusive: for removing
+    LIB/images/names.lock         for changing names.json
 
-A layer appears by one rename; an image by the rename of its record; a name by the rename of names.json: in this order,
-so that whatever is named is whole.  What a kill leaves is below tmp, unlocked, and swept by the next command, or is a
-layer without an image: `prune` frees it, the next load of the image uses it.
+A layer appears by one rename; an image by the rename of its record; a name by the rename of names.json.  They happen in
+this order, so that whatever has a name is complete.  What a kill leaves behind is below tmp, unlocked, and the next
+command sweeps it; or it is a layer without an image, which `prune` removes, or the next load of the image uses.
 
-Notes are fsynced, layers are not: that would cost more than unpacking.  A layer is marked `unsynced` with the boot it was
-written in; at the first use in another boot its files are counted and measured once (after a power cut, ordered file
-systems show unwritten files as too short).  What is short is dropped, and a load brings it back.
+Documents are fsynced, layers are not: that would cost more than unpacking.  A layer is marked `unsynced` with the boot
+in which it was written; at the first use in another boot its files are counted and measured once (after a power cut,
+ordered file systems show unwritten files as too short).  A layer that is short is dropped, and loading the image
+restores it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 MAX_NAMES = 10_000
 _LOST = "end the members first (nsrun ls; nsrun rm -f); then nsrun pod prune --all removes what they wrote"
-BROKEN = ".broken"  # names.json that could not be read; empty when it was gone
+BROKEN = ".broken"  # suffix of a names.json that could not be read; the file is empty when that was gone
 
 
 class Store:
@@ -74,7 +75,7 @@ class Store:
         return fd
 
     def _write(self, path: str, data: bytes) -> None:
-        """write, fsync, rename."""
+        """Write, fsync and rename."""
         tmp = f"{path}.{new_id()}.tmp"
         fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -122,7 +123,7 @@ class Store:
             ) from None
 
     def config(self, ident: str) -> Config:
-        """The config of an image, checked as when it was loaded."""
+        """Return the config of an image, checked as when it was loaded."""
         from nsrun.image.documents import Config
 
         return Config(self.blob(f"sha256:{ident}"), f"the config of image {ident[:12]}")
@@ -131,17 +132,17 @@ class Store:
         return f"{self.path}/layers/{ident}"
 
     def layer(self, ident: str) -> Record:
-        """What is known of a layer: diff_id, size (bytes of its files), entries, skipped (device nodes left out)."""
+        """Return the document of a layer: diff_id, size (bytes of its files), entries, skipped (device nodes left out)."""
         try:
             found = lookup.read(f"{self.layer_path(ident)}/layer.json", shapes.LAYER)
         except NsrunError:
-            found = None  # what a list shows of it; that it is whole is asked where it is used
+            found = None  # this is only for lists; whoever uses the layer checks that it is complete
         return found or {"diff_id": "", "size": 0, "entries": 0, "skipped": []}
 
     # ---- loading ---------------------------------------------------------------------------------------
 
     def missing(self, found: Found) -> int:
-        """How many layers, from the bottom, are there: the rest must be unpacked."""
+        """Return how many layers, from the bottom, are in the store: the rest must be unpacked."""
         for number, digest in enumerate(found.config.chain):
             if not lookup.whole(self.state, digest[7:]):
                 return number
@@ -154,9 +155,9 @@ class Store:
         account: Account,
         tick: Callable[[int, int], None] = lambda n, total: None,
     ) -> Record:
-        """Takes one image in, and gives its record.  `tick(bytes, of)` tells how much of its layers was read.
+        """Take one image in and return its record.  `tick(bytes, total)` reports how much of its layers was read.
 
-        BadInput names the layer and the entry; the store is then as it was.
+        Raise BadInput, which names the layer and the entry; the store is then as before.
         """
         kept = [references.parse(name) for name in names]
         chain = [digest[7:] for digest in found.config.chain]
@@ -180,7 +181,7 @@ class Store:
     def _unpack(
         self, found: Found, chain: list[str], present: int, account: Account, tick: Callable[[int, int], None]
     ) -> None:
-        """Unpacks the layers from `present` on and moves them into place."""
+        """Unpack the layers from `present` on and move them into place."""
         with Workshop(self) as shop:
             blobs: list[Blob] = []
             try:
@@ -209,9 +210,8 @@ class Store:
                     except OSError as error:
                         if error.errno not in (EEXIST, ENOTEMPTY):
                             raise
-                        if not lookup.whole(
-                            self.state, chain[number]
-                        ):  # else: somebody was faster, with the same bytes
+                        # if it is complete, another process was faster, with the same bytes
+                        if not lookup.whole(self.state, chain[number]):
                             os.rename(self.layer_path(chain[number]), f"{shop.path}/broken{number}")
                             os.rename(layer.directory, self.layer_path(chain[number]))
                 self._sync_directory(f"{self.path}/layers")
@@ -243,7 +243,7 @@ class Store:
         }
 
     def _users(self, chain: list[str]) -> Record:
-        """passwd and group of the image, or why they can't be read: join looks names up in them."""
+        """Return passwd and group of the image, in which join looks names up, or why they can't be read."""
 
         users: Record = {}
         with View([f"{self.layer_path(c)}/tree" for c in reversed(chain)]) as view:
@@ -271,10 +271,10 @@ class Store:
             os.close(lock)
 
     def tag(self, word: str, new: str) -> str:
-        """One more name for an image; gives it in full."""
+        """Give an image one more name; return the full name."""
         reference = references.parse(new)
         if reference.digest:
-            raise UsageError(f"{new!r}: a name that is given can't hold a digest")
+            raise UsageError(f"{new!r}: a new name can't contain a digest")
         held = lookup.hold(self.state)
         try:
             self._name(lookup.find(self.state, word)["id"], [reference.name])
@@ -284,7 +284,7 @@ class Store:
         return reference.name
 
     def names_were_lost(self) -> bool:
-        """Are there images that may have had a name which a prune could not read?"""
+        """Return whether there are images that may have had a name which a prune could not read."""
         return is_there(f"{self.path}/names.json{BROKEN}")
 
     def names_of(self, ident: str) -> list[str]:
@@ -293,13 +293,13 @@ class Store:
     # ---- removing --------------------------------------------------------------------------------------
 
     def users_of(self, ident: str) -> list[str]:
-        """The running members that an image carries.  BadInput: that can't be known."""
+        """Return the running members whose root is an image.  Raise BadInput when that can't be known."""
         return _carried(self._in_use(), ident)
 
     def _in_use(self) -> list[Mapping[str, Any]]:
-        """What is known of every member whose data may be in use: told beside the data, whatever the notes say.
+        """Return `about` of every member whose data may be in use, from beside the data, whatever the notes say.
 
-        BadInput: it can't be known which layers are in use.
+        Raise BadInput when it can't be known which layers are in use.
         """
         state, found = self.state, []
         for ident in state.idents():
@@ -308,27 +308,27 @@ class Store:
         return [about for about in found if about]
 
     def _about(self, ident: str) -> Mapping[str, Any] | None:
-        """What stands beside data in use; None when they have gone meanwhile.  BadInput: it was lost."""
+        """Return `about` beside data in use; None when it has gone meanwhile.  Raise BadInput when it was lost."""
         import time
 
-        for _ in range(100):  # whoever makes a member writes it right after the directory
+        for _ in range(100):  # the maker of a member writes it right after the directory
             try:
                 if found := self.state.about(ident):
                     return found
             except BrokenNote as error:
-                raise BadInput(f"{error.message}; nothing tells which image carries a member", hint=_LOST) from None
+                raise BadInput(f"{error.message}; nothing says which image a member uses", hint=_LOST) from None
             if self.state.is_free(ident) or not _entries(self.state.upper(ident)):
-                return None  # of an empty one, the last removal was killed, or the maker holds the store's lock
+                return None  # if it is empty, a removal was killed at its end, or its maker holds the store's lock
             time.sleep(0.01)
         raise BadInput(
-            f"{self.state.upper(ident)}/about is gone: a member may run, and nothing tells which image carries it",
+            f"{self.state.upper(ident)}/about is gone: a member may run, and nothing says which image it uses",
             hint=_LOST,
         )
 
     def remove(self, word: str, force: bool = False) -> tuple[list[str], int]:
-        """Takes a name away, and with its last name the image: (what went, bytes freed).
+        """Remove a name, and with its last name the image; return (what was removed, bytes freed).
 
-        BadInput when a running member uses the image, or when an id has several names and not `force`.
+        Raise BadInput when a running member uses the image, or when an id has several names and not `force`.
         """
         self.prepare()
         lock = self._lock("lock")
@@ -355,7 +355,7 @@ class Store:
             os.close(lock)
 
     def _forget(self, ident: str) -> None:
-        """Name, record, blobs, in this order: the reverse of how they came."""
+        """Remove names, record and blobs, in this order: the reverse of how they came."""
         record = lookup.record(self.state, ident) or {"digests": []}
         self._name("", [], self.names_of(ident))
         _remove(self._record_path(ident))
@@ -366,11 +366,11 @@ class Store:
                 _remove(f"{self.path}/blobs/sha256/{digest[7:]}")
 
     def _free_layers(self) -> int:
-        """Removes the layers that no image has and no running member uses; gives the bytes of their files."""
+        """Remove the layers that no image has and no running member uses; return the bytes of their files."""
         broken: list[str] = []
         wanted = {layer for record in lookup.records(self.state, broken) for layer in record["layers"]}
         if broken:
-            return 0  # they may be those of an image that can't be read now
+            return 0  # the layers may be those of an image that can't be read now
         for about in self._in_use():
             wanted.update(about["layers"])
         freed = 0
@@ -382,9 +382,10 @@ class Store:
         return freed
 
     def prune(self, everything: bool = False) -> tuple[list[str], int]:
-        """Removes images without a name (all that no running member uses, with `everything`), and what crashes left.
+        """Remove images without a name (with `everything`, all that no running member uses), and what crashes left
+        behind.
 
-        When names were lost, those without one stay until `everything` is asked for.
+        When names were lost, images without one stay unless `everything` is given.
         """
         self.prepare()
         lock = self._lock("lock")
@@ -398,15 +399,16 @@ class Store:
                     self._forget(ident)
                     removed += [*map(references.familiar, names), ident]
             if everything or all(self.names_of(record["id"]) for record in lookup.records(self.state, [])):
-                remove_tree(f"{self.path}/names.json{BROKEN}")  # nothing that is left can have lost its name
+                remove_tree(f"{self.path}/names.json{BROKEN}")  # no image that is left can have lost its name
             return removed, freed + self._free_layers()
         finally:
             os.close(lock)
 
     def _repair(self) -> bool:
-        """Forgets records whose layers are gone or that can't be read, names without a record, and half-written files.
+        """Remove records that can't be read or whose layers are gone, names without a record, and half-written files.
 
-        False when the names themselves were lost: then no image is removed only because it has none, now or later.
+        Return False when the names themselves were lost: then no image is removed only because it has none, now or
+        later.
         """
         for part in ("", "/records", "/blobs/sha256"):
             for file in os.listdir(f"{self.path}{part}"):
@@ -430,7 +432,7 @@ class Store:
             except lookup.Damaged:
                 whole = False
             except NsrunError:
-                continue  # it can't be read, which does not say that it is not there
+                continue  # it can't be read, which does not mean that it is gone
             if not whole:
                 _remove(f"{self.path}/records/{file}")
         lost = [n for n, at in lookup.names(self.state).items() if not is_there(self._record_path(at))]
@@ -444,7 +446,7 @@ class Store:
         return named
 
     def sweep(self) -> int:
-        """Removes what a killed nsrun left below tmp; gives how many bytes."""
+        """Remove what a killed nsrun left below tmp; return the bytes freed."""
         import fcntl
 
         from nsrun.host.trees import measure
@@ -464,16 +466,18 @@ class Store:
                 try:
                     freed += measure(path)[1]
                 except OSError:
-                    pass  # only told, not needed
+                    pass  # the size is only for the report
                 remove_tree(path)
             finally:
                 os.close(fd)
         return freed
 
-    # ---- what there is ---------------------------------------------------------------------------------
+    # ---- listing ---------------------------------------------------------------------------------------
 
     def all(self, broken: list[str]) -> list[Record]:
-        """Every image that can be read, described; `broken` gets what is wrong with the others, and with the names."""
+        """Return every image that can be read, described; put what is wrong with the others and with the names into
+        `broken`.
+        """
         records = lookup.records(self.state, broken)
         try:
             names = lookup.names(self.state)
@@ -488,7 +492,10 @@ class Store:
         return [self._describe(record, names, used) for record in records]
 
     def describe(self, record: Record) -> Record:
-        """One image, as `image ls --json` and the library have it.  BadInput: which members it carries can't be known."""
+        """Return one image as `image ls --json` and the library show it.
+
+        Raise BadInput when its members can't be known.
+        """
         return self._describe(record, lookup.names(self.state), self._in_use())
 
     def _describe(self, record: Record, names: dict[str, str], used: list[Mapping[str, Any]]) -> Record:
@@ -510,12 +517,15 @@ class Store:
         }  # fmt: skip
 
     def inspect(self, word: str) -> Record:
-        """The same with the image's own config."""
+        """Return the same, with the image's own config."""
         record = lookup.find(self.state, word)
         return {**self.describe(record), "config": self.config(record["id"]).document}
 
     def history(self, word: str) -> list[Record]:
-        """From the top down: when, by what, how large; layers that the history does not tell are shown, too."""
+        """Return rows from the top down: time, command, size.
+
+        Layers that are missing in the history are shown, too.
+        """
         record = lookup.find(self.state, word)
         document = self.config(record["id"]).document
         layers = list(record["layers"])
@@ -535,7 +545,7 @@ class Store:
 
 
 class Workshop:
-    """A directory below tmp, locked while it is used and removed after: `with Workshop(store) as shop: shop.path`."""
+    """A directory below tmp, locked while it is in use and then removed: `with Workshop(store) as shop: shop.path`."""
 
     def __init__(self, store: Store) -> None:
         self.path = f"{store.path}/tmp/{new_id()}"
@@ -548,12 +558,12 @@ class Workshop:
             try:
                 self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except FileNotFoundError:
-                continue  # a sweep came between: the directory was empty and unlocked
+                continue  # a sweep removed the directory while it was empty and unlocked
             fcntl.flock(self.fd, fcntl.LOCK_EX)
             if is_directory(self.path):
                 return self
             os.close(self.fd)
-        raise BadInput(f"{self.path} is removed again and again")
+        raise BadInput(f"another process removes {self.path} again and again")
 
     def __exit__(self, *_: object) -> None:
         remove_tree(self.path)
@@ -572,8 +582,8 @@ def _entries(path: str) -> list[str]:
 
 
 def _remove(path: str) -> None:
-    """A document, or whatever took its place.  NsrunError: it can't be removed."""
+    """Remove a document, or whatever took its place.  Raise NsrunError when it can't be removed."""
     from nsrun.host.trees import remove
 
     if why := remove(path):
-        raise NsrunError(f"it can't be removed: {why[0]}")
+        raise NsrunError(f"can't remove {why[0]}")

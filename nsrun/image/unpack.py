@@ -1,12 +1,13 @@
-"""One layer, from a blob to a directory: read, hash, decompress here; parse and write in nsrun-unpack, confined.
+"""Unpack one layer from a blob into a directory: read, hash and decompress here; parse and write in nsrun-unpack,
+confined.
 
-The bytes go through a pipe: this side sees them only as bytes (SHA-256, gzip, zstd), the side that understands
-them can touch nothing but one directory (csrc/unpack.c).  Nothing is used before digest, size and diff_id are right.
+The bytes go through a pipe.  This side handles them only as bytes (SHA-256, gzip, zstd); the side that parses them can
+touch nothing but one directory (csrc/unpack.c).  Nothing is used before digest, size and diff_id have been verified.
 
-Layers are unpacked side by side, each into a directory of its own, as overlayfs wants a lower layer.  What a layer
-says about the ones beneath is then settled from the bottom up, when they are there: directories that it only
-implies take the lower ones' attributes, whiteouts that hide nothing go, opaque directories are marked.  A layer that
-writes *through* something of a lower layer (a symlinked parent, a hard link to its file) is unpacked again, over them.
+Layers are unpacked in parallel, each into a directory of its own, as overlayfs wants a lower layer.  What a layer says
+about the ones beneath is then settled from the bottom up, when those are there: directories that it only implies take
+the lower ones' attributes, whiteouts that hide nothing are removed, opaque directories are marked.  A layer that writes
+*through* something of a lower layer (a symlinked parent, a hard link to its file) is unpacked again, over them.
 
 OCI image-spec, layer.md; overlayfs: https://docs.kernel.org/filesystems/overlayfs.html
 """
@@ -48,13 +49,13 @@ if TYPE_CHECKING:
     from nsrun.image.budget import Account
 
 CHUNK = 1 << 20
-#: What a record says about the layers beneath.
+#: The kinds of records that concern the layers beneath.
 _MARKS = (UNPACK_IMPLIED, UNPACK_HIDING, UNPACK_MADE, UNPACK_WHITEOUT, UNPACK_OPAQUE, UNPACK_REPLACED)
 ATTRS = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
 
 
 class Blob:
-    """Bytes of a file: the whole of it, or a part (of an archive).  digest "" when only the diff_id is known."""
+    """Bytes of a file: the whole of it, or a part (of an archive).  The digest is "" when only the diff_id is known."""
 
     def __init__(self, fd: int, offset: int, size: int, digest: str = "") -> None:
         self.fd, self.offset, self.size, self.digest = fd, offset, size, digest
@@ -75,7 +76,7 @@ class Program:
         os.close(self.fd)
 
     def start(self, mode: str, stream: int, tree: int, account: Account) -> Writer:
-        """`tree`: a detached mount of the directory, or -1 (list)."""
+        """Start the program; `tree` is a detached mount of the directory, or -1 (list)."""
         records, shared = _high(os.memfd_create("records", os.MFD_CLOEXEC)), _high(os.dup(account.fd))
         streams = ((stream, UNPACK_STREAM_FD), (records, UNPACK_RECORDS_FD), (shared, UNPACK_ACCOUNT_FD))
         actions: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in streams]
@@ -84,7 +85,7 @@ class Program:
         try:
             pid = os.posix_spawn(
                 f"/proc/self/fd/{self.fd}",
-                ["nsrun-unpack", mode, *account.budget.words()],
+                ["nsrun-unpack", mode, *account.budget.arguments()],
                 {},
                 file_actions=actions,
                 setsigmask=[],
@@ -98,7 +99,7 @@ class Program:
 
 
 def _high(fd: int) -> int:
-    """The same descriptor with a number that no dup2 of a child's 0, 1, 3 and 4 can hit."""
+    """Return the same descriptor under a number that a child's dup2 to 0, 1, 3 and 4 can't overwrite."""
     import fcntl
 
     try:
@@ -108,7 +109,7 @@ def _high(fd: int) -> int:
 
 
 class Writer:
-    """One running nsrun-unpack; `wait` gives what it reported."""
+    """One running nsrun-unpack; `wait` returns its reports."""
 
     HEAD = struct.Struct(UNPACK_RECORD)
 
@@ -116,7 +117,7 @@ class Writer:
         self.pid, self.records = pid, records
 
     def wait(self) -> Iterator[tuple[int, int, int, int, bytes, bytes]]:
-        """(kind, errno, a, b, text, second text)…, after it has ended; NsrunError if it was killed."""
+        """Yield (kind, errno, a, b, text, second text) …, after it has ended.  Raise NsrunError if it was killed."""
         try:
             _, status = os.waitpid(self.pid, 0)
             os.lseek(self.records, 0, os.SEEK_SET)
@@ -137,9 +138,10 @@ class Writer:
 
 
 def _mark_opaque(directory: int) -> None:
-    """With overlayfs's own attribute; in a user namespace, where trusted.* is out of reach, the user's.
+    """Mark a directory by overlayfs's own attribute, or by the user's in a user namespace, where trusted.* is not
+    allowed.
 
-    BadInput: the file system of the store has no attributes of users.
+    Raise BadInput when the store's file system has no user attributes.
     """
     try:
         os.setxattr(directory, "user.overlay.opaque" if kernel.in_userns() else "trusted.overlay.opaque", b"y")
@@ -147,8 +149,8 @@ def _mark_opaque(directory: int) -> None:
         if error.errno != ENOTSUP:
             raise
         raise BadInput(
-            "the store's file system has no extended attributes of users, and the image has an opaque directory",
-            hint="XDG_DATA_HOME, or --root DIR, on ext4, XFS or btrfs; tmpfs has them since Linux 6.6",
+            "the store's file system has no user extended attributes, which the image's opaque directory needs",
+            hint="put XDG_DATA_HOME, or --root DIR, on ext4, XFS or btrfs; tmpfs has them since Linux 6.6",
             errno=ENOTSUP,
         ) from None
 
@@ -158,12 +160,12 @@ def _is_compressed(head: bytes) -> bool:
 
 
 def _is_skippable(head: bytes) -> bool:
-    """A zstd frame of other data: pzstd begins with one, zstd:chunked ends with some."""
+    """Return whether this is a zstd frame of other data: pzstd begins with one, zstd:chunked ends with some."""
     return head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
 
 
 def _decompressor(head: bytes) -> Any:
-    """An object with decompress(data, max_length), eof, needs_input and unused_data."""
+    """Return an object with decompress(data, max_length), eof, needs_input and unused_data."""
     if head[:2] == b"\x1f\x8b":
         from isal import igzip_lib
 
@@ -175,16 +177,18 @@ def _decompressor(head: bytes) -> Any:
     return zstd.ZstdDecompressor()
 
 
-FIRST = 256  # bytes of a compressed stream that are looked at first; each time twice as many, so none is copied more than twice
+# bytes given to a decompressor first, then twice as many each time, so that no byte is copied more than twice
+FIRST = 256
 
 
 def plain(
     blob: Blob, packed: Any, ratio: int, charge: Callable[[int], None], tick: Callable[[int], None]
 ) -> Iterator[memoryview | bytes]:
-    """The uncompressed bytes of a blob, piece by piece; `packed` (a hash) is fed with the compressed ones.
+    """Yield the uncompressed bytes of a blob, piece by piece, and feed the compressed ones to `packed` (a hash).
 
-    `charge` is told of each piece before it is given.  The time is linear in what is read and given, however many compressed streams
-    there are.  BadInput: it is shorter than it should be, not what it says it is, or grows beyond `ratio`.
+    `charge` is called with the size of each piece before it is yielded.  The time is linear in the bytes read and
+    yielded, however many compressed streams there are.  Raise BadInput when the blob is shorter than its size, not of
+    the format that it claims, or grows beyond `ratio`.
     """
     at, left, out, streams = blob.offset, blob.size, 0, 0
     stream: Any = None
@@ -198,7 +202,7 @@ def plain(
         packed.update(piece)
         tick(len(piece))
         if first and piece.startswith((b"\xfd7zXZ", b"BZh")):
-            raise BadInput("it is compressed with xz or bzip2, which no image may be")
+            raise BadInput("it is compressed with xz or bzip2, which images may not use")
         if first:
             compressed = _is_compressed(piece)
         if not compressed:
@@ -209,7 +213,7 @@ def plain(
         carry = b""
         while True:
             if stream is None:
-                start = _after_zeros(data, start) if out or not first else start  # padding
+                start = _after_zeros(data, start) if out or not first else start  # skip padding
                 head = bytes(data[start : start + 4])
                 if len(head) < 4 and left:
                     carry = head
@@ -220,12 +224,12 @@ def plain(
                     raise BadInput("garbage follows the end of its compressed stream")
                 streams += 1
                 if streams > 1000 + (blob.size - left - len(data) + start) // 64:
-                    raise BadInput("it is made of too many compressed streams of next to nothing")
+                    raise BadInput("it has too many compressed streams that are almost empty")
                 stream, window, hungry = _decompressor(head), FIRST, True
             given = data[start : start + window] if hungry else b""
             try:
                 piece = stream.decompress(given, CHUNK)
-            except Exception as error:  # isal and zstd have error classes of their own
+            except Exception as error:  # isal and zstd have their own error classes
                 raise BadInput(f"its compressed stream is damaged: {error}") from None
             start, window, hungry = start + len(given), min(2 * window, CHUNK), stream.needs_input
             out += len(piece)
@@ -244,7 +248,7 @@ def plain(
 
 
 def _after_zeros(data: memoryview, start: int) -> int:
-    """Where the first byte is that is not zero."""
+    """Return the offset of the first byte that is not zero."""
     while start < len(data):
         some = bytes(data[start : start + 4096])
         rest = len(some.lstrip(b"\0"))
@@ -255,13 +259,13 @@ def _after_zeros(data: memoryview, start: int) -> int:
 
 
 class Layer:
-    """One layer on its way: where its bytes are, where it goes, and what the writer said."""
+    """One layer on its way: the place of its bytes, its target directory, and what the writer reported."""
 
     def __init__(self, number: int, blob: Blob, diff_id: str, directory: str) -> None:
         self.number, self.blob, self.diff_id, self.directory = number, blob, diff_id, directory
         self.read = 0  # bytes of its tar that were charged
-        self.charged = (0, 0, 0)  # by the writer: bytes, entries, bytes of reports
-        self.files = self.bytes = 0  # what is there
+        self.charged = (0, 0, 0)  # what the writer charged: bytes, entries, bytes of reports
+        self.files = self.bytes = 0  # in the finished tree
         self.skipped: list[str] = []
         self.marks: list[tuple[int, bytes]] = []  # I, H, X, W, O, D in order
         self.again = False
@@ -277,7 +281,7 @@ class Layer:
     def run(
         self, program: Program, account: Account, tick: Callable[[int], None], mode: str = "layer", mount: int = -1
     ) -> None:
-        """Unpacks into `tree` (or the mount given); BadInput names the layer and the entry."""
+        """Unpack into `tree` (or the given mount).  Raise BadInput, which names the layer and the entry."""
         own = mount < 0
         if own:
             os.mkdir(self.tree, 0o755)
@@ -303,7 +307,7 @@ class Layer:
                     while view:
                         view = view[os.write(write, view) :]
             except BrokenPipeError:
-                stopped = True  # it met an error, or needs the lower layers: it tells why
+                stopped = True  # it met an error, or needs the lower layers: its reports say which
             except BadInput as error:
                 os.close(write)
                 write = -1
@@ -332,7 +336,7 @@ class Layer:
                 self._reports(writer, quietly=True)
 
     def _reports(self, writer: Writer, quietly: bool = False) -> None:
-        if quietly:  # another error is told
+        if quietly:  # another error is being reported
             try:
                 for _ in writer.wait():
                     pass
@@ -345,7 +349,7 @@ class Layer:
                 reason = text.decode() + (f": {errno_text(err)}" if err else "")
                 hint = {27: "--max-size raises the budget", 28: "free some space"}.get(err, "")
                 if err == EINVAL and b"owner" in text and kernel.in_userns():
-                    hint = "it belongs to an id that this user namespace does not have: a larger range in /etc/subuid and /etc/subgid; nsrun doctor"
+                    hint = "this user namespace lacks the id to which it belongs: add a larger range to /etc/subuid and /etc/subgid; see nsrun doctor"
                 raise BadInput(f"{self.about()}: {entry}{reason}", hint=hint, errno=err)
             if kind == UNPACK_LOWER:
                 self.again = True
@@ -361,7 +365,9 @@ class Layer:
     # ---- settling: what the layer says about those beneath it ------------------------------------------
 
     def settle(self, lowers: Sequence[str], program: Program, account: Account) -> None:
-        """`lowers`: the trees beneath, from the top down, settled themselves."""
+        """Settle what this layer says about those beneath; `lowers` are their trees, settled already, from the top
+        down.
+        """
         if not self.again:
             with View(lowers) as view:
                 try:
@@ -372,7 +378,8 @@ class Layer:
             self._over(lowers, program, account)
 
     def _settle(self, view: View) -> None:
-        implied: dict[bytes, bool] = {b"": False}  # directories without an entry: in place of a whiteout?
+        # directories without an entry → whether they take the place of a whiteout
+        implied: dict[bytes, bool] = {b"": False}
         opaque: dict[bytes, None] = {}
         for kind, path in self.marks:
             if kind in (UNPACK_IMPLIED, UNPACK_HIDING):
@@ -385,7 +392,7 @@ class Layer:
                 opaque[path] = None
         with kernel.Fd(os.open(self.tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
             if b"" in opaque and view.fd >= 0:
-                raise _Through  # overlayfs merges roots whatever they are marked
+                raise _Through  # overlayfs merges roots even if they are marked opaque
             for path, instead in implied.items():
                 hidden = instead or _within(opaque, path)
                 lower = -1 if hidden else view.open(path, os.O_DIRECTORY)
@@ -397,7 +404,7 @@ class Layer:
                     if fd >= 0:
                         _mark_opaque(fd)
                         os.close(fd)
-            # what hides nothing goes, and the directories that were only made to hold it
+            # remove what hides nothing, and the directories that were only made to hold it
             for kind, path in self.marks:
                 if kind == UNPACK_WHITEOUT and (_within(opaque, path) or not view.exists(path)):
                     _drop(root, path, whiteout=True)  # in an opaque directory overlayfs would list it
@@ -405,13 +412,13 @@ class Layer:
                     self._withdraw(root, path if kind != UNPACK_WHITEOUT else path.rpartition(b"/")[0], implied, view)
 
     def _withdraw(self, root: int, path: bytes, implied: dict[bytes, bool], view: View) -> None:
-        """Removes an implied directory that is empty, and those it was made in, as far as that changes nothing beneath."""
+        """Remove empty implied directories bottom-up, unless that would expose or hide something in a lower layer."""
         while path and path in implied:
             lower = view.open(path, os.O_DIRECTORY)
             if lower >= 0:
                 os.close(lower)
                 if not implied[path]:
-                    return  # there it is anyway, or hides what is there
+                    return  # the lower layer has it anyway, or this one hides that
             hides = implied[path] and view.exists(path)
             if not _drop(root, path, whiteout=False):
                 return
@@ -421,7 +428,7 @@ class Layer:
             path = path.rpartition(b"/")[0]
 
     def _over(self, lowers: Sequence[str], program: Program, account: Account) -> None:
-        """Unpacks once more, onto an overlay of the lower layers: the kernel resolves what goes through them."""
+        """Unpack again, onto an overlay of the lower layers: the kernel resolves what goes through them."""
         from nsrun.state import remove_tree
 
         remove_tree(self.tree)
@@ -436,7 +443,7 @@ class Layer:
             if lowers:
                 _adopt(os.dup(fds[0]), os.dup(fds[2]))
             for mode in ("whiteouts", "entries"):
-                account.plain(-self.read)  # each is one reading of the same bytes
+                account.plain(-self.read)  # both modes read the same bytes, which are charged once
                 mount = kernel.overlay(fds[2:], fds[0], fds[1]) if lowers else kernel.open_tree(self.tree)
                 try:
                     self.run(program, account, _unseen, mode, mount)
@@ -453,11 +460,11 @@ class Layer:
 
 
 def _unseen(count: int) -> None:
-    """The progress was shown when it was read for the first time."""
+    """Ignore progress, which was shown when the layer was read for the first time."""
 
 
 class _Through(Exception):
-    """A path of the layer goes through a link of a lower one."""
+    """Raised when a path of the layer goes through a link of a lower one."""
 
 
 def _widen(pipe: int) -> None:
@@ -466,11 +473,11 @@ def _widen(pipe: int) -> None:
     try:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
     except OSError:
-        pass  # the user's share of pipe memory is used up: it works with less
+        pass  # the user's pipe memory is used up; it works with less
 
 
 class View:
-    """The lower layers, merged and read-only: `with View(trees) as view`; of no trees, an empty one."""
+    """The lower layers, merged and read-only: `with View(trees) as view`.  Without trees it is empty."""
 
     def __init__(self, trees: Sequence[str]) -> None:
         self.trees, self.fd = trees, -1
@@ -481,7 +488,7 @@ class View:
             for tree in self.trees:
                 fds.append(os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             attrs = ATTRS | kernel.MOUNT_ATTR_RDONLY
-            if len(fds) == 1:  # an overlay has two layers or more
+            if len(fds) == 1:  # an overlay needs at least two layers
                 self.fd = kernel.open_tree(self.trees[0])
                 kernel.mount_setattr(self.fd, set=attrs, propagation=kernel.MS_PRIVATE)
             elif fds:
@@ -496,7 +503,10 @@ class View:
             os.close(self.fd)
 
     def open(self, path: bytes, flags: int) -> int:
-        """-1 when it is not there, or is something else; _Through when a link is on the way."""
+        """Return a descriptor, or -1 when it does not exist or is something else.
+
+        Raise _Through when a link is on the way.
+        """
         if self.fd < 0:
             return -1
         try:
@@ -524,7 +534,7 @@ class View:
         return True
 
     def _exists_link(self, path: bytes) -> bool:
-        """ELOOP: the last component is a link (it exists), or one before it is (_Through)."""
+        """Decide on ELOOP: the last component is a link, so it exists, or one before it is, so raise _Through."""
         parent, _, _ = path.rpartition(b"/")
         fd = self.open(parent, os.O_DIRECTORY)  # raises _Through
         if fd >= 0:
@@ -533,7 +543,7 @@ class View:
 
 
 def _below(root: int, path: bytes) -> int:
-    """A directory of the layer itself; -1 when a later entry replaced it."""
+    """Return a descriptor of a directory of the layer itself; -1 when a later entry replaced it."""
     try:
         name = os.fsdecode(path) or "."
         return kernel.open_in_root(root, name, os.O_RDONLY | os.O_DIRECTORY, kernel.RESOLVE_NO_SYMLINKS)
@@ -546,7 +556,7 @@ def _below(root: int, path: bytes) -> int:
 
 
 def _adopt(directory: int, lower: int) -> None:
-    """Owner, mode, extended attributes and time of a lower directory; closes both descriptors."""
+    """Copy owner, mode, extended attributes and time of a lower directory; close both descriptors."""
     try:
         if directory < 0:
             return
@@ -564,7 +574,10 @@ def _adopt(directory: int, lower: int) -> None:
 
 
 def _drop(root: int, path: bytes, whiteout: bool) -> bool:
-    """Removes a whiteout, or an empty directory, of the layer; its parent keeps its time.  False when it is something else."""
+    """Remove a whiteout, or an empty directory, of the layer; keep its parent's time.
+
+    Return False when it is something else.
+    """
     import stat
 
     parent, _, name = path.rpartition(b"/")
@@ -609,7 +622,7 @@ def _whiteout(root: int, path: bytes) -> None:
 
 
 def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], account: Account, tick: Callable[[int], None]) -> None:
-    """Unpacks layers (bottom first, in a row) above the trees `beneath` (top down); the first error ends all."""
+    """Unpack consecutive layers (bottom first) above the trees `beneath` (top down); the first error ends all."""
     program = Program()
     errors: list[BaseException] = []
     queue = list(layers)
@@ -638,7 +651,7 @@ def unpack_all(layers: Sequence[Layer], beneath: Sequence[str], account: Account
             thread.start()
         try:
             work()
-        except BaseException as error:  # Ctrl-C: let the others stop, too
+        except BaseException as error:  # including KeyboardInterrupt: stop the other threads, too
             errors.append(error)
         for thread in threads:
             thread.join()

@@ -1,7 +1,7 @@
-"""Why a command could not be executed: the kernel says ENOENT for a missing program, a missing interpreter, a
-missing loader and a script with CRLF alike (moby#40859).  So look into the file, inside the root.
+"""Explain why a command could not be executed.
 
-execve(2), elf(5).
+The kernel returns ENOENT for a missing program, a missing interpreter, a missing loader and a script with CRLF alike
+(moby#40859), so we look into the file, inside the root.  execve(2), elf(5).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _exists(root: int, path: str) -> bool:
 
 
 def _loader(data: bytes) -> str:
-    """PT_INTERP of a 64-bit little-endian ELF file, "" when it has none."""
+    """Return PT_INTERP of a 64-bit little-endian ELF file, "" when it has none."""
     if len(data) < 64 or data[4:6] != b"\2\1":
         return ""
     (offset,) = struct.unpack_from("<Q", data, 32)
@@ -68,19 +68,19 @@ def _loader(data: bytes) -> str:
 
 
 def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str, str]:
-    """(message, hint) for an exec that failed with `errno` while it touched `detail`."""
+    """Return (message, hint) for an exec that failed with `errno` at `detail`."""
     command = step.argv[0]
     path = detail or command
     if errno == ENOENT and "/" not in path:
         search = next((e[5:] for e in step.env if e.startswith("PATH=")), "")
         return (
             f"command {command!r} not found in the member's PATH ({search})",
-            "name it by its path, or set PATH with -e",
+            "give its path, or set PATH with -e",
         )
     if errno == E2BIG:
         return (
-            f"{path}: its arguments and its environment are more than execve(2) takes: {errno_text(errno)}",
-            "128 KiB each, and a quarter of the stack's limit in all: a file, or ulimit -s",
+            f"{path}: its arguments and its environment are larger than execve(2) allows: {errno_text(errno)}",
+            "at most 128 KiB each, and a quarter of the stack limit in all: use a file, or raise ulimit -s",
         )
     try:
         root = os.open(root_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -92,15 +92,15 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
         if errno == EACCES:
             return (
                 f"{path} is not executable: {errno_text(errno)}",
-                f"chmod +x {path} in the rootfs; is it a directory, or not the user's to execute?",
+                f"chmod +x {path} in the rootfs; is it a directory, or may the user not execute it?",
             )
         if errno in (ENOENT, ENOTDIR, ELOOP) and data is None:
-            return f"{path} does not exist in the rootfs", "ls the rootfs; a symlink may lead to nothing there"
+            return f"{path} does not exist in the rootfs", "look into the rootfs: a symlink there may be dangling"
         data = data or b""
         if data[:2] == b"#!":
             line = data[2:].split(b"\n", 1)[0]
-            words = line.split()
-            interpreter = os.fsdecode(words[0]) if words else ""
+            fields = line.split()
+            interpreter = os.fsdecode(fields[0]) if fields else ""
             if line.endswith(b"\r"):
                 return (
                     f"{path} is a script with CRLF line ends: its interpreter would be {interpreter!r} with a carriage return",
@@ -112,7 +112,7 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
                     "install the interpreter, or correct the first line",
                 )
         elif data[:4] == b"\x7fELF" and len(data) < 20:
-            return f"{path} is no whole program: {errno_text(errno)}", "it was cut off; copy it again"
+            return f"{path} is not a complete program: {errno_text(errno)}", "it was cut off; copy it again"
         elif data[:4] == b"\x7fELF":
             if len(data) < 20:
                 return f"{path} is cut off: it begins as an ELF file and is {len(data)} bytes long", "copy it again"
@@ -121,13 +121,13 @@ def why_not(root_path: str, step: Execute, errno: int, detail: str) -> tuple[str
             if errno == ENOEXEC or (ours and machine != ours and not (ours == 62 and machine == 3)):
                 return (
                     f"{path} is for {MACHINES.get(machine, f'machine {machine}')}, this machine is {os.uname().machine}",
-                    "a rootfs of this architecture is needed, or qemu-user with binfmt_misc",
+                    "use a rootfs of this architecture, or qemu-user with binfmt_misc",
                 )
             loader = _loader(data)
             if loader and not _exists(root, loader):
                 return (
                     f"{path} needs the loader {loader}, which does not exist in the rootfs",
-                    "the C library is missing or another one (glibc, musl); a static program needs none",
+                    "the C library is missing or is another one (glibc, musl); a static program needs none",
                 )
         elif errno == ENOEXEC:
             return (

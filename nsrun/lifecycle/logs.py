@@ -1,4 +1,7 @@
-"""What members wrote: csrc/monitor.c keeps it as CRI's logs do, "TIME STREAM F|P TEXT"; a P is a piece of a line that goes on."""
+"""Read what members wrote.
+
+csrc/monitor.c writes logs in CRI's format, "TIME STREAM F|P TEXT", where P is a piece of a line that continues.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,26 @@ if TYPE_CHECKING:
 
     from nsrun.state import Note, State
 
-    Piece = tuple[str, str, str]  # time, stdout or stderr, text: with its newline where a line ends
+    Piece = tuple[str, str, str]  # time, stdout or stderr, text (with its newline at the end of a line)
 
 
 class _Log:
-    """An open log, read from where at most MOST bytes of it are left: its owner may have made it as large as they like."""
+    """An open log, of which at most the last MOST bytes are read.
+
+    The owner of a log may have made it as large as they like.
+    """
 
     MOST = 64 << 20
 
     def __init__(self, path: str) -> None:
         self.fd, self._rest = open_regular(path), b""
         size = os.fstat(self.fd).st_size
-        self._within = size > self.MOST  # in the middle of a line
+        self._within = size > self.MOST  # whether we begin in the middle of a line
         if self._within:
             os.lseek(self.fd, size - self.MOST, os.SEEK_SET)
 
     def lines(self) -> list[tuple[str, str, str]]:
-        """What has come since the last call, whole lines; a line that does not end is cut."""
+        """Return the whole lines that have been added since the last call; a line that does not end is cut."""
         pieces, room = [self._rest], self.MOST
         while room > 0 and (piece := os.read(self.fd, min(room, 1 << 20))):
             pieces.append(piece)
@@ -43,7 +49,7 @@ class _Log:
         return [_parse(f"{line[: 1 << 20].decode('utf-8', 'surrogateescape')}\n") for line in whole]
 
     def close(self) -> list[tuple[str, str, str]]:
-        """The last line, when it was not written to its end: the disk was full."""
+        """Close the log; return its last line if that is incomplete because the disk was full."""
         os.close(self.fd)
         return [_parse(self._rest.decode("utf-8", "surrogateescape"))] if self._rest else []
 
@@ -56,7 +62,7 @@ def _open_log(path: str) -> _Log | None:
 
 
 def _parse(line: str) -> tuple[str, str, str]:
-    """ "TIME STREAM F|P TEXT\\n" → (time, stream, text with its newline if it is a whole line)."""
+    """Split "TIME STREAM F|P TEXT\\n" into (time, stream, text with its newline if the line ends there)."""
     time, _, rest = line.partition(" ")
     stream, _, rest = rest.partition(" ")
     flag, _, text = rest.partition(" ")
@@ -66,18 +72,18 @@ def _parse(line: str) -> tuple[str, str, str]:
 def logs(
     state: State, name: str, tail: int | None = None, follow: bool = False, since: str = "", until: str = ""
 ) -> Iterator[Piece]:
-    """(time, stdout|stderr, text) of a member's output; with `follow`, until it has ended.
+    """Yield (time, stdout|stderr, text) of a member's output; with `follow`, until it has ended.
 
-    `tail`: only the last so many lines of what there is now; `since`, `until`: only lines that began between these times
-    (moment).  A log that is full is called log.1, and a new one is begun: what is open here is read to its end first.  What was
-    rotated away before it could be read is told, as a line of standard error.
+    `tail`: only the last so many lines of those that exist now; `since`, `until`: only lines that began between these
+    times (see moment).  A full log is renamed to log.1, and a new one is begun: we first read the open one to its end.
+    If a log was rotated away before it could be read, a line of standard error says so.
     """
     import time
 
     wanted = _Wanted(since, until)
     note: Note = state.member(name)
     path = state.path("members", note["name"], "log")
-    count, log = _count_and_log(path)  # first, so that nothing is missed when it is renamed in between
+    count, log = _count_and_log(path)  # before log.1, so that nothing is missed if it is renamed meanwhile
     try:
         lines = []
         older = _open_log(f"{path}.1")
@@ -119,7 +125,7 @@ def logs(
 
 
 def _count_and_log(path: str) -> tuple[int, _Log | None]:
-    """How often a log was full before the one that is open here."""
+    """Open the log; return it, and how many logs had been full before it."""
     while True:
         count = _rotations(path)
         log = _open_log(path)
@@ -137,7 +143,7 @@ def _rotations(path: str) -> int:
 
 
 def _between(path: str, read: tuple[int, int] | None, rotations: int) -> Iterator[Piece]:
-    """What came after a log that was read to its end, and before the newest, `rotations` later."""
+    """Yield what came after a log that was read to its end and before the newest one, `rotations` later."""
     from nsrun.state import timestamp
 
     older = _open_log(f"{path}.1") if rotations > 1 else None
@@ -153,34 +159,34 @@ def _between(path: str, read: tuple[int, int] | None, rotations: int) -> Iterato
 
 
 class _Wanted:
-    """Lines that began between two times; "" for none."""
+    """The lines that began between two times; "" is no limit."""
 
     def __init__(self, since: str, until: str) -> None:
         self._since, self._until, self._lines = since, until, Lines()
         self._wanted: dict[str, bool] = {}
 
     def takes(self, piece: Piece) -> bool:
-        """Does the line of this piece belong to them?"""
+        """Return whether the line of this piece belongs to them."""
         time, stream, text = piece
         if self._lines.begins(stream, text):
             self._wanted[stream] = time >= self._since and not (self._until and time > self._until)
         return self._wanted[stream]
 
     def is_over(self) -> bool:
-        """Is it later than what is wanted?"""
+        """Return whether no wanted line can come any more."""
         from nsrun.state import timestamp
 
         return bool(self._until) and timestamp() > self._until
 
 
 class Lines:
-    """Tells where lines begin among pieces, of each stream by itself."""
+    """Finds where lines begin among pieces, for each stream separately."""
 
     def __init__(self) -> None:
         self._within: set[str] = set()
 
     def begins(self, stream: str, text: str) -> bool:
-        """Is this piece the first of its line?"""
+        """Return whether this piece is the first of its line."""
         first = stream not in self._within
         if text.endswith("\n"):
             self._within.discard(stream)
@@ -190,9 +196,9 @@ class Lines:
 
 
 def last_lines(pieces: list[Piece], count: int) -> list[Piece]:
-    """Return the pieces of the last so many lines, of both streams."""
+    """Return the pieces of the last `count` lines, of both streams together."""
     lines, number, of = Lines(), 0, {"": 0}
-    numbers = []  # of the line that each piece is of
+    numbers = []  # the line to which each piece belongs
     for _, stream, text in pieces:
         if lines.begins(stream, text):
             number += 1
@@ -202,7 +208,7 @@ def last_lines(pieces: list[Piece], count: int) -> list[Piece]:
 
 
 def whole_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Put the pieces of a line together, with the time of its first; one without an end comes last."""
+    """Put the pieces of each line together, with the time of the first; yield lines without an end last."""
     open_lines: dict[str, tuple[str, str]] = {}
     for time, stream, text in pieces:
         begun, before = open_lines.pop(stream, (time, ""))
@@ -215,7 +221,7 @@ def whole_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def together(sources: dict[str, Iterator[Piece]], follow: bool) -> Iterator[tuple[str, Piece]]:
-    """(name, whole line) … of several members, by their times; with `follow`, as they come."""
+    """Yield (name, whole line) … of several members, ordered by time; with `follow`, as they come."""
     if not follow:
         from heapq import merge
 
@@ -255,8 +261,11 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def moment(text: str, flag: str) -> str:
-    """Return a time as logs have it, UTC to the nanosecond: of RFC 3339 (a date alone, and without a zone the local one), of
-    seconds since 1970, or so long ago (10m, 1h30m).  UsageError: it is none of these."""
+    """Return a time as logs have it, UTC to the nanosecond.
+
+    `text` is in RFC 3339 (possibly a date alone; without a zone, it is local time), seconds since 1970, or a duration
+    before now (10m, 1h30m).  Raise UsageError for anything else.
+    """
     import re
     from datetime import UTC, datetime, timedelta
 
@@ -276,7 +285,7 @@ def moment(text: str, flag: str) -> str:
             raise ValueError
     except (ValueError, OverflowError, OSError):
         raise UsageError(
-            f"{flag} {text[:80]!r} is no time",
-            hint="2026-01-31T12:00:00Z, 2026-01-31, 10m, 1h30m, or seconds since 1970",
+            f"{flag} {text[:80]!r} is not a time",
+            hint="for example 2026-01-31T12:00:00Z, 2026-01-31, 10m, 1h30m, or seconds since 1970",
         ) from None
     return when.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0") + f".{nanoseconds or f'{when.microsecond * 1000:09d}'}Z"

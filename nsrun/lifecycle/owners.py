@@ -1,7 +1,7 @@
-"""Root and the members of owned pods: their notes are their owner's files, so root does not read them, it asks, as that owner.
+"""How root learns about members of a user's pod: it never reads that user's files; it runs nsrun as the user.
 
-A process that has become her runs nsrun and answers in JSON, bounded in time and size: what she can do with her files then
-is what she can do anyway.  What comes back is text to be shown, never a path, a pid or an option.
+The child process becomes the user, runs nsrun, and answers in JSON, bounded in time and size: what users can do to it
+with their files, they can do anyway.  The answer is text to be shown, never a path, a pid or an option.
 """
 
 from __future__ import annotations
@@ -23,32 +23,35 @@ SECONDS, BYTES, AT_ONCE = 5, 4 << 20, 8
 
 
 def owned_pods(state: State) -> dict[int, list[str]]:
-    """The living pods that root made for others: uid → names."""
+    """Return the living pods that root made for users: uid → names."""
     found: dict[int, list[str]] = {}
     for note in state.all("pods"):
         try:
             kept = bool(note.get("user")) and state.pod_life(note).kept
         except (OSError, NsrunError):
-            continue  # it can't be asked about; `nsrun doctor` and `pod ls` say so
+            continue  # it can't be asked about, which `nsrun doctor` and `pod ls` report
         if kept:
             found.setdefault(note["user"]["uid"], []).append(note["name"])
     return found
 
 
 class _Question:
-    """A process that has become an owner, and what it has said so far.  NsrunError: the account is gone."""
+    """A process that has become an owner, and its output so far.
 
-    def __init__(self, state: State, uid: int, words: list[str]) -> None:
+    The constructor raises NsrunError when the account is gone.
+    """
+
+    def __init__(self, state: State, uid: int, arguments: list[str]) -> None:
         from nsrun import kernel
 
         try:
             user = userns.User(str(uid))
         except BadInput:
             raise NsrunError(f"the owner {uid} has no account any more") from None
-        command = nsrun_command(state.root, *words)
+        command = nsrun_command(state.root, *arguments)
         environment = {**userns.environment_of(user, dict(os.environ)), "LC_ALL": "C.UTF-8"}
         self.data, self.complete = b"", False
-        self.what, self.hint = f"{user.name}'s nsrun gave no answer", f"sudo -u {user.name} nsrun {' '.join(words)}"
+        self.what, self.hint = f"{user.name}'s nsrun gave no answer", f"sudo -u {user.name} nsrun {' '.join(arguments)}"
         self.fd, write = os.pipe2(os.O_CLOEXEC)
         try:
             self.pid = kernel.spawn_as(user.uid, user.gid, user.groups, command, environment, write)
@@ -59,14 +62,14 @@ class _Question:
             os.close(write)
 
     def hear(self) -> bool:
-        """Read what there is; False: it has said all, or too much."""
+        """Read what there is; return False when it has printed everything, or too much."""
         piece = os.read(self.fd, 1 << 16)
         self.data += piece
         self.complete = not piece
         return bool(piece) and len(self.data) <= BYTES
 
     def answer(self) -> Any:
-        """The JSON that it printed.  NsrunError: it took too long, said too much, or no."""
+        """Return the JSON that it printed.  Raise NsrunError when it took too long, printed too much, or no JSON."""
         import json
 
         try:
@@ -80,28 +83,31 @@ class _Question:
         from nsrun import kernel
 
         os.close(self.fd)
-        # it has said all, or too much, or was stopped by its owner: a signal of root's reaches it always
+        # it has printed everything, or too much, or its owner has stopped it: a signal from root always reaches it
         kernel.end_child(self.pid)
 
 
-def ask(state: State, uid: int, words: list[str]) -> Any:
-    """The JSON that nsrun prints for this user.
+def ask(state: State, uid: int, arguments: list[str]) -> Any:
+    """Return the JSON that nsrun prints for this user.
 
-    NsrunError: the account is gone, it took too long, it said too much, or no.
+    Raise NsrunError when the account is gone, it took too long, printed too much, or no JSON.
     """
-    question = _Question(state, uid, words)
+    question = _Question(state, uid, arguments)
     _listen([question])
     return question.answer()
 
 
-def _ask_all(state: State, uids: list[int], words: list[str]) -> dict[int, Any]:
-    """The answers of those who gave one.  Several are asked at once: who keeps root waiting does so for all of them together."""
+def _ask_all(state: State, uids: list[int], arguments: list[str]) -> dict[int, Any]:
+    """Return the answers of those who gave one.
+
+    Several are asked at the same time: owners who keep root waiting do so at the same time, not one after the other.
+    """
     answers: dict[int, Any] = {}
     for first in range(0, len(uids), AT_ONCE):
         questions: dict[int, _Question] = {}
         for uid in uids[first : first + AT_ONCE]:
             try:
-                questions[uid] = _Question(state, uid, words)
+                questions[uid] = _Question(state, uid, arguments)
             except (OSError, NsrunError):
                 continue
         _listen(list(questions.values()))
@@ -114,7 +120,7 @@ def _ask_all(state: State, uids: list[int], words: list[str]) -> dict[int, Any]:
 
 
 def _listen(questions: list[_Question]) -> None:
-    """Until all have said everything, in SECONDS and BYTES at most; then they are ended."""
+    """Read until all have printed everything, at most SECONDS and BYTES; then end them."""
     from select import poll
     from time import monotonic
 
@@ -141,7 +147,7 @@ _KEPT = (
 
 
 def members(state: State) -> list[dict[str, Any]]:
-    """The members that owners have in their pods, as `nsrun ls --json` tells; an owner who does not answer has none."""
+    """Return the members that owners have in their pods, as their `nsrun ls --json` prints them, if they answer."""
     found = []
     owned = owned_pods(state)
     answers = _ask_all(state, list(owned), ["ls", "-a", "--json"])
@@ -154,7 +160,7 @@ def members(state: State) -> list[dict[str, Any]]:
 
 
 def _shown(member: dict[str, Any]) -> dict[str, Any]:
-    """What root prints of it, and gives to programs: no control characters, nothing nested deeper than it ought to be."""
+    """Return what root prints and passes to programs: no control characters, nothing nested deeper than expected."""
     flat = {key: member[key] for key in _KEPT if key in member and isinstance(member[key], (str, int, type(None)))}
     command = ["".join(c if c.isprintable() else "?" for c in word) for word in member["command"]]
     return {**flat, "command": command, "namespaces": member.get("namespaces", {})}
@@ -170,14 +176,16 @@ def _is_sound(member: dict[str, Any]) -> bool:
 
 
 def owner_of_member(state: State, name: str) -> int:
-    """Return the uid of the owner in whose pod this member is; -1: nobody's.
+    """Return the uid of the owner in whose pod this member is; -1 when no owner has it.
 
-    Names and ids are what owners say of their own members.  Raise BadInput when several say it: whose is meant, nobody can tell.
+    Names and ids are what owners say about their own members.  Raise BadInput when several say it, since it is not
+    clear whose is meant.
     """
     found = {m["owner"]: m["pod"] for m in members(state) if name in (m["name"], m.get("id"))}
     if len(found) > 1:
         theirs = ", ".join(f"{userns.name_of(uid)} (pod {pod})" for uid, pod in found.items())
         raise BadInput(
-            f"several owners have a member {name!r}: {theirs}", hint=f"as the one you mean: sudo -u USER nsrun … {name}"
+            f"several owners have a member {name!r}: {theirs}",
+            hint=f"run it as one of them: sudo -u USER nsrun … {name}",
         )
     return next(iter(found), -1)

@@ -1,4 +1,4 @@
-"""What there is: pods, members, their processes and what they use, as `ls`, `inspect`, `ps` and `stats` show it."""
+"""List and describe pods, members, their processes and their use of resources, for `ls`, `inspect`, `ps` and `stats`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGKILL, SIGTERM, SIGCONT = 9, 15, 18
 
 
 def pod_status(state: State, note: Note) -> str:
-    """created, running, removing, stopped, or lost (what made it ended before it was there)."""
+    """Return created, running, removing, stopped, or lost (its maker ended before it was finished)."""
     found = state.pod_life(note)
     if found.kept:
         return "removing" if state.is_being_removed(note["name"]) else "running"
@@ -33,7 +33,9 @@ def pod_status(state: State, note: Note) -> str:
 
 
 def _pid(ask: Callable[[Note], tuple[int, int]], note: Note) -> int:
-    """What State.pause or State.process says: 0 when it has ended, or is not visible from here."""
+    """Return the pid that State.pause or State.process finds; 0 when the process has ended, or is not visible from
+    here.
+    """
     try:
         fd, pid = ask(note)
     except BadInput:
@@ -44,7 +46,10 @@ def _pid(ask: Callable[[Note], tuple[int, int]], note: Note) -> int:
 
 
 def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
-    """A pod as docs/cli.md and `--json` have it; namespaces are asked from the kernel.  `members`: all notes, of any pod."""
+    """Return a pod as docs/cli.md and `--json` show it; its namespaces come from the kernel.
+
+    `members` are the notes of all members, of any pod.
+    """
     network = note["network"]
     status = pod_status(state, note)
     pid = _pid(state.pause, note) if status in ("running", "removing") else 0
@@ -65,7 +70,7 @@ def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
 
 
 def _owners_members(state: State, pod: Note) -> list[str]:
-    """Root: the running members that the owner has in a pod, by their cgroups: her notes are not to be believed."""
+    """As root, return the owner's running members in a pod, by their cgroups: root does not trust the owner's notes."""
     if state.uid or not pod.get("user") or not pod.get("cgroup"):
         return []
     from nsrun.host import cgroup
@@ -104,9 +109,9 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
 
 
 def _pid_inside(pid: int) -> int:
-    """The innermost of a process's pids, NSpid of proc_pid_status(5)."""
+    """Return the innermost pid of a process, from NSpid of proc_pid_status(5)."""
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:  # a name in it may be of any bytes
+        with open(f"/proc/{pid}/status", "rb") as file:  # the process's name in it may have any bytes
             for line in file:
                 if line.startswith(b"NSpid:"):
                     return int(line.split()[-1])
@@ -116,7 +121,7 @@ def _pid_inside(pid: int) -> int:
 
 
 def pods(state: State, everything: bool = False) -> list[dict[str, Any]]:
-    """Those that live; with `everything`, also those that ended and were not removed yet."""
+    """Return the pods that live; with `everything`, also those that have ended and were not removed yet."""
     known = state.all("members")
     found = _each(state, "pods", lambda note: pod_json(state, note, known), _DAMAGED_POD)
     found = [pod for pod in found if everything or pod["status"] in ("created", "running", "removing", "damaged")]
@@ -127,7 +132,10 @@ def pods(state: State, everything: bool = False) -> list[dict[str, Any]]:
 
 
 def _held_by(found: Life) -> int:
-    """The pause that nsrun-hold waits for, by the pidfd that it has: its owner may have taken its lock away.  0: none is seen."""
+    """Return the pid of the pause for which nsrun-hold waits, by the pidfd that it has; 0 when it is not visible.
+
+    The lock of pause can't be relied on, since the owner may have removed it.
+    """
     held = life.pidfds_of(found.holder) if found.holder else []
     for fd, _ in held:
         os.close(fd)
@@ -146,7 +154,9 @@ def members(state: State, everything: bool = False) -> list[dict[str, Any]]:
 def _each(
     state: State, kind: str, shown: Callable[[Note], dict[str, Any]], damaged: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """What is shown of each; of one that can't be asked about, that it is damaged, and `State.broken` says why."""
+    """Return what is shown of each; one that can't be asked about is shown as damaged, and `State.broken` gets the
+    reason.
+    """
     found = []
     for note in state.all(kind):
         try:
@@ -157,7 +167,7 @@ def _each(
     return found
 
 
-#: What is told of something whose note can't be read: its name, and whether it lives.
+#: The description of something whose note can't be read: only its name, and whether it lives.
 _DAMAGED: dict[str, Any] = {"id": "", "status": "damaged", "pid": 0, "created": "", "namespaces": {}}
 _DAMAGED_POD: dict[str, Any] = {
     **_DAMAGED, "owner": "", "hostname": "", "network": dict.fromkeys(("mode", "ip", "ip6", "gateway", "bridge", "veth"), ""),
@@ -170,15 +180,16 @@ _DAMAGED_MEMBER: dict[str, Any] = {
 
 
 def pod_note(state: State, name: str) -> Note:
-    """A pod's note, dead or alive; UnknownError when there is none.  BrokenNote."""
+    """Return a pod's note, whether the pod lives or not.  Raise UnknownError when there is none, or BrokenNote."""
     note = state.read("pods", name) if is_name(name) else None
     return note if note else state.pod(name)
 
 
 def processes(state: State, name: str) -> list[dict[str, Any]]:
-    """Every process in the pod's PID namespace and every process of its members, read from the host's /proc.
+    """Return every process in the pod's PID namespace and every process of its members, read from the host's /proc.
 
-    `uid` is the pod's (65534: an id that it does not have).  No `ps` of an image is run (CVE-2022-1227).
+    `uid` is the one in the pod (65534 for an id that the pod does not have).  We do not run the `ps` of an image
+    (CVE-2022-1227).
     """
 
     note = state.pod(name)
@@ -206,7 +217,7 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
             with open(f"/proc/{pid}/status", errors="surrogateescape", newline="\n") as file:
                 status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
             with open(f"/proc/{pid}/cmdline", "rb") as raw:
-                words = os.fsdecode(raw.read().rstrip(b"\0").replace(b"\0", b" "))
+                command = os.fsdecode(raw.read().rstrip(b"\0").replace(b"\0", b" "))
         except OSError:
             continue  # it has just ended
         inner = status.get("NSpid", str(pid)).split()
@@ -220,16 +231,17 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
                 "ppid": int(status["PPid"]),
                 "uid": uid if uid >= 0 else 65534,
                 "member": owners.get(pid, ""),
-                "command": words or f"[{status['Name']}]",
+                "command": command or f"[{status['Name']}]",
             }
         )
     return sorted(rows, key=lambda row: (row["pid_in_pod"], row["pid"]))
 
 
 def stats(state: State, notes: list[Note], seconds: float = 0.2) -> list[dict[str, Any]]:
-    """What members (or pods: their notes have a cgroup, too) use, and their limits; None where the kernel does not tell.
+    """Return what members (or pods: their notes have a cgroup, too) use, and their limits; None where the kernel does
+    not tell.
 
-    `cpu_percent` is of one processor, over `seconds`; memory in bytes; `pids` are processes.
+    `cpu_percent` is of one processor, measured over `seconds`; memory is in bytes; `pids` is the number of processes.
     """
     import time
 

@@ -1,4 +1,4 @@
-"""Remove pods and members that have ended, and with `force` those that have not; also those whose notes are damaged."""
+"""Remove pods and members that have ended, with `force` also those that live; and those whose notes are damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def remove_member(state: State, note: Note, force: bool) -> None:
-    """Forget a member that has ended, with all that it wrote; `force` ends it before.  BadInput: it lives."""
+    """Remove a member that has ended, with everything it wrote.
+
+    Raise BadInput when it lives; with `force`, end it first.
+    """
     status, _ = state.member_status(note)
     if status in ALIVE:
         if not force:
@@ -32,10 +35,10 @@ def remove_member(state: State, note: Note, force: bool) -> None:
         found = state.life("members", note["name"])
         if found.keeper and not force and life.held_lives(found.keeper, note.get("pidfd", -1)):
             raise BadInput(
-                f"member {note['name']!r} is running, though an exit status of it is written down",
+                f"member {note['name']!r} is running, although its exit status is recorded",
                 hint=f"nsrun rm -f {note['name']}",
             )
-        if found.alive:  # about to be restarted
+        if found.alive:  # it is about to be restarted
             stop_member(state, note, 0, SIGKILL)
     kept = life.children.pop(note["id"], -1)
     if kept >= 0:
@@ -44,16 +47,19 @@ def remove_member(state: State, note: Note, force: bool) -> None:
             life.let_go_of(path)
     now = state.read("members", note["name"])
     if now is None or now["id"] != note["id"]:
-        return  # what made it failed, or somebody else removed it
+        return  # making it failed, or another process has removed it
     note = now
     if not state.surely_ended(note):
         _end_lost(state, note, force)
     if not forget_member(state, note):
-        raise BadInput(f"member {note['name']!r} is kept by somebody", hint="nsrun ls -a")
+        raise BadInput(f"another process keeps member {note['name']!r}", hint="nsrun ls -a")
 
 
 def remove_named(state: State, name: str, force: bool) -> None:
-    """The same of a member by its name, whose note may be one that can't be read; with `force`, one that is not there is no error."""
+    """Remove a member by its name, even if its note can't be read.
+
+    With `force`, it is no error when there is none.
+    """
     try:
         note = state.member(name)
     except UnknownError:
@@ -69,7 +75,7 @@ def remove_named(state: State, name: str, force: bool) -> None:
 
 
 def prune(state: State, kind: str, note: Note) -> bool:
-    """Forget a pod or a member that has ended, with all that is left of it; False: it lives."""
+    """Remove a pod or a member that has ended, with everything left of it.  Return False when it lives."""
     if kind == "pod":
         return not state.pod_life(note).alive and Sweeper(state).forget_pod(note)
     if state.life("members", note["name"]).alive or state.member_status(note)[0] not in ("stopped", "lost"):
@@ -83,7 +89,10 @@ def prune(state: State, kind: str, note: Note) -> bool:
 
 
 def _end_lost(state: State, note: Note, force: bool) -> None:
-    """Nobody saw how it ended: what may still run of it is in its cgroup.  BadInput: it lives, or nothing tells that it does not."""
+    """End what may still run, in its cgroup, of a member whose end nobody saw.
+
+    Raise BadInput when it lives, or nothing proves that it does not.
+    """
     from time import sleep
 
     name = note["name"]
@@ -102,7 +111,7 @@ def _end_lost(state: State, note: Note, force: bool) -> None:
 def end_unreadable(state: State, kind: str, name: str) -> None:
     """End what lives under a name whose note can't be read, known by its locks alone, and set the note aside.
 
-    NsrunError: it does not end.  BadInput: it is not visible from here.
+    Raise NsrunError when it does not end, and BadInput when it is not visible from here.
     """
     from nsrun.host import cgroup
     from nsrun.state.orphans import is_of_pod, pauses_of
@@ -112,13 +121,13 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     if not found.alive and kind == "members":
         _end_without_note(state, name)
     if 0 in (found.keeper, found.holder):
-        raise BadInput(f"{what} lives, but is not visible from this PID namespace", hint="run it in the machine's own")
+        raise BadInput(f"{what} lives, but is not visible from this PID namespace", hint="run it in the initial one")
     first: list[tuple[int, int]] = []  # (pidfd, pid) of pause, or of the member
     if found.keeper and kind == "pods":
         fd = life.open_pid(found.keeper, held, life.KEEPER)
         if fd < 0:
             fd = kernel.pidfd_of(found.keeper)
-            if fd >= 0 and found.keeper not in pauses_of(state, name):  # asked with the pidfd in hand
+            if fd >= 0 and found.keeper not in pauses_of(state, name):  # check again, now that we have the pidfd
                 os.close(fd)
                 fd = -1
         first += [(fd, found.keeper)] if fd >= 0 else []
@@ -148,7 +157,7 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
 
 
 def _end_without_note(state: State, name: str) -> None:
-    """End what still runs of members of this name that only their data speak of: their monitors were killed."""
+    """End what still runs of members of this name that only their data speak of, because their monitors were killed."""
     known = {note["id"] for note in state.all("members")}
     for ident in state.idents():
         try:
@@ -160,7 +169,10 @@ def _end_without_note(state: State, name: str) -> None:
 
 
 def end_committed(state: State, committed: Note) -> None:
-    """End a member by what stands beside its data, its cgroup or its process, when nobody keeps it.  NsrunError: it does not end."""
+    """End a member that nobody keeps, by its cgroup and process as `committed` beside its data names them.
+
+    Raise NsrunError when it does not end.
+    """
     from time import sleep
 
     from nsrun.host import cgroup
@@ -180,7 +192,10 @@ def end_committed(state: State, committed: Note) -> None:
 
 
 def _kill_noted(state: State, note: Note) -> None:
-    """SIGKILL to the cgroup of a member that nobody keeps, unless it is another's by now, and to its process, wherever that was moved."""
+    """SIGKILL the cgroup of a member that nobody keeps, unless another uses it by now.
+
+    Also kill its process, wherever that was moved.
+    """
     from nsrun.host import cgroup
 
     group, ident = note["cgroup"], note.get("cgroup_id", 0)
@@ -197,9 +212,12 @@ def _kill_noted(state: State, note: Note) -> None:
 
 
 def remove_pod(state: State, name: str, force: bool) -> None:
-    """Forget a pod that has ended, and its members with all that they wrote; `force` ends it before.  BadInput: it lives."""
+    """Remove a pod that has ended, its members and everything they wrote.
+
+    Raise BadInput when it lives; with `force`, end it first.
+    """
     try:
-        note = state.read("pods", name) if is_name(name) else state.pod(name)  # which says that there is none
+        note = state.read("pods", name) if is_name(name) else state.pod(name)  # state.pod raises UnknownError here
     except BrokenNote:
         if not force:
             raise
@@ -220,4 +238,4 @@ def remove_pod(state: State, name: str, force: bool) -> None:
     if state.pod_life(note).kept:
         end_pod(state, note, SIGKILL)
     elif not Sweeper(state).forget_pod(note):
-        raise BadInput(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")
+        raise BadInput(f"another process keeps pod {name!r}", hint="nsrun pod ls -a")

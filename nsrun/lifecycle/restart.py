@@ -1,4 +1,4 @@
-"""What follows the end of a member with --restart or --rm: its monitor executes nsrun, which calls this."""
+"""What happens at the end of a member with --restart or --rm: its monitor executes nsrun, which calls this."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, int] = (-1, -1)) -> int:
-    """What follows the end of a member with --restart or --rm; we are its former monitor.  Its exit status.
+    """Restart or remove a member that has ended, as its former monitor; return its exit status.
 
-    The monitor left its signals blocked: what follows --rm is not interrupted, what follows --restart ends as the member did.
-    `lead`: the nsrun in the foreground that waits for us, when we were forked by the pod's door.  `locks`: the files by whose
-    locks others know that we keep the member, and what it wrote.
+    The monitor left its signals blocked: removing (--rm) is not interrupted, and a restart ends as the member did.
+    `lead` is the nsrun in the foreground that waits for us, when the pod's door forked us.  `locks` are the files by
+    whose locks others know that we keep the member and its data.
     """
     found_note: Any = state.read("members", name)
     if found_note is None:
@@ -27,9 +27,9 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     note: MemberNote = found_note
     if note["rm"]:
         try:
-            forget_member(state, note, its_cgroup=False)  # the monitor has removed it
+            forget_member(state, note, its_cgroup=False)  # the monitor has removed the cgroup
         except (OSError, NsrunError):
-            pass  # the next command tries again, and says what is in the way; this one's status is the member's
+            pass  # the next command tries again, and reports what is in the way; our exit status is the member's
         return code
     if state.marked("members", name, "stop") or not is_to_restart(note, code):
         return code
@@ -42,12 +42,12 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     from nsrun.lifecycle.join import Former, join
 
     try:
-        # `stop`, or Ctrl-C, may have come already; all others wait for the next life
+        # `stop`, or Ctrl-C, may have come already; all other signals are for the restarted member
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {SIGTERM, 2, 1})
         state.renew_exit(name)
         join(state, note["pod"], options, former=Former(note, lead, locks))
     except BaseException as error:
-        # what it was goes back to being true: it has ended, with this status, for which there is room on a full disk
+        # restore the former state: it has ended with this status, for which there is space even on a full disk
         state.record_exit(name, f"{code} {timestamp()}")
         state.save("members", name, note)
         if isinstance(error, Exception):

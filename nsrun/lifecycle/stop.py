@@ -27,7 +27,7 @@ def wait_dead(pidfd: int, seconds: float | None) -> bool:
 
 
 def send(pidfd: int, signal: int) -> None:
-    """What has ended just before needs none."""
+    """Send the signal, unless the process has just ended."""
     try:
         kernel.pidfd_send_signal(pidfd, signal)
     except KernelError as error:
@@ -36,30 +36,31 @@ def send(pidfd: int, signal: int) -> None:
 
 
 def _may_end(pidfd: int, what: str, note: Note, pod: Note | None = None) -> None:
-    """BadInput: it can't be ended from here; asked before anything is done, and anything says that it is about to end.
+    """Raise BadInput when it can't be ended from here.  This is checked before anything is done or marked.
 
-    A member whose cgroup is gone while that of its `pod` is in view can be: the pod's owner may remove it.
+    A member whose cgroup is gone while that of its `pod` is visible can be ended, since the owner of the pod may have
+    removed it.
     """
     from nsrun.host import cgroup
 
     try:
         send(pidfd, 0)
     except KernelError as error:
-        raise BadInput(f"{what} is not yours to end: {error}", errno=error.errno or 0) from None
+        raise BadInput(f"you may not end {what}: {error}", errno=error.errno or 0) from None
     try:
         cgroup.check_reach(note["cgroup"], note.get("cgroup_id", 0))
     except BadInput:
         if wait_dead(pidfd, 0):
-            return  # it has just ended, and its cgroup went with it
+            return  # it has just ended, and its cgroup was removed with it
         if pod is None or pod["id"] != note["pod_id"]:
             raise
         cgroup.check_reach(pod["cgroup"], pod.get("cgroup_id", 0))
 
 
 def settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
-    """The note of a thing that an nsrun is making, once it is there or has failed.
+    """Wait until an nsrun has made a pod or member, or failed; return its note.
 
-    UnknownError: it failed, or is another's by now.  BadInput: it is still being made.
+    Raise UnknownError when that failed, or another has the name by now, and BadInput when it takes too long.
     """
     from time import monotonic, sleep
 
@@ -79,7 +80,7 @@ def settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
 
 
 def signal_member(state: State, note: Note, signal: int) -> None:
-    """UnknownError when it is not running."""
+    """Send a signal to a member.  Raise UnknownError when it is not running."""
     fd, _ = state.process(settled(state, "members", note))
     if fd < 0:
         raise UnknownError(f"member {note['name']!r} is not running", hint="nsrun ls -a")
@@ -90,9 +91,9 @@ def signal_member(state: State, note: Note, signal: int) -> None:
 
 
 def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0) -> bool:
-    """Its stop signal (or another), then after `seconds` SIGKILL to its cgroup; wait until it has ended.  Touch nobody else.
+    """Send a member its stop signal (or another), after `seconds` SIGKILL to its cgroup, and wait until it has ended.
 
-    Return whether SIGKILL was needed.  NsrunError: it does not end.
+    Nothing else is signalled.  Return whether SIGKILL was needed.  Raise NsrunError when it does not end.
     """
     killed, dead = False, True
     try:
@@ -104,8 +105,8 @@ def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0
         if fd >= 0:
             now = state.read("members", note["name"])
             if now is None or now["id"] != note["id"]:
-                return killed  # it has ended, and was forgotten
-            note = now  # it may have begun once more, in another cgroup
+                return killed  # it has ended, and was removed
+            note = now  # it may have been restarted, in another cgroup
             _may_end(fd, f"member {note['name']!r}", note, state.try_read("pods", note["pod"]))
         try:
             state.mark("members", note["name"], "stop")
@@ -132,20 +133,23 @@ def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0
 
 
 def _monitor(state: State, note: Note) -> int:
-    """A pidfd of who keeps a member; -1: nobody, or this very process.  BadInput: it is not visible from here."""
+    """Return a pidfd of a member's keeper; -1 when there is none, or it is this very process.
+
+    Raise BadInput when it is not visible from here.
+    """
     found = state.life("members", note["name"])
     if found.keeper is None or found.keeper == os.getpid():
         return -1
     if not found.keeper:
         raise BadInput(
             f"member {note['name']!r} lives, but its monitor is not visible from this PID namespace",
-            hint="run it in the machine's own PID namespace",
+            hint="run it in the machine's initial PID namespace",
         )
     return life.open_pid(found.keeper, state.held("members", note["name"]), life.KEEPER)
 
 
 def _end_wait(state: State, note: Note) -> None:
-    """A monitor that waits before it restarts its member is told that it need not."""
+    """Tell a monitor that waits before it restarts its member not to do so."""
     fd = _monitor(state, note)
     if fd >= 0:
         try:
@@ -155,7 +159,7 @@ def _end_wait(state: State, note: Note) -> None:
 
 
 def kill_member(note: Note, fd: int) -> None:
-    """SIGKILL to everything in the member's cgroup, and to its first process, which its pod's owner may have moved elsewhere."""
+    """SIGKILL everything in the member's cgroup, and its first process, which the pod's owner may have moved elsewhere."""
     from nsrun.host import cgroup
 
     if note.get("cgroup"):
@@ -164,7 +168,7 @@ def kill_member(note: Note, fd: int) -> None:
 
 
 def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
-    """Until the monitor has written the exit status and is gone; False when that took longer."""
+    """Wait until the monitor has written the exit status and has ended; return False when that takes longer."""
     name = note["name"]
     if (now := state.read("members", name)) is None or now["id"] != note["id"]:
         return True
@@ -180,10 +184,10 @@ def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
 
 
 def end_monitor(state: State, note: Note) -> bool:
-    """Wait for the monitor of a member that has ended; False: it does not end.
+    """Wait for the monitor of a member that has ended; return False when it does not end.
 
-    One that is stopped (Ctrl-Z, SIGSTOP) goes on, and one whose reader takes nothing is told to leave what is unread; who
-    does not hear even that is killed.
+    A monitor that is stopped (Ctrl-Z, SIGSTOP) is continued, one whose reader takes nothing is told to drop what is
+    unread, and one that does not react even to that is killed.
     """
     if wait_monitor(state, note, 2):
         return True
@@ -202,7 +206,7 @@ def end_monitor(state: State, note: Note) -> bool:
 
 
 def stop_members(state: State, notes: list[Note], seconds: float) -> list[bool | OSError | NsrunError]:
-    """Stop several, all at once; of each, whether SIGKILL was needed, or why it does not end."""
+    """Stop several members at the same time; for each, return whether SIGKILL was needed, or why it does not end."""
     from threading import Thread
 
     found: list[bool | OSError | NsrunError] = [False] * len(notes)
@@ -222,9 +226,9 @@ def stop_members(state: State, notes: list[Note], seconds: float) -> list[bool |
 
 
 def stop_pod(state: State, name: str, seconds: float = 10.0) -> list[str]:
-    """Members first, each by its stop signal, all at once; pause last.
+    """Stop a pod: its members by their stop signals, all at the same time, then pause.
 
-    Return the names of those that needed SIGKILL.  NsrunError: something does not end.
+    Return the names of those that needed SIGKILL.  Raise NsrunError when something does not end.
     """
     note = state.pod(name)
     fd, _ = state.pause(note)
@@ -243,7 +247,10 @@ def stop_pod(state: State, name: str, seconds: float = 10.0) -> list[str]:
 
 
 def kill_pod(state: State, name: str, signal: int) -> None:
-    """The raw thing: the signal to pause.  KILL, TERM and INT end the pod, and then its notes go too."""
+    """Send the signal to pause, without any grace.
+
+    KILL, TERM and INT end the pod, and then its notes are removed, too.
+    """
     note = state.pod(name)
     if signal in (SIGKILL, SIGTERM, 2):
         end_pod(state, note, signal)
@@ -257,10 +264,10 @@ def kill_pod(state: State, name: str, signal: int) -> None:
 
 
 def end_pod(state: State, note: Note, signal: int) -> None:
-    """Signal pause, wait for the end of it and of its members' monitors, then forget them.
+    """Signal pause, wait until it and its members' monitors have ended, then remove their notes.
 
-    Of a pod that root made for somebody, root ends what is root's whatever the owner does: nsrun-hold, with ports and table, the
-    veth, and everything in the pod's cgroup.  NsrunError: what does not end.
+    For a pod that root made for a user, root ends what is root's whatever the owner does: nsrun-hold, with ports and
+    table, the veth, and everything in the pod's cgroup.  Raise NsrunError when something does not end.
     """
     name = note["name"]
     own = not (note.get("user") and not state.uid)
@@ -274,12 +281,13 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         try:
             _may_end(fd, f"pod {name!r}", note)
             try:
-                state.mark_removing(name)  # who makes a member meanwhile looks for this when it is made
+                state.mark_removing(name)  # an nsrun that makes a member meanwhile checks this when it is made
             except OSError:
-                pass  # of a pod that root made, its owner has no directory; and a full disk keeps nobody from ending a pod
+                # the owner has no directory of a pod that root made; and a full disk must not prevent ending a pod
+                pass
             try:
                 send(fd, signal)
-                send(fd, SIGCONT)  # one that is stopped would not hear the other
+                send(fd, SIGCONT)  # a stopped pause would not receive the other signal
             except KernelError:
                 state.unmark("pods", name, "removing")
                 raise
@@ -295,7 +303,7 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         state.unmark("pods", name, "removing")
         raise NsrunError(
             f"pod {name!r} does not end",
-            hint="its pause is in disk sleep, or frozen (ps -eo pid,ppid,stat,wchan,args); or this is a process of the pod itself, which can't end it",
+            hint="its pause is in disk sleep, or frozen (ps -eo pid,ppid,stat,wchan,args); or this command runs in the pod, which can't end itself",
         )
     for member in state.members_of(note):
         if member["shares_pid"] and not end_monitor(state, member):
@@ -305,7 +313,7 @@ def end_pod(state: State, note: Note, signal: int) -> None:
             )
     kernel.reap()
     if not Sweeper(state).forget_pod(note):
-        raise NsrunError(f"pod {name!r} is kept by somebody", hint="nsrun pod ls -a")
+        raise NsrunError(f"another process keeps pod {name!r}", hint="nsrun pod ls -a")
     from nsrun.host import cgroup
 
     cgroup.remove_empty(state.uid)
@@ -316,7 +324,10 @@ def end_pod(state: State, note: Note, signal: int) -> None:
 
 
 def _let_go(state: State, note: Note, pidfd: int, seconds: float) -> bool:
-    """Wait until pause has ended, or has let go: a zombie of its PID namespace, which nobody reaps, delays its end."""
+    """Wait until pause has ended, or has released its locks; return False when that takes longer than `seconds`.
+
+    A zombie in its PID namespace that nobody reaps delays its end.
+    """
     from time import monotonic
 
     shown = f"{state.owned}/{note['user']['uid']}/{note['name']}.held" if note.get("user") and not state.uid else ""
@@ -332,7 +343,7 @@ def _let_go(state: State, note: Note, pidfd: int, seconds: float) -> bool:
 
 
 def _end_roots_own(state: State, note: Note) -> None:
-    """Root: what lives of an owned pod ends, nsrun-hold first of all, since it has the ports and the table."""
+    """As root, end what lives of an owned pod, first nsrun-hold, since that has the ports and the table."""
     from nsrun.host import cgroup
 
     found = state.life("pods", note["name"])

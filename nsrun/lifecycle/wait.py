@@ -1,4 +1,4 @@
-"""`nsrun wait`: block until a member has ended."""
+"""`nsrun wait`: wait until a member has ended."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ if TYPE_CHECKING:
 
 
 def wait_member(state: State, name: str) -> int:
-    """Block until the member has ended; return its exit status.  BadInput when nobody saw it end."""
+    """Wait until the member has ended; return its exit status.  Raise BadInput when nobody saw it end."""
     import time
 
     note: Note = state.member(name)
     while True:
         try:
-            # the monitor writes to this file, and then calls it `exit`: we can read it even when the member is forgotten at once
+            # the monitor writes to this file and renames it to `exit`: we can read it even if the member is removed at
+            # once
             path = state.path("members", note["name"], "exit.tmp")
             written = open_regular(path)
         except OSError as error:
             if error.errno != ENOENT:
                 raise
-            written = -1  # it has ended, or is forgotten already
+            written = -1  # it has ended, or has been removed already
         try:
             wait_monitor(state, settled(state, "members", note) if written >= 0 else note, None)
             now = state.read("members", note["name"])
             if now and now["id"] == note["id"]:
                 note = now
                 status, code = state.member_status(note)
-            else:  # forgotten
-                words = os.read(written, 100).split() if written >= 0 else []
-                status, code = "lost", int(words[0]) if words else None
+            else:  # it has been removed
+                fields = os.read(written, 100).split() if written >= 0 else []
+                status, code = "lost", int(fields[0]) if fields else None
         except UnknownError:
             status, code = "lost", None
         finally:

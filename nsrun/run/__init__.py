@@ -1,14 +1,14 @@
-"""Running a plan: the steps of phases 1, 2, 3 and 5 here, those of phase 4 in nsrun-init.
+"""Run a plan: the steps of phases 1, 2, 3 and 5 here, those of phase 4 in nsrun-init.
 
-If a step fails, those done before it are undone in reverse and every descriptor is closed; the error says
-which step it was, what the kernel said, and what to do.  If nsrun is killed instead, the kernel undoes: the
-descriptors close, nsrun-init reads end of file and exits, and what is left is a note beside a `held` that nobody locks.
+If a step fails, those done before it are undone in reverse and every descriptor is closed; the error says which step it
+was, what the kernel returned, and what to do.  If nsrun is killed instead, the kernel undoes it: the descriptors close,
+nsrun-init reads end of file and exits, and only a note is left beside a `held` that nobody locks.
 """
 
 from __future__ import annotations
 
 import os
-from _struct import calcsize, pack, unpack_from  # struct itself is a module more, of nothing but this import
+from _struct import calcsize, pack, unpack_from  # struct would be one more module, which only imports this
 from errno import ENOENT, ENOMEM, ESRCH, ETIMEDOUT
 
 from nsrun import kernel
@@ -45,7 +45,7 @@ _GO = bytes((GO,))
 
 
 def encode(steps: list[InitStep], run: Run) -> bytes:
-    """The steps as nsrun-init reads them (csrc/protocol.h, struct plan_header)."""
+    """Return the steps as nsrun-init reads them (csrc/protocol.h, struct plan_header)."""
     parts = [pack(PLAN_HEADER, PLAN_MAGIC, len(steps))]
     for step in steps:
         parts.append(pack("=I", OP_OF_STEP[type(step).__name__]))
@@ -63,11 +63,11 @@ def encode(steps: list[InitStep], run: Run) -> bytes:
 def encode_request(
     numbers: Sequence[int], stdio: Sequence[int], lists: Sequence[Sequence[int]], strings: Sequence[Sequence[str]]
 ) -> bytes:
-    """A launch as nsrun-door reads it (csrc/protocol.h, struct door_request).
+    """Return a launch as nsrun-door reads it (csrc/protocol.h, struct door_request).
 
-    `numbers`: join_fd, join_flags, clone_flags, cgroup, program, monitor, pidfd_slot.  `stdio`: three of the member, three of
-    its monitor.  `lists`: what is sent, what nsrun-init keeps, what nsrun-monitor keeps, what is locked.  `strings`: the
-    arguments of both, and the environment of the monitor.
+    `numbers`: join_fd, join_flags, clone_flags, cgroup, program, monitor, pidfd_slot.  `stdio`: three of the member,
+    three of its monitor.  `lists`: the descriptors that are sent, that nsrun-init keeps, that nsrun-monitor keeps, and
+    that are locked.  `strings`: the arguments of both, and the environment of the monitor.
     """
     parts = [pack(DOOR_REQUEST, DOOR_MAGIC, *numbers, *stdio)]
     parts += [pack(f"=I{len(some)}i", len(some), *some) for some in lists]
@@ -78,7 +78,7 @@ def encode_request(
 
 
 class Failed(Exception):
-    """nsrun-init reported that its step `index` failed."""
+    """Raised when nsrun-init reports that its step `index` failed."""
 
     def __init__(self, index: int, errno: int, detail: str) -> None:
         self.index, self.errno, self.detail = index, errno, detail
@@ -92,22 +92,22 @@ class Run:
         self.handles: dict[str, int] = {}
         self.values: dict[str, str | int] = {}
         self.ports: list[dict[str, Any]] = []
-        self.files: Mapping[str, Mapping[str, Any]] = {}  # what lies beside the note
-        self.about: dict[str, Any] = {}  # and beside what the member writes
+        self.files: Mapping[str, Mapping[str, Any]] = {}  # the files beside the note
+        self.about: dict[str, Any] = {}  # `about`, beside what the member writes
         self.stdio: tuple[str, str, str] = ("", "", "")
         self.note: Mapping[str, Any] = {}
         self.directory = ""
         self.pid = self.pidfd = self.monitor_pid = -1
         self.monitor_options: dict[str, Any] = {}
         self.after: list[str] = []
-        self.parent = False  # of a member: a caller of the library
-        self.again = False  # a member begins once more
-        self.lead = -1  # who waits for us, when we follow a member's end in a door's stead
+        self.parent = False  # whether this process, which uses the library, is the member's parent
+        self.again = False  # whether a member begins once more
+        self.lead = -1  # the socket of the process that waits for us, when we follow a member for a door
         self.before_handover: Callable[[], None] = lambda: None
         self.timing: list[tuple[int, float]] = []
         self._channel = -1
-        self._patience = 0.0  # seconds to wait for a word of nsrun-init; 0: as long as it takes, since it is ours alone
-        self._deadline = 0.0  # until when, however many words come; time.monotonic()
+        self._patience = 0.0  # seconds to wait for a record of nsrun-init; 0: without limit, since it is ours alone
+        self._deadline = 0.0  # the end of all waiting, however many records come; time.monotonic()
         self._mask: set[int] | None = None
         self._asked: set[int] = set()
 
@@ -123,7 +123,7 @@ class Run:
         return fd
 
     def text(self, template: str) -> str:
-        """`{pod:ip}` and the like, replaced by what they turned out to be."""
+        """Replace `{pod:ip}` and the like by the values that earlier steps have found."""
         for key, value in self.values.items():
             template = template.replace("{" + key + "}", str(value))
         return template
@@ -137,19 +137,22 @@ class Run:
                 os.close(fd)
 
     def need_data(self, ident: str) -> None:
-        """The directory of what a member writes is there, and we hold it."""
+        """Make the directory of what a member writes, if we do not hold it yet."""
         if "lock:data" not in self.handles:
             self.hold("lock:data", self.state.make_data(ident, self.about))
 
     def drop_data(self, ident: str) -> None:
-        """Undo: it goes with all that is in it."""
+        """Undo need_data: remove the directory with everything in it."""
         if is_there(self.state.upper(ident)):
             self.state.remove_directory(self.state.upper(ident))
 
     # ---- the loop --------------------------------------------------------------------------------------
 
     def execute(self) -> None:
-        """Runs all steps.  Raises NsrunError after undoing; what it raises for the exec itself is api's to explain."""
+        """Run all steps.
+
+        Raise NsrunError after undoing them; lifecycle/diagnose.py explains an error of the exec itself.
+        """
         from time import perf_counter
 
         done: list[Step] = []
@@ -161,14 +164,14 @@ class Run:
                 if step.phase == INIT:
                     continue
                 started = perf_counter()
-                done.append(step)  # before: a step that fails half-way undoes its half
+                done.append(step)  # before it runs, so that a step which fails half-way undoes its half
                 step.do(self)
                 self.timing.append((number, perf_counter() - started))
         except BaseException as error:
             self._undo(done)
             if isinstance(error, Failed):
                 inits = [n for n, s in enumerate(steps, 1) if s.phase == INIT]
-                index = inits[min(error.index, len(inits) - 1)]  # the owner of a pod could have written the record
+                index = inits[min(error.index, len(inits) - 1)]  # the pod's owner may have written the record
                 step = steps[index - 1]
                 failure = StepError(
                     index,
@@ -196,7 +199,7 @@ class Run:
         self.close()
 
     def _keep(self) -> None:
-        """We are a member's parent, without a monitor: it is us who keep it, until it is removed."""
+        """Keep a member, until it is removed, as its parent without a monitor."""
         for name in ("lock:held", "lock:data"):
             fd = self.handles.pop(name, -1)
             if fd >= 0:
@@ -211,8 +214,9 @@ class Run:
             for step in reversed(done):
                 if isinstance(step, Launch):
                     step.undo(self)
-            # before the rest: what holds a mount, a port or a table lets go.  A restart has its locks from the member's former
-            # monitor, which has to write down how it ended before anybody may take the member for dead.
+            # Close our descriptors first, so that mounts, ports and tables are released.  A restart has its locks from
+            # the member's former monitor, which has to write down how it ended before anybody may consider the member
+            # dead.
             lent = ("lock:held", "lock:data") if self.again else ()
             for name in [name for name in self.handles if name not in lent]:
                 self.close(name)
@@ -228,7 +232,7 @@ class Run:
     # ---- phase 3 and 4 ---------------------------------------------------------------------------------
 
     def launch(self, step: Launching) -> None:
-        """Encodes phase 4, starts nsrun-init inside, and waits until all but the exec is done."""
+        """Encode phase 4, start nsrun-init inside, and wait until everything but the exec is done."""
         steps = self.plan.init_steps()
         if step.door or step.one_way:
             self._be_patient(20, 60)
@@ -237,7 +241,7 @@ class Run:
         channel = self.hold("channel:init", theirs)
         self._asked.clear()
         document = encode(steps, self)
-        inherited = self._asked - {-1}  # what phase 4 names, and nothing else, goes inside
+        inherited = self._asked - {-1}  # nsrun-init inherits only the descriptors that phase 4 names
         program = self.hold("plan:fd", kernel.sealed_memfd("plan", document))
         if self.stdio[0]:
             stdio = [self.fd(name) for name in self.stdio]
@@ -277,11 +281,11 @@ class Run:
         if step.detach:
             kernel.started.add(self.monitor_pid)
         elif self.plan.facts.get("ready"):
-            kernel.started.add(self.pid)  # pause; a member without a monitor is the caller's to wait for
+            kernel.started.add(self.pid)  # pause; the caller waits for a member without a monitor
         self._await_ready()
 
     def _await_ready(self) -> None:
-        # What the child has, we must not keep open: end of file has to mean that it is gone.
+        # We must not keep the child's descriptors open: end of file has to mean that it is gone.
         self.close(
             "channel:init", "plan:fd", "in:read", "out:write", "err:write", "tty:slave", "go:read", "lead:theirs"
         )
@@ -289,8 +293,8 @@ class Run:
         if kind != INIT_WAITS:
             if self._out_of_memory():
                 raise NsrunError(
-                    "the kernel killed nsrun-init for memory: the limit is less than it takes to start",
-                    hint="a larger --memory (of the member or of its pod)",
+                    "the kernel killed nsrun-init for memory: the limit is too low even to start",
+                    hint="raise --memory (of the member or of its pod)",
                     errno=ENOMEM,
                 )
             raise KernelError(ESRCH, "nsrun-init ended before it was ready")
@@ -299,25 +303,29 @@ class Run:
             and self.monitor_options.get("own_cgroup", True)
             and self.handles.get("cgroup:dir", -1) < 0
         ):
-            try:  # what a member without a cgroup leaves behind is found by its mount namespace (csrc/monitor.c)
+            # the monitor finds what a member without a cgroup leaves behind by its mount namespace (csrc/monitor.c)
+            try:
                 self.hold("member:mnt", os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
             except OSError:
-                pass  # it is not ours to look into
+                pass  # we may not look into it
 
     def _out_of_memory(self) -> bool:
-        """Did it meet a limit, its own or the pod's?  An exec that can't be charged ends without an OOM kill."""
+        """Return whether a memory limit was met, its own or the pod's.
+
+        An exec that can't be charged ends without an OOM kill.
+        """
         for name in ("cgroup:dir", "cgroup:parent"):
             try:
                 with open(os.open("memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd(name))) as file:
                     events = dict(line.split() for line in file)
             except OSError:
-                continue  # no cgroup, or no memory controller
+                continue  # there is no cgroup, or no memory controller
             if events.get("max") != "0" or events.get("oom_kill") != "0":
                 return True
         return False
 
     def _through(self, step: Launching, document: int, channel: int, stdio: list[int], inherited: set[int]) -> None:
-        """The same by the pod's door (csrc/door.c): it forks the monitor, whose child nsrun-init becomes."""
+        """Do the same through the pod's door (csrc/door.c), which forks the monitor, which forks nsrun-init."""
         go_read, go_write = kernel.channel()
         self.hold("go:read", go_read), self.hold("go:write", go_write)
         slot = self.hold("pidfd:slot", os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
@@ -330,7 +338,7 @@ class Run:
             monitor_stdio = [0, 1, 2]
             if self.after:
                 self.after += ["--lead", str(theirs)]
-        words, monitor_keep = self.monitor_arguments(extra)
+        monitor_argv, monitor_keep = self.monitor_arguments(extra)
         monitor_keep.remove(slot)
         keep = sorted(inherited | {document, channel})
         join, cgroup = self.fd(step.join), self.fd("cgroup:dir")
@@ -341,7 +349,7 @@ class Run:
             (join, step.join_flags, step.clone_flags, cgroup, init, monitor, slot),
             (*stdio, *monitor_stdio),
             (sent, keep, monitor_keep, locks),
-            (["nsrun-init", str(document), str(channel)], words, [f"{k}={v}" for k, v in os.environ.items()]),
+            (["nsrun-init", str(document), str(channel)], monitor_argv, [f"{k}={v}" for k, v in os.environ.items()]),
         )
         memory = self.hold("request:fd", kernel.sealed_memfd("request", request))
         self.pid, self.pidfd, self.monitor_pid, pidfd = kernel.ask_door(self.fd(step.door), [memory, *sent])
@@ -352,9 +360,9 @@ class Run:
     def start_door(
         self, what: str, words: list[str], keep: list[int], path: str, lock: tuple[int, int] = (-1, 0)
     ) -> None:
-        """Start nsrun-door with these descriptors in a cgroup of its own; `what` tells its handles apart.
+        """Start nsrun-door with these descriptors in a cgroup of its own; `what` distinguishes its handles.
 
-        `lock`: a descriptor, and the byte of it that it locks as long as it lives.
+        `lock` is a descriptor, and the byte of it that the program locks as long as it lives.
         """
         from nsrun.host import cgroup
 
@@ -381,10 +389,10 @@ class Run:
         self._patience, self._deadline = seconds, monotonic() + altogether
 
     def _hear(self) -> int:
-        """The kind of nsrun-init's next record, 0 at end of file; Failed for INIT_FAILED.
+        """Return the kind of nsrun-init's next record, 0 at end of file.  Raise Failed for INIT_FAILED.
 
-        In an owned pod, its owner may have the other end, and say nothing: then the end of nsrun-init is the end, and the wait
-        is bounded.  KernelError ETIMEDOUT.
+        In an owned pod, the owner may have the other end, and send nothing: so the end of nsrun-init counts as the end,
+        and the wait is bounded (KernelError ETIMEDOUT).
         """
         if self._patience:
             from select import poll
@@ -409,7 +417,7 @@ class Run:
         return data[0] if len(data) == 1 else -len(data)
 
     def release(self) -> None:
-        """Lets the program start.  From here on every signal that can be blocked is the member's, not ours."""
+        """Let the program start.  From here on every signal that can be blocked is for the member, not for us."""
         import _signal
 
         self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
@@ -423,19 +431,19 @@ class Run:
         except KernelError as error:
             if error.errno != ETIMEDOUT or self.plan.facts.get("ready"):
                 raise
-            # somebody keeps the channel open: an exec takes no time, so it is done
+            # another process keeps the channel open; an exec takes no time, so it is done
         if self.plan.facts.get("ready") and not ready:
             raise KernelError(ENOENT, "pause ended before it was ready")
 
     def restore_signals(self) -> None:
-        """Takes back what release() blocked."""
+        """Undo the blocking of release()."""
         import _signal
 
         if self._mask is not None:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
 
     def kill_launched(self) -> None:
-        """Undo: whatever was started is killed, and reaped when it is ours to reap."""
+        """Undo a launch: kill whatever was started, and reap our children."""
         self.close("channel:nsrun", "go:write")
         if self.pid < 0:
             return
@@ -443,8 +451,8 @@ class Run:
             try:
                 kernel.pidfd_send_signal(self.pidfd, 9)
             except KernelError:
-                pass  # it is dead already, which is what we want
-        if "monitor:pidfd" in self.handles:  # not our children
+                pass  # it is dead already
+        if "monitor:pidfd" in self.handles:  # they are not our children
             from select import poll
 
             for name in ("member:pidfd", "monitor:pidfd"):
@@ -472,11 +480,11 @@ class Run:
     }
 
     def monitors_pidfd(self) -> int:
-        """The number under which who keeps the member has a pidfd of it."""
+        """Return the number of the descriptor under which the member's keeper has a pidfd of it."""
         return self.fd("pidfd:slot") if "pidfd:slot" in self.handles else self.fd("member:pidfd")
 
     def monitor_arguments(self, fds: dict[str, str]) -> tuple[list[str], list[int]]:
-        """nsrun-monitor's words and the descriptors that it keeps."""
+        """Return nsrun-monitor's arguments and the descriptors that it keeps."""
         options = self.monitor_options
         names = {**self._MONITOR_FDS, **fds}
         if "in:write" in self.handles:
@@ -485,15 +493,15 @@ class Run:
             self.hold("directory:fd", os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         if not options.get("own_cgroup", True):
             names.pop("cgroup"), names.pop("parent")
-        words, keep = ["nsrun-monitor"], []
+        argv, keep = ["nsrun-monitor"], []
         for key, name in names.items():
             fd = self.fd(name)
             if fd >= 0:
-                words.append(f"{key}={fd}")
+                argv.append(f"{key}={fd}")
                 keep.append(fd)
         if "cgroup:name" in self.values and "parent" in names:
-            words.append(f"name={self.values['cgroup:name']}")
-        words += [
+            argv.append(f"name={self.values['cgroup:name']}")
+        argv += [
             f"{key}={value}"
             for key, value in options.items()
             if key in ("foreground", "stdin", "cap", "delay", "status")
@@ -501,10 +509,13 @@ class Run:
         if options.get("status", -1) >= 0:
             keep.append(options["status"])
         after = self.after + (["--held", f"{self.fd('lock:held')},{self.fd('lock:data')}"] if self.after else [])
-        return words + (["--", *after] if after else []), keep
+        return argv + (["--", *after] if after else []), keep
 
     def _go(self, mounts: int) -> None:
-        """Tell a monitor that runs already that its member is noted, with the descriptor of the member's mount namespace, if any."""
+        """Tell a running monitor that its member's note is written.
+
+        `mounts` is a descriptor of the member's mount namespace, or negative.
+        """
         if mounts < 0:
             os.write(self.fd("go:write"), _GO)
             return
@@ -524,15 +535,15 @@ class Run:
             return
         self.before_handover()
         if door:
-            words = [f"follow={self.fd('lead:ours')}", f"pidfd={self.fd('monitor:pidfd')}"]
-            words += [f"lead={self.lead}"] if self.lead >= 0 else []
+            arguments = [f"follow={self.fd('lead:ours')}", f"pidfd={self.fd('monitor:pidfd')}"]
+            arguments += [f"lead={self.lead}"] if self.lead >= 0 else []
             for name in ("lead:ours", "monitor:pidfd"):
                 os.set_inheritable(self.fd(name), True)
-            kernel.replace_process(self.fd("monitor:fd"), ["nsrun-monitor", *words])
-        words, keep = self.monitor_arguments({"pidfd": "member:pidfd"})
+            kernel.replace_process(self.fd("monitor:fd"), ["nsrun-monitor", *arguments])
+        argv, keep = self.monitor_arguments({"pidfd": "member:pidfd"})
         for fd in keep:
             os.set_inheritable(fd, True)
-        for name in ("lock:held", "lock:data"):  # a lock outlives the exec
+        for name in ("lock:held", "lock:data"):  # a lock survives the exec
             if name in self.handles:
                 life.own(self.fd(name), life.KEEPER)
-        kernel.replace_process(self.fd("monitor:fd"), words)
+        kernel.replace_process(self.fd("monitor:fd"), argv)

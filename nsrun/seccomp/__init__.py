@@ -1,10 +1,11 @@
-"""System call filters: a profile in Docker's format → BPF programs, by libseccomp; compiled once, kept below LIB/seccomp.
+"""System call filters: compile a profile in Docker's format to BPF programs, by libseccomp, once, and keep them in
+LIB/seccomp.
 
 A profile is an allow-list with a default action, and rules that depend on capabilities (`includes`, `excludes`) or on
-arguments.  Where a rule refuses a call, or some arguments of it, that another allows, it becomes part of a second filter: the kernel
-takes the strictest answer of all (seccomp(2)).  An argument is compared in as many bits as the kernel reads of it
-(widths.py).  Compiling takes 28 ms and needs libseccomp, so the result is kept: a join only reads a file.  Ours is
-default.json.
+arguments.  A rule that refuses a call, or some arguments of it, that another rule allows becomes part of a second
+filter, since the kernel takes the strictest result of all filters (seccomp(2)).  An argument is compared in as many
+bits as the kernel reads of it (widths.py).  Compiling takes 28 ms and needs libseccomp, so the result is kept, and a
+join only reads a file.  Our own profile is default.json.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
 
 DEFAULT = os.path.join(os.path.dirname(__file__), "default.json")
 MAX_PROFILE = 1 << 20
-MAX_ALTERNATIVES = 256  # rules that one rule with comparisons of several arguments may become
-COMPILER = 3  # to be raised when programs() makes something else of a profile: what is kept is compiled anew then
-_HINT = "the format is Docker's: https://docs.docker.com/engine/security/seccomp/"
+MAX_ALTERNATIVES = 256  # rules to which one rule that compares several arguments may expand
+COMPILER = 3  # increase it when programs() compiles a profile differently, so that kept filters are compiled again
+_HINT = "use Docker's format: https://docs.docker.com/engine/security/seccomp/"
 
 
 def key(profile: str, caps: int) -> str:
-    """The name of the compiled profile ("" for ours, else a file): it changes with what it is made from.
+    """Return the name of the compiled profile ("" for ours, else a file), which changes with everything it is made
+    from.
 
-    BadInput: the file can't be read.
+    Raise BadInput when the file can't be read.
     """
     if not profile:
         st = os.stat(DEFAULT)
@@ -44,9 +46,9 @@ def key(profile: str, caps: int) -> str:
 
 
 def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
-    """The programs, each as u32 length (instructions) and struct sock_filter[].
+    """Return the programs, each as u32 length (instructions) and struct sock_filter[].
 
-    BadInput: a profile that can't be understood.  NsrunError: no libseccomp, or the filter of a member is gone.
+    Raise BadInput for an invalid profile, and NsrunError without libseccomp, or when a member's kept filter is gone.
     """
     path = f"{state.lib}/seccomp/{name}"
     try:
@@ -57,9 +59,7 @@ def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
     except FileNotFoundError:
         pass
     if not profile and not name.startswith("default-"):
-        raise NsrunError(
-            f"the member's system call filter is gone from {path}, or damaged", hint="start the member anew"
-        )
+        raise NsrunError(f"the member's system call filter is gone from {path}, or damaged", hint="start a new member")
     import json
 
     text = _read(profile or DEFAULT)
@@ -68,13 +68,13 @@ def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{what} is not JSON: {error}", hint=_HINT) from None
-    if isinstance(document, dict) and isinstance(document.get("linux"), dict):  # a bundle's config.json
+    if isinstance(document, dict) and isinstance(document.get("linux"), dict):  # it is a bundle's config.json
         document = document["linux"].get("seccomp")
     from nsrun.state import make_directory, new_id
 
     data = programs(document, caps, what)
     make_directory(f"{state.lib}/seccomp")
-    temporary = f"{path}.{new_id()}.tmp"  # several may compile at once, threads of one process, too
+    temporary = f"{path}.{new_id()}.tmp"  # several processes or threads may compile at the same time
     with open(temporary, "xb") as file:
         file.write(_checksum(data) + data)
     os.rename(temporary, path)
@@ -82,7 +82,7 @@ def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    """What a kept filter begins with: half of it would filter only half."""
+    """Return the first bytes of a kept filter: without them, half a file would pass for a whole filter."""
     from nsrun import kernel
 
     return kernel.checksum(data).to_bytes(4, "little")
@@ -93,7 +93,9 @@ def _read(path: str) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             data = file.read(MAX_PROFILE + 1)
     except OSError as error:
-        raise BadInput(f"seccomp profile {path!r}: {error.strerror}", hint="a file, or: seccomp=unconfined") from None
+        raise BadInput(
+            f"seccomp profile {path!r}: {error.strerror}", hint="name a file, or: seccomp=unconfined"
+        ) from None
     if len(data) > MAX_PROFILE:
         raise BadInput(f"seccomp profile {path!r} is larger than 1 MiB")
     return data
@@ -103,14 +105,14 @@ def _read(path: str) -> bytes:
 
 
 class Rule:
-    """One rule that applies here: which calls, what happens, for which arguments."""
+    """One rule that applies here: its calls, its action, and its arguments."""
 
     def __init__(self, names: list[str], action: str, errno: int, args: list[tuple[int, str, int, int]]) -> None:
         self.names, self.action, self.errno, self.args = names, action, errno, args
 
 
 def rules(document: Any, caps: int, what: str) -> list[Rule]:
-    """Those of a profile that apply to this machine and these capabilities (a bit mask).  Pure but for uname(2)."""
+    """Return the rules that apply to this machine and these capabilities (a bit mask).  Pure except for uname(2)."""
     from nsrun.linux import capability_names
 
     if not isinstance(document, dict) or not isinstance(document.get("syscalls", []), list):
@@ -128,7 +130,7 @@ def rules(document: Any, caps: int, what: str) -> list[Rule]:
                     raise ValueError
                 found.append(Rule(names, str(entry["action"]), _errno(entry.get("errnoRet")), args))
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise BadInput(f"{what}: rule {number} can't be understood", hint=_HINT) from None
+            raise BadInput(f"{what}: rule {number} is invalid", hint=_HINT) from None
     return found
 
 
@@ -138,13 +140,13 @@ def _applies(includes: Profile, excludes: Profile, has: set[str]) -> bool:
         return False
     if not has.issuperset(includes.get("caps") or ()) or has.intersection(excludes.get("caps") or ()):
         return False
-    if includes.get("minKernel"):  # the format asks for it
+    if includes.get("minKernel"):  # the format has it
         release = [int(n) for n in os.uname().release.split("-")[0].split(".")[:2]]
         return release >= [int(n) for n in str(includes["minKernel"]).split(".")[:2]]
     return True
 
 
-#: Of a profile: config-linux.md, "Seccomp", and what engines add.
+#: The keys of a profile: config-linux.md, "Seccomp", and those that engines add.
 _KEYS = frozenset(
     (
         "architectures",
@@ -161,7 +163,7 @@ _KEYS = frozenset(
 
 
 def programs(document: Any, caps: int, what: str) -> bytes:
-    """The filters of a profile.  NsrunError without libseccomp."""
+    """Return the filters of a profile.  Raise NsrunError without libseccomp."""
     import struct
 
     try:
@@ -174,12 +176,14 @@ def programs(document: Any, caps: int, what: str) -> bytes:
 
     found = rules(document, caps, what)
     if "defaultAction" not in document or (unknown := sorted(set(map(str, document)) - _KEYS)):
-        wrong = f"{unknown[0]!r} is no key of a profile" if "defaultAction" in document else "it has no defaultAction"
+        wrong = (
+            f"{unknown[0]!r} is not a key of a profile" if "defaultAction" in document else "it has no defaultAction"
+        )
         raise BadInput(f"{what}: {wrong}", hint=_HINT)
     try:
         errno, architectures = _errno(document.get("defaultErrnoRet")), _architectures(document, library)
     except (TypeError, ValueError):
-        raise BadInput(f"{what}: defaultErrnoRet, architectures or archMap can't be understood", hint=_HINT) from None
+        raise BadInput(f"{what}: defaultErrnoRet, architectures or archMap are invalid", hint=_HINT) from None
     default = _action(library, str(document["defaultAction"]), errno, what)
     allowed = {name for rule in found if rule.action == "SCMP_ACT_ALLOW" for name in rule.names}
     first, second = library.SyscallFilter(default), library.SyscallFilter(library.ALLOW)
@@ -190,7 +194,7 @@ def programs(document: Any, caps: int, what: str) -> bytes:
                 target.add_arch(arch)
         target.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(38))
         target.set_attr(library.Attr.CTL_NNP, 0)
-        target.set_attr(library.Attr.CTL_OPTIMIZE, 2)  # a binary tree: libseccomp 2.5
+        target.set_attr(library.Attr.CTL_OPTIMIZE, 2)  # a binary tree, since libseccomp 2.5
     for rule in found:
         action = _action(library, rule.action, rule.errno, what)
         for name in rule.names:
@@ -199,7 +203,7 @@ def programs(document: Any, caps: int, what: str) -> bytes:
             if action == default and not strict:
                 continue  # it changes nothing
             if not _known(library, name):
-                continue  # a call that this libseccomp or this machine does not have
+                continue  # this libseccomp or this machine does not have the call
             for comparisons in _alternatives(library, name, rule.args, what):
                 try:
                     target.add_rule(action, name, *comparisons)
@@ -214,13 +218,13 @@ def programs(document: Any, caps: int, what: str) -> bytes:
             file.seek(0)
             code = file.read()
         if not code or len(code) // 8 > MAX_FILTER:
-            raise BadInput(f"{what} is too large: {len(code) // 8} instructions, the kernel takes {MAX_FILTER}")
+            raise BadInput(f"{what} is too large: {len(code) // 8} instructions, the kernel accepts {MAX_FILTER}")
         data += struct.pack("=I", len(code) // 8) + code
     return data
 
 
 def _errno(value: Any) -> int:
-    """What a refused call gives: EPERM when the profile does not say.  TypeError, ValueError: it says nonsense."""
+    """Return the error of a refused call, EPERM by default.  Raise TypeError or ValueError for an invalid one."""
     number = 1 if value is None else int(value)
     if not 0 <= number <= 4095:
         raise ValueError
@@ -236,11 +240,11 @@ def _known(library: Any, name: str) -> bool:
 
 def _architectures(document: Profile, library: Any) -> list[int]:
     native = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}.get(os.uname().machine, "")
-    words = list(document.get("architectures") or [])
+    names = list(document.get("architectures") or [])
     for entry in document.get("archMap") or []:
         if isinstance(entry, dict) and entry.get("architecture") == native:
-            words += entry.get("subArchitectures") or []
-    found = [getattr(library.Arch, str(word).removeprefix("SCMP_ARCH_"), None) for word in words]
+            names += entry.get("subArchitectures") or []
+    found = [getattr(library.Arch, str(name).removeprefix("SCMP_ARCH_"), None) for name in names]
     return [arch for arch in found if arch is not None]
 
 
@@ -250,7 +254,9 @@ def _action(library: Any, word: str, errno: int, what: str) -> int:
         return int(getattr(library, name)(errno))
     if name in ("ALLOW", "KILL", "KILL_PROCESS", "KILL_THREAD", "TRAP", "LOG"):
         return int(getattr(library, name))
-    raise BadInput(f"{what}: action {word!r} is not known", hint="SCMP_ACT_ALLOW, ERRNO, KILL, KILL_PROCESS, TRAP, LOG")
+    raise BadInput(
+        f"{what}: action {word!r} is not known", hint="use SCMP_ACT_ALLOW, ERRNO, KILL, KILL_PROCESS, TRAP or LOG"
+    )
 
 
 def _alternatives(library: Any, call: str, args: list[tuple[int, str, int, int]], what: str) -> list[list[Any]]:
@@ -273,6 +279,6 @@ def _alternatives(library: Any, call: str, args: list[tuple[int, str, int, int]]
                 raise BadInput(f"{what}: rule for {call}, argument {index}: {error.message}", hint=_HINT) from None
             ways = [[library.Arg(index, library.MASKED_EQ, *pair)] if pair[0] else [] for pair in pairs]
         if len(found) * len(ways) > MAX_ALTERNATIVES:
-            raise BadInput(f"{what}: rule for {call}: it compares too much at once", hint="make two rules of it")
+            raise BadInput(f"{what}: rule for {call}: it compares too much at once", hint="split it into two rules")
         found = [[*those, *these] for those in found for these in ways]
     return found

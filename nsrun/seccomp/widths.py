@@ -1,8 +1,8 @@
-"""How many bits of a system call's argument the kernel reads, and comparisons of no more than those.
+"""The number of bits of a system call's argument that the kernel reads, and comparisons of no more than those.
 
-A filter sees every argument as 64 bits (seccomp(2)).  The kernel converts it to the type of the call's prototype first:
+A filter sees every argument as 64 bits (seccomp(2)).  The kernel first converts it to the type in the call's prototype:
 of socket(2)'s `int domain` it reads 32 bits, so a domain with bit 32 set is the same domain to the kernel and another
-number to a filter that compares all 64.  Whoever compares what the kernel does not read can be passed by.
+number to a filter that compares all 64.  A filter that compares bits which the kernel does not read can be bypassed.
 
 The prototypes are the kernel's (SYSCALL_DEFINE…, as section 2 of the man pages documents them under "C library/kernel
 differences"), not the C library's: clone(2) has `unsigned long flags`, of which the kernel takes the lower 32 bits.
@@ -92,12 +92,13 @@ def width(call: str, index: int) -> int:
 
 
 def masked(comparison: str, value: int, two: int, bits: int) -> list[Masked]:
-    """Return the masked comparisons of which one is true exactly when `comparison` is true of the lowest `bits` bits.
+    """Return masked comparisons of which one is true exactly when `comparison` is true of the lowest `bits` bits.
 
     `comparison` is one of libseccomp's (seccomp_rule_add(3)): NE, LT, LE, EQ, GE, GT, and MASKED_EQ, whose mask is
-    `value` and whose operand is `two`.  All of them are unsigned.  No pair: it is never true; a pair of zeros: always.
+    `value` and whose operand is `two`.  All of them are unsigned.  No pair means that it is never true, a pair of zeros
+    that it always is.
 
-    BadInput: an operand that the argument can't have.  The sign of a negative number may be extended to 64 bits.
+    Raise BadInput for an operand that the argument can't have.  A negative number may be sign-extended to 64 bits.
     """
     full = (1 << bits) - 1
     operand = two if comparison == "MASKED_EQ" else value
@@ -120,7 +121,9 @@ def masked(comparison: str, value: int, two: int, bits: int) -> list[Masked]:
 
 
 def _below(operand: int, bits: int) -> Iterator[Masked]:
-    """Smaller numbers agree with the operand down to one of its ones, and have a zero there."""
+    """Yield comparisons for smaller numbers: they agree with the operand down to one of its ones, and have a zero
+    there.
+    """
     for bit in range(bits):
         if operand >> bit & 1:
             mask = (1 << bits) - (1 << bit)
@@ -128,7 +131,7 @@ def _below(operand: int, bits: int) -> Iterator[Masked]:
 
 
 def _above(operand: int, bits: int) -> Iterator[Masked]:
-    """Larger numbers agree with the operand down to one of its zeros, and have a one there."""
+    """Yield comparisons for larger numbers: they agree with the operand down to one of its zeros, and have a one there."""
     for bit in range(bits):
         if not operand >> bit & 1:
             mask = (1 << bits) - (1 << bit)

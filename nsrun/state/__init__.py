@@ -1,24 +1,26 @@
-"""The notes: what nsrun writes down about pods and members, and how it asks which of them live (sweep.py tells how it forgets).
+"""The notes: what nsrun writes down about pods and members, and how it finds out which of them live.
 
-Files are notes, the kernel is the truth.  Whoever keeps a pod or a member holds a record lock on the file `held` beside
-its note (life.py), and nothing else proves that it lives, or that it does not: a pid in a note is for people.
+Notes say what things are called and where they are; only the kernel says what lives.  The process that keeps a pod or a
+member alive holds a record lock on the file `held` beside its note (life.py).  Nothing else proves that the thing lives
+or has ended: a pid in a note is for people.  sweep.py removes what has ended.
 
-A name is taken by one rename(2), without a lock, and given back under the lock `names`, by who can write-lock its `held`:
-so what is removed is nobody's, and nothing that took the name since.
+A name is taken by one rename(2), without a lock.  It is given back under the lock `names`, by a process that can
+write-lock its `held`: so what is removed belongs to nobody, and is not something that has taken the name since.
 
     RUN/pods/NAME/      held, note, started, ended, released, removing    (of a pod without root: door, forward.pid, forward.log)
     RUN/members/NAME/   held, note, config.json, options.json, started, log, log.1, exit, stop, attach
     RUN/tmp/ID/         a claim in the making, renamed into place; or what is being removed
-    RUN/aside/          broken notes whose name somebody wanted
+    RUN/aside/          broken notes whose name was wanted for something else
     LIB/upper/ID/       held, about, committed, upper, work, volume-N: what a member wrote, with a proof of life of its own
     LIB/volumes/NAME    named volumes
-    OWNED/UID/NAME.json, .held, .door    of a pod that root made for a user: root writes, the user reads
+    OWNED/UID/NAME.json, .held, .door    for a pod that root made for a user: root writes, the user reads
 
-RUN is /run/nsrun, LIB /var/lib/nsrun, OWNED /run/nsrun-owned.  Of a user, LIB is XDG_DATA_HOME/nsrun and RUN is LIB/run: not
-XDG_RUNTIME_DIR, which is emptied when the user logs out, while pods go on.  --root DIR or NSRUN_ROOT moves all:
-DIR/run, DIR/lib, DIR/owned; of a user, DIR/users/UID/run and …/lib.
+RUN is /run/nsrun, LIB is /var/lib/nsrun, OWNED is /run/nsrun-owned.  For an ordinary user, LIB is XDG_DATA_HOME/nsrun
+and RUN is LIB/run; not XDG_RUNTIME_DIR, which is emptied when the user logs out, while pods go on.  --root DIR or
+NSRUN_ROOT moves all of them: DIR/run, DIR/lib and DIR/owned, and for a user DIR/users/UID/run and DIR/users/UID/lib.
 
-Root and each user have notes of their own, and root never reads a user's: what it has to know of an owned pod, it wrote itself.
+Root and each user have their own notes, and root never reads a user's: what root needs to know about an owned pod, root
+wrote itself.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError
 from nsrun.schema import check_name, is_directory, is_name, is_there, open_regular
 from nsrun.state import codec, life
 
-#: Seconds that a lock of all names is waited for: who holds it removes something at most.  Of an owner for whom root asks, FOR_ROOT.
+#: Seconds to wait for the lock of all names, whose holder at most removes something; and when root asks on behalf of an
+#: owner.
 LOCK_SECONDS, FOR_ROOT = 120.0, 10.0
 
 TYPE_CHECKING = False
@@ -45,12 +48,12 @@ if TYPE_CHECKING:
     Note = Mapping[str, Any]
 
 
-#: What a member is as long as it has a process, or will have one again.
+#: The statuses of a member that has a process, or will have one again.
 ALIVE = ("created", "running", "restarting", "stopping")
 
 
 def is_to_restart(note: Note, code: int) -> bool:
-    """Does a member that ended with this exit status, and that nobody stopped, begin once more?"""
+    """Return whether a member that ended with this exit status, and that nobody stopped, is to be started again."""
     policy, _, retries = note["restart"].partition(":")
     bound = int(retries or 0)
     return policy == "always" or (policy == "on-failure" and code != 0 and (not bound or note["restarts"] < bound))
@@ -61,7 +64,7 @@ def new_id() -> str:
 
 
 def timestamp() -> str:
-    """Now, as the logs write it: UTC, RFC 3339."""
+    """Return the current time as the logs write it: UTC, RFC 3339."""
     import time
 
     now = time.time()
@@ -69,16 +72,20 @@ def timestamp() -> str:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a tree of ours, whatever members put into it (host/trees.py).  What can't be removed stays, for the next sweep."""
+    """Remove a tree of ours, whatever members put into it (host/trees.py).
+
+    What can't be removed stays for the next sweep.
+    """
     from nsrun.host.trees import remove
 
     remove(path)
 
 
 def allow(path: str, uid: int) -> None:
-    """Lets one user read and enter a directory of root's, and nobody else: acl(5), a group would hold others.
+    """Let one user, and nobody else, read and enter a directory that root owns: by an acl(5), since a group may have
+    others in it.
 
-    OSError EOPNOTSUPP: the file system has no ACLs.
+    Raise OSError with EOPNOTSUPP when the file system has no ACLs.
     """
     from struct import pack
 
@@ -89,7 +96,10 @@ def allow(path: str, uid: int) -> None:
 
 
 def own_proc() -> None:
-    """BadInput: /proc is not of this process's own PID namespace: a pid that it tells would be a stranger's here."""
+    """Raise BadInput when /proc shows another PID namespace than this process's own.
+
+    Its pids would mean other processes here.
+    """
     try:
         with open("/proc/self/status", "rb", buffering=0) as file:
             text = file.read(4096)
@@ -97,16 +107,16 @@ def own_proc() -> None:
         raise BadInput(
             f"/proc: {error.strerror}: nsrun needs it", hint="mount -t proc proc /proc", errno=error.errno or 0
         ) from None
-    # a number for each PID namespace from that of the procfs down to ours: proc_pid_status(5)
+    # NSpid has one number for each PID namespace from that of the procfs down to ours: proc_pid_status(5)
     if len(text.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()) > 1:
         raise BadInput(
-            "/proc shows another PID namespace than the one that this process is in: its pids would be strangers' here",
+            "/proc shows another PID namespace than the one that this process is in: its pids mean other processes here",
             hint="unshare --mount-proc; or: mount -t proc proc /proc",
         )
 
 
 def make_directory(path: str) -> None:
-    """Make a directory, and those above it that are missing, each with mode 0700 whatever the umask is."""
+    """Make a directory and its missing parents, each with mode 0700 whatever the umask is."""
     if not path or os.path.isdir(path):
         return
     make_directory(os.path.dirname(path))
@@ -122,10 +132,11 @@ class State:
     """The notes below one root directory."""
 
     def __init__(self, root: str = "") -> None:
-        """BadInput: /proc can't be relied on here."""
+        """Find the directories.  Raise BadInput when /proc can't be relied on."""
         own_proc()
         root = root or os.environ.get("NSRUN_ROOT", "")
-        self.uid = os.geteuid()  # whose notes these are; a process that has entered a user namespace is 0 of it
+        # the user whose notes these are; after entering a user namespace the process itself has uid 0
+        self.uid = os.geteuid()
         if root:
             root = os.path.abspath(root)
             base = f"{root}/users/{self.uid}" if self.uid else root
@@ -138,12 +149,12 @@ class State:
                     data = os.path.expanduser("~/.local/share")
                 if not data.startswith("/"):
                     raise BadInput(
-                        f"HOME={os.environ.get('HOME')!r} is no absolute path", hint="set HOME, or --root DIR"
+                        f"HOME={os.environ.get('HOME')!r} is not an absolute path", hint="set HOME, or use --root DIR"
                     )
                 self.run, self.lib = f"{data}/nsrun/run", f"{data}/nsrun"
         self.owned = f"{owned}/{self.uid}" if self.uid else owned
         self.root = root
-        self.broken: dict[str, str] = {}  # notes that could not be read, and why
+        self.broken: dict[str, str] = {}  # the notes that could not be read: path → reason
         self._boot = ""
         self.patience = LOCK_SECONDS
 
@@ -154,7 +165,10 @@ class State:
         return self._boot
 
     def path(self, kind: str, name: str, file: str = "") -> str:
-        """Return the path of a thing's directory, or of a file in it.  Raise UsageError for what can't be a name: "" or "..", say."""
+        """Return the path of a pod's or member's directory, or of a file in it.
+
+        Raise UsageError when `name` can't be a name, such as "" or "..".
+        """
         check_name(name, kind[:-1])
         return f"{self.run}/{kind}/{name}/{file}" if file else f"{self.run}/{kind}/{name}"
 
@@ -164,7 +178,10 @@ class State:
     # ---- reading -------------------------------------------------------------------------------------
 
     def names(self, kind: str) -> list[str]:
-        """The names that are taken.  OSError: the directory can't be read, which is no absence."""
+        """Return the names that are taken.
+
+        Raise OSError when the directory can't be read: that does not mean there are none.
+        """
         try:
             found = set(filter(is_name, os.listdir(f"{self.run}/{kind}")))
         except FileNotFoundError:
@@ -174,21 +191,25 @@ class State:
         return sorted(found)
 
     def _owned_names(self) -> list[str]:
-        """The living pods that root made for this user."""
+        """Return the names of the living pods that root made for this user."""
         try:
             files = os.listdir(self.owned)
-        except (FileNotFoundError, PermissionError):  # none, or made by another
+        except (FileNotFoundError, PermissionError):  # there is none, or somebody else made it
             return []
         found = [file[:-5] for file in files if file.endswith(".json")]
         return [name for name in found if life.ask(f"{self.owned}/{name}.held").alive]
 
     def read(self, kind: str, name: str, file: str = "note") -> Note | None:
-        """A note; None when there is none.  BrokenNote: there is one, and it can't be read or believed, or it was lost."""
+        """Return a note, or None when there is none.
+
+        Raise BrokenNote when there is one that can't be read or trusted, or when it was lost.
+        """
         found = self._load(self.path(kind, name, file), kind if file == "note" else file)
         if found is None and kind == "pods" and self.uid and file == "note":
             found = self._load(f"{self.owned}/{name}.json", kind)
         if found is None and file == "note" and is_there(self.path(kind, name)):
-            # a name is taken and given back together with its note, by one rename(2): it has just been, or its note was lost
+            # a name is taken and given back together with its note by one rename(2): that has just happened, or the
+            # note was lost
             found = self._load(self.path(kind, name, file), kind)
             if found is None and is_there(self.path(kind, name)):
                 raise BrokenNote(self.path(kind, name, file), "it is gone")
@@ -209,11 +230,11 @@ class State:
             raise BrokenNote(path, str(error)) from None
 
     def notes_of(self, kind: str, name: str) -> tuple[str, ...]:
-        """Return the paths that the note of a thing may have: of a pod that root made for us, root shows it elsewhere."""
+        """Return the paths that the note may have: for a pod that root made for us, root shows it elsewhere."""
         return self.path(kind, name), self.path(kind, name, "note"), f"{self.owned}/{name}.json"
 
     def try_read(self, kind: str, name: str, file: str = "note") -> Note | None:
-        """The same, for lists: a broken one is left out, and put down in `broken`."""
+        """Return a note like `read`, for lists: a broken one counts as None and is recorded in `broken`."""
         try:
             return self.read(kind, name, file)
         except BrokenNote as error:
@@ -221,16 +242,16 @@ class State:
             return None
 
     def all(self, kind: str) -> list[Note]:
-        """Every note that can be read."""
+        """Return every note that can be read."""
         found = (self.try_read(kind, name) for name in self.names(kind))
         return [note for note in found if note]
 
     def members_of(self, pod: Note) -> list[Note]:
-        """Return the notes of the members of this pod, also of those that have ended."""
+        """Return the notes of the members of this pod, including those that have ended."""
         return [note for note in self.all("members") if note["pod_id"] == pod["id"]]
 
     def door(self, note: Note) -> str:
-        """The socket through which the owner of this pod starts something in its cgroup (csrc/door.c)."""
+        """Return the socket through which the owner of this pod starts processes in its cgroup (csrc/door.c)."""
         if not self.uid:
             return f"{self.owned}/{note['user']['uid']}/{note['name']}.door"
         own = self.path("pods", note["name"], "door")
@@ -239,17 +260,23 @@ class State:
     # ---- what lives ----------------------------------------------------------------------------------
 
     def held(self, kind: str, name: str) -> str:
-        """The file whose locks prove that it lives."""
+        """Return the file whose locks prove that the pod or member lives."""
         own, shown = self.path(kind, name, life.HELD), f"{self.owned}/{name}.held"
         theirs = kind == "pods" and self.uid and is_there(shown)
-        return shown if theirs and not is_there(self.path(kind, name, "note")) else own  # as read() chooses
+        return shown if theirs and not is_there(self.path(kind, name, "note")) else own  # the same choice as in read()
 
     def life(self, kind: str, name: str) -> Life:
-        """Who keeps it.  OSError: it can't be asked, which is no death."""
+        """Return who keeps the pod or member.
+
+        Raise OSError when that can't be asked: it does not mean that it has ended.
+        """
         return life.ask(self.held(kind, name))
 
     def look(self, kind: str, name: str) -> tuple[Note | None, Life]:
-        """The note of a thing, and its life: of the same thing, whoever takes its name meanwhile.  BrokenNote."""
+        """Return the note and the life of the same pod or member, even if its name is taken by another meanwhile.
+
+        Raise BrokenNote.
+        """
         for _ in range(100):
             now = self.life(kind, name)
             note = self.read(kind, name)
@@ -260,27 +287,32 @@ class State:
         return note, now
 
     def _lock_proves(self, note: Note, now: Life) -> bool:
-        """Does it prove the end of a pod that nobody holds the file that was asked about?
+        """Return whether a pod has ended for certain, given that nobody holds the file that was asked about.
 
-        Not when that file was lost or replaced; and not of a pod that root made for a user, whose nsrun-hold may have been killed:
-        its pause goes on without what root lent it, and locks only what the owner can open.
+        It is not certain when that file was lost or replaced.  Nor is it for a pod that root made for a user: its
+        nsrun-hold may have been killed, and its pause goes on without what root lent it, and locks only a file that the
+        owner can open, too.
         """
         if note.get("user") and not self.uid:
             return False
         return now.file is not None and note.get("held", now.file[1]) == now.file[1]
 
     def _keeper_by_number(self, note: Note) -> int | None:
-        """The pid of a pause that no lock tells of, 0 when it can't be seen from here, None when it has ended."""
+        """Return the pid of a pause that no lock shows, 0 when it is not visible from here, None when it has ended."""
         from nsrun.host import cgroup
 
         lives = self._pause_lives(note)
         if lives is None and cgroup.count(note["cgroup"], note.get("cgroup_id", 0)) >= 0:
-            inside = cgroup.pids(f"{note['cgroup']}/pause")  # made in another namespace: its number is another here
+            # it was made in another PID namespace, so its pid differs here
+            inside = cgroup.pids(f"{note['cgroup']}/pause")
             return inside[0] if len(inside) == 1 else 0 if inside else None
         return int(note["pause"][0]) if lives else None if lives is False else 0
 
     def _pause_lives(self, note: Note) -> bool | None:
-        """What the number and start time of a noted pause say: one that has closed its files only waits for its children."""
+        """Return whether the pause in the note lives, by its pid and start time; None when they don't tell.
+
+        A pause that has closed its files has ended, and only waits for its children.
+        """
         lives = self._process_lives(note["pause"])
         try:
             if lives is None and note["pause"][3:4] == kernel.our_view()[:1]:
@@ -292,15 +324,16 @@ class State:
             return lives
 
     def pod_life(self, note: Note) -> Life:
-        """The life of the pod of this note; nobody's when another pod has its name."""
+        """Return the life of the pod of this note; nobody keeps it when another pod has its name."""
         now, found = self.look("pods", note["name"])
         return found if now and now["id"] == note["id"] else life.Life(None)
 
     def process(self, note: Note) -> tuple[int, int]:
-        """(pidfd, pid) of a member's first process; (-1, 0) when it has ended, or is not there yet.
+        """Return (pidfd, pid) of a member's first process; (-1, 0) when it has ended or does not exist yet.
 
-        Its monitor has a pidfd of it.  When the monitor was killed, the note's pid counts if its start time, boot and PID
-        namespace fit; that they do not proves nothing.  BadInput: it lives, and is not visible from here.
+        Its monitor has a pidfd of it.  When the monitor was killed, the pid in the note counts if start time, boot and
+        PID namespace match; a mismatch proves nothing.  Raise BadInput when the process lives but is not visible from
+        here.
         """
         now, found = self.look("members", note["name"])
         if now is None or now["id"] != note["id"] or "process" not in now:
@@ -313,12 +346,15 @@ class State:
         return (fd, int(now["process"][0])) if fd >= 0 else (-1, 0)
 
     def pause(self, note: Note) -> tuple[int, int]:
-        """(pidfd, pid) of a pod's pause; (-1, 0) when it has ended.  BadInput: it lives, and is not visible from here."""
+        """Return (pidfd, pid) of a pod's pause; (-1, 0) when it has ended.
+
+        Raise BadInput when it lives but is not visible from here.
+        """
         now, found = self.look("pods", note["name"])
         if now is None or now["id"] != note["id"]:
             return -1, 0
         what = f"pod {note['name']!r}"
-        if found.holder is not None:  # of an owned pod, root believes only what its own nsrun-hold has
+        if found.holder is not None:  # for an owned pod, root trusts only the pidfd that its own nsrun-hold has
             return life.open_held(_visible(found.holder, what), now.get("pause_fd", -1))
         if found.keeper is None:
             return -1, 0
@@ -333,7 +369,7 @@ class State:
         return (fd, pid) if fd >= 0 else (-1, 0)
 
     def noted_process(self, note: Note) -> int:
-        """A pidfd of the process that a note, or what stands beside the data, tells of, when it surely is that one; -1: it is not."""
+        """Return a pidfd of the process named by a note, or by `committed` beside data; -1 when it may be another."""
         fd = kernel.pidfd_of(note["process"][0]) if self._noted(note) else -1
         if fd >= 0 and not self._noted(note):  # asked with the pidfd in hand
             os.close(fd)
@@ -344,7 +380,7 @@ class State:
         return "process" in note and self._process_lives(note["process"]) is True
 
     def _process_lives(self, process: list[Any]) -> bool | None:
-        """What the number and start time of a noted process say (`identify`); None: nothing, from here."""
+        """Return whether the process in a note lives, by what `identify` wrote; None when that tells nothing here."""
         try:
             pid, start, boot, *view = process
         except ValueError:
@@ -353,7 +389,7 @@ class State:
         same = view[:1] == ours[:1]
         now = kernel.process_start(pid) if same else 0
         if same and not now:
-            return None if kernel.is_hidden(pid) else False  # nobody has the number: whatever boot it was
+            return None if kernel.is_hidden(pid) else False  # no process has this pid, so the boot does not matter
         if not boot or not self.boot or type(start) is not int or start <= 0:
             return None
         if boot != self.boot:
@@ -364,15 +400,16 @@ class State:
             return now == start
         offset = kernel.time_offset()
         if view[1:] != [0] or offset is None:
-            return None  # of an unknown time namespace
-        return abs(now - offset - start) <= 1  # each number was rounded by itself
+            return None  # the time namespace is unknown
+        return abs(now - offset - start) <= 1  # the two numbers were rounded separately
 
     def surely_ended(self, note: Note) -> bool:
-        """Is it proven that nothing of a member runs any more?  Only then what it wrote may go.
+        """Return whether it is proven that nothing of a member runs any more.  Only then may what it wrote be removed.
 
-        Its monitor proves that it lives; that it has ended is proven by the exit status that the monitor wrote.  When nobody saw
-        the end, by its cgroup, in which nothing is; by the end of its pod, whose PID 1 takes all with it; or by the number and
-        start time of its process, where they mean the same as in the note.  `note`: or what stands beside the data.
+        Its monitor proves that it lives; the exit status that the monitor wrote proves that it has ended.  When nobody
+        saw the end, any of these proves it: its cgroup is empty; its pod has ended, whose PID 1 takes every process
+        with it; or the pid and start time of its process, where they mean the same as in the note.  `note` may also be
+        `committed`, from its data.
         """
         from nsrun.host import cgroup
 
@@ -391,7 +428,7 @@ class State:
         if now and now["id"] == note["id"] and self.exit_of(name):
             return True
         if (lives := self._process_lives(note["process"])) is True:
-            return False  # whatever its cgroup says: its pod's owner may have moved it
+            return False  # whatever its cgroup says: the owner of the pod may have moved the process
         if (count := cgroup.count(note["cgroup"], note.get("cgroup_id", 0))) >= 0:
             return count == 0
         if note["shares_pid"]:
@@ -404,14 +441,14 @@ class State:
         return lives is False
 
     def idents(self) -> list[str]:
-        """Whose data there are."""
+        """Return the ids of the members whose data there are."""
         try:
             return sorted(os.listdir(f"{self.lib}/upper"))
         except FileNotFoundError:
             return []
 
     def is_free(self, ident: str) -> bool:
-        """Is it proven that nothing uses this data?  What is said of that lies beside them; a damaged note proves nothing."""
+        """Return whether the files beside this data prove that nothing uses it; a damaged note proves nothing."""
         try:
             committed = self.committed(ident)
             if committed is not None and committed["id"] == ident:
@@ -422,7 +459,7 @@ class State:
         return now.file is not None and not now.alive
 
     def is_unclear(self, ident: str) -> bool:
-        """Does nobody hold this data, and is what would tell when they are free lost or damaged?"""
+        """Return whether nobody holds this data, while the file that would say when it is free is lost or damaged."""
         try:
             committed = self.committed(ident)
         except BrokenNote as error:
@@ -432,10 +469,10 @@ class State:
         return committed is None and not life.ask(f"{self.upper(ident)}/{life.HELD}").alive
 
     def identify(self, pid: int) -> list[Any]:
-        """What a note says of a process, for people and for the case that its monitor is killed.
+        """Return what a note says about a process, for people and in case its monitor is killed.
 
-        [pid, start time, boot id, PID namespace, time namespace]; the time is that of the machine's own time namespace, and 0
-        stands for that, unless this process can't tell how far its own is from there.
+        It is [pid, start time, boot id, PID namespace, time namespace].  The time is that of the initial time
+        namespace, which is written as 0, unless this process can't tell the offset of its own from there.
         """
         start, (pids, times), offset = kernel.process_start(pid), kernel.our_view(), kernel.time_offset()
         if start and offset is not None:
@@ -443,7 +480,10 @@ class State:
         return [pid, start, self.boot, pids, times]
 
     def pod(self, name: str) -> PodNote:
-        """The note of a pod whose pause lives; UnknownError lists the pods there are.  BrokenNote."""
+        """Return the note of a pod whose pause lives.
+
+        Raise UnknownError, which lists the existing pods, or BrokenNote.
+        """
         note, now = self.look("pods", name) if is_name(name) else (None, None)
         if note and now and now.kept and "pause" in note:
             believed: Any = note  # codec.SHAPES was checked
@@ -451,7 +491,7 @@ class State:
             return pod
         live = [n for n in self.names("pods") if self.life("pods", n).kept]
         known = "known pods: " + ", ".join(live) if live else "there are no pods"
-        known += " of yours; for root's: sudo nsrun" if self.uid else ""
+        known += " of yours; for those that root made: sudo nsrun" if self.uid else ""
         if note and now and now.maker is not None:
             raise UnknownError(f"pod {name!r} is being made", hint=f"try again in a moment; {known}")
         if note:
@@ -459,7 +499,7 @@ class State:
         raise UnknownError(f"no pod {name!r}", hint=f"{known}; nsrun pod create makes one")
 
     def pod_with_port(self, host_ip: str, port: int) -> str:
-        """Return a hint that names the living pod which has a port of this host; "": none of these notes tells of one."""
+        """Return a hint that names the living pod which has this port of the host; "" when no note of ours has it."""
         for note in self.all("pods"):
             same = [p["host_ip"] for p in note.get("ports", ()) if p["host_port"] == port]
             if any(ip in (host_ip, "0.0.0.0") or host_ip == "0.0.0.0" for ip in same) and self.pod_life(note).alive:
@@ -467,7 +507,10 @@ class State:
         return ""
 
     def member(self, name: str) -> MemberNote:
-        """The note of a member, whatever its state; UnknownError lists the members there are.  BrokenNote."""
+        """Return the note of a member, whatever its status.
+
+        Raise UnknownError, which lists the existing members, or BrokenNote.
+        """
         note: Any = self.read("members", name) if is_name(name) else None
         if note:
             found: MemberNote = note
@@ -480,7 +523,7 @@ class State:
             return found
         if matching:
             several = ", ".join(f"{found['id']} ({found['name']})" for found in matching[:8])
-            raise BadInput(f"{name!r} is the beginning of several members' ids", hint=f"give more digits: {several}")
+            raise BadInput(f"the ids of several members begin with {name!r}", hint=f"give more digits: {several}")
         known = ", ".join(self.names("members"))
         raise UnknownError(
             f"no member {name!r}",
@@ -488,9 +531,9 @@ class State:
         )
 
     def member_status(self, note: Note) -> tuple[str, int | None]:
-        """(created|running|restarting|stopping|stopped|lost, exit status): asked from the kernel, not from the note.
+        """Return (created|running|restarting|stopping|stopped|lost, exit status), as the kernel says, not the note.
 
-        restarting: it has ended with that status, and who keeps it waits before it begins once more.
+        restarting: it has ended with that status, and its keeper waits before it starts it again.
         lost: nobody keeps it, and nobody saw how it ended.
         """
         name = note["name"]
@@ -505,7 +548,7 @@ class State:
         if found.kept and note.get("process"):
             stop = self.marked("members", name, "stop")
             if found.keeper and not life.held_lives(found.keeper, note.get("pidfd", -1)):
-                # its keeper is about to write `exit`, or to start it once more
+                # its keeper is about to write `exit`, or to start it again
                 return ("stopping" if stop or not is_to_restart(note, 0) else "restarting"), None
             return ("stopping" if stop else "running"), None
         if found.alive:
@@ -523,23 +566,23 @@ class State:
         return found.kept and is_to_restart(known, code) and not self.marked("members", note["name"], "stop")
 
     def exit_of(self, name: str) -> tuple[int, str, bool] | None:
-        """What the monitor recorded: (exit status, time, was it killed for memory)."""
+        """Return what the monitor recorded: (exit status, time, whether the OOM killer ended it)."""
         try:
-            words = _read_bounded(self.path("members", name, "exit"), 4096).decode("ascii").split()
-            code, when, *oom = words
+            fields = _read_bounded(self.path("members", name, "exit"), 4096).decode("ascii").split()
+            code, when, *oom = fields
             return int(code), when, bool(oom)
         except (OSError, ValueError):
             return None
 
     def renew_exit(self, name: str) -> None:
-        """A member begins once more: the room of its last exit status is the room of the next."""
+        """Clear the exit status of a member that is started again; the space on disk stays, for the next status."""
         path = self.path("members", name, "exit.tmp")
         if is_there(self.path("members", name, "exit")):
             _put(self.path("members", name, "exit"), path)
             _fill(path, os.O_WRONLY)
 
     def record_exit(self, name: str, line: str) -> None:
-        """What the monitor would have written."""
+        """Write the exit status that the monitor would have written."""
         path = self.path("members", name, "exit.tmp")
         with kernel.Fd(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)) as fd:
             os.write(fd, f"{line}\n".encode())
@@ -548,22 +591,22 @@ class State:
     # ---- writing -------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make what is missing of RUN."""
+        """Make what is missing in RUN."""
         for part in ("pods", "members", "tmp"):
             make_directory(f"{self.run}/{part}")
         os.chmod(self.run, 0o700)
 
     def _new(self, parent: str, make_parent: Callable[[], None]) -> tuple[str, int]:
-        """A new directory of a random name with a `held` that we hold: (its path, the descriptor)."""
+        """Make a directory of a random name with a `held` that we hold; return (its path, the descriptor)."""
         for _ in range(100):
             path = f"{parent}/{new_id()}"
             fd = self._new_at(path, make_parent)
             if fd >= 0:
                 return path, fd
-        raise BadInput(f"{parent}: what is made there is removed again and again")
+        raise BadInput(f"{parent}: another process removes what nsrun makes there again and again")
 
     def _new_at(self, path: str, make_parent: Callable[[], None]) -> int:
-        """-1: a sweep came between: the directory was empty, and nobody's."""
+        """Make the directory and its `held`; return the descriptor, or -1 when a sweep removed the empty directory."""
         try:
             try:
                 os.mkdir(path, 0o700)
@@ -580,7 +623,8 @@ class State:
     ) -> tuple[str, int]:
         """Take the name by one rename(2); return (the directory, the descriptor of its `held`, which we hold).
 
-        `files` lie beside the note, and go with it.  `give_way` removes what is dead of the name.  BadInput: somebody living has it.
+        `files` are written beside the note and removed with it.  `give_way` removes what has ended under this name.
+        Raise BadInput when something that lives has the name.
         """
         what = kind[:-1]
         target = self.path(kind, name)
@@ -612,25 +656,28 @@ class State:
         raise BadInput(f"{what} name {name!r} is taken", hint=f"choose another name, or: nsrun {verb} {name}")
 
     def make_data(self, ident: str, about: Note) -> int:
-        """The directory of what a member will write, with a proof of life of its own; return the descriptor of its `held`."""
+        """Make the directory for what a member will write, with its own `held`; return the descriptor of that."""
         for _ in range(100):
             fd = self._new_at(self.upper(ident), lambda: make_directory(f"{self.lib}/upper"))
             if fd >= 0:
                 self._write(f"{self.upper(ident)}/about", about)
                 return fd
-        raise BadInput(f"{self.upper(ident)} is removed again and again")
+        raise BadInput(f"another process removes {self.upper(ident)} again and again")
 
     def about(self, ident: str) -> Note | None:
-        """What stands beside the data of a member; None when it is gone.  BrokenNote."""
+        """Return what make_data wrote beside the data of a member; None when it is gone.  Raise BrokenNote."""
         return self._load(f"{self.upper(ident)}/about", "about")
 
     def commit_data(self, note: Note) -> None:
-        """From now on only its user's word removes what this member has written, and what says when it has ended lies beside."""
+        """Write beside a member's data how to tell when it has ended.
+
+        From now on only an explicit command removes the data.
+        """
         keys = ("id", "name", "pod", "pod_id", "cgroup", "cgroup_id", "shares_pid", "process")
         self._write(f"{self.upper(note['id'])}/committed", {key: note[key] for key in keys})
 
     def committed(self, ident: str) -> Note | None:
-        """What commit_data wrote; None: nothing was committed.  BrokenNote."""
+        """Return what commit_data wrote; None when nothing was committed.  Raise BrokenNote."""
         return self._load(f"{self.upper(ident)}/committed", "committed")
 
     def _write(self, path: str, note: Note, mode: int = 0o600) -> None:
@@ -645,20 +692,23 @@ class State:
         self._write(self.path(kind, name, file), note)
 
     def mark(self, kind: str, name: str, file: str) -> None:
-        """Make an empty file beside a note: `started`, `stop`, `ended`, `released`.  FileNotFoundError: the thing is gone."""
+        """Make an empty file beside a note: `started`, `stop`, `ended`, `released`.
+
+        Raise FileNotFoundError when the pod or member is gone.
+        """
         path = self.path(kind, name, file)
         try:
             os.close(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
         except OSError:
-            if not self.marked(kind, name, file):  # whatever is there marks as well
+            if not self.marked(kind, name, file):  # anything of that name is a mark, whatever it is
                 raise
 
     def mark_removing(self, name: str) -> None:
-        """Say that this process is ending a pod.  FileNotFoundError: it is gone."""
+        """Record that this process is ending a pod.  Raise FileNotFoundError when the pod is gone."""
         self._write(self.path("pods", name, "removing"), {"process": self.identify(os.getpid())})
 
     def is_being_removed(self, name: str) -> bool:
-        """Is somebody ending this pod?  One that was killed half-way is not."""
+        """Return whether a process is ending this pod; one that was killed half-way does not count."""
         try:
             if not self.marked("pods", name, "removing"):
                 return False
@@ -671,7 +721,7 @@ class State:
         remove_tree(self.path(kind, name, file))
 
     def marked(self, kind: str, name: str, file: str) -> bool:
-        """Is there such a mark?  OSError: it can't be known."""
+        """Return whether there is such a mark.  Raise OSError when that can't be known."""
         try:
             os.lstat(self.path(kind, name, file))
         except (FileNotFoundError, NotADirectoryError):
@@ -679,11 +729,12 @@ class State:
         return True
 
     def remove_directory(self, path: str) -> bool:
-        """Remove a directory with a `held`, and all that is in it, if nobody holds it; return whether it is gone."""
+        """Remove a directory with a `held`, and everything in it, if nobody holds it; return whether it is gone."""
         with life.Removal(f"{path}/{life.HELD}") as ours:
             if not ours:
                 return False
-            if path.startswith(f"{self.run}/"):  # the name is free at once, however much there is
+            # rename it first, so that the name is free at once, however much there is
+            if path.startswith(f"{self.run}/"):
                 gone = f"{self.run}/tmp/{new_id()}"
                 try:
                     os.rename(path, gone)
@@ -697,7 +748,8 @@ class State:
                 return not is_there(path)
             for entry in written:
                 self.remove_written(f"{path}/{entry}")
-            # what tells whose these are, and that nobody uses them, goes last: `held` proves what is left of that when we are killed
+            # these go last, since they say whose the data is and that nobody uses it; should we be killed, `held` still
+            # proves that
             if not any(is_there(f"{path}/{entry}") for entry in written):
                 for entry in ("about", "committed", life.HELD):
                     self.remove_written(f"{path}/{entry}")
@@ -705,7 +757,10 @@ class State:
             return not is_there(path)
 
     def remove_written(self, path: str) -> None:
-        """Remove a tree that members wrote; of a user, it holds files of ids that are the user's only in a user namespace."""
+        """Remove a tree that members wrote.
+
+        An ordinary user's tree holds files of subordinate ids, over which the user has power only in a user namespace.
+        """
         remove_tree(path)
         if self.uid and os.geteuid() and is_there(path):
             from nsrun.host import userns
@@ -713,13 +768,13 @@ class State:
             userns.call(self.root, "_remove", path)
 
     def make_owned(self, uid: int) -> None:
-        """Root: the directory in which a user finds what root made for them; they read it, nobody else does, nobody writes."""
+        """As root, make the directory in which a user finds what root made for them; only they can read it."""
         path = f"{self.owned}/{uid}"
         os.makedirs(self.owned, 0o711, exist_ok=True)
         os.chmod(self.owned, 0o711)
         os.makedirs(path, 0o700, exist_ok=True)
-        allow(path, uid)  # also when it is there: who made it may have been killed before this
-        if self.root:  # elsewhere it is below XDG_DATA_HOME, which is the user's already
+        allow(path, uid)  # even if the directory exists: its maker may have been killed before this call
+        if self.root:  # without --root it is below XDG_DATA_HOME, which belongs to the user already
             users = f"{self.root}/users"
             os.makedirs(users, 0o711, exist_ok=True)
             os.chmod(users, 0o711)
@@ -727,32 +782,32 @@ class State:
             os.chown(f"{users}/{uid}", uid, -1)
 
     def make_shown(self, uid: int, name: str) -> int:
-        """Root: the file by whose locks the owner of a pod knows that it lives; return its descriptor, which we hold."""
+        """As root, make the file whose locks show a pod's owner that it lives; return its descriptor, which we hold."""
         self.make_owned(uid)
         path = f"{self.owned}/{uid}/{name}.held"
         for _ in range(100):
-            remove_tree(path)  # of a pod of this name that has ended
+            remove_tree(path)  # it belonged to a pod of this name that has ended
             fd = life.create(path)
             if fd >= 0:
                 os.fchmod(fd, 0o644)
                 return fd
-        raise BadInput(f"{path} is removed again and again")
+        raise BadInput(f"another process removes {path} again and again")
 
     def show(self, note: Note) -> None:
-        """Root: the owner of a pod gets to read its note, which speaks of the `held` that they see."""
+        """As root, let the owner of a pod read its note, with the inode of the `held` that is shown to them."""
         shown = f"{self.owned}/{note['user']['uid']}/{note['name']}"
         found = life.identity(f"{shown}.held")
         self._write(f"{shown}.json", {**note, "held": found[1] if found else 0}, 0o644)
 
     def disown(self, note: Note) -> None:
-        """Root: what the owner of a pod was shown goes."""
+        """As root, remove what the owner of a pod was shown."""
         if note.get("user") and not self.uid:
             shown = f"{self.owned}/{note['user']['uid']}/{note['name']}"
             for path in (f"{shown}.json", f"{shown}.held", self.door(note)):
-                remove_tree(path)  # also what took the place of one of them
+                remove_tree(path)  # even something else that took the place of the file
 
     def disown_name(self, name: str) -> None:
-        """Root: the same when it is not known whose it was."""
+        """As root, do the same as `disown` when the owner is not known."""
         try:
             uids = os.listdir(self.owned)
         except FileNotFoundError:
@@ -762,9 +817,9 @@ class State:
                 self.disown({"user": {"uid": uid}, "name": name})
 
     def lock(self, name: str, seconds: float = 0.0) -> int:
-        """An exclusive flock(2) on RUN/NAME.lock; close the descriptor to let go.  It goes with its holder.
+        """Take an exclusive flock(2) on RUN/NAME.lock; return the descriptor.  The lock ends when that is closed.
 
-        Busy: somebody holds it for `seconds`, or else `patience`.
+        Raise Busy when another process holds it for `seconds`, by default `patience`.
         """
         import fcntl
         from time import monotonic, sleep
@@ -785,7 +840,7 @@ class State:
                 except BlockingIOError:
                     pass
                 if monotonic() >= end:
-                    raise Busy(f"another process holds {path} for {seconds:g} s", hint=f"lslocks; fuser -v {path}")
+                    raise Busy(f"another process has held {path} for {seconds:g} s", hint=f"lslocks; fuser -v {path}")
                 sleep(step)
                 step = min(2 * step, 0.01)
         except BaseException:
@@ -798,12 +853,15 @@ def _visible(pid: int, what: str) -> int:
         return pid
     raise BadInput(
         f"{what} lives, but this command runs in a PID namespace from which it is not visible",
-        hint="run it in the machine's own PID namespace: sudo nsenter --target 1 --all, or outside of the container",
+        hint="run it in the machine's initial PID namespace: sudo nsenter --target 1 --all, or outside the container",
     )
 
 
 def _read_bounded(path: str, size: int = codec.MAX_BYTES) -> bytes:
-    """A regular file of at most so many bytes.  OSError EFBIG, EINVAL for anything else there: a FIFO would hang us."""
+    """Return the content of a regular file of at most `size` bytes.
+
+    Raise OSError: EFBIG for a larger file, EINVAL for anything but a regular file, since a FIFO would hang us.
+    """
     from errno import EFBIG
 
     with kernel.Fd(open_regular(path)) as fd:
@@ -813,7 +871,7 @@ def _read_bounded(path: str, size: int = codec.MAX_BYTES) -> bytes:
 
 
 def _put(new: str, path: str) -> None:
-    """rename(2), whatever took the place of the file of ours that it replaces."""
+    """Rename `new` to `path`, even if something else has taken the place of the file that it replaces."""
     try:
         os.rename(new, path)
     except (IsADirectoryError, NotADirectoryError, FileExistsError):
@@ -822,6 +880,6 @@ def _put(new: str, path: str) -> None:
 
 
 def _fill(path: str, flags: int = os.O_WRONLY | os.O_CREAT | os.O_EXCL) -> None:
-    """A file with room for a line, to be overwritten when the disk is full."""
+    """Write a file with space for one line, which can then be overwritten even when the disk is full."""
     with kernel.Fd(open_regular(path, flags | os.O_NOFOLLOW)) as fd:
         os.write(fd, b" " * 95 + b"\n")

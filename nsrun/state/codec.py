@@ -1,12 +1,12 @@
-"""What a note is on disk: one JSON object that begins with its own checksum, of known types, of bounded size.
+"""The format of a note on disk: one JSON object of bounded size and known types, which begins with its own checksum.
 
     {"crc": "89abcdef", "id": …}
 
-The checksum is the CRC-32 of everything behind it.  A note that does not fit it, or whose values have other types than
-they should, is *broken*: that is no absence, and nobody concludes anything from it (state.py).  The documents of the
-image store are notes, too (image/shapes.py).
+The checksum is the CRC-32 of everything after it.  A note that does not match it, or whose values have wrong types, is
+*broken*.  A broken note is not a missing one: nothing is concluded from it (state/__init__.py).  The records of the
+image store have this format, too (image/shapes.py).
 
-JSON itself costs one C call here: importing `json` pulls `re` in, 5 ms of every command.
+We call the C scanner and encoder of `json` directly: importing `json` pulls in `re`, 5 ms of every command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 try:
-    from _json import encode_basestring_ascii, make_encoder, make_scanner  # what json itself runs on
+    from _json import encode_basestring_ascii, make_encoder, make_scanner  # the C functions that json itself uses
 
     class _Context:
         strict, object_hook, object_pairs_hook = True, None, None
@@ -35,12 +35,12 @@ try:
     _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
 
     def loads(text: str) -> Any:
-        """ValueError when it is not a JSON document, or one that is nested too deep."""
+        """Return the value of a JSON document.  Raise ValueError when it is not one, or is nested too deeply."""
         text = text.strip()
         try:
             value, end = _scan(text, 0)
         except (StopIteration, SystemError, RecursionError):
-            end = -1  # SystemError: it wants the exception of a json.decoder that is not imported
+            end = -1  # SystemError: the scanner wants to raise an exception of json.decoder, which is not imported
         if end != len(text):
             raise ValueError("not JSON")
         return value
@@ -48,7 +48,7 @@ try:
     def dumps(value: object) -> str:
         return "".join(_encode(value, 0))
 
-except ImportError:  # an interpreter without the accelerator
+except ImportError:  # this interpreter lacks the C accelerator
     import json
 
     dumps = json.dumps  # type: ignore[assignment]
@@ -60,7 +60,7 @@ except ImportError:  # an interpreter without the accelerator
             raise ValueError("not JSON") from None
 
 
-#: Bytes: a config.json may have an argument list as long as the kernel takes.
+#: Bytes of the largest note: a config.json may have an argument list as long as the kernel accepts.
 MAX_BYTES = 16 << 20
 _HEAD = b'{"crc": "%08x", '
 _COUNT, _SIGNED = Number(), Number(-1)
@@ -70,7 +70,7 @@ _NETWORK = {
     "mode": LINE, "ip?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
 }  # fmt: skip
 _PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol": LINE}]
-#: What must be in a note (schema.py).
+#: The shape of each kind of note (schema.py).
 SHAPES: dict[str, dict[str, Any]] = {
     "pods": {
         "id": HEX, "name": _NAME, "created": LINE, "owner": LINE, "hostname": LINE, "network": _NETWORK, "labels": dict,
@@ -97,17 +97,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def encode(note: Mapping[str, Any]) -> bytes:
-    """The bytes of a note."""
+    """Return the bytes of a note."""
     body = dumps(note).encode()[1:] + b"\n"
     return _HEAD % kernel.checksum(body) + body
 
 
 def decode(data: bytes, shape: dict[Any, Any]) -> dict[str, Any]:
-    """The note of these bytes.  ValueError tells what is wrong with them."""
+    """Return the note of these bytes.  Raise ValueError, which tells what is wrong with them."""
     size = len(_HEAD % 0)
     body = data[size:]
     if data[:size] != _HEAD % kernel.checksum(body):
-        raise ValueError("its checksum does not fit: it was changed, or written only in part")
+        raise ValueError("its checksum does not match: it was changed, or written only in part")
     note = loads("{" + body.decode())
     try:
         check(note, shape, "it")

@@ -1,24 +1,24 @@
 """The proof of life: record locks, asked from the kernel.
 
-Whoever keeps a pod or a member holds a read lock on the file `held` in its state directory, on a read-only
-descriptor, from before its exec on: fcntl(2), "Advisory record locking".  Such a lock belongs to one process, outlives
-an exec, and goes when the process ends, however it ends (when it closes its files: a pause that can't finish because
-of a zombie that nobody reaps has let go already).  F_GETLK answers with the holder's pid *as the asker's PID
-namespace numbers it*, or 0 where it has no number; so the answer is right from every PID, time, mount and user
-namespace, in every boot, and under hidepid.  Pids in a note are for people.
+The process that keeps a pod or a member alive holds a read lock on the file `held` in its state directory, on a
+read-only descriptor that it has since before its exec: fcntl(2), "Advisory record locking".  Such a lock belongs to one
+process, survives an exec, and ends with the process, however that ends (precisely: when it closes its files, so a pause
+that can't finish because of a zombie that nobody reaps has released it already).  F_GETLK returns the holder's pid *as
+the caller's PID namespace numbers it*, or 0 where it has no number; so the answer is right from every PID, time, mount
+and user namespace, in every boot, and under hidepid.  Pids in a note are for people.
 
 Each byte of the file is a role:
 
-    0  MAKER   nsrun, while it makes (or removes) the thing
-    1  KEEPER  pause, of a pod; the monitor, of a member
+    0  MAKER   nsrun, while it makes (or removes) the pod or member
+    1  KEEPER  pause, for a pod; the monitor, for a member
     2  HOLDER  nsrun-hold, which keeps what root lends to an owned pod
 
-A lock is believed only where whoever it is about can't open the file: one that an owner may read they may lock, too, and
-F_GETLK tells who set a lock, not who has it since (clone(2), CLONE_FILES).  So root never concludes anything from the file
-that it shows to the owner of a pod (state.py, `look`).
+A lock proves something only if the process that it is about can't open the file: a file that an owner may read, they
+may lock, too, and F_GETLK tells who set a lock, not who has it now (clone(2), CLONE_FILES).  So root never concludes
+anything from the file that it shows to the owner of a pod (State.look).
 
-Two things bite.  Closing *any* descriptor of a file ends all locks that the process has on it, so a file that we hold is
-never opened again (`_ours`).  And a lock says nothing about who asks, so a holder is asked about through `_ours` first.
+There are two traps.  Closing *any* descriptor of a file ends all locks that the process has on it, so a file that we
+hold is never opened again (`_ours`).  And F_GETLK never reports the caller's own locks, so we look into `_ours` first.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from nsrun.errors import BadInput, KernelError
 
 HELD = "held"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-#: File systems that other machines share, or whose locks another program decides: statfs(2), f_type.
+#: File systems that other machines share, or whose locks another program manages: statfs(2), f_type.
 _REMOTE = {0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x01021997: "9p", 0x5346414F: "AFS", 0x00C36400: "Ceph", 0x0BD00BD0: "Lustre", 0x47504653: "GPFS"}  # fmt: skip
 
 #: Files that this process holds locks on: (device, inode) → (descriptor, bytes).
 _ours: dict[tuple[int, int], tuple[int, set[int]]] = {}
-#: Held from the opening of a file until `_ours` knows of it, or it is closed again: another thread would end our locks.
+#: Held from opening a file until it is in `_ours` or closed again; otherwise another thread could end our locks.
 _guard = _thread.allocate_lock()
-#: Members whose parent is this very process, a caller of the library: id → pidfd.
+#: Members whose parent is this very process, a user of the library: id → pidfd.
 children: dict[str, int] = {}
 
 
 class Life:
-    """What the kernel said of one `held`: who makes, keeps, holds it.
+    """What the kernel said about one `held`: its maker, keeper and holder.
 
     Each is a pid, 0 for a process that is not visible from here, or None for nobody.
     """
@@ -62,7 +62,7 @@ class Life:
         keeper: int | None = None,
         holder: int | None = None,
     ) -> None:
-        self.file = file  # (device, inode) of what was asked about; None: there is no such file, so nothing is proven
+        self.file = file  # (device, inode) of the file; None: there is no such file, so nothing is proven
         self.maker, self.keeper, self.holder = maker, keeper, holder
 
     @property
@@ -71,7 +71,7 @@ class Life:
 
     @property
     def kept(self) -> bool:
-        """By somebody who stays, not only by an nsrun that is at work on it."""
+        """Whether a process that stays has it, not only an nsrun that is making or removing it."""
         return self.keeper is not None or self.holder is not None
 
 
@@ -81,7 +81,9 @@ def _identity(file: int | str) -> tuple[int, int]:
 
 
 def identity(file: int | str) -> tuple[int, int] | None:
-    """(device, inode) of a path or descriptor, by which one that took its name since is told from it; None: there is none."""
+    """Return (device, inode) of a path or descriptor, to tell it from a later file of that name; None when there is
+    none.
+    """
     try:
         return _identity(file)
     except (FileNotFoundError, NotADirectoryError):
@@ -91,8 +93,8 @@ def identity(file: int | str) -> tuple[int, int] | None:
 def create(path: str, byte: int = MAKER) -> int:
     """Make the file and lock `byte` of it; return the descriptor, which `let_go` closes.
 
-    -1 when a sweep removed it in between: its directory was not proven to be anybody's yet.  FileExistsError.
-    BadInput: a file system whose locks prove nothing.
+    Return -1 when a sweep removed the file before it was locked.  Raise FileExistsError, or BadInput when locks prove
+    nothing on this file system.
     """
     with _guard:
         return _create(path, byte)
@@ -115,7 +117,7 @@ def _create(path: str, byte: int) -> int:
 
 
 def own(fd: int, byte: int) -> None:
-    """Lock one more byte of a file that is open here.  BadInput: it is being removed."""
+    """Lock one more byte of a file that is open here.  Raise BadInput when it is being removed."""
     with _guard:
         _own(fd, byte)
 
@@ -134,7 +136,7 @@ def _own(fd: int, byte: int) -> None:
     _ours.setdefault(_identity(fd), (fd, set()))[1].add(byte)
 
 
-_HINT = "--root DIR (or NSRUN_ROOT) on a local file system; of a user: XDG_DATA_HOME"
+_HINT = "use --root DIR (or NSRUN_ROOT) on a local file system; as an ordinary user, set XDG_DATA_HOME"
 
 
 def _check_file_system(fd: int, path: str) -> None:
@@ -146,13 +148,13 @@ def _check_file_system(fd: int, path: str) -> None:
 
 
 def adopt(fd: int) -> None:
-    """Take over a descriptor whose KEEPER lock this very process took before its exec: nsrun that was the monitor."""
+    """Take over a descriptor whose KEEPER lock this very process took before its exec, when it was the monitor."""
     with _guard:
         _ours.setdefault(_identity(fd), (fd, set()))[1].add(KEEPER)
 
 
 def let_go(fd: int) -> None:
-    """Close it, which ends our locks."""
+    """Close the descriptor, which ends our locks."""
     with _guard:
         _let_go(fd)
 
@@ -164,21 +166,21 @@ def _let_go(fd: int) -> None:
 
 
 def let_go_of(path: str) -> None:
-    """The same for a file that we hold; one that we do not is left alone."""
+    """Do the same by path, if we hold that file; otherwise do nothing."""
     with _guard:
         mine = _ours.get(identity(path) or (0, 0))
         if mine:
             _let_go(mine[0])
 
 
-#: What open(2) says where no `held` of ours is: nothing, or something that we never made.
+#: The errors of open(2) where there is no `held` of ours: nothing is there, or something that we never made.
 _LOST = (ENOENT, ENOTDIR, ELOOP, EISDIR, ENXIO)
 
 
 def ask(path: str) -> Life:
-    """Who holds the file `path`.  OSError when it can't be asked: that is no death.
+    """Return who holds the file `path`.  Raise OSError when that can't be asked, which does not mean that it has ended.
 
-    A file that is not there, or a directory or a link in its place, proves nothing: `Life.file` is None.
+    A missing file, or a directory or a link in its place, proves nothing: `Life.file` is None.
     """
     with _guard:
         return _ask_path(path)
@@ -210,9 +212,9 @@ def _ask(fd: int, mine: set[int]) -> Life:
 
 
 class Removal:
-    """`with Removal(path) as mine:` `mine` tells that nobody holds the file, and nobody can until the end of the block.
+    """`with Removal(path) as mine:` if `mine`, nobody holds the file, and nobody can until the end of the block.
 
-    A file that is missing, or a directory or a link in its place, is in nobody's way.
+    `mine` is also true for a missing file, or when a directory or a link is in its place.
     """
 
     def __init__(self, path: str) -> None:
@@ -224,7 +226,7 @@ class Removal:
 
     def _enter(self) -> bool:
         try:
-            if mine := _ours.get(_identity(self.path)):  # we are who keeps it, and mean to end that
+            if mine := _ours.get(_identity(self.path)):  # we keep it ourselves, and want to end that
                 self.fd, self.close = mine[0], False
                 return self._others_gone()
             self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -239,7 +241,8 @@ class Removal:
                 return False
             self.__exit__()  # `with` calls it only after this
             raise
-        return identity(self.path) in (None, _identity(self.fd))  # a name that was given away in between is another's
+        # otherwise the name has been taken by another meanwhile
+        return identity(self.path) in (None, _identity(self.fd))
 
     def _others_gone(self) -> bool:
         return kernel.locked(self.fd, 0, 0) is None
@@ -253,9 +256,9 @@ class Removal:
 
 
 def open_pid(pid: int, ask_again: str, byte: int) -> int:
-    """A pidfd of the holder of `byte`; -1 when it has let go.  pidfd_open(2).
+    """Return a pidfd of the holder of `byte`, or -1 when it has released the lock.  pidfd_open(2).
 
-    The number alone may be another's by the time it is opened: the lock is asked about once more with the pidfd in hand.
+    Another process may have the pid by the time it is opened, so we ask for the lock again when we have the pidfd.
     """
     fd = kernel.pidfd_of(pid)
     if fd >= 0:
@@ -267,10 +270,11 @@ def open_pid(pid: int, ask_again: str, byte: int) -> int:
 
 
 def open_held(holder: int, number: int) -> tuple[int, int]:
-    """(pidfd, pid) of the process that a living holder has a pidfd of, under this descriptor number; (-1, 0) when dead.
+    """Return (pidfd, pid) of the process to which descriptor `number` of a living holder refers; (-1, 0) when it has
+    ended.
 
-    The holder's fdinfo tells the pid (proc_pid_fdinfo(5)); while it tells the same before and after, the number was that
-    process's all the time.
+    The holder's fdinfo tells the pid (proc_pid_fdinfo(5)).  If it tells the same before and after we open ours, the pid
+    belonged to that process all the time.
     """
     pid = _held_pid(holder, number)
     fd = kernel.pidfd_of(pid) if pid > 0 else -1
@@ -281,7 +285,7 @@ def open_held(holder: int, number: int) -> tuple[int, int]:
 
 
 def pidfds_of(holder: int) -> list[tuple[int, int]]:
-    """The same of every process that it has a pidfd of."""
+    """Return the same for every process that the holder has a pidfd of."""
     try:
         numbers = [int(number) for number in os.listdir(f"/proc/{holder}/fdinfo")]
     except OSError:
@@ -290,7 +294,7 @@ def pidfds_of(holder: int) -> list[tuple[int, int]]:
 
 
 def held_lives(holder: int, number: int) -> bool:
-    """Has the process that a living holder has a pidfd of not ended?"""
+    """Return whether the process to which descriptor `number` of a living holder refers is still alive."""
     pid = _held_pid(holder, number)
     return pid > 0 and kernel.process_start(pid) > 0
 
@@ -302,15 +306,15 @@ def _held_pid(holder: int, number: int) -> int:
                 if line.startswith(b"Pid:"):
                     return int(line[4:])
     except (OSError, ValueError):
-        pass  # it has ended, or is not ours to look into
+        pass  # it has ended, or we may not look into it
     return 0
 
 
 def wait(path: str, pidfd: int, seconds: float | None, byte: int | None = None) -> bool:
-    """Wait until nobody holds `byte` of the file (None: any); False when `seconds` were not enough.
+    """Wait until nobody holds `byte` of the file (None: any byte); return False when that took longer than `seconds`.
 
-    A dying process closes its files, and with them its locks, before its pidfd becomes readable: for a pause with a zombie
-    that nobody reaps, long before.
+    A dying process closes its files, and so releases its locks, before its pidfd becomes readable: long before, for a
+    pause with a zombie that nobody reaps.
     """
     from select import poll
     from time import monotonic

@@ -1,8 +1,9 @@
-"""What no note knows: data whose member was forgotten, damaged notes, processes and cgroups of pods whose notes are gone.
+"""Find what no note speaks of: data whose member is gone, damaged notes, and processes and cgroups of lost pods.
 
-`nsrun doctor` shows them.  `nsrun pod prune` ends the processes, since nobody can end them otherwise, and `--all` also removes
-data, after it has said whose and how much; a cgroup may be another state directory's, and goes only when nothing is in it.
-Nothing here is found by a number alone: a process of ours is known by the `held` file that it has open, data by the file beside them.
+`nsrun doctor` shows them.  `nsrun pod prune` ends the processes, since no other command can, and `--all` also removes
+data, after it has said whose and how much.  A cgroup may belong to another state directory, and is removed only when it
+is empty.  Nothing here is found by a number alone: a process is recognised by the `held` file that it has open, data by
+the files beside it.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _GONE = " (deleted)"  # proc_pid_fd(5)
 
 
 class Data:
-    """What a member wrote, and no note of this state directory speaks of."""
+    """Data that a member wrote, and that no note of this state directory speaks of."""
 
     def __init__(self, ident: str, path: str, what: str, size: int, free: bool, told: bool) -> None:
         self.ident, self.path, self.what, self.size = ident, path, what, size
-        self.free = free  # it is proven that nothing runs that could use it, or nothing is left that could tell
-        self.told = told  # a note that can't be read may speak of them
+        self.free = free  # it is proven that nothing that runs uses it, or nothing is left that could tell
+        self.told = told  # a note that can't be read may speak of it
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}, {self.size} bytes" + (
-            "" if self.free else ", in use, or nothing tells that it is not"
+            "" if self.free else ", in use, or nothing proves that it is not"
         )
 
 
@@ -50,7 +51,7 @@ class Process:
 
 
 def data(state: State) -> list[Data]:
-    """Of every directory of data without a note: whose it was, and how much."""
+    """Return every directory of data without a note: whose it was, and how much it is."""
     known = {note["id"] for note in state.all("members")}
     unread = {name for name, _ in unreadable(state, "members")}
     found = []
@@ -64,14 +65,17 @@ def data(state: State) -> list[Data]:
             what = f"of member {about['name']!r} of pod {about['pod']!r}" if about else "of nobody known"
         except BrokenNote as error:
             what = f"of nobody known ({error.why})"
-        told = about["name"] in unread if about else bool(unread)  # a note that can't be read may speak of them
+        told = about["name"] in unread if about else bool(unread)  # a note that can't be read may speak of it
         free = not told and (state.is_free(ident) or state.is_unclear(ident))
         found.append(Data(ident, path, what, _size(path), free, told))
     return found
 
 
 def _size(path: str) -> int:
-    """Bytes of all files; 0 where they can't be seen: of a user, some are only visible in a user namespace."""
+    """Return the bytes of all files; 0 when they can't be seen.
+
+    Some of an ordinary user's are visible only in a user namespace.
+    """
     from nsrun.host.trees import measure
 
     try:
@@ -81,10 +85,11 @@ def _size(path: str) -> int:
 
 
 def processes(state: State) -> list[Process]:
-    """Those that hold a `held` of this state directory which was removed, when no note speaks of it.
+    """Return the processes that have a removed `held` of this state directory open, when no note speaks of it.
 
-    It is this directory's by its file system and mount, not by its path alone, which is another's in another mount namespace; one
-    that is only out of view here is no orphan's.  What can't be asked about is not ended.
+    We compare file system and mount, not the path alone, which is another directory's in another mount namespace.  A
+    file that is merely out of view here does not count, and a process that can't be asked about is left out, so neither
+    is ended.
     """
     found = []
     roots = (state.run,) if state.uid else (state.run, state.owned)
@@ -97,7 +102,7 @@ def processes(state: State) -> list[Process]:
             if not mine or _is_known(state, path.removesuffix(_GONE), st.st_ino):
                 continue
             if root == state.owned and os.stat(f"/proc/{pid}").st_uid == 0:
-                continue  # a file that its owner could give to anybody
+                continue  # the owner can open this file, and could pass it to any process
         except (OSError, BrokenNote):
             continue
         held = path.removesuffix(_GONE)
@@ -106,7 +111,7 @@ def processes(state: State) -> list[Process]:
 
 
 def _where(path: str) -> tuple[int, int] | None:
-    """(device, mount id) of a directory; None: there is none."""
+    """Return (device, mount id) of a directory; None when there is none."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -118,15 +123,16 @@ def _where(path: str) -> tuple[int, int] | None:
 
 
 def _mount_id(pid: int, number: str) -> int:
-    """Of an open file: proc_pid_fdinfo(5)."""
+    """Return the mount id of an open file: proc_pid_fdinfo(5)."""
     with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
         return int(file.read(4096).partition(b"mnt_id:")[2].split(None, 1)[0])
 
 
 def _is_known(state: State, held: str, inode: int) -> bool:
-    """Does a note speak of the thing whose `held` this was?  BrokenNote.
+    """Return whether a note speaks of the pod or member whose `held` this was.  Raise BrokenNote.
 
-    Of a pod that root made for a user, it was what that user is shown (OWNED/UID/NAME.held): root's own `held` is the proof.
+    For a pod that root made for a user, it was the file that the user is shown (OWNED/UID/NAME.held); the proof is
+    root's own `held`.
     """
     if held.startswith(f"{state.owned}/"):
         uid, _, name = held.removeprefix(f"{state.owned}/").removesuffix(".held").partition("/")
@@ -140,7 +146,10 @@ def _is_known(state: State, held: str, inode: int) -> bool:
 
 
 def pauses_of(state: State, name: str) -> list[int]:
-    """The pauses that have the `held` of a pod of this name open, whatever became of its note, its lock and its nsrun-hold."""
+    """Return the pids of pauses that have the `held` of a pod of this name open.
+
+    They do not depend on its note, its lock or its nsrun-hold.
+    """
     mounts = {root: _where(root) for root in (state.run, state.owned)}
     found = []
     for pid, program, number, path in _holders((_GONE, "")):
@@ -160,9 +169,10 @@ INITIAL_PID = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
 
 
 def is_kept_elsewhere(state: State, name: str) -> bool:
-    """Root, in a PID namespace of its own: is the file that an owner of such a pod is shown locked by a process that it can't see?
+    """Return whether a process out of view locks the file that the owner of a pod of this name is shown.
 
-    In the machine's own, where every process is seen, pauses_of tells: the owner can lock that file, too.
+    That is for root in a PID namespace other than the initial one.  In the initial one, where every process is visible,
+    pauses_of tells: the owner can lock that file, too.
     """
     if state.uid or sees_every_process():
         return False
@@ -174,7 +184,7 @@ def is_kept_elsewhere(state: State, name: str) -> bool:
 
 
 def _holders(ends: tuple[str, ...] = (_GONE,)) -> Iterator[tuple[int, str, str, str]]:
-    """(pid, name, number of a descriptor, path of the `held`, removed or not as `ends` says, that it is)…"""
+    """Yield (pid, name, descriptor, path of the `held` that it is), removed or not as `ends` says."""
     for pid in filter(is_number, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/comm", "rb") as file:
@@ -186,11 +196,11 @@ def _holders(ends: tuple[str, ...] = (_GONE,)) -> Iterator[tuple[int, str, str, 
                 if path.endswith(tuple(name + end for name in ("/held", ".held") for end in ends)):
                     yield int(pid), name.decode(), number, path
         except OSError:
-            continue  # it has ended, or is not ours to look into
+            continue  # it has ended, or we may not look into it
 
 
 def end(process: Process, state: State) -> bool:
-    """SIGKILL, and its pod's cgroup goes; False when it is not what it was any more."""
+    """Kill the process and remove its pod's cgroup; return False when it is not an orphan any more."""
     from select import poll
 
     from nsrun.host import cgroup
@@ -199,7 +209,7 @@ def end(process: Process, state: State) -> bool:
     if fd < 0:
         return False
     try:
-        if not any(process.pid == again.pid for again in processes(state)):  # asked with the pidfd in hand
+        if not any(process.pid == again.pid for again in processes(state)):  # check again, now that we have the pidfd
             return False
         group = _group_of(process)
         kernel.pidfd_send_signal(fd, 9)
@@ -217,12 +227,12 @@ def end(process: Process, state: State) -> bool:
         os.close(fd)
 
 
-#: Seconds: who makes a pod, of another state directory perhaps, has a process in its cgroup long before.
+#: Seconds within which a pod in the making, perhaps of another state directory, surely has a process in its cgroup.
 IDLE = 5
 
 
 def lost_members(state: State) -> list[Note]:
-    """What stands beside the data of every member that runs, that nobody keeps, and that no note speaks of."""
+    """Return `committed`, from beside its data, of every member that runs without a keeper and without a note."""
     found = []
     for lost in data(state):
         try:
@@ -237,7 +247,7 @@ def lost_members(state: State) -> list[Note]:
 
 
 def runs_without_note(state: State, name: str) -> bool:
-    """Does something run of a member of this name that only its data speak of?"""
+    """Return whether something runs of a member of this name that only the files beside its data speak of."""
     if _held_of_data(state, name):
         return True
     known = {note["id"] for note in state.all("members")}
@@ -252,7 +262,10 @@ def runs_without_note(state: State, name: str) -> bool:
 
 
 def is_running(state: State, committed: Note) -> bool:
-    """Does something surely run of a member whose monitor was killed: its process, or something in a cgroup that is nobody else's?"""
+    """Return whether something surely runs of a member whose monitor was killed.
+
+    That is its process, or any process in a cgroup that no other member uses.
+    """
     from nsrun.host import cgroup
 
     if (fd := state.noted_process(committed)) >= 0:
@@ -264,9 +277,9 @@ def is_running(state: State, committed: Note) -> bool:
 
 
 def remove_idle_cgroups(state: State, name: str = "") -> list[str]:
-    """Remove the cgroups of pods that no note knows and no process is in; return which.  rmdir(2) takes none that is in use.
+    """Remove the empty cgroups of pods that no note names; return their paths.  rmdir(2) refuses one that is in use.
 
-    `name`: only those of a pod of this name, however young, since its note has just been given up.
+    With `name`, only those of a pod of this name, however young, since its note has just been set aside.
     """
     from time import time
 
@@ -287,12 +300,12 @@ def remove_idle_cgroups(state: State, name: str = "") -> list[str]:
 
 
 def is_of_pod(path: str, name: str) -> bool:
-    """Is it the cgroup, NAME-ID, of a pod of this name?"""
+    """Return whether this is the cgroup, NAME-ID, of a pod of this name."""
     return os.path.basename(path).removesuffix(".hold").rpartition("-")[0] == name
 
 
 def _group_of(process: Process) -> str:
-    """The cgroup of a pod, from its pause; "" when that is not where nsrun makes them."""
+    """Return the cgroup of a pod, from that of its pause; "" when it is not where nsrun makes cgroups."""
     from nsrun.host import cgroup
 
     group, pause = os.path.split(cgroup.of_process(process.pid))
@@ -302,7 +315,10 @@ def _group_of(process: Process) -> str:
 
 
 def cgroups(state: State) -> list[tuple[str, int]]:
-    """(directory, processes in it) of pods below the base that no note knows; they may be another state directory's."""
+    """Return (directory, number of processes) for the cgroups of pods that no note names.
+
+    Another state directory may name them.
+    """
     from nsrun.host import cgroup
 
     mount = cgroup.mount_point()
@@ -319,7 +335,7 @@ def cgroups(state: State) -> list[tuple[str, int]]:
 
 
 def unreadable(state: State, kind: str) -> list[tuple[str, Life]]:
-    """The names under which there is a note that can't be read, and whether what it was about lives."""
+    """Return the names whose note can't be read, each with the life of its pod or member."""
     found = []
     for name in state.names(kind):
         if is_name(name):
@@ -329,15 +345,16 @@ def unreadable(state: State, kind: str) -> list[tuple[str, Life]]:
                     state.read(kind, name)
             except BrokenNote:
                 met = True
-            if met:  # also one that could be read a moment later: what was listed without it would be no list of all
+            if met:  # even if it can be read now: a list that was made before lacks it
                 found.append((name, life_of_unreadable(state, kind, name)[0]))
     return found
 
 
 def life_of_unreadable(state: State, kind: str, name: str) -> tuple[Life, str]:
-    """Return who keeps what has a note that can't be read, and the file whose locks tell it.
+    """Return who keeps the pod or member whose note can't be read, and the file whose locks say so.
 
-    When the thing's own `held` was lost, too: of a pod, the pause that has it open; of a member, whoever keeps its data.
+    When its own `held` was lost, too, it is for a pod the pause that has that file open, for a member the keeper of its
+    data.
     """
     held = state.held(kind, name)
     try:
@@ -349,12 +366,12 @@ def life_of_unreadable(state: State, kind: str, name: str) -> tuple[Life, str]:
         elif beside := _held_of_data(state, name):
             return life.ask(beside), beside
     except OSError:
-        return life.Life(None, keeper=0), held  # it can't be asked: that is no death
+        return life.Life(None, keeper=0), held  # it can't be asked, which does not mean that it has ended
     return found, held
 
 
 def _held_of_data(state: State, name: str) -> str:
-    """Return the `held` beside the data of a living member of this name that no note speaks of; "": there are none."""
+    """Return the `held` beside the data of a living member of this name without a note; "" when there is none."""
     known = {note["id"] for note in state.all("members")}
     for ident in state.idents():
         held = f"{state.upper(ident)}/{life.HELD}"
@@ -368,5 +385,8 @@ def _held_of_data(state: State, name: str) -> str:
 
 
 def sees_every_process() -> bool:
-    """Is this the machine's own PID namespace, in which no process is out of view?  (hidepid hides those of others only.)"""
+    """Return whether this is the initial PID namespace, from which every process is visible.
+
+    (hidepid hides only other users' processes.)
+    """
     return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID

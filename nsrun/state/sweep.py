@@ -1,12 +1,12 @@
-"""How nsrun forgets: what a crash or a kill -9 left behind is found, and removed, by the next command.
+"""Garbage collection: every command removes what a crash or a kill -9 left behind.
 
-The kernel collects by itself what a descriptor or a process holds: namespaces, mounts, ports, the table.  It keeps what has a
-name: a cgroup directory, a note, what a member wrote, an idle bridge.
+The kernel itself collects what a descriptor or a process holds: namespaces, mounts, ports, the table.  What has a name
+stays: a cgroup directory, a note, what a member wrote, an idle bridge.
 
-Three rules.  Only what nobody holds is touched (life.py), and what can't be asked or read is left as it is.  What was never
-finished goes altogether; of a pod that had begun, the kernel's things go and the story stays: notes, logs, exit statuses and
-data, until `pod rm`, `pod prune` or the next pod of its name.  A sweep follows a command that is done: whatever it meets, it
-goes on, and the command's exit status stays.
+There are three rules.  A sweep touches only what nobody holds (life.py), and leaves alone what can't be asked or read.
+It removes entirely what was never finished; of a pod that had started, it removes what the kernel has, and keeps the
+notes, logs, exit statuses and data until `pod rm`, `pod prune` or the next pod of that name.  A sweep follows a command
+that is finished: it goes on whatever it meets, and never changes the command's exit status.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Sweeper:
-    """Removes what died; `removed` names it, and `troubles` what was in the way, for people."""
+    """Removes what has ended; `removed` says what that was, and `troubles` what was in the way, for people."""
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self._busy = False  # somebody holds the lock `names`: what needs it is left for the next command
+        self._busy = False  # another process holds the lock `names`: the next command will do what needs it
         self.removed: list[str] = []
         self.troubles: list[str] = []
 
@@ -84,7 +84,7 @@ class Sweeper:
             try:
                 released = state.marked("pods", name, "released")
             except OSError:
-                released = False  # it can't be asked: that is no death
+                released = False  # it can't be asked, which does not mean that it has ended
             if not released and (note := state.try_read("pods", name)):
                 found.append(note)
         return found
@@ -103,44 +103,43 @@ class Sweeper:
     # ---- pods ------------------------------------------------------------------------------------------
 
     def _pod(self, name: str) -> bool:
-        """Bury or forget a pod that nobody keeps; True when there was something to do."""
+        """Release or remove a pod that nobody keeps; return whether there was something to do."""
         state = self.state
         if state.marked("pods", name, "released"):
             return False
-        _, now = state.look("pods", name)  # BrokenNote: nothing is concluded from it
+        _, now = state.look("pods", name)  # raises BrokenNote, from which nothing is concluded
         if now.alive or now.file is None:
             return False
         with self._quickly():
-            note, now = state.look("pods", name)  # somebody else may have swept it, and the name may be another's
+            note, now = state.look("pods", name)  # another sweep may have removed it, and another pod taken the name
             if now.alive or now.file is None:
                 return False
             if not (state.marked("pods", name, "started") or (note and self._has_had_members(note))):
                 return self._forget_pod(name, note)
             if note:
-                state.mark("pods", name, "ended")  # what proves it may go with what is released
+                state.mark("pods", name, "ended")  # the proof may go with what is released
                 self._release(note)
                 state.mark("pods", name, "released")
         return True
 
     def _quickly(self) -> _names_lock:
-        """The lock for a sweep, which nobody waits for long: Busy at once when it was once."""
+        """Return the lock for a sweep, which must not take long.  After the first timeout, raise Busy at once."""
         if self._busy:
-            raise Busy("the lock of names is held")
+            raise Busy("another process holds the lock of names")
         return _names_lock(self.state, QUICKLY)
 
     def _has_had_members(self, note: Note) -> bool:
-        """Then it had been started, whatever became of the mark."""
+        """Return whether the pod has a member; then it had been started, whatever became of the mark."""
         return any(member["pod_id"] == note["id"] for member in self.state.all("members"))
 
     def _release(self, note: Note) -> None:
-        """What the kernel has of a pod that ended, and what was shown of it, goes; its story stays."""
+        """Remove what the kernel has of a pod that has ended, and what its owner was shown; keep its notes and data."""
         from nsrun.host import cgroup
 
         state = self.state
         if state.uid:
-            if is_directory(
-                state.path("pods", note["name"])
-            ):  # else it is of a pod that root made, and root's to remove
+            # otherwise root made the pod, and root removes its cgroup
+            if is_directory(state.path("pods", note["name"])):
                 cgroup.remove_member(note["cgroup"], note.get("cgroup_id", 0))
                 self.end_forwarder(note["name"])
             return
@@ -154,14 +153,14 @@ class Sweeper:
         state.disown(note)
 
     def end_forwarder(self, name: str) -> None:
-        """Of a user's own pod: pasta, should nobody have seen to its end."""
+        """End the pasta of a user's own pod, in case nothing else has ended it."""
         if self.state.uid:
             from nsrun.host import pasta
 
             pasta.end_of(self.state.path("pods", name))
 
     def _forget_pod(self, name: str, note: Note | None) -> bool:
-        """With the lock `names`: a pod that nobody keeps goes, and its members with it."""
+        """Remove a pod that nobody keeps, and its members.  The caller has the lock `names`."""
         state = self.state
         left: NsrunError | None = None
         if not note:
@@ -182,7 +181,10 @@ class Sweeper:
         return True
 
     def forget_pod(self, note: Note) -> bool:
-        """Remove a pod that has ended, and its members with all that they wrote: its user asked.  False: somebody keeps it."""
+        """Remove a pod that has ended, its members and their data, because a command asked.
+
+        Return False when somebody keeps it.
+        """
         with _names_lock(self.state):
             now = self.state.read("pods", note["name"])
             if now is None or now["id"] != note["id"]:
@@ -190,7 +192,7 @@ class Sweeper:
             return self._forget_pod(note["name"], note)
 
     def give_way(self, kind: str, name: str) -> None:
-        """Somebody wants this name: what is dead of it goes, and a broken note is set aside."""
+        """Free a name that is wanted: remove what has ended under it, and set a broken note aside."""
         state = self.state
         with _names_lock(state):
             try:
@@ -210,18 +212,18 @@ class Sweeper:
                 elif note and (not self._began(note) or self._superseded(note)):
                     self._forget_member(note)
             except NsrunError:
-                self.set_aside(kind, name)  # something of it can't be removed: doctor shows that, and the name is free
+                self.set_aside(kind, name)  # part of it can't be removed: doctor shows that, and the name is free
 
     # ---- members ---------------------------------------------------------------------------------------
 
     def _began(self, note: Note) -> bool:
-        """Had it been started?  Then it is its user's to remove."""
+        """Return whether the member had been started; then only a command removes it."""
         state, name = self.state, note["name"]
         began = state.marked("members", name, "started") or state.marked("members", name, "exit")
         return "process" in note and began
 
     def _superseded(self, note: Note) -> bool:
-        """Has another pod the name of the one in which it ended?"""
+        """Return whether another pod has the name of the one in which the member ended."""
         pod, now = self.state.look("pods", note["pod"])
         return (
             pod is not None
@@ -231,7 +233,7 @@ class Sweeper:
         )
 
     def _member(self, name: str) -> bool:
-        """A member that nobody keeps goes when it never began, or was to go when it ended (--rm)."""
+        """Remove a member that nobody keeps, if it never started, or was started with --rm and has ended."""
         state = self.state
         note, now = state.look("members", name)
         if now.alive or now.file is None or note is None:
@@ -244,7 +246,7 @@ class Sweeper:
             return not now.alive and again is not None and again["id"] == note["id"] and self._forget_member(note)
 
     def _forget_member(self, note: Note) -> bool:
-        """With the lock `names`."""
+        """Remove a member.  The caller has the lock `names`."""
         if not _remove_member(self.state, note, True):
             return False
         self.removed.append(f"member {note['name']}")
@@ -253,29 +255,28 @@ class Sweeper:
     # ---- the rest --------------------------------------------------------------------------------------
 
     def _data(self, ident: str) -> bool:
-        """What a member wrote, on its own disk: only what was never committed, and what no note and nobody holds, goes here."""
+        """Remove data that was never committed, that no note names and that nobody holds."""
         state = self.state
         path = state.upper(ident)
         if not is_there(f"{path}/{life.HELD}"):
-            return _rmdir(
-                path
-            )  # a maker that was killed at once; or another's who is about to lock it, and tries again
+            # its maker was killed at once; or it is about to lock it, and will then try again
+            return _rmdir(path)
         if is_there(f"{path}/committed") or life.ask(f"{path}/{life.HELD}").alive:
             return False
         members = {note["id"] for note in state.all("members")}
         if ident in members or any(path.startswith(f"{state.run}/members/") for path in state.broken):
-            return False  # `committed` was lost; or a note that can't be read may speak of them
+            return False  # `committed` was lost; or a note that can't be read may speak of it
         if not state.remove_directory(path):
             return False
         self.removed.append(f"upper {ident}")
         return True
 
     def _claim(self, entry: str) -> bool:
-        """Below tmp: what a killed nsrun was making, or removing."""
+        """Remove, below tmp, what a killed nsrun was making or removing."""
         state = self.state
         path = f"{state.run}/tmp/{entry}"
         if not is_directory(path) or life.ask(f"{path}/{life.HELD}").alive:
-            return False  # also of another thread of ours
+            return False  # the holder may be another thread of ours
         if not is_there(f"{path}/{life.HELD}") and _rmdir(path):
             return True
         with life.Removal(f"{path}/{life.HELD}") as ours:
@@ -286,9 +287,9 @@ class Sweeper:
         return ours
 
     def set_aside(self, kind: str, name: str, asked: bool = False) -> bool:
-        """A directory that holds no note that can be read leaves its name, and is kept for whoever wants to look.
+        """Move a directory without a readable note out of the way, and keep it for people to look at.
 
-        `asked`: its user said that it is to go.
+        With `asked`, a command said that it is to be removed.
         """
         state = self.state
         path = state.path(kind, name)
@@ -302,9 +303,8 @@ class Sweeper:
                 return False
             proven = asked and life.ask(f"{path}/{life.HELD}").file is not None
             if not proven and not orphans.sees_every_process():
-                return (
-                    False  # its `held` may be another file than the one that was locked, by somebody out of view here
-                )
+                # a process out of view may have locked another file, which `held` has replaced
+                return False
             if kind == "pods":
                 self.end_forwarder(name)
             aside = f"{state.run}/aside"
@@ -324,7 +324,7 @@ class Sweeper:
         return True
 
     def set_broken_aside(self) -> None:
-        """Of `pod prune`: every broken note that nobody holds leaves its name."""
+        """For `pod prune`: set aside every broken note that nobody holds."""
         for kind in ("pods", "members"):
             for name in self._names(kind):
                 if not self._is_broken(kind, name):
@@ -332,7 +332,7 @@ class Sweeper:
                 self._try(f"{kind[:-1]} {name}", self._set_broken_aside, kind, name)
 
     def _set_broken_aside(self, kind: str, name: str) -> bool:
-        with _names_lock(self.state):  # and it is that still: the name may be another's by now
+        with _names_lock(self.state):  # check again: the name may have been taken by another meanwhile
             return self._is_broken(kind, name) and self.set_aside(kind, name)
 
     def _is_broken(self, kind: str, name: str) -> bool:
@@ -343,7 +343,10 @@ class Sweeper:
             return error.damaged
 
     def set_ended_aside(self, kind: str, name: str) -> None:
-        """Of something that was known by its locks alone, and that has just been ended: its name is free, unless it is another's."""
+        """Free the name of something that was known by its locks alone and has just ended.
+
+        If another has the name, do nothing.
+        """
         with _names_lock(self.state):
             try:
                 if self.state.read(kind, name):
@@ -357,7 +360,7 @@ QUICKLY = 1.0  # seconds that a sweep waits for the lock of names
 
 
 class _names_lock:
-    """`with` the lock that gives names back.  Busy: somebody holds it for long."""
+    """`with` the lock under which names are given back.  Raise Busy when another process holds it for too long."""
 
     def __init__(self, state: State, seconds: float = 0.0) -> None:
         self.state, self.seconds = state, seconds
@@ -370,9 +373,9 @@ class _names_lock:
 
 
 def forget_member(state: State, note: Note, its_cgroup: bool = True) -> bool:
-    """Remove the notes of a member that has ended, its cgroup, and what it wrote; nothing if the name is another's by now.
+    """Remove the notes of a member that has ended, its cgroup and its data; do nothing if another has its name by now.
 
-    False: somebody keeps it.
+    Return False when somebody keeps it.
     """
     with _names_lock(state):
         now = state.read("members", note["name"])
@@ -380,7 +383,7 @@ def forget_member(state: State, note: Note, its_cgroup: bool = True) -> bool:
 
 
 def give_back(state: State, kind: str, name: str, ident: str) -> None:
-    """Undo a claim of ours, whose lock we have let go."""
+    """Undo a claim of ours, whose lock we have released."""
     with _names_lock(state):
         now = state.read(kind, name)
         if now and now["id"] == ident:
@@ -390,7 +393,7 @@ def give_back(state: State, kind: str, name: str, ident: str) -> None:
 
 
 def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
-    ours = state.life("members", note["name"]).keeper == os.getpid()  # of --rm, after the end
+    ours = state.life("members", note["name"]).keeper == os.getpid()  # --rm: the monitor removes it after the end
     if not ours and not state.surely_ended(note):
         return False
     if its_cgroup:
@@ -400,8 +403,8 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
     upper = state.upper(note["id"])
     if is_there(upper) and not state.remove_directory(upper):
         raise BadInput(
-            f"what member {note['name']!r} wrote can't be removed: {upper}",
-            hint="is something mounted in it, or made immutable? findmnt -R; lsattr -R; then try again",
+            f"can't remove what member {note['name']!r} wrote: {upper}",
+            hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then try again",
         )
     return state.remove_directory(state.path("members", note["name"]))
 
@@ -410,5 +413,5 @@ def _rmdir(path: str) -> bool:
     try:
         os.rmdir(path)
     except OSError:
-        return False  # there is something in it, or it is no directory
+        return False  # there is something in it, or it is not a directory
     return True
