@@ -1,7 +1,7 @@
-"""What the compiled parts were built from: a digest that the build leaves beside them, and the tests compare.
+"""The sources of the compiled parts: a digest that the build leaves beside them, and that the tests compare.
 
 setup.py writes it to nsrun/libexec/sources; tests/conftest.py refuses to test what was built from other sources.
-Modification times would not do: another branch, and back, and nothing has changed.
+Modification times would not do: switching to another branch and back changes them, although nothing has changed.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """The cffi build step: `nsrun._kernel`, the system calls that Python lacks (API mode).
 
-setuptools runs this file (`cffi_modules` in setup.py).  What Python gets is every function of kernel.c whose name begins
-with nsrun_, and `struct launch` of launch.h, as they stand there.  Each function returns what the kernel returned, a value
-or -errno; nsrun/kernel.py is the only caller and turns the negative ones into exceptions that carry the call.
+setuptools runs this file (`cffi_modules` in setup.py).  Python gets every function of kernel.c whose name begins with
+nsrun_, and `struct launch` of launch.h, unchanged.  Each function returns what the kernel returned, a value or -errno;
+nsrun/kernel.py is the only caller and turns the negative ones into exceptions that have the text of the call.
 nsrun/_kernel.pyi is the typed stub: change both together (a test compares them).
 """
 

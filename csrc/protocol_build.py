@@ -1,6 +1,6 @@
-"""What the programs share with Python: csrc/protocol.h as a module of constants, nsrun/_protocol.py.
+"""Make csrc/protocol.h, which the programs share with Python, into a module of constants, nsrun/_protocol.py.
 
-setup.py runs this with every build; `python csrc/protocol_build.py >nsrun/_protocol.py` is all there is to it.
+setup.py runs this with every build; `python csrc/protocol_build.py >nsrun/_protocol.py` does the same.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ HEADER = pathlib.Path(__file__).parent / "protocol.h"
 
 
 def module(header: pathlib.Path = HEADER) -> str:
-    """Return the text of nsrun/_protocol.py.  Raise ValueError: the header says what Python could not know."""
+    """Return the text of nsrun/_protocol.py.  Raise ValueError for a declaration that Python can't represent."""
     text = header.read_text()
     constants: dict[str, object] = {}
     for name, value in re.findall(r'^#define (\w+) "(.*)"$', text, re.M):

@@ -96,7 +96,9 @@ def check_kind(document: Document, expected: str, what: str) -> str:
     allowed = INDEX if is_index else MANIFEST
     own = document.get("mediaType")
     if own is not None and (not isinstance(own, str) or own not in allowed or (expected and own != expected)):
-        raise BadInput(f"{what}: its media type {str(own)[:90]!r} does not match its content, or its descriptor")
+        raise BadInput(
+            f"{what}: its media type {str(own)[:90]!r} does not match its content, or what its descriptor says"
+        )
     if expected and expected not in allowed:
         raise BadInput(f"{what} is an {kind}, but its descriptor says {expected[:90]!r}")
     return kind

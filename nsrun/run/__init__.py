@@ -358,7 +358,7 @@ class Run:
         self._await_ready()
 
     def start_door(
-        self, what: str, words: list[str], keep: list[int], path: str, lock: tuple[int, int] = (-1, 0)
+        self, what: str, arguments: list[str], keep: list[int], path: str, lock: tuple[int, int] = (-1, 0)
     ) -> None:
         """Start nsrun-door with these descriptors in a cgroup of its own; `what` distinguishes its handles.
 
@@ -373,7 +373,7 @@ class Run:
         program = self.fd("door:program")
         pid, pidfd, _ = kernel.launch(
             program,
-            ["nsrun-door", *words],
+            ["nsrun-door", *arguments],
             stdio=[null] * 3,
             keep=keep,
             cgroup=place,
