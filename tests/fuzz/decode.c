@@ -9,12 +9,12 @@
 
 #include "decode.h"
 
-#define CHECK(condition)                                           \
-	do {                                                       \
-		if (!(condition)) {                                \
+#define CHECK(condition) \
+	do { \
+		if (!(condition)) { \
 			fprintf(stderr, "not true: %s\n", #condition); \
-			abort();                                   \
-		}                                                  \
+			abort(); \
+		} \
 	} while (0)
 
 #define MAX 64

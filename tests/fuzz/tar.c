@@ -16,12 +16,12 @@ static size_t input_len, piece;
 static struct tar tar;
 static struct tar_entry entry;
 
-#define CHECK(condition)                                          \
-	do {                                                      \
-		if (!(condition)) {                               \
+#define CHECK(condition) \
+	do { \
+		if (!(condition)) { \
 			fprintf(stderr, "not true: %s\n", #condition); \
-			abort();                                  \
-		}                                                 \
+			abort(); \
+		} \
 	} while (0)
 
 static long fill(void *context, char *to, size_t max)
