@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # make demo    real WordPress on real MariaDB in one pod, answering on a published port (sets up what is missing)
 # make test    all tests (sets up what is missing)
 # make help    the rest

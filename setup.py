@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pyproject.toml can't say: the cffi extension, the static programs, two generated modules, and the nsrun script.
 
 The programs of csrc/ are compiled by the same build step as the extension (build_ext), so `pip install .`,

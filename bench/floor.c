@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * floor: what a join costs in C, with nothing around it: the same calls that nsrun makes for `join … --rootfs R true`.
  *

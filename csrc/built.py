@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the compiled parts were built from: a digest that the build leaves beside them, and the tests compare.
 
 setup.py writes it to nsrun/libexec/sources; tests/conftest.py refuses to test what was built from other sources.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * decode.h: reading what nsrun wrote for nsrun-init (a plan) and for nsrun-door (a request).
  *

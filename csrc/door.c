@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-door admits: the owner of a pod with a user namespace of its own has no power over the machine's cgroups, so
  * she can't move a process into the pod's cgroup; what is forked inside is in it.  This program waits there, as her,

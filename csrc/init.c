@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-init becomes: it executes phase 4 of a plan inside the pod's namespaces and turns into the
  * member (or into pause).

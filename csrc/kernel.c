@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * kernel.c: the C side of nsrun._kernel.  Thin wrappers, and one function that is more: launching.
  *

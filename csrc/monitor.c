@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-monitor keeps: it is a member's parent on the host.  It relays output and the terminal, writes
  * the log, passes signals on, records the exit status, and ends with it.  `nsrun join` execs into it,

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * pause holds.  It is PID 1 of a pod: it keeps the pod's namespaces, its published ports and its
  * firewall table alive by existing, reaps orphans, and ends on SIGTERM or SIGINT.

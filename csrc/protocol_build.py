@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the programs share with Python: csrc/protocol.h as a module of constants, nsrun/_protocol.py.
 
 setup.py runs this with every build; `python csrc/protocol_build.py >nsrun/_protocol.py` is all there is to it.

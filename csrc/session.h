@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * session.h: what a process leaves behind before it becomes somebody else's.
  *

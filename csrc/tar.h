@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * tar.h: a reader of tar streams (ustar, pax, GNU) that never trusts one.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-unpack unpacks: it reads one tar stream and writes its entries below one directory.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nsrun doctor`: what the kernel and the machine offer and lack, found by trying, and how to get it.
 
 Nothing is changed: what is tried is tried in a child process's own namespaces, or on a descriptor that is closed again.

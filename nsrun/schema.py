@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is a document of the shape that its reader takes for granted?  Asked once, where it comes in; the answer names the key.
 
 A schema is written as the document looks:

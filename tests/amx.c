@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * For tests/machine, on processors with AMX: LD_PRELOADed into user-mode Linux.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The door: what is tested is the checkout, and what is installed is whole."""
 
 import importlib.util

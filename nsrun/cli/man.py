@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manual pages and completion scripts that `make install` puts below PREFIX/share, from the table in commands.py.
 
     python -I -m nsrun.cli.man DIR      write them below DIR

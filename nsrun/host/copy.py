@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies of whole trees: a volume that is new gets what the root has there; an image becomes a directory.
 
 Done by the host's cp(1), from one descriptor to one directory: owners, times, holes, extended attributes and hard links

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network of a pod that an ordinary user made: pasta(1), which needs no privilege.
 
 It is found ready when it has written its pid file, which it does last.  It ends with pause: nsrun-door sees to that, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a mount's target is in a root: its symlinks are followed inside of it, by the kernel, before anything is mounted.
 
 So `-v sock:/var/run/docker.sock` lands in /run where /var/run is a link, as people mean it, and the order of mounts is that of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a pod may send: a classic BPF program on its veth, run for every frame before the bridge sees it.
 
 Only frames from the pod's own MAC and IPv4 address pass, and only ARP that says the same.  So nobody takes a neighbour's

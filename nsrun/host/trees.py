@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees that others made: removed and walked without recursion, with a bounded number of descriptors, however deep they are.
 
 **No path leads anywhere.**  Every call takes a descriptor of a directory and one name in it.  A directory is opened by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose a pod is: its owner, the maps of its user namespace, and how one gets into it.
 
 An owned pod's namespaces belong to a user namespace whose id 0 is the owner and whose ids from 1 on are her subordinate

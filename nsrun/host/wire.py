@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speaking netlink: fills in the templates of messages.py and sends them over a plain socket.
 
 `_socket` is what `socket` wraps: importing the wrapper costs 5 ms (enum, selectors) that a pod's creation

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What images may cost, and the account of what they did: one for all images of a load.
 
 Everything is charged where it is spent, whatever led there.  What is written is charged by nsrun-unpack (csrc/unpack.c), all of whose

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Taking images in, from a file, a directory, stdin or a registry: what the command line and the library share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which image a word means, and what join needs of it.  On join's path: no json, no re, no hashlib.
 
 LIB/images/names.json            {"docker.io/library/mysql:8": "6f0c…"}: name → config digest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a registry, through skopeo: it knows registries, TLS, auth.json, mirrors and proxies, and is kept well.
 
 It writes an OCI layout below the store's tmp; from there on a pulled image is a loaded one.  Layers that the store has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image names as people write them, and as they are kept: `mysql:8` is docker.io/library/mysql:8.  Pure.
 
 The grammar is the distribution project's: [HOST[:PORT]/]PATH[:TAG][@sha256:HEX].

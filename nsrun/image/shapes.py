@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shapes of the documents of images, as schema.py reads them: what strangers write, and what the store writes down.
 
 OCI image-spec 1.1: descriptor.md, config.md.  What is not named here is data that nobody looks at.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where images come from: a layout directory, or an archive of one (OCI, or `docker save`), as names → bytes.
 
 An archive's headers are read by nsrun-unpack, confined; here only names, offsets and sizes arrive.  Nothing is

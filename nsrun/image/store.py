@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is kept of images, who may remove it, and how it survives a crash.
 
     LIB/images/names.json         name → config digest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One layer, from a blob to a directory: read, hash, decompress here; parse and write in nsrun-unpack, confined.
 
 The bytes go through a pipe: this side sees them only as bytes (SHA-256, gzip, zstd), the side that understands

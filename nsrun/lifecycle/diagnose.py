@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a command could not be executed: the kernel says ENOENT for a missing program, a missing interpreter, a
 missing loader and a script with CRLF alike (moby#40859).  So look into the file, inside the root.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What members wrote: csrc/monitor.c keeps it as CRI's logs do, "TIME STREAM F|P TEXT"; a P is a piece of a line that goes on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Root and the members of owned pods: their notes are their owner's files, so root does not read them, it asks, as that owner.
 
 A process that has become her runs nsrun and answers in JSON, bounded in time and size: what she can do with her files then

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What there is: pods, members, their processes and what they use, as `ls`, `inspect`, `ps` and `stats` show it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """System call filters: a profile in Docker's format → BPF programs, by libseccomp; compiled once, kept below LIB/seccomp.
 
 A profile is an allow-list with a default action, and rules that depend on capabilities (`includes`, `excludes`) or on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many bits of a system call's argument the kernel reads, and comparisons of no more than those.
 
 A filter sees every argument as 64 bits (seccomp(2)).  The kernel converts it to the type of the call's prototype first:

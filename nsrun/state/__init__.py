@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The notes: what nsrun writes down about pods and members, and how it asks which of them live (sweep.py tells how it forgets).
 
 Files are notes, the kernel is the truth.  Whoever keeps a pod or a member holds a record lock on the file `held` beside

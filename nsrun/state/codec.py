@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a note is on disk: one JSON object that begins with its own checksum, of known types, of bounded size.
 
     {"crc": "89abcdef", "id": …}

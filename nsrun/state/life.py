@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proof of life: record locks, asked from the kernel.
 
 Whoever keeps a pod or a member holds a read lock on the file `held` in its state directory, on a read-only

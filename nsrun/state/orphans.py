@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What no note knows: data whose member was forgotten, damaged notes, processes and cgroups of pods whose notes are gone.
 
 `nsrun doctor` shows them.  `nsrun pod prune` ends the processes, since nobody can end them otherwise, and `--all` also removes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How nsrun forgets: what a crash or a kill -9 left behind is found, and removed, by the next command.
 
 The kernel collects by itself what a descriptor or a process holds: namespaces, mounts, ports, the table.  It keeps what has a

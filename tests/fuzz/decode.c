@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * libFuzzer target: what nsrun-init and nsrun-door read (csrc/decode.h).  What is given out must lie within the input.
  *

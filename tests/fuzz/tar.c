@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * libFuzzer target: the reader of tar streams.  What tar.h promises is checked for every entry it gives out.
  *
