@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # make demo    real WordPress on real MariaDB in one pod, answering on a published port (sets up what is missing)
 # make test    all tests (sets up what is missing)
 # make help    the rest
@@ -109,6 +110,9 @@ soak: .venv/.tested   ## random commands, kills, flips, full disks (MINUTES=30 S
 fresh-test:     ## the README's two commands on a fresh Debian, as an ordinary user (SUITES="bookworm trixie"; tests/fresh)
 	@$(SUDO) tests/fresh $(SUITES)
 
+fresh-deb: deb   ## the Debian package in a fresh root: doctor and the tiny demo (tests/fresh --deb)
+	@$(SUDO) tests/fresh --deb dist/nsrun_*.deb
+
 check: .venv/.tested   ## linters
 	@.venv/bin/pytest tests/test_style.py $(PYTEST)
 
@@ -135,5 +139,5 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 clean:          ## what was built here
 	rm -rf .venv .venv-coverage build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py nsrun/_protocol.py
 
-.PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test check format docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test fresh-deb check format docs demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pyproject.toml can't say: the cffi extension, the static programs, two generated modules, and the nsrun script.
 
 The programs of csrc/ are compiled by the same build step as the extension (build_ext), so `pip install .`,
@@ -18,11 +19,11 @@ from setuptools import Command, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "csrc")]
+sys.path[:0] = [str(HERE)]
 
 from distutils.command.build_scripts import build_scripts  # noqa: E402  # setuptools brings distutils
 
-import built  # noqa: E402
+from csrc import built  # noqa: E402
 
 PROGRAMS = ("pause", "init", "monitor", "unpack", "door")
 FLAGS = (

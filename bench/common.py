@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the two benchmarks share: a throwaway host, workers that time commands, ratios."""
 
 import ctypes

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * floor: what a join costs in C, with nothing around it: the same calls that nsrun makes for `join … --rootfs R true`.
  *
@@ -75,7 +76,7 @@ static void set(int fs, const char *key, const char *directory, const char *part
 	int fd;
 	char path[PATH];
 	snprintf(path, sizeof path, "%s%s", directory, part);
-	fd = (int)must(open(path, O_PATH | O_DIRECTORY), path); 
+	fd = (int)must(open(path, O_PATH | O_DIRECTORY), path);
 	snprintf(value, sizeof value, "/proc/self/fd/%d", fd);
 	must(syscall(SYS_fsconfig, fs, 1, key, value, 0), key);
 	close(fd);

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sources of the compiled parts: a digest that the build leaves beside them, and that the tests compare.
 
 setup.py writes it to nsrun/libexec/sources; tests/conftest.py refuses to test what was built from other sources.

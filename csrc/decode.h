@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * decode.h: read what nsrun wrote for nsrun-init (a plan) and for nsrun-door (a request).
  *

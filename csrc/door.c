@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-door forks processes in a pod's cgroup.  The owner of a pod with a user namespace has no power over the machine's
  * cgroups, and may not migrate a process into the pod's; but a child is born in its parent's cgroup.  So this program waits

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-init executes phase 4 of a plan inside the pod's namespaces, and then becomes the member (or
  * pause) by execve(2).
@@ -59,12 +60,12 @@ static void about(const char *text)
 	detail[n] = 0;
 }
 
-#define TRY(expr)                   \
-	({                              \
-		long r_ = (expr);           \
-		if (r_ < 0)                 \
-			return r_;              \
-		r_;                         \
+#define TRY(expr) \
+	({ \
+		long r_ = (expr); \
+		if (r_ < 0) \
+			return r_; \
+		r_; \
 	})
 
 /* ---- paths: one resolver (docs/threats.md, R1) --------------------------------------------------- */
@@ -78,7 +79,7 @@ static long open_in(int dir, const char *path, uint64_t flags, uint64_t mode, ui
 
 #define IN_ROOT (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 /* Targets that the user or the spec names must not pass a symlink, or the mount would be somewhere else. */
-#define STRICT  (RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+#define STRICT (RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
 
 static long kind_of(int fd)
 {
@@ -685,7 +686,9 @@ static const struct op {
 	long (*run)(struct arg *);
 } ops[] = {
 #define ENTRY(name, args) {#name, args, op_##name},
+	/* clang-format off: a table */
 	OPS(ENTRY)
+	/* clang-format on */
 };
 #define N_OPS (sizeof ops / sizeof *ops)
 

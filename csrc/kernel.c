@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * kernel.c: the C side of nsrun._kernel.  It has thin wrappers, and one larger function: launching.
  *
@@ -559,8 +560,10 @@ static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, 
 static uint32_t nsrun_checksum(const char *data, size_t size)
 {
 	static const uint32_t of_four_bits[] = {
+		/* clang-format off: a table */
 		0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
 		0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c, 0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c,
+		/* clang-format on */
 	};
 	uint32_t crc = ~0U;
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cffi build step: `nsrun._kernel`, the system calls that Python lacks (API mode).
 
 setuptools runs this file (`cffi_modules` in setup.py).  Python gets every function of kernel.c whose name begins with

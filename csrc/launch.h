@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * launch.h: how nsrun-init becomes a process of a pod, for kernel.c (nsrun itself) and for door.c.
  *

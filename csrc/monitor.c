@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-monitor is a member's parent on the host.  It relays output and the terminal, writes the log,
  * passes on signals, records the exit status, and exits with it.  `nsrun join` execs this program, so a
@@ -37,13 +38,13 @@
 #include <asm/termbits.h>
 #include <linux/signalfd.h>
 
-#define N_CLIENTS 4
-#define BUF       4096
+#define N_CLIENTS  4
+#define BUF        4096
 #define TTY_BUFFER (1 << 17) /* the most that a terminal without a writer holds: 64 KiB, and 4 KiB that were expanded */
-#define PATIENCE  2000 /* ms that a client of `attach` may be behind before it is dropped */
-#define GONE      (-1)
-#define RECENT    10000 /* ms: a signal that came within this time before the member's end is taken for its cause */
-#define GRACE     500  /* ms without progress after which we do not wait for a reader, once somebody asked for the end */
+#define PATIENCE   2000 /* ms that a client of `attach` may be behind before it is dropped */
+#define GONE       (-1)
+#define RECENT     10000 /* ms: a signal that came within this time before the member's end is taken for its cause */
+#define GRACE      500  /* ms without progress after which we do not wait for a reader, once somebody asked for the end */
 
 struct winsize_ {
 	unsigned short row, col, x, y;
@@ -181,7 +182,8 @@ static void open_sink(struct sink *s, int fd)
 	s->fd = own >= 0 ? (int)own : fd;
 	s->socket = kind == S_IFSOCK;
 	s->wait = own < 0 && own != -EBADF && (kind == S_IFIFO || kind == S_IFCHR);
-	s->most = !s->wait ? 1 << 16 : kind == S_IFIFO ? PIPE_BUF : 1;
+	s->most = !s->wait ? 1 << 16 : kind == S_IFIFO ? PIPE_BUF
+	                                               : 1;
 	s->bytes = s->first;
 	s->room = sizeof s->first;
 }
@@ -697,11 +699,11 @@ static int tell_unwritten(int code)
 		return code;
 	p = put_str(p, "nsrun: what the member wrote was not all written to standard output or error: ");
 	p = unwritten == ENOSPC || unwritten == EDQUOT ? put_str(p, "the disk is full")
-	    : unwritten == EFBIG                      ? put_str(p, "the file is larger than it may be")
-	    : unwritten == ENOMEM                     ? put_str(p, "there is not enough memory")
-	    : unwritten == EBADF                      ? put_str(p, "it is open for reading only")
-	    : unwritten == EAGAIN                     ? put_str(p, "its reader took no more")
-	                                              : put_num(put_str(p, "error "), (unsigned long)unwritten, 1);
+	    : unwritten == EFBIG                       ? put_str(p, "the file is larger than it may be")
+	    : unwritten == ENOMEM                      ? put_str(p, "there is not enough memory")
+	    : unwritten == EBADF                       ? put_str(p, "it is open for reading only")
+	    : unwritten == EAGAIN                      ? put_str(p, "its reader took no more")
+	                                               : put_num(put_str(p, "error "), (unsigned long)unwritten, 1);
 	p = put_str(p, dir >= 0 ? "\nhint: nsrun logs has it, unless --rm was given\n" : "\nhint: df -h\n");
 	*p = 0;
 	if (is_ready(2, POLLOUT))
@@ -749,10 +751,26 @@ static void option(const char *arg)
 	static const struct {
 		const char *key;
 		int *value;
-	} ints[] = {{"pidfd=", &pidfd}, {"out=", &out}, {"err=", &err}, {"in=", &in}, {"tty=", &tty}, {"dir=", &dir},
-	            {"cgroup=", &cgroup}, {"parent=", &parent}, {"listen=", &listener}, {"go=", &go},
-	            {"status=", &status_fd}, {"foreground=", &foreground}, {"stdin=", &use_stdin},
-	            {"lead=", &lead}, {"follow=", &follow}, {"held=", &held}, {"data=", &data}, {"mnt=", &mnt}};
+	} ints[] = {
+		{"pidfd=", &pidfd},
+		{"out=", &out},
+		{"err=", &err},
+		{"in=", &in},
+		{"tty=", &tty},
+		{"dir=", &dir},
+		{"cgroup=", &cgroup},
+		{"parent=", &parent},
+		{"listen=", &listener},
+		{"go=", &go},
+		{"status=", &status_fd},
+		{"foreground=", &foreground},
+		{"stdin=", &use_stdin},
+		{"lead=", &lead},
+		{"follow=", &follow},
+		{"held=", &held},
+		{"data=", &data},
+		{"mnt=", &mnt},
+	};
 	for (unsigned i = 0; i < sizeof ints / sizeof *ints; i++)
 		if (str_after(arg, ints[i].key))
 			*ints[i].value = (int)str_num(str_after(arg, ints[i].key), -1);

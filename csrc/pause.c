@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-pause is PID 1 of a pod.  By existing it keeps the pod's namespaces, its published ports and
  * its firewall table alive.  It reaps orphans, and ends on SIGTERM or SIGINT.

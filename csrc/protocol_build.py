@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make csrc/protocol.h, which the programs share with Python, into a module of constants, nsrun/_protocol.py.
 
 setup.py runs this with every build; `python csrc/protocol_build.py >nsrun/_protocol.py` does the same.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * session.h: what a process gives up before it comes under another user's control.
  *
@@ -36,11 +37,11 @@ static long call(long number, long a, long b, long c, long d, long e, long f)
 #endif
 #define CALL(name, a, b, c, d, e) CALL6(name, a, b, c, d, e, 0)
 
-#define MUST(expression)                 \
-	do {                                 \
-		long must_ = (expression);       \
-		if (must_ < 0)                   \
-			return must_;                \
+#define MUST(expression) \
+	do { \
+		long must_ = (expression); \
+		if (must_ < 0) \
+			return must_; \
 	} while (0)
 
 /* End the process, which must not continue. */
@@ -119,7 +120,9 @@ static inline long oom_score(const char *path, long *value)
 static inline long set_oom_score(long value)
 {
 	char text[8];
-	int n = 0, digits = value > 999 ? 4 : value > 99 ? 3 : value > 9 ? 2 : 1;
+	int n = 0, digits = value > 999 ? 4 : value > 99 ? 3
+	                                  : value > 9    ? 2
+	                                                 : 1;
 	long r, fd = CALL(openat, AT_FDCWD, "/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC, 0, 0);
 
 	MUST(fd);

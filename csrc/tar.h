@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * tar.h: a reader of tar streams (ustar, pax, GNU) that never trusts one.
  *
@@ -61,10 +62,10 @@ struct tar {
 	char pax[TAR_PAX_MAX + 1];
 };
 
-#define TAR_FAIL(text)              \
-	do {                        \
-		t->error = (text);  \
-		return -1;          \
+#define TAR_FAIL(text) \
+	do { \
+		t->error = (text); \
+		return -1; \
 	} while (0)
 
 static inline size_t tar_len(const char *s)

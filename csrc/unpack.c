@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsrun-unpack reads one tar stream and writes its entries below one directory.
  *
@@ -38,7 +39,12 @@
 #define TIMES_MAX     (48 << 20)
 #define FOLLOWING_MAX 4000000000 /* ns of processor time in which the kernel follows links */
 
-enum mode { LAYER, WHITEOUTS, ENTRIES, LIST };
+enum mode {
+	LAYER,
+	WHITEOUTS,
+	ENTRIES,
+	LIST,
+};
 
 static enum mode mode;
 static struct tar tar;
@@ -172,10 +178,12 @@ static void pivot(void)
 static void seccomp(void)
 {
 	static const int allowed[] = {
+		/* clang-format off: a table */
 		__NR_read, __NR_write, __NR_pwrite64, __NR_close, __NR_lseek, __NR_openat, __NR_openat2, __NR_statx,
 		__NR_mkdirat, __NR_mknodat, __NR_symlinkat, __NR_linkat, __NR_unlinkat, __NR_fchown, __NR_fchownat,
 		__NR_fchmod, __NR_utimensat, __NR_fsetxattr, __NR_ftruncate, __NR_getdents64, __NR_fchdir, __NR_getcwd,
 		__NR_clock_gettime, __NR_exit_group,
+		/* clang-format on */
 	};
 	static struct sock_filter code[2 * (sizeof allowed / sizeof *allowed) + 8];
 	struct sock_fprog program = {.filter = code};
@@ -483,7 +491,11 @@ static void imply(int dir, const char *name, const char *path)
  * Return a descriptor of the directory that holds `path`, which is cut: *base is the last component.  With MAKE and
  * MAKE_OR_LEAVE, what is missing is made; the latter leaves a file in its place there, and returns -ENOTDIR.
  */
-enum { FIND, MAKE, MAKE_OR_LEAVE };
+enum {
+	FIND,
+	MAKE,
+	MAKE_OR_LEAVE,
+};
 static int parent_of(char *path, const char **base, int make)
 {
 	char *slash = NULL, *p;

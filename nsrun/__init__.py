@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nsrun: pods without Docker and without a daemon.  See nsrun.library for what this package offers a program."""
 
 TYPE_CHECKING = False

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m nsrun`, and the file that the monitor executes to restart a member (`python -I …/__main__.py`)."""
 
 import os.path

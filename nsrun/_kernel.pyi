@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Typed stub of the cffi extension; see csrc/kernel_build.py for what each call is."""
 
 from typing import Any

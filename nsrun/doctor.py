@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nsrun doctor`: find out by trying what the kernel and the machine offer and lack, and say how to get it.
 
 Nothing is changed: we try in a child process's own namespaces, or on a descriptor that is closed again.

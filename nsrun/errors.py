@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can go wrong, as exceptions: which step, what the kernel said, what to do about it.
 
 `str(error)` is the whole message for people; `step`, `errno` and `hint` are its parts for programs.

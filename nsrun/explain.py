@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nsrun explain` and `--trace`: a plan in words, as a shell script, as JSON.  Nothing is done.
 
 What is printed and what is run are the same steps: their texts derive from the fields that are executed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """System calls, one thin wrapper each, named like the call.  This is the only user of the cffi module.
 
 Every wrapper raises `KernelError`, whose text is the call as C would write it, with its flags by name.  Kernel versions

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface of nsrun for Python programs.  `import nsrun` offers what is below.
 
     import nsrun

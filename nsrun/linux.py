@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of the kernel's own names and numbers; nothing is imported, so that parsers need neither a build nor a machine.
 
 capabilities(7), getrlimit(2), null(4), random(4), tty(4).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check once, where a document comes in, that it has the shape which its reader expects; the error names the key.
 
 A schema is written as the document looks:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shapes that travel through nsrun, for mypy: imported under TYPE_CHECKING only, so they cost nothing at run time.
 
 Options come from the command line or from the library, and are checked against the table of commands; a spec says what a pod or

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * For tests/machine, on processors with AMX: LD_PRELOADed into user-mode Linux.
  *
@@ -15,11 +16,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define GETREGSET     0x4204L
-#define SETREGSET     0x4205L
-#define XSTATE        0x202L
-#define XSTATE_BV     512 /* where it stands in the record */
-#define BEFORE_AMX    0x2ffUL /* x87, SSE, AVX, MPX, AVX-512, PKRU */
+#define GETREGSET  0x4204L
+#define SETREGSET  0x4205L
+#define XSTATE     0x202L
+#define XSTATE_BV  512 /* where it stands in the record */
+#define BEFORE_AMX 0x2ffUL /* x87, SSE, AVX, MPX, AVX-512, PKRU */
 
 static long kernel(long request, long pid, long address, void *data)
 {

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the attacks take place: in a pod of root's, and in one of a user's that she enters without privilege."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A throwaway host for the live tests.
 
 Every test process (each xdist worker) moves itself into network, mount, IPC and UTS namespaces of its own and into

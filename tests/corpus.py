@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The corpus of hostile and broken images: `python tests/corpus.py DIR` writes them all, tests/test_corpus.py tries them.
 
 A case is refused (with these words in the message), or kept inside the root (and then the tree says how).

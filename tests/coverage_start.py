@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coverage of every nsrun process: tests/coverage installs this file as sitecustomize of an environment of its own.
 
 An environment variable would not do: what root starts for an owner, or the monitor to restart a member, begins with an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both ends of nsrun-door's socket, hostile.  Started by test_door.py as the owner of a pod, with her power and no more.
 
 doorpeer.py ask SOCKET CASE PAUSE     the one who asks; prints what door answered, a word per connection

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images made by hand, down to the bytes of a tar header: good ones, odd ones, hostile ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs `pod create` or `join`, and kills itself with SIGKILL after the given step.  Started by test_faults.py.
 
 killer.py pod|owned|join|detached STEP [ROOTFS or IMAGE]      STEP 0: print the number of steps that Python carries out, do nothing

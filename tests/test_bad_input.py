@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input: a clear message, the right exit status, nothing made, nothing lost."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every budget against every way of spending it: refused before the disk is full, in memory and time that stay small.
 
 The store lies on a tmpfs that is a little larger than the budget: whatever spends without being charged meets ENOSPC.

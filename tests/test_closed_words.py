@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A word that is not understood never widens: closed sets of words are checked by the table of commands, for everybody."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where nsrun can't have what it wants: user namespaces, bounding sets, cgroups, /proc, memfds, few ids.
 
 Each is made in throwaway namespaces.  Either all works, or a message says which thing is missing and what to do.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every image of the corpus: refused with a message, or kept inside the root; nothing outside is touched."""
 
 from __future__ import annotations

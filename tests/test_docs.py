@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is written about nsrun is checked against nsrun."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What strangers write as JSON is refused with the key's name, or taken; never a traceback, at load or later."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nsrun-door and who speaks with it: a hostile peer, and a hostile door.  doorpeer.py is both, as the pod's owner."""
 
 from __future__ import annotations

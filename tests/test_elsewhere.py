@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From wherever a command is called, what lives is left alone: right, or refused with the reason.
 
 A table of places (other PID, time, network, mount, user and cgroup namespaces, chroots, hidepid, another /run, another boot id …)

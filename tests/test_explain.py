@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What explain prints is what is run: strace shows the same calls in the same order, and the shell form builds the same."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kill -9 at every step: what is left is gone after at most one later nsrun command."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Words of docker's and podman's: each hint is of use, and names only what there is."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fuzzing: a minute in CI, some seconds elsewhere (NSRUN_FUZZ=SECONDS chooses)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fuzzing the state directory: whatever a note says, or is, a command works or says why not.
 
 NSRUN_FUZZ=SECONDS chooses how long (a minute in CI, some seconds elsewhere), NSRUN_FUZZ_SEED repeats a run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store and its commands, and members that start from images."""
 
 from __future__ import annotations

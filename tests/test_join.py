@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Members: their roots, namespaces, words; how they end."""
 
 import os

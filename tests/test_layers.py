@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The layers of nsrun/, as its tree shows them: a module imports what is below it, and nothing above or around.
 
 The graph is the real one: imports at the top, in functions and for types alone are all edges.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`import nsrun`: what the commands do, for programs; nothing printed, typed errors."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits, what hits them, and stats.  They need cgroup v2 with its controllers: test_machine.py runs this file in one that has."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines, pieces of lines, times, several members; what a terminal is spared."""
 
 import datetime

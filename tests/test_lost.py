@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One file of nsrun's own is lost, or another is in its place: what it was about lives on, and can still be ended by its name.
 
 The proof of life is a lock on a file, so a file that is gone proves nothing; a note that is gone is damaged, not absent.

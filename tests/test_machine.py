@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this machine can't show is shown in another: user-mode Linux, Debian's kernel, pure cgroup v2 with all controllers, AppArmor."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is named is what is meant: an empty variable names nothing, two things of one name are neither, an error is no absence."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses, published ports, four ways to reach them; what stays closed."""
 
 import json

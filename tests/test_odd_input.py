@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever is typed, set or closed: a line that says what is wrong, never a traceback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods that root makes for a user: who may do what, and as whom.  The kernel is asked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The door: what is tested is the checkout, and what is installed is whole."""
 
 import importlib.util
@@ -77,8 +78,14 @@ def test_pytest_refuses_a_checkout_in_which_nothing_is_built(tmp_path):
 
 def checkout(to: pathlib.Path) -> pathlib.Path:
     """Copy the checkout, without what git ignores."""
-    made = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", "libexec", "*.so", "_templates.py", "_protocol.py", ".*_cache", ".coverage*")  # fmt: skip
-    shutil.copytree(TOP, to, ignore=made, symlinks=True)
+    made = shutil.ignore_patterns("__pycache__", "libexec", "*.so", "_templates.py", "_protocol.py", ".*_cache")
+    at_top = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", ".coverage*")
+    shutil.copytree(
+        TOP,
+        to,
+        ignore=lambda folder, names: made(folder, names) | (at_top(folder, names) if folder == str(TOP) else set()),
+        symlinks=True,
+    )
     return to
 
 

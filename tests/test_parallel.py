@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many commands at once on the same names: each does what it says or says why not, and nothing is left."""
 
 from __future__ import annotations

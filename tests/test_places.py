@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where targets lead, as overlayfs merges layers: whiteouts, opaque directories, and what hides what."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans are data: their order, their texts, their encoding, and the C that reads them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods: made, listed, ended; what the kernel says about them."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What others wrote is shown without harm: no byte of theirs speaks to the terminal; what is no UTF-8 is read all the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The protocol: csrc/protocol.h and what setup.py made of it for Python are one, and its bytes do not change unseen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """image pull, from a real registry on loopback: login, refusals, a missing tag, a connection cut in the middle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nobody's blocked reader holds a member, a pod or the truth: slow, stopped and gone readers, closed and full descriptors, signals."""
 
 import fcntl

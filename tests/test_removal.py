@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees that others made go, or stay where they are; nothing outside of them is touched (nsrun/host/trees.py)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods that a user makes with no root at all: newuidmap, pasta, and the same joins."""
 
 from __future__ import annotations

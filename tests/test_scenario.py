@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user's scenario on real software: MariaDB and WordPress in one pod, with nsrun alone."""
 
 import html

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shape of documents: what is wrong is told by its key (nsrun/schema.py)."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """System call filters: ours, a profile in Docker's format, none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linters are tests: a missing tool skips here and fails in CI."""
 
 import ast
@@ -61,6 +62,19 @@ def test_c_compiles_without_a_warning(compiler, tmp_path):
     flags = "-std=gnu11 -Os -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wcast-qual -Wmissing-prototypes -Werror -ffreestanding -fno-builtin -fno-stack-protector -nostdlib -nostartfiles -static"
     for name in ("pause", "init", "monitor", "unpack", "door"):
         check(compiler, *flags.split(), "-o", tmp_path / name, f"csrc/{name}.c")
+
+
+def test_every_source_file_says_its_licence():
+    generated, kinds, checked = ("_templates.py", "_protocol.py"), (".py", ".pyi", ".c", ".h", ".sh", ".php"), 0
+    files = [TOP / "setup.py", TOP / "Makefile", TOP / "pyproject.toml"]
+    for folder in ("nsrun", "csrc", "tests", "bench", "rootfs", "packaging", ".ci"):
+        files += [path for path in (TOP / folder).rglob("*") if path.is_file() and path.name not in generated]
+    for path in files:
+        text = path.read_bytes()
+        if path.suffix in kinds or path.name in ("Makefile", "recipe", "pyproject.toml") or text.startswith(b"#!"):
+            assert b"SPDX-License-Identifier: Apache-2.0" in b"".join(text.splitlines(True)[:2]), path.relative_to(TOP)
+            checked += 1
+    assert checked > 150
 
 
 def test_names_of_files():

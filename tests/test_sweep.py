@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What has died is forgotten, and nothing else: not even when names change hands while somebody looks."""
 
 import os

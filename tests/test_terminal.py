@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """-it: a terminal of the member's own; job control, size, Ctrl-C, attach."""
 
 import hashlib

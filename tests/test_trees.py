@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layouts made by other tools: our tree is, to the byte, the tree that those tools unpack."""
 
 from __future__ import annotations

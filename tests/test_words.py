@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words of the commands: parsed strictly, refused with a reason."""
 
 import signal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Accounts that a throwaway mount namespace has for itself; the tests and the benchmark use them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: a thin face over nsrun.lifecycle.join and nsrun.lifecycle.query.  Each function below is one command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nsrun attach`: the client's side of the packets that csrc/monitor.c speaks."""
 
 from __future__ import annotations

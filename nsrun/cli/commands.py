@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line as data: parsing, --help, docs/cli.md and completion all read this table.
 
 argparse would cost 7 ms per command and has no place for an example; this has both.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is told of an exception that reaches the command line: one line, and perhaps a hint."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Words of docker's and podman's that nsrun lacks, and what to use instead.  Read only when one of them was typed."""
 
 from __future__ import annotations

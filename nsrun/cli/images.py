@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands of `nsrun image`: a thin face over nsrun.image."""
 
 from __future__ import annotations

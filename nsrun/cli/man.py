@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manual pages and completion scripts that `make install` puts below PREFIX/share, from the table in commands.py.
 
     python -I -m nsrun.cli.man DIR      write them below DIR
@@ -86,7 +87,7 @@ def _overview() -> str:
     for command in COMMANDS:
         lines += [".TP", f".BR {_roff(_page(command))} (1)", _roff(_sentence(command.help))]
     lines += [".SH OPTIONS", *_options(GLOBAL), ".SH EXIT STATUS"]
-    for row in text.EXIT_STATUS.splitlines()[2:]:
+    for row in text.EXIT_STATUS.strip("\n").split("\n")[2:]:
         status, meaning = (cell.strip() for cell in row.strip("|").split("|"))
         lines += [".TP", f"\\fB{_roff(status)}\\fP", _roff(_sentence(meaning))]
     return "\n".join([*lines, *_see_also(COMMANDS)]) + "\n"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan of a whole command line, nothing done: for `nsrun explain` and nsrun.plan_of."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the command line writes.  Nothing else in nsrun writes to standard output or error (tests/test_style.py).
 
 Text goes out through printable(), so that what others wrote (command lines, names, labels, paths, messages of other

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What people read: tables, JSON, --help, docs/cli.md, completion scripts.  All from the table in commands.py."""
 
 from __future__ import annotations

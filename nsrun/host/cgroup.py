@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """cgroups(7), version 2 only: every pod and every member has one, so that each can be killed and limited as a whole.
 
     BASE/POD-ID/pause        BASE/POD-ID/m-MEMBER        BASE: NSRUN_CGROUP, or "nsrun"

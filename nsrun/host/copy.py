@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copy whole trees: what the root has at the place of a new volume, and an image into a directory.
 
 The host's cp(1) does it, from a descriptor to a directory: owners, times, holes, extended attributes and hard links

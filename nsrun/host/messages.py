@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The netlink messages that nsrun sends, encoded by pyroute2.  The only module that imports it.
 
 Pure: values in, bytes out, no socket.  Importing pyroute2 costs ten times as much as creating a pod

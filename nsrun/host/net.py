@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The host's side of a pod's network: one bridge, a veth pair per pod, published ports.
 
     pod A eth0 ── nsr0a580002 ┐

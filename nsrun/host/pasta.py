@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network of a pod that an ordinary user made: pasta(1), which needs no privilege.
 
 pasta writes its pid file last, so it is ready when that is there.  It ends with pause: nsrun-door sees to that, or, if

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the place of a mount's target in a root: the kernel follows its symlinks within the root before anything is
 mounted.
 

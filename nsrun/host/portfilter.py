@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check what a pod may send: a classic BPF program on its veth, run for every frame before the bridge sees it.
 
 Only frames from the pod's own MAC and IPv4 address pass, and only ARP with these as the sender.  So a pod can't take a

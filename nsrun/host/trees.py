@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remove and walk trees that others made, without recursion and with a bounded number of descriptors, however deep they
 are.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The owner of a pod, the maps of its user namespace, and how a process gets into it.
 
 An owned pod's namespaces belong to a user namespace whose id 0 is the owner and whose ids from 1 on are the owner's

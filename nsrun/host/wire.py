@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speak netlink: fill in the templates of messages.py and send them over a plain socket.
 
 `_socket` is what `socket` wraps: importing the wrapper costs 5 ms (enum, selectors), which creating a pod does not

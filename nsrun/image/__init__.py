@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images: from an OCI layout, an archive or a registry to the layers of which a member's root is made.
 
     references   names: mysql:8, docker.io/library/mysql:8, …@sha256:…

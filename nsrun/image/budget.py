@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The limits of what images may cost, and the account of what they did cost: one for all images of a load.
 
 Everything is charged where it is spent, whatever led there.  nsrun-unpack (csrc/unpack.c) charges what is written; all

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write an image as a directory, DIR/rootfs and DIR/config.json: an OCI bundle that nsrun, crun and runc can run.
 
 OCI image-spec conversion.md says how an image's config becomes a runtime config.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Index, manifest and config: JSON that others wrote, checked before any of it is used.  Pure.
 
 OCI image-spec 1.1 (image-index.md, manifest.md, config.md) and Docker's v2 schema 2, which has the same shape.  Unknown

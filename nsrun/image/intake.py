@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Take images in from a file, a directory, stdin or a registry: the command line and the library both use this."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the image that a name or an id means, and what join needs of it.
 
 This is on join's path: no json, no re, no hashlib.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pull from a registry through skopeo, which is maintained and knows registries, TLS, auth.json, mirrors and proxies.
 
 It writes an OCI layout below the store's tmp; from there on a pulled image is loaded like any other.  Layers that the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image names as people write them, and as they are kept: `mysql:8` is kept as docker.io/library/mysql:8.  Pure.
 
 The grammar is that of the distribution project: [HOST[:PORT]/]PATH[:TAG][@sha256:HEX].

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shapes of image documents for schema.py: those that others write, and those that the store writes.
 
 OCI image-spec 1.1: descriptor.md, config.md.  Keys that are not listed here are ignored.

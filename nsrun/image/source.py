@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sources of images: a layout directory, or an archive of one (OCI, or `docker save`), as names → bytes.
 
 nsrun-unpack, confined, reads an archive's headers; only names, offsets and sizes arrive here.  Nothing is copied: a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store: what is kept of images, when it may be removed, and how it survives a crash.
 
     LIB/images/names.json         name → config digest

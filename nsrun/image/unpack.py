@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unpack one layer from a blob into a directory: read, hash and decompress here; parse and write in nsrun-unpack,
 confined.
 

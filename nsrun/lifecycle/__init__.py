@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The life of pods and members, from what is asked of the machine to what is left: create, join, execute, query, stop, remove, restart.
 
 Every function takes the `State` it works on; nothing is printed; what goes wrong is an `NsrunError` that carries step, errno

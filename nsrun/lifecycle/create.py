@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nsrun pod create`: ask the machine, decide what the pod is, build the plan, run it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Explain why a command could not be executed.
 
 The kernel returns ENOENT for a missing program, a missing interpreter, a missing loader and a script with CRLF alike

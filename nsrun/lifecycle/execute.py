@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nsrun exec`: one more process in a running member."""
 
 from __future__ import annotations

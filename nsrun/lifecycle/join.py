@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nsrun join`: ask the machine, decide what the member is, build the plan, run it."""
 
 from __future__ import annotations

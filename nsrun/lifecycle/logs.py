@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read what members wrote.
 
 csrc/monitor.c writes logs in CRI's format, "TIME STREAM F|P TEXT", where P is a piece of a line that continues.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How root learns about members of a user's pod: it never reads that user's files; it runs nsrun as the user.
 
 The child process becomes the user, runs nsrun, and answers in JSON, bounded in time and size: what users can do to it

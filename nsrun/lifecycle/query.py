@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List and describe pods, members, their processes and their use of resources, for `ls`, `inspect`, `ps` and `stats`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remove pods and members that have ended, with `force` also those that live; and those whose notes are damaged."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens at the end of a member with --restart or --rm: its monitor executes nsrun, which calls this."""
 
 from __future__ import annotations

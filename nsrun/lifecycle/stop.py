@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signal, stop and kill members and pods.  Each wait is bounded, and what has not ended by then is an error."""
 
 from __future__ import annotations

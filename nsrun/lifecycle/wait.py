@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`nsrun wait`: wait until a member has ended."""
 
 from __future__ import annotations

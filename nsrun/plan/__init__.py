@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a plan is: a short list of typed, frozen steps in five phases, that can be read, printed, timed and run.
 
     1 Open     Python          turns what lives on the host into descriptors

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that take what others can see, and give it back: a name, a note, a cgroup."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plans of `join` and `exec`: the only place that knows their order."""
 
 from __future__ import annotations

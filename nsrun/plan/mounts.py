@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that make what a member sees: its root, its volumes, its mounts, and the files in them.
 
 Those of phase 1 open them on the host; those of phase 4 put them into place, inside. In the shell form the new root is a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps of phase 2 that only a pod has: its network namespace, its veth, its published ports."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that only a pod with a user namespace of its own has: it belongs to somebody who is not root."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan of `pod create`: the only place that knows its order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that make a process: what it is started from, its streams, its launch, its ids and powers, and its exec."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a plan: the steps of phases 1, 2, 3 and 5 here, those of phase 4 in nsrun-init.
 
 If a step fails, those done before it are undone in reverse and every descriptor is closed; the error says which step it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """System call filters: compile a profile in Docker's format to BPF programs, by libseccomp, once, and keep them in
 LIB/seccomp.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The number of bits of a system call's argument that the kernel reads, and comparisons of no more than those.
 
 A filter sees every argument as 64 bits (seccomp(2)).  The kernel first converts it to the type in the call's prototype:

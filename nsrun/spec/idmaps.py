@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The id maps of a user namespace, as arithmetic: which id of the host is which of the pod.  user_namespaces(7)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the options of `join` to an OCI runtime-spec document: what a member is, before anything is done.
 
 Pure: facts about the machine (the pod's note, the text of passwd) are arguments, which nsrun.lifecycle.join gathers.  Options

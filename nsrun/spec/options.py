@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words of options: sizes, ports, volumes, capabilities, … parsed strictly, refused with a reason.  Pure."""
 
 from __future__ import annotations

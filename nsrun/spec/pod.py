@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the options of `pod create` to what the pod is, before anything is done.  Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The notes: what nsrun writes down about pods and members, and how it finds out which of them live.
 
 Notes say what things are called and where they are; only the kernel says what lives.  The process that keeps a pod or a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The format of a note on disk: one JSON object of bounded size and known types, which begins with its own checksum.
 
     {"crc": "89abcdef", "id": …}

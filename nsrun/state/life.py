@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proof of life: record locks, asked from the kernel.
 
 The process that keeps a pod or a member alive holds a read lock on the file `held` in its state directory, on a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find what no note speaks of: data whose member is gone, damaged notes, and processes and cgroups of lost pods.
 
 `nsrun doctor` shows them.  `nsrun pod prune` ends the processes, since no other command can, and `--all` also removes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Garbage collection: every command removes what a crash or a kill -9 left behind.
 
 The kernel itself collects what a descriptor or a process holds: namespaces, mounts, ports, the table.  What has a name

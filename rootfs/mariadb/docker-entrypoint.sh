@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Starts mysqld (MariaDB or MySQL); on an empty data directory it first makes the databases and accounts that these ask for:
 #   MYSQL_ROOT_PASSWORD | MYSQL_RANDOM_ROOT_PASSWORD=1 | MYSQL_ALLOW_EMPTY_PASSWORD=1     one of the three
 #   MYSQL_DATABASE, MYSQL_USER, MYSQL_PASSWORD      each also as …_FILE: the name of a file that holds it

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Starts WordPress's web server; wp-config.php says which variables it reads.
 set -eu
 secret=/var/www/html/.nsrun-secret

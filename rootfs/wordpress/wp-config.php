@@ -1,4 +1,5 @@
 <?php
+// SPDX-License-Identifier: Apache-2.0
 /* The settings come from the environment: WORDPRESS_DB_HOST, _USER, _PASSWORD, _NAME, WORDPRESS_TABLE_PREFIX; each also as …_FILE. */
 function nsrun_setting($name, $default) {
     $file = getenv($name . '_FILE');

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * libFuzzer target: what nsrun-init and nsrun-door read (csrc/decode.h).  What is given out must lie within the input.
  *
@@ -9,12 +10,12 @@
 
 #include "decode.h"
 
-#define CHECK(condition)                                           \
-	do {                                                       \
-		if (!(condition)) {                                \
+#define CHECK(condition) \
+	do { \
+		if (!(condition)) { \
 			fprintf(stderr, "not true: %s\n", #condition); \
-			abort();                                   \
-		}                                                  \
+			abort(); \
+		} \
 	} while (0)
 
 #define MAX 64

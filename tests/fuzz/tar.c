@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * libFuzzer target: the reader of tar streams.  What tar.h promises is checked for every entry it gives out.
  *
@@ -16,12 +17,12 @@ static size_t input_len, piece;
 static struct tar tar;
 static struct tar_entry entry;
 
-#define CHECK(condition)                                          \
-	do {                                                      \
-		if (!(condition)) {                               \
+#define CHECK(condition) \
+	do { \
+		if (!(condition)) { \
 			fprintf(stderr, "not true: %s\n", #condition); \
-			abort();                                  \
-		}                                                 \
+			abort(); \
+		} \
 	} while (0)
 
 static long fill(void *context, char *to, size_t max)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What people are used to from docker and podman: command lines, and what the kernel must show.
 
 Each *.txt beside this file is a list of habits, easy to add to.  A habit begins with `# TITLE`; its lines are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an image, or a member, leaves for others to run or to stumble over."""
 
 from __future__ import annotations

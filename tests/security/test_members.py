@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The floor: what a member can't do.  Named after the attacks; the kernel is asked, not nsrun."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The owner of a pod against root: what root lends the pod, and what root's own session has, stays root's.
 
 Every attack is carried out by a process with exactly the owner's power: alice's ids, no capability, in the host's namespaces.

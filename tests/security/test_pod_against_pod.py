@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attacks from one pod on its neighbours and on the host's network, by processes with exactly the attacker's power.
 
 `member`: a process with Docker's default capabilities (NET_RAW among them) in a pod of root's.  `owner`: an ordinary

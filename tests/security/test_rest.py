@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attacks on stores, networks and forwarders: the rows of docs/threats.md that no other file tests."""
 
 from __future__ import annotations

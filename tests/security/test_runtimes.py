@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attacks that runtimes have met, one test for each row of docs/threats.md, against the real program; races are bounded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/threats.md and the tests hold each other: every row has a test that exists, or says why it does not apply."""
 
 import re

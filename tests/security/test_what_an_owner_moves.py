@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A member of root's in a pod that root made for alice, who may move its processes, remove its cgroup, freeze and trace it.
 
 Alice writes to the cgroups of the pod, which are delegated to her, and is root of its user namespace.

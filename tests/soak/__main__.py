@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The soak: random commands by root and two users while things are killed, broken, filled up, and looked at from elsewhere.
 
     make soak MINUTES=30 [SEED=n] [KINDS=commands,kills,flips,disk,namespaces] [ROUNDS=n] [WORKERS=n]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random commands.  Names come from small sets, so that makers and removers of the same thing meet."""
 
 from __future__ import annotations

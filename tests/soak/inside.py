@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In a PID namespace with the old /proc: bystanders get the pids of nsrun's processes, then the command is run.
 
 inside.py UID PID… -- COMMAND…      says "BYSTANDER KILLED" when one of them has ended

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel knows of this throwaway host: processes, links, tables, mounts, cgroups, sockets, locks.  No note is read here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happened, counted; and what should not have happened, with where to find it again."""
 
 from __future__ import annotations

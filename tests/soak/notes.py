@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The only place that knows what nsrun writes down and what its commands list: to be changed when that changes."""
 
 from __future__ import annotations

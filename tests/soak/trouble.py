@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sources of trouble beside the commands: kills, flips, small disks; each a thread.  Namespaces: words before a command."""
 
 from __future__ import annotations

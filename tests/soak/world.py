@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One round's world: a state directory, root and two users, images, processes that are nobody's business; and how a command is run in it."""
 
 from __future__ import annotations
