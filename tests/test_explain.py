@@ -5,9 +5,10 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
-from conftest import NSRUN, need, private, sh, wait_for
+from conftest import HERE, NSRUN, need, private, sh, wait_for
 from images import Layout, directory, entry, tar
 from test_plan import PLANS
 
@@ -214,6 +215,37 @@ def test_strace_is_asked_for_every_call_that_is_named(name):
     for step in PLANS[name]():
         known = OF_INIT if step.phase == INIT else {*OF_NSRUN, *TOO_COMMON}
         assert set(named(step.made())) - {""} <= {*known}, step
+
+
+def handles_are_declared(host, *words):
+    """What a step asks the run for, and what it leaves there, is what it declares."""
+    done = sh(sys.executable, HERE / "handles.py", *words, env=host.env)
+    found = json.loads(done.stdout)
+    assert found, done.stderr
+    for step in found:
+        needs, makes = ({name.rstrip("?") for name in step[key]} for key in ("needs", "makes"))
+        assert set(step["asked"]) <= needs, step
+        assert set(step["left"]) <= makes, step
+        assert {name for name in step["makes"] if not name.endswith("?")} <= set(step["left"]), step
+    return [step["step"] for step in found]
+
+
+def test_steps_declare_their_handles(host, pod, busybox):
+    host.start("a", busybox, "sleep", "1000")
+    join = ["join", "pause", "--rootfs", busybox]
+    handles_are_declared(host, "pod", "create", "-p", "127.0.0.1:20901:80", "x")
+    handles_are_declared(host, *join, "-d", "--name", "b", "-v", "named:/v", "--device", "/dev/full", "sleep", "9")
+    assert handles_are_declared(host, *join, "-i", "--name", "c", "cat")[-1] == "HandOver"
+    assert handles_are_declared(host, *join, "-t", "--name", "d", "--writable", "true")[-1] == "HandOver"
+    assert handles_are_declared(host, "exec", "a", "true")[-1] == "HandOver"
+
+
+def test_steps_of_an_owned_pod_declare_their_handles(host, alice, busybox):
+    env = {"SUDO_UID": str(alice.uid)}
+    host.env.update(env)
+    steps = handles_are_declared(host, "pod", "create", "-p", "127.0.0.1:20902:80", "x")
+    assert {"HoldForPod", "OpenDoor", "ShowOwner"} <= {*steps}
+    handles_are_declared(host, "join", "x", "-d", "--rootfs", busybox, "sleep", "9")
 
 
 def test_nothing_is_done(host, pod, busybox):

@@ -783,7 +783,7 @@ class Release(Step):
         ]
 
     def needs(self) -> tuple[str, ...]:
-        return ("channel:nsrun",)
+        return ("channel:nsrun", "member:pidfd?")
 
     def do(self, run: Context) -> None:
         run.release()
