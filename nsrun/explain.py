@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 
+from nsrun._protocol import OP_OF_STEP, OPS
 from nsrun.errors import UsageError, printable
-from nsrun.plan import INIT, PHASES, Plan, Step
+from nsrun.plan import INIT, PHASES, InitStep, Part, Plan, Step, name_of
 from nsrun.plan.process import Launch
 
 TYPE_CHECKING = False
@@ -41,26 +42,105 @@ def explain(plan: Plan, words: list[str], form: str = "text") -> str:
     raise UsageError(f"--format {form!r}", hint="text, shell or json")
 
 
+HEAD = (
+    "Nothing is done now. PID stands for the first process of what is started, by its number on the host (nsrun pod ls, nsrun ls)."
+    " What follows `see:` is to be typed on the host, as root, once the command has been run. What follows `code:` is where nsrun"
+    " has the step: below nsrun/, and for what happens inside below csrc/, too."
+)
+
+
 def text(plan: Plan) -> str:
-    """One block per step: what is called, why, where to read on, how to see it."""
-    lines = [f"{plan.title}: {len(plan)} steps in five phases; nothing is done now", ""]
+    """One block per step, or per run of steps of one kind: what is called, why, where to read on, how to see it."""
+    known, made = {}, _makers(plan)  # type: dict[str, int], list[dict[str, int]]
+    in_phases = len({step.phase for step in plan}) > 1
+    lines = [f"{plan.title}: {len(plan)} steps{' in five phases' if in_phases else ''}", "", *_wrap(HEAD), ""]
     phase = -1
-    for number, step in enumerate(plan, 1):
-        if step.phase != phase:
+    for number, steps in _folded(plan):
+        step = steps[0]
+        if in_phases and step.phase != phase:
             phase = step.phase
             lines += [f"{phase + 1} {PHASES[phase]}   ({WHO[phase]})", ""]
-        lines.append(f"{number:4}  {printable(step.call())}")
-        lines += [f"{'':6}{line}" for line in _wrap(step.why)]
-        facts = [f"man: {step.man}"] if step.man else []
-        facts += [f"see: {printable(step.check())}"] if step.check() else []
-        lines += [f"{'':6}{'   '.join(facts)}", ""] if facts else [""]
+        if len(steps) == 1:
+            brief = "" if name_of(step.brief()) else printable(step.brief())
+            lines += [f"{number:4}  {brief}"] if brief else []
+            lines += _wrap_calls(" " * 8 if brief else f"{number:4}  ", printable(step.call()))
+        else:
+            lines.append(f"{f'{number}–{number + len(steps) - 1}':>4}  {step.many.format(len(steps))}")
+            lines += [f"{'':6}{line}" for line in _wrap(printable("   ".join(s.thing() for s in steps)))]
+            lines += [f"{'':6}The calls for {printable(step.thing())}:", *_wrap_calls(" " * 8, printable(step.call()))]
+        told = known.setdefault(step.why, number)
+        lines += [
+            f"{'':6}{line}" for line in _wrap(step.why if told == number else f"The reason is that of step {told}.")
+        ]
+        uses = _uses(steps, made[number - 1])
+        lines += [f"{'':6}{line}" for line in _wrap(f"uses {uses}")] if uses else []
+        lines.append(f"{'':6}code: {code(step)}" + (f"   man: {step.man}" if step.man else ""))
+        lines += [f"{'':6}see: {printable(step.check())}"] if step.check() else []
+        lines.append("")
     return "\n".join(lines)
+
+
+def _folded(plan: Plan) -> list[tuple[int, list[Step]]]:
+    """The steps with their numbers; those of one kind and with one reason, one after the other, as one."""
+    found: list[tuple[int, list[Step]]] = []
+    for number, step in enumerate(plan, 1):
+        before = found[-1][1][0] if found else None
+        if (
+            before
+            and step.many
+            and type(before) is type(step)
+            and before.why == step.why
+            and before.calls() == step.calls()
+        ):
+            found[-1][1].append(step)
+        else:
+            found.append((number, [step]))
+    return found
+
+
+def _makers(plan: Plan) -> list[dict[str, int]]:
+    """For each step: the handles that there are before it, and the numbers of the steps that made them."""
+    found: list[dict[str, int]] = []
+    now: dict[str, int] = {}
+    for number, step in enumerate(plan, 1):
+        found.append(dict(now))
+        now.update((name.rstrip("?"), number) for name in step.makes())
+    return found
+
+
+def _uses(steps: list[Step], there: dict[str, int]) -> str:
+    """The handles that these steps take, and which step made each."""
+    by_step: dict[int, list[str]] = {}
+    for name in dict.fromkeys(name.rstrip("?") for step in steps for name in step.needs()):
+        if name in there:
+            by_step.setdefault(there[name], []).append(name)
+    return ", ".join(f"{', '.join(names)} (step {number})" for number, names in sorted(by_step.items()))
+
+
+def code(step: Step) -> str:
+    """Where nsrun has this step: `plan/mounts.py Mask → init.c op_mask`."""
+    place = f"{type(step).__module__.removeprefix('nsrun.').replace('.', '/')}.py {type(step).__name__}"
+    native = step.native
+    if isinstance(step, InitStep):
+        native = f"init.c op_{OPS[OP_OF_STEP[type(step).__name__]]}"
+    return f"{place} → {native}" if native else place
 
 
 def _wrap(words: str) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(words, 94)
+    return textwrap.wrap(words, 94, break_long_words=False, break_on_hyphens=False)
+
+
+def _wrap_calls(head: str, calls: str) -> list[str]:
+    """A line break comes after a call, never within one."""
+    lines, line = [], head
+    for piece in calls.replace("; ", ";\n").split("\n"):
+        if len(line) + len(piece) > 100 and line.strip() != head.strip():
+            lines.append(line.rstrip())
+            line = " " * 8
+        line += piece + " "
+    return [*lines, line.rstrip()]
 
 
 def document(plan: Plan) -> dict[str, Any]:
@@ -76,10 +156,22 @@ def document(plan: Plan) -> dict[str, Any]:
             "why": step.why,
             "man": step.man,
             "check": step.check(),
+            "code": code(step),
+            "parts": [_part(item) for item in step.made()],
+            "needs": list(step.needs()),
+            "makes": list(step.makes()),
         }
         for number, step in enumerate(plan, 1)
     ]
     return {"title": plan.title, "steps": steps, "spec": plan.facts.get("spec", {})}
+
+
+def _part(item: str | Part) -> str | dict[str, Any]:
+    """A call; or some that are another process's, or made only in some case, or for each of several things (times 0: unknown)."""
+    if isinstance(item, str):
+        return item
+    parts = [_part(part) for part in item.items]
+    return {"by": item.by, "when": item.when, "each": item.each, "times": item.times, "parts": parts}
 
 
 # ---- the shell form ------------------------------------------------------------------------------------------
@@ -87,7 +179,7 @@ def document(plan: Plan) -> dict[str, Any]:
 
 def _comment(number: int, step: Step) -> list[str]:
     approx = f"   ≈ {step.approx}" if step.approx else ""
-    return [f"# {number}. {printable(step.call())}{approx}"]
+    return [f"# {number}. {printable(step.brief())}{approx}"]
 
 
 def _body(steps: list[tuple[int, Step]]) -> list[str]:
@@ -207,6 +299,6 @@ def trace(run: Run) -> str:
     lines = []
     for number, step in enumerate(run.plan, 1):
         took = f"{times[number] * 1000:8.2f} ms" if number in times else f"{'':8}  ·"
-        lines.append(f"{number:4} {took}  {PHASES[step.phase]:6} {printable(step.call())}")
+        lines.append(f"{number:4} {took}  {PHASES[step.phase]:6} {printable(step.brief())}")
     lines.append(f"     {total * 1000:8.2f} ms  pid {os.getpid()}; the steps of Init are timed by the step of Join")
     return "\n".join(lines) + "\n"

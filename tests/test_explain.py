@@ -1,27 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What explain prints is what is run: strace shows the same calls in the same order, and the shell form builds the same."""
+"""What explain prints is what is run: strace shows the same calls, process by process, and the shell form builds the same."""
 
 import json
 import os
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
-from conftest import NSRUN, need, private, sh, wait_for
+from conftest import HERE, NSRUN, need, private, sh, wait_for
 from images import Layout, directory, entry, tar
+from test_plan import PLANS
 
-TRACED = (
-    "memfd_create,fsopen,fsmount,open_tree,move_mount,mount_setattr,mount,unshare,setns,clone3,pivot_root,umount2,sethostname,"
-    "setgroups,setresgid,setresuid,capset,seccomp,chdir,symlinkat,mknodat,setsid,execve,execveat,bind,pidfd_open,keyctl,prlimit64"
-).split(",")
+from nsrun.plan import INIT, Part, name_of
+
+MOUNTS = "fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,mount,umount2,pivot_root"
+PROCESSES = "clone3,fork,vfork,setns,unshare,setsid,keyctl,execve,execveat,setgroups,setresgid,setresuid,capset,chdir"
+#: What strace is asked for, of nsrun (with the helpers that it clones), and of nsrun-init.
+OF_NSRUN = f"{MOUNTS},{PROCESSES},memfd_create,bind,connect,pidfd_open,rename,mkdir,mkdirat,pipe2,fchown,fchownat,fcntl,sendto,sendmsg,pidfd_send_signal".split(",")  # fmt: skip
+OF_INIT = f"{MOUNTS},{PROCESSES},openat,openat2,mkdirat,mknodat,symlinkat,write,read,prctl,ioctl,socket,fchdir,sethostname,seccomp,prlimit64,close_range,fcntl".split(",")  # fmt: skip
+#: These can't be told from what Python does all the time: reading modules and notes, asking for the index of an interface.
+TOO_COMMON = {"open", "openat", "read", "write", "ioctl", "socket", "listen", "dup"}
 
 
 def traced(host, words, tmp_path, code=0, env=None):
-    """(calls of nsrun itself, calls of nsrun-init), by name, in the order in which the kernel saw them."""
+    """(the calls of nsrun, those of each helper and child in the order in which they began, those of nsrun-init), by name."""
     need(os.path.exists("/usr/bin/strace"), "strace is missing", "apt-get install strace")
     file = tmp_path / "trace"
-    options = "trace=" + ",".join(f"?{name}" for name in TRACED)
+    options = "trace=" + ",".join(f"?{name}" for name in {*OF_NSRUN, *OF_INIT, "clone"})
     strace = subprocess.Popen(
         [*host.words("strace"), "-f", "-o", file, "-e", options, NSRUN, *map(str, words)],
         env={**host.env, **(env or {})},
@@ -38,61 +45,91 @@ def traced(host, words, tmp_path, code=0, env=None):
         strace.kill()
         strace.wait(timeout=100)
     assert int(ended.group(1)) == code, file.read_text()[-2000:]
-    outside: list[str] = []
-    doors: set[str] = set()  # nsrun-door does what it does at the same time as nsrun goes on
+    found: dict[str, list[str]] = {}
+    over: set[str] = set()  # what has become another program than nsrun or nsrun-init
     inits: dict[str, list[str]] = {}
     for line in file.read_text().splitlines():
         match = re.match(r"(\d+) +(\w+)\((.*)", line)
-        if not match:
+        if not match or match.group(1) in over:
             continue
         pid, name, rest = match.groups()
+        if pid in inits:
+            inits[pid] += [name] if name in OF_INIT else []
+            if name in ("execve", "execveat"):
+                over.add(pid)
+            continue
+        if name == "clone" and "CLONE_VM" not in rest:
+            name = "fork"
         if name == "memfd_create" and "EINVAL" in rest:
             continue  # MFD_EXEC came with Linux 6.3; without it, once more
-        if pid in doors:
+        if (name == "sendto" and ("nlmsg_len" not in rest or "NLM_F_DUMP" in rest)) or (
+            name == "bind" and "AF_NETLINK" in rest
+        ):
+            continue  # of netlink only what changes something
+        if name == "connect" and "nscd" in rest:
+            continue  # who somebody is
+        if name == "fcntl" and not re.search("F_SETLK|F_ADD_SEALS", rest):
             continue
-        if name == "execveat" and '"nsrun-door"' in rest:
-            doors.add(pid)
-        if pid in inits:
-            if name != "seccomp" or inits[pid][-1] != name:  # a profile may be several filters
-                inits[pid].append(name)
-        elif name == "execveat" and '"nsrun-init"' in rest:
-            inits[pid] = [name]
-        elif name == "prlimit64" or "AF_NETLINK" in rest or (name == "execve" and not outside):
-            continue  # Python's start, and netlink, whose words explain shows instead
-        else:
-            outside.append(name)
+        calls = found.setdefault(pid, [])
+        if name not in OF_NSRUN or (name == "execve" and pid == first and not calls):
+            continue
+        calls.append(name)
+        if name == "execveat" and '"nsrun-init"' in rest:
+            inits[pid] = []
+        elif name in ("execve", "execveat"):
+            over.add(pid)
     (init,) = inits.values() or [[]]
-    return outside, init
+    return found.pop(first), list(found.values()), init
 
 
-def expected(host, words, env=None):
-    document = json.loads(host.run("explain", "--format", "json", *words, env=env or {}).stdout)
-    outside, inside = [], ["execveat"]
-    for step in document["steps"]:
-        path = (
-            step["call"].split('"')[3]
-            if step["step"] in ("Mask",)
-            else step["call"].split('"')[1]
-            if step["step"] == "ReadonlyPath"
-            else ""
-        )
-        calls = [c for c in step["calls"] if c in TRACED or c == "close_range"]
-        if step["step"] == "Mask" and os.path.exists(path):
-            calls = ["fsopen", "fsmount", "move_mount"] if os.path.isdir(path) else ["open_tree", "move_mount"]
-        if step["step"] == "ReadonlyPath" and os.path.exists(path):
-            calls = ["open_tree", "mount_setattr", "move_mount"]
-        if step["step"] == "OpenStdio":
-            calls = []
-        (inside if step["phase"] == "Init" else outside).extend(c for c in calls if c != "close_range")
-    return outside, inside
+class Expected:
+    """What explain says of a command line, as regular expressions of names that are each followed by a blank."""
+
+    def __init__(self, host, words, env=None):
+        self.document = json.loads(host.run("explain", "--format", "json", *words, env=env or {}).stdout)
+        self.others: list[str] = []  # of each process that is no more than part of a step
+        self.nsrun: list[tuple[str, str]] = []  # (step, pattern)
+        self.init = [("nsrun-init", "prctl prctl ")]  # it is not dumpable, and has its name, before the first step
+        for number, step in enumerate(self.document["steps"], 1):
+            inside = step["phase"] == "Init"
+            told = (f"{number} {step['step']}", self._pattern(step["parts"], OF_INIT if inside else OF_NSRUN))
+            (self.init if inside else self.nsrun).append(told)
+
+    def _pattern(self, parts, names, optional=False):
+        found = ""
+        for part in parts:
+            if isinstance(part, str):
+                name = name_of(part)
+                found += f"{name} " if name in names else ""
+            elif part["by"] == "nsrun-door":
+                continue  # it is not ours to trace
+            elif part["by"]:
+                place = len(self.others)
+                self.others.append("")
+                self.others[place] = f"(?:{self._pattern(part['parts'], names, optional)}\n){'?' if optional else ''}"
+            elif part["each"] and not part["times"]:
+                inner = re.findall(r"\w+", self._pattern(part["parts"], names, True))
+                found += f"(?:(?:{'|'.join(inner)}) )*" if inner else ""
+            else:
+                inner = self._pattern(part["parts"], names, optional or bool(part["when"]))
+                found += f"(?:{inner}){'?' if part['when'] else '{' + str(part['times']) + '}'}" if inner else ""
+        return found
+
+    def check(self, outside, others, init=None):
+        same(self.nsrun, [f"{name} " for name in outside])
+        lines = ["".join(f"{name} " for name in calls) + "\n" for calls in others if calls]
+        same([("another process", pattern) for pattern in self.others], lines)
+        if init is not None:
+            same(self.init, [f"{name} " for name in init])
 
 
-def upto_exec(calls):
-    """nsrun-init's trace goes on in the program that it became."""
-    last = max(i for i, name in enumerate(calls) if name in ("execve", "execveat") and i > 0)
-    first = next(i for i, name in enumerate(calls) if i > 0 and name in ("execve", "execveat"))
-    assert first <= last
-    return calls[: first + 1]
+def same(steps, calls):
+    """Is what was called what the steps said, no less and no more?"""
+    line, pattern = "".join(calls), ""
+    for step, its in [*steps, ("the end", "$")]:
+        before = re.match(pattern, line)
+        pattern += its
+        assert re.match(pattern, line), (step, its, "after", before and before[0][-300:], "of", line)
 
 
 @pytest.mark.parametrize(
@@ -104,19 +141,15 @@ def upto_exec(calls):
     ],
 )
 def test_pod_create_is_what_strace_shows(host, tmp_path, words):
-    want_outside, want_inside = expected(host, words)
-    outside, inside = traced(host, words, tmp_path)
-    assert outside == want_outside
-    assert upto_exec(inside) == want_inside
+    expected = Expected(host, words)
+    expected.check(*traced(host, words, tmp_path))
 
 
 @pytest.mark.parametrize("options", [["--network", "none"], ["-p", "127.0.0.1:20900:80"]])
 def test_an_owned_pod_is_what_strace_shows(host, alice, tmp_path, options):
     words, env = ["pod", "create", *options, "x"], {"SUDO_UID": str(alice.uid)}
-    want_outside, want_inside = expected(host, words, env)
-    outside, inside = traced(host, words, tmp_path, env=env)
-    assert outside == want_outside
-    assert upto_exec(inside) == want_inside
+    expected = Expected(host, words, env)
+    expected.check(*traced(host, words, tmp_path, env=env))
 
 
 @pytest.mark.parametrize("options", [[], ["-d"]])
@@ -124,18 +157,17 @@ def test_an_owners_join_is_what_strace_shows(host, alice, owned, box, options):
     """What she does herself; the door and what it forks are not hers to trace."""
     alice.run("join", owned, "--rm", "--image", box, "true")
     words = ["join", owned, *options, "--image", box, "--", "true"]
-    outside, _ = traced(alice, words, alice.home)
-    assert outside == expected(alice, words)[0]
+    expected = Expected(alice, words)
+    outside, others, _ = traced(alice, words, alice.home)
+    expected.check(outside, others)
 
 
 @pytest.mark.parametrize("options", [[], ["-d"]])
 def test_roots_join_of_an_owned_pod_is_what_strace_shows(host, alice, owned, busybox, tmp_path, options):
     host.run("join", owned, "--rm", "--rootfs", busybox, "true")
     words = ["join", owned, *options, "--rootfs", busybox, "true"]
-    want_outside, want_inside = expected(host, words)
-    outside, inside = traced(host, words, tmp_path)
-    assert outside == want_outside
-    assert upto_exec(inside) == want_inside
+    expected = Expected(host, words)
+    expected.check(*traced(host, words, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -151,10 +183,8 @@ def test_roots_join_of_an_owned_pod_is_what_strace_shows(host, alice, owned, bus
 def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):
     host.run("join", "pause", "--rm", "--rootfs", busybox, "true")  # the filter is compiled by the first that needs it
     words = ["join", "pause", "--name", "m", *options, "--rootfs", busybox, "true"]
-    want_outside, want_inside = expected(host, words)
-    outside, inside = traced(host, words, tmp_path)
-    assert outside == want_outside
-    assert upto_exec(inside) == want_inside
+    expected = Expected(host, words)
+    expected.check(*traced(host, words, tmp_path))
 
 
 @pytest.mark.parametrize("volumes", [{}, {"/data": {}}])
@@ -164,19 +194,59 @@ def test_join_image_is_what_strace_shows(host, pod, busybox, tmp_path, volumes):
     host.run("image", "load", layout.write(tmp_path / "l"))
     host.run("join", "pause", "--rm", "--image", "box:1")  # the filter is compiled by the first that needs it
     words = ["join", "pause", "--name", "m", "--image", "box:1"]
-    want_outside, want_inside = expected(host, words)
-    outside, inside = traced(host, words, tmp_path)
-    assert outside == want_outside
-    assert upto_exec(inside) == want_inside
+    expected = Expected(host, words)
+    expected.check(*traced(host, words, tmp_path))
 
 
 def test_exec_is_what_strace_shows(host, pod, busybox, tmp_path):
     host.start("a", busybox, "sleep", "1000")
     words = ["exec", "a", "true"]
-    want_outside, want_inside = expected(host, words)
-    outside, inside = traced(host, words, tmp_path)
-    assert outside == want_outside
-    assert upto_exec(inside) == want_inside
+    expected = Expected(host, words)
+    expected.check(*traced(host, words, tmp_path))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_strace_is_asked_for_every_call_that_is_named(name):
+    """So that no text names a call which nothing compares with what is made."""
+
+    def named(items):
+        for item in items:
+            yield from named(item.items) if isinstance(item, Part) else [name_of(item)]
+
+    for step in PLANS[name]():
+        known = OF_INIT if step.phase == INIT else {*OF_NSRUN, *TOO_COMMON}
+        assert set(named(step.made())) - {""} <= {*known}, step
+
+
+def handles_are_declared(host, *words):
+    """What a step asks the run for, and what it leaves there, is what it declares."""
+    done = sh(sys.executable, HERE / "handles.py", *words, env=host.env)
+    found = json.loads(done.stdout)
+    assert found, done.stderr
+    for step in found:
+        needs, makes = ({name.rstrip("?") for name in step[key]} for key in ("needs", "makes"))
+        assert set(step["asked"]) <= needs, step
+        assert set(step["left"]) <= makes, step
+        assert {name for name in step["makes"] if not name.endswith("?")} <= set(step["left"]), step
+    return [step["step"] for step in found]
+
+
+def test_steps_declare_their_handles(host, pod, busybox):
+    host.start("a", busybox, "sleep", "1000")
+    join = ["join", "pause", "--rootfs", busybox]
+    handles_are_declared(host, "pod", "create", "-p", "127.0.0.1:20901:80", "x")
+    handles_are_declared(host, *join, "-d", "--name", "b", "-v", "named:/v", "--device", "/dev/full", "sleep", "9")
+    assert handles_are_declared(host, *join, "-i", "--name", "c", "cat")[-1] == "HandOver"
+    assert handles_are_declared(host, *join, "-t", "--name", "d", "--writable", "true")[-1] == "HandOver"
+    assert handles_are_declared(host, "exec", "a", "true")[-1] == "HandOver"
+
+
+def test_steps_of_an_owned_pod_declare_their_handles(host, alice, busybox):
+    env = {"SUDO_UID": str(alice.uid)}
+    host.env.update(env)
+    steps = handles_are_declared(host, "pod", "create", "-p", "127.0.0.1:20902:80", "x")
+    assert {"HoldForPod", "OpenDoor", "ShowOwner"} <= {*steps}
+    handles_are_declared(host, "join", "x", "-d", "--rootfs", busybox, "sleep", "9")
 
 
 def test_nothing_is_done(host, pod, busybox):

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from nsrun import _kernel, _protocol, kernel, run
+from nsrun import _kernel, _protocol, explain, kernel, run
 from nsrun.host import messages, wire
 from nsrun.kernel import LIBEXEC
 from nsrun.plan import INIT, PHASES, InitStep, Plan, mounts, process
@@ -104,8 +104,37 @@ def test_phases_are_in_order_and_steps_are_frozen():
 def test_every_step_has_its_texts():
     for make in PLANS.values():
         for step in make():
-            assert step.call() and step.why.endswith(".") or step.why == "--sysctl", step
+            assert step.call() and step.brief() and re.match("[A-Z]|nsrun-", step.why) and step.why.endswith("."), step
+            assert not step.many or step.thing(), step
             assert isinstance(step.shell(), str) and isinstance(step.check(), str) and isinstance(step.calls(), list)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_handle_is_made_before_it_is_used(name):
+    """And phase 4 asks for no descriptor that its step does not declare."""
+    there: set[str] = set()
+    for number, step in enumerate(PLANS[name](), 1):
+        needed = [handle for handle in step.needs() if not handle.endswith("?")]
+        assert set(needed) <= there, (number, step)
+        there.update(handle.rstrip("?") for handle in step.makes())
+        if step.phase == INIT:
+            asked: list[str] = []
+            step.args(
+                type("Asked", (), {"fd": lambda _, n, asked=asked: asked.append(n) or 7, "text": lambda _, t: t})()
+            )
+            assert set(asked) <= set(needed), step
+
+
+def test_every_step_says_where_its_code_is():
+    csrc = HERE.parent / "csrc"
+    for make in PLANS.values():
+        for step in make():
+            place, _, native = explain.code(step).partition(" → ")
+            file, name = place.split()
+            assert re.search(rf"^class {name}\(", (HERE.parent / "nsrun" / file).read_text(), re.M), place
+            if step.phase == INIT or native:
+                file, function = native.split()
+                assert re.search(rf"^static long {function}\(", (csrc / file).read_text(), re.M), native
 
 
 def test_ops_are_those_of_nsrun_init():

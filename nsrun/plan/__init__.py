@@ -81,13 +81,49 @@ OPEN, HOST, JOIN, INIT, COMMIT = range(5)
 OWN_KEYRING = "keyctl(KEYCTL_JOIN_SESSION_KEYRING, NULL)"
 
 
+class Part:
+    """Some calls of a step: those of another process, those made only in some case, or those made for each of several things."""
+
+    def __init__(
+        self, calls: Sequence[str | Part], by: str = "", when: str = "", each: str = "", times: int = 0
+    ) -> None:
+        """`times`: how often the calls are made, where `each` can be counted beforehand."""
+        self.items, self.by, self.when, self.each, self.times = tuple(calls), by, when, each, times
+
+    def __str__(self) -> str:
+        told = (
+            f"{self.by}:" if self.by else "",
+            self.when and f"when {self.when}",
+            self.each and f"for each {self.each}",
+        )
+        return f"{' '.join(filter(None, told))} {{ {'; '.join(map(str, self.items))} }}"
+
+
+def name_of(call: str) -> str:
+    """Return the name of a call as C shows it, with or without `fd = ` before it; "" for the command of a shell."""
+    name = call.partition("(")[0].rpartition(" = ")[2]
+    return name if name.isidentifier() and "(" in call else ""
+
+
+def names_of(items: Sequence[str | Part]) -> list[str]:
+    """Return the names of calls, in order; what is made only in some case, or nobody knows how often, is left out."""
+    found = []
+    for item in items:
+        if isinstance(item, str):
+            found += [name] if (name := name_of(item)) else []
+        elif not item.when and (item.times or not item.each):
+            found += names_of(item.items) * (item.times or 1)
+    return found
+
+
 @dataclass_transform(frozen_default=True)
 class Step:
-    """One action.  Its five texts (call, shell, why, man, check) all derive from its fields.
+    """One action.  All that is told of it derives from its fields.
 
-    `call` is the system call as C would show it; `shell` what a person would type instead, with `approx`
-    saying how that differs; `check` a command that shows the effect.  `calls` names the system calls, in
-    order, that a trace of the run shows for it.
+    `made` are the system calls, in order, each as C would show it.  What is printed (`call`) and what a trace of the run is
+    compared with (`calls`) are made of them.  `shell` is what a person would type instead, with `approx` saying how that
+    differs; `check` is a command that shows the effect.  `needs` and `makes` name the handles that it takes from the steps
+    before, and those that it leaves for the ones after.
     """
 
     _fields = ()  # type: tuple[str, ...]
@@ -95,6 +131,8 @@ class Step:
     why = ""
     man = ""
     approx = ""
+    native = ""  # the C that does most of it, outside of phase 4: "kernel.c FUNCTION"
+    many = ""  # what several of this kind do, for `nsrun explain`, which folds them: "{} paths are hidden"
     hints = {}  # type: dict[int, str]
 
     def __init_subclass__(cls) -> None:
@@ -121,19 +159,39 @@ class Step:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def call(self) -> str:
+    def made(self) -> Sequence[str | Part]:
+        """The system calls, in order, each as C would show it."""
         raise NotImplementedError
+
+    def call(self) -> str:
+        """The system calls in one line."""
+        return "; ".join(map(str, self.made()))
+
+    def calls(self) -> list[str]:
+        """The names of the system calls that are made in any case, in order."""
+        return names_of(self.made())
+
+    def brief(self) -> str:
+        """What a message calls this step: its call, or, if there are many, what they do."""
+        return self.call()
+
+    def thing(self) -> str:
+        """What tells this step from others of its kind: the path, say."""
+        return ""
+
+    def needs(self) -> tuple[str, ...]:
+        """The handles that this step takes; one with a `?` is taken when it is there."""
+        return ()
+
+    def makes(self) -> tuple[str, ...]:
+        """The handles that this step leaves; one with a `?` is left in some cases."""
+        return ()
 
     def shell(self) -> str:
         return ""
 
     def check(self) -> str:
         return ""
-
-    def calls(self) -> list[str]:
-        """The traced system calls of this step, by name."""
-        name = self.call().split("(", 1)[0]
-        return [name]
 
     def do(self, run: Context) -> None:
         """Carries the step out, in Python (phases 1, 2, 3, 5)."""

@@ -14,7 +14,7 @@ from errno import (
 
 from nsrun import kernel
 from nsrun.errors import BadInput
-from nsrun.plan import COMMIT, HOST, Step, sh_quote
+from nsrun.plan import COMMIT, HOST, Part, Step, sh_quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ClaimName(Step):
-    why = "One rename(2) takes the name: of two at the same time, one gets it. A record lock beside the note proves that we live."
+    why = "One rename(2) takes the name, so only one of two that try at the same time gets it. A record lock beside the note proves that the maker lives."
     man = "rename(2), fcntl(2) F_SETLK"
     kind: str
     name: str
@@ -35,11 +35,22 @@ class ClaimName(Step):
         EACCES: "needs root; root of a user namespace needs a state directory of its own, too: --root DIR",
     }
 
-    def call(self) -> str:
-        return f'fcntl("held", F_SETLK, F_RDLCK); rename("tmp/ID", "{self.kind}/{self.name}")'
+    def made(self) -> list[str | Part]:
+        beside = ("config.json", "options.json") if self.kind == "members" else ()
+        return [
+            Part(["mkdir(DIRECTORY, 0700)"], each="DIRECTORY of nsrun's state that is missing"),
+            'mkdir("tmp/CLAIM", 0700)',
+            "fcntl(lock:held, F_SETLK, F_RDLCK)",
+            'rename("tmp/CLAIM/note.tmp", "tmp/CLAIM/note")',
+            *(f'rename("tmp/CLAIM/{name}.tmp", "tmp/CLAIM/{name}")' for name in beside),
+            f'rename("tmp/CLAIM", "{self.kind}/{self.name}")',
+        ]
 
-    def calls(self) -> list[str]:
-        return ["rename"]
+    def brief(self) -> str:
+        return f'rename("tmp/CLAIM", "{self.kind}/{self.name}")'
+
+    def makes(self) -> tuple[str, ...]:
+        return ("lock:held",)
 
     def shell(self) -> str:
         return f"mkdir -p {sh_quote('/run/nsrun-shell/' + self.kind)} && mkdir {sh_quote(f'/run/nsrun-shell/{self.kind}/{self.name}')}"
@@ -68,9 +79,26 @@ class ClaimName(Step):
 _READ_ONLY = "the cgroup tree is read-only here; NSRUN_CGROUP=none makes pods that go without cgroups"
 
 
+_NONE = "# there are no cgroups here"
+
+
+def _make(path: str, limits: dict[str, str]) -> list[str | Part]:
+    """What nsrun.host.cgroup.make() does."""
+    from nsrun.host.cgroup import LIMITS
+
+    if not path:
+        return [_NONE]
+    controllers = " ".join(f"+{LIMITS[key][0]}" for key in limits)
+    offer = [f'write("cgroup.subtree_control", "{controllers}")'] if limits else []
+    return [
+        Part([*offer, "mkdirat(parent, PART, 0755)"], when="it is missing", each=f"PART of {path}"),
+        *(f'write("{LIMITS[key][1]}", "{value}")' for key, value in limits.items()),
+    ]
+
+
 class MakeCgroup(Step):
     phase = HOST
-    why = "A cgroup of its own: it is killed as a whole, and stopping it touches nobody else (moby#50523)."
+    why = "In a cgroup of its own it is killed as a whole, and stopping it touches nobody else (moby#50523)."
     man = "cgroups(7)"
     path: str
     limits: dict[str, str]
@@ -83,12 +111,14 @@ class MakeCgroup(Step):
         ENODEV: "another file system lies where cgroup v2 has to be mounted: nsrun doctor",
     }
 
-    def call(self) -> str:
-        extra = "".join(f"; {key}.max = {value}" for key, value in self.limits.items())
-        return f'mkdir("{self.path}", 0755){extra}'
+    def made(self) -> list[str | Part]:
+        return _make(self.path, self.limits)
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f"make the cgroup {self.path}" if self.path else "no cgroup"
+
+    def makes(self) -> tuple[str, ...]:
+        return ("cgroup:dir", "cgroup:parent") if self.path else ()
 
     def shell(self) -> str:
         if not self.path:
@@ -130,16 +160,16 @@ class MakeCgroup(Step):
 
 class OpenCgroup(Step):
     phase = HOST
-    why = "What is started in a member belongs to its cgroup, and ends with it."
+    why = "A process that is started in a member belongs to the cgroup of the member, and ends with it."
     man = "cgroups(7)"
     path: str
     ident: int = 0  # its inode number, from the note (0: unknown)
 
-    def call(self) -> str:
-        return f'open("{self.path}", O_DIRECTORY)'
+    def made(self) -> list[str | Part]:
+        return [f'cgroup:dir = open("{self.path}", O_DIRECTORY)'] if self.path else [_NONE]
 
-    def calls(self) -> list[str]:
-        return []
+    def makes(self) -> tuple[str, ...]:
+        return ("cgroup:dir",) if self.path else ()
 
     def shell(self) -> str:
         return f"CGROUP={sh_quote(self.path)}"
@@ -158,17 +188,17 @@ class LimitPod(Step):
     """Limits of the whole pod: on the directory above pause's and the members'."""
 
     phase = HOST
-    why = "The pod's limits hold for all members together."
+    why = "The limits of the pod hold for all its members together."
     man = "cgroups(7)"
     path: str
     limits: dict[str, str]
     hints = MakeCgroup.hints
 
-    def call(self) -> str:
-        return f'mkdir("{self.path}", 0755)' + "".join(f"; {k}.max = {v}" for k, v in self.limits.items())
+    def made(self) -> list[str | Part]:
+        return _make(self.path, self.limits)
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f"limit the cgroup {self.path}"
 
     def check(self) -> str:
         return f"cat {self.path}/*.max"
@@ -188,15 +218,33 @@ class LimitPod(Step):
 
 class WriteNote(Step):
     phase = COMMIT
-    why = "From here on nsrun ls knows it. The note names a process for people; a lock on `held` says whether it lives."
+    why = "From here on nsrun ls knows it. The note names a process for people; whether it lives is proved by a lock on the file `held`."
     man = "rename(2)"
     kind: str
     name: str
     note: Mapping[str, Any]
     hints = {ENOSPC: "the disk that holds nsrun's state is full"}
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
+        found: list[str | Part] = []
+        if self.kind == "members":
+            found.append(
+                Part(
+                    ['rename("upper/ID/committed.tmp", "upper/ID/committed")'],
+                    when="it writes to a directory of its own",
+                )
+            )
+        found.append(f'rename("{self.kind}/{self.name}/note.tmp", "{self.kind}/{self.name}/note")')
+        if self.kind == "pods" and self.note.get("user"):
+            shown = f'rename("{self.name}.json.tmp", "{self.name}.json")'
+            found.append(Part([shown], when="root makes it for its owner, who reads the note there"))
+        return found
+
+    def brief(self) -> str:
         return f'rename("{self.kind}/{self.name}/note.tmp", "{self.kind}/{self.name}/note")'
+
+    def needs(self) -> tuple[str, ...]:
+        return ("lock:held?", "lock:data?", "pidfd:slot?", "member:pidfd?", "pod:ip?")
 
     def check(self) -> str:
         return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"

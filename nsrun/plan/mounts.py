@@ -24,7 +24,7 @@ from errno import (
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.linux import DEVICE_NODES
-from nsrun.plan import InitStep, Step, sh_quote
+from nsrun.plan import InitStep, Part, Step, sh_quote
 from nsrun.state import make_directory
 
 TYPE_CHECKING = False
@@ -34,12 +34,57 @@ if TYPE_CHECKING:
     from nsrun.plan import Context
 
 
+_STRICT = "RESOLVE_IN_ROOT|RESOLVE_NO_SYMLINKS"
+_IN_ROOT = "RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS"
+_HERE = "MOVE_MOUNT_F_EMPTY_PATH|MOVE_MOUNT_T_EMPTY_PATH"
+_CREATE = "fsconfig(fs, FSCONFIG_CMD_CREATE)"
+
+
 def _c(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
+def set_option(option: str) -> str:
+    """Return the fsconfig(2) of one mount option, KEY or KEY=VALUE."""
+    key, equals, value = option.partition("=")
+    if equals:
+        return f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")'
+    return f'fsconfig(fs, FSCONFIG_SET_FLAG, "{key}")'
+
+
+def _new_mount(fstype: str, options: str, attrs: int) -> list[str]:
+    """What init.c new_mount() does: a mount that is attached nowhere."""
+    told = [set_option(option) for option in (f"source={fstype}", *options.split(",")) if option]
+    flags = kernel.flag_names(attrs, kernel.MOUNT_ATTRS)
+    return [f'fs = fsopen("{fstype}", FSOPEN_CLOEXEC)', *told, _CREATE, f"mnt = fsmount(fs, FSMOUNT_CLOEXEC, {flags})"]
+
+
+def _place(target: str, resolve: str, file: bool = False) -> list[str | Part]:
+    """What init.c open_or_make() does: the kernel finds the place inside the root, and what is missing is made."""
+    make = ["openat2(rootfs, PART, O_PATH)", "mkdirat(parent, PART, 0755)"]
+    make += ["openat(parent, PART, O_CREAT|O_EXCL|O_NOFOLLOW)"] if file else []
+    return [
+        f"at = openat2(rootfs, {_c(target)}, O_PATH, {resolve})",
+        Part(make, when="it is missing", each="part of the path"),
+    ]
+
+
+def _own_data(ident: str) -> list[str | Part]:
+    """What nsrun.state.State.make_data() does: a directory for what the member writes, with a proof of life of its own."""
+    return [
+        Part(["mkdir(DIRECTORY, 0700)"], each="DIRECTORY above that is missing"),
+        f'mkdir("upper/{ident}", 0700)',
+        "fcntl(lock:data, F_SETLK, F_RDLCK)",
+        f'rename("upper/{ident}/about.tmp", "upper/{ident}/about")',
+    ]
+
+
+def _onto(tree: str) -> str:
+    return f'move_mount({tree}, "", at, "", {_HERE})'
+
+
 class OverlayRoot(Step):
-    why = "Writes go to a directory of the member's own; the rootfs stays clean and can be shared."
+    why = "What the member writes goes to a directory of its own, so the rootfs stays clean and can be shared."
     man = "fsopen(2), https://docs.kernel.org/filesystems/overlayfs.html"
     lowers: tuple[str, ...]  # a rootfs directory, or the layers of an image from the top down
     ident: str
@@ -54,32 +99,59 @@ class OverlayRoot(Step):
         EACCES: "overlayfs works in a directory of mode 0, and so needs CAP_DAC_OVERRIDE: nsrun doctor; or --writable",
     }
 
-    def call(self) -> str:
-        lower = ":".join(self.lowers)
-        if len(self.lowers) > 1:  # layers: HEX/tree each
-            lower = ":".join(path.split("/")[-2][:12] for path in self.lowers)
-        idmap = (
-            f"mount_setattr(open_tree(…), MOUNT_ATTR_IDMAP, {self.idmap}); unshare(CLONE_NEWNS); move_mount(…); "
-            if self.idmap
-            else ""
-        )
-        return f'{idmap}fsmount(fsopen("overlay"), "lowerdir={lower},upperdir=upper/{self.ident}", MOUNT_ATTR_NODEV)'
-
-    def calls(self) -> list[str]:
-        if not self.idmap:
-            return ["fsopen", "fsmount"]
-        n = len(self.lowers)
-        return [
-            *["open_tree", "mount_setattr"] * n,
-            "open_tree",
-            "clone3",
-            "unshare",
-            "mount",
-            *["move_mount"] * (n + 1),
-            "fsopen",
-            *["setns"] * (n + 7),
-            "fsmount",
+    def made(self) -> list[str | Part]:
+        n, child = len(self.lowers), "a child in that mount namespace"
+        lower = "lowerdir+" if n > 1 else "lowerdir"
+        names = [path.split("/")[-2][:12] if n > 1 else path for path in self.lowers]  # layers: HEX/tree each
+        settings = ["source=nsrun", *(f"{lower}={name}" for name in names)]
+        settings += [
+            f"upperdir=upper/{self.ident}/upper",
+            f"workdir=upper/{self.ident}/work",
+            "metacopy=off",
+            "index=off",
         ]
+
+        def configured(call: str) -> list[str | Part]:
+            if not self.idmap:
+                return [call]
+            return ["vfork()", Part(["setns(apart, CLONE_NEWNS)", call], by=child)]
+
+        found: list[str | Part] = []
+        if self.idmap:
+            for path in self.lowers:
+                found.append(f'layer = open_tree(AT_FDCWD, "{path}", OPEN_TREE_CLONE)')
+                found.append(f'mount_setattr(layer, "", AT_EMPTY_PATH, MS_PRIVATE, MOUNT_ATTR_IDMAP of {self.idmap})')
+        if not self.again:
+            found += _own_data(self.ident) + [f'mkdir("upper/{self.ident}/{part}", 0700)' for part in ("upper", "work")]
+        if self.idmap:
+            found.append(f'open_tree(AT_FDCWD, "upper/{self.ident}", OPEN_TREE_CLONE)')
+            helper: list[str | Part] = ["unshare(CLONE_NEWNS)", 'mount(NULL, "/", NULL, MS_REC|MS_PRIVATE, NULL)']
+            helper.append(
+                Part(['move_mount(TREE, "", AT_FDCWD, "/sys", MOVE_MOUNT_F_EMPTY_PATH)'], each="of them", times=n + 1)
+            )
+            helper.append('apart = open("/proc/thread-self/ns/mnt")')
+            found += ["clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK)", Part(helper, by="a helper")]
+        found.append('fs = fsopen("overlay", FSOPEN_CLOEXEC)')
+        if n > 1:
+            found.append(
+                'fsconfig(fs, FSCONFIG_SET_FLAG, "nsrun")   /* refused at once since Linux 6.5, which has lowerdir+ */'
+            )
+        found += configured(set_option(settings[0]))
+        found.append(Part([set_option("userxattr")], when="we are in a user namespace"))
+        for setting in settings[1:]:
+            found += configured(set_option(setting))
+        found.append(Part(configured(set_option("redirect_dir=off")), when="we are in none"))
+        found += configured(_CREATE)
+        return [*found, f"{self.handle} = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NODEV)"]
+
+    def brief(self) -> str:
+        return f"an overlay of {':'.join(self.lowers)} and upper/{self.ident}"
+
+    def needs(self) -> tuple[str, ...]:
+        return (*([self.idmap] if self.idmap else []), "lock:data?")
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle, "lock:data?")
 
     def shell(self) -> str:
         up, lower = f"/var/tmp/nsrun-shell/{self.ident}", sh_quote(":".join(self.lowers))
@@ -158,15 +230,19 @@ class PlainRoot(Step):
     @property
     def why(self) -> str:  # type: ignore[override]
         if self.recursive:
-            return "No rootfs was named: the member sees the host's own files, in a private copy of its mount tree."
-        return "--writable: the member writes to the directory itself."
+            return "No rootfs was named, so the member sees the host's own files, in a private copy of the host's mount tree."
+        return "With --writable the member writes to the directory itself, without an overlay."
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
         flags = "OPEN_TREE_CLONE" + ("|AT_RECURSIVE" if self.recursive else "")
-        return f'open_tree(AT_FDCWD, "{self.path}", {flags}); mount_setattr({self.handle}, MS_PRIVATE)'
+        attrs = "MS_PRIVATE" if self.recursive else "MS_PRIVATE, MOUNT_ATTR_NODEV"
+        return [
+            f'{self.handle} = open_tree(AT_FDCWD, "{self.path}", {flags})',
+            f'mount_setattr({self.handle}, "", AT_EMPTY_PATH{"|AT_RECURSIVE" if self.recursive else ""}, {attrs})',
+        ]
 
-    def calls(self) -> list[str]:
-        return ["open_tree", "mount_setattr"]
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def shell(self) -> str:
         return f"ROOT_BIND={sh_quote(self.path)}"
@@ -184,7 +260,8 @@ class PlainRoot(Step):
 
 class OpenVolume(Step):
     man = "open_tree(2), mount_setattr(2)"
-    why = "The volume is opened here, as the host sees it; inside, only its descriptor is known."
+    many = "{} volumes are opened"
+    why = "The volume is opened here, by a path of the host; the pod gets only the descriptor."
     source: str
     handle: str
     readonly: bool = False
@@ -201,16 +278,36 @@ class OpenVolume(Step):
         ELOOP: "the root has a symlink on the way to the volume's target: name the real directory",
     }
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
+        found: list[str | Part] = []
+        if self.ident:
+            found.append(Part(_own_data(self.ident), when="the member has nothing of its own yet"))
+        if self.seed:
+            new = 'mount_setattr(rootfs:fd, "", AT_EMPTY_PATH, {}MOUNT_ATTR_NOSYMFOLLOW)'
+            copy = [new.format(""), f"# cp -a rootfs:fd{self.seed}/. {self.staging}", new.format("without ")]
+            make: list[str | Part] = [f'mkdir("{self.staging}", 0755)', Part(copy, when=f"rootfs:fd has {self.seed}")]
+            make.append(f'rename("{self.staging}", "{self.source}")')
+            found.append(Part(make, when="it is missing"))
+        elif self.make:
+            found.append(Part([f'mkdir("{self.source}", 0755)'], when="it is missing"))
         attrs = kernel.flag_names(self._attrs(), kernel.MOUNT_ATTRS)
-        copy = f"cp -a rootfs{self.seed}/. {self.source}; " if self.seed else ""
-        return f'{copy}open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE); mount_setattr({self.handle}, {attrs})'
+        return [
+            *found,
+            f'{self.handle} = open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE)',
+            f'mount_setattr({self.handle}, "", AT_EMPTY_PATH|AT_RECURSIVE, MS_PRIVATE, {attrs})',
+        ]
+
+    def thing(self) -> str:
+        return self.source
+
+    def needs(self) -> tuple[str, ...]:
+        return ("rootfs:fd", "lock:data?") if self.seed else ("lock:data?",)
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle, "lock:data?") if self.ident else (self.handle,)
 
     def _attrs(self) -> int:
         return self.attrs | kernel.MOUNT_ATTR_NODEV | (kernel.MOUNT_ATTR_RDONLY if self.readonly else 0)
-
-    def calls(self) -> list[str]:
-        return ["open_tree", "mount_setattr"]
 
     def shell(self) -> str:
         if self.seed:
@@ -242,20 +339,27 @@ class OpenVolume(Step):
 
 
 class OpenDevice(Step):
-    why = "One node of the host's, as a mount of its own: the rest of the member stays nodev."
+    many = "{} devices are opened"
+    why = "One device node of the host becomes a mount of its own, so everything else in the member can stay nodev."
     man = "open_tree(2), mount_setattr(2)"
     source: str
     handle: str
     hints = {ENOENT: "is its module loaded?", EINVAL: "it is no device node"}
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
         attrs = kernel.flag_names(self._attrs, kernel.MOUNT_ATTRS)
-        return f'open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE); mount_setattr({self.handle}, {attrs})'
+        return [
+            f'{self.handle} = open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE)',
+            f'mount_setattr({self.handle}, "", AT_EMPTY_PATH, MS_PRIVATE, {attrs})',
+        ]
+
+    def thing(self) -> str:
+        return self.source
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     _attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
-
-    def calls(self) -> list[str]:
-        return ["open_tree", "mount_setattr"]
 
     def shell(self) -> str:
         return f"test -b {sh_quote(self.source)} -o -c {sh_quote(self.source)}"
@@ -279,7 +383,7 @@ class EnterMountNamespace(InitStep):
         "nsenter --mount did it, where the shell's own programs are in view there; else a bind mount of /proc/PID/root"
     )
     handle: str
-    reason: str = "Pause's mount namespace holds the pod's /dev/shm and files, and nothing of the host."
+    reason: str = "The mount namespace of pause holds the pod's /dev/shm and files, and nothing of the host."
     flags: int = kernel.CLONE_NEWNS
 
     @property
@@ -289,8 +393,11 @@ class EnterMountNamespace(InitStep):
     def args(self, run: Context) -> Sequence[int]:
         return (run.fd(self.handle), self.flags)
 
-    def call(self) -> str:
-        return f"setns({self.handle}, {kernel.flag_names(self.flags, kernel.CLONE_FLAGS)})"
+    def made(self) -> list[str | Part]:
+        return [f"setns({self.handle}, {kernel.flag_names(self.flags, kernel.CLONE_FLAGS)})"]
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def check(self) -> str:
         return "readlink /proc/PID/ns/mnt"
@@ -298,26 +405,27 @@ class EnterMountNamespace(InitStep):
 
 class MakePrivate(InitStep):
     why = (
-        "Host mounts are usually shared: without this, ours would appear on the host. "
-        "And should nsrun run in a chroot, setns leads to the root of the mount namespace, which is the one to be left behind."
+        "Mounts of the host are usually shared, so ours would appear on the host without this. "
+        "If nsrun runs in a chroot, setns first leads to the root of the mount namespace, which is the one to leave behind."
     )
     man = "mount_namespaces(7), setns(2), chroot(2)"
 
-    def call(self) -> str:
-        return 'setns(open("/proc/self/ns/mnt"), CLONE_NEWNS); mount(NULL, "/", NULL, MS_REC|MS_PRIVATE, NULL)'
-
-    def calls(self) -> list[str]:
-        return ["setns", "mount"]
+    def made(self) -> list[str | Part]:
+        return [
+            'mnt = openat(AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY)',
+            "setns(mnt, CLONE_NEWNS)",
+            'mount(NULL, "/", NULL, MS_REC|MS_PRIVATE, NULL)',
+        ]
 
     def shell(self) -> str:
         return "mount --make-rprivate /"
 
     def check(self) -> str:
-        return "grep -c shared: /proc/self/mountinfo   # 0 inside"
+        return "grep -c shared: /proc/PID/mountinfo   # 0"
 
 
 class TmpfsRoot(InitStep):
-    why = "Pause's root: empty, and in memory, so no path of the host is in view."
+    why = "The root of pause is empty and in memory, so that no path of the host is in view."
     man = "tmpfs(5), fsopen(2)"
     options: str
     at: str = "/proc"
@@ -325,11 +433,14 @@ class TmpfsRoot(InitStep):
     def args(self, run: Context) -> Sequence[str]:
         return (self.options, self.at)
 
-    def call(self) -> str:
-        return f'move_mount(fsmount(fsopen("tmpfs"), "{self.options}"), "", AT_FDCWD, "{self.at}", MOVE_MOUNT_F_EMPTY_PATH)'
+    def made(self) -> list[str | Part]:
+        return [
+            *_new_mount("tmpfs", self.options, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV),
+            f'move_mount(mnt, "", AT_FDCWD, "{self.at}", MOVE_MOUNT_F_EMPTY_PATH)',
+        ]
 
-    def calls(self) -> list[str]:
-        return ["fsopen", "fsmount", "move_mount"]
+    def brief(self) -> str:
+        return f"mount tmpfs on {self.at}"
 
     def shell(self) -> str:
         return f'mkdir -p "$ROOT"; mount -t tmpfs -o {self.options} tmpfs "$ROOT"'
@@ -347,8 +458,11 @@ class AttachRoot(InitStep):
     def args(self, run: Context) -> Sequence[int | str]:
         return (run.fd(self.handle), self.at)
 
-    def call(self) -> str:
-        return f'move_mount({self.handle}, "", AT_FDCWD, "{self.at}", MOVE_MOUNT_F_EMPTY_PATH)'
+    def made(self) -> list[str | Part]:
+        return [f'move_mount({self.handle}, "", AT_FDCWD, "{self.at}", MOVE_MOUNT_F_EMPTY_PATH)']
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def check(self) -> str:
         return "head -1 /proc/PID/mountinfo"
@@ -359,6 +473,7 @@ _READ_ONLY = "the target is missing below a volume that is read-only: make it in
 
 class Mount(InitStep):
     man = "mount(8), fsopen(2)"
+    many = "{} file systems are mounted"
     fstype: str
     target: str
     options: str = ""
@@ -375,17 +490,19 @@ class Mount(InitStep):
 
     @property
     def why(self) -> str:  # type: ignore[override]
-        return self.reason or f"A fresh {self.fstype} shows the namespaces of whoever mounts it."
+        return self.reason or "A new mount of such a file system shows the namespaces of the process that mounts it."
 
     def args(self, run: Context) -> Sequence[str | int]:
         return (self.fstype, self.target, self.options, self.attrs)
 
-    def call(self) -> str:
-        attrs = kernel.flag_names(self.attrs, kernel.MOUNT_ATTRS)
-        return f'mount("{self.fstype}", "{self.target}", "{self.fstype}", {attrs}, "{self.options}")'
+    def made(self) -> list[str | Part]:
+        return [*_new_mount(self.fstype, self.options, self.attrs), *_place(self.target, _STRICT), _onto("mnt")]
 
-    def calls(self) -> list[str]:
-        return ["fsopen", "fsmount", "move_mount"]
+    def brief(self) -> str:
+        return f"mount {self.thing()}"
+
+    def thing(self) -> str:
+        return f"{self.fstype} on {self.target}"
 
     def shell(self) -> str:
         words = [n[11:].lower().replace("rdonly", "ro") for n, bit in kernel.MOUNT_ATTRS.items() if self.attrs & bit]
@@ -400,7 +517,8 @@ class Mount(InitStep):
 class MountTree(InitStep):
     """A volume: a tree that phase 1 opened on the host."""
 
-    why = "The volume comes in as a descriptor; its place is found by the kernel inside the root."
+    many = "{} volumes are mounted"
+    why = "The volume comes in as a descriptor, and the kernel looks its place up inside the root only."
     man = "move_mount(2), openat2(2)"
     handle: str
     target: str
@@ -416,11 +534,17 @@ class MountTree(InitStep):
     def args(self, run: Context) -> Sequence[int | str]:
         return (run.fd(self.handle), self.target, 1)
 
-    def call(self) -> str:
-        return f'move_mount({self.handle}, "", openat2(rootfs, "{self.target}", RESOLVE_IN_ROOT), "")'
+    def made(self) -> list[str | Part]:
+        return [*_place(self.target, _STRICT, file=True), _onto(self.handle)]
 
-    def calls(self) -> list[str]:
-        return ["move_mount"]
+    def brief(self) -> str:
+        return f"mount {self.source} on {self.target}"
+
+    def thing(self) -> str:
+        return self.target
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def shell(self) -> str:
         source, target = sh_quote(self.source), sh_quote(self.target)
@@ -437,7 +561,8 @@ class MountFromPod(InitStep):
     source: str
     target: str
     readonly: bool = False
-    reason: str = "It belongs to the pod: all members see the same one."
+    many = "{} files of the pod are mounted"
+    reason: str = "It belongs to the pod, so that all members see the same one."
 
     @property
     def why(self) -> str:  # type: ignore[override]
@@ -446,12 +571,16 @@ class MountFromPod(InitStep):
     def args(self, run: Context) -> Sequence[str | int]:
         return (self.source, self.target, int(self.readonly))
 
-    def call(self) -> str:
-        attrs = ", MOUNT_ATTR_RDONLY" if self.readonly else ""
-        return f'move_mount(open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE), "", rootfs, "{self.target}"{attrs})'
+    def made(self) -> list[str | Part]:
+        tree = f'tree = open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE)'
+        attr = ['mount_setattr(tree, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY)'] if self.readonly else []
+        return [tree, *attr, *_place(self.target, _IN_ROOT, file=True), _onto("tree")]
 
-    def calls(self) -> list[str]:
-        return ["open_tree", *(["mount_setattr"] if self.readonly else []), "move_mount"]
+    def brief(self) -> str:
+        return f"mount the pod's {self.source} on {self.target}"
+
+    def thing(self) -> str:
+        return self.target
 
     def shell(self) -> str:
         make = 'mkdir -p "$ROOT{0}"' if self.source == "/dev/shm" else '{{ [ -e "$ROOT{0}" ] || : >"$ROOT{0}"; }}'
@@ -463,18 +592,22 @@ class MountFromPod(InitStep):
 
 
 class MakeDirectory(InitStep):
-    why = "Mounts need a directory to stand on."
+    many = "{} directories are made"
+    why = "What follows needs this directory: a mount, a file, or the working directory."
     man = "mkdirat(2), openat2(2)"
     path: str
 
     def args(self, run: Context) -> Sequence[str]:
         return (self.path,)
 
-    def call(self) -> str:
-        return f'mkdirat(rootfs, "{self.path}", 0755)'
+    def made(self) -> list[str | Part]:
+        return _place(self.path, _IN_ROOT)
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f"make the directory {self.path}"
+
+    def thing(self) -> str:
+        return self.path
 
     def shell(self) -> str:
         return f'mkdir -p "$ROOT"{sh_quote(self.path)}'
@@ -487,16 +620,26 @@ class WriteFile(InitStep):
     man = "openat2(2)"
     path: str
     text: str
-    why = "Hostname, hosts and resolv.conf are the pod's: one file each, for all members."
+    many = "{} files are written"
+    why = "The files hostname, hosts and resolv.conf belong to the pod, and all its members see the same ones."
 
     def args(self, run: Context) -> Sequence[str]:
         return (self.path, run.text(self.text))
 
-    def call(self) -> str:
-        return f"write(openat2(rootfs, {_c(self.path)}, O_CREAT|O_EXCL), {_c(self.text)})"
+    def made(self) -> list[str | Part]:
+        return [
+            f"fd = openat2(rootfs, {_c(self.path)}, O_CREAT|O_EXCL|O_WRONLY, {_STRICT})",
+            f"write(fd, {_c(self.text)})",
+        ]
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f"write {self.path}"
+
+    def thing(self) -> str:
+        return self.path
+
+    def needs(self) -> tuple[str, ...]:
+        return ("pod:ip",) if "{pod:ip}" in self.text else ()
 
     def shell(self) -> str:
         text = self.text.replace("{pod:ip}", "$IP")
@@ -508,7 +651,7 @@ class WriteFile(InitStep):
 
 class MakeDev(InitStep):
     man = "null(4), full(4), random(4), tty(4), tmpfs(5)"
-    why = "A member gets six harmless devices; what it makes with mknod itself can't be opened (nodev)."
+    why = "A member gets six harmless devices; a device that it makes itself with mknod can't be opened, because /dev is nodev."
     target: str = "/dev"
     empty: bool = False  # in a user namespace no device can be made: they come from the pod
     hints = {
@@ -523,17 +666,20 @@ class MakeDev(InitStep):
     def args(self, run: Context) -> Sequence[str | list[str]]:
         return (self.target, [str(part) for node in self.nodes for part in node])
 
-    def call(self) -> str:
-        names = "; mknodat: " + " ".join(node[0] for node in self.nodes) if self.nodes else ""
-        return f'mount("tmpfs", "{self.target}", "tmpfs", MOUNT_ATTR_NOSUID|MOUNT_ATTR_NOEXEC|MOUNT_ATTR_NODEV, "mode=755"){names}'
+    def made(self) -> list[str | Part]:
+        attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+        found = [*_new_mount("tmpfs", "mode=755,size=64k", attrs), *_place(self.target, _STRICT), _onto("mnt")]
+        each, n = f"NODE of {' '.join(node[0] for node in self.nodes)}", len(self.nodes)
+        if self.nodes:
+            make = ["mknodat(mnt, NODE, S_IFCHR|0666, DEVICE)", "node = open_tree(mnt, NODE, OPEN_TREE_CLONE)"]
+            found.append(Part(make, each=each, times=n))
+        found.append('mount_setattr(mnt, "", AT_EMPTY_PATH, MOUNT_ATTR_NODEV)')
+        if self.nodes:
+            found.append(Part(['move_mount(node, "", mnt, NODE, MOVE_MOUNT_F_EMPTY_PATH)'], each=each, times=n))
+        return found
 
-    def calls(self) -> list[str]:
-        return (
-            ["fsopen", "fsmount", "move_mount"]
-            + ["mknodat", "open_tree"] * len(self.nodes)
-            + ["mount_setattr"]
-            + ["move_mount"] * len(self.nodes)
-        )
+    def brief(self) -> str:
+        return f"mount a tmpfs with devices on {self.target}"
 
     approx = "the nodes lie in the tmpfs itself, which is therefore not nodev"
 
@@ -547,7 +693,8 @@ class MakeDev(InitStep):
 
 
 class MakeSymlink(InitStep):
-    why = "Programs expect the link; it leads into their own /proc or devpts."
+    many = "{} symbolic links are made"
+    why = "Programs expect this link, which leads into their own /proc or devpts."
     man = "symlink(2)"
     to: str
     path: str
@@ -555,11 +702,11 @@ class MakeSymlink(InitStep):
     def args(self, run: Context) -> Sequence[str]:
         return (self.to, self.path)
 
-    def call(self) -> str:
-        return f'symlinkat("{self.to}", rootfs, "{self.path}")'
+    def made(self) -> list[str | Part]:
+        return [f'symlinkat("{self.to}", rootfs, "{self.path}")']
 
-    def calls(self) -> list[str]:
-        return ["symlinkat"]
+    def thing(self) -> str:
+        return self.path
 
     def shell(self) -> str:
         return f'ln -s {self.to} "$ROOT{self.path}"'
@@ -569,18 +716,29 @@ class MakeSymlink(InitStep):
 
 
 class Mask(InitStep):
-    why = "It tells about, or changes, the whole machine."
+    many = "{} paths are hidden"
+    why = "This path exposes or changes the state of the whole machine, so it is hidden."
     man = "proc(5)"
     path: str
 
     def args(self, run: Context) -> Sequence[str]:
         return (self.path,)
 
-    def call(self) -> str:
-        return f'mount("/dev/null or an empty tmpfs", "{self.path}", MS_BIND|MS_RDONLY)   # when it exists'
+    def made(self) -> list[str | Part]:
+        attrs = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID
+        null = [f'null = openat2(rootfs, "/dev/null", O_PATH, {_STRICT})', 'mnt = open_tree(null, "", OPEN_TREE_CLONE)']
+        return [
+            f'at = openat2(rootfs, "{self.path}", O_PATH, {_STRICT})',
+            Part(_new_mount("tmpfs", "size=0k,mode=0555,nr_inodes=2", attrs), when="it is a directory"),
+            Part(null, when="it is a file"),
+            Part([_onto("mnt")], when="it exists"),
+        ]
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f"hide {self.path}"
+
+    def thing(self) -> str:
+        return self.path
 
     def shell(self) -> str:
         p = f'"$ROOT{self.path}"'
@@ -591,18 +749,27 @@ class Mask(InitStep):
 
 
 class ReadonlyPath(InitStep):
-    why = "It may be read; writing would change the whole machine."
+    many = "{} paths become read-only"
+    why = "This path may be read, but writing to it would change the whole machine."
     man = "mount_setattr(2)"
     path: str
 
     def args(self, run: Context) -> Sequence[str]:
         return (self.path,)
 
-    def call(self) -> str:
-        return f'mount("{self.path}", "{self.path}", MS_BIND|MS_REC|MS_RDONLY)   # when it exists'
+    def made(self) -> list[str | Part]:
+        make = [
+            'tree = open_tree(at, "", OPEN_TREE_CLONE|AT_EMPTY_PATH|AT_RECURSIVE)',
+            'mount_setattr(tree, "", AT_EMPTY_PATH|AT_RECURSIVE, MOUNT_ATTR_RDONLY)',
+            _onto("tree"),
+        ]
+        return [f'at = openat2(rootfs, "{self.path}", O_PATH, {_STRICT})', Part(make, when="it exists")]
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f"make {self.path} read-only"
+
+    def thing(self) -> str:
+        return self.path
 
     def shell(self) -> str:
         p = f'"$ROOT{self.path}"'
@@ -614,6 +781,7 @@ class ReadonlyPath(InitStep):
 
 class WriteProc(InitStep):
     man = "proc(5)"
+    many = "{} kernel settings are written"
     path: str
     value: str
     reason: str
@@ -625,50 +793,52 @@ class WriteProc(InitStep):
 
     @property
     def why(self) -> str:  # type: ignore[override]
-        return self.reason
+        return "The user asked for this setting with --sysctl." if self.reason == "--sysctl" else self.reason
 
     def args(self, run: Context) -> Sequence[str | int]:
         return (self.path, self.value, int(self.optional))
 
-    def call(self) -> str:
-        return f'write(openat2(rootfs, "{self.path}", O_WRONLY), "{self.value}")' + (
-            "   # may be refused" if self.optional else ""
-        )
+    def made(self) -> list[str | Part]:
+        write = f'write(fd, "{self.value}")' + ("   /* it may be refused */" if self.optional else "")
+        opened = f'fd = openat2(rootfs, "{self.path}", O_WRONLY, {_IN_ROOT})'
+        return [opened, Part([write], when="it can be opened") if self.optional else write]
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f"write {self.value!r} to {self.path}"
+
+    def thing(self) -> str:
+        return f"{self.path} = {self.value}"
 
     def shell(self) -> str:
         return f"echo {sh_quote(self.value)} >{self.path}" + (" 2>/dev/null || :" if self.optional else "")
 
     def check(self) -> str:
-        return f"cat {self.path.replace('/self/', '/PID/')}"
+        if self.path.startswith("/proc/self/"):
+            return f"cat {self.path.replace('/self/', '/PID/')}"
+        return f"nsenter --target PID --net --ipc --uts cat {self.path}"
 
 
 class Pivot(InitStep):
-    why = "The new root becomes /, and the old one is let go: there is no way back out (unlike chroot)."
+    why = "The new root becomes /, and the old one is detached, so there is no way back out, unlike after chroot."
     man = "pivot_root(2)"
     approx = "the shell keeps the old root: its own programs lie there; the exec line uses chroot"
 
-    def call(self) -> str:
-        return 'pivot_root(".", "."); umount2(".", MNT_DETACH); chdir("/")'
-
-    def calls(self) -> list[str]:
-        return ["pivot_root", "umount2", "chdir"]
+    def made(self) -> list[str | Part]:
+        return ["fchdir(rootfs)", 'pivot_root(".", ".")', 'umount2(".", MNT_DETACH)', 'chdir("/")']
 
     def check(self) -> str:
         return "wc -l /proc/PID/mountinfo"
 
 
 class ReadonlyRoot(InitStep):
-    why = "Nothing can be written to the root any more."
+    why = "From here on nothing can be written to the root."
     man = "mount_setattr(2)"
 
-    def call(self) -> str:
-        return 'mount_setattr(rootfs, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY)'
+    def made(self) -> list[str | Part]:
+        return ['mount_setattr(rootfs, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY)']
 
     def shell(self) -> str:
         return 'mount -o remount,bind,ro "$ROOT"'
 
     def check(self) -> str:
-        return "touch /x   # Read-only file system"
+        return "touch /proc/PID/root/x   # Read-only file system"

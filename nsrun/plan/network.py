@@ -6,7 +6,7 @@ from __future__ import annotations
 from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
-from nsrun.plan import HOST, OWN_KEYRING, InitStep, Step
+from nsrun.plan import HOST, OWN_KEYRING, InitStep, Part, Step
 from nsrun.spec.options import port_ranges
 
 TYPE_CHECKING = False
@@ -14,19 +14,32 @@ if TYPE_CHECKING:
     from nsrun.plan import Context
 
 
+def netlink(command: str) -> str:
+    """A netlink message, as the command of ip(8), bridge(8), tc(8) or nft(8) that sends the same."""
+    return f"sendto(netlink, {{{command}}})"
+
+
 class NewNetns(Step):
     phase = HOST
-    why = "The pod's network exists before its first process; nothing is bind-mounted, so nothing can be left."
+    why = "The network of the pod exists before its first process. It is held by a descriptor and not bind-mounted, so nothing can be left behind."
     man = "network_namespaces(7), unshare(2)"
+    native = "kernel.c nsrun_new_netns"
     user: str = ""
     handle: str = "net:fd"
 
-    def call(self) -> str:
-        join = f"{OWN_KEYRING}; setns({self.user}, CLONE_NEWUSER); " if self.user else ""
-        return f"clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK); {join}unshare(CLONE_NEWNET); {self.handle} = open(/proc/thread-self/ns/net)"
+    def made(self) -> list[str | Part]:
+        join = [OWN_KEYRING, f"setns({self.user}, CLONE_NEWUSER)"] if self.user else []
+        helper = [*join, "unshare(CLONE_NEWNET)", f'{self.handle} = open("/proc/thread-self/ns/net")']
+        return ["clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK)", Part(helper, by="a helper, which shares our descriptors")]
 
-    def calls(self) -> list[str]:
-        return ["clone3", *(["keyctl", "setns"] if self.user else []), "unshare"]
+    def brief(self) -> str:
+        return "unshare(CLONE_NEWNET)"
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.user,) if self.user else ()
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     approx = "a process holds the namespace instead of a descriptor"
 
@@ -45,17 +58,20 @@ class NewNetns(Step):
 
 
 class LoopbackUp(InitStep):
-    why = "A new network namespace has its lo down; without it, localhost hangs."
+    why = "In a new network namespace lo is down, and without it localhost hangs."
     man = "netdevice(7)"
 
-    def call(self) -> str:
-        return 'ioctl(socket, SIOCSIFFLAGS, {"lo", IFF_UP})'
+    def made(self) -> list[str | Part]:
+        flags = [
+            f'ioctl(fd, SIOC{way}IFFLAGS, {{"lo", {bits}}})' for way, bits in (("G", "flags"), ("S", "flags|IFF_UP"))
+        ]
+        return ["fd = socket(AF_INET, SOCK_DGRAM, 0)", *flags]
 
     def shell(self) -> str:
         return "ip link set lo up"
 
     def check(self) -> str:
-        return "cat /sys/class/net/lo/operstate"
+        return "nsenter --target PID --net ip -br link show lo"
 
 
 COMMON_RULES = """nft list table ip nsrun-all-pods >/dev/null 2>&1 || nft -f - <<EOF
@@ -75,9 +91,9 @@ class ConnectPod(Step):
 
     phase = HOST
     why = (
-        "A table with an owner is named after the address: names are unique, so the kernel itself leases the address "
-        "for as long as the pod's table lives. The veth lets nothing pass but frames from this MAC and address, by a "
-        "filter that lives as long as the veth. Who is behind which port is written down, not learned."
+        "A table with an owner is named after the address. Names are unique, so the kernel itself leases the address "
+        "for as long as the pod's table lives. A filter, which lives as long as the veth, lets nothing pass but frames "
+        "from this MAC and address. Which MAC is behind which port is written down and not learned."
     )
     man = "veth(4), bridge(8), ip-link(8), nft(8), tc-bpf(8)"
     ident: str
@@ -92,16 +108,28 @@ class ConnectPod(Step):
         EINVAL: "tables with an owner came with Linux 5.12",
     }
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
         which = self.ip or "the first free one"
-        return (
-            "nft add table ip nsrun-… { flags owner; }; "
-            "ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"
-            f"; tc filter add dev nsr… ingress bpf …; bridge fdb …; ip neighbour …   # address: {which}"
-        )
+        bridge = [
+            netlink("ip link add nsrun0 type bridge"),
+            netlink("ip link set nsrun0 alias …; ip address add … dev nsrun0"),
+        ]
+        return [
+            Part([*bridge, 'write("/proc/sys/net/ipv4/ip_forward", "1")'], when="there is no bridge nsrun0"),
+            Part([netlink("nft create table ip nsrun-all-pods …")], when="there is no such table"),
+            netlink("nft add table ip nsrun-… { flags owner; }") + f"   /* pod:ip: {which} */",
+            netlink("ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"),
+            netlink("tc filter add dev nsr… ingress bpf …; bridge fdb …; ip neighbour …; ip link set nsr… up"),
+        ]
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return "ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("net:fd",)
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle, "pod:ip")
 
     def shell(self) -> str:
         from nsrun.host.net import ADVICE, BRIDGE_ALIAS, alias_of
@@ -166,16 +194,27 @@ class ConfigurePod(Step):
 
     @property
     def why(self) -> str:  # type: ignore[override]
-        lo = "Inside: lo up, or localhost hangs"
-        return f"{lo}; the address, the way out; no router and no redirect is listened to." if self.bridge else f"{lo}."
+        lo = "Inside, lo has to come up, or localhost hangs"
+        return (
+            f"{lo}; eth0 gets the address and the way out, and the pod listens to no router and no redirect."
+            if self.bridge
+            else f"{lo}."
+        )
 
-    def call(self) -> str:
-        if not self.bridge:
-            return "setns(net:fd, CLONE_NEWNET); ip link set lo up; setns(back)"
-        return "setns(net:fd, CLONE_NEWNET); echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_ra …; ip link set lo up; ip address add pod:ip/24 dev eth0; ip link set eth0 up; ip route add default; setns(back)"
+    def made(self) -> list[str | Part]:
+        quiet = ['write("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0")   /* and the like */'] if self.bridge else []
+        eth0 = (
+            "; ip address add pod:ip/24 dev eth0; ip link set eth0 up; ip route add default via …"
+            if self.bridge
+            else ""
+        )
+        return ["setns(net:fd, CLONE_NEWNET)", *quiet, netlink(f"ip link set lo up{eth0}"), "setns(back, CLONE_NEWNET)"]
 
-    def calls(self) -> list[str]:
-        return ["setns", "setns"]
+    def brief(self) -> str:
+        return "ip address add pod:ip/24 dev eth0" if self.bridge else "ip link set lo up"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("net:fd", "pod:ip") if self.bridge else ("net:fd",)
 
     def shell(self) -> str:
         run = "nsenter --target $NET --net ip"
@@ -203,7 +242,7 @@ class ConfigurePod(Step):
 
 class HoldPorts(Step):
     phase = HOST
-    why = "Bound sockets that pause keeps: another pod or program gets EADDRINUSE from the kernel."
+    why = "Pause keeps these bound sockets, so that another pod or program gets EADDRINUSE from the kernel."
     man = "bind(2)"
     ports: tuple[tuple[str, int, int], ...]
     hints = {EMFILE: "more ports than descriptors: ulimit -n"}
@@ -212,14 +251,15 @@ class HoldPorts(Step):
     def handles(self) -> list[str]:
         return [f"port:{ip}:{host or 'free'}:{pod}" for ip, host, pod in self.ports]
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
         ports = ", ".join(
             f"{ip}:{'any free port' if host == 'free' else host}" for ip, host, _ in port_ranges(self.ports)
         )
-        return f"bind(socket(AF_INET, SOCK_STREAM), {ports})"
+        calls = ["fd = socket(AF_INET, SOCK_STREAM)", "bind(fd, PORT)"]
+        return [Part(calls, each=f"PORT of {ports}", times=len(self.ports))]
 
-    def calls(self) -> list[str]:
-        return ["bind"] * len(self.ports)
+    def makes(self) -> tuple[str, ...]:
+        return tuple(self.handles)
 
     approx = "no shell tool binds without listening: no port is held"
 
@@ -239,7 +279,7 @@ class HoldPorts(Step):
 
 class PublishTable(Step):
     phase = HOST
-    why = "All rules are in the pod's own table, which has an owner: when pause dies, by SIGKILL too, the kernel removes it."
+    why = "All rules are in a table of the pod's own, which has an owner: when pause dies, even by SIGKILL, the kernel removes it."
     man = "nft(8)"
     ident: str
     ports: tuple[tuple[str, int, int], ...] = ()
@@ -250,12 +290,12 @@ class PublishTable(Step):
         EPERM: "needs CAP_NET_ADMIN",
     }
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
         ports = ", ".join(f"{ip}:{host}→{pod}" for ip, host, pod in port_ranges(self.ports))
-        return "nft -f - <<< 'table ip nsrun-… { … }'" + (f"   # {ports}" if ports else "")
+        return [netlink("nft add chain …, rule …" + (f" {ports}" if ports else ""))]
 
-    def calls(self) -> list[str]:
-        return []
+    def needs(self) -> tuple[str, ...]:
+        return (self.handle, "pod:ip")
 
     approx = (
         "without the owner flag, which needs a socket that stays open: nft delete table removes it; "
@@ -276,6 +316,8 @@ class PublishTable(Step):
                 maps += f" map {name} {{ type {type_} : ipv4_addr . inet_service; elements = {{ {elements} }}\n }}\n"
                 rules += f"  {way}meta l4proto tcp dnat ip addr . port to {key} map @{name}\n"
         return f"""LABEL=$(($(od -An -N1 -tu1 /dev/urandom) % 128))
+
+
 nft -f - <<EOF
 table ip nsrun-$HEX {{
 {maps} chain prerouting {{ type nat hook prerouting priority -100;

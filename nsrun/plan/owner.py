@@ -8,7 +8,7 @@ from errno import EACCES, EAGAIN, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSU
 
 from nsrun import kernel
 from nsrun.errors import BadInput
-from nsrun.plan import COMMIT, HOST, OPEN, OWN_KEYRING, Step
+from nsrun.plan import COMMIT, HOST, OPEN, OWN_KEYRING, Part, Step
 from nsrun.state.life import HOLDER
 
 TYPE_CHECKING = False
@@ -28,6 +28,7 @@ def _map_text(ranges: list[list[int]]) -> str:
 class NewUserNamespace(Step):
     phase = HOST
     man = "user_namespaces(7), subuid(5), newuidmap(1)"
+    native = "kernel.c nsrun_spawn_userns"
     owner: str
     uid: int
     gid: int
@@ -42,18 +43,31 @@ class NewUserNamespace(Step):
     @property
     def why(self) -> str:  # type: ignore[override]
         return (
-            f"Id 0 of the pod is {self.owner} on the host, its other ids are {self.owner}'s subordinate ones: root in the pod has no power"
-            f" outside, and {self.owner} joins without any privilege, because the namespace is {self.owner}'s."
+            f"Id 0 of the pod is {self.owner} on the host, and its other ids are subordinate ids of {self.owner}, so root in the pod has no power"
+            f" outside. The user namespace belongs to {self.owner}, who therefore joins the pod without any privilege."
         )
 
-    def call(self) -> str:
-        become = f"{OWN_KEYRING}; setresuid({self.uid}, {self.uid}, {self.uid}); " if self.by_root else ""
-        how = "write(/proc/PID/{0}_map, {1})" if self.by_root else "new{0}map PID {1}"
-        maps = "; ".join(how.format(kind, _map_text(self.maps[kind])) for kind in ("gid", "uid"))
-        return f"{become}unshare(CLONE_NEWUSER); {maps}"
+    def made(self) -> list[str | Part]:
+        become: list[str | Part] = []
+        if self.by_root:  # session.h become_user()
+            become += [OWN_KEYRING, "setgroups(0, [])", f"setresgid({self.gid}, {self.gid}, {self.gid})"]
+            become += [f"setresuid({self.uid}, {self.uid}, {self.uid})", "capset(none)"]
+        maps: list[str | Part] = []
+        for kind in ("gid", "uid"):
+            text = _map_text(self.maps[kind])
+            if self.by_root:
+                maps.append(f'write("/proc/PID/{kind}_map", "{text}")')
+            else:
+                maps += ['memfd_create("errors")', f"# new{kind}map PID {text}"]
+        child = Part([*become, "unshare(CLONE_NEWUSER)"], by="a child")
+        wait: list[str | Part] = ["pipe2(ready, O_CLOEXEC)", "pipe2(wait, O_CLOEXEC)", "fork()"]
+        return [*wait, child, *maps, f'{self.handle} = open("/proc/PID/ns/user")']
 
-    def calls(self) -> list[str]:
-        return [*(["keyctl", "setgroups", "setresgid", "setresuid", "capset"] if self.by_root else []), "unshare"]
+    def brief(self) -> str:
+        return "unshare(CLONE_NEWUSER) and its maps"
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     approx = "a process holds the namespace instead of a descriptor"
 
@@ -82,18 +96,25 @@ class NewUserNamespace(Step):
 
 class DelegateCgroup(Step):
     phase = HOST
-    why = "The owner may make cgroups for members below it, and move processes between them; the pod's own limits stay root's."
+    why = "The owner may make cgroups for members below it, and move processes between them; the limits of the pod stay with root."
     man = "cgroups(7) “Cgroups delegation: delegating a hierarchy to a less privileged user”"
     path: str
     uid: int
     gid: int
     hints = {EACCES: "the cgroup tree is read-only here"}
 
-    def call(self) -> str:
-        return f'chown("{self.path}"{{"", /cgroup.procs, /cgroup.threads, /cgroup.subtree_control}}, {self.uid}, {self.gid})'
+    def made(self) -> list[str | Part]:
+        files = "cgroup.max.descendants", "cgroup.max.depth"
+        chown = f'fchownat("{self.path}", FILE, {self.uid}, {self.gid})'
+        each = "FILE of . cgroup.procs cgroup.threads cgroup.subtree_control"
+        return (
+            [*(f'write("{file}", …)' for file in files), Part([chown], each=each, times=4)]
+            if self.path
+            else ["# there are no cgroups here"]
+        )
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f'chown("{self.path}", {self.uid}, {self.gid})'
 
     def shell(self) -> str:
         return f'chown {self.uid}:{self.gid} "$CGROUP" "$CGROUP"/cgroup.procs "$CGROUP"/cgroup.threads "$CGROUP"/cgroup.subtree_control'
@@ -109,8 +130,9 @@ class DelegateCgroup(Step):
 
 class EnterUserNamespace(Step):
     phase = OPEN
-    why = "Who owns a user namespace has every capability in it: from here on nsrun is root there, and no more than before elsewhere."
+    why = "The owner of a user namespace has every capability in it: from here on nsrun is root there, and has no more power than before elsewhere."
     man = "user_namespaces(7), setns(2), unshare(2)"
+    native = "kernel.c nsrun_enter_userns"
     handle: str
     hints = {
         EPERM: "the pod belongs to somebody else",
@@ -118,11 +140,11 @@ class EnterUserNamespace(Step):
         ESRCH: "the pod has just ended",
     }
 
-    def call(self) -> str:
-        return f"setns({self.handle}, CLONE_NEWUSER); unshare(CLONE_NEWNS)"
+    def made(self) -> list[str | Part]:
+        return [f"setns({self.handle}, CLONE_NEWUSER)", "unshare(CLONE_NEWNS)"]
 
-    def calls(self) -> list[str]:
-        return ["setns", "unshare"]
+    def needs(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def shell(self) -> str:
         return "# nsenter --user --target $POD … unshare --mount: each command below, in it"
@@ -138,14 +160,14 @@ class OwnMounts(Step):
     """Root of a user namespace, whose mount namespace may be an outer one's (`unshare -Ur`)."""
 
     phase = OPEN
-    why = "What mounts needs power over the mount namespace it is in: one that belongs to our own user namespace."
+    why = "A process that mounts needs a mount namespace that belongs to its own user namespace."
     man = "unshare(2), mount_namespaces(7)"
 
-    def call(self) -> str:
-        return "unshare(CLONE_NEWNS)"
+    def made(self) -> list[str | Part]:
+        return ["unshare(CLONE_NEWNS)"]
 
     def check(self) -> str:
-        return "readlink /proc/self/ns/mnt /proc/self/ns/user"
+        return "readlink /proc/PID/ns/mnt /proc/PID/ns/user"
 
     def do(self, run: Context) -> None:
         kernel.own_mounts()
@@ -153,16 +175,19 @@ class OwnMounts(Step):
 
 class OpenUserNamespace(Step):
     phase = OPEN
-    why = "Layers that belong to the host's ids are shown with the pod's: an id-mapped mount needs the namespace."
+    why = "The layers belong to ids of the host and are shown with those of the pod, which takes an id-mapped mount of this user namespace."
     man = "mount_setattr(2) MOUNT_ATTR_IDMAP"
     process: str  # the handle of its pidfd
     handle: str = "pod:user"
 
-    def call(self) -> str:
-        return "open(/proc/PID/ns/user)   # the pause's"
+    def made(self) -> list[str | Part]:
+        return [f'{self.handle} = open("/proc/PID/ns/user")   /* of pause */', f"pidfd_send_signal({self.process}, 0)"]
 
-    def calls(self) -> list[str]:
-        return []
+    def needs(self) -> tuple[str, ...]:
+        return (self.process,)
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def check(self) -> str:
         return "readlink /proc/PID/ns/user"
@@ -179,19 +204,25 @@ class ShowOwner(Step):
     """What pause holds in a pod of root's own, which its owner may see."""
 
     phase = HOST
-    why = (
-        "By a lock on this file the owner knows that the pod lives; root believes only its own, which nsrun-hold holds."
-    )
+    why = "The owner knows by a lock on this file that the pod lives; root believes only the lock that nsrun-hold has on root's own."
     man = "fcntl(2) F_SETLK, acl(5)"
     uid: int
     name: str
     hints = {EOPNOTSUPP: "the file system of nsrun's state has no ACLs: --root DIR on another"}
 
-    def call(self) -> str:
-        return f'fcntl(open("{self.name}.held", O_CREAT, 0644), F_SETLK, F_RDLCK)'
+    def made(self) -> list[str | Part]:
+        return [
+            Part(["mkdir(DIRECTORY, 0700)"], each="DIRECTORY for its owner that is missing"),
+            f'lock:shown = open("{self.name}.held", O_CREAT|O_EXCL)',
+            "fcntl(lock:shown, F_SETLK, F_RDLCK)",
+            "pipe2(alive, O_CLOEXEC)",
+        ]
 
-    def calls(self) -> list[str]:
-        return []
+    def brief(self) -> str:
+        return f'fcntl(open("{self.name}.held", O_CREAT|O_EXCL), F_SETLK, F_RDLCK)'
+
+    def makes(self) -> tuple[str, ...]:
+        return ("lock:shown", "alive:read", "alive:write")
 
     def check(self) -> str:
         return "lslocks"
@@ -207,7 +238,7 @@ class ShowOwner(Step):
 
 class ReachDoor(Step):
     phase = OPEN
-    why = "A process can't move into the pod's cgroup without power over the machine's; what nsrun-door forks is in it."
+    why = "Without power over the cgroups of the machine no process can move into that of the pod; but what nsrun-door forks is born there."
     man = "unix(7), cgroups(7)"
     path: str
     handle: str = "door:fd"
@@ -218,11 +249,11 @@ class ReachDoor(Step):
         EAGAIN: "the pod's nsrun-door does not answer: is it stopped? pgrep -a nsrun-door",
     }
 
-    def call(self) -> str:
-        return f'connect(socket(AF_UNIX, SOCK_SEQPACKET), "{self.path}")'
+    def made(self) -> list[str | Part]:
+        return [f"{self.handle} = socket(AF_UNIX, SOCK_SEQPACKET)", f'connect({self.handle}, "{self.path}")']
 
-    def calls(self) -> list[str]:
-        return []
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def check(self) -> str:
         return "pgrep -a nsrun-door"
@@ -246,24 +277,42 @@ class ReachDoor(Step):
         run.hold(self.handle, sock.detach())
 
 
+def _begin(cgroup: str) -> list[str | Part]:
+    """What nsrun.run.Run.start_door() does before the program is executed."""
+    if not cgroup:
+        return ["clone3(CLONE_VM|CLONE_VFORK|CLONE_PIDFD)"]
+    return [
+        Part(["mkdirat(parent, PART, 0755)"], when="it is missing", each=f"PART of {cgroup}"),
+        "clone3(CLONE_VM|CLONE_VFORK|CLONE_PIDFD|CLONE_INTO_CGROUP)",
+    ]
+
+
 class HoldForPod(Step):
     """What pause is for root in a pod of root's; the owner of this one has every power over pause."""
 
     phase = COMMIT
     why = (
-        "The owner has every power over pause, and could keep a port or the table beyond the pod, or hide that it lives: "
-        "a process of root's own, out of the owner's reach, holds them until pause lets go."
+        "The owner controls pause, and could keep a port or the table beyond the pod, or hide that it lives, so a separate "
+        "process of root's, out of the owner's reach, holds them until pause lets go."
     )
     man = "fcntl(2) F_SETLK, pidfd_getfd(2), bind(2), nft(8)"
     cgroup: str  # beside the pod's: what is in that the owner could freeze
     held: tuple[str, ...]
 
-    def call(self) -> str:
-        keeps = f"   # it keeps {', '.join(self.held)}" if self.held else ""
-        return f'clone3(CLONE_INTO_CGROUP); fcntl(held, F_SETLK); setsid(); {OWN_KEYRING}; execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH){keeps}'
+    def made(self) -> list[str | Part]:
+        keeps = f"   /* it keeps {', '.join(self.held)} */" if self.held else ""
+        child = ["fcntl(lock:held, F_SETLK, F_RDLCK)", "setsid()", OWN_KEYRING]
+        child.append(f'execveat(door:program, "", ["nsrun-door", "pause=…"], [], AT_EMPTY_PATH){keeps}')
+        return [*_begin(self.cgroup), Part(child, by="the child, which becomes nsrun-hold")]
 
-    def calls(self) -> list[str]:
-        return ["clone3", "setsid", "keyctl", "execveat"]
+    def brief(self) -> str:
+        return "start nsrun-hold"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("door:program", "member:pidfd", "lock:held", "alive:read", *self.held)
+
+    def makes(self) -> tuple[str, ...]:
+        return ("hold:pidfd", "hold:null", "hold:cgroup?")
 
     def check(self) -> str:
         return "pgrep -a nsrun-hold"
@@ -283,17 +332,31 @@ class OpenDoor(Step):
     """Starts nsrun-door, for the owner, in the pod's cgroup; its socket is where only the owner reaches it."""
 
     phase = COMMIT
-    why = "For joins without privilege: what it forks, as the owner, is in the pod's cgroup.  It ends with pause."
+    why = "The owner joins without privilege through nsrun-door: what it forks, as the owner, is in the cgroup of the pod. It ends with pause."
     man = "unix(7), clone(2) CLONE_INTO_CGROUP"
     name: str
     user: dict[str, Any]
     cgroup: str
 
-    def call(self) -> str:
-        return f'bind(socket(AF_UNIX, SOCK_SEQPACKET), "{self.name}.door"); clone3(CLONE_INTO_CGROUP); setsid(); {OWN_KEYRING}; setresuid({self.user["uid"]}, …); execveat(door:program, "", ["nsrun-door"], [], AT_EMPTY_PATH)'
+    def made(self) -> list[str | Part]:
+        child = ["setsid()", OWN_KEYRING, 'execveat(door:program, "", ["nsrun-door", "listen=…"], [], AT_EMPTY_PATH)']
+        return [
+            "door:socket = socket(AF_UNIX, SOCK_SEQPACKET)",
+            f'bind(door:socket, "{self.name}.door")',
+            Part([f'fchownat("{self.name}.door", {self.user["uid"]}, -1)'], when="root makes it for its owner"),
+            "listen(door:socket, 64)",
+            *_begin(f"{self.cgroup}/door" if self.cgroup else ""),
+            Part(child, by="the child, which becomes nsrun-door, and the owner"),
+        ]
 
-    def calls(self) -> list[str]:
-        return ["bind", "clone3", "setsid", "keyctl", "execveat"]
+    def brief(self) -> str:
+        return f"start nsrun-door, which listens at {self.name}.door"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("door:program", "member:pidfd", "forward:pidfd?")
+
+    def makes(self) -> tuple[str, ...]:
+        return ("door:dir", "door:socket", "door:pidfd", "door:null", "door:cgroup?")
 
     def check(self) -> str:
         return "pgrep -a nsrun-door"
@@ -330,7 +393,7 @@ class ForwardPorts(Step):
     """pasta: the network of a pod that was made without root."""
 
     phase = COMMIT
-    why = "Without root there is no bridge and no veth: pasta copies between the pod's network and sockets of the owner's own."
+    why = "Without root there is no bridge and no veth, so pasta copies between the network of the pod and sockets of the owner."
     man = "pasta(1)"
     ports: tuple[tuple[str, int, int], ...]
 
@@ -353,11 +416,26 @@ class ForwardPorts(Step):
             words += ["-t", f"{'' if ip == '0.0.0.0' else ip + '/'}{host}:{pod}"]
         return words + ([] if ports else ["-t", "none"])
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
+        words = " ".join(self.words("PAUSE", list(self.ports)))
+        found: list[str | Part] = []
+        if self.ports:
+            each = "PORT, which says whether it is free; then it is closed"
+            found.append(
+                Part(["fd = socket(AF_INET, SOCK_STREAM)", "bind(fd, PORT)"], each=each, times=len(self.ports))
+            )
+        return [
+            *found,
+            "fork()",
+            Part(["setsid()", f"execve(pasta: {words})"], by="the child, which becomes pasta"),
+            "forward:pidfd = pidfd_open(pasta, 0)",
+        ]
+
+    def brief(self) -> str:
         return " ".join(self.words("PAUSE", list(self.ports)))
 
-    def calls(self) -> list[str]:
-        return ["bind"] * len(self.ports)
+    def makes(self) -> tuple[str, ...]:
+        return ("forward:pidfd",)
 
     def shell(self) -> str:
         return " ".join(self.words("$POD", list(self.ports))) + " &"

@@ -122,7 +122,7 @@ def pod_plan(spec: PodSpec) -> Plan:
             WriteProc(
                 "/proc/sys/net/ipv4/ping_group_range",
                 f"0 {last}",
-                "ping works for every user of a member, with no capability (icmp(7)).",
+                "Every user of a member may use ping, with no capability (icmp(7)).",
                 optional=True,
             )
         )

@@ -19,7 +19,7 @@ from errno import (
 from nsrun import kernel
 from nsrun.errors import KernelError, UnknownError
 from nsrun.linux import RESOURCES, UNLIMITED, capability_names
-from nsrun.plan import COMMIT, JOIN, OWN_KEYRING, InitStep, Step, sh_quote
+from nsrun.plan import COMMIT, JOIN, OWN_KEYRING, InitStep, Part, Step, sh_quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,12 +29,21 @@ if TYPE_CHECKING:
     from nsrun.plan import Context
 
 
+def sealed(handle: str, name: str, kind: str = "MFD_NOEXEC_SEAL") -> list[str | Part]:
+    """What kernel.c nsrun_sealed_memfd() does."""
+    seals = "F_SEAL_SEAL|F_SEAL_SHRINK|F_SEAL_GROW|F_SEAL_WRITE|F_SEAL_EXEC"
+    return [
+        f'{handle} = memfd_create("{name}", MFD_ALLOW_SEALING|{kind})',
+        f"fcntl({handle}, F_ADD_SEALS, {seals})",
+    ]
+
+
 class OpenProcess(Step):
     """pidfd of pause, or of a member."""
 
     why = (
-        "A pidfd names the process for good: a number may be reused, and a dead one gives ESRCH instead of a surprise. "
-        "Which process it is, the lock on `held` tells."
+        "A pidfd stands for one process for good, where a pid may be reused: once that has ended, every use gives ESRCH. "
+        "The lock on the file `held` tells which process it is."
     )
     man = "pidfd_open(2), fcntl(2) F_GETLK"
     what: str
@@ -48,8 +57,11 @@ class OpenProcess(Step):
         """What the note says, for people."""
         return (self.note.get("process" if self.member else "pause") or ["PID"])[0]
 
-    def call(self) -> str:
-        return f"pidfd_open({self.what}, 0)"
+    def made(self) -> list[str | Part]:
+        return [f"{self.handle} = pidfd_open({self.what}, 0)"]
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def shell(self) -> str:
         return f"POD=${{POD:-{self.pid}}}   # {self.what}"
@@ -68,7 +80,8 @@ class OpenProcess(Step):
 
 
 class LoadProgram(Step):
-    why = "A sealed copy in memory: no member can reach a file of the host through /proc/PID/exe (CVE-2019-5736)."
+    many = "{} programs are loaded"
+    why = "The program is a sealed copy in memory, so that no member reaches a file of the host through /proc/PID/exe (CVE-2019-5736)."
     man = "memfd_create(2), fcntl(2) F_ADD_SEALS"
     program: str
     handle: str
@@ -78,11 +91,17 @@ class LoadProgram(Step):
         " sudo sysctl vm.memfd_noexec=1; or let root make the pod: sudo nsrun pod create",
     }
 
-    def call(self) -> str:
-        return f'memfd_create("{self.program}", MFD_ALLOW_SEALING|MFD_EXEC); fcntl({self.handle}, F_ADD_SEALS, F_SEAL_WRITE|…)'
+    def made(self) -> list[str | Part]:
+        return sealed(self.handle, self.program, "MFD_EXEC")
 
-    def calls(self) -> list[str]:
-        return ["memfd_create"]
+    def brief(self) -> str:
+        return f'memfd_create("{self.program}", MFD_ALLOW_SEALING|MFD_EXEC)'
+
+    def thing(self) -> str:
+        return self.program
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
 
     def check(self) -> str:
         return "readlink /proc/PID/exe   # memfd: (deleted)"
@@ -92,17 +111,20 @@ class LoadProgram(Step):
 
 
 class LoadFilter(Step):
-    why = "The filter was compiled before; what is inside gets it as bytes, and no library."
+    why = "The filter was compiled earlier; nsrun-init receives BPF bytes and needs no libseccomp."
     man = "seccomp(2), memfd_create(2)"
     name: str  # of the compiled filter
     profile: str  # "": ours
     caps: int
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
+        return [*sealed("seccomp:fd", "seccomp"), f"# {self.profile or 'the default profile'}"]
+
+    def brief(self) -> str:
         return f'memfd_create("seccomp", MFD_ALLOW_SEALING)   # {self.profile or "the default profile"}'
 
-    def calls(self) -> list[str]:
-        return ["memfd_create"]
+    def makes(self) -> tuple[str, ...]:
+        return ("seccomp:fd",)
 
     def do(self, run: Context) -> None:
         from nsrun import seccomp
@@ -114,16 +136,22 @@ class LoadFilter(Step):
 class OpenStdio(Step):
     """Pipes for a member's stdout and stderr (and stdin), owned by its user so that /dev/stdout can be re-opened."""
 
-    why = "Pipes, never the caller's own terminal; they belong to the member's user, who may re-open /dev/stdout."
+    why = "The member gets pipes and never the caller's own terminal; they belong to its user, who may open /dev/stdout again."
     man = "pipe(7), fchown(2)"
     stdin: bool
     uid: int = 0
 
-    def call(self) -> str:
-        return f"pipe2(out); pipe2(err){'; pipe2(in)' if self.stdin else ''}; fchown(…, {self.uid}, -1)"
+    def made(self) -> list[str | Part]:
+        names = ["out", "err", *(["in"] if self.stdin else [])]
+        found: list[str | Part] = [f"pipe2({name}, O_CLOEXEC)" for name in names]
+        if not self.stdin:
+            found.append('in:read = open("/dev/null", O_RDONLY)')
+        ends = ["in:read"] * self.stdin + ["out:write", "err:write"]
+        return found + [f"fchown({end}, {self.uid}, -1)" for end in ends if self.uid]
 
-    def calls(self) -> list[str]:
-        return []
+    def makes(self) -> tuple[str, ...]:
+        streams = ("out:read", "out:write", "err:read", "err:write", "in:read")
+        return (*streams, "in:write") if self.stdin else streams
 
     def check(self) -> str:
         return "ls -l /proc/PID/fd"
@@ -144,15 +172,16 @@ class OpenStdio(Step):
 
 
 class InheritStdio(Step):
-    why = "The caller of the library is the parent: its own descriptors become the member's."
+    why = "The caller of the library is the parent, and its own descriptors become those of the member."
     man = "dup2(2)"
     fds: tuple[int, int, int]
 
-    def call(self) -> str:
-        return f"dup2({self.fds[0]}, 0); dup2({self.fds[1]}, 1); dup2({self.fds[2]}, 2)"
+    def made(self) -> list[str | Part]:
+        names = ("in:read", "out:write", "err:write")
+        return [f"{name} = dup({fd})" for name, fd in zip(names, self.fds, strict=True)]
 
-    def calls(self) -> list[str]:
-        return []
+    def makes(self) -> tuple[str, ...]:
+        return ("in:read", "out:write", "err:write")
 
     def do(self, run: Context) -> None:
         for name, fd in zip(("in:read", "out:write", "err:write"), self.fds, strict=True):
@@ -161,23 +190,37 @@ class InheritStdio(Step):
 
 
 class OpenTerminal(Step):
-    why = "A terminal of the member's own: its devpts is new, and the master never leaves the host (CVE-2025-52565)."
+    why = "The member gets a terminal of its own from its own devpts, and the master never leaves the host (CVE-2025-52565)."
     man = "pty(7), ioctl_tty(2) TIOCGPTPEER"
     uid: int = 0
     member: str = ""  # exec: the handle of the member, which has a devpts already
     tty: bool = True  # the pod has a gid 5
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
+        found: list[str | Part] = []
         if self.member:
-            return 'open("ptmx" in the member\'s devpts); ioctl(master, TIOCGPTPEER)'
-        group = "mode=0620,gid=5" if self.tty else "mode=0600"
-        return f'fsmount(fsopen("devpts"), "newinstance,ptmxmode=0666,{group}"); openat("ptmx"); ioctl(TIOCGPTPEER)'
+            found.append('devpts:fd = openat2(the root of the member, "/dev/pts", O_PATH|O_DIRECTORY, RESOLVE_IN_ROOT)')
+        else:
+            found += ['fs = fsopen("devpts", FSOPEN_CLOEXEC)', 'fsconfig(fs, FSCONFIG_SET_FLAG, "newinstance")']
+            options = [("ptmxmode", "0666"), *([("mode", "0620"), ("gid", "5")] if self.tty else [("mode", "0600")])]
+            found += [f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")' for key, value in options]
+            found += ["fsconfig(fs, FSCONFIG_CMD_CREATE)"]
+            found += ["devpts:fd = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID|MOUNT_ATTR_NOEXEC)"]
+        found += ['tty:master = openat(devpts:fd, "ptmx", O_RDWR|O_NOCTTY)', "ioctl(tty:master, TIOCSPTLCK, 0)"]
+        found += [Part(["ioctl(tty:master, TIOCSWINSZ, the size of it)"], when="we have a terminal")]
+        return [*found, "tty:slave = ioctl(tty:master, TIOCGPTPEER)", f"fchown(tty:slave, {self.uid}, -1)"]
 
-    def calls(self) -> list[str]:
-        return [] if self.member else ["fsopen", "fsmount"]
+    def brief(self) -> str:
+        return "open a terminal" + (" in the devpts of the member" if self.member else " in a new devpts")
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.member,) if self.member else ()
+
+    def makes(self) -> tuple[str, ...]:
+        return ("devpts:fd", "tty:master", "tty:slave")
 
     def check(self) -> str:
-        return "ls -l /proc/PID/fd/0; tty"
+        return "ls -l /proc/PID/fd/0"
 
     def do(self, run: Context) -> None:
         from fcntl import ioctl
@@ -207,14 +250,21 @@ class OpenTerminal(Step):
 
 
 class ListenForAttach(Step):
-    why = "`nsrun attach` comes in here; a path that only root reaches, never an abstract name."
+    why = "Here `nsrun attach` connects, by a path that only the user of nsrun reaches; an abstract name would be open to all."
     man = "unix(7)"
 
-    def call(self) -> str:
-        return 'bind(socket(AF_UNIX, SOCK_SEQPACKET), "members/NAME/attach"); listen(4)'
+    def made(self) -> list[str | Part]:
+        return [
+            "attach:fd = socket(AF_UNIX, SOCK_SEQPACKET)",
+            'bind(attach:fd, "members/NAME/attach")',
+            "listen(attach:fd, 4)",
+        ]
 
-    def calls(self) -> list[str]:
-        return ["bind"]
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    def makes(self) -> tuple[str, ...]:
+        return ("attach:fd",)
 
     def do(self, run: Context) -> None:
         import _socket
@@ -230,11 +280,19 @@ class ListenForAttach(Step):
         run.hold("attach:fd", sock.detach())
 
 
+#: What nsrun-monitor keeps, if it is there (nsrun.run.Run.monitor_arguments).
+KEPT = (
+    *("out:read", "err:read", "in:write", "tty:master", "cgroup:dir", "cgroup:parent", "attach:fd", "lock:held"),
+    *("lock:data", "member:mnt", "directory:fd"),
+)
+
+
 class Launch(Step):
     """setns, clone3, setns back (csrc/kernel.c); then nsrun-init runs phase 4 and says how it went."""
 
     phase = JOIN
     man = "setns(2), clone3(2), cgroups(7)"
+    native = "kernel.c nsrun_do_launch"
     join: str = ""
     join_flags: int = 0
     clone_flags: int = 0
@@ -255,14 +313,14 @@ class Launch(Step):
     @property
     def why(self) -> str:  # type: ignore[override]
         if self.door:
-            return "nsrun-door forks the monitor; a helper of it joins, and makes nsrun-init the monitor's child, born in the member's cgroup."
+            return "nsrun-door forks the monitor; a helper joins the pod and makes nsrun-init the child of the monitor, born in the member's cgroup."
         if self.one_way:
             become = "joins it, becomes its root," if self._becomes else "joins the pod"
-            return f"Nobody comes back from a user namespace, or to what is outside of ours: a helper {become} and makes nsrun-init our child."
+            return f"A process can't leave a user namespace, nor go back to what is outside of its own, so a helper {become} and makes nsrun-init our child."
         return (
-            "One call joins them all or none; the clone is born inside, in its cgroup, and we go back out, so that we never pin the pod."
+            "One setns joins all namespaces or none; the clone is born inside, in its cgroup; nsrun then returns to its own, so it never keeps the pod alive."
             if self.join_flags
-            else "The clone is born in new namespaces; nothing of nsrun itself enters them."
+            else "The clone is born in new namespaces, and nsrun itself enters none of them."
         )
 
     @property
@@ -274,39 +332,103 @@ class Launch(Step):
         """Does nsrun-init become root of a user namespace that it was not in?"""
         return not self.door and bool(self.user or self.join_flags & kernel.CLONE_NEWUSER)
 
-    def call(self) -> str:
-        keyring, session = ("", "") if self.door else (f"{OWN_KEYRING}; ", "setsid(); ")
-        join = f"setns({self.user}, CLONE_NEWUSER); " if self.user else ""
-        join += f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)}); " if self.join else ""
-        flags = kernel.flag_names(self.clone_flags, kernel.CLONE_FLAGS)
-        clone = "CLONE_VM|CLONE_VFORK|CLONE_PIDFD|CLONE_INTO_CGROUP" + (f"|{flags}" if self.clone_flags else "")
-        if self.door or self.one_way:
-            clone = clone.replace("CLONE_VM|CLONE_VFORK", "CLONE_PARENT")
-            how = f"sendmsg({self.door}, SCM_RIGHTS); " if self.door else "clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK); "
-            ids = "setgroups(0, []); setresgid(0, 0, 0); setresuid(0, 0, 0); " if self._becomes else ""
-            return f'{how}{keyring}{join}clone3({clone}); {session}{ids}execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)'
-        return f'{join}clone3({clone}); {session}{keyring}execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)' + (
-            "; setns(back)" if self.join else ""
+    def made(self) -> list[str | Part]:
+        plan: list[str | Part] = sealed("plan:fd", "plan")
+        if self.door:
+            asked = [*plan, *sealed("request:fd", "request"), f"sendmsg({self.door}, SCM_RIGHTS)"]
+            return [
+                *asked,
+                Part(self._apart("CLONE_PARENT"), by="nsrun-door"),
+                "pidfd_send_signal(member:pidfd, 0)",
+                "pidfd_send_signal(monitor:pidfd, 0)",
+            ]
+        middle = self._apart("CLONE_PARENT") if self.one_way else self._and_back()
+        if not self.detach:
+            return plan + middle
+        monitor = [
+            "setsid()",
+            *self._lock(),
+            *middle,
+            'chdir("/")',
+            'execveat(monitor:fd, "", ["nsrun-monitor", …], […], AT_EMPTY_PATH)',
+        ]
+        return [*plan, "clone3(CLONE_VM|CLONE_VFORK)", Part(monitor, by="the child, which becomes nsrun-monitor")]
+
+    def _lock(self) -> list[str | Part]:
+        """What stays proves by these locks that it lives; a member that writes nothing of its own has no lock:data."""
+        found: list[str | Part] = []
+        for name in self.locks:
+            call = f"fcntl({name}, F_SETLK, F_RDLCK)"
+            found.append(Part([call], when="it is there") if name == "lock:data" else call)
+        return found
+
+    def _clone(self, parent: str) -> str:
+        into = kernel.flag_names(self.clone_flags, kernel.CLONE_FLAGS)
+        flags = ["CLONE_VM|CLONE_VFORK|CLONE_PIDFD", parent, "CLONE_INTO_CGROUP", into if self.clone_flags else ""]
+        return f"clone3({'|'.join(filter(None, flags))})"
+
+    def _child(self, before: list[str]) -> Part:
+        """What becomes nsrun-init, up to its exec."""
+        last = 'execveat(init:fd, "", ["nsrun-init"], [], AT_EMPTY_PATH)'
+        locks = [] if self.detach or self.door else self._lock()
+        return Part([*locks, *before, last], by="its child")
+
+    def _and_back(self) -> list[str | Part]:
+        """csrc/kernel.c join_and_return()."""
+        setns = f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)})" if self.join else ""
+        back: list[str | Part] = [
+            f"setns(back, {name})" for name, bit in kernel.CLONE_FLAGS.items() if self.join_flags & bit
+        ]
+        child = self._child(["setsid()", OWN_KEYRING])
+        nest: list[str | Part] = [self._clone(""), child]
+        if self._nests:
+            nest = [
+                "clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK)",
+                Part([self._clone("CLONE_PARENT"), child], by="a helper in the pod"),
+            ]
+        return [*([setns] if setns else []), *nest, *(back if self.join else [])]
+
+    def _apart(self, parent: str) -> list[str | Part]:
+        """csrc/launch.h join_apart(): a helper joins, because it can't come back."""
+        ids = ["setgroups(0, [])", "setresgid(0, 0, 0)", "setresuid(0, 0, 0)"] if self._becomes else []
+        helper: list[str | Part] = [] if self.door else [OWN_KEYRING]
+        helper += [f"setns({self.user}, CLONE_NEWUSER)"] if self.user else []
+        flags = kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)
+        helper += [f"setns({self.join}, {flags})"] if self.join else []
+        clone: list[str | Part] = [self._clone(parent), self._child(["setsid()"] * (not self.door) + ids)]
+        if self._nests:
+            clone = ["clone3(CLONE_PARENT|CLONE_FILES|CLONE_VM|CLONE_VFORK)", Part(clone, by="a helper in the pod")]
+        return ["clone3(CLONE_FILES|CLONE_VM|CLONE_VFORK)", Part(helper + clone, by="a helper")]
+
+    @property
+    def _nests(self) -> bool:
+        """Is the PID namespace to be one inside the pod's?  clone3 makes it only for a process of the pod."""
+        return bool(self.join_flags & self.clone_flags & kernel.CLONE_NEWPID)
+
+    def brief(self) -> str:
+        where = f" into the namespaces of {self.join or self.user}" if self.join or self.user else ""
+        return f"clone nsrun-init{where}{' by nsrun-door' if self.door else ''}"
+
+    def needs(self) -> tuple[str, ...]:
+        """And what the steps of phase 4 need."""
+        found = ["init:fd", *(name for name in (self.join, self.user, self.door) if name)]
+        found += [f"{name}?" for name in self.locks]
+        streams = ("in:read", "out:write", "err:write", "tty:slave")
+        return (
+            *found,
+            "cgroup:dir?",
+            "cgroup:parent?",
+            *(["monitor:fd"] if self.detach or self.door else []),
+            *(f"{name}?" for name in streams + KEPT),
         )
 
-    def calls(self) -> list[str]:
-        """Outside; nsrun-init's own first call is the execveat."""
+    def makes(self) -> tuple[str, ...]:
+        found: tuple[str, ...] = ("channel:nsrun", "member:pidfd?", "member:mnt?", "directory:fd?", "null:fd?")
+        if self.detach or self.door:
+            found += ("go:write", "pidfd:slot")
         if self.door:
-            # the plan, the request; what door does is not ours to trace
-            return ["memfd_create", "memfd_create"]
-        if self.one_way:
-            joins = ["keyctl", *["setns"] * (bool(self.user) + bool(self.join)), "clone3", "setsid"]
-            joins += ["setgroups", "setresgid", "setresuid"] if self._becomes else []
-            return [
-                "memfd_create",
-                *(["clone3", "setsid"] if self.detach else []),
-                "clone3",
-                *joins,
-                *(["chdir", "execveat"] if self.detach else []),
-            ]
-        back = ["setns"] * bin(self.join_flags).count("1") if self.join else []
-        calls = ["memfd_create", *(["setns"] if self.join else []), "clone3", "setsid", "keyctl", *back]
-        return [calls[0], "clone3", "setsid", *calls[1:], "chdir", "execveat"] if self.detach else calls
+            found += ("monitor:pidfd", *(() if self.detach else ("lead:ours",)))
+        return found
 
     def check(self) -> str:
         return "ls -l /proc/PID/ns"
@@ -319,51 +441,52 @@ class Launch(Step):
 
 
 class Undumpable(InitStep):
-    why = "What is already in the pod must not read our memory or descriptors while we still have the host's."
+    why = "The processes of the pod must not read the memory or descriptors of nsrun-init while it still has some of the host's."
     man = "prctl(2) PR_SET_DUMPABLE"
 
-    def call(self) -> str:
-        return "prctl(PR_SET_DUMPABLE, 0)"
+    def made(self) -> list[str | Part]:
+        return ["prctl(PR_SET_DUMPABLE, 0)"]
 
     def check(self) -> str:
         return "ls -l /proc/PID/fd   # from another member: Permission denied"
 
 
 class Unshare(InitStep):
-    why = "A copy of its own: what it mounts, nobody else sees."
+    why = "The member has a mount namespace of its own, so that nobody else sees what it mounts."
     man = "unshare(2)"
     flags: int
 
     def args(self, run: Context) -> Sequence[int]:
         return (self.flags,)
 
-    def call(self) -> str:
-        return f"unshare({kernel.flag_names(self.flags, kernel.CLONE_FLAGS)})"
+    def made(self) -> list[str | Part]:
+        return [f"unshare({kernel.flag_names(self.flags, kernel.CLONE_FLAGS)})"]
 
     def check(self) -> str:
         return "readlink /proc/PID/ns/mnt /proc/1/ns/mnt   # two numbers"
 
 
 class SetHostname(InitStep):
-    why = "The UTS namespace has a name of its own."
+    why = "The UTS namespace has a host name of its own."
     man = "sethostname(2), uts_namespaces(7)"
     name: str
 
     def args(self, run: Context) -> Sequence[str]:
         return (self.name,)
 
-    def call(self) -> str:
-        return f'sethostname("{self.name}", {len(self.name)})'
+    def made(self) -> list[str | Part]:
+        return [f'sethostname("{self.name}", {len(self.name)})']
 
     def shell(self) -> str:
         return f"hostname {sh_quote(self.name)}"
 
     def check(self) -> str:
-        return "uname -n"
+        return "nsenter --target PID --uts uname -n"
 
 
 class SetLimit(InitStep):
-    why = "A resource limit that can't be set is an error, never silence."
+    many = "{} resource limits are set"
+    why = "A resource limit that can't be set is an error and is never left out silently."
     man = "prlimit(2)"
     resource: str
     soft: int
@@ -376,12 +499,12 @@ class SetLimit(InitStep):
     def args(self, run: Context) -> Sequence[int]:
         return (RESOURCES[self.resource], self.soft, self.hard)
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
         soft, hard = ("RLIM_INFINITY" if v == UNLIMITED else v for v in (self.soft, self.hard))
-        return f"prlimit(0, RLIMIT_{self.resource.upper()}, {{{soft}, {hard}}})"
+        return [f"prlimit64(0, RLIMIT_{self.resource.upper()}, {{{soft}, {hard}}})"]
 
-    def calls(self) -> list[str]:
-        return ["prlimit64"]
+    def thing(self) -> str:
+        return self.resource
 
     def shell(self) -> str:
         soft, hard = ("unlimited" if v == UNLIMITED else v for v in (self.soft, self.hard))
@@ -392,33 +515,30 @@ class SetLimit(InitStep):
 
 
 class NewSession(InitStep):
-    why = "A session of its own: it can't push keys into the caller's terminal (TIOCSTI)."
+    why = "In a session of its own the member can't push keys into the caller's terminal (TIOCSTI)."
     man = "setsid(2), tty_ioctl(4)"
     terminal: bool = False
 
     def args(self, run: Context) -> Sequence[int]:
         return (int(self.terminal),)
 
-    def call(self) -> str:
-        return "setsid()" + ("; ioctl(0, TIOCSCTTY, 1)" if self.terminal else "")
+    def made(self) -> list[str | Part]:
+        return ["setsid()", *(["ioctl(0, TIOCSCTTY, 1)"] if self.terminal else [])]
 
     def check(self) -> str:
         return "ps -o pid,sid,tty -p PID"
 
 
 class NewKeyring(InitStep):
-    why = "Keys of the caller's session are not the member's."
+    why = "The member gets an empty session keyring, so that it has no keys of the caller."
     man = "keyctl(2), session-keyring(7)"
 
-    def call(self) -> str:
-        return OWN_KEYRING
-
-    def check(self) -> str:
-        return "cat /proc/keys"
+    def made(self) -> list[str | Part]:
+        return [OWN_KEYRING]
 
 
 class SetUser(InitStep):
-    why = "Bounding set first, then groups, then ids: each needs a power that the next one takes away."
+    why = "The bounding set comes first, then the groups, then the ids, because each needs a capability that the next one takes away."
     man = "capabilities(7), setresuid(2), setgroups(2)"
     hints = {
         EINVAL: "the pod's user namespace has no such id: cat /proc/PID/uid_map; a larger range in /etc/subuid, and the pod anew",
@@ -433,38 +553,48 @@ class SetUser(InitStep):
     def args(self, run: Context) -> Sequence[int | list[str]]:
         return (self.uid, self.gid, [str(g) for g in self.groups], self.bounding, int(self.keep_groups))
 
-    def call(self) -> str:
-        groups = f"setgroups({len(self.groups)}, [{', '.join(map(str, self.groups))}]); "
-        ids = f"setresgid({self.gid}, {self.gid}, {self.gid}); setresuid({self.uid}, {self.uid}, {self.uid})"
-        return ids if self.keep_groups else groups + ids
+    def _groups(self) -> str:
+        some = ", ".join(map(str, self.groups[:8])) + (", …" if len(self.groups) > 8 else "")
+        return f"setgroups({len(self.groups)}, [{some}])"
 
-    def calls(self) -> list[str]:
-        return [*([] if self.keep_groups else ["setgroups"]), "setresgid", "setresuid"]
+    def made(self) -> list[str | Part]:
+        drop = ["prctl(PR_CAPBSET_READ, CAP)", "prctl(PR_CAPBSET_DROP, CAP)"]
+        return [
+            Part(drop, each=f"CAP outside {self.bounding:#x}"),
+            *([] if self.keep_groups else [self._groups()]),
+            "prctl(PR_SET_KEEPCAPS, 1)",
+            f"setresgid({self.gid}, {self.gid}, {self.gid})",
+            f"setresuid({self.uid}, {self.uid}, {self.uid})",
+        ]
+
+    def brief(self) -> str:
+        groups = "" if self.keep_groups else f"{self._groups()}; "
+        return f"{groups}setresgid({self.gid}, {self.gid}, {self.gid}); setresuid({self.uid}, {self.uid}, {self.uid})"
 
     def check(self) -> str:
         return "grep -E 'Uid|Gid|Groups|CapBnd' /proc/PID/status"
 
 
 class SetCapabilities(InitStep):
-    why = "Only what was asked for; inheritable and ambient stay empty (CVE-2022-29162)."
+    why = "The member has only the capabilities that it is meant to have; inheritable and ambient ones stay empty (CVE-2022-29162)."
     man = "capabilities(7)"
     mask: int
 
     def args(self, run: Context) -> Sequence[int]:
         return (self.mask,)
 
-    def call(self) -> str:
-        return f"capset(permitted = effective = {self.mask:#x}, inheritable = 0)"
-
-    def calls(self) -> list[str]:
-        return ["capset"]
+    def made(self) -> list[str | Part]:
+        return [
+            "prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)",
+            f"capset(permitted = effective = {self.mask:#x}, inheritable = 0)",
+        ]
 
     def check(self) -> str:
         return "grep Cap /proc/PID/status"
 
 
 class SetProfile(InitStep):
-    why = "From its exec on the member is confined by this AppArmor profile; the file is one of a real /proc, or it would go nowhere (CVE-2019-16884)."
+    why = "The AppArmor profile takes effect at the exec. nsrun-init checks that the file is on a real procfs, because an image could bring one of that name (CVE-2019-16884)."
     man = "apparmor(7), aa_change_onexec(2)"
     name: str
     hints = {
@@ -477,11 +607,12 @@ class SetProfile(InitStep):
     def args(self, run: Context) -> Sequence[str]:
         return (f"exec {self.name}",)
 
-    def call(self) -> str:
-        return f'write(open("/proc/self/attr/apparmor/exec"), "exec {self.name}")'
-
-    def calls(self) -> list[str]:
-        return []
+    def made(self) -> list[str | Part]:
+        return [
+            'fd = openat(AT_FDCWD, "/proc/self/attr/apparmor/exec", O_WRONLY)',
+            Part(['fd = openat(AT_FDCWD, "/proc/self/attr/exec", O_WRONLY)'], when="there is no such file"),
+            f'write(fd, "exec {self.name}")',
+        ]
 
     def shell(self) -> str:
         return ""
@@ -493,18 +624,18 @@ class SetProfile(InitStep):
 
 
 class NoNewPrivileges(InitStep):
-    why = "No setuid program can raise it any more."
+    why = "From here on no set-user-ID program gives the member more privileges."
     man = "prctl(2) PR_SET_NO_NEW_PRIVS"
 
-    def call(self) -> str:
-        return "prctl(PR_SET_NO_NEW_PRIVS, 1)"
+    def made(self) -> list[str | Part]:
+        return ["prctl(PR_SET_NO_NEW_PRIVS, 1)"]
 
     def check(self) -> str:
         return "grep NoNewPrivs /proc/PID/status"
 
 
 class SetFilter(InitStep):
-    why = "System calls that a service never needs end with an error; the kernel's answer is the strictest of all filters."
+    why = "System calls that a service never needs fail; where there are several filters, the strictest answer counts."
     man = "seccomp(2)"
     approx = "a shell can't load a filter"
     hints = {
@@ -515,15 +646,18 @@ class SetFilter(InitStep):
     def args(self, run: Context) -> Sequence[int]:
         return (run.fd("seccomp:fd"),)
 
-    def call(self) -> str:
-        return "seccomp(SECCOMP_SET_MODE_FILTER, 0, …)   # each filter in seccomp:fd"
+    def made(self) -> list[str | Part]:
+        return [Part(["seccomp(SECCOMP_SET_MODE_FILTER, 0, FILTER)"], each="FILTER in seccomp:fd")]
+
+    def needs(self) -> tuple[str, ...]:
+        return ("seccomp:fd",)
 
     def check(self) -> str:
         return "grep Seccomp /proc/PID/status   # 2"
 
 
 class ChangeDirectory(InitStep):
-    why = "After the ids: a directory that the user may not enter is an error."
+    why = "The ids are set already, so a directory that the user may not enter is an error."
     man = "chdir(2)"
     path: str
     hints = {ENOENT: "make it in the rootfs, or choose another with -w", EACCES: "the user may not enter it"}
@@ -531,17 +665,26 @@ class ChangeDirectory(InitStep):
     def args(self, run: Context) -> Sequence[str]:
         return (self.path,)
 
-    def call(self) -> str:
-        return f'chdir("{self.path}")'
+    def made(self) -> list[str | Part]:
+        return [f'chdir("{self.path}")']
 
     def check(self) -> str:
         return "readlink /proc/PID/cwd"
 
 
+#: What nsrun-init does before each exec: it says that all is done, and waits for the note to be written.
+_WAIT = (
+    "prctl(PR_SET_DUMPABLE, 0)",
+    "write(channel, INIT_WAITS)",
+    "read(channel)   /* GO, once the note is written */",
+    "close_range(3, ~0, CLOSE_RANGE_CLOEXEC)",
+)
+
+
 class Execute(InitStep):
     """The last step: the member's own program.  nsrun-init waits for the commit before it."""
 
-    why = "nsrun-init turns into the member, once the note is written; only descriptors 0, 1, 2 survive."
+    why = "Once the note is written, nsrun-init becomes the command; only the descriptors 0, 1 and 2 survive."
     man = "execve(2), close_range(2)"
     argv: tuple[str, ...]
     env: tuple[str, ...]
@@ -555,12 +698,12 @@ class Execute(InitStep):
     def args(self, run: Context) -> Sequence[list[str]]:
         return (list(self.argv), list(self.env))
 
-    def call(self) -> str:
-        words = ", ".join(f'"{a}"' for a in self.argv)
-        return f'execve("{self.argv[0]}", [{words}], [{len(self.env)} variables])'
+    def made(self) -> list[str | Part]:
+        where = "" if "/" in self.argv[0] else "   /* in the first directory of PATH that has it */"
+        return [*_WAIT, f"{self.brief()}{where}"]
 
-    def calls(self) -> list[str]:
-        return ["close_range", "execve"]
+    def brief(self) -> str:
+        return f'execve("{self.argv[0]}", [{", ".join(f"{chr(34)}{a}{chr(34)}" for a in self.argv)}], [{len(self.env)} variables])'
 
     def shell(self) -> str:
         uid, gid, groups = self.user
@@ -593,7 +736,7 @@ class Execute(InitStep):
 
 
 class ExecutePause(InitStep):
-    why = "Pause is executed from a sealed memfd, and holds what must live as long as the pod."
+    why = "Pause is executed from a sealed memfd, and holds the descriptors that must live as long as the pod."
     man = "execveat(2), memfd_create(2)"
     handle: str
     held: tuple[str, ...]
@@ -601,15 +744,22 @@ class ExecutePause(InitStep):
     def args(self, run: Context) -> Sequence[int | list[str]]:
         return (run.fd(self.handle), ["/pause"], [str(run.fd(h)) for h in self.held])
 
-    def call(self) -> str:
+    def made(self) -> list[str | Part]:
         ports = [name for name in self.held if name.startswith("port:")]
         held = [name for name in self.held if len(ports) <= 8 or name not in ports[8:]]
         more = f" and {len(self.held) - len(held)} more ports" if len(held) < len(self.held) else ""
-        holds = f"   # it keeps {', '.join(held)}{more}" if held else ""
-        return f'execveat({self.handle}, "", ["/pause"], [], AT_EMPTY_PATH){holds}'
+        keep = f"FD of {', '.join(held)}{more}, channel"
+        return [
+            *_WAIT,
+            Part(["fcntl(FD, F_SETFD, 0)"], each=keep, times=len(self.held) + 1),
+            f'execveat({self.handle}, "", ["/pause"], [], AT_EMPTY_PATH)',
+        ]
 
-    def calls(self) -> list[str]:
-        return ["close_range", "execveat"]
+    def brief(self) -> str:
+        return f'execveat({self.handle}, "", ["/pause"], [], AT_EMPTY_PATH)'
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.handle, *self.held)
 
     approx = "sleep stands for pause: it neither reaps nor holds the ports"
 
@@ -624,14 +774,17 @@ class ExecutePause(InitStep):
 
 class Release(Step):
     phase = COMMIT
-    why = "Only now the program starts: had we died before, nothing would be left."
+    why = "Only now does the program start; had nsrun died before, nothing would be left."
     man = "socketpair(2), unix(7) SOCK_SEQPACKET"
 
-    def call(self) -> str:
-        return 'send(channel, "G"); recv(channel)   # end of file: exec succeeded'
+    def made(self) -> list[str | Part]:
+        return [
+            "write(channel:nsrun, GO)",
+            "read(channel:nsrun)   /* the end of the file means that the exec succeeded */",
+        ]
 
-    def calls(self) -> list[str]:
-        return []
+    def needs(self) -> tuple[str, ...]:
+        return ("channel:nsrun", "member:pidfd?")
 
     def do(self, run: Context) -> None:
         run.release()
@@ -649,14 +802,37 @@ class HandOver(Step):
     @property
     def why(self) -> str:  # type: ignore[override]
         if self.detach:
-            return "The monitor is the member's parent; it learns that all is well, and Python ends."
-        return "Python is no longer needed: it becomes the monitor, some tens of KiB, with the same pid."
+            return "The monitor is the parent of the member; it learns that all is well, and nsrun ends."
+        return "Python is no longer needed, so nsrun becomes the monitor, some tens of KiB, with the same pid."
 
-    def call(self) -> str:
-        return 'write(go, "G")' if self.detach else 'execveat(monitor:fd, "", ["nsrun-monitor", …], AT_EMPTY_PATH)'
+    def made(self) -> list[str | Part]:
+        if self.detach:
+            return [
+                Part(["write(go:write, GO)"], when="the member has a cgroup"),
+                Part(["sendmsg(go:write, GO, SCM_RIGHTS)"], when="it has none"),
+            ]
+        tell = Part(["write(go:write, GO)"], when="a door started the monitor")
+        keep = Part(
+            ["fcntl(lock:held, F_SETLK, F_RDLCK)", "fcntl(lock:data, F_SETLK, F_RDLCK)"],
+            when="we become what keeps a member",
+        )
+        return [tell, keep, 'execveat(monitor:fd, "", ["nsrun-monitor", …], […], AT_EMPTY_PATH)']
 
-    def calls(self) -> list[str]:
-        return [] if self.detach else ["execveat"]
+    def brief(self) -> str:
+        return (
+            "write(go:write, GO)"
+            if self.detach
+            else 'execveat(monitor:fd, "", ["nsrun-monitor", …], […], AT_EMPTY_PATH)'
+        )
+
+    def needs(self) -> tuple[str, ...]:
+        if self.detach:
+            return ("go:write", "member:mnt?")
+        others = ("go:write", "lead:ours", "monitor:pidfd", "member:pidfd")
+        return ("monitor:fd", *(f"{name}?" for name in others + KEPT))
+
+    def makes(self) -> tuple[str, ...]:
+        return () if self.detach else ("directory:fd?",)
 
     def check(self) -> str:
         return "pgrep -a nsrun-monitor"

@@ -177,22 +177,22 @@ class Run:
                 failure = StepError(
                     index,
                     len(steps),
-                    step.call(),
+                    step.brief(),
                     error.errno,
                     about=error.detail,
                     hint=step.hints.get(error.errno, ""),
                 )
-                failure.errno, failure.step = error.errno, step.call()
+                failure.errno, failure.step = error.errno, step.brief()
                 failure.init_step, failure.detail = step, error.detail
                 raise failure from None
             if isinstance(error, NsrunError):
-                error.step = error.step or steps[number - 1].call()
+                error.step = error.step or steps[number - 1].brief()
                 raise
             if isinstance(error, OSError):
                 step = steps[number - 1]
                 hint = step.hints.get(error.errno or 0, "")
-                call = error.call if isinstance(error, KernelError) else step.call()
-                about = str(error.filename) if error.filename else (step.call() if call != step.call() else "")
+                call = error.call if isinstance(error, KernelError) else step.brief()
+                about = str(error.filename) if error.filename else (step.brief() if call != step.brief() else "")
                 raise StepError(number, len(steps), call, error.errno or 0, about=about, hint=hint) from None
             raise
         if self.parent:
