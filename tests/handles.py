@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs one command line, and prints what each step that Python carries out asked for, and what it left (test_explain.py).
 
 The last step of a command in the foreground, which would put the monitor in Python's place, fails instead.
