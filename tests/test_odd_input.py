@@ -128,6 +128,7 @@ def every_line(busybox: str) -> list[list[str]]:
 
 
 @pytest.mark.live
+@pytest.mark.timeout(400)
 def test_every_command_with_odd_words(host, pod, busybox):
     def one(words: list[str]) -> None:
         done = subprocess.run(

@@ -149,16 +149,16 @@ def test_a_profile_of_ones_own(host, pod, busybox, tmp_path):
         ("{", "not JSON"),
         ("[]", "not an object"),
         ('{"syscalls": [{"names": ["read"]}]}', "rule 1"),
-        ('{"syscalls": [{"names": ["read"], "action": "SCMP_ACT_EXPLODE"}]}', "SCMP_ACT_EXPLODE"),
+        ('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_EXPLODE"}]}', "SCMP_ACT_EXPLODE"),
         ('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 7, "value": 1, "op": "SCMP_CMP_EQ"}]}]}', "rule 1"),
         ('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 1, "op": "SCMP_CMP_SO"}]}]}', "SCMP_CMP_SO"),
         (" " * (1 << 21), "larger than 1 MiB"),
         ('{"syscalls": [{"names": "read", "action": "SCMP_ACT_ERRNO"}]}', "rule 1"),
         ('{"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": "many"}]}', "rule 1"),
-        ('{"defaultErrnoRet": "x", "syscalls": []}', "defaultErrnoRet"),
-        ('{"defaultErrnoRet": 5000, "syscalls": []}', "defaultErrnoRet"),
-        ('{"architectures": 5}', "architectures"),
-        ('{"archMap": 5}', "archMap"),
+        ('{"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": "x", "syscalls": []}', "defaultErrnoRet"),
+        ('{"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 5000, "syscalls": []}', "defaultErrnoRet"),
+        ('{"defaultAction": "SCMP_ACT_ALLOW", "architectures": 5}', "architectures"),
+        ('{"defaultAction": "SCMP_ACT_ALLOW", "archMap": 5}', "archMap"),
     ],
 )  # fmt: skip
 def test_broken_profiles(host, pod, busybox, tmp_path, text, said):
@@ -426,12 +426,19 @@ def test_an_operand_that_the_argument_can_not_have():
     for value in (1 << 32, (1 << 64) - (1 << 32), 1 << 63):
         with pytest.raises(BadInput, match="32 bits"):
             widths.masked("EQ", value, 0, 32)
-    wrong = {"syscalls": [{"names": ["socket"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1 << 40, "op": "SCMP_CMP_EQ"}]}]}  # fmt: skip
+    wrong = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["socket"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1 << 40, "op": "SCMP_CMP_EQ"}]}]}  # fmt: skip
     with pytest.raises(BadInput, match="socket, argument 0"):
         seccomp.programs(wrong, 0, "it")
     many = [{"index": i, "value": 1, "op": "SCMP_CMP_NE"} for i in range(3)]
     with pytest.raises(BadInput, match="too much"):
-        seccomp.programs({"syscalls": [{"names": ["socket"], "action": "SCMP_ACT_ERRNO", "args": many}]}, 0, "it")
+        seccomp.programs(
+            {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["socket"], "action": "SCMP_ACT_ERRNO", "args": many}],
+            },
+            0,
+            "it",
+        )
 
 
 def test_a_profile_that_was_compiled_otherwise_is_compiled_anew(tmp_path, monkeypatch):

@@ -277,7 +277,7 @@ def test_data_whose_member_has_a_damaged_note(state):
     for broken in ("members", "pods"):
         found = {**note("members"), "process": [NOBODY, 1, state.boot, 1, 1], "cgroup_id": 0, "shares_pid": False}
         for kind, name, text in (("members", "x", found), ("pods", "p", {**note("pods"), "name": "p"})):
-            life.let_go(state.claim(kind, name, text, {})[1])
+            life.let_go(state.claim(kind, name, text, {}, Sweeper(state).give_way)[1])
         life.let_go(state.make_data("1", {"name": "other", "pod": "p", "image_id": "", "layers": []}))
         state.commit_data(found)
         path = state.path(broken, "x" if broken == "members" else "p", "note")

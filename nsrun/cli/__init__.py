@@ -102,7 +102,6 @@ def _failed(error: Exception, status_fd: int) -> int:
     """Tell what went wrong, on --status-fd, too; return the exit status."""
     try:
         from nsrun.cli.failures import failure_of, tell
-        from nsrun.lifecycle import tell_event
     except OSError:  # there are no descriptors left, not even to read a module
         from nsrun.errors import last_words
 
@@ -110,7 +109,10 @@ def _failed(error: Exception, status_fd: int) -> int:
         return 125
     failure = failure_of(error)
     tell(failure.message, failure.hint)
-    tell_event(status_fd, _event(failure))
+    if status_fd >= 0:
+        from nsrun.lifecycle import tell_event
+
+        tell_event(status_fd, _event(failure))
     return failure.exit_code
 
 
