@@ -21,11 +21,12 @@ def plan_of(state: State, words: list[str]) -> Plan:
     from nsrun.lifecycle.join import plan_join
     from nsrun.plan.member import Request
 
-    _, command, options, operands, rest = parse(words)
-    name = command.name if command else ""
+    call = parse(words)
+    options, operands = call.options, call.operands
+    name = call.command.name if call.command else ""
     if name == "pod create":
         return plan_pod(state, {**options, **({"name": operands[0]} if operands else {})}, ident=NO_ID)
-    options["command"] = rest
+    options["command"] = call.rest
     if name == "join":
         request = Request(detach=bool(options.get("detach")), interactive=bool(options.get("interactive")))
         return plan_join(state, _pod_for(state, operands[0]), options, request, ident=NO_ID).plan
