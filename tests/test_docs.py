@@ -9,8 +9,8 @@ import subprocess
 
 from conftest import HERE, NSRUN, UserHost, need, sh
 
-from nsrun.cli import completion, handler, help
-from nsrun.cli.commands import BY_NAME, COMMANDS, parse
+from nsrun.cli import completion, foreign, help
+from nsrun.cli.commands import BY_NAME, COMMANDS, function, parse
 
 TOP = HERE.parent
 #: What people wrote: docs/cli.md is generated.
@@ -28,7 +28,7 @@ def test_cli_md_is_generated():
 def test_every_command_has_a_handler_an_example_and_help():
     assert len(COMMANDS) == len(BY_NAME)
     for command in COMMANDS:
-        assert callable(handler(command))
+        assert callable(function(command.handler))
         words = shlex.split(command.example.split(">")[0])
         words = words[words.index("nsrun") + 1 :]
         assert parse(words).command is command, command.example
@@ -99,6 +99,12 @@ def test_prose_is_plain_english():
         for pattern in DIALECT:
             found = re.search(rf".*{pattern}.*", text, re.I)
             assert not found, (file.name, pattern, found[0])
+
+
+def test_help_and_hints_are_plain_english():
+    for text in (help.manual(), *foreign.COMMANDS.values(), *(h for hints in foreign.OPTIONS.values() for h in hints.values())):  # fmt: skip
+        for pattern in (*DIALECT, r"\bwords?\b"):
+            assert not (found := re.search(rf".*{pattern}.*", text, re.I)), (pattern, found[0])
 
 
 def test_the_check_of_prose_finds_what_it_is_for():

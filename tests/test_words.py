@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options and arguments: parsed strictly, refused with a reason."""
 
+import ast
+import pathlib
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import pytest
 
 from nsrun import cli
 from nsrun.cli import help
-from nsrun.cli.commands import BY_NAME, INTERNAL, parse
+from nsrun.cli.commands import BY_NAME, INTERNAL, function, parse
 from nsrun.errors import BadInput, UsageError
 from nsrun.schema import check_name
 from nsrun.spec import options as words
@@ -318,14 +320,28 @@ def test_what_is_wrong_with_a_line(line, message, hint):
     assert (error.value.message, error.value.hint) == (message, hint)
 
 
+def test_no_command_is_known_by_name_outside_the_table():
+    known = {*BY_NAME, *(command.name for command in INTERNAL)}
+    folder = pathlib.Path(cli.__file__).parent
+    files = {path for path in folder.glob("*.py") if path.name not in ("commands.py", "foreign.py")}
+    assert len(files) > 10
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and "command.name" in ast.unparse(node):
+                named = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)} & known
+                assert not named, (path.name, node.lineno, named)
+            elif isinstance(node, ast.Constant):
+                assert node.value not in known or " " not in node.value, (path.name, node.lineno, node.value)
+
+
 def test_what_the_table_says_of_a_command():
-    """Nothing else knows a command by name: root acts as the owner, a user namespace is entered, the dead are swept."""
+    """Root acts as the owner, a user namespace is entered, the dead are swept."""
     names = {flag: {name for name, command in BY_NAME.items() if getattr(command, flag)} for flag in ("of_members", "userns", "sweeps")}  # fmt: skip
     assert names["of_members"] == {"exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach"}
     assert names["userns"] == {f"image {name}" for name in ("load", "pull", "unpack", "rm", "prune", "tag")}
     assert BY_NAME.keys() - names["sweeps"] == {"exec", "explain", "help", "completion", "doctor"}
     for command in INTERNAL:
-        assert callable(cli.handler(command)) and not command.sweeps and not command.of_members
+        assert callable(function(command.handler)) and not command.sweeps and not command.of_members
         assert command.name not in help.manual()
 
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import sys
 
-from nsrun.cli.commands import parse
+from nsrun.cli.commands import function, parse
 from nsrun.errors import NsrunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nsrun.cli.commands import Call, Command
+    from nsrun.cli.commands import Call
     from nsrun.run import Run
     from nsrun.state import State
 
@@ -117,16 +117,10 @@ def _run(call: Call) -> int:
         from nsrun.host import userns
 
         userns.enter(call.state.uid)
-    code: int = handler(command)(call)
+    code: int = function(command.handler)(call)
     if command.sweeps:
         _sweep(call.state)
     return code
-
-
-def handler(command: Command) -> Any:
-    """Return the function that carries out a command: one argument, the Call; it returns the exit status."""
-    module, _, name = f"nsrun.cli.{command.handler}".rpartition(".")
-    return getattr(__import__(module, fromlist=[name]), name)
 
 
 def _become_owner(call: Call) -> None:

@@ -79,10 +79,11 @@ class Command:
     `rest`: what follows the operands, from the first argument that is not one of our options; it is not ours to read.
     `userns`: an ordinary user's files of this command have ids of their user namespace, so it runs in there.
     `sweeps`: remove what died since the last command afterwards.
+    `plan`: the function that makes the plan which explain shows, if it can: "planning.join".
     `usage`: what follows the name, where it is not "[OPTIONS] OPERANDS REST".
     """
 
-    __slots__ = ("about", "example", "handler", "help", "name", "operands", "options", "rest", "sweeps", "usage", "userns")  # fmt: skip
+    __slots__ = ("about", "example", "handler", "help", "name", "operands", "options", "plan", "rest", "sweeps", "usage", "userns")  # fmt: skip
 
     def __init__(
         self,
@@ -98,9 +99,10 @@ class Command:
         userns: bool = False,
         sweeps: bool = True,
         usage: str = "",
+        plan: str = "",
     ) -> None:
         self.name, self.operands, self.handler, self.help, self.example = name, operands, handler, help, example
-        self.options, self.about, self.rest = options, about, rest
+        self.options, self.about, self.rest, self.plan = options, about, rest, plan
         self.userns, self.sweeps, self.usage = userns, sweeps, usage or self._usage()
 
     def _usage(self) -> str:
@@ -125,6 +127,12 @@ class Command:
             values = closed_set(operand.name)
             if values and value not in values:
                 raise UsageError(f"nsrun {self.name}: unknown {value!r}", hint=f"one of: {', '.join(values)}")
+
+
+def function(name: str) -> Any:
+    """Return the function that the table names; each one is given the Call."""
+    module, _, attribute = f"nsrun.cli.{name}".rpartition(".")
+    return getattr(__import__(module, fromlist=[attribute]), attribute)
 
 
 class Call:
@@ -209,6 +217,7 @@ COMMANDS = (
             *LIMITS,
         ),
         "A port without an address is published on all addresses of this host, past the INPUT rules of most firewalls; NSRUN_PUBLISH_IP changes the default.",
+        plan="planning.pod_create",
     ),
     Command("pod ls", (), "pods.ls", "list pods", "nsrun pod ls --json", (O("-a, --all", "", "include pods that have ended and were not removed"), JSON)),
     Command("pod inspect", (PODS,), "pods.inspect", "print everything about pods as JSON", "nsrun pod inspect pause", (JSON,)),
@@ -266,11 +275,11 @@ COMMANDS = (
             O("--status-fd", "N", "write JSON lines about start, error and end to this file descriptor"),
         ),
         "Without --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. In the foreground, nsrun passes signals on and exits with the member's status; when the reader of the member's output has gone, its next write gets SIGPIPE, as in any pipeline.",
-        rest=Operand(COMMAND, "command", optional=True), usage=f"POD [OPTIONS] [--] [{COMMAND}]",
+        rest=Operand(COMMAND, "command", optional=True), usage=f"POD [OPTIONS] [--] [{COMMAND}]", plan="planning.join",
     ),
     Command(
         "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",
-        (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False,
+        (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False, plan="planning.execute",
     ),
     Command("ls", (), "members.ls", "list members", "nsrun ls -a", (O("-a, --all", "", "include members that have ended"), JSON)),
     Command(
