@@ -134,14 +134,14 @@ def prune(call: Call) -> int:
                 elif kept:
                     err(f"nsrun: left as it is: {name(item)}")
             except (OSError, NsrunError) as error:
-                code = code or go_on_after(error)
+                code = go_on_after(error, code)
 
     def look(find: Callable[[State], list[Any]]) -> list[Any]:
         nonlocal code
         try:
             return find(state)
         except (OSError, NsrunError) as error:
-            code = code or go_on_after(error)
+            code = go_on_after(error, code)
             return []
 
     def end_committed(committed: dict[str, Any]) -> bool:

@@ -180,16 +180,16 @@ def each(names: Iterable[str], action: Callable[[str], object], print_names: boo
             if print_names:
                 out(name)
         except (OSError, NsrunError) as error:
-            code = code or go_on_after(error)
+            code = go_on_after(error, code)
     return code
 
 
-def go_on_after(error: OSError | NsrunError) -> int:
-    """Report the error of one of several items; return the exit status that it causes."""
+def go_on_after(error: OSError | NsrunError, code: int) -> int:
+    """Report the error of one of several items; return the exit status, which is that of the first error."""
     if isinstance(error, BrokenPipeError):
         raise error  # nobody reads our output
     found = failure_of(error)
     err(f"nsrun: {found.message}")
     if found.hint:
         err(f"hint: {found.hint}")
-    return found.exit_code
+    return code or found.exit_code
