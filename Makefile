@@ -121,7 +121,7 @@ format: .venv/.tools   ## format Python and C
 	@.venv/bin/clang-format -i $$(find csrc tests bench -name '*.[ch]')
 
 docs: build     ## docs/cli.md from the table of commands
-	@.venv/bin/python -I -c 'from nsrun.cli import text; print(text.manual(), end="")' >docs/cli.md
+	@.venv/bin/python -I -c 'from nsrun.cli import help; print(help.manual(), end="")' >docs/cli.md
 
 demo: build     ## WordPress on MariaDB in one pod (MYSQL=mysql: real MySQL; PORT=8080)
 	@rootfs/demo up

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, as exceptions: which step, what the kernel said, what to do about it.
+"""What can go wrong, as exceptions: which step failed, what the kernel said, and what to do about it.
 
-`str(error)` is the whole message for people; `step`, `errno` and `hint` are its parts for programs.
-`exit_code` is what the command line exits with (docs/cli.md, "Exit status").
+`str(error)` is the whole message for people; `step`, `errno` and `hint` are its parts, for programs.
+`exit_code` is the exit status of the command line (docs/cli.md, "Exit status").
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from errno import EFBIG, EINVAL, ELOOP, ENXIO, errorcode
 
 
 class NsrunError(Exception):
-    """nsrun itself failed: exit 125."""
+    """nsrun itself failed (exit 125)."""
 
     exit_code = 125
 
@@ -25,42 +25,42 @@ class NsrunError(Exception):
 
 
 class UsageError(NsrunError):
-    """The words of the command are off: exit 2."""
+    """Invalid command line (exit 2)."""
 
     exit_code = 2
 
 
 class BadInput(NsrunError):
-    """The words are right but what they name can't be used (a missing rootfs, a taken name): exit 125."""
+    """The arguments are well formed, but name something unusable: a missing rootfs, a name that is taken (exit 125)."""
 
 
 class Busy(BadInput):
-    """A lock that somebody else holds for too long."""
+    """Another process has held a lock for too long."""
 
 
 class UnknownError(NsrunError):
-    """No such pod or member; the message lists those that exist: exit 125."""
+    """There is no such pod or member; the message lists those that exist (exit 125)."""
 
 
 class BrokenNote(BadInput):
-    """A note of nsrun's own that can't be read or believed; what it is about may well live: exit 125."""
+    """One of nsrun's notes can't be read or trusted; the pod or member that it describes may be alive (exit 125)."""
 
     def __init__(self, path: str, why: str, errno: int = 0) -> None:
         super().__init__(
             f"{path} is damaged: {why}",
-            hint="what lives of it ends by name: nsrun pod rm -f, nsrun rm -f; nsrun pod prune sets notes aside of which nothing lives",
+            hint="nsrun pod rm -f or nsrun rm -f ends what is alive, by name; nsrun pod prune sets the note aside when nothing is",
             errno=errno,
         )
         self.path, self.why = path, why
 
     @property
     def damaged(self) -> bool:
-        """Is it the note itself, and not a machine that is short of descriptors or memory, or a disk that may answer later?"""
+        """Is the note itself damaged?  Otherwise the machine lacks descriptors or memory, or its disk may answer later."""
         return self.errno in (0, EINVAL, EFBIG, ELOOP, ENXIO)
 
 
 class CommandError(NsrunError):
-    """The member's command can't be executed: exit 126, or 127 when it was not found."""
+    """The member's command can't be executed (exit 126), or was not found (exit 127)."""
 
     number = 0  # of the step that failed
 
@@ -70,7 +70,7 @@ class CommandError(NsrunError):
 
 
 class KernelError(OSError):
-    """A system call failed; `call` is how C would write it."""
+    """A system call failed; `call` is how it is written in C."""
 
     def __init__(self, errno: int, call: str) -> None:
         super().__init__(errno, os.strerror(errno))
@@ -81,7 +81,7 @@ class KernelError(OSError):
 
 
 class StepError(NsrunError):
-    """A step of a plan failed; nothing of the plan is left."""
+    """A step of a plan failed, and what was done before was undone (exit 125)."""
 
     #: Of a step of nsrun-init: the step itself, and what it was at.
     init_step: object = None
@@ -100,15 +100,15 @@ def errno_text(errno: int) -> str:
 
 
 def told(stderr: bytes) -> tuple[str, str]:
-    """(message, hint) of what another nsrun wrote about its failure."""
+    """Return the message and the hint from what another nsrun wrote to standard error when it failed."""
     message, _, hint = stderr.decode("utf-8", "replace").strip().removeprefix("nsrun: ").partition("\nhint: ")
     return message, hint
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return the text with an escape for every character that is no letter, mark, number, sign or space, but those in `keep`.
+    """Return the text with an escape in place of each character that is not printable, apart from those in `keep`.
 
-    \\xNN for a control character, and for a byte that was no UTF-8 (os.fsdecode's lone surrogates); \\u{N} for others.
+    \\xNN stands for a control character and for a byte that is not UTF-8 (a lone surrogate of os.fsdecode), \\u{N} for others.
     """
     if text.isprintable():
         return text
@@ -122,5 +122,5 @@ def _escape(number: int) -> str:
 
 
 def last_words(line: str) -> None:
-    """Write a line to standard error when not even nsrun.cli.say can be loaded, because there are no descriptors left."""
+    """Write a line to standard error when nsrun.cli.say can't be loaded because there are no descriptors left."""
     os.write(2, f"{printable(line)}\n".encode("utf-8", "backslashreplace"))

@@ -31,8 +31,8 @@ def test_rootfs_missing_a_file_empty(refused, tmp_path):
     (tmp_path / "d").mkdir()
     assert "is empty" in refused(125, "true", options=["--rootfs", tmp_path / "d"])
     assert "host itself" in refused(125, "true", options=["--rootfs", "/"])
-    assert "empty word" in refused(125, "true", options=["--rootfs", ""])
-    assert "empty word" in refused(125, "true", options=["--bundle", ""])
+    assert "--rootfs is empty" in refused(125, "true", options=["--rootfs", ""])
+    assert "--bundle is empty" in refused(125, "true", options=["--bundle", ""])
 
 
 def test_command_not_found(refused, busybox):
@@ -373,3 +373,12 @@ def test_an_address_in_brackets(host, busybox):
     assert "fd00::7\tsix\n" in host.run("join", "pause", "--rm", "--rootfs", busybox, "--", "cat", "/etc/hosts").stdout
     for word in ("six:[fd00::7", "six:fd00::7]", "six:[1.2.3.4"):
         host.fails(2, "pod", "create", "--network", "none", "--add-host", word, "other")
+
+
+def test_every_operand_that_fails_is_reported(host, pod):
+    """The others are done; the exit status is that of the first error."""
+    for words in (("stop",), ("kill",), ("rm",), ("wait",), ("pod", "stop"), ("pod", "kill"), ("image", "rm")):
+        message = host.fails(125, *words, "gone", "lost")
+        assert "'gone'" in message and "'lost'" in message and message.count("nsrun: ") == 2, words
+    done = host.run("pod", "kill", "gone", pod, "lost", check=False)
+    assert (done.returncode, done.stdout) == (125, f"{pod}\n") and done.stderr.count("nsrun: ") == 2

@@ -221,7 +221,7 @@ def test_as_in_an_unprivileged_container(host, busybox):
         "65535" in line and "/pause" in line for line in lines
     )
     assert "nsrun" in lines
-    assert "warning: no cgroup for the pod" in out.stderr and "limits need a cgroup" in out.stderr
+    assert "warning: the pod has no cgroup" in out.stderr and "limits need a cgroup" in out.stderr
 
 
 def test_an_owned_pod_of_a_nested_root(host, alice, busybox):
@@ -432,7 +432,7 @@ def test_without_cgroups(host, busybox, how):
         *hidden(host, how),
     )
     why = "is mounted read-only" if how == "read-only" else "cgroup v2 is not mounted"
-    assert out.stderr.count("warning: no cgroup for the pod") == 1 and out.stderr.count("NSRUN_CGROUP=none") == 1
+    assert out.stderr.count("warning: the pod has no cgroup") == 1 and out.stderr.count("NSRUN_CGROUP=none") == 1
     assert why in out.stderr and out.stderr.count("limits need a cgroup") == 2, out.stderr
     assert "in\n" in out.stdout and "/pause-" not in out.stdout and why in out.stdout  # doctor
     assert host.cgroups() == before

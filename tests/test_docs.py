@@ -9,8 +9,8 @@ import subprocess
 
 from conftest import HERE, NSRUN, UserHost, need, sh
 
-from nsrun.cli import _handler, text
-from nsrun.cli.commands import BY_NAME, COMMANDS, parse
+from nsrun.cli import completion, foreign, help
+from nsrun.cli.commands import BY_NAME, COMMANDS, function, parse
 
 TOP = HERE.parent
 #: What people wrote: docs/cli.md is generated.
@@ -22,17 +22,17 @@ DOCS = [
 
 
 def test_cli_md_is_generated():
-    assert (TOP / "docs/cli.md").read_text() == text.manual(), "make docs"
+    assert (TOP / "docs/cli.md").read_text() == help.manual(), "make docs"
 
 
 def test_every_command_has_a_handler_an_example_and_help():
     assert len(COMMANDS) == len(BY_NAME)
     for command in COMMANDS:
-        assert callable(_handler(command.name))
+        assert callable(function(command.handler))
         words = shlex.split(command.example.split(">")[0])
         words = words[words.index("nsrun") + 1 :]
-        assert parse(words)[1] is command, command.example
-        assert command.example in text.command_help(command)
+        assert parse(words).command is command, command.example
+        assert command.example in help.command_help(command)
         for option in command.options:
             assert option.help
 
@@ -99,6 +99,12 @@ def test_prose_is_plain_english():
         for pattern in DIALECT:
             found = re.search(rf".*{pattern}.*", text, re.I)
             assert not found, (file.name, pattern, found[0])
+
+
+def test_help_and_hints_are_plain_english():
+    for text in (help.manual(), *foreign.COMMANDS.values(), *(h for hints in foreign.OPTIONS.values() for h in hints.values())):  # fmt: skip
+        for pattern in (*DIALECT, r"\bwords?\b"):
+            assert not (found := re.search(rf".*{pattern}.*", text, re.I)), (pattern, found[0])
 
 
 def test_the_check_of_prose_finds_what_it_is_for():
@@ -197,12 +203,12 @@ def test_rules_that_comments_refer_to():
 
 
 def test_completion():
-    assert "pod" in text.candidates(["p"]) and "create" in text.candidates(["pod", ""])
-    assert text.candidates(["pod", "create", "--netw"]) == ["--network"]
-    assert text.candidates(["pod", "create", "--network", ""]) == ["bridge", "none", "host"]
-    assert text.candidates(["join", "--roo"]) == ["--rootfs"]
-    assert text.candidates(["join", "pod", "cmd", ""]) == []
-    assert text.candidates(["explain", "pod", "cr"]) == ["create"]
+    assert "pod" in completion.candidates(["p"]) and "create" in completion.candidates(["pod", ""])
+    assert completion.candidates(["pod", "create", "--netw"]) == ["--network"]
+    assert completion.candidates(["pod", "create", "--network", ""]) == ["bridge", "none", "host"]
+    assert completion.candidates(["join", "--roo"]) == ["--rootfs"]
+    assert completion.candidates(["join", "pod", "cmd", ""]) == []
+    assert completion.candidates(["explain", "pod", "cr"]) == ["create"]
     for shell in ("bash", "zsh", "fish"):
         assert "_complete" in sh(NSRUN, "completion", shell).stdout
     assert sh(NSRUN, "completion", "tcsh", check=False).returncode == 2
@@ -271,7 +277,7 @@ def test_programs_for_aarch64(tmp_path):
         sh("aarch64-linux-gnu-gcc", *flags, "-o", tmp_path / name, TOP / f"csrc/{name}.c", timeout=60)
     qemu = ["qemu-aarch64-static"]
     assert sh(*qemu, tmp_path / "pause", "-v").stdout.startswith("nsrun-pause")
-    native = sh(pathlib.Path(text.__file__).parent.parent / "libexec/nsrun-init", "--ops").stdout
+    native = sh(pathlib.Path(help.__file__).parent.parent / "libexec/nsrun-init", "--ops").stdout
     assert sh(*qemu, tmp_path / "init", "--ops").stdout == native
     for name in ("monitor", "unpack", "door"):
         assert sh(*qemu, tmp_path / name, check=False).returncode == 2

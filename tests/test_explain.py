@@ -231,13 +231,14 @@ def handles_are_declared(host, *words):
     return [step["step"] for step in found]
 
 
-def test_steps_declare_their_handles(host, pod, busybox):
+def test_steps_declare_their_handles(host, pod, busybox, rootfs):
     host.start("a", busybox, "sleep", "1000")
     join = ["join", "pause", "--rootfs", busybox]
     handles_are_declared(host, "pod", "create", "-p", "127.0.0.1:20901:80", "x")
     handles_are_declared(host, *join, "-d", "--name", "b", "-v", "named:/v", "--device", "/dev/full", "sleep", "9")
     assert handles_are_declared(host, *join, "-i", "--name", "c", "cat")[-1] == "HandOver"
-    assert handles_are_declared(host, *join, "-t", "--name", "d", "--writable", "true")[-1] == "HandOver"
+    written = ["join", "pause", "--rootfs", rootfs, "--writable"]  # its own copy
+    assert handles_are_declared(host, *written, "-t", "--name", "d", "true")[-1] == "HandOver"
     assert handles_are_declared(host, "exec", "a", "true")[-1] == "HandOver"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words of docker's and podman's: each hint is of use, and names only what there is."""
+"""Commands and options of docker and podman: each hint is of use, and names only what there is."""
 
 import re
 
@@ -9,16 +9,15 @@ from nsrun.cli import foreign
 from nsrun.cli.commands import BY_NAME, GROUPS, parse
 from nsrun.errors import UsageError
 
-HINTS = [*foreign.COMMANDS.values(), *foreign.OPTIONS.values()]
+FLAGS = [(c, flag, hint) for c, hints in foreign.OPTIONS.items() for flags, hint in hints.items() for flag in flags.split(", ")]  # fmt: skip
+HINTS = [*foreign.COMMANDS.values(), *(hint for _, _, hint in FLAGS)]
 
 
-def test_none_is_a_word_of_ours():
+def test_they_are_not_ours():
     assert not set(foreign.COMMANDS) & set(BY_NAME)
-    for command, flag in foreign.OPTIONS:
-        assert command in BY_NAME and not any(flag in option.flags for option in BY_NAME[command].options), (
-            command,
-            flag,
-        )
+    for command, flag, hint in FLAGS:
+        assert not any(flag in option.flags for option in BY_NAME[command].options), (command, flag)
+        assert foreign.instead_of_option(command, flag) == hint, "given once"
 
 
 @pytest.mark.parametrize("hint", sorted(set(HINTS)))
@@ -35,10 +34,10 @@ def test_what_a_hint_names_exists(hint):
 
 
 @pytest.mark.parametrize(
-    ("line", "word"),
+    ("line", "says"),
     [
         ("container run x", "nsrun pod create"),
-        ("container ls", "nsrun"),
+        ("container ls", "nsrun ls"),
         ("pod list", "nsrun pod ls"),
         ("join p --tty true", "--terminal"),
         ("kill -9 m", "-s 9"),
@@ -46,7 +45,7 @@ def test_what_a_hint_names_exists(hint):
         ("stop --timeout 3 m", "--time"),
     ],
 )
-def test_they_are_told(line, word):
+def test_they_are_hinted_at(line, says):
     with pytest.raises(UsageError) as caught:
         parse(line.split())
-    assert word in caught.value.hint
+    assert says in caught.value.hint

@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import NSRUN
 
 TOP = pathlib.Path(__file__).parent.parent / "nsrun"
 
@@ -48,6 +49,9 @@ PURE = (
     "image.references",
 )
 
+#: How many modules of nsrun a command loads at most, when the filter is compiled and nothing goes wrong.
+MODULES_LOADED = {"pod create": 33, "join": 28, "exec": 25, "stop": 21, "pod kill": 19}
+
 
 def module_of(path: pathlib.Path) -> str:
     name = ".".join(path.relative_to(TOP).with_suffix("").parts)
@@ -59,10 +63,17 @@ MODULES = {
 }
 
 
-def imports(name: str) -> set[str]:
-    """The modules of nsrun that a module imports, wherever in its text it does so."""
+def for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imports(name: str, types: bool = True) -> set[str]:
+    """The modules of nsrun that a module imports, wherever in its text it does so; with `types`, also for annotations."""
     found = set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    tree = ast.parse(MODULES[name].read_text())
+    if not types:
+        tree.body = [node for node in tree.body if not for_types_only(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "nsrun":
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
@@ -135,7 +146,7 @@ def test_the_pure_need_no_build_and_no_machine(name, tmp_path):
         module = todo.pop()
         if module not in needs:
             needs.add(module)
-            todo += imports(module)
+            todo += imports(module, types=False)
     assert "_kernel" not in needs, sorted(needs)
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Call):
@@ -151,3 +162,27 @@ def test_the_pure_need_no_build_and_no_machine(name, tmp_path):
         target.write_bytes(path.read_bytes())
     command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nsrun.{name}"]
     subprocess.run(command, check=True, timeout=30, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+
+
+def modules_of(host, *words: str) -> list[str]:
+    """The modules of nsrun that a command loads."""
+    command = [sys.executable, "-I", "-X", "importtime", NSRUN, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=host.env, timeout=60, check=True)
+    names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return sorted({name for name in names if name.partition(".")[0] == "nsrun"})
+
+
+@pytest.mark.live
+def test_how_many_modules_a_command_loads(host, pod, busybox):
+    """Each one costs some 0.3 ms of every command.  An idea of its own deserves that only off the way to a member."""
+    host.start("first", busybox, "sleep", "100")  # compiles the filter that the next one finds
+    loaded = {
+        "pod create": modules_of(host, "pod", "create", "--network", "none", "other"),
+        "join": modules_of(host, "join", pod, "-d", "--name", "m", "--rootfs", busybox, "--", "sleep", "100"),
+        "exec": modules_of(host, "exec", "m", "true"),
+        "stop": modules_of(host, "stop", "-t", "0", "m"),
+        "pod kill": modules_of(host, "pod", "kill", "other"),
+    }
+    assert loaded.keys() == MODULES_LOADED.keys()
+    for name, modules in loaded.items():
+        assert 10 < len(modules) <= MODULES_LOADED[name], (name, modules)

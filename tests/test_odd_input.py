@@ -23,10 +23,11 @@ NUMBERS = ("9" * 5000, "9" * 20, "18446744073709551616", "\xb2", "\u0663", "-1",
 RAISES = """
 import sys
 from nsrun import cli
-def handler(*_):
+from nsrun.cli import internal, members, say
+def handler(call):
     exec(sys.argv[1])
-cli._HANDLERS["wait"] = handler
-cli._HIDDEN["_whole"] = handler
+members.wait = handler
+internal.remove = handler
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -44,7 +45,7 @@ def python(script: str, *words: str, **kwargs) -> subprocess.CompletedProcess[by
         "import json; json.loads('[' * 100000)", "raise ExceptionGroup('x', [ValueError(1)])", "raise Exception",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("command", [["wait", "a"], ["_whole", "a"]])
+@pytest.mark.parametrize("command", [["wait", "a"], ["_remove", "a"]])
 def test_an_exception_that_nobody_expected(tmp_path, raised, command):
     for locale in ("C", "C.UTF-8"):
         done = python(RAISES, raised, "--root", str(tmp_path), *command, env={"LC_ALL": locale, "PYTHONUTF8": "1"})
@@ -57,11 +58,14 @@ def test_an_exception_that_nobody_expected(tmp_path, raised, command):
 
 
 def test_an_exception_in_a_thread_or_a_destructor(tmp_path):
-    thread = "import threading; cli.threads_tell(); t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join(); return_ = 0"
+    thread = (
+        "import threading; say.failures_of_threads(); t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()"
+    )
     destructor = "exec('class C:' + chr(10) + ' def __del__(self): raise ValueError(chr(27))', globals()); C()"
-    for raised in (thread, destructor):
+    for raised, kind in ((thread, "ZeroDivisionError"), (destructor, "ValueError")):
         done = python(RAISES + "", raised + "; raise cli.NsrunError('done')", "--root", str(tmp_path), "wait", "a")
-        assert done.returncode == 125 and clean(done.stderr).count("nsrun: unexpected") == 1, done
+        assert done.returncode == 125 and clean(done.stderr).count(f"nsrun: unexpected {kind}") == 1, done
+        assert clean(done.stderr).endswith("nsrun: done\n")
 
 
 @pytest.mark.parametrize("module", ["nsrun.state", "nsrun.kernel", "nsrun._kernel", "nsrun.cli.text", "nsrun.lifecycle.query", "nsrun.lifecycle.join"])  # fmt: skip
@@ -96,11 +100,16 @@ def told(done: subprocess.CompletedProcess[bytes], what: object, codes=(0, 2, 12
 
 
 def line(command, flags: list[str], operand: str | None = None) -> list[str]:
-    spec = command.operands.replace("[", "").replace("]", "").replace("...", "").split()
-    operands = [operand if operand is not None else {"POD": "pause"}.get(word, "x") for word in spec]
+    expected = [*command.operands, *([command.rest] if command.rest and command.rest.kind == "line" else [])]
+    operands = [operand if operand is not None else {"pod": "pause"}.get(one.kind, "x") for one in expected]
     if command.name == "pod create" and operand is None:
         flags, operands = ["--network", "none", *flags], ["made"]
-    return [*command.name.split(), *flags, *operands, *(["--", "true"] if command.name in ("join", "exec") else [])]
+    return [
+        *command.name.split(),
+        *flags,
+        *operands,
+        *(["--", "true"] if command.rest and command.rest.kind == "command" else []),
+    ]
 
 
 def every_line(busybox: str) -> list[list[str]]:
@@ -109,7 +118,7 @@ def every_line(busybox: str) -> list[list[str]]:
     for command in COMMANDS:
         if command.name in ("attach", "logs", "doctor") and not command.operands:
             continue
-        if command.operands:
+        if command.operands or command.rest:
             found += [line(command, [], word) for word in (WORD, "", "/", "9" * 5000, "\n", "-")]
         for option in command.options:
             if not option.value:

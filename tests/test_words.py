@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of the commands: parsed strictly, refused with a reason."""
+"""Options and arguments: parsed strictly, refused with a reason."""
 
+import ast
+import pathlib
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from nsrun.cli.commands import parse
+from nsrun import cli
+from nsrun.cli import help
+from nsrun.cli.commands import BY_NAME, INTERNAL, function, parse
 from nsrun.errors import BadInput, UsageError
 from nsrun.schema import check_name
 from nsrun.spec import options as words
@@ -253,21 +257,24 @@ def test_names_refused(name):
 
 
 def test_parse_like_docker():
-    general, command, options, operands, rest = parse(
+    call = parse(
         ["--root", "/r", "join", "web", "-itd", "--env=A=1", "-eB=2", "-v", "/a:/b", "--", "cmd", "-x", "--name"]
     )
-    assert general == {"root": "/r"} and command.name == "join" and operands == ["web"]
-    assert options == {
+    assert call.general == {"root": "/r"} and call.command.name == "join" and call.operands == ["web"]
+    assert call.options == {
         "interactive": True,
         "terminal": True,
         "detach": True,
         "env": ["A=1", "B=2"],
         "volume": ["/a:/b"],
     }
-    assert rest == ["cmd", "-x", "--name"]
-    assert parse(["join", "web", "mysqld", "--verbose"])[4] == ["mysqld", "--verbose"]
-    assert parse(["exec", "-it", "mysql", "sh", "-c", "x"])[3:] == (["mysql"], ["sh", "-c", "x"])
-    assert parse(["pod", "create", "-p80:80", "-p", "81:81"])[2] == {"publish": ["80:80", "81:81"]}
+    assert call.rest == ["cmd", "-x", "--name"]
+    assert parse(["join", "web", "mysqld", "--verbose"]).rest == ["mysqld", "--verbose"]
+    call = parse(["exec", "-it", "mysql", "sh", "-c", "x"])
+    assert (call.operands, call.rest) == (["mysql"], ["sh", "-c", "x"])
+    assert parse(["pod", "create", "-p80:80", "-p", "81:81"]).options == {"publish": ["80:80", "81:81"]}
+    assert parse(["_complete", "--root", "-x", "--", "--help"]).rest == ["--root", "-x", "--", "--help"]
+    assert parse(["--root", "/r"]).command is None
 
 
 @pytest.mark.parametrize(
@@ -283,6 +290,10 @@ def test_parse_like_docker():
         ["ls", "--json=1"],
         ["wait"],
         ["pod", "create", "--publis", "1"],
+        ["_ended", "x"],
+        ["image", "unpack", "a"],
+        ["image", "unpack", "a", "b", "c"],
+        ["completion", "tcsh"],
     ],
 )
 def test_parse_refused(line):
@@ -290,9 +301,54 @@ def test_parse_refused(line):
         parse(line)
 
 
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("image unpack a", "nsrun image unpack: missing DIR", "usage: nsrun image unpack REF DIR"),
+        ("join", "nsrun join: missing POD", "usage: nsrun join POD [OPTIONS] [--] [CMD [ARG...]]"),
+        ("wait", "nsrun wait: missing MEMBER...", "usage: nsrun wait MEMBER..."),
+        ("pod create a b", "nsrun pod create: unexpected arguments: b", "usage: nsrun pod create [OPTIONS] [NAME]"),
+        ("ls a b", "nsrun ls: unexpected arguments: a b", "usage: nsrun ls [OPTIONS]"),
+        ("completion csh", "nsrun completion: unknown 'csh'", "one of: bash, zsh, fish"),
+        ("join p --net x", "--net: unknown value 'x'", "one of: pod, own, host, none"),
+        ("join p --user=", "--user is empty", "is a shell variable unset?"),
+    ],
+)
+def test_what_is_wrong_with_a_line(line, message, hint):
+    with pytest.raises(UsageError) as error:
+        parse(line.split())
+    assert (error.value.message, error.value.hint) == (message, hint)
+
+
+def test_no_command_is_known_by_name_outside_the_table():
+    known = {*BY_NAME, *(command.name for command in INTERNAL)}
+    folder = pathlib.Path(cli.__file__).parent
+    files = {path for path in folder.glob("*.py") if path.name not in ("commands.py", "foreign.py")}
+    assert len(files) > 10
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and "command.name" in ast.unparse(node):
+                named = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)} & known
+                assert not named, (path.name, node.lineno, named)
+            elif isinstance(node, ast.Constant):
+                assert node.value not in known or " " not in node.value, (path.name, node.lineno, node.value)
+
+
+def test_what_the_table_says_of_a_command():
+    """Root acts as the owner, a user namespace is entered, the dead are swept."""
+    names = {flag: {name for name, command in BY_NAME.items() if getattr(command, flag)} for flag in ("of_members", "userns", "sweeps")}  # fmt: skip
+    assert names["of_members"] == {"exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach"}
+    assert names["userns"] == {f"image {name}" for name in ("load", "pull", "unpack", "rm", "prune", "tag")}
+    assert BY_NAME.keys() - names["sweeps"] == {"exec", "explain", "help", "completion", "doctor"}
+    for command in INTERNAL:
+        assert callable(function(command.handler)) and not command.sweeps and not command.of_members
+        assert command.name not in help.manual()
+
+
 IN_A_DESTRUCTOR = """
 import os, sys, time
 from nsrun import cli
+from nsrun.cli import members
 
 class Object:
     def __del__(self):
@@ -303,7 +359,7 @@ def wait(*_):
     time.sleep(60)
     return 0
 
-cli._HANDLERS["wait"] = wait
+members.wait = wait
 sys.exit(cli.main(["--root", sys.argv[2], "wait", "a"]))
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nsrun attach`: the client's side of the packets that csrc/monitor.c speaks."""
+"""`nsrun attach`: the client of the packet protocol of csrc/monitor.c."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ LEAVE = b"\x10\x11"  # Ctrl-P Ctrl-Q, as in Docker
 
 
 def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = False) -> int:
-    """Relay until the member has ended (return its exit status), or until the keys to leave were typed, or our terminal has ended (0).
+    """Relay input and output until the member ends; return its exit status, or 0 if we detached before.
 
-    `stdin`: pass our input on; with `close_stdin`, its end as well.
+    We detach when the user types the keys for it, or when our terminal hangs up.  `stdin`: pass our input on;
+    `close_stdin`: close the member's input when ours ends.
     """
     import select
     import signal
@@ -35,8 +36,8 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
         sock.connect(f"/proc/self/fd/{directory}/attach")
     except OSError as error:
         raise BadInput(
-            f"member {note['name']!r} can't be attached to: {error.strerror}",
-            hint="only a detached member with a living monitor can",
+            f"can't attach to member {note['name']!r}: {error.strerror}",
+            hint="only a detached member whose monitor is alive can be attached to",
         ) from None
     finally:
         os.close(directory)
@@ -53,7 +54,7 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
 
         def resize(*_: object) -> None:
             packets.append(bytes((ATTACH_SIZE,)) + fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("8x")))
-            if len(packets) == 1:  # select(2) is restarted with what it was asked for before
+            if len(packets) == 1:  # select(2) is restarted with its old arguments
                 send()
 
     packets: list[bytes] = []  # to be sent; our input is read when there is none, and output is shown meanwhile
@@ -66,7 +67,7 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
         except BlockingIOError:
             return
         except (BrokenPipeError, ConnectionResetError):
-            stdin, packets[1:] = False, []  # it has just ended; its last packets are still to be read
+            stdin, packets[1:] = False, []  # the member has just ended; its last packets are still to be read
         del packets[0]
 
     try:
@@ -82,16 +83,16 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
                 try:
                     packet = sock.recv(8192)
                 except ConnectionResetError:
-                    continue  # said once when it has ended with a packet of ours unread; what it sent is still to be read
+                    continue  # reported once if the monitor ended with a packet of ours unread; what it sent is still to be read
                 if not packet:
                     raise BadInput(
-                        f"the monitor of {note['name']!r} has let go of us",
-                        hint="it was killed, or what we print was not read for two seconds",
+                        f"the monitor of {note['name']!r} has closed the connection",
+                        hint="the monitor was killed, or our output was not read for two seconds",
                     )
                 if packet[0] == ATTACH_FULL:
                     raise BadInput(
-                        f"{note['name']!r} is attached to by as many as can be",
-                        hint="leave one of the others (Ctrl-P Ctrl-Q); nsrun logs -f shows the output to any number",
+                        f"too many clients are attached to {note['name']!r}",
+                        hint="detach one of them (Ctrl-P Ctrl-Q); nsrun logs -f shows the output to any number of readers",
                     )
                 if packet[0] == ATTACH_EXIT:
                     return int(packet[1:])

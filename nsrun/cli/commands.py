@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line as data: parsing, --help, docs/cli.md and completion all read this table.
+"""The command line as data: parsing, --help, docs/cli.md, the manual pages and completion all read this table.
 
 argparse would cost 7 ms per command and has no place for an example; this has both.
+
+To add a command: a row in COMMANDS, and the function that its `handler` names.  Nothing else knows a command by name.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nsrun.state import State
 
-def words_of(value: str) -> list[str]:
-    """Return the words of a closed set, "pod|own" or "no|on-failure[:N]|seccomp=FILE"; [] where anything may stand (FILE|DIR)."""
-    words = value.split("|") if "|" in value else []
-    return words if all(word[:1].islower() for word in words) else []
+
+def closed_set(value: str) -> list[str]:
+    """Return the values of a closed set, "pod|own" or "no|on-failure[:N]|seccomp=FILE"; [] for an open one (FILE|DIR)."""
+    values = value.split("|") if "|" in value else []
+    return values if all(one[:1].islower() for one in values) else []
 
 
 class Option:
     """One option: flags "-p, --publish"; value "" for a switch.
 
-    `also`: words of a closed set that are understood and not advertised.  `empty`: an empty value means something, or
-    is refused by who reads it.
+    `also`: values of a closed set that are accepted and not advertised.  `empty`: an empty value is meaningful, or is
+    refused by the code that reads it.
     """
 
     __slots__ = ("also", "empty", "flags", "help", "key", "many", "value")
@@ -36,203 +40,310 @@ class Option:
         self.key = self.flags[-1].lstrip("-").replace("-", "_")
 
     def check(self, value: str) -> None:
-        """Raise UsageError for a word that is not of the option's closed set, and for an empty one.
+        """Raise UsageError for a value that is not in the option's closed set, and for an empty one.
 
-        What follows a word (N, FILE) is looked at by who reads it: spec/options.py.
+        What follows a value of the set (N, FILE) is checked by the code that reads it: spec/options.py.
         """
-        if words := words_of(self.value):
-            word = value.replace("=", ":", 1).partition(":")
-            for known in [*words, *self.also]:
+        if values := closed_set(self.value):
+            given = value.replace("=", ":", 1).partition(":")
+            for known in [*values, *self.also]:
                 head, tail, _ = known.replace("[", "", 1).replace("=", ":", 1).partition(":")
-                if word[0] == head and (tail or value == head):
+                if given[0] == head and (tail or value == head):
                     return
-            raise UsageError(f"{self.flags[-1]} {value!r} is not known", hint=f"one of: {', '.join(words)}")
+            raise UsageError(f"{self.flags[-1]}: unknown value {value!r}", hint=f"one of: {', '.join(values)}")
         if not value and not self.empty:
-            raise UsageError(f"{self.flags[-1]} is an empty word", hint="an unset variable?")
+            raise UsageError(f"{self.flags[-1]} is empty", hint="is a shell variable unset?")
+
+
+class Operand:
+    """An argument that is not an option, by its place.
+
+    `kind` says what it names: a "pod" or "member" that exists, an "image" of the store, a "line" (a command line of
+    nsrun itself), a "command" (the program that a member executes), or "" for anything else.
+    """
+
+    __slots__ = ("kind", "many", "name", "optional")
+
+    def __init__(self, name: str, kind: str = "", many: bool = False, optional: bool = False) -> None:
+        self.name, self.kind, self.many, self.optional = name, kind, many, optional
+
+    def __str__(self) -> str:
+        text = self.name + ("..." if self.many else "")
+        return f"[{text}]" if self.optional else text
 
 
 class Command:
-    """`rest`: what comes after the operands is the member's command, not ours to read."""
+    """One command.
 
-    __slots__ = ("about", "example", "help", "name", "operands", "options", "rest")
+    `handler`: the function below nsrun.cli that gets the Call, "pods.ls"; without a module it is in nsrun/cli/__init__.py.
+    `rest`: what follows the operands, from the first argument that is not one of our options; it is not ours to read.
+    `userns`: an ordinary user's files of this command have ids of their user namespace, so it runs in there.
+    `sweeps`: remove what died since the last command afterwards.
+    `plan`: the function that makes the plan which explain shows, if it can: "planning.join".
+    `usage`: what follows the name, where it is not "[OPTIONS] OPERANDS REST".
+    """
+
+    __slots__ = ("about", "example", "handler", "help", "name", "operands", "options", "plan", "rest", "sweeps", "usage", "userns")  # fmt: skip
 
     def __init__(
         self,
         name: str,
-        operands: str,
+        operands: tuple[Operand, ...],
+        handler: str,
         help: str,
         example: str,
         options: tuple[Option, ...] = (),
         about: str = "",
-        rest: bool = False,
+        *,
+        rest: Operand | None = None,
+        userns: bool = False,
+        sweeps: bool = True,
+        usage: str = "",
+        plan: str = "",
     ) -> None:
-        self.name, self.operands, self.help, self.example = name, operands, help, example
-        self.options, self.about, self.rest = options, about, rest
+        self.name, self.operands, self.handler, self.help, self.example = name, operands, handler, help, example
+        self.options, self.about, self.rest, self.plan = options, about, rest, plan
+        self.userns, self.sweeps, self.usage = userns, sweeps, usage or self._usage()
+
+    def _usage(self) -> str:
+        parts = ["[OPTIONS]"] if self.options else []
+        return " ".join([*parts, *map(str, self.operands), *([str(self.rest)] if self.rest else [])])
+
+    @property
+    def of_members(self) -> bool:
+        """Do its operands name members?  Root then acts as the owner of their pod."""
+        return any(operand.kind == "member" for operand in self.operands)
+
+    def count(self, given: list[str]) -> None:
+        """Raise UsageError for too few or too many operands, and for one that is not in its closed set."""
+        see = f"usage: nsrun {self.name} {self.usage}".rstrip()
+        missing = [operand for operand in self.operands if not operand.optional][len(given) :]
+        if missing:
+            raise UsageError(f"nsrun {self.name}: missing {' '.join(map(str, missing))}", hint=see)
+        if len(given) > len(self.operands) and not any(operand.many for operand in self.operands):
+            unexpected = " ".join(given[len(self.operands) :])
+            raise UsageError(f"nsrun {self.name}: unexpected arguments: {unexpected}", hint=see)
+        for operand, value in zip(self.operands, given, strict=False):
+            values = closed_set(operand.name)
+            if values and value not in values:
+                raise UsageError(f"nsrun {self.name}: unknown {value!r}", hint=f"one of: {', '.join(values)}")
+
+
+def function(name: str) -> Any:
+    """Return the function that the table names; each one is given the Call."""
+    module, _, attribute = f"nsrun.cli.{name}".rpartition(".")
+    return getattr(__import__(module, fromlist=[attribute]), attribute)
+
+
+class Call:
+    """A command line that was read: what a handler gets.  `command` is None when only general options were given."""
+
+    __slots__ = ("command", "general", "operands", "options", "rest", "state")
+
+    command: Command | None
+    state: State  # set before the handler runs
+
+    def __init__(self) -> None:
+        self.command = None
+        self.general: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
+        self.operands: list[str] = []
+        self.rest: list[str] = []
 
 
 O = Option  # noqa: E741
 
 GLOBAL = (
-    O(
-        "--root",
-        "DIR",
-        "keep all state below DIR; two roots never see each other's pods (NSRUN_ROOT; default /run/nsrun and /var/lib/nsrun)",
-    ),
-    O("--debug", "", "show Python's traceback with an error"),
-    O("--trace", "", "print every step with the time it took, to stderr"),
+    O("--root", "DIR", "keep all state below DIR; pods of one root are not visible in another (NSRUN_ROOT; default: /run/nsrun and /var/lib/nsrun)"),
+    O("--debug", "", "show a Python traceback with an error"),
+    O("--trace", "", "print each step and how long it took, to stderr"),
     O("--version", "", "print the version"),
     O("-h, --help", "", "print this help"),
-)
+)  # fmt: skip
 
 JSON = O("--json", "", "print JSON")
 LIMITS = (
-    O("--memory", "SIZE", "memory limit, cgroup v2: 512m, 1g"),
-    O("--cpus", "N", "processors, cgroup v2: 1.5"),
-    O("--pids-limit", "N", "how many processes, cgroup v2"),
+    O("--memory", "SIZE", "limit memory (cgroup v2): 512m, 1g"),
+    O("--cpus", "N", "limit the number of processors (cgroup v2): 1.5"),
+    O("--pids-limit", "N", "limit the number of processes (cgroup v2)"),
 )
-ENV = O("-e, --env", "NAME=VALUE", "an environment variable; NAME alone takes the caller's value", many=True)
-ENV_FILE = O("--env-file", "FILE", "lines of NAME=VALUE; a later file wins, and -e over all", many=True)
-WORKDIR = O("-w, --workdir", "DIR", "working directory inside")
-USER = O("-u, --user", "USER[:GROUP]", "names of the rootfs's own passwd and group, or numbers")
+ENV = O("-e, --env", "NAME=VALUE", "set an environment variable; NAME alone takes the caller's value", many=True)
+ENV_FILE = O("--env-file", "FILE", "read lines of NAME=VALUE; a later file overrides an earlier one, and -e overrides all", many=True)  # fmt: skip
+WORKDIR = O("-w, --workdir", "DIR", "working directory inside the member")
+USER = O("-u, --user", "USER[:GROUP]", "run as this user and group: names from the rootfs's passwd and group files, or numbers")  # fmt: skip
 INTERACTIVE = O("-i, --interactive", "", "pass standard input on")
-TERMINAL = O("-t, --terminal", "", "a terminal of its own (job control, size, Ctrl-C)")
-SECONDS = O("-t, --time", "SECONDS", "how long to wait before SIGKILL (10)")
-SIGNAL = O("-s, --signal", "SIGNAL", "the signal (KILL)")
-FORCE = O("-f, --force", "", "end what runs")
+TERMINAL = O("-t, --terminal", "", "allocate a terminal (job control, window size, Ctrl-C)")
+SECONDS = O("-t, --time", "SECONDS", "how long to wait before SIGKILL (default: 10)")
+SIGNAL = O("-s, --signal", "SIGNAL", "the signal to send (default: KILL)")
+FORCE = O("-f, --force", "", "kill what is still running first")
 
 LOGS = (
-    O("-f, --follow", "", "go on until the end of the members"),
-    O("--tail", "N", "only the last N lines of each"),
-    O("--since", "TIME", "only what was written since then: 2026-01-31T12:00:00Z, 10m (ago)"),
-    O("--until", "TIME", "only what was written until then"),
-    O("-t, --timestamps", "", "with the time of each line"),
-    O("--raw", "", "as it was written, to a terminal, too"),
+    O("-f, --follow", "", "continue until the members end"),
+    O("--tail", "N", "print only the last N lines of each member"),
+    O("--since", "TIME", "print only what was written since TIME: 2026-01-31T12:00:00Z, or 10m for ten minutes ago"),
+    O("--until", "TIME", "print only what was written until TIME"),
+    O("-t, --timestamps", "", "print the time of each line"),
+    O("--raw", "", "do not escape control characters, even on a terminal"),
 )
 
-PLATFORM = O("--platform", "OS/ARCH[/VARIANT]", "which image of an index (this machine's)")
+PLATFORM = O("--platform", "OS/ARCH[/VARIANT]", "the image to choose from an index (default: this machine's platform)")
 BUDGET = (
-    O("--max-size", "SIZE", "refuse an image whose files are larger (32g)"),
-    O("--max-ratio", "N", "refuse a layer that unpacks to more than N times its size (250)"),
+    O("--max-size", "SIZE", "refuse an image whose files are larger (default: 32g)"),
+    O("--max-ratio", "N", "refuse a layer that unpacks to more than N times its size (default: 250)"),
 )
+
+POD, PODS = Operand("POD", "pod"), Operand("POD", "pod", many=True)
+MEMBER, MEMBERS = Operand("MEMBER", "member"), Operand("MEMBER", "member", many=True)
+REF, REFS = Operand("REF", "image"), Operand("REF", "image", many=True)
+COMMAND = "CMD [ARG...]"
 
 COMMANDS = (
     Command(
-        "pod create", "[NAME]", "make a pod: namespaces held open by pause (default name: pause); prints the name",
+        "pod create", (Operand("NAME", optional=True),), "create_pod",
+        "create a pod, whose namespaces pause holds open (default name: pause); prints the name",
         "sudo nsrun pod create -p 8080:80 web",
         (
             O("-p, --publish", "[IP:][HOST]:POD[/tcp]", "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port)", many=True),
-            O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only lo; host: this host's network; without root pasta takes the bridge's place", also=("pasta",)),
-            O("--ip", "ADDR", "this address of the bridge's network"),
-            O("--subnet", "ADDR/24", "the bridge's network, when the bridge does not exist yet (NSRUN_SUBNET)"),
-            O("--hostname", "NAME", "hostname inside (default: the pod's name)"),
-            O("--add-host", "HOST:IP", "a line of /etc/hosts; host-gateway means this host", many=True),
+            O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge", also=("pasta",)),
+            O("--ip", "ADDR", "the pod's address in the bridge's network"),
+            O("--subnet", "ADDR/24", "the bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),
+            O("--hostname", "NAME", "hostname inside the pod (default: the pod's name)"),
+            O("--add-host", "HOST:IP", "add a line to /etc/hosts; host-gateway stands for this host", many=True),
             O("--dns", "ADDR", "a name server for /etc/resolv.conf", many=True),
-            O("--sysctl", "KEY=VALUE", "a kernel setting of the pod's namespaces", many=True),
-            O("--shm-size", "SIZE", "size of the pod's /dev/shm (64m)"),
-            O("--label", "KEY=VALUE", "a label, shown by inspect", many=True),
-            O("--owner", "USER", "whose it is: that user joins and ends it without sudo, and is root in it only (who called sudo, doas or pkexec); root: no user namespace", empty=True),
+            O("--sysctl", "KEY=VALUE", "set a kernel parameter of the pod's namespaces", many=True),
+            O("--shm-size", "SIZE", "size of the pod's /dev/shm (default: 64m)"),
+            O("--label", "KEY=VALUE", "attach a label, which inspect shows", many=True),
+            O("--owner", "USER", "the user who owns the pod: they join and stop it without sudo, and are root only inside it (default: who called sudo, doas or pkexec); root: no user namespace", empty=True),
             *LIMITS,
         ),
-        "Without an address a port is published on all addresses of this host, past most firewalls' INPUT rules; NSRUN_PUBLISH_IP changes the default.",
+        "A port without an address is published on all addresses of this host, past the INPUT rules of most firewalls; NSRUN_PUBLISH_IP changes the default.",
+        plan="planning.pod_create",
     ),
-    Command("pod ls", "", "list pods", "nsrun pod ls --json", (O("-a, --all", "", "also those that have ended and were not removed"), JSON)),
-    Command("pod inspect", "POD...", "everything about pods, as JSON", "nsrun pod inspect pause", (JSON,)),
-    Command("pod ps", "POD", "the processes of a pod, seen from the host", "nsrun pod ps pause", (JSON,)),
-    Command("pod logs", "POD", "what the members of a pod wrote, by its time", "nsrun pod logs -f pause", LOGS),
-    Command("pod stats", "POD...", "what pods use: processor, memory, processes, and their limits", "nsrun pod stats pause", (JSON,)),
-    Command("pod stop", "POD...", "stop members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,), "What members wrote goes with the pod; a pod whose pause ended otherwise keeps that until pod rm, pod prune, or the next pod of its name."),
-    Command("pod kill", "POD...", "signal pause itself; when it ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,)),
-    Command("pod rm", "POD...", "remove pods", "nsrun pod rm -f pause", (FORCE,), "A pod is its pause: when pause has ended, little is left to remove. With -f, a pod that is not there is no error."),
+    Command("pod ls", (), "pods.ls", "list pods", "nsrun pod ls --json", (O("-a, --all", "", "include pods that have ended and were not removed"), JSON)),
+    Command("pod inspect", (PODS,), "pods.inspect", "print everything about pods as JSON", "nsrun pod inspect pause", (JSON,)),
+    Command("pod ps", (POD,), "pods.ps", "list the processes of a pod, as the host sees them", "nsrun pod ps pause", (JSON,)),
+    Command("pod logs", (POD,), "pods.logs", "print what the members of a pod wrote, ordered by time", "nsrun pod logs -f pause", LOGS),
+    Command("pod stats", (PODS,), "pods.stats", "print the processor, memory and process usage of pods, and their limits", "nsrun pod stats pause", (JSON,)),
     Command(
-        "pod prune", "", "remove pods and members that have ended, damaged notes, and what crashes left", "nsrun pod prune",
-        (O("-a, --all", "", "also data that no note speaks of any more: says whose and how much, and removes them"),),
+        "pod stop", (PODS,), "pods.stop", "stop the members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,),
+        "What members wrote is removed with the pod. If pause ended in any other way it is kept until pod rm, pod prune, or the next pod of the same name.",
+    ),
+    Command("pod kill", (PODS,), "pods.kill", "send a signal to pause; when pause ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,)),
+    Command(
+        "pod rm", (PODS,), "pods.rm", "remove pods", "nsrun pod rm -f pause", (FORCE,),
+        "A pod lives as long as its pause: when pause has ended, little is left to remove. With -f, a pod that does not exist is not an error.",
     ),
     Command(
-        "join", "POD", "start a member in a pod: its own rootfs, the pod's namespaces",
+        "pod prune", (), "pods.prune", "remove pods and members that have ended, damaged notes, and what crashes left behind", "nsrun pod prune",
+        (O("-a, --all", "", "also remove data that no note mentions any more, and print whose it was and how much"),),
+    ),
+    Command(
+        "join", (POD,), "join", "start a member in a pod, with a rootfs of its own and the pod's namespaces",
         "sudo nsrun join pause -d --name mysql --rootfs ./mariadb -e MYSQL_DATABASE=exampledb -- docker-entrypoint.sh mysqld",
         (
-            O("--rootfs", "DIR", "an unpacked root filesystem; written to through an overlay, so it stays clean", empty=True),
-            O("--image", "REF", "an image of the store (image load, image pull); without a command, its own", empty=True),
+            O("--rootfs", "DIR", "an unpacked root filesystem; writes go to an overlay, so it stays unchanged", empty=True),
+            O("--image", "REF", "an image of the store (image load, image pull), which may bring its own command", empty=True),
             O("--bundle", "DIR", "an OCI bundle: config.json and its root", empty=True),
-            O("--name", "NAME", "the member's name (default: made up)", empty=True),
-            O("-d, --detach", "", "in the background; prints the name"),
+            O("--name", "NAME", "the member's name (default: generated)", empty=True),
+            O("-d, --detach", "", "run in the background; prints the name"),
             INTERACTIVE,
             TERMINAL,
-            O("--rm", "", "forget it when it has ended"),
+            O("--rm", "", "remove the member when it exits"),
             ENV,
             ENV_FILE,
             WORKDIR,
             USER,
-            O("--entrypoint", "CMD", "put before the command; replaces the image's", empty=True),
-            O("-v, --volume", "SRC:DST[:OPTIONS]", "a directory or file of this host, or a named volume, at DST; OPTIONS: ro,nosuid,noexec,…", many=True),
+            O("--entrypoint", "CMD", "put CMD before the command; replaces the image's entrypoint", empty=True),
+            O("-v, --volume", "SRC:DST[:OPTIONS]", "mount a directory or file of this host, or a named volume, at DST; OPTIONS: ro,nosuid,noexec,…", many=True),
             O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…[,readonly][,nosuid]", many=True),
-            O("--tmpfs", "DST[:OPTIONS]", "an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
-            O("--device", "HOST[:MEMBER]", "a device node of this host, for example /dev/fuse", many=True),
-            O("--read-only", "", "the root can't be written to"),
-            O("--writable", "", "no overlay: write to the --rootfs directory itself"),
-            O("--net", "pod|own|host|none", "which network namespace (pod); own, none: one of its own, with only lo"),
-            O("--ipc", "pod|own", "which IPC namespace (pod); own: with a /dev/shm of its own"),
-            O("--pid", "pod|nested|own", "which PID namespace (pod); nested: a child of the pod's; own: it outlives pause"),
-            O("--uts", "pod|own", "which hostname (pod)"),
-            O("--cap-add", "CAP", "a capability beside Docker's fourteen, or ALL", many=True),
-            O("--cap-drop", "CAP", "one of them less, or ALL", many=True),
-            O("--security-opt", "no-new-privileges[:true]|seccomp=FILE|apparmor=PROFILE", "seccomp: a profile in Docker's format, or seccomp=unconfined; apparmor: one that is loaded", many=True),
-            O("--sysctl", "KEY=VALUE", "a kernel setting of a namespace of the member's own (--net own: net.*; --ipc own)", many=True),
-            O("--ulimit", "NAME=SOFT[:HARD]", "a resource limit: nofile=1024:2048", many=True),
-            O("--stop-signal", "SIGNAL", "what stop sends (TERM)"),
-            O("--restart", "no|on-failure[:N]|always", "what follows its end; delays double from 0.1 s to 1 min", also=("unless-stopped",)),
+            O("--tmpfs", "DST[:OPTIONS]", "mount an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
+            O("--device", "HOST[:MEMBER]", "add a device node of this host, for example /dev/fuse", many=True),
+            O("--read-only", "", "make the root filesystem read-only"),
+            O("--writable", "", "write to the --rootfs directory itself, without an overlay"),
+            O("--net", "pod|own|host|none", "network namespace (default: pod); own, none: a new one that has only the loopback interface"),
+            O("--ipc", "pod|own", "IPC namespace (default: pod); own: a new one, with its own /dev/shm"),
+            O("--pid", "pod|nested|own", "PID namespace (default: pod); nested: a child of the pod's; own: one that outlives pause"),
+            O("--uts", "pod|own", "UTS namespace, which has the hostname (default: pod)"),
+            O("--cap-add", "CAP", "add a capability to Docker's default fourteen, or ALL", many=True),
+            O("--cap-drop", "CAP", "drop one of them, or ALL", many=True),
+            O("--security-opt", "no-new-privileges[:true]|seccomp=FILE|apparmor=PROFILE", "seccomp: a profile in Docker's format, or seccomp=unconfined; apparmor: a profile that is loaded", many=True),
+            O("--sysctl", "KEY=VALUE", "set a kernel parameter of a namespace of the member's own (--net own: net.*; --ipc own)", many=True),
+            O("--ulimit", "NAME=SOFT[:HARD]", "set a resource limit: nofile=1024:2048", many=True),
+            O("--stop-signal", "SIGNAL", "the signal that stop sends (default: TERM)"),
+            O("--restart", "no|on-failure[:N]|always", "when to restart the member after it ends; delays double from 0.1 s to 1 min", also=("unless-stopped",)),
             *LIMITS,
-            O("--status-fd", "N", "write JSON lines about start, error and end to this descriptor"),
+            O("--status-fd", "N", "write JSON lines about start, error and end to this file descriptor"),
         ),
-        "With none of --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. Foreground: exits with the member's status; signals reach it, and when the reader of its output goes, its next write gets SIGPIPE, as in any pipeline.",
-        rest=True,
-    ),
-    Command("exec", "MEMBER", "execute one more command in a running member", "nsrun exec -it mysql sh", (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=True),
-    Command("ls", "", "list members", "nsrun ls -a", (O("-a, --all", "", "also those that have ended"), JSON)),
-    Command("stats", "[MEMBER...]", "what running members use: processor, memory, processes, and their limits", "nsrun stats mysql", (JSON,)),
-    Command("inspect", "MEMBER...", "everything about members, as JSON", "nsrun inspect mysql", (JSON,)),
-    Command(
-        "logs", "MEMBER...", "what members wrote; of several, by its time and with their names", "nsrun logs -f --tail 20 mysql", LOGS,
-        "A terminal gets escapes for what would control it; a pipe gets every byte.",
-    ),
-    Command("wait", "MEMBER...", "wait for the end of members; prints their exit statuses", "nsrun wait mysql"),
-    Command("stop", "MEMBER...", "stop members, touching no other", "nsrun stop -t 30 mysql", (SECONDS,)),
-    Command("kill", "MEMBER...", "signal the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,)),
-    Command("rm", "MEMBER...", "forget members, and what they wrote over their rootfs", "nsrun rm -f mysql", (FORCE,)),
-    Command(
-        "attach", "MEMBER", "connect to a detached member's output, input and terminal; Ctrl-P Ctrl-Q leaves it", "nsrun attach mysql",
-        (O("--no-stdin", "", "only watch"), O("--close-stdin", "", "when our input ends, the member's ends, too: echo 'SELECT 1' | nsrun attach --close-stdin …")),
-        "A member outlives who attaches: the end of a terminal (Ctrl-D, hang-up) leaves it, and the end of piped input only ends what is passed on.",
+        "Without --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. In the foreground, nsrun passes signals on and exits with the member's status; when the reader of the member's output has gone, its next write gets SIGPIPE, as in any pipeline.",
+        rest=Operand(COMMAND, "command", optional=True), usage=f"POD [OPTIONS] [--] [{COMMAND}]", plan="planning.join",
     ),
     Command(
-        "image load", "FILE|DIR|-", "take images in from an OCI layout directory, an archive (OCI, or of docker save), or stdin; prints their names",
-        "sudo nsrun image load --tag mysql:8 mysql.tar", (O("-t, --tag", "NAME", "the image's name, in place of those that the archive gives", many=True), PLATFORM, *BUDGET),
+        "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",
+        (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False, plan="planning.execute",
+    ),
+    Command("ls", (), "members.ls", "list members", "nsrun ls -a", (O("-a, --all", "", "include members that have ended"), JSON)),
+    Command(
+        "stats", (Operand("MEMBER", "member", many=True, optional=True),), "members.stats",
+        "print the processor, memory and process usage of running members, and their limits", "nsrun stats mysql", (JSON,),
+    ),
+    Command("inspect", (MEMBERS,), "members.inspect", "print everything about members as JSON", "nsrun inspect mysql", (JSON,)),
+    Command(
+        "logs", (MEMBERS,), "members.logs", "print what members wrote; for several, ordered by time and with their names", "nsrun logs -f --tail 20 mysql", LOGS,
+        "On a terminal, control characters are escaped; a pipe gets every byte unchanged.",
+    ),
+    Command("wait", (MEMBERS,), "members.wait", "wait until members end; prints their exit statuses", "nsrun wait mysql"),
+    Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,)),
+    Command("kill", (MEMBERS,), "members.kill", "send a signal to the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,)),
+    Command("rm", (MEMBERS,), "members.rm", "remove stopped members and their writable layers", "nsrun rm -f mysql", (FORCE,)),
+    Command(
+        "attach", (MEMBER,), "members.attach", "connect to the input, output and terminal of a detached member; Ctrl-P Ctrl-Q detaches", "nsrun attach mysql",
+        (O("--no-stdin", "", "only show output"), O("--close-stdin", "", "close the member's input when ours ends: echo 'SELECT 1' | nsrun attach --close-stdin …")),
+        "A member outlives those who are attached to it: the end of a terminal (Ctrl-D, hang-up) only detaches, and after the end of piped input the output is still shown.",
     ),
     Command(
-        "image pull", "REF", "fetch an image from a registry, through skopeo", "sudo nsrun image pull docker.io/library/mysql:8",
+        "image load", (Operand("FILE|DIR|-"),), "images.load", "load images from an OCI layout directory, an archive (OCI or docker save) or stdin; prints their names",
+        "sudo nsrun image load --tag mysql:8 mysql.tar", (O("-t, --tag", "NAME", "name the image, instead of using the names in the archive", many=True), PLATFORM, *BUDGET), userns=True,
+    ),
+    Command(
+        "image pull", (Operand("REF"),), "images.pull", "fetch an image from a registry, using skopeo", "sudo nsrun image pull docker.io/library/mysql:8",
         (
             PLATFORM,
-            O("--creds", "USER[:PASSWORD]", "log in for this once; skopeo login keeps it"),
-            O("--authfile", "FILE", "where skopeo login kept it (containers-auth.json(5))"),
-            O("--tls-verify", "true|false", "false: trust any certificate, and plain HTTP"),
+            O("--creds", "USER[:PASSWORD]", "credentials for this pull only; use 'skopeo login' to store them"),
+            O("--authfile", "FILE", "where 'skopeo login' stored credentials (containers-auth.json(5))"),
+            O("--tls-verify", "true|false", "false: accept any certificate, and plain HTTP"),
             *BUDGET,
         ),
+        userns=True,
     ),
-    Command("image ls", "", "list images", "nsrun image ls", (JSON,)),
-    Command("image inspect", "REF...", "everything about images, as JSON", "nsrun image inspect mysql:8", (JSON,)),
-    Command("image history", "REF", "how an image was made, newest first", "nsrun image history mysql:8", (JSON,)),
-    Command("image unpack", "REF DIR", "an image as an OCI bundle: DIR/rootfs and DIR/config.json; DIR is for you alone", "sudo nsrun image unpack mysql:8 ./mysql"),
-    Command("image tag", "REF NAME", "give an image one more name", "sudo nsrun image tag mysql:8 localhost/db:tested"),
-    Command("image rm", "REF...", "take a name away, and with the last one the image", "sudo nsrun image rm mysql:8", (O("-f, --force", "", "with all of its names"),), "An image that a running member uses stays."),
-    Command("image prune", "", "remove images without a name, and what crashes left; says how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "all images that no running member uses"),)),
+    Command("image ls", (), "images.ls", "list images", "nsrun image ls", (JSON,)),
+    Command("image inspect", (REFS,), "images.inspect", "print everything about images as JSON", "nsrun image inspect mysql:8", (JSON,)),
+    Command("image history", (REF,), "images.history", "list the layers of an image and how they were made, newest first", "nsrun image history mysql:8", (JSON,)),
+    Command("image unpack", (REF, Operand("DIR")), "images.unpack", "unpack an image as an OCI bundle: DIR/rootfs and DIR/config.json; only you can access DIR", "sudo nsrun image unpack mysql:8 ./mysql", userns=True),
+    Command("image tag", (REF, Operand("NAME")), "images.tag", "give an image another name", "sudo nsrun image tag mysql:8 localhost/db:tested", userns=True),
     Command(
-        "explain", "COMMAND...", "the plan of pod create, join or exec, step by step; nothing is done",
-        "nsrun explain --format shell pod create -p 8080:80",
-        (O("--format", "text|shell|json", "text; a shell script that builds the same by hand; or JSON"),), rest=True,
+        "image rm", (REFS,), "images.rm", "remove a name of an image, and with its last name the image", "sudo nsrun image rm mysql:8", (O("-f, --force", "", "remove all names of the image"),),
+        "An image that a running member uses is not removed.", userns=True,
     ),
-    Command("doctor", "", "what this kernel and machine offer, what is missing, how to get it", "nsrun doctor", (JSON,)),
-    Command("completion", "bash|zsh|fish", "a completion script for a shell", "nsrun completion bash >/etc/bash_completion.d/nsrun"),
-    Command("help", "[COMMAND...]", "help about a command", "nsrun help pod create", rest=True),
+    Command("image prune", (), "images.prune", "remove images without a name, and what crashes left behind; prints how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "remove all images that no running member uses"),), userns=True),
+    Command(
+        "explain", (), "teaching.explain", "print the plan of pod create, join or exec, step by step; nothing is done",
+        "nsrun explain --format shell pod create -p 8080:80",
+        (O("--format", "text|shell|json", "text, a shell script that does the same by hand, or JSON"),), rest=Operand("COMMAND", "line", many=True), sweeps=False,
+    ),
+    Command("doctor", (), "teaching.doctor", "check what this kernel and machine offer, what is missing, and how to get it", "nsrun doctor", (JSON,), sweeps=False),
+    Command("completion", (Operand("bash|zsh|fish"),), "completion.script", "print a completion script for a shell", "nsrun completion bash >/etc/bash_completion.d/nsrun", sweeps=False),
+    Command("help", (), "help.command", "print help about a command", "nsrun help pod create", rest=Operand("COMMAND", "line", many=True, optional=True), sweeps=False),
+)  # fmt: skip
+
+#: Commands that only nsrun itself and shells call: no help, no manual, no completion.
+INTERNAL = (
+    Command("_complete", (), "completion.complete", "", "", rest=Operand("ARGUMENT", many=True), sweeps=False),
+    Command(
+        "_ended", (Operand("NAME"), Operand("STATUS")), "internal.ended", "", "",
+        (O("--lead", "FD", ""), O("--held", "FD,FD", "")), sweeps=False,
+    ),
+    Command("_remove", (Operand("PATH", many=True, optional=True),), "internal.remove", "", "", userns=True, sweeps=False),
+    Command("_whole", (Operand("LAYER"),), "internal.whole", "", "", userns=True, sweeps=False),
 )  # fmt: skip
 
 BY_NAME = {command.name: command for command in COMMANDS}
@@ -243,7 +354,7 @@ GROUPS = sorted({command.name.split()[0] for command in COMMANDS if " " in comma
 
 
 def _take(words: list[str], options: tuple[Option, ...], into: dict[str, Any], name: str) -> bool:
-    """Reads one option (or cluster) off the front of `words`; False when the front is no option."""
+    """Read one option, or a cluster of switches, off the front of `words`; return False when the front is not an option."""
     word = words[0]
     if not word.startswith("-") or word == "-":
         return False
@@ -291,7 +402,7 @@ def _value(words: list[str], flag: str, see: str) -> str:
 
 def _store(option: Option, value: str, into: dict[str, Any]) -> None:
     if "\0" in value:
-        raise UsageError(f"{option.flags[-1]}: a NUL byte")
+        raise UsageError(f"{option.flags[-1]} contains a NUL byte")
     option.check(value)
     if option.many:
         into.setdefault(option.key, []).append(value)
@@ -299,83 +410,61 @@ def _store(option: Option, value: str, into: dict[str, Any]) -> None:
         into[option.key] = value
 
 
-def parse(words: list[str]) -> tuple[dict[str, Any], Command | None, dict[str, Any], list[str], list[str]]:
-    """(global options, command, its options, operands, the member's command)."""
-    words = list(words)
-    general: dict[str, Any] = {}
-    while words and _take(words, GLOBAL, general, ""):
+def parse(arguments: list[str]) -> Call:
+    """Read a command line.  UsageError: it is not one of ours, and the hint says what was meant, or what there is."""
+    words = list(arguments)
+    call = Call()
+    while words and _take(words, GLOBAL, call.general, ""):
         pass
     if not words:
-        return general, None, {}, [], []
+        return call
     name = words.pop(0)
-    if name in GROUPS and words and not words[0].startswith("-"):
+    if name in GROUPS:
+        if not words or words[0].startswith("-"):
+            if words[:1] in (["-h"], ["--help"]):
+                call.general["help"] = name
+                return call
+            known = " ".join(command.split()[1] for command in BY_NAME if command.startswith(f"{name} "))
+            raise UsageError(f"nsrun {name} needs a subcommand", hint=known)
         name = f"{name} {words.pop(0)}"
-    elif name in GROUPS:
-        if words and words[0] in ("-h", "--help"):
-            general["help"] = name
-            return general, None, {}, [], []
-        raise UsageError(
-            f"nsrun {name} needs a subcommand", hint=" ".join(c.split()[1] for c in BY_NAME if c.startswith(f"{name} "))
-        )
-    elif name == "container" and words and not words[0].startswith("-"):
-        name = f"container {words.pop(0)}"
-    command = BY_NAME.get(name)
+    command = BY_NAME.get(name) or next((internal for internal in INTERNAL if internal.name == name), None)
     if command is None:
-        from nsrun.cli.foreign import instead_of_command
-
-        near = [c for c in BY_NAME if c.startswith(name) or name in c.split()]
-        hint = instead_of_command(name) or (f"did you mean {' or '.join(near)}?" if near else "see 'nsrun --help'")
-        raise UsageError(f"nsrun has no command {name!r}", hint=hint)
-    wanted = len(command.operands.replace("[", "").split()) if command.rest else 0
-    if name in ("explain", "help"):
-        wanted = 0  # their operand is a whole command line
-    options: dict[str, Any] = {}
-    operands: list[str] = []
-    rest: list[str] = []
+        raise _unknown(name, words)
+    call.command = command
+    if command.rest and not command.rest.kind:
+        call.rest = words  # whatever they are
+        return call
     while words:
         if words[0] == "--":
             words.pop(0)
-            (rest if command.rest else operands).extend(words)
+            (call.rest if command.rest else call.operands).extend(words)
             break
         if words[0] in ("-h", "--help"):
-            general["help"] = name
-            return general, command, options, operands, rest
-        if _take(words, command.options, options, name):
+            call.general["help"] = name
+            return call
+        if _take(words, command.options, call.options, name):
             continue
-        if command.rest and len(operands) == wanted:
-            rest.extend(words)
+        if command.rest and len(call.operands) == len(command.operands):
+            call.rest.extend(words)
             break
-        operands.append(words.pop(0))
-    _count(command, operands, wanted, options)
-    return general, command, options, operands, rest
+        call.operands.append(words.pop(0))
+    command.count(call.operands)
+    return call
 
 
-def _count(command: Command, operands: list[str], wanted: int, options: dict[str, Any]) -> None:
-    see = f"usage: nsrun {command.name} {command.operands}"
-    spec = command.operands
-    if command.rest:
-        low = high = wanted
-    elif "..." in spec:
-        low, high = (0 if spec.startswith("[") else 1), 1 << 30
-    elif spec.startswith("["):
-        low, high = 0, 1
-    else:
-        low = high = len(spec.split())
-    if not low <= len(operands) <= high:
-        raise UsageError(
-            f"nsrun {command.name}: {'missing ' + spec if len(operands) < low else 'too many words: ' + ' '.join(operands[high:])}",
-            hint=see,
-        )
-    known = words_of(spec)
-    for word in operands if known else []:
-        if word not in known:
-            raise UsageError(f"nsrun {command.name}: {word!r} is not known", hint=f"one of: {', '.join(known)}")
+def _unknown(name: str, words: list[str]) -> UsageError:
+    from nsrun.cli.foreign import instead_of_command
+
+    hint = instead_of_command(name, words)
+    if near := [command for command in BY_NAME if command.startswith(name) or name in command.split()]:
+        hint = hint or f"did you mean {' or '.join(near)}?"
+    return UsageError(f"nsrun has no command {name!r}", hint=hint or "see 'nsrun --help'")
 
 
 def checked(name: str, options: dict[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the options of a program's call as those of the command `name`, checked by the same table.
 
-    A switch is a bool, what may be repeated a list or tuple, any other value a str, a path or a number; None is not given.
+    A switch is a bool, a repeatable option a list or tuple, any other value a str, a path or a number; None means not given.
 
     TypeError: the command has no such option, or its value is of another type.  UsageError: as for the command line.
     """
@@ -389,25 +478,25 @@ def checked(name: str, options: dict[str, Any], without: tuple[str, ...] = ()) -
             continue
         if not option.value:
             if not isinstance(value, bool):
-                raise TypeError(f"{key}={value!r}: a bool is wanted")
+                raise TypeError(f"{key}={value!r}: expected a bool")
             if value:
                 found[key] = True
         elif not option.many:
-            _store(option, _word(key, value), found)
+            _store(option, _text(key, value), found)
         elif isinstance(value, (list, tuple)):
             for one in value:
-                _store(option, _word(key, one), found)
+                _store(option, _text(key, one), found)
         else:
-            raise TypeError(f"{key}={value!r}: a list is wanted")
+            raise TypeError(f"{key}={value!r}: expected a list")
     return found
 
 
-def _word(key: str, value: Any) -> str:
+def _text(key: str, value: Any) -> str:
     from os import fspath
 
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    word = value if isinstance(value, str) else fspath(value) if hasattr(value, "__fspath__") else None
-    if not isinstance(word, str):
-        raise TypeError(f"{key}: {value!r} is no word")
-    return word
+    text = value if isinstance(value, str) else fspath(value) if hasattr(value, "__fspath__") else None
+    if not isinstance(text, str):
+        raise TypeError(f"{key}={value!r}: expected a string, a path or a number")
+    return text

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 
-from nsrun.cli import text
+from nsrun.cli import completion, help
 from nsrun.cli.commands import COMMANDS, GLOBAL, Command, Option
 
 TYPE_CHECKING = False
@@ -39,7 +39,7 @@ def _head(command: Command | None, what: str, synopsis: Iterable[str]) -> list[s
     name = _page(command)
     return [
         '.\\" Generated from nsrun/cli/commands.py; do not edit.',
-        f'.TH {_roff(name.upper())} 1 "" "nsrun {_roff(text.version())}" "User Commands"',
+        f'.TH {_roff(name.upper())} 1 "" "nsrun {_roff(help.version())}" "User Commands"',
         ".SH NAME",
         f"{_roff(name)} \\- {_roff(what)}",
         ".SH SYNOPSIS",
@@ -62,7 +62,7 @@ def _see_also(commands: Iterable[Command | None]) -> list[str]:
 
 
 def _command(command: Command) -> str:
-    usage = text.usage(command).removeprefix(f"nsrun {command.name}")
+    usage = help.usage(command).removeprefix(f"nsrun {command.name}")
     lines = _head(command, command.help, [f"\\fBnsrun {_roff(command.name)}\\fP{_roff(usage)}"])
     lines += [".SH DESCRIPTION", _roff(_sentence(command.help[0].upper() + command.help[1:]))]
     if command.about:
@@ -87,8 +87,7 @@ def _overview() -> str:
     for command in COMMANDS:
         lines += [".TP", f".BR {_roff(_page(command))} (1)", _roff(_sentence(command.help))]
     lines += [".SH OPTIONS", *_options(GLOBAL), ".SH EXIT STATUS"]
-    for row in text.EXIT_STATUS.strip("\n").split("\n")[2:]:
-        status, meaning = (cell.strip() for cell in row.strip("|").split("|"))
+    for status, meaning in help.EXIT_STATUS:
         lines += [".TP", f"\\fB{_roff(status)}\\fP", _roff(_sentence(meaning))]
     return "\n".join([*lines, *_see_also(COMMANDS)]) + "\n"
 
@@ -99,9 +98,9 @@ def files() -> dict[str, str]:
     return {
         "man/man1/nsrun.1": _overview(),
         **pages,
-        "bash-completion/completions/nsrun": text.SCRIPTS["bash"],
-        "zsh/site-functions/_nsrun": text.SCRIPTS["zsh"],
-        "fish/vendor_completions.d/nsrun.fish": text.SCRIPTS["fish"],
+        "bash-completion/completions/nsrun": completion.SCRIPTS["bash"],
+        "zsh/site-functions/_nsrun": completion.SCRIPTS["zsh"],
+        "fish/vendor_completions.d/nsrun.fish": completion.SCRIPTS["fish"],
     }
 
 

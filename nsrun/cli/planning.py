@@ -3,42 +3,57 @@
 
 from __future__ import annotations
 
-from nsrun.cli.commands import parse
+from nsrun.cli.commands import COMMANDS, function, parse
 from nsrun.errors import UnknownError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from nsrun.cli.commands import Call
     from nsrun.plan import Plan
     from nsrun.state import State
     from nsrun.types import PodNote
 
 
-def plan_of(state: State, words: list[str]) -> Plan:
-    """The plan of a whole command line: pod create, join or exec."""
+def plan_of(state: State, arguments: list[str]) -> Plan:
+    """Return the plan of a whole command line.  UsageError: its command has none that can be shown."""
+    call = parse(arguments)
+    if not call.command or not call.command.plan:
+        known = ", ".join(command.name for command in COMMANDS if command.plan)
+        name = repr(call.command.name) if call.command else "nothing"
+        raise UsageError(f"explain knows {known}, not {name}", hint="nsrun explain pod create -p 8080:80")
+    call.state = state
+    plan: Plan = function(call.command.plan)(call)
+    return plan
+
+
+def pod_create(call: Call) -> Plan:
     from nsrun.lifecycle import NO_ID
     from nsrun.lifecycle.create import plan_pod
-    from nsrun.lifecycle.execute import plan_exec
+
+    name = {"name": call.operands[0]} if call.operands else {}
+    return plan_pod(call.state, {**call.options, **name}, ident=NO_ID)
+
+
+def join(call: Call) -> Plan:
+    from nsrun.lifecycle import NO_ID
     from nsrun.lifecycle.join import plan_join
     from nsrun.plan.member import Request
 
-    _, command, options, operands, rest = parse(words)
-    name = command.name if command else ""
-    if name == "pod create":
-        return plan_pod(state, {**options, **({"name": operands[0]} if operands else {})}, ident=NO_ID)
-    options["command"] = rest
-    if name == "join":
-        request = Request(detach=bool(options.get("detach")), interactive=bool(options.get("interactive")))
-        return plan_join(state, _pod_for(state, operands[0]), options, request, ident=NO_ID).plan
-    if name == "exec":
-        return plan_exec(state, operands[0], options, Request(interactive=bool(options.get("interactive"))))
-    raise UsageError(
-        f"explain knows pod create, join and exec, not {name or 'nothing'!r}",
-        hint="nsrun explain pod create -p 8080:80",
-    )
+    options, pod = {**call.options, "command": call.rest}, _pod_for(call.state, call.operands[0])
+    request = Request(detach=bool(options.get("detach")), interactive=bool(options.get("interactive")))
+    return plan_join(call.state, pod, options, request, ident=NO_ID).plan
+
+
+def execute(call: Call) -> Plan:
+    from nsrun.lifecycle.execute import plan_exec
+    from nsrun.plan.member import Request
+
+    request = Request(interactive=bool(call.options.get("interactive")))
+    return plan_exec(call.state, call.operands[0], {**call.options, "command": call.rest}, request)
 
 
 def _pod_for(state: State, name: str) -> PodNote:
-    """The pod's note; of a pod that does not exist yet, what it would be, so that one can read before one does."""
+    """Return the pod's note; for a pod that does not exist yet, what it would be, so that one can read before one does."""
     from nsrun.host import cgroup
     from nsrun.schema import check_name
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line writes.  Nothing else in nsrun writes to standard output or error (tests/test_style.py).
+"""What the command line writes: output, and what went wrong.  Nothing else in nsrun writes to standard output or error.
 
-Text goes out through printable(), so that what others wrote (command lines, names, labels, paths, messages of other
-programs) can't speak to the terminal.  A member's own output is the exception: raw().
+tests/test_style.py holds that.  Text goes out through printable(), so that what others wrote (command lines, names,
+labels, paths, messages of other programs) can't control the terminal.  A member's own output is the exception: raw().
 """
 
 from __future__ import annotations
@@ -10,35 +10,36 @@ from __future__ import annotations
 import os
 import sys
 
-from nsrun.errors import printable
+from nsrun.errors import NsrunError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TextIO
+    from collections.abc import Callable, Iterable
+    from typing import Any, TextIO
 
 
 def out(line: str) -> None:
-    """One line of what was asked for."""
+    """Print a line of what was asked for."""
     _write(sys.stdout, printable(line) + "\n")
 
 
 def err(line: str) -> None:
-    """One line of what is said beside it: errors, hints, warnings."""
+    """Print a line of what accompanies it: errors, hints, warnings."""
     _write(sys.stderr, printable(line) + "\n")
 
 
 def page(text: str) -> None:
-    """Lines of our own making, in which what others wrote has no line ends any more."""
+    """Print lines that nsrun made, in which text from elsewhere has no line ends any more."""
     _write(sys.stdout, printable(text, keep="\n"))
 
 
 def err_page(text: str) -> None:
-    """The same on standard error."""
+    """Print such lines to standard error."""
     _write(sys.stderr, printable(text, keep="\n"))
 
 
 def script(text: str) -> None:
-    """What another program reads: exactly so, unless a terminal does."""
+    """Print what another program reads: unchanged, except on a terminal."""
     if sys.stdout and sys.stdout.isatty():
         page(text)
         return
@@ -50,13 +51,13 @@ def script(text: str) -> None:
 
 
 def progress(text: str = "") -> None:
-    """A line that the next one replaces; without text, none."""
+    """Print a line that the next one replaces; without text, remove it."""
     _write(sys.stderr, f"\r{printable(text)}" if text else "\r\033[K")
     flush()
 
 
 def raw(fd: int, data: bytes) -> None:
-    """What a member wrote, at once, to standard output (1) or error (2)."""
+    """Write a member's output unchanged, at once, to standard output (1) or error (2)."""
     stream = sys.stderr if fd == 2 else sys.stdout
     if stream:
         stream.flush()
@@ -65,7 +66,7 @@ def raw(fd: int, data: bytes) -> None:
 
 
 def member_output(fd: int, text: str, as_it_is: bool) -> None:
-    """What a member wrote some time ago: into a pipe or a file as it is, to a terminal so that it can't speak to that."""
+    """Write logged output of a member: unchanged into a pipe or a file, escaped on a terminal unless `as_it_is`."""
     stream = sys.stderr if fd == 2 else sys.stdout
     if stream and stream.isatty() and not as_it_is:
         text = printable(text, keep="\n\t")
@@ -73,14 +74,14 @@ def member_output(fd: int, text: str, as_it_is: bool) -> None:
 
 
 def flush() -> None:
-    """Have it written.  OSError: it can't be (a full disk, a reader that has gone)."""
+    """Have everything written.  OSError: it can't be (a full disk, a reader that has gone)."""
     for stream in (sys.stdout, sys.stderr):
         if stream:
             stream.flush()
 
 
 def give_up() -> None:
-    """Forget what could not be written, so that the interpreter does not try again at its end."""
+    """Discard what could not be written, so that the interpreter does not try again when it exits."""
     try:
         null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
@@ -99,3 +100,96 @@ def _write(stream: TextIO | None, text: str) -> None:
     if stream:
         encoding = stream.encoding or "utf-8"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+# ---- what went wrong --------------------------------------------------------------------------------------------
+
+
+def failure_of(error: Exception) -> NsrunError:
+    """Return what is reported of an exception: itself, if it has a message for people."""
+    from errno import EACCES, ENOENT
+
+    from nsrun.errors import KernelError, errno_text
+
+    if isinstance(error, NsrunError):
+        return error
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_directory():
+        return NsrunError("the working directory has been removed", hint="cd to another one", errno=ENOENT)
+    if isinstance(error, OSError) and error.errno:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        hint = "nsrun --debug shows where it happened; nsrun doctor shows what this machine lacks"
+        if error.errno == EACCES and os.geteuid():
+            hint = "sudo nsrun …"
+        told = str(error) if isinstance(error, KernelError) else errno_text(error.errno)
+        return NsrunError(where + told, hint=hint, errno=error.errno)
+    where = "nsrun --debug shows where it happened"
+    if isinstance(error, ImportError):
+        return NsrunError(f"a part of nsrun can't be loaded: {error}", hint=f"make build, or make install; {where}")
+    if isinstance(error, MemoryError):
+        return NsrunError("there is not enough memory", hint=where)
+    return NsrunError(f"unexpected {type(error).__name__}: {str(error)[:500]}", hint=where)
+
+
+def _has_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
+
+
+def failure(message: str, hint: str = "") -> None:
+    """Report to standard error, if it can be written to; the exit status reports the failure in any case."""
+    try:
+        err(f"nsrun: {message}")
+        if hint:
+            err(f"hint: {hint}")
+        flush()
+    except (OSError, ValueError):
+        pass
+    give_up()
+
+
+def failure_in_passing(error: Exception) -> None:
+    """Report an exception that ends a thread or a destructor, and not the command."""
+    found = failure_of(error)
+    failure(found.message, found.hint)
+
+
+def failures_of_threads() -> None:
+    """Have an exception that ends a thread reported like any other, for commands that start threads."""
+    import threading
+
+    def report(ended: Any) -> None:
+        if "--debug" in sys.argv:
+            threading.__excepthook__(ended)
+        elif isinstance(ended.exc_value, Exception):
+            failure_in_passing(ended.exc_value)
+
+    threading.excepthook = report
+
+
+# ---- commands with several operands -----------------------------------------------------------------------------
+
+
+def each(names: Iterable[str], action: Callable[[str], object], print_names: bool = True) -> int:
+    """Call `action` for each name, and print the name when it is done; go on after an error, and return the first one's status."""
+    code = 0
+    for name in names:
+        try:
+            action(name)
+            if print_names:
+                out(name)
+        except (OSError, NsrunError) as error:
+            code = go_on_after(error, code)
+    return code
+
+
+def go_on_after(error: OSError | NsrunError, code: int) -> int:
+    """Report the error of one of several items; return the exit status, which is that of the first error."""
+    if isinstance(error, BrokenPipeError):
+        raise error  # nobody reads our output
+    found = failure_of(error)
+    err(f"nsrun: {found.message}")
+    if found.hint:
+        err(f"hint: {found.hint}")
+    return code or found.exit_code

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 def _check_rootfs(path: str) -> str:
     """The absolute path of a directory with something in it."""
     if not path:
-        raise BadInput("the rootfs is an empty word", hint="an unset variable?")
+        raise BadInput("--rootfs is empty", hint="is a shell variable unset?")
     real = os.path.realpath(path)
     if not exists(path, "rootfs"):
         raise BadInput(
@@ -87,7 +87,7 @@ def _bundle(path: str) -> Bundle:
     from nsrun.state import codec
 
     if not path:
-        raise BadInput("the bundle is an empty word", hint="an unset variable?")
+        raise BadInput("--bundle is empty", hint="is a shell variable unset?")
     try:
         document: Bundle = codec.loads(read_document(f"{path}/config.json", 4 << 20).decode())
     except OSError as error:

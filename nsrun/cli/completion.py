@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun completion` and what its scripts call: the candidates for the last word, from the table in commands.py."""
+
+from __future__ import annotations
+
+from nsrun.cli import say
+from nsrun.cli.commands import BY_NAME, COMMANDS, GLOBAL, GROUPS, Call, closed_set
+from nsrun.errors import NsrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.state import State
+
+SCRIPTS = {
+    "bash": """# nsrun completion for bash
+_nsrun() {
+    local IFS=$'\\n'
+    COMPREPLY=($(nsrun _complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    if [ ${#COMPREPLY[@]} -eq 0 ]; then COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}")); fi
+}
+complete -o filenames -F _nsrun nsrun
+""",
+    "zsh": """#compdef nsrun
+_nsrun() {
+    local -a found
+    found=("${(@f)$(nsrun _complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    if [[ -n "$found" ]]; then compadd -Q -- $found; else _files; fi
+}
+if [[ $funcstack[1] = _nsrun ]]; then _nsrun; else compdef _nsrun nsrun; fi
+""",
+    "fish": """# nsrun completion for fish
+complete -c nsrun -f -a '(nsrun _complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+complete -c nsrun -F -n 'test -z "(nsrun _complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)"'
+""",
+}
+
+
+def script(call: Call) -> int:
+    say.page(SCRIPTS[call.operands[0]])
+    return 0
+
+
+def complete(call: Call) -> int:
+    """Print what may stand in the place of the last argument; nothing where a file name belongs."""
+    for candidate in candidates(call.rest):
+        say.out(candidate)
+    return 0
+
+
+def _images(state: State) -> list[str]:
+    from nsrun.image import lookup, references
+
+    try:
+        return [references.familiar(name) for name in lookup.names(state)]
+    except NsrunError:  # the store is root's, or damaged
+        return []
+
+
+def _names(state: State, kind: str) -> list[str]:
+    """Return the pods, members or images that exist."""
+    if kind == "image":
+        return _images(state)
+    return state.names(f"{kind}s") if kind in ("pod", "member") else []
+
+
+def candidates(arguments: list[str]) -> list[str]:
+    from nsrun.state import State
+
+    *before, current = arguments or [""]
+    root = ""
+    while before and before[0].startswith("-"):
+        if before[0] == "--root" and len(before) > 1:
+            root = before[1]
+            del before[:2]
+        else:
+            del before[0]
+    state = State(root)
+    name = " ".join(before[:2]) if before[:1] and before[0] in GROUPS else "".join(before[:1])
+    if not before:
+        found = sorted({c.name.split()[0] for c in COMMANDS})
+        return [
+            w
+            for w in found + [f for o in GLOBAL for f in o.flags]
+            if w.startswith(current) and (current or not w.startswith("-"))
+        ]
+    if name in GROUPS:
+        return [
+            c.name.split()[1]
+            for c in COMMANDS
+            if c.name.startswith(f"{name} ") and c.name.split()[1].startswith(current)
+        ]
+    command = BY_NAME.get(name)
+    if command is None:
+        return []
+    rest = before[len(name.split()) :]
+    if command.rest and command.rest.kind == "line":
+        return candidates([*[w for w in rest if not w.startswith("-")], current])
+    valued = {flag: option for option in command.options if option.value for flag in option.flags}
+    if rest and rest[-1] in valued:
+        option = valued[rest[-1]]
+        values = [w.partition("[")[0].rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for w in closed_set(option.value)]
+        return [v for v in values or _names(state, option.key) if v.startswith(current)]
+    if current.startswith("-"):
+        return [f for o in command.options for f in o.flags if f.startswith(current)]
+    given = [w for i, w in enumerate(rest) if not w.startswith("-") and (i == 0 or rest[i - 1] not in valued)]
+    here = command.operands[len(given) :] or [operand for operand in command.operands if operand.many]
+    if not here:
+        return []
+    names = _names(state, here[0].kind) or closed_set(here[0].name)
+    return [n for n in names if n.startswith(current) and n not in given]

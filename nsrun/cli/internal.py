@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Internal subcommands: nsrun runs itself, in another process, where the monitor has a member to end or a user
+namespace has to be entered (setns(CLONE_NEWUSER) can't be undone)."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.cli.commands import Call
+
+
+def ended(call: Call) -> int:
+    """The monitor executes this when its member has ended: restart or remove it.  The monitor's locks are still ours."""
+    from nsrun.lifecycle.restart import ended
+    from nsrun.state import life
+
+    name, status = call.operands
+    held, data = (int(fd) for fd in call.options["held"].split(","))
+    for fd in (held, data):
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+            life.adopt(fd)
+    return ended(call.state, name, int(status), int(call.options.get("lead", -1)), (held, data))
+
+
+def remove(call: Call) -> int:
+    """Remove directories whose files have ids of a user namespace."""
+    from nsrun.state import remove_tree
+
+    for path in call.operands:
+        remove_tree(path)
+    return 0
+
+
+def whole(call: Call) -> int:
+    """Print "whole" if nothing of a layer is missing."""
+    from nsrun.cli.say import out
+    from nsrun.image import lookup
+
+    out("whole" if lookup.whole(call.state, call.operands[0]) else "damaged")
+    return 0

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that are about members, apart from `join` and `exec`."""
+
+from __future__ import annotations
+
+from nsrun.cli import say
+from nsrun.cli.say import each, err, out
+from nsrun.errors import NsrunError, UnknownError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.cli.commands import Call
+
+
+def ls(call: Call) -> int:
+    from nsrun.cli import text
+    from nsrun.lifecycle.query import members
+    from nsrun.state import ALIVE
+
+    state, everything = call.state, call.options.get("all")
+    found = members(state, bool(everything))
+    if not state.uid and any(note.get("user") for note in state.all("pods")):
+        from nsrun.lifecycle import owners
+
+        found += [m for m in owners.members(state) if everything or m["status"] in ALIVE]
+    if call.options.get("json"):
+        return text.json(found)
+    rows = []
+    for m in found:
+        status = (
+            m["status"]
+            + (f" ({m['exit_code']})" if m["exit_code"] is not None else "")
+            + (" out of memory" if m.get("oom_killed") else "")
+            + (" (orphaned)" if m["orphaned"] else "")
+        )
+        rows.append(
+            [m["name"], m["pod"], status, str(m["pid_in_pod"] or "-"), str(m["pid"] or "-"), " ".join(m["command"])]
+        )
+    return text.table(["NAME", "POD", "STATUS", "PID", "HOSTPID", "COMMAND"], rows)
+
+
+def inspect(call: Call) -> int:
+    from nsrun.cli import text
+    from nsrun.lifecycle.query import member_json
+
+    return text.json([member_json(call.state, call.state.member(name)) for name in call.operands])
+
+
+def stats(call: Call) -> int:
+    state = call.state
+    notes = [state.member(name) for name in call.operands] or state.all("members")
+    alive = [note for note in notes if state.member_status(note)[0] in ("running", "stopping")]
+    for note in notes if call.operands else []:
+        if note not in alive:
+            raise UnknownError(f"member {note['name']!r} is not running", hint="nsrun ls -a")
+    return print_usage(call, alive)
+
+
+def print_usage(call: Call, notes: list[Any]) -> int:
+    """Print what pods or members use."""
+    from nsrun.cli import text
+    from nsrun.host import cgroup
+    from nsrun.lifecycle.query import stats
+
+    rows = stats(call.state, notes)
+    if lacking := cgroup.missing():
+        err(f"cgroup v2 has no controller {', '.join(lacking)} here: some figures are missing; nsrun doctor")
+    if call.options.get("json"):
+        return text.json(rows)
+
+    def of(used: str, limit: str | None) -> str:
+        return used + (f" / {limit}" if limit else "")
+
+    size = text.size
+    cells = [
+        [
+            r["name"],
+            of(
+                "-" if r["cpu_percent"] is None else f"{r['cpu_percent']}%",
+                r["cpu_limit"] and f"{100 * r['cpu_limit']:g}%",
+            ),
+            of("-" if r["memory"] is None else size(r["memory"]), r["memory_limit"] and size(r["memory_limit"])),
+            of(str(r["pids"]) if r["pids"] is not None else "-", r["pids_limit"] and str(r["pids_limit"])),
+            "-" if r["cpu_seconds"] is None else f"{r['cpu_seconds']:.2f} s",
+        ]
+        for r in rows
+    ]
+    return text.table(["NAME", "CPU", "MEMORY", "PROCESSES", "CPU TIME"], cells)
+
+
+def logs(call: Call) -> int:
+    from nsrun.lifecycle import logs as module
+    from nsrun.spec.options import parse_count
+
+    state, options = call.state, call.options
+    text = options.get("tail", "all")
+    tail = None if text == "all" else parse_count(text, "--tail", "a number of lines")
+    since, until = (module.moment(options[key], f"--{key}") if key in options else "" for key in ("since", "until"))
+    follow, stamps, raw = (bool(options.get(key)) for key in ("follow", "timestamps", "raw"))
+    names = list(dict.fromkeys(state.member(name)["name"] for name in call.operands))
+    sources = {name: module.logs(state, name, tail, follow, since, until) for name in names}
+    if len(sources) == 1:
+        lines = module.Lines()
+        for time, stream, text in sources[names[0]]:
+            begins = lines.begins(stream, text)
+            say.member_output(2 if stream == "stderr" else 1, (f"{time} {text}" if stamps and begins else text), raw)
+        return 0
+    width = max(map(len, names), default=0)
+    for name, (time, stream, text) in module.together(sources, follow):
+        head = f"{name:{width}} | " + (f"{time} " if stamps else "")
+        say.member_output(2 if stream == "stderr" else 1, head + text, raw)
+    return 0
+
+
+def wait(call: Call) -> int:
+    from nsrun.lifecycle.wait import wait_member
+
+    return each(call.operands, lambda name: out(str(wait_member(call.state, name))), print_names=False)
+
+
+def stop(call: Call) -> int:
+    from nsrun.lifecycle.stop import stop_members
+
+    say.failures_of_threads()
+    seconds, notes, failed = seconds_of(call), {}, {}
+    for name in call.operands:
+        try:
+            notes[name] = call.state.member(name)
+        except (OSError, NsrunError) as error:
+            failed[name] = error
+    done = dict(zip(notes, stop_members(call.state, list(notes.values()), seconds), strict=True))
+
+    def one(name: str) -> None:
+        killed = failed.get(name) or done[name]
+        if not isinstance(killed, bool):
+            raise killed
+        if killed:
+            say_killed(name, seconds)
+
+    return each(call.operands, one)
+
+
+def seconds_of(call: Call) -> float:
+    """Return how long --time says to wait before SIGKILL."""
+    text = call.options.get("time")
+    if text is None:
+        return 10
+    from nsrun.spec.options import parse_fraction
+
+    return parse_fraction(text, "-t", "a number of seconds", 0, 86400)
+
+
+def say_killed(member: str, seconds: float) -> None:
+    err(f"nsrun: member {member!r} had not ended {seconds:g} s after its stop signal, and was killed")
+
+
+def kill(call: Call) -> int:
+    from nsrun.lifecycle.stop import SIGKILL, signal_member, stop_member
+    from nsrun.spec.options import parse_signal
+
+    signal = parse_signal(call.options.get("signal", "KILL"))
+
+    def one(name: str) -> None:
+        note = call.state.member(name)
+        if signal == SIGKILL and call.state.member_status(note)[0] in ("running", "stopping", "restarting"):
+            stop_member(call.state, note, 0, SIGKILL)
+        else:
+            signal_member(call.state, note, signal)
+
+    return each(call.operands, one)
+
+
+def rm(call: Call) -> int:
+    from nsrun.lifecycle.remove import remove_named
+
+    return each(call.operands, lambda name: remove_named(call.state, name, bool(call.options.get("force"))))
+
+
+def attach(call: Call) -> int:
+    from nsrun.cli.attach import attach as connect
+
+    if call.options.get("no_stdin") and call.options.get("close_stdin"):
+        raise UsageError("--no-stdin and --close-stdin contradict each other")
+    return connect(
+        call.state, call.operands[0], not call.options.get("no_stdin"), bool(call.options.get("close_stdin"))
+    )
