@@ -440,7 +440,12 @@ def test_the_shell_form_of_an_owned_pod(host, alice, tmp_path):
         host.run("explain", "--format", "shell", "pod", "create", "--network", "none", "byhand", env=env).stdout
     )
     with open(tmp_path / "errors", "w") as errors:
-        done = subprocess.run(["sh", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=100, check=False)  # fmt: skip
+        try:
+            done = subprocess.run(["sh", "-x", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=100, check=False)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            pytest.fail(
+                f"it hangs: …{(tmp_path / 'errors').read_text()[-3000:]}\n{sh('ps', '-eo', 'pid,ppid,stat,args').stdout[-6000:]}"
+            )
     assert done.returncode == 0, (tmp_path / "errors").read_text()
     hand = int(done.stdout.split()[-1])
     try:
