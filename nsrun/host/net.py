@@ -503,7 +503,7 @@ def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[dict[
         wire.talk(sock, rules(table_name(pod_ip), ident, pod_ip, gateway, ports))
 
 
-def forget_pod(note: Mapping[str, Any]) -> None:
+def remove_veth(note: Mapping[str, Any]) -> None:
     """Remove the pod's veth now; the kernel would do so a little later.
 
     A later link of the same name, or one of another network namespace, is not touched.

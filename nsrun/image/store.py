@@ -350,12 +350,12 @@ class Store:
                     f"image {word!r} is used by running members: {', '.join(users)}",
                     hint=f"stop them first: nsrun rm -f {' '.join(users)}",
                 )
-            self._forget(ident)
+            self._remove_image(ident)
             return [*map(references.familiar, names), ident], self._free_layers()
         finally:
             os.close(lock)
 
-    def _forget(self, ident: str) -> None:
+    def _remove_image(self, ident: str) -> None:
         """Remove names, record and blobs, in this order: the reverse of how they came."""
         record = lookup.record(self.state, ident) or {"digests": []}
         self._name("", [], self.names_of(ident))
@@ -397,7 +397,7 @@ class Store:
             for record in lookup.records(self.state, []):
                 ident, names = record["id"], self.names_of(record["id"])
                 if (everything or (named and not names)) and not self.users_of(ident):
-                    self._forget(ident)
+                    self._remove_image(ident)
                     removed += [*map(references.familiar, names), ident]
             if everything or all(self.names_of(record["id"]) for record in lookup.records(self.state, [])):
                 remove_tree(f"{self.path}/names.json{BROKEN}")  # no image that is left can have lost its name
