@@ -383,10 +383,10 @@ class Store:
         return freed
 
     def prune(self, everything: bool = False) -> tuple[list[str], int]:
-        """Remove images without a name (with `everything`, all that no running member uses), and what crashes left
-        behind.
+        """Remove images without a name, and what crashes left behind.
 
-        When names were lost, images without one stay unless `everything` is given.
+        With `everything`, remove all images that no running member uses.  When names were lost, images without one stay
+        unless `everything` is given.
         """
         self.prepare()
         lock = self._lock("lock")
@@ -476,8 +476,9 @@ class Store:
     # ---- listing ---------------------------------------------------------------------------------------
 
     def all(self, broken: list[str]) -> list[Record]:
-        """Return every image that can be read, described; put what is wrong with the others and with the names into
-        `broken`.
+        """Return every image that can be read, described.
+
+        `broken` gets what is wrong with the others, and with the names.
         """
         records = lookup.records(self.state, broken)
         try:

@@ -83,10 +83,10 @@ def remove_tree(path: str) -> None:
 
 
 def allow(path: str, uid: int) -> None:
-    """Let one user, and nobody else, read and enter a directory that root owns: by an acl(5), since a group may have
-    others in it.
+    """Let one user, and nobody else, read and enter a directory that root owns.
 
-    Raise OSError with EOPNOTSUPP when the file system has no ACLs.
+    It is an acl(5), since a group may have others in it.  Raise OSError with EOPNOTSUPP when the file system has no
+    ACLs.
     """
     from struct import pack
 
