@@ -122,7 +122,7 @@ static const char *map_request(int fd, uint64_t *size)
 	return map < 0 ? NULL : (const char *)map;
 }
 
-/* Take over the peer's priorities: they are only lowered, which needs no privilege. */
+/* Take over the priorities of the peer's first thread: they are only lowered, which needs no privilege. */
 static long take_priorities(long pid)
 {
 	static const char *const self = "/proc/self/oom_score_adj";

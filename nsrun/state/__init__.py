@@ -34,7 +34,7 @@ from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError
 from nsrun.schema import check_name, is_directory, is_name, is_there, open_regular
 from nsrun.state import codec, life
 
-#: Seconds to wait for the lock of all names, whose holder at most removes something; and when root asks on behalf of an
+#: Seconds to wait for the lock of all names, whose holder at most removes something; FOR_ROOT when root asks on behalf of an
 #: owner.
 LOCK_SECONDS, FOR_ROOT = 120.0, 10.0
 
