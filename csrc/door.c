@@ -21,7 +21,7 @@
  * One connection is one launch (Run._through in nsrun/run/__init__.py):
  *
  *   nsrun → door   one packet with descriptors.  The first is a memfd, the request: numbers, strings (see serve())
- *   door → nsrun   {pid, monitor's pid, stage that failed, -errno}, and pidfds of both, since a pid alone may soon be reused
+ *   door → nsrun   {pid, monitor's pid, stage that failed, -errno}, and pidfds of both, since a pid may be reused
  *
  * door forks X.  X moves the descriptors to the numbers that the request gives them, and forks a helper, because joining a
  * user namespace is one-way.  The helper joins the pod and clones nsrun-init, born in the member's cgroup, as X's child
@@ -122,7 +122,7 @@ static const char *map_request(int fd, uint64_t *size)
 	return map < 0 ? NULL : (const char *)map;
 }
 
-/* Take over the peer's priorities: they are only lowered, which needs no privilege. */
+/* Take over the priorities of the peer's first thread: they are only lowered, which needs no privilege. */
 static long take_priorities(long pid)
 {
 	static const char *const self = "/proc/self/oom_score_adj";
@@ -165,7 +165,7 @@ static long take_priorities(long pid)
  * In X: take over the limits and priorities of the process that connected.  Before Linux 6.5 (SO_PEERPIDFD) another process
  * may have its pid by now; then we take that one's, and it is also the owner's, because the kernel shows the limits of no
  * other (prlimit(2)).  Only a door, and a process that it forked and that has not passed this function, have the owner's
- * ids and root's limits.  Their saved group id is not the owner's (guarded_gid()), so for them, too, the kernel returns EPERM.
+ * ids and root's limits.  Their saved group id is not the owner's (guarded_gid()), so the kernel returns EPERM for them, too.
  */
 static long take_from_peer(int conn)
 {

@@ -221,8 +221,8 @@ static long op_unshare(struct arg *a)
 }
 
 /*
- * Enter a mount namespace of our own, so that no mount of ours appears on the host.  In a chroot, our root is not the root of
- * the mount namespace: setns(2) to the one that we are in takes us there.  Otherwise the new root would cover only the
+ * Enter a mount namespace of our own, so that no mount of ours appears on the host.  In a chroot, our root is not the root
+ * of the mount namespace: setns(2) to the one that we are in takes us there.  Otherwise the new root would cover only the
  * chroot's directory, and a process that enters this namespace would see the host's tree.
  */
 static long op_make_private(struct arg *a)
@@ -498,7 +498,7 @@ static long op_set_capabilities(struct arg *a)
 	return SYS2(capset, &head, d);
 }
 
-/* Set the AppArmor profile for the exec.  We check that the file is on a real procfs: an image could have one of that name. */
+/* Set the AppArmor profile for the exec.  The file must be on a real procfs: an image could have one of that name. */
 static long op_set_profile(struct arg *a)
 {
 	static const char *const files[] = {"/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"};

@@ -13,7 +13,7 @@
  *     cgroup=FD        its cgroup, which is killed when it has ended, and removed by parent=FD name=NAME
  *     mnt=FD           without a cgroup: its mount namespace, by which we find and kill what it left behind
  *     listen=FD        the SOCK_SEQPACKET of `nsrun attach`
- *     go=FD            a byte comes from here once nsrun has committed, perhaps with `mnt`; without it the member was never ours
+ *     go=FD            a byte comes once nsrun has committed, perhaps with `mnt`; without it the member was never ours
  *     status=FD        gets {"event":"exited",…}
  *     lead=FD          gets the exit status in decimal, for the nsrun that waits outside the pod's cgroup (csrc/door.c)
  *     follow=FD        we are that nsrun: pass signals on to pidfd=FD, and exit with that status
@@ -424,7 +424,7 @@ static void make_raw(void)
 #define STOPS (SIGBIT(SIGTERM) | SIGBIT(SIGINT) | SIGBIT(SIGHUP) | SIGBIT(SIGQUIT))
 
 /*
- * The signals that are passed on: all except those for ourselves, namely those of job control, those that a fault of ours
+ * The signals that are passed on: all except those for ourselves: those of job control, those that a fault of ours
  * raises, SIGCHLD, and those that were ignored when nsrun started (nohup(1), a shell's background job).  signal(7).
  */
 static sigbits passed_signals(void)

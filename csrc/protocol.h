@@ -111,9 +111,9 @@ enum nsrun_says {
 
 /*
  * From nsrun, one packet of any byte with descriptors.  The first is a sealed memfd: this struct; four lists of numbers,
- * each a u32 count and as many i32 (the numbers of the other descriptors, those that nsrun-init keeps, those that nsrun-monitor
- * keeps, and those that are locked); three lists of strings, each a u32 length and the strings with their NULs (the arguments of
- * nsrun-init, those of nsrun-monitor, and its environment).
+ * each a u32 count and as many i32 (the numbers of the other descriptors, those that nsrun-init keeps, those that
+ * nsrun-monitor keeps, and those that are locked); three lists of strings, each a u32 length and the strings with their
+ * NULs (the arguments of nsrun-init, those of nsrun-monitor, and its environment).
  */
 #define DOOR_MAGIC "NSD2"
 struct door_request {

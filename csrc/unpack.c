@@ -280,7 +280,7 @@ static long stat_at(int dir, const char *name, struct statx *st)
 	return SYS5(statx, dir, name, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH), STATX_BASIC_STATS | STATX_BTIME, st);
 }
 
-/* Whether it is in the upper directory already, by its birth time, which overlayfs sets at copy-up.  In doubt it is not, and is charged. */
+/* Whether it is in the upper directory already: overlayfs sets its birth time at copy-up.  In doubt it is not, and is charged. */
 static int made_here(const struct statx *st)
 {
 	const struct statx_timestamp *born = &st->stx_btime;

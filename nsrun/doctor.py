@@ -92,7 +92,7 @@ def _nested() -> list[Finding]:
     if not userns.owns_network():
         lost.append("the network namespace belongs to an outer user namespace: only --network none or host")
     if idmaps.nobody(here["maps"]) != 65535:
-        lost.append("few ids: only those of /proc/self/uid_map, and none for pause")
+        lost.append("few ids: only those of /proc/self/uid_map, also for pause")
     fix = "unshare --map-auto --map-root-user --net gives ids, groups and a network; or run as root of the machine"
     return [_finding("user namespace", "limited", f"root of one: {'; '.join(lost)}", fix)]
 
@@ -213,7 +213,7 @@ def _cgroups(state: State) -> list[Finding]:
 
     reason, fix = cgroup.why_none(state.uid)
     if reason:
-        lost = "a member ends with its first process and that one's PID namespace, limits are refused"
+        lost = "members are ended by their first process and their mount namespace, limits are refused"
         return [_finding("cgroups", "ok" if cgroup.chosen_none() else "limited", f"none: {reason}: {lost}", fix)]
     mount, lacking = cgroup.mount_point(), cgroup.missing()
     layout = "pure v2" if mount == "/sys/fs/cgroup" else "hybrid: v1 controllers, v2 for grouping"

@@ -139,8 +139,7 @@ def _fsopen(fstype: str) -> Fd:
 
 
 def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int = 0, mnt: int = -1) -> int:
-    """Return a detached overlay mount of directories by descriptor, `lowers` from the top down; read-only without
-    `upper`.
+    """Return a detached overlay mount of directories, `lowers` from the top down; read-only without `upper`.
 
     `mnt` is the mount namespace that has the lowers (attach_apart), or -1 for ours.
 
@@ -347,8 +346,9 @@ def lock(fd: int, kind: int, byte: int, length: int) -> None:
 
 
 def locked(fd: int, byte: int, length: int) -> int | None:
-    """Return the pid of another process that locks it, by fcntl(2) F_GETLK; 0 when it has no pid here, None when none
-    does.
+    """Return the pid of another process that locks this, by fcntl(2) F_GETLK.
+
+    Return 0 when that has no pid here, None when no process locks it.
     """
     result = lib.nsrun_locked(fd, byte, length)
     return None if result == -ESRCH else _check(result, "fcntl(fd, F_GETLK)")
@@ -474,9 +474,7 @@ def in_userns() -> bool:
 
 
 def capability_sets() -> dict[str, int]:
-    """Return the capabilities of this thread as bit masks, by their names in proc_pid_status(5): CapEff, CapBnd and the
-    like.
-    """
+    """Return the capabilities of this thread as bit masks, named as in proc_pid_status(5): CapEff, CapBnd and so on."""
     with open("/proc/thread-self/status", "rb", buffering=0) as file:
         lines = file.read(8192).split(b"\n")
     return {line[:6].decode(): int(line[8:], 16) for line in lines if line[:3] == b"Cap"}
@@ -532,8 +530,7 @@ def launch(
     locks: Sequence[int] = (),
     lock_byte: int = 0,
 ) -> tuple[int, int, int]:
-    """Join the namespaces of `join_fd`, clone `program` into them, and leave them again; return (pid, pidfd, monitor's
-    pid).
+    """Join the namespaces of `join_fd`, clone `program` into them, and leave them; return (pid, pidfd, monitor's pid).
 
     `user_fd` is a user namespace to join first, which needs `one_way` (see csrc/kernel.c, which also tells the order).
     With `monitor`, that program becomes the parent instead of the caller and finds the pidfd at `pidfd_slot`.  The
@@ -655,10 +652,10 @@ def replace_process(program: int, argv: Sequence[str]) -> NoReturn:
 
 
 def process_start(pid: int) -> int:
-    """Return the start time of a live process in clock ticks since boot (proc_pid_stat(5), field 22); 0 when it is
-    dead.
+    """Return the start time of a live process in clock ticks since boot; 0 when it is dead.
 
-    (pid, start time) identifies one process as long as the machine is up; a pid alone is reused.
+    It is field 22 of proc_pid_stat(5).  (pid, start time) identifies one process as long as the machine is up; a pid
+    alone is reused.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:

@@ -246,8 +246,9 @@ NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 
 
 def is_name(text: str) -> bool:
-    """Return whether this can name a pod or a member: letters, digits, `_`, `.`, `-`, at most 63, no leading `.` or
-    `-`.
+    """Return whether this can name a pod or a member.
+
+    A name has letters, digits, `_`, `.` and `-`, at most 63, and no leading `.` or `-`.
     """
     return bool(text) and len(text) <= 63 and NAME_CHARS.issuperset(text) and text[0] not in ".-"
 

@@ -13,7 +13,7 @@ from nsrun.errors import BadInput, BrokenNote
 from nsrun.lifecycle.query import pod_status
 from nsrun.lifecycle.remove import prune, remove_member
 from nsrun.state import State, codec, life, orphans
-from nsrun.state.sweep import Sweeper, forget_member
+from nsrun.state.sweep import Sweeper, remove_ended_member
 
 POD = {"created": "", "owner": "root", "hostname": "", "network": {"mode": "none"}, "labels": {}, "cgroup": ""}
 MEMBER = {
@@ -105,7 +105,7 @@ def test_somebody_else_sweeps_it_between_two_looks(state, kind, how):
 def test_a_member_is_removed_and_its_name_taken_between_two_looks(state):
     """`nsrun rm x` of the one that was meant."""
     state.claim("members", "x", note("members", "2"), {}, Sweeper(state).give_way)
-    forget_member(state, note("members"))
+    remove_ended_member(state, note("members"))
     assert state.read("members", "x")["id"] == "2"
 
 

@@ -122,8 +122,7 @@ def open_pod(path: str, ident: int = 0) -> int:
 
 
 def locate(path: str, ident: int, pid: int) -> str:
-    """Return where a cgroup is visible from here: at `path`, or where its process `pid` shows it; `path` when it is
-    nowhere.
+    """Return where a cgroup is visible: at `path`, or where its process `pid` shows it; `path` when it is nowhere.
 
     If it is not at its path, it was made in another cgroup namespace, or below another mount.
     """
@@ -143,8 +142,9 @@ def locate(path: str, ident: int, pid: int) -> str:
 
 
 def check_reach(path: str, ident: int = 0) -> None:
-    """Raise BadInput when what lives in this cgroup can't be ended from here, because it is not visible, or mounted
-    read-only.
+    """Raise BadInput when what lives in this cgroup can't be ended from here.
+
+    Then it is not visible, or mounted read-only.
     """
     if path:
         with kernel.Fd(open_pod(path, ident)) as fd:
@@ -153,8 +153,9 @@ def check_reach(path: str, ident: int = 0) -> None:
 
 
 def base() -> str:
-    """Return the directory of all pods, NSRUN_CGROUP; "" when that is empty or "none": then pods and members have no
-    cgroups.
+    """Return the directory of all pods, NSRUN_CGROUP.
+
+    It is "" when that is empty or "none": then pods and members have no cgroups.
     """
     word = os.environ.get("NSRUN_CGROUP", "nsrun")
     if word in ("", "none"):
@@ -211,8 +212,9 @@ def pod_path(name: str, ident: str, uid: int = 0) -> str:
 
 
 def _delegated(mount: str) -> str:
-    """Return the topmost cgroup above this process that its user may write to (systemd gives users one with
-    Delegate=yes).
+    """Return the topmost cgroup above this process that its user may write to.
+
+    systemd gives users one with Delegate=yes.
     """
     with open("/proc/self/cgroup", errors="surrogateescape", newline="\n") as file:
         own = next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "/")
@@ -266,8 +268,7 @@ def _enable(directory: int, controllers: list[str]) -> None:
 
 
 def make(path: str, limits: dict[str, str], pod: int | None = None) -> int:
-    """Make the cgroup with its limits and return a descriptor of the directory; -1 when `path` is "" (there are no
-    cgroups here).
+    """Make the cgroup with its limits and return a descriptor of the directory; -1 when `path` is "" (no cgroups here).
 
     `pod` is the inode number of the directory above, which must exist and be that one (0: unknown), because a process
     in another would be outside the pod's limits.  With None, missing directories above are made, too.  Raise BadInput
@@ -392,8 +393,9 @@ def offer(path: str) -> None:
 
 
 def delegate(path: str, uid: int, gid: int) -> None:
-    """Give a pod's cgroup to its owner, who makes and limits cgroups for members in it; the limits of the pod itself
-    stay root's.
+    """Give a pod's cgroup to its owner, who makes and limits cgroups for members in it.
+
+    The limits of the pod itself stay root's.
     """
     if path:
         with kernel.Fd(open_pod(path)) as fd:
@@ -407,10 +409,10 @@ def delegate(path: str, uid: int, gid: int) -> None:
 
 
 def _below(top: int) -> Iterator[tuple[int, str]]:
-    """Yield all cgroups below `top` as (descriptor of the parent, name), deepest first, with one descriptor, however
-    deep.
+    """Yield all cgroups below `top` as (descriptor of the parent, name), deepest first.
 
-    A cgroup of v2 can't be moved, so `..` leads back to where we came from.
+    That takes one descriptor, however deep they are: a cgroup of v2 can't be moved, so `..` leads back to where we came
+    from.
     """
     here, left = os.dup(top), [_children(top)]
     try:
@@ -500,18 +502,15 @@ def members(path: str, ident: int = 0) -> list[str]:
 
 
 def _number(directory: int, name: str) -> int | None:
-    """Return the number in a file; None when there is no such file (its controller is not there), or it says "max", no
-    limit.
-    """
+    """Return the number in a file; None when there is no such file (no controller), or it says "max", no limit."""
     word = _read(directory, name).strip()
     return int(word) if is_number(word) else None
 
 
 def usage(path: str, ident: int = 0) -> dict[str, Any]:
-    """Return what a cgroup and those below it use, and its own limits (cgroup-v2.rst); None where the kernel does not
-    tell.
+    """Return what a cgroup and those below it use, and its own limits; None where the kernel does not tell.
 
-    CPU is in seconds and processors, memory in bytes.  For `ident` see open_pod.
+    See cgroup-v2.rst.  CPU is in seconds and processors, memory in bytes.  For `ident` see open_pod.
     """
     found: dict[str, Any] = dict.fromkeys(
         ("cpu_seconds", "cpu_limit", "memory", "memory_peak", "memory_limit", "pids", "pids_limit", "oom_kills")

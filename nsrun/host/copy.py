@@ -44,8 +44,7 @@ def copy_tree(directory: int, target: str) -> None:
 
 
 def seed_volume(root: int, path: str, target: str, staging: str, ids: tuple[int, int]) -> None:
-    """Make the volume `target` with what the root has at `path` (empty, if it has nothing there), completely or not at
-    all.
+    """Make the volume `target` with what the root has at `path`, or empty, completely or not at all.
 
     `root` is a detached mount of ours, on which no symlink is followed meanwhile (MOUNT_ATTR_NOSYMFOLLOW, Linux 5.14).
     `ids` are the uid and gid of a volume for which the root has no directory.

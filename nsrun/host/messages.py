@@ -98,8 +98,9 @@ def new_bridge(name: str, mac: bytes) -> bytes:
 
 
 def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
-    """Make a veth pair whose far end, eth0, is made inside the pod, so that nothing is moved or left behind
-    (moby#31414).
+    """Make a veth pair whose far end, eth0, is made inside the pod.
+
+    So nothing is moved or left behind (moby#31414).
     """
     peer = ifinfmsg()
     peer["attrs"] = [
@@ -168,8 +169,9 @@ def fdb_entry(index: int, mac: bytes) -> bytes:
 
 
 def neighbour(bridge_index: int, ip: str, mac: bytes) -> bytes:
-    """Tell the host who has a pod's address, so that it never asks by ARP and nobody else can answer; ip-neighbour(8),
-    "permanent".
+    """Tell the host who has a pod's address: ip-neighbour(8), "permanent".
+
+    So the host never asks by ARP, and nobody else can answer.
     """
     return _neighbour(socket.AF_INET, bridge_index, 0x80, 0, ("NDA_DST", ip), ("NDA_LLADDR", _mac(mac)))
 
@@ -206,9 +208,7 @@ def ingress(index: int) -> bytes:
 
 
 def port_filter(index: int, ip_word: int) -> bytes:
-    """Add the filter for what the pod with this address may send (portfilter.py); it returns the verdict itself;
-    tc-bpf(8).
-    """
+    """Add the filter for what a pod may send (portfilter.py); its result is the verdict: tc-bpf(8)."""
     code = portfilter.program(ip_word)
     msg = _bpf_filter()
     msg["index"], msg["parent"], msg["info"] = index, INGRESS, 1 << 16 | socket.htons(3)  # priority 1, ETH_P_ALL
@@ -261,8 +261,7 @@ def batch(begin: bool) -> bytes:
 
 
 def new_table(table: str) -> bytes:
-    """Make a table with NFT_TABLE_F_OWNER (2; Linux 5.12), which the kernel removes when the socket that made it is
-    closed.
+    """Make a table with NFT_TABLE_F_OWNER (2; Linux 5.12), which ends with the socket that made it.
 
     EPERM means that another socket has one of this name, EEXIST that there is one without an owner.
     """

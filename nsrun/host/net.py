@@ -57,8 +57,9 @@ ADVICE = ("ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects", "ipv4/conf/
 
 
 def veth_name(ip: str) -> str:
-    """Return the name of a pod's veth: an interface name holds 15 bytes, and the address in hex fits and identifies the
-    pod.
+    """Return the name of a pod's veth.
+
+    An interface name holds 15 bytes: the address in hex fits, and identifies the pod.
     """
     return f"nsr{ip_number(ip):08x}"
 
@@ -84,8 +85,7 @@ def mac_of(ip: str) -> bytes:
 
 
 def netns_cookie() -> int:
-    """Return a number for this thread's network namespace that no other namespace has, nor will have until the next
-    boot.
+    """Return a number for this thread's network namespace that no other has, nor will have until the next boot.
 
     It is SO_NETNS_COOKIE, Linux 5.14; the inode of /proc/self/ns/net is reused when the namespace is gone.
     """
@@ -236,7 +236,7 @@ def _remove_common_table() -> None:
 def connect(
     sock: wire.Socket, netns: int, gateway: str, bridge_index: int, wanted_ip: str, ident: str
 ) -> tuple[str, int, wire.Socket]:
-    """Lease the first free address (or the wanted one) and make the veth pair; return (address, index of this end, the
+    """Lease the first free address (or the wanted one) and make the pair; return (address, index of our end, the
     lease).
 
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
@@ -503,7 +503,7 @@ def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[dict[
         wire.talk(sock, rules(table_name(pod_ip), ident, pod_ip, gateway, ports))
 
 
-def forget_pod(note: Mapping[str, Any]) -> None:
+def remove_veth(note: Mapping[str, Any]) -> None:
     """Remove the pod's veth now; the kernel would do so a little later.
 
     A later link of the same name, or one of another network namespace, is not touched.
@@ -599,10 +599,10 @@ _FAMILIES = {1: "inet", 2: "ip", 10: "ip6", 5: "netdev", 7: "bridge", 3: "arp"}
 
 
 def foreign_drop() -> str:
-    """Return the chain of another firewall that drops forwarded packets, as nft names it ("ip filter FORWARD"); "" if
-    none does.
+    """Return the chain of another firewall that drops forwarded packets, as nft names it; "" when none does.
 
-    An accept in our table can't undo another table's drop (netavark#977): Docker, ufw and firewalld have such chains.
+    An accept in our table can't undo another table's drop (netavark#977): Docker, ufw and firewalld have such chains,
+    "ip filter FORWARD" for one.
     """
     try:
         with wire.open_socket(wire.NETLINK_NETFILTER) as sock:

@@ -137,8 +137,9 @@ def _kill(directory: str) -> None:
 
 
 def check_port(port: int) -> None:
-    """Raise BadInput for a port that an ordinary user may not bind, with the exact command that allows it
-    (podman#3212).
+    """Raise BadInput for a port that an ordinary user may not bind.
+
+    The hint is the exact command that allows it (podman#3212).
     """
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", errors="surrogateescape") as file:
         first = int(file.read())

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the place of a mount's target in a root: the kernel follows its symlinks within the root before anything is
-mounted.
+"""Find the place of a mount's target in a root: the kernel follows its symlinks there before anything is mounted.
 
 So `-v sock:/var/run/docker.sock` is mounted in /run where /var/run is a link, as people mean it, and mounts are ordered
 by their real places.  nsrun-init then refuses every symlink, so a link that was made in between is not followed.
@@ -26,8 +25,7 @@ MOST_LINKS = 40  # the limit of path_resolution(7)
 
 
 def arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) -> list[Mount]:
-    """Return these mounts, parents first, at the real places of their targets; put each place that differs into
-    `moved`.
+    """Return these mounts, parents first, at the real places of their targets; `moved` gets the places that differ.
 
     `roots` is the root's directory, or those of its layers, from the top down.  Raise UsageError for a place at which
     nothing may be mounted, or for two mounts at the same place.
@@ -52,10 +50,9 @@ def arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) ->
 
 
 def real_path(layers: Sequence[int], path: str) -> str:
-    """Return a path of a root, given descriptors of its layers, without symlinks; a part that does not exist stays as
-    it is.
+    """Return a path of a root, whose layers these descriptors are, without symlinks.
 
-    Raise BadInput when it passes too many links.
+    A part that does not exist stays as it is.  Raise BadInput when the path passes too many links.
     """
     # names, and the layers in which each of them is a visible directory
     done: list[tuple[str, Sequence[int]]] = []
@@ -89,11 +86,10 @@ def real_path(layers: Sequence[int], path: str) -> str:
 
 
 def _look(path: str, layers: Sequence[int]) -> tuple[str, list[int]]:
-    """Return (the target of the link of this name or "", the layers that have it as a directory), merged like
-    overlayfs.
+    """Return (the target of the link of this name or "", the layers that have it as a directory).
 
-    Documentation/filesystems/overlayfs.rst: anything but a directory hides everything below it, and so do a whiteout
-    and an opaque directory.
+    Layers are merged as in overlayfs (Documentation/filesystems/overlayfs.rst): anything but a directory hides
+    everything below it, and so do a whiteout and an opaque directory.
     """
     found: list[int] = []
     for layer in layers:

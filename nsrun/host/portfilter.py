@@ -96,9 +96,7 @@ def program(ip: int) -> list[Instruction]:
 
 
 def tc_bytecode(address: str) -> str:
-    """Return the program as tc-bpf(8) takes it on a command line; `address` is put in for the pod's address, as a
-    number.
-    """
+    """Return the program as tc-bpf(8) takes it on a command line, with `address` in place of the pod's address."""
     marker = 0x3A3B3C3D
     code = [f"{op} {t} {f} {address if k == marker else k}" for op, t, f, k in program(marker)]
     return f"{len(code)}," + ",".join(code)

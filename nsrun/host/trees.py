@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remove and walk trees that others made, without recursion and with a bounded number of descriptors, however deep they
-are.
+"""Remove and walk trees that others made, without recursion, and with few descriptors, however deep they are.
 
 **No path is followed.**  Every call takes a descriptor of a directory and one name in it.  A directory is opened by
 openat2(2) with O_NOFOLLOW, RESOLVE_NO_SYMLINKS and RESOLVE_NO_XDEV, so what is opened was, at that moment, a directory
@@ -81,10 +80,10 @@ def _open_ours(directory: int, name: str) -> int:
 
 
 def remove(path: str) -> list[str]:
-    """Remove a tree, whatever others made in it; return what could not be removed, as texts (at most MAX_TEXTS and a
-    count).
+    """Remove a tree, whatever others made in it; return what could not be removed, as texts.
 
-    Raise nothing, whatever is found there.  A path that does not exist counts as removed; a file or a link is unlinked.
+    There are at most MAX_TEXTS, and a count.  Raise nothing, whatever is found there.  A path that does not exist
+    counts as removed; a file or a link is unlinked.
     """
     try:
         parent, name = _split(path)
@@ -277,11 +276,11 @@ class _Removal:
 
 
 def walk(path: str) -> Iterator[tuple[int, str, bool]]:
-    """Yield every entry of a tree as (descriptor of its directory, name, whether it is a directory), contents before a
-    directory.
+    """Yield every entry of a tree as (descriptor of its directory, name, whether it is a directory).
 
-    The descriptor is valid until the next step; the caller may remove the entry.  Mount points of other file systems
-    are left out.  Raise OSError when a directory can't be read, with ESTALE when one in which we were has been moved.
+    The contents of a directory come before it.  The descriptor is valid until the next step; the caller may remove the
+    entry.  Mount points of other file systems are left out.  Raise OSError when a directory can't be read, with ESTALE
+    when one in which we were has been moved.
     """
     from array import array
 

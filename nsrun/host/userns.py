@@ -53,10 +53,9 @@ def name_of(uid: int) -> str:
 
 
 def caller_of(environ: dict[str, str]) -> str:
-    """Return the caller of sudo(8), doas(1) or pkexec(1), as root's environment names them: a uid or a name; "0"
-    without any.
+    """Return the caller of sudo(8), doas(1) or pkexec(1), a uid or a name; "0" when there is none.
 
-    Raise BadInput when two of the variables name different users, or one names no user.
+    Root's environment names them.  Raise BadInput when two of its variables name different users, or one names no user.
     """
     found: dict[str, str] = {}
     for variable in ("SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
@@ -143,8 +142,7 @@ def usermod(user: User) -> str:
 
 
 def around() -> Nested | None:
-    """Return the ids that the user namespace around us has: {"maps", "setgroups"}; None when it is the initial one,
-    with all ids.
+    """Return {"maps", "setgroups"} of the user namespace that we are in; None when it is the initial one.
 
     user_namespaces(7): its ids are those of uid_map and gid_map, and setgroups(2) is denied for good where an ordinary
     user wrote the maps alone (`unshare -Ur`).

@@ -150,8 +150,9 @@ class Config:
 
     @property
     def chain(self) -> list[str]:
-        """Return the chain id of each layer, which stands for it and all beneath (image-spec config.md, "Layer
-        ChainID").
+        """Return the chain id of each layer, which stands for it and all beneath.
+
+        Image-spec config.md, "Layer ChainID".
         """
         chain: list[str] = []
         for diff_id in self.diff_ids:

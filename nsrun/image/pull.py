@@ -93,15 +93,14 @@ def download(
 
 
 def _by_digest(reference: Reference) -> str:
-    """Return the reference with its digest only: skopeo takes a tag or a digest, not both, and the digest is more
-    precise.
-    """
+    """Return the reference with its digest only: skopeo takes a tag or a digest, and the digest is more precise."""
     return f"{reference.host}/{reference.path}@{reference.digest}"
 
 
 def _write_auth(path: str, host: str, creds: str) -> str:
-    """Write --creds as an auth.json that only its owner reads: other users could see a password on skopeo's command
-    line.
+    """Write --creds as an auth.json that only its owner reads.
+
+    Other users could see a password on skopeo's command line.
     """
     user, colon, password = creds.partition(":")
     if not user:
@@ -148,10 +147,10 @@ def _reuse(store: Store, layout: str, command: list[str], source: str, access: l
 
 
 def _run(command: list[str], reference: Reference, known: bool, layout: str, account: Account) -> None:
-    """Run skopeo.  Its progress goes to a terminal, and its message becomes ours when it fails; `known`: we gave a
-    user.
+    """Run skopeo, whose progress goes to a terminal, and whose message becomes ours when it fails.
 
-    What it writes is measured twice a second, and charged, since a registry can send for ever.
+    `known` means that we gave a user.  What skopeo writes is measured twice a second, and charged, since a registry can
+    send for ever.
     """
     stdout = sys.stderr if os.isatty(2) else subprocess.DEVNULL
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE) as skopeo:

@@ -350,12 +350,12 @@ class Store:
                     f"image {word!r} is used by running members: {', '.join(users)}",
                     hint=f"stop them first: nsrun rm -f {' '.join(users)}",
                 )
-            self._forget(ident)
+            self._remove_image(ident)
             return [*map(references.familiar, names), ident], self._free_layers()
         finally:
             os.close(lock)
 
-    def _forget(self, ident: str) -> None:
+    def _remove_image(self, ident: str) -> None:
         """Remove names, record and blobs, in this order: the reverse of how they came."""
         record = lookup.record(self.state, ident) or {"digests": []}
         self._name("", [], self.names_of(ident))
@@ -383,10 +383,10 @@ class Store:
         return freed
 
     def prune(self, everything: bool = False) -> tuple[list[str], int]:
-        """Remove images without a name (with `everything`, all that no running member uses), and what crashes left
-        behind.
+        """Remove images without a name, and what crashes left behind.
 
-        When names were lost, images without one stay unless `everything` is given.
+        With `everything`, remove all images that no running member uses.  When names were lost, images without one stay
+        unless `everything` is given.
         """
         self.prepare()
         lock = self._lock("lock")
@@ -397,7 +397,7 @@ class Store:
             for record in lookup.records(self.state, []):
                 ident, names = record["id"], self.names_of(record["id"])
                 if (everything or (named and not names)) and not self.users_of(ident):
-                    self._forget(ident)
+                    self._remove_image(ident)
                     removed += [*map(references.familiar, names), ident]
             if everything or all(self.names_of(record["id"]) for record in lookup.records(self.state, [])):
                 remove_tree(f"{self.path}/names.json{BROKEN}")  # no image that is left can have lost its name
@@ -476,8 +476,9 @@ class Store:
     # ---- listing ---------------------------------------------------------------------------------------
 
     def all(self, broken: list[str]) -> list[Record]:
-        """Return every image that can be read, described; put what is wrong with the others and with the names into
-        `broken`.
+        """Return every image that can be read, described.
+
+        `broken` gets what is wrong with the others, and with the names.
         """
         records = lookup.records(self.state, broken)
         try:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unpack one layer from a blob into a directory: read, hash and decompress here; parse and write in nsrun-unpack,
-confined.
+"""Unpack one layer into a directory: read, hash and decompress here; parse and write in nsrun-unpack, confined.
 
 The bytes go through a pipe.  This side handles them only as bytes (SHA-256, gzip, zstd); the side that parses them can
 touch nothing but one directory (csrc/unpack.c).  Nothing is used before digest, size and diff_id have been verified.
@@ -139,10 +138,10 @@ class Writer:
 
 
 def _mark_opaque(directory: int) -> None:
-    """Mark a directory by overlayfs's own attribute, or by the user's in a user namespace, where trusted.* is not
-    allowed.
+    """Mark a directory as opaque by overlayfs's attribute.
 
-    Raise BadInput when the store's file system has no user attributes.
+    In a user namespace, where trusted.* is not allowed, it is user.overlay.opaque.  Raise BadInput when the store's
+    file system has no user attributes.
     """
     try:
         os.setxattr(directory, "user.overlay.opaque" if kernel.in_userns() else "trusted.overlay.opaque", b"y")
@@ -366,8 +365,9 @@ class Layer:
     # ---- settling: what the layer says about those beneath it ------------------------------------------
 
     def settle(self, lowers: Sequence[str], program: Program, account: Account) -> None:
-        """Settle what this layer says about those beneath; `lowers` are their trees, settled already, from the top
-        down.
+        """Settle what this layer says about those beneath.
+
+        `lowers` are their trees, already settled, from the top down.
         """
         if not self.again:
             with View(lowers) as view:

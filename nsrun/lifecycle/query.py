@@ -34,9 +34,7 @@ def pod_status(state: State, note: Note) -> str:
 
 
 def _pid(ask: Callable[[Note], tuple[int, int]], note: Note) -> int:
-    """Return the pid that State.pause or State.process finds; 0 when the process has ended, or is not visible from
-    here.
-    """
+    """Return the pid that State.pause or State.process finds; 0 when it has ended, or is not visible from here."""
     try:
         fd, pid = ask(note)
     except BadInput:
@@ -155,8 +153,9 @@ def members(state: State, everything: bool = False) -> list[dict[str, Any]]:
 def _each(
     state: State, kind: str, shown: Callable[[Note], dict[str, Any]], damaged: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return what is shown of each; one that can't be asked about is shown as damaged, and `State.broken` gets the
-    reason.
+    """Return what is shown of each.
+
+    One that can't be asked about is shown as damaged, and `State.broken` gets the reason.
     """
     found = []
     for note in state.all(kind):
@@ -239,10 +238,10 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
 
 
 def stats(state: State, notes: list[Note], seconds: float = 0.2) -> list[dict[str, Any]]:
-    """Return what members (or pods: their notes have a cgroup, too) use, and their limits; None where the kernel does
-    not tell.
+    """Return what members use, and their limits; None where the kernel does not tell.
 
-    `cpu_percent` is of one processor, measured over `seconds`; memory is in bytes; `pids` is the number of processes.
+    It works for pods, too, since their notes have a cgroup.  `cpu_percent` is of one processor, measured over
+    `seconds`; memory is in bytes; `pids` is the number of processes.
     """
     import time
 

@@ -12,7 +12,7 @@ from nsrun.lifecycle.stop import SIGKILL, end_pod, send, settled, stop_member, w
 from nsrun.schema import is_name
 from nsrun.state import ALIVE, life
 from nsrun.state.orphans import life_of_unreadable
-from nsrun.state.sweep import Sweeper, forget_member
+from nsrun.state.sweep import Sweeper, remove_ended_member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def remove_member(state: State, note: Note, force: bool) -> None:
     note = now
     if not state.surely_ended(note):
         _end_lost(state, note, force)
-    if not forget_member(state, note):
+    if not remove_ended_member(state, note):
         raise BadInput(f"another process keeps member {note['name']!r}", hint="nsrun ls -a")
 
 
@@ -78,7 +78,7 @@ def remove_named(state: State, name: str, force: bool) -> None:
 def prune(state: State, kind: str, note: Note) -> bool:
     """Remove a pod or a member that has ended, with everything left of it.  Return False when it lives."""
     if kind == "pod":
-        return not state.pod_life(note).alive and Sweeper(state).forget_pod(note)
+        return not state.pod_life(note).alive and Sweeper(state).remove_pod(note)
     if state.life("members", note["name"]).alive or state.member_status(note)[0] not in ("stopped", "lost"):
         return False
     if state.read("members", note["name"]) is None:  # it went with its pod
@@ -238,5 +238,5 @@ def remove_pod(state: State, name: str, force: bool) -> None:
             return
     if state.pod_life(note).kept:
         end_pod(state, note, SIGKILL)
-    elif not Sweeper(state).forget_pod(note):
+    elif not Sweeper(state).remove_pod(note):
         raise BadInput(f"another process keeps pod {name!r}", hint="nsrun pod ls -a")

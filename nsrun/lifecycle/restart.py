@@ -6,7 +6,7 @@ from __future__ import annotations
 from nsrun.errors import NsrunError
 from nsrun.lifecycle.stop import SIGTERM
 from nsrun.state import State, is_to_restart, timestamp
-from nsrun.state.sweep import forget_member
+from nsrun.state.sweep import remove_ended_member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     note: MemberNote = found_note
     if note["rm"]:
         try:
-            forget_member(state, note, its_cgroup=False)  # the monitor has removed the cgroup
+            remove_ended_member(state, note, its_cgroup=False)  # the monitor has removed the cgroup
         except (OSError, NsrunError):
             pass  # the next command tries again, and reports what is in the way; our exit status is the member's
         return code

@@ -313,7 +313,7 @@ def end_pod(state: State, note: Note, signal: int) -> None:
                 hint="is it frozen, or in disk sleep? ps -eo pid,ppid,stat,wchan,args",
             )
     kernel.reap()
-    if not Sweeper(state).forget_pod(note):
+    if not Sweeper(state).remove_pod(note):
         raise NsrunError(f"another process keeps pod {name!r}", hint="nsrun pod ls -a")
     from nsrun.host import cgroup
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System call filters: compile a profile in Docker's format to BPF programs, by libseccomp, once, and keep them in
-LIB/seccomp.
+"""System call filters: compile a profile in Docker's format to BPF programs, once, and keep them in LIB/seccomp.
 
 A profile is an allow-list with a default action, and rules that depend on capabilities (`includes`, `excludes`) or on
 arguments.  A rule that refuses a call, or some arguments of it, that another rule allows becomes part of a second
@@ -33,10 +32,9 @@ _HINT = "use Docker's format: https://docs.docker.com/engine/security/seccomp/"
 
 
 def key(profile: str, caps: int) -> str:
-    """Return the name of the compiled profile ("" for ours, else a file), which changes with everything it is made
-    from.
+    """Return the name of the compiled profile ("" for ours, else a file).
 
-    Raise BadInput when the file can't be read.
+    It changes with everything from which the programs are made.  Raise BadInput when the file can't be read.
     """
     if not profile:
         st = os.stat(DEFAULT)

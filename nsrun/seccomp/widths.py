@@ -122,8 +122,9 @@ def masked(comparison: str, value: int, two: int, bits: int) -> list[Masked]:
 
 
 def _below(operand: int, bits: int) -> Iterator[Masked]:
-    """Yield comparisons for smaller numbers: they agree with the operand down to one of its ones, and have a zero
-    there.
+    """Yield comparisons for smaller numbers.
+
+    They agree with the operand down to one of its ones, and have a zero there.
     """
     for bit in range(bits):
         if operand >> bit & 1:
@@ -132,7 +133,10 @@ def _below(operand: int, bits: int) -> Iterator[Masked]:
 
 
 def _above(operand: int, bits: int) -> Iterator[Masked]:
-    """Yield comparisons for larger numbers: they agree with the operand down to one of its zeros, and have a one there."""
+    """Yield comparisons for larger numbers.
+
+    They agree with the operand down to one of its zeros, and have a one there.
+    """
     for bit in range(bits):
         if not operand >> bit & 1:
             mask = (1 << bits) - (1 << bit)

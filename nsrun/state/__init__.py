@@ -34,7 +34,7 @@ from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError
 from nsrun.schema import check_name, is_directory, is_name, is_there, open_regular
 from nsrun.state import codec, life
 
-#: Seconds to wait for the lock of all names, whose holder at most removes something; and when root asks on behalf of an
+#: Seconds to wait for the lock of all names, whose holder at most removes something; FOR_ROOT when root asks on behalf of an
 #: owner.
 LOCK_SECONDS, FOR_ROOT = 120.0, 10.0
 
@@ -83,10 +83,10 @@ def remove_tree(path: str) -> None:
 
 
 def allow(path: str, uid: int) -> None:
-    """Let one user, and nobody else, read and enter a directory that root owns: by an acl(5), since a group may have
-    others in it.
+    """Let one user, and nobody else, read and enter a directory that root owns.
 
-    Raise OSError with EOPNOTSUPP when the file system has no ACLs.
+    It is an acl(5), since a group may have others in it.  Raise OSError with EOPNOTSUPP when the file system has no
+    ACLs.
     """
     from struct import pack
 

@@ -82,9 +82,7 @@ def _identity(file: int | str) -> tuple[int, int]:
 
 
 def identity(file: int | str) -> tuple[int, int] | None:
-    """Return (device, inode) of a path or descriptor, to tell it from a later file of that name; None when there is
-    none.
-    """
+    """Return (device, inode) of a path or descriptor, by which files of one name differ; None when there is none."""
     try:
         return _identity(file)
     except (FileNotFoundError, NotADirectoryError):
@@ -271,8 +269,7 @@ def open_pid(pid: int, ask_again: str, byte: int) -> int:
 
 
 def open_held(holder: int, number: int) -> tuple[int, int]:
-    """Return (pidfd, pid) of the process to which descriptor `number` of a living holder refers; (-1, 0) when it has
-    ended.
+    """Return (pidfd, pid) of the process that a living holder has as descriptor `number`; (-1, 0) when it has ended.
 
     The holder's fdinfo tells the pid (proc_pid_fdinfo(5)).  If it tells the same before and after we open ours, the pid
     belonged to that process all the time.

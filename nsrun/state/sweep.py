@@ -116,7 +116,7 @@ class Sweeper:
             if now.alive or now.file is None:
                 return False
             if not (state.marked("pods", name, "started") or (note and self._has_had_members(note))):
-                return self._forget_pod(name, note)
+                return self._remove_pod(name, note)
             if note:
                 state.mark("pods", name, "ended")  # the proof may go with what is released
                 self._release(note)
@@ -147,7 +147,7 @@ class Sweeper:
         if note["network"].get("veth"):
             from nsrun.host import net
 
-            net.forget_pod(note)
+            net.remove_veth(note)
         if note.get("user") and note["cgroup"]:
             cgroup.remove(f"{note['cgroup']}.hold", kill=True)
         cgroup.remove(note["cgroup"], note.get("cgroup_id", 0), kill=bool(note.get("user")))
@@ -160,7 +160,7 @@ class Sweeper:
 
             pasta.end_of(self.state.path("pods", name))
 
-    def _forget_pod(self, name: str, note: Note | None) -> bool:
+    def _remove_pod(self, name: str, note: Note | None) -> bool:
         """Remove a pod that nobody keeps, and its members.  The caller has the lock `names`."""
         state = self.state
         left: NsrunError | None = None
@@ -171,7 +171,7 @@ class Sweeper:
             for member in state.all("members"):
                 if member["pod_id"] == note["id"]:
                     try:
-                        self._forget_member(member)
+                        self._remove_ended(member)
                     except NsrunError as error:
                         left = left or error
         if left:
@@ -181,7 +181,7 @@ class Sweeper:
         self.removed.append(f"pod {name}")
         return True
 
-    def forget_pod(self, note: Note) -> bool:
+    def remove_pod(self, note: Note) -> bool:
         """Remove a pod that has ended, its members and their data, because a command asked.
 
         Return False when somebody keeps it.
@@ -190,7 +190,7 @@ class Sweeper:
             now = self.state.read("pods", note["name"])
             if now is None or now["id"] != note["id"]:
                 return True
-            return self._forget_pod(note["name"], note)
+            return self._remove_pod(note["name"], note)
 
     def give_way(self, kind: str, name: str) -> None:
         """Free a name that is wanted: remove what has ended under it, and set a broken note aside."""
@@ -209,9 +209,9 @@ class Sweeper:
                 self.set_aside(kind, name)
             try:
                 if note and kind == "pods":
-                    self._forget_pod(name, note)
+                    self._remove_pod(name, note)
                 elif note and (not self._began(note) or self._superseded(note)):
-                    self._forget_member(note)
+                    self._remove_ended(note)
             except NsrunError:
                 self.set_aside(kind, name)  # part of it can't be removed: doctor shows that, and the name is free
 
@@ -244,9 +244,9 @@ class Sweeper:
             return False
         with self._quickly():
             again, now = state.look("members", name)
-            return not now.alive and again is not None and again["id"] == note["id"] and self._forget_member(note)
+            return not now.alive and again is not None and again["id"] == note["id"] and self._remove_ended(note)
 
-    def _forget_member(self, note: Note) -> bool:
+    def _remove_ended(self, note: Note) -> bool:
         """Remove a member.  The caller has the lock `names`."""
         if not _remove_member(self.state, note, True):
             return False
@@ -373,7 +373,7 @@ class _names_lock:
         os.close(self.fd)
 
 
-def forget_member(state: State, note: Note, its_cgroup: bool = True) -> bool:
+def remove_ended_member(state: State, note: Note, its_cgroup: bool = True) -> bool:
     """Remove the notes of a member that has ended, its cgroup and its data; do nothing if another has its name by now.
 
     Return False when somebody keeps it.
