@@ -52,6 +52,65 @@ def execute(call: Call) -> Plan:
     return plan_exec(call.state, call.operands[0], {**call.options, "command": call.rest}, request)
 
 
+# ---- commands that run no plan: what they would do --------------------------------------------------------------
+
+
+def stop(call: Call) -> Plan:
+    from nsrun.cli.members import seconds_of
+    from nsrun.lifecycle.foretell import plan_stop
+
+    return plan_stop(call.state, call.operands, seconds_of(call))
+
+
+def kill(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_kill
+
+    return plan_kill(call.state, call.operands, _signal_of(call))
+
+
+def rm(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_rm
+
+    return plan_rm(call.state, call.operands, bool(call.options.get("force")))
+
+
+def pod_stop(call: Call) -> Plan:
+    from nsrun.cli.members import seconds_of
+    from nsrun.lifecycle.foretell import plan_pod_stop
+
+    return plan_pod_stop(call.state, call.operands, seconds_of(call))
+
+
+def pod_kill(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_pod_kill
+
+    return plan_pod_kill(call.state, call.operands, _signal_of(call))
+
+
+def pod_rm(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_pod_rm
+
+    return plan_pod_rm(call.state, call.operands, bool(call.options.get("force")))
+
+
+def pod_prune(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_prune
+
+    return plan_prune(call.state)
+
+
+def image_load(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_load
+
+    return plan_load(call.operands[0])
+
+
+def _signal_of(call: Call) -> int:
+    from nsrun.spec.options import parse_signal
+
+    return parse_signal(call.options.get("signal", "KILL"))
+
+
 def _pod_for(state: State, name: str) -> PodNote:
     """Return the pod's note; for a pod that does not exist yet, what it would be, so that one can read before one does."""
     from nsrun.host import cgroup
