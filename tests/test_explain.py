@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -70,8 +71,8 @@ def traced(host, words, tmp_path, code=0, env=None):
             continue  # of netlink only what changes something
         if name == "clone3" and "CLONE_THREAD" in rest:
             continue
-        if name == "connect" and "nscd" in rest:
-            continue  # who somebody is
+        if (name == "connect" and "nscd" in rest) or (name == "rename" and "__pycache__" in rest):
+            continue  # who somebody is; what Python compiled
         if name == "fcntl" and not re.search("F_SETLK|F_ADD_SEALS", rest):
             continue
         calls = found.setdefault(pid, [])
@@ -254,6 +255,20 @@ def test_the_end_of_pods_is_what_strace_shows(host, busybox, tmp_path):
     foretold(host, tmp_path, "pod", "kill", "-s", "USR1", "two")
     foretold(host, tmp_path, "pod", "kill", "two")
     foretold(host, tmp_path, "pod", "rm", "-f", "three")
+
+
+def test_a_step_that_failed_shows_its_plan(host, pod, busybox):
+    """The line can be typed as it stands, and tells nothing that -e said."""
+    words = ["join", "pause", "--rootfs", busybox, "-e", "TOKEN=s e c r e t", "--env=A=s e c r e t", "-eB=s e c r e t", "-w", "/etc/passwd/it's", "--", "echo", "a b"]  # fmt: skip
+    told = host.fails(125, *words)
+    line = told.splitlines()[-1].partition("step by step: ")[2]
+    assert "step " in told and "secret" not in told.replace(" ", ""), told
+    want = ["nsrun", "explain", *words]
+    want[7], want[8], want[9] = "TOKEN", "--env=A", "-eB"
+    assert shlex.split(line) == want
+    assert "execve" in host.run(*shlex.split(line)[1:], env={"TOKEN": "x"}).stdout
+    assert "step by step" not in host.fails(127, "join", "pause", "--rootfs", busybox, "nope")
+    assert "step by step" not in host.fails(125, "join", "nopod", "true")
 
 
 def test_the_shell_form_of_an_end(host, pod, busybox, tmp_path):

@@ -52,6 +52,32 @@ def execute(call: Call) -> Plan:
     return plan_exec(call.state, call.operands[0], {**call.options, "command": call.rest}, request)
 
 
+MAX_LINE = 2000  # what nobody types again is not shown
+
+
+def explain_line(arguments: list[str]) -> str:
+    """Return the command line that explains another, as a shell reads it; "" for one without a plan, or that is too long.
+
+    What -e says is left out: `-e NAME` explains as well, and a secret stays out of logs.
+    """
+    from nsrun.plan import sh_quote
+
+    call = parse(list(arguments))
+    if not call.command or not call.command.plan:
+        return ""
+    root = ["--root", str(call.general["root"])] if call.general.get("root") else []
+    name = call.command.name.split()
+    start = next(i for i in range(len(arguments)) if arguments[i : i + len(name)] == name)
+    end = len(arguments) - len(call.rest)
+    own = arguments[start:end]
+    for value in call.options.get("env") or []:
+        variable, equals, _ = value.partition("=")
+        if equals:
+            own = [f"{word.removesuffix(value)}{variable}" if word.endswith(value) else word for word in own]
+    line = " ".join(map(sh_quote, ["nsrun", *root, "explain", *own, *arguments[end:]]))
+    return line if len(line) <= MAX_LINE else ""
+
+
 # ---- commands that run no plan: what they would do --------------------------------------------------------------
 
 
