@@ -275,10 +275,11 @@ class Sweep(Deed):
             "# rm -r tmp/GONE",
         ]
         return [
-            Part(calls, each="pod, member, directory of data and claim that was never finished, and that nobody holds"),
+            Part(calls, each="pod, member, data and claim that was never finished, and that nobody holds"),
             Part(
                 ["unlinkat(CGROUP, AT_REMOVEDIR)", netlink("ip link del …")], each="CGROUP and link that is left of it"
             ),
+            Part(_BRIDGE, when="no pod is left on the bridge", each="try, for half a second"),
         ]
 
     def brief(self) -> str:
@@ -340,9 +341,9 @@ class ReadImage(Deed):
 
 class UnpackLayers(Deed):
     native = "image/store.py _unpack"
-    man = "landlock(7), seccomp(2), https://docs.kernel.org/filesystems/overlayfs.html"
+    man = "pivot_root(2), seccomp(2), https://docs.kernel.org/filesystems/overlayfs.html"
     why = (
-        "A confined process, nsrun-unpack, writes each layer into a directory of its own, and can open nothing else; several"
+        "A confined process, nsrun-unpack, writes each layer into a directory of its own, which is all that it can reach; several"
         " run at the same time. Once all are whole they get their names, so that the store has a layer altogether or not at all."
     )
 
