@@ -123,6 +123,8 @@ def code(step: Step) -> str:
     native = step.native
     if isinstance(step, InitStep):
         native = f"init.c op_{OPS[OP_OF_STEP[type(step).__name__]]}"
+    if native.partition(" ")[0].endswith(".py"):
+        return native  # a step that only stands for a function
     return f"{place} → {native}" if native else place
 
 
@@ -191,20 +193,26 @@ def _body(steps: list[tuple[int, Step]]) -> list[str]:
     return lines
 
 
+def _first(words: list[str]) -> str:
+    from nsrun.plan import sh_quote
+
+    return printable(f"# nsrun explain --format shell {' '.join(map(sh_quote, words))}")
+
+
 def shell(plan: Plan, words: list[str]) -> str:
     """A script that a person could type, as root, to get an equivalent pod, member or process.
 
     A line with ≈ says how it differs: a shell has no descriptors of mounts, no sealed programs, no table with an owner.
     The script of a join goes with a pod that was built by the script of a pod create: POD=PID sh join.sh.
     """
-    from nsrun.plan import sh_quote
-
     numbered = list(enumerate(plan, 1))
-    launch = next((n, s) for n, s in numbered if isinstance(s, Launch))
+    launch = next(((n, s) for n, s in numbered if isinstance(s, Launch)), None)
+    if launch is None:
+        return "\n".join(["#!/bin/sh", _first(words), "set -eu", *_body(numbered)]) + "\n"
     inside = _body([(n, s) for n, s in numbered if s.phase == INIT])
     first = [
         "#!/bin/sh",
-        printable(f"# nsrun explain --format shell {' '.join(map(sh_quote, words))}"),
+        _first(words),
         "# Run it as root. What the shell can only approximate is marked with ≈.",
         "set -eu",
         "ROOT_BIND= ROOT_OPTIONS= CGROUP=",

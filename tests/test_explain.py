@@ -5,29 +5,32 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
-from conftest import HERE, NSRUN, need, private, sh, wait_for
+from conftest import HERE, NSRUN, kill, need, private, sh, wait_for
 from images import Layout, directory, entry, tar
 from test_plan import PLANS
 
+from nsrun.lifecycle import foretell
 from nsrun.plan import INIT, Part, name_of
 
 MOUNTS = "fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,mount,umount2,pivot_root"
 PROCESSES = "clone3,fork,vfork,setns,unshare,setsid,keyctl,execve,execveat,setgroups,setresgid,setresuid,capset,chdir"
 #: What strace is asked for, of nsrun (with the helpers that it clones), and of nsrun-init.
-OF_NSRUN = f"{MOUNTS},{PROCESSES},memfd_create,bind,connect,pidfd_open,rename,mkdir,mkdirat,pipe2,fchown,fchownat,fcntl,sendto,sendmsg,pidfd_send_signal".split(",")  # fmt: skip
+OF_NSRUN = f"{MOUNTS},{PROCESSES},memfd_create,bind,connect,pidfd_open,rename,mkdir,mkdirat,pipe2,fchown,fchownat,fcntl,sendto,sendmsg,pidfd_send_signal,flock".split(",")  # fmt: skip
 OF_INIT = f"{MOUNTS},{PROCESSES},openat,openat2,mkdirat,mknodat,symlinkat,write,read,prctl,ioctl,socket,fchdir,sethostname,seccomp,prlimit64,close_range,fcntl".split(",")  # fmt: skip
 #: These can't be told from what Python does all the time: reading modules and notes, asking for the index of an interface.
-TOO_COMMON = {"open", "openat", "read", "write", "ioctl", "socket", "listen", "dup"}
+TOO_COMMON = {"open", "openat", "read", "write", "ioctl", "socket", "listen", "dup", "poll", "unlinkat"}
 
 
 def traced(host, words, tmp_path, code=0, env=None):
     """(the calls of nsrun, those of each helper and child in the order in which they began, those of nsrun-init), by name."""
     need(os.path.exists("/usr/bin/strace"), "strace is missing", "apt-get install strace")
     file = tmp_path / "trace"
+    file.unlink(missing_ok=True)
     options = "trace=" + ",".join(f"?{name}" for name in {*OF_NSRUN, *OF_INIT, "clone"})
     strace = subprocess.Popen(
         [*host.words("strace"), "-f", "-o", file, "-e", options, NSRUN, *map(str, words)],
@@ -62,12 +65,14 @@ def traced(host, words, tmp_path, code=0, env=None):
             name = "fork"
         if name == "memfd_create" and "EINVAL" in rest:
             continue  # MFD_EXEC came with Linux 6.3; without it, once more
-        if (name == "sendto" and ("nlmsg_len" not in rest or "NLM_F_DUMP" in rest)) or (
+        if (name == "sendto" and ("nlmsg_len" not in rest or re.search("NLM_F_DUMP|RTM_GET", rest))) or (
             name == "bind" and "AF_NETLINK" in rest
         ):
             continue  # of netlink only what changes something
-        if name == "connect" and "nscd" in rest:
-            continue  # who somebody is
+        if name == "clone3" and "CLONE_THREAD" in rest:
+            continue
+        if (name == "connect" and "nscd" in rest) or (name == "rename" and "__pycache__" in rest):
+            continue  # who somebody is; what Python compiled
         if name == "fcntl" and not re.search("F_SETLK|F_ADD_SEALS", rest):
             continue
         calls = found.setdefault(pid, [])
@@ -116,7 +121,11 @@ class Expected:
         return found
 
     def check(self, outside, others, init=None):
-        same(self.nsrun, [f"{name} " for name in outside])
+        before, sweep = (
+            ("what holds the image before there is a plan", "(?:flock )?"),
+            ("the sweep that follows", "(?:flock )?"),
+        )
+        same([before, *self.nsrun, sweep], [f"{name} " for name in outside])
         lines = ["".join(f"{name} " for name in calls) + "\n" for calls in others if calls]
         same([("another process", pattern) for pattern in self.others], lines)
         if init is not None:
@@ -216,6 +225,82 @@ def test_strace_is_asked_for_every_call_that_is_named(name):
     for step in PLANS[name]():
         known = OF_INIT if step.phase == INIT else {*OF_NSRUN, *TOO_COMMON}
         assert set(named(step.made())) - {""} <= {*known}, step
+
+
+def foretold(host, tmp_path, *words, threads=True):
+    """Is what explain says what is then done, by nsrun and each of its threads?"""
+    expected = Expected(host, [*words])
+    outside, others, _ = traced(host, words, tmp_path)
+    expected.check(outside, others if threads else [])
+
+
+def test_the_end_of_members_is_what_strace_shows(host, pod, busybox, tmp_path):
+    for name in ("a", "c", "m"):
+        host.start(name, busybox, "sleep", "1000")
+    host.start("b", busybox, "sh", "-c", "trap : TERM; while :; do sleep 1; done")  # it is killed in the end
+    host.start("d", busybox, "sleep", "1000", options=["--stop-signal", "KILL"])
+    foretold(host, tmp_path, "kill", "-s", "CONT", "a")
+    foretold(host, tmp_path, "stop", "-t", "0.2", "a", "b")
+    foretold(host, tmp_path, "kill", "c")
+    foretold(host, tmp_path, "rm", "a", "c")
+    foretold(host, tmp_path, "rm", "-f", "b", "d")
+    assert "'m' is running" in host.fails(125, "explain", "rm", "m")
+
+
+def test_the_end_of_pods_is_what_strace_shows(host, busybox, tmp_path):
+    for name in ("one", "two", "three"):
+        host.run("pod", "create", name)
+        host.run("join", name, "-d", "--name", f"in-{name}", "--rootfs", busybox, "sleep", "1000")
+    foretold(host, tmp_path, "pod", "stop", "-t", "0.2", "one")
+    foretold(host, tmp_path, "pod", "kill", "-s", "USR1", "two")
+    foretold(host, tmp_path, "pod", "kill", "two")
+    foretold(host, tmp_path, "pod", "rm", "-f", "three")
+
+
+def test_a_step_that_failed_shows_its_plan(host, pod, busybox):
+    """The line can be typed as it stands, and tells nothing that -e said."""
+    words = ["join", "pause", "--rootfs", busybox, "-e", "TOKEN=s e c r e t", "--env=A=s e c r e t", "-eB=s e c r e t", "-w", "/etc/passwd/it's", "--", "echo", "a b"]  # fmt: skip
+    told = host.fails(125, *words)
+    line = told.splitlines()[-1].partition("step by step: ")[2]
+    assert "step " in told and "secret" not in told.replace(" ", ""), told
+    want = ["nsrun", "explain", *words]
+    want[7], want[8], want[9] = "TOKEN", "--env=A", "-eB"
+    assert shlex.split(line) == want
+    assert "execve" in host.run(*shlex.split(line)[1:], env={"TOKEN": "x"}).stdout
+    assert "step by step" not in host.fails(127, "join", "pause", "--rootfs", busybox, "nope")
+    assert "step by step" not in host.fails(125, "join", "nopod", "true")
+
+
+def test_the_shell_form_of_an_end(host, pod, busybox, tmp_path):
+    host.start("a", busybox, "sleep", "1000")
+    (tmp_path / "stop.sh").write_text(host.run("explain", "--format", "shell", "stop", "-t", "3", "a").stdout)
+    sh("sh", tmp_path / "stop.sh")
+    assert host.run("wait", "a").stdout == "143\n"
+    (tmp_path / "pod.sh").write_text(host.run("explain", "--format", "shell", "pod", "kill", "pause").stdout)
+    sh("sh", tmp_path / "pod.sh")
+    assert wait_for(lambda: "pause" not in host.run("pod", "ls").stdout)
+
+
+def test_what_stands_for_a_function_names_it():
+    """The steps of commands that run no plan."""
+    names = re.findall(r'(?:native = |, )"(\w+/\w+\.py) (\w+)"', pathlib.Path(foretell.__file__).read_text())
+    assert len(names) > 10
+    for file, name in names:
+        assert re.search(rf"^ *def {name}\(", (HERE.parent / "nsrun" / file).read_text(), re.M), (file, name)
+
+
+def test_prune_is_what_strace_shows(host, pod, busybox, tmp_path):
+    host.run("join", "pause", "-d", "--name", "old", "--rootfs", busybox, "true")
+    host.run("wait", "old")
+    host.run("pod", "create", "dead")
+    kill(host.pod("dead")["pid"])
+    foretold(host, tmp_path, "pod", "prune")
+
+
+def test_image_load_is_what_strace_shows(host, tmp_path):
+    layout = Layout(tar(directory("a")), tar(directory("b")), name="box:1").write(tmp_path / "l")
+    for _ in range(2):  # the second time all is there
+        foretold(host, tmp_path, "image", "load", layout, threads=False)  # their number is that of the layers
 
 
 def handles_are_declared(host, *words):

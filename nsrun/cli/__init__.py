@@ -66,7 +66,7 @@ def _main(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        return _failed(error, status_fd)
+        return _failed(error, status_fd, arguments)
 
 
 def _fill_standard_descriptors() -> None:
@@ -156,7 +156,7 @@ def _flush() -> None:
         ) from None
 
 
-def _failed(error: Exception, status_fd: int) -> int:
+def _failed(error: Exception, status_fd: int, arguments: list[str]) -> int:
     """Report what went wrong, also to --status-fd; return the exit status."""
     try:
         from nsrun.cli import say
@@ -166,10 +166,25 @@ def _failed(error: Exception, status_fd: int) -> int:
         last_words(f"nsrun: {error}")
         return 125
     failure = say.failure_of(error)
-    say.failure(failure.message, failure.hint)
+    say.failure(failure.message, failure.hint, _plan_of_failed(error, arguments))
     if status_fd >= 0:
         _tell_event(status_fd, failure)
     return failure.exit_code
+
+
+def _plan_of_failed(error: Exception, arguments: list[str]) -> str:
+    """Return the hint that shows the plan of which a step failed; "" for other errors."""
+    from nsrun.errors import StepError
+
+    if not isinstance(error, StepError):
+        return ""
+    try:
+        from nsrun.cli.planning import explain_line
+
+        line = explain_line(arguments)
+    except (OSError, NsrunError):
+        return ""  # there may be no descriptors left to read a module
+    return f"the plan, step by step: {line}" if line else ""
 
 
 def _tell_event(status_fd: int, failure: NsrunError) -> None:

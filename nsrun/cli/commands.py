@@ -227,15 +227,17 @@ COMMANDS = (
     Command(
         "pod stop", (PODS,), "pods.stop", "stop the members by their stop signals, then pause", "nsrun pod stop -t 30 pause", (SECONDS,),
         "What members wrote is removed with the pod. If pause ended in any other way it is kept until pod rm, pod prune, or the next pod of the same name.",
+        plan="planning.pod_stop",
     ),
-    Command("pod kill", (PODS,), "pods.kill", "send a signal to pause; when pause ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,)),
+    Command("pod kill", (PODS,), "pods.kill", "send a signal to pause; when pause ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,), plan="planning.pod_kill"),
     Command(
         "pod rm", (PODS,), "pods.rm", "remove pods", "nsrun pod rm -f pause", (FORCE,),
         "A pod lives as long as its pause: when pause has ended, little is left to remove. With -f, a pod that does not exist is not an error.",
+        plan="planning.pod_rm",
     ),
     Command(
         "pod prune", (), "pods.prune", "remove pods and members that have ended, damaged notes, and what crashes left behind", "nsrun pod prune",
-        (O("-a, --all", "", "also remove data that no note mentions any more, and print whose it was and how much"),),
+        (O("-a, --all", "", "also remove data that no note mentions any more, and print whose it was and how much"),), plan="planning.pod_prune",
     ),
     Command(
         "join", (POD,), "join", "start a member in a pod, with a rootfs of its own and the pod's namespaces",
@@ -292,9 +294,9 @@ COMMANDS = (
         "On a terminal, control characters are escaped; a pipe gets every byte unchanged.",
     ),
     Command("wait", (MEMBERS,), "members.wait", "wait until members end; prints their exit statuses", "nsrun wait mysql"),
-    Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,)),
-    Command("kill", (MEMBERS,), "members.kill", "send a signal to the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,)),
-    Command("rm", (MEMBERS,), "members.rm", "remove stopped members and their writable layers", "nsrun rm -f mysql", (FORCE,)),
+    Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
+    Command("kill", (MEMBERS,), "members.kill", "send a signal to the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,), plan="planning.kill"),
+    Command("rm", (MEMBERS,), "members.rm", "remove stopped members and their writable layers", "nsrun rm -f mysql", (FORCE,), plan="planning.rm"),
     Command(
         "attach", (MEMBER,), "members.attach", "connect to the input, output and terminal of a detached member; Ctrl-P Ctrl-Q detaches", "nsrun attach mysql",
         (O("--no-stdin", "", "only show output"), O("--close-stdin", "", "close the member's input when ours ends: echo 'SELECT 1' | nsrun attach --close-stdin …")),
@@ -303,6 +305,7 @@ COMMANDS = (
     Command(
         "image load", (Operand("FILE|DIR|-"),), "images.load", "load images from an OCI layout directory, an archive (OCI or docker save) or stdin; prints their names",
         "sudo nsrun image load --tag mysql:8 mysql.tar", (O("-t, --tag", "NAME", "name the image, instead of using the names in the archive", many=True), PLATFORM, *BUDGET), userns=True,
+        plan="planning.image_load",
     ),
     Command(
         "image pull", (Operand("REF"),), "images.pull", "fetch an image from a registry, using skopeo", "sudo nsrun image pull docker.io/library/mysql:8",
@@ -326,9 +329,10 @@ COMMANDS = (
     ),
     Command("image prune", (), "images.prune", "remove images without a name, and what crashes left behind; prints how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "remove all images that no running member uses"),), userns=True),
     Command(
-        "explain", (), "teaching.explain", "print the plan of pod create, join or exec, step by step; nothing is done",
+        "explain", (), "teaching.explain", "print what a command would do, step by step; nothing is done",
         "nsrun explain --format shell pod create -p 8080:80",
         (O("--format", "text|shell|json", "text, a shell script that does the same by hand, or JSON"),), rest=Operand("COMMAND", "line", many=True), sweeps=False,
+        about="It knows pod create, join, exec, stop, kill, rm, pod stop, pod kill, pod rm, pod prune and image load.",
     ),
     Command("doctor", (), "teaching.doctor", "check what this kernel and machine offer, what is missing, and how to get it", "nsrun doctor", (JSON,), sweeps=False),
     Command("completion", (Operand("bash|zsh|fish"),), "completion.script", "print a completion script for a shell", "nsrun completion bash >/etc/bash_completion.d/nsrun", sweeps=False),

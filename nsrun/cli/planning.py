@@ -52,6 +52,91 @@ def execute(call: Call) -> Plan:
     return plan_exec(call.state, call.operands[0], {**call.options, "command": call.rest}, request)
 
 
+MAX_LINE = 2000  # what nobody types again is not shown
+
+
+def explain_line(arguments: list[str]) -> str:
+    """Return the command line that explains another, as a shell reads it; "" for one without a plan, or that is too long.
+
+    What -e says is left out: `-e NAME` explains as well, and a secret stays out of logs.
+    """
+    from nsrun.plan import sh_quote
+
+    call = parse(list(arguments))
+    if not call.command or not call.command.plan:
+        return ""
+    root = ["--root", str(call.general["root"])] if call.general.get("root") else []
+    name = call.command.name.split()
+    start = next(i for i in range(len(arguments)) if arguments[i : i + len(name)] == name)
+    end = len(arguments) - len(call.rest)
+    own = arguments[start:end]
+    for value in call.options.get("env") or []:
+        variable, equals, _ = value.partition("=")
+        if equals:
+            own = [f"{word.removesuffix(value)}{variable}" if word.endswith(value) else word for word in own]
+    line = " ".join(map(sh_quote, ["nsrun", *root, "explain", *own, *arguments[end:]]))
+    return line if len(line) <= MAX_LINE else ""
+
+
+# ---- commands that run no plan: what they would do --------------------------------------------------------------
+
+
+def stop(call: Call) -> Plan:
+    from nsrun.cli.members import seconds_of
+    from nsrun.lifecycle.foretell import plan_stop
+
+    return plan_stop(call.state, call.operands, seconds_of(call))
+
+
+def kill(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_kill
+
+    return plan_kill(call.state, call.operands, _signal_of(call))
+
+
+def rm(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_rm
+
+    return plan_rm(call.state, call.operands, bool(call.options.get("force")))
+
+
+def pod_stop(call: Call) -> Plan:
+    from nsrun.cli.members import seconds_of
+    from nsrun.lifecycle.foretell import plan_pod_stop
+
+    return plan_pod_stop(call.state, call.operands, seconds_of(call))
+
+
+def pod_kill(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_pod_kill
+
+    return plan_pod_kill(call.state, call.operands, _signal_of(call))
+
+
+def pod_rm(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_pod_rm
+
+    return plan_pod_rm(call.state, call.operands, bool(call.options.get("force")))
+
+
+def pod_prune(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_prune
+
+    return plan_prune(call.state)
+
+
+def image_load(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_load
+
+    return plan_load(call.operands[0])
+
+
+def _signal_of(call: Call) -> int:
+    from nsrun.spec.options import parse_signal
+
+    return parse_signal(call.options.get("signal", "KILL"))
+
+
 def _pod_for(state: State, name: str) -> PodNote:
     """Return the pod's note; for a pod that does not exist yet, what it would be, so that one can read before one does."""
     from nsrun.host import cgroup

@@ -137,11 +137,11 @@ def _has_directory() -> bool:
         return False
 
 
-def failure(message: str, hint: str = "") -> None:
+def failure(message: str, *hints: str) -> None:
     """Report to standard error, if it can be written to; the exit status reports the failure in any case."""
     try:
         err(f"nsrun: {message}")
-        if hint:
+        for hint in filter(None, hints):
             err(f"hint: {hint}")
         flush()
     except (OSError, ValueError):

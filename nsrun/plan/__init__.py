@@ -91,12 +91,9 @@ class Part:
         self.items, self.by, self.when, self.each, self.times = tuple(calls), by, when, each, times
 
     def __str__(self) -> str:
-        told = (
-            f"{self.by}:" if self.by else "",
-            self.when and f"when {self.when}",
-            self.each and f"for each {self.each}",
-        )
-        return f"{' '.join(filter(None, told))} {{ {'; '.join(map(str, self.items))} }}"
+        told = ", ".join(filter(None, (self.when and f"when {self.when}", self.each and f"for each {self.each}")))
+        head = f"{self.by}: {told}" if self.by else told
+        return f"{head.rstrip()} {{ {'; '.join(map(str, self.items))} }}"
 
 
 def name_of(call: str) -> str:

@@ -115,6 +115,7 @@ class ConnectPod(Step):
             netlink("ip link set nsrun0 alias …; ip address add … dev nsrun0"),
         ]
         return [
+            'flock("net.lock", LOCK_EX)',
             Part([*bridge, 'write("/proc/sys/net/ipv4/ip_forward", "1")'], when="there is no bridge nsrun0"),
             Part([netlink("nft create table ip nsrun-all-pods …")], when="there is no such table"),
             netlink("nft add table ip nsrun-… { flags owner; }") + f"   /* pod:ip: {which} */",

@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stop, kill, rm, prune and image load are about to do, as plans that can be read: nothing is done here.
+
+Those commands have no plan that they run: what they do depends on what they meet.  So each step here stands for a function,
+which `where` names, and lists the system calls that it makes, with their cases; tests/test_explain.py compares them with
+strace.  A function of stop.py, remove.py or sweep.py that does something else has to say so here.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun.errors import BadInput
+from nsrun.lifecycle.query import pod_status
+from nsrun.lifecycle.stop import SIGKILL, SIGTERM
+from nsrun.plan import HOST, Part, Plan, Step, sh_quote
+from nsrun.plan.network import netlink
+from nsrun.plan.process import sealed
+from nsrun.schema import is_there
+from nsrun.state import ALIVE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nsrun.state import Note, State
+
+
+def signal_name(number: int) -> str:
+    import signal
+
+    if not number:
+        return "0"
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)  # a real-time signal
+
+
+class Deed(Step):
+    """What one function does.  `native` names it, as it does the C of other steps."""
+
+    phase = HOST
+
+
+class StopMember(Deed):
+    man = "pidfd_send_signal(2), cgroups(7)"
+    native = "lifecycle/stop.py stop_member"
+    name: str
+    pid: int  # 0: it has no process now
+    cgroup: str
+    signal: int
+    seconds: float
+    thread: bool = False  # several are stopped at once
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        first = "The signal goes to a pidfd, so that it never hits a process that got the same number."
+        if self.signal == SIGKILL:
+            return f"{first} The whole cgroup is killed, and nobody else is touched."
+        return f"{first} What has not ended in time is killed with its whole cgroup, and nobody else is touched."
+
+    def made(self) -> list[str | Part]:
+        kill = [f'write("{self.cgroup}/cgroup.kill", "1")'] if self.cgroup else []
+        kill += ["pidfd_send_signal(pidfd, SIGKILL)", "poll(pidfd, 10 s)"]
+        mark = f'open("members/{self.name}/stop", O_CREAT)   /* it is not to be restarted */'
+        monitor: list[str | Part] = [
+            Part(["monitor = pidfd_open(MONITOR, 0)", "poll(monitor, 2 s)"], when="its monitor has not ended yet"),
+            Part(
+                ["monitor = pidfd_open(MONITOR, 0)", "pidfd_send_signal(monitor, SIGNAL)", "poll(monitor, 5 s)"],
+                when="even then it has not",
+                each="SIGNAL of SIGCONT SIGTERM SIGKILL",
+            ),
+        ]
+        if not self.pid:
+            wait = ["monitor = pidfd_open(MONITOR, 0)", "pidfd_send_signal(monitor, SIGTERM)"]
+            return self._by([mark, Part(wait, when="its monitor is about to restart it"), *monitor])
+        found: list[str | Part] = [
+            f"pidfd = pidfd_open({self.pid}, 0)",
+            "pidfd_send_signal(pidfd, 0)   /* may we? */",
+            mark,
+        ]
+        if self.signal == SIGKILL:
+            found += kill
+        else:
+            found += [f"pidfd_send_signal(pidfd, {signal_name(self.signal)})", f"poll(pidfd, {self.seconds:g} s)"]
+            found.append(Part(kill, when="it has not ended"))
+        return self._by([*found, *monitor])
+
+    def _by(self, calls: Sequence[str | Part]) -> list[str | Part]:
+        return [Part(calls, by="a thread")] if self.thread else list(calls)
+
+    def brief(self) -> str:
+        return f"{'kill' if self.signal == SIGKILL else 'stop'} the member {self.name}"
+
+    def shell(self) -> str:
+        if not self.pid:
+            return ""
+        kill = f"echo 1 >{sh_quote(self.cgroup)}/cgroup.kill" if self.cgroup else f"kill -KILL {self.pid}"
+        if self.signal == SIGKILL:
+            return kill
+        wait = f"timeout {self.seconds:g} tail --pid={self.pid} -f /dev/null"
+        return f"kill -{signal_name(self.signal).removeprefix('SIG')} {self.pid}; {wait} || {kill}"
+
+    approx = "a number instead of a pidfd"
+
+    def check(self) -> str:
+        return "nsrun ls -a"
+
+
+class SendSignal(Deed):
+    man = "pidfd_send_signal(2)"
+    what: str
+    pid: int
+    signal: int
+    native: str
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        if not self.signal:
+            return "Signal 0 asks whether we may end it, before anything is done."
+        return "The signal goes to a pidfd, so that it never hits a process that got the same number."
+
+    def made(self) -> list[str | Part]:
+        return [f"pidfd = pidfd_open({self.pid}, 0)", f"pidfd_send_signal(pidfd, {signal_name(self.signal)})"]
+
+    def shell(self) -> str:
+        return f"kill -{signal_name(self.signal).removeprefix('SIG')} {self.pid}"
+
+    def brief(self) -> str:
+        return f"send signal {signal_name(self.signal)} to {self.what}"
+
+    approx = "a number instead of a pidfd"
+
+    def check(self) -> str:
+        return f"ps -p {self.pid}"
+
+
+def _removed(kind: str, name: str) -> list[str | Part]:
+    """What nsrun.state.State.remove_directory() does with a note: its name is free at once."""
+    return [
+        f'fcntl("{kind}/{name}/held", F_SETLK, F_WRLCK)   /* nobody holds it, and nobody can */',
+        f'rename("{kind}/{name}", "tmp/GONE")',
+        "# rm -r tmp/GONE",
+    ]
+
+
+class RemoveMember(Deed):
+    many = "{} members are removed"
+    man = "rename(2), fcntl(2) F_SETLK"
+    native = "state/sweep.py _remove_member"
+    why = "The record, the logs and what the member wrote go, but only when nobody holds the lock that proves its life."
+    name: str
+    cgroup: str
+    upper: str  # what it wrote; "": nothing
+
+    def made(self) -> list[str | Part]:
+        found: list[str | Part] = ['flock("names.lock", LOCK_EX)']
+        if self.cgroup:
+            found.append(Part([f'unlinkat("{self.cgroup}", AT_REMOVEDIR)'], when="the cgroup is still there"))
+        if self.upper:
+            found += [f'fcntl("{self.upper}/held", F_SETLK, F_WRLCK)', f"# rm -r {self.upper}"]
+        return [*found, *_removed("members", self.name)]
+
+    def brief(self) -> str:
+        return f"remove the member {self.name}"
+
+    def thing(self) -> str:
+        return self.name
+
+    def check(self) -> str:
+        return "nsrun ls -a"
+
+
+class EndPod(Deed):
+    man = "pidfd_send_signal(2), pid_namespaces(7)"
+    native = "lifecycle/stop.py end_pod"
+    why = "When pause ends, which is PID 1 of the pod, the kernel kills every process in its PID namespace."
+    name: str
+    pid: int
+    signal: int
+    cgroup: str
+    monitors: tuple[str, ...]  # the members whose monitors end with it
+    holder: bool  # root ends a pod that it made for its owner
+
+    def made(self) -> list[str | Part]:
+        name = signal_name(self.signal)
+        found: list[str | Part] = [
+            f"pidfd = pidfd_open({self.pid}, 0)",
+            "pidfd_send_signal(pidfd, 0)   /* may we? */",
+            Part(
+                [f'rename("pods/{self.name}/removing.tmp", "pods/{self.name}/removing")'],
+                when="we may write its record",
+            ),
+            f"pidfd_send_signal(pidfd, {name})",
+            "pidfd_send_signal(pidfd, SIGCONT)   /* one that is stopped would not hear the other */",
+            "poll(pidfd, 10 s)",
+        ]
+        if self.signal != SIGKILL and not self.holder:
+            found.append(Part(["pidfd_send_signal(pidfd, SIGKILL)", "poll(pidfd, 10 s)"], when="it has not ended"))
+        if self.holder:
+            hold = ["hold = pidfd_open(nsrun-hold, 0)", "pidfd_send_signal(hold, SIGKILL)", "poll(hold, 10 s)"]
+            found.append(Part(hold, when="nsrun-hold has not ended yet"))
+            found.append(Part([f'write("{self.cgroup}/cgroup.kill", "1")'], when="the cgroup is still there"))
+        for member in self.monitors:
+            calls = ["monitor = pidfd_open(MONITOR, 0)", "poll(monitor, 2 s)"]
+            found.append(Part(calls, when=f"the monitor of {member} has not ended yet"))
+        return found
+
+    def brief(self) -> str:
+        return f"end the pod {self.name} by {signal_name(self.signal)} to pause"
+
+    def shell(self) -> str:
+        return f"kill -{signal_name(self.signal).removeprefix('SIG')} {self.pid}; tail --pid={self.pid} -f /dev/null"
+
+    approx = "a number instead of a pidfd"
+
+    def check(self) -> str:
+        return "nsrun pod ls -a"
+
+
+_BRIDGE = ['flock("net.lock", LOCK_EX)', netlink("nft delete table ip nsrun-all-pods"), netlink("ip link del nsrun0")]
+
+
+class RemovePod(Deed):
+    many = "{} pods are removed"
+    man = "rename(2), fcntl(2) F_SETLK, cgroups(7)"
+    native = "state/sweep.py _forget_pod"
+    why = (
+        "The kernel has let go of ports, table and namespaces; what has a name is left, and goes here with the members."
+    )
+    name: str
+    cgroup: str
+    veth: str
+    members: tuple[tuple[str, str], ...]  # name, and what it wrote
+    last: bool  # on the bridge
+
+    def made(self) -> list[str | Part]:
+        found: list[str | Part] = ['flock("names.lock", LOCK_EX)']
+        if self.veth:
+            found.append(Part([netlink(f"ip link del {self.veth}")], when="the kernel has not removed it yet"))
+        if self.cgroup:
+            found.append(Part(["unlinkat(CGROUP, AT_REMOVEDIR)"], each=f"CGROUP in {self.cgroup}, and that itself"))
+        for member, upper in self.members:
+            found += [f'fcntl("{upper}/held", F_SETLK, F_WRLCK)', f"# rm -r {upper}"] if upper else []
+            found += _removed("members", member)
+        found += _removed("pods", self.name)
+        if self.last:
+            found.append(Part(_BRIDGE, when="no pod is left on the bridge", each="try, for half a second"))
+        return found
+
+    def brief(self) -> str:
+        return f"remove the pod {self.name}"
+
+    def thing(self) -> str:
+        return self.name
+
+    def check(self) -> str:
+        return "nsrun pod ls -a"
+
+
+class Sweep(Deed):
+    """What follows every command."""
+
+    native = "state/sweep.py all"
+    man = "fcntl(2) F_SETLK"
+    why = "What a crash or a kill -9 left behind is found by locks that nobody holds, and is removed."
+
+    def made(self) -> list[str | Part]:
+        calls = [
+            'flock("names.lock", LOCK_EX)',
+            "fcntl(held, F_SETLK, F_WRLCK)",
+            'rename(IT, "tmp/GONE")',
+            "# rm -r tmp/GONE",
+        ]
+        return [
+            Part(calls, each="pod, member, data and claim that was never finished, and that nobody holds"),
+            Part(
+                ["unlinkat(CGROUP, AT_REMOVEDIR)", netlink("ip link del …")], each="CGROUP and link that is left of it"
+            ),
+            Part(_BRIDGE, when="no pod is left on the bridge", each="try, for half a second"),
+        ]
+
+    def brief(self) -> str:
+        return "sweep"
+
+    def check(self) -> str:
+        return "nsrun doctor"
+
+
+class EndOrphans(Deed):
+    native = "state/orphans.py end"
+    man = "pidfd_send_signal(2), cgroups(7)"
+    why = (
+        "Of a pod whose record was lost processes and cgroups may be left; what is surely nsrun's, and nobody's, ends."
+    )
+
+    def made(self) -> list[str | Part]:
+        calls = [
+            "pidfd = pidfd_open(ORPHAN, 0)",
+            "pidfd_send_signal(pidfd, SIGKILL)",
+            "rename(IT, aside)",
+            "unlinkat(CGROUP, AT_REMOVEDIR)",
+        ]
+        return [Part(calls, each="ORPHAN, broken record and CGROUP of no pod")]
+
+    def brief(self) -> str:
+        return "end what no record speaks of"
+
+    def check(self) -> str:
+        return "nsrun doctor"
+
+
+class PrepareStore(Deed):
+    native = "image/store.py prepare"
+    man = "mkdir(2), flock(2)"
+    why = "The store is where image load, join and image rm meet; it is made once."
+
+    def made(self) -> list[str | Part]:
+        make = ["mkdir(DIRECTORY, 0700)", 'flock("names", LOCK_EX)', 'rename("names.json.TMP", "names.json")']
+        return [Part(make, when="it is missing", each="DIRECTORY of the store")]
+
+    def brief(self) -> str:
+        return "prepare the store of images"
+
+
+class ReadImage(Deed):
+    native = "image/source.py find_images"
+    man = "https://github.com/opencontainers/image-spec"
+    why = "The index, the manifests and the configurations are read, within bounds, and their digests are checked."
+    path: str
+
+    def made(self) -> list[str | Part]:
+        source = "read(0)" if self.path == "-" else f'open("{self.path}")'
+        return ['memfd_create("account")   /* what has been read and written, against the budget */', source]
+
+    def brief(self) -> str:
+        return f"read the image {self.path}"
+
+
+class UnpackLayers(Deed):
+    native = "image/store.py _unpack"
+    man = "pivot_root(2), seccomp(2), https://docs.kernel.org/filesystems/overlayfs.html"
+    why = (
+        "A confined process, nsrun-unpack, writes each layer into a directory of its own, which is all that it can reach; several"
+        " run at the same time. Once all are whole they get their names, so that the store has a layer altogether or not at all."
+    )
+
+    def made(self) -> list[str | Part]:
+        shop: list[str | Part] = ['mkdir("tmp/SHOP", 0700)', 'flock("tmp/SHOP/lock", LOCK_EX)']
+        unpack = [
+            'mkdir("tmp/SHOP/NUMBER", 0700)',
+            *sealed("program", "nsrun-unpack", "MFD_EXEC"),
+            'tree = open_tree(AT_FDCWD, "tmp/SHOP/NUMBER/tree", OPEN_TREE_CLONE)',
+            'mount_setattr(tree, "", AT_EMPTY_PATH, MOUNT_ATTR_NOSUID|MOUNT_ATTR_NODEV|MOUNT_ATTR_NOEXEC)',
+            "pipe2(stream, O_CLOEXEC)",
+            'memfd_create("records")',
+            "clone3(CLONE_VM|CLONE_VFORK)   /* nsrun-unpack */",
+            "fchown(tree, UID, GID)",
+            'rename("layer.json.TMP", "layer.json")',
+            'rename("tmp/SHOP/NUMBER", "layers/ID")',
+        ]
+        return [
+            'flock("lock", LOCK_SH)',
+            Part([*shop, Part(unpack, each="layer that is not there")], when="one is missing"),
+        ]
+
+    def brief(self) -> str:
+        return "unpack the layers that are missing"
+
+    def check(self) -> str:
+        return "nsrun image ls"
+
+
+class NameImage(Deed):
+    native = "image/store.py load"
+    man = "rename(2), fsync(2)"
+    why = "The record and the names are written last; until then nothing speaks of the image, and a crash leaves none."
+
+    def made(self) -> list[str | Part]:
+        read = [
+            "fs = fsopen(OVERLAY, FSOPEN_CLOEXEC)",
+            "fsconfig(fs, …)",
+            "fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY)",
+        ]
+        write = ["open_tree(TREE)", "mount_setattr(TREE)", 'rename("blobs/DIGEST.TMP", "blobs/DIGEST")']
+        write.append('rename("records/ID.TMP", "records/ID")')
+        return [
+            Part([*read, *write], when="there is no such record", each="layer and document, for its accounts"),
+            'flock("names", LOCK_EX)',
+            Part(['rename("names.json.TMP", "names.json")'], when="the name is new"),
+        ]
+
+    def brief(self) -> str:
+        return "write the record and the names of the image"
+
+    def check(self) -> str:
+        return "nsrun image ls"
+
+
+# ---- the plans ---------------------------------------------------------------------------------------------------
+
+
+def plan_stop(state: State, names: list[str], seconds: float) -> Plan:
+    """`nsrun stop`."""
+    notes = [state.member(name) for name in names]
+    steps = [_stop(state, note, 0, seconds, thread=True) for note in notes]
+    return Plan(f"stop {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_kill(state: State, names: list[str], signal: int) -> Plan:
+    """`nsrun kill`."""
+    steps: list[Step] = []
+    for note in map(state.member, names):
+        if signal == SIGKILL and state.member_status(note)[0] in ("running", "stopping", "restarting"):
+            steps.append(_stop(state, note, SIGKILL, 0))
+        else:
+            pid = _pid_of(state, note)
+            if not pid:
+                raise BadInput(f"member {note['name']!r} is not running", hint="nsrun ls -a")
+            steps.append(SendSignal(f"member {note['name']}", pid, signal, "lifecycle/stop.py signal_member"))
+    return Plan(f"kill {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_rm(state: State, names: list[str], force: bool) -> Plan:
+    """`nsrun rm`."""
+    steps: list[Step] = []
+    for note in map(state.member, names):
+        status, name = state.member_status(note)[0], note["name"]
+        if status in ALIVE:
+            if not force:
+                raise BadInput(f"member {name!r} is {status}", hint=f"nsrun stop {name}, or: nsrun rm -f {name}")
+            steps.append(_stop(state, note, SIGKILL, 0))
+        steps.append(_remove(state, note))
+    return Plan(f"rm {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_pod_stop(state: State, names: list[str], seconds: float) -> Plan:
+    """`nsrun pod stop`."""
+    steps: list[Step] = []
+    for note in map(state.pod, names):
+        if pid := _pause_of(state, note):
+            steps.append(SendSignal(f"pod {note['name']}", pid, 0, "lifecycle/stop.py _may_end"))
+        steps += [_stop(state, member, 0, seconds, thread=True) for member in state.members_of(note)]
+        steps += _end(state, note, SIGTERM)
+    return Plan(f"pod stop {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_pod_kill(state: State, names: list[str], signal: int) -> Plan:
+    """`nsrun pod kill`."""
+    steps: list[Step] = []
+    for note in map(state.pod, names):
+        if signal in (SIGKILL, SIGTERM, 2):
+            steps += _end(state, note, signal)
+        else:
+            pid = _pause_of(state, note)
+            steps.append(SendSignal(f"pod {note['name']}", pid, signal, "lifecycle/stop.py kill_pod"))
+    return Plan(f"pod kill {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_pod_rm(state: State, names: list[str], force: bool) -> Plan:
+    """`nsrun pod rm`."""
+    steps: list[Step] = []
+    for name in names:
+        note = state.read("pods", name) or state.pod(name)
+        if pod_status(state, note) in ("running", "created", "removing") and not force:
+            raise BadInput(f"pod {name!r} is running", hint=f"nsrun pod stop {name}, or: nsrun pod rm -f {name}")
+        steps += _end(state, note, SIGKILL) if state.pod_life(note).kept else [_remove_pod(state, note)]
+    return Plan(f"pod rm {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_prune(state: State) -> Plan:
+    """`nsrun pod prune`."""
+    dead = [note for note in state.all("pods") if not state.pod_life(note).alive]
+    gone = {note["id"] for note in dead}
+    members = [
+        note
+        for note in state.all("members")
+        if note["pod_id"] not in gone
+        and not state.life("members", note["name"]).alive
+        and state.member_status(note)[0] in ("stopped", "lost")
+        and state.surely_ended(note)
+    ]
+    steps: list[Step] = [_remove_pod(state, note) for note in dead]
+    steps += [_remove(state, note) for note in members]
+    return Plan("pod prune", [*steps, EndOrphans(), Sweep()])
+
+
+def plan_load(path: str) -> Plan:
+    """`nsrun image load`."""
+    return Plan(f"image load {path}", [PrepareStore(), ReadImage(path), UnpackLayers(), NameImage(), Sweep()])
+
+
+def _pid_of(state: State, note: Note) -> int:
+    """The pid of a member's first process, 0 when it has none."""
+    fd, pid = state.process(note)
+    if fd >= 0:
+        os.close(fd)
+    return pid if fd >= 0 else 0
+
+
+def _pause_of(state: State, note: Note) -> int:
+    fd, pid = state.pause(note)
+    if fd >= 0:
+        os.close(fd)
+    return pid if fd >= 0 else 0
+
+
+def _stop(state: State, note: Note, signal: int, seconds: float, thread: bool = False) -> Step:
+    pid = _pid_of(state, note)
+    return StopMember(note["name"], pid, note.get("cgroup") or "", signal or note["stop_signal"], seconds, thread)
+
+
+def _upper(state: State, note: Note) -> str:
+    path = state.upper(note["id"])
+    return path if is_there(path) else ""
+
+
+def _remove(state: State, note: Note) -> Step:
+    return RemoveMember(note["name"], note.get("cgroup") or "", _upper(state, note))
+
+
+def _end(state: State, note: Note, signal: int) -> list[Step]:
+    pid, holder = _pause_of(state, note), bool(note.get("user")) and not state.uid
+    sharing = tuple(member["name"] for member in state.members_of(note) if member["shares_pid"])
+    end = EndPod(note["name"], pid, signal, note["cgroup"], sharing, holder)
+    return [*([end] if pid else []), _remove_pod(state, note)]
+
+
+def _remove_pod(state: State, note: Note) -> Step:
+    members = tuple((member["name"], _upper(state, member)) for member in state.members_of(note))
+    veth = note["network"].get("veth", "") if not state.uid else ""
+    return RemovePod(note["name"], note["cgroup"], veth, members, bool(veth))
