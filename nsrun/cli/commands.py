@@ -200,7 +200,7 @@ COMMAND = "CMD [ARG...]"
 COMMANDS = (
     Command(
         "pod create", (Operand("NAME", optional=True),), "create_pod",
-        "create a pod, whose namespaces pause holds open (default name: pause); prints the name",
+        "create a pod, with pause holding its namespaces open, and print its name (default: pause)",
         "sudo nsrun pod create -p 8080:80 web",
         (
             O("-p, --publish", "[IP:][HOST]:POD[/tcp]", "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port)", many=True),
@@ -213,10 +213,10 @@ COMMANDS = (
             O("--sysctl", "KEY=VALUE", "set a kernel parameter of the pod's namespaces", many=True),
             O("--shm-size", "SIZE", "size of the pod's /dev/shm (default: 64m)"),
             O("--label", "KEY=VALUE", "attach a label, which inspect shows", many=True),
-            O("--owner", "USER", "the user who owns the pod: they join and stop it without sudo, and are root only inside it (default: who called sudo, doas or pkexec); root: no user namespace", empty=True),
+            O("--owner", "USER", "the user who owns the pod: they join and stop it without sudo, and are root only inside it (default: the user who called sudo, doas or pkexec); root: no user namespace", empty=True),
             *LIMITS,
         ),
-        "A port without an address is published on all addresses of this host, past the INPUT rules of most firewalls; NSRUN_PUBLISH_IP changes the default.",
+        "A port without an address is published on all addresses of this host, and the INPUT rules of most firewalls do not apply to it; NSRUN_PUBLISH_IP changes the default address.",
         plan="planning.pod_create",
     ),
     Command("pod ls", (), "pods.ls", "list pods", "nsrun pod ls --json", (O("-a, --all", "", "include pods that have ended and were not removed"), JSON)),
@@ -247,7 +247,7 @@ COMMANDS = (
             O("--image", "REF", "an image of the store (image load, image pull), which may bring its own command", empty=True),
             O("--bundle", "DIR", "an OCI bundle: config.json and its root", empty=True),
             O("--name", "NAME", "the member's name (default: generated)", empty=True),
-            O("-d, --detach", "", "run in the background; prints the name"),
+            O("-d, --detach", "", "run in the background, and print the name"),
             INTERACTIVE,
             TERMINAL,
             O("--rm", "", "remove the member when it exits"),
@@ -293,7 +293,7 @@ COMMANDS = (
         "logs", (MEMBERS,), "members.logs", "print what members wrote; for several, ordered by time and with their names", "nsrun logs -f --tail 20 mysql", LOGS,
         "On a terminal, control characters are escaped; a pipe gets every byte unchanged.",
     ),
-    Command("wait", (MEMBERS,), "members.wait", "wait until members end; prints their exit statuses", "nsrun wait mysql"),
+    Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
     Command("kill", (MEMBERS,), "members.kill", "send a signal to the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,), plan="planning.kill"),
     Command("rm", (MEMBERS,), "members.rm", "remove stopped members and their writable layers", "nsrun rm -f mysql", (FORCE,), plan="planning.rm"),
@@ -303,7 +303,7 @@ COMMANDS = (
         "A member outlives those who are attached to it: the end of a terminal (Ctrl-D, hang-up) only detaches, and after the end of piped input the output is still shown.",
     ),
     Command(
-        "image load", (Operand("FILE|DIR|-"),), "images.load", "load images from an OCI layout directory, an archive (OCI or docker save) or stdin; prints their names",
+        "image load", (Operand("FILE|DIR|-"),), "images.load", "load images from an OCI layout directory, an archive (OCI or docker save) or stdin, and print their names",
         "sudo nsrun image load --tag mysql:8 mysql.tar", (O("-t, --tag", "NAME", "name the image, instead of using the names in the archive", many=True), PLATFORM, *BUDGET), userns=True,
         plan="planning.image_load",
     ),
@@ -327,7 +327,7 @@ COMMANDS = (
         "image rm", (REFS,), "images.rm", "remove a name of an image, and with its last name the image", "sudo nsrun image rm mysql:8", (O("-f, --force", "", "remove all names of the image"),),
         "An image that a running member uses is not removed.", userns=True,
     ),
-    Command("image prune", (), "images.prune", "remove images without a name, and what crashes left behind; prints how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "remove all images that no running member uses"),), userns=True),
+    Command("image prune", (), "images.prune", "remove images without a name, and what crashes left behind, and print how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "remove all images that no running member uses"),), userns=True),
     Command(
         "explain", (), "teaching.explain", "print what a command would do, step by step; nothing is done",
         "nsrun explain --format shell pod create -p 8080:80",

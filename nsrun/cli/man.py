@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def _roff(words: str) -> str:
-    """Return `words` such that roff prints them as they are."""
-    words = words.replace("…", "...").replace("\\", "\\e").replace("-", "\\-")
-    words = re.sub(r"[^\x00-\x7f]", lambda found: f"\\[u{ord(found[0]):04X}]", words)
-    return f"\\&{words}" if words[:1] in (".", "'") else words
+def _roff(text: str) -> str:
+    """Return `text` such that roff prints them as they are."""
+    text = text.replace("…", "...").replace("\\", "\\e").replace("-", "\\-")
+    text = re.sub(r"[^\x00-\x7f]", lambda found: f"\\[u{ord(found[0]):04X}]", text)
+    return f"\\&{text}" if text[:1] in (".", "'") else text
 
 
-def _sentence(words: str) -> str:
-    return words if words[-1:] in ".!?:" else f"{words}."
+def _sentence(text: str) -> str:
+    return text if text[-1:] in ".!?:" else f"{text}."
 
 
 def _page(command: Command | None) -> str:
