@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _roff(text: str) -> str:
-    """Return `text` such that roff prints them as they are."""
+    """Return `text` escaped such that roff prints it unchanged."""
     text = text.replace("…", "...").replace("\\", "\\e").replace("-", "\\-")
     text = re.sub(r"[^\x00-\x7f]", lambda found: f"\\[u{ord(found[0]):04X}]", text)
     return f"\\&{text}" if text[:1] in (".", "'") else text

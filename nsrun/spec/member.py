@@ -336,7 +336,7 @@ def namespace(short: str, word: str | None) -> str:
     """Return what a word of --net, --ipc, --pid or --uts means: "join", "make" or "stay".  UsageError: it means nothing."""
     known = NAMESPACES[short]
     if (word := "pod" if word is None else word) not in known:
-        raise UsageError(f"--{short} {word!r} is not known", hint=f"one of: {', '.join(known)}")
+        raise UsageError(f"--{short}: unknown value {word!r}", hint=f"one of: {', '.join(known)}")
     return known[word]
 
 
