@@ -357,16 +357,16 @@ GROUPS = sorted({command.name.split()[0] for command in COMMANDS if " " in comma
 # ---- reading a command line: Docker's manners, `-it`, `-p80:80`, `--env=X`, options up to the member's command -----------------
 
 
-def _take(words: list[str], options: tuple[Option, ...], into: dict[str, Any], name: str) -> bool:
-    """Read one option, or a cluster of switches, off the front of `words`; return False when the front is not an option."""
-    word = words[0]
-    if not word.startswith("-") or word == "-":
+def _take(left: list[str], options: tuple[Option, ...], into: dict[str, Any], name: str) -> bool:
+    """Read one option, or a cluster of switches, off the front of `left`; return False when the front is not an option."""
+    first = left[0]
+    if not first.startswith("-") or first == "-":
         return False
-    words.pop(0)
+    left.pop(0)
     see = f"see 'nsrun {name} --help'" if name else "see 'nsrun --help'"
     known = {flag: option for option in options for flag in option.flags}
-    if word.startswith("--"):
-        flag, equals, value = word.partition("=")
+    if first.startswith("--"):
+        flag, equals, value = first.partition("=")
         option = known.get(flag)
         if option is None:
             near = [f for f in known if f.startswith(flag)]
@@ -377,16 +377,16 @@ def _take(words: list[str], options: tuple[Option, ...], into: dict[str, Any], n
                 raise UsageError(f"{flag} takes no value", hint=see)
             into[option.key] = True
         else:
-            _store(option, value if equals else _value(words, flag, see), into)
+            _store(option, value if equals else _value(left, flag, see), into)
         return True
-    for at in range(1, len(word)):
-        flag = f"-{word[at]}"
+    for at in range(1, len(first)):
+        flag = f"-{first[at]}"
         option = known.get(flag)
         if option is None:
             raise UsageError(f"unknown option {flag}", hint=_instead(name, flag) or see)
         if option.value:
-            rest = word[at + 1 :]
-            _store(option, rest.removeprefix("=") if rest else _value(words, flag, see), into)
+            rest = first[at + 1 :]
+            _store(option, rest.removeprefix("=") if rest else _value(left, flag, see), into)
             break
         into[option.key] = True
     return True
@@ -398,10 +398,10 @@ def _instead(command: str, flag: str) -> str:
     return instead_of_option(command, flag)
 
 
-def _value(words: list[str], flag: str, see: str) -> str:
-    if not words:
+def _value(left: list[str], flag: str, see: str) -> str:
+    if not left:
         raise UsageError(f"{flag} needs a value", hint=see)
-    return words.pop(0)
+    return left.pop(0)
 
 
 def _store(option: Option, value: str, into: dict[str, Any]) -> None:
@@ -416,50 +416,50 @@ def _store(option: Option, value: str, into: dict[str, Any]) -> None:
 
 def parse(arguments: list[str]) -> Call:
     """Read a command line.  UsageError: it is not one of ours, and the hint says what was meant, or what there is."""
-    words = list(arguments)
+    left = list(arguments)
     call = Call()
-    while words and _take(words, GLOBAL, call.general, ""):
+    while left and _take(left, GLOBAL, call.general, ""):
         pass
-    if not words:
+    if not left:
         return call
-    name = words.pop(0)
+    name = left.pop(0)
     if name in GROUPS:
-        if not words or words[0].startswith("-"):
-            if words[:1] in (["-h"], ["--help"]):
+        if not left or left[0].startswith("-"):
+            if left[:1] in (["-h"], ["--help"]):
                 call.general["help"] = name
                 return call
             known = " ".join(command.split()[1] for command in BY_NAME if command.startswith(f"{name} "))
             raise UsageError(f"nsrun {name} needs a subcommand", hint=known)
-        name = f"{name} {words.pop(0)}"
+        name = f"{name} {left.pop(0)}"
     command = BY_NAME.get(name) or next((internal for internal in INTERNAL if internal.name == name), None)
     if command is None:
-        raise _unknown(name, words)
+        raise _unknown(name, left)
     call.command = command
     if command.rest and not command.rest.kind:
-        call.rest = words  # whatever they are
+        call.rest = left  # whatever they are
         return call
-    while words:
-        if words[0] == "--":
-            words.pop(0)
-            (call.rest if command.rest else call.operands).extend(words)
+    while left:
+        if left[0] == "--":
+            left.pop(0)
+            (call.rest if command.rest else call.operands).extend(left)
             break
-        if words[0] in ("-h", "--help"):
+        if left[0] in ("-h", "--help"):
             call.general["help"] = name
             return call
-        if _take(words, command.options, call.options, name):
+        if _take(left, command.options, call.options, name):
             continue
         if command.rest and len(call.operands) == len(command.operands):
-            call.rest.extend(words)
+            call.rest.extend(left)
             break
-        call.operands.append(words.pop(0))
+        call.operands.append(left.pop(0))
     command.count(call.operands)
     return call
 
 
-def _unknown(name: str, words: list[str]) -> UsageError:
+def _unknown(name: str, left: list[str]) -> UsageError:
     from nsrun.cli.foreign import instead_of_command
 
-    hint = instead_of_command(name, words)
+    hint = instead_of_command(name, left)
     if near := [command for command in BY_NAME if command.startswith(name) or name in command.split()]:
         hint = hint or f"did you mean {' or '.join(near)}?"
     return UsageError(f"nsrun has no command {name!r}", hint=hint or "see 'nsrun --help'")
