@@ -559,7 +559,7 @@ def _(layout: Layout) -> None:
     layout.layers[0]["mediaType"] = "text/plain"
 
 
-@spoilt("artifact", "no image")
+@spoilt("artifact", "not an image")
 def _(layout: Layout) -> None:
     layout.edit_manifest = lambda m: m["config"].update({"mediaType": "application/vnd.cncf.helm.config.v1+json"})
 
