@@ -291,7 +291,7 @@ def test_a_proc_that_is_masked(host):
     """As in an engine's container: a user namespace mounts proc only where a whole one is in view."""
     mask = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /proc/interrupts && exec "$@"', "sh"]
     done = script(host, "nsrun pod create --network none", *mask, *USERNS, "--mount", check=False)
-    refused(done, 'mount("proc"', "systempaths=unconfined")
+    refused(done, "mount proc on /proc", "systempaths=unconfined")
     assert host.json("pod", "ls") == []
 
 
