@@ -45,7 +45,7 @@ OF_JOIN = ("sys_admin", "setpcap", "setuid", "setgid", "sys_chroot", "sys_ptrace
 
 
 def need_powers(names: tuple[str, ...], what: str) -> int:
-    """The capabilities that what we start may have (capabilities(7), CapBnd); BadInput when we lack one that nsrun needs."""
+    """Return the capabilities that our children may have (CapBnd, capabilities(7)).  Raise BadInput when we lack one of `names`."""
     from nsrun.linux import capability_mask, capability_names
 
     sets = kernel.capability_sets()
@@ -104,7 +104,7 @@ def door_of(state: State, pod: PodNote) -> str:
 
 
 def read_environment_file(path: str) -> list[str]:
-    """Return its NAME=VALUE lines; # comments; NAME alone takes the caller's value.
+    """Return the NAME=VALUE lines of a file; # begins a comment, and NAME alone takes the caller's value.
 
     A line ends at \\n, or at \\r\\n, as in Docker: every other character belongs to the value.  A byte order mark is
     dropped.  BadInput: it can't be read, is larger than MAX_ENVIRONMENT, or a name is empty or has blanks in it.
@@ -137,7 +137,7 @@ def environment_options(options: ExecOptions) -> list[str]:
 
 
 def tell_event(fd: int, event: dict[str, Any]) -> None:
-    """One JSON line for --status-fd."""
+    """Write an event to --status-fd, as one line of JSON; an unread pipe loses it after a second."""
     if fd >= 0:
         from select import POLLOUT, poll
 

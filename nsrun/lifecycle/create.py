@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _host_resolv_conf() -> str:
-    """The host's name servers; one on loopback can't be reached from a pod, so systemd-resolved's real ones are taken."""
+    """Return the host's resolv.conf.  A server on loopback can't be reached from a pod: then systemd-resolved's upstream ones are used."""
     text = ""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
         try:
@@ -42,7 +42,7 @@ def _host_resolv_conf() -> str:
 
 
 def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts:
-    """Return what the spec of a pod rests on: its owner, cgroup and ids, and the host's name servers."""
+    """Return the facts that the spec of a pod is made from: its owner, cgroup and ids, and the host's name servers."""
     from nsrun.host import cgroup, userns
 
     owner = userns.owner_of(options.get("owner"), dict(os.environ)) if not state.uid else userns.User(str(state.uid))
@@ -81,7 +81,7 @@ def _name_of(options: Options) -> str:
 
 
 def _check_powers(pod: PodSpec) -> None:
-    """BadInput: what root can't do here for such a pod.  Without CAP_MKNOD its devices are the host's own nodes."""
+    """Raise BadInput when root lacks what this pod needs.  Without CAP_MKNOD, the pod gets the host's own device nodes."""
     from nsrun.host import userns
     from nsrun.linux import capability_mask
 
@@ -97,7 +97,7 @@ def _check_powers(pod: PodSpec) -> None:
 
 
 def _check_rootless(state: State, options: Options) -> None:
-    """What an ordinary user can't have, and what is hers already."""
+    """Raise BadInput for what an ordinary user can't have, and for a name that root's pod of theirs has."""
     from nsrun.host import pasta
 
     if options.get("owner") is not None:
@@ -112,7 +112,7 @@ def _check_rootless(state: State, options: Options) -> None:
 def create_pod(
     state: State, options: Options, observe: Callable[[Run], None] | None = None, last: bool = False
 ) -> Mapping[str, Any]:
-    """Makes a pod and gives its note.
+    """Create a pod and return its note.
 
     `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
     interrupt never looks like a failure of what has succeeded.

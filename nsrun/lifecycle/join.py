@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def _check_rootfs(path: str) -> str:
-    """The absolute path of a directory with something in it."""
+    """Return the absolute path of a root directory.  Raise BadInput unless it is one, and not empty."""
     if not path:
         raise BadInput("--rootfs is empty", hint="is a shell variable unset?")
     real = os.path.realpath(path)
@@ -70,7 +70,7 @@ def _check_rootfs(path: str) -> str:
 
 
 def _check_owner(root: str, pod: PodNote) -> None:
-    """A rootfs whose ids mean nothing in the pod would be nobody's there; an ordinary user can't map it."""
+    """Raise BadInput when the pod has no id for the owner of a rootfs; an ordinary user can't map it."""
     from nsrun.spec.idmaps import to_pod
 
     st = os.stat(root)
@@ -138,7 +138,7 @@ class Former:
 
 
 class Joining:
-    """What is known of a member before it is made."""
+    """A member that is about to be made: its plan, and what the plan was built from."""
 
     __slots__ = ("layers", "note", "plan", "spec")
 
@@ -189,7 +189,7 @@ def _source(state: State, options: JoinOptions, former: Former | None) -> Source
 def gather(
     state: State, pod: PodNote, options: JoinOptions, name: str, ident: str, source: Source, moved: dict[str, str]
 ) -> MemberFacts:
-    """Return what the member's spec rests on: everything that is asked of the machine.
+    """Return the facts that a member's spec is made from: everything that is asked of the machine.
 
     `moved` gets the targets of mounts that symlinks lead elsewhere.  `ident` NO_ID: for explain, which needs no powers.
     """
@@ -240,7 +240,7 @@ def _filter(options: JoinOptions, facts: MemberFacts) -> tuple[str, str]:
 
 
 def _place_volumes(state: State, spec: MemberSpec) -> None:
-    """Give each volume its directory: of all who name it, or of this member alone."""
+    """Set the directory of each volume: a named one is shared, any other belongs to this member alone."""
     upper = state.upper(spec["annotations"]["nsrun.id"])
     for number, mount in enumerate(spec["mounts"]):
         if mount["type"] == "volume":
@@ -256,7 +256,7 @@ def plan_join(
     former: Former | None = None,
     ident: str = "",
 ) -> Joining:
-    """Return the plan of `join`, and what it rests on; nothing is done.  `ident`: the member's id, NO_ID for explain."""
+    """Return the plan of `join`, and what it was built from; nothing is done.  `ident`: the member's id, NO_ID for explain."""
     ident = former.note["id"] if former else ident or new_id()
     wanted = former.note["name"] if former else options.get("name")
     name = check_name(f"m-{ident}" if wanted is None else wanted, "member")
@@ -280,7 +280,7 @@ def plan_join(
 def _note(
     spec: MemberSpec, pod: PodNote, options: JoinOptions, request: Request, source: Source, former: Former | None
 ) -> MemberNote:
-    """Return what is to be written down of a member."""
+    """Return the note of a member."""
     names = spec["annotations"]
     now = timestamp() if names["nsrun.id"] != NO_ID else ""
     note: MemberNote = {
@@ -307,7 +307,7 @@ def _note(
 
 
 def _check_meant(state: State, options: JoinOptions) -> None:
-    """UsageError: the first word of a command for the host's own files is the name of an image, or a root's directory."""
+    """Raise UsageError when a command for the host's own files begins with the name of an image or a directory: it was meant as one."""
     word = next(iter(options.get("command") or []), "")
     if not word or options.get("entrypoint"):
         return
@@ -354,7 +354,7 @@ def _arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) -
 
 
 def _accounts(source: Source) -> tuple[str, str]:
-    """Return the texts of the root's passwd and group: of an image they were read when it was loaded."""
+    """Return the texts of the root's passwd and group files; those of an image were read when it was loaded."""
     if not source.image:
         return kernel.read_in_root(source.root, "/etc/passwd"), kernel.read_in_root(source.root, "/etc/group")
     users = source.image["users"]

@@ -177,7 +177,7 @@ class OverlayRoot(Step):
                             raise
                         raise BadInput(
                             f"{path}: {error}: its file system can't be shown with other ids",
-                            hint="one that can (ext4, XFS, btrfs, tmpfs since 6.3); or let the owner join, with files of hers; overlay over such layers came with Linux 5.19",
+                            hint="one that can (ext4, XFS, btrfs, tmpfs since 6.3); or let the owner join, with files of their own; overlay over such layers came with Linux 5.19",
                             errno=error.errno,
                         ) from None
                 else:

@@ -65,7 +65,7 @@ NAMESPACES = {
 
 
 def bundle_shape() -> dict[str, Any]:
-    """What member_spec, and who calls it, takes for granted of a bundle's config.json; see schema.py."""
+    """Return the schema (schema.py) of what member_spec and its callers rely on in a bundle's config.json."""
     from nsrun.schema import FLAG, LINE, WORD, Number, OneOf
 
     ident = Number(0, MAX_ID)
@@ -91,7 +91,7 @@ def bundle_shape() -> dict[str, Any]:
 
 
 def default_mounts(host_root: bool, terminal: bool, own_ipc: bool = False, tty_group: bool = True) -> list[Mount]:
-    """In order.  Type "pod" is nsrun's: a part of pause's own root (the pod's shared memory, hosts, …).
+    """Return the default mounts, in order.  Type "pod" is nsrun's own: a part of pause's root (shared memory, hosts, …).
 
     `tty_group`: has the pod a gid 5, which terminals belong to by custom?  Without, they are their user's alone.
     """
@@ -239,7 +239,7 @@ def refused_capabilities(options: JoinOptions, granted: int) -> list[str]:
 
 
 class Security:
-    """What --security-opt says: no_new_privileges, `seccomp` ("default", "unconfined" or a file), `apparmor` (a profile, or "")."""
+    """The result of --security-opt: no_new_privileges, `seccomp` ("default", "unconfined" or a file), `apparmor` (a profile, or "")."""
 
     __slots__ = ("apparmor", "asked", "no_new_privileges", "seccomp")
 
@@ -249,7 +249,7 @@ class Security:
 
 
 def security_options(options: JoinOptions, bundle: Bundle) -> Security:
-    """Return what --security-opt says, and else the bundle.  Raise UsageError for one that is unknown."""
+    """Return the result of --security-opt, with the bundle's values as defaults.  Raise UsageError for an unknown value."""
     process: BundleProcess = bundle.get("process") or {}
     found = Security(bool(process.get("noNewPrivileges")), process.get("apparmorProfile") or "")
     for text in options.get("security_opt") or []:
@@ -268,7 +268,7 @@ def security_options(options: JoinOptions, bundle: Bundle) -> Security:
 
 
 def given_mounts(options: JoinOptions, facts: MemberFacts) -> list[Mount]:
-    """Return the mounts that nobody asks for, those of a bundle included, in their order."""
+    """Return the default mounts and those of a bundle, in order."""
     pod, ways = facts["pod"], _ways(options)
     within = pod.get("user") or pod.get("nested")  # a user namespace
     tty_group = True
@@ -317,7 +317,7 @@ def asked_mounts(options: JoinOptions, facts: MemberFacts) -> list[Mount]:
 
 
 def _ways(options: JoinOptions) -> dict[str, str]:
-    """Return of net, ipc, pid and uts what their option says: join, make or stay."""
+    """Return for net, ipc, pid and uts what their options mean: join, make or stay."""
     asked = {"net": options.get("net"), "ipc": options.get("ipc"), "pid": options.get("pid"), "uts": options.get("uts")}
     return {short: namespace(short, text) for short, text in asked.items()}
 
@@ -333,7 +333,7 @@ def _namespaces(ways: dict[str, str], pause: int) -> list[Namespace]:
 
 
 def namespace(short: str, word: str | None) -> str:
-    """Return what a word of --net, --ipc, --pid or --uts means: "join", "make" or "stay".  UsageError: it means nothing."""
+    """Return what a value of --net, --ipc, --pid or --uts means: "join", "make" or "stay".  Raise UsageError for an unknown one."""
     known = NAMESPACES[short]
     if (word := "pod" if word is None else word) not in known:
         raise UsageError(f"--{short}: unknown value {word!r}", hint=f"one of: {', '.join(known)}")
@@ -341,7 +341,7 @@ def namespace(short: str, word: str | None) -> str:
 
 
 def _profile_name(word: str) -> str:
-    """AppArmor's: one line, printable, and no control of what follows it."""
+    """Return the name of an AppArmor profile.  Raise UsageError unless it is one printable word."""
     if len(word) > 255 or not word.isprintable() or any(c.isspace() for c in word):
         raise UsageError(f"--security-opt apparmor={word!r}: no name of a profile")
     return word

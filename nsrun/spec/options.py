@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of options: sizes, ports, volumes, capabilities, … parsed strictly, refused with a reason.  Pure."""
+"""Parse the values of options (sizes, ports, volumes, capabilities, …) strictly; refuse them with a reason.  Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_CAPABILITIES = (
 
 
 def parse_count(text: str, flag: str, what: str, low: int = 0, high: int = (1 << 63) - 1) -> int:
-    """Return a number in ASCII digits from `low` to `high`.  UsageError: it is not `what` ("a number of lines")."""
+    """Return a number in ASCII digits from `low` to `high`.  Raise UsageError when it is not `what` ("a number of lines")."""
     if not is_number(text[:18]):
         raise UsageError(f"{flag} {text[:80]!r} is not {what}")
     if not is_number(text) or not low <= int(text) <= high:
@@ -31,7 +31,7 @@ def parse_count(text: str, flag: str, what: str, low: int = 0, high: int = (1 <<
 
 
 def parse_fraction(text: str, flag: str, what: str, low: float, high: float) -> float:
-    """Return a number with or without a point, from `low` to `high`.  UsageError: it is not `what` ("a number of seconds")."""
+    """Return a number with or without a point, from `low` to `high`.  Raise UsageError when it is not `what` ("a number of seconds")."""
     whole, point, part = text.partition(".")
     if not (is_number(whole + part) and low <= float(text) <= high):
         raise UsageError(f"{flag} {text[:80]!r} is not {what}", hint=f"from {low:g} to {high:g}: 1.5")
@@ -39,7 +39,7 @@ def parse_fraction(text: str, flag: str, what: str, low: float, high: float) -> 
 
 
 def parse_size(text: str, flag: str) -> int:
-    """Bytes from 64m, 1g, 512k, 4096 (powers of 1024, as Docker has it)."""
+    """Return the bytes that 64m, 1g, 512k or 4096 stand for (powers of 1024, as in Docker)."""
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "b")
     if unit == "b" and text[-2:-1].isalpha():
         return parse_size(text[:-1], flag)
@@ -50,7 +50,7 @@ def parse_size(text: str, flag: str) -> int:
 
 
 def parse_ports(words: Sequence[str]) -> list[Port]:
-    """[IP:][HOST]:POD[/tcp], ranges included → {"host_ip", "host_port" (0: any), "pod_port", "protocol"}."""
+    """Return the ports of values of the form [IP:][HOST]:POD[/tcp], where HOST and POD may be ranges."""
     ports: list[Port] = []
     for word in words:
         body, slash, protocol = word.partition("/")
@@ -105,7 +105,7 @@ def _port_range(text: str, word: str) -> list[int]:
 
 
 def port_ranges(ports: Iterable[tuple[str, int, int]]) -> list[tuple[str, str, str]]:
-    """Return (address, host's ports, pod's ports) …, what is consecutive as "8000-8010"; 0 of the host is "free"."""
+    """Return (address, host's ports, pod's ports) for each run of consecutive ports, as "8000-8010"; port 0 of the host is "free"."""
     found: list[tuple[str, int, int, int, int]] = []  # address, first and last port of the host, and of the pod
     for ip, host, pod in ports:
         last = found[-1] if found else ("", 0, 0, 0, 0)
@@ -121,7 +121,7 @@ def port_ranges(ports: Iterable[tuple[str, int, int]]) -> list[tuple[str, str, s
 
 
 def parse_environment(words: Sequence[str], caller: Mapping[str, str]) -> dict[str, str]:
-    """K=V, or K alone: the caller's own value, nothing when it has none."""
+    """Return the variables of KEY=VALUE, or of KEY alone, which takes the caller's own value if it has one."""
     env: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -135,7 +135,7 @@ def parse_environment(words: Sequence[str], caller: Mapping[str, str]) -> dict[s
 
 
 def parse_directory(path: str | None) -> str:
-    """-w: an absolute path, "" when it was not given."""
+    """Return the absolute path of -w, or "" when it was not given."""
     if path is not None and not path.startswith("/"):
         raise UsageError(f"-w {path!r}: the working directory is an absolute path")
     return path or ""
@@ -163,7 +163,7 @@ def parse_ulimit(word: str) -> RLimit:
 
 
 def parse_restart(word: str) -> tuple[str, int]:
-    """(no|on-failure|always, at most so many times; 0: no bound)."""
+    """Return the policy (no, on-failure or always) and how many restarts it allows; 0 means no limit."""
     policy, colon, count = word.partition(":")
     if policy == "unless-stopped" and not colon:
         policy = "always"  # the same here: nothing is started at boot
@@ -173,7 +173,7 @@ def parse_restart(word: str) -> tuple[str, int]:
 
 
 def capabilities(add: Sequence[str], drop: Sequence[str]) -> list[str]:
-    """Docker's arithmetic: ALL in --cap-drop empties the default set, ALL in --cap-add fills it."""
+    """Return the capabilities that result: ALL in --cap-drop empties the default set, ALL in --cap-add fills it, as in Docker."""
 
     def names(words: Sequence[str], flag: str) -> list[str]:
         found = []
@@ -196,7 +196,7 @@ def capabilities(add: Sequence[str], drop: Sequence[str]) -> list[str]:
 
 
 def parse_limits(options: JoinOptions | PodOptions) -> dict[str, str]:
-    """cgroup v2 values of --memory, --cpus, --pids-limit."""
+    """Return --memory, --cpus and --pids-limit as cgroup v2 takes them."""
     limits = {}
     if options.get("memory"):
         limits["memory"] = str(parse_size(options["memory"], "--memory"))
@@ -230,7 +230,7 @@ _FLAGS = {
 
 
 def parse_target(path: str, word: str) -> str:
-    """The place of a mount: an absolute path, not / and not below /proc."""
+    """Return the target of a mount, normalized.  Raise UsageError unless it is absolute, and neither / nor below /proc or /sys."""
     if not path.startswith("/") or "\0" in path:
         raise UsageError(f"{word}: the target {path!r} is not an absolute path")
     clean = os.path.normpath("/" + path.lstrip("/"))
@@ -239,7 +239,7 @@ def parse_target(path: str, word: str) -> str:
 
 
 def check_place(clean: str, word: str) -> None:
-    """UsageError: nothing may be mounted there."""
+    """Raise UsageError for a path at which nothing may be mounted."""
     if clean == "/":
         raise UsageError(f"{word}: the target can't be /")
     if (clean == "/proc" or clean.startswith("/proc/")) and clean not in _PROC_FILES:
@@ -261,7 +261,7 @@ _PROC_FILES = {
 
 
 def _check_sense(options: Sequence[str], word: str) -> None:
-    """UsageError: two of these options contradict each other, or one with a value is there twice."""
+    """Raise UsageError when two of these options contradict each other, or one with a value is given twice."""
     for one, other in (("ro", "rw"), ("nosuid", "suid"), ("nodev", "dev"), ("noexec", "exec"), ("nocopy", "copy")):
         if one in options and other in options:
             raise UsageError(f"{word}: {one} and {other} contradict each other")
@@ -291,7 +291,7 @@ def _volume(source: str, target: str, options: list[str], word: str) -> Mount:
 
 
 def parse_volume(word: str) -> Mount:
-    """-v SRC:DST[:OPTIONS], -v NAME:DST, -v DST."""
+    """Return the mount of -v SRC:DST[:OPTIONS], -v NAME:DST or -v DST."""
     parts = word.split(":")
     if len(parts) == 1:
         return _volume("", parts[0], [], f"-v {word}")
@@ -301,7 +301,7 @@ def parse_volume(word: str) -> Mount:
 
 
 def image_volume(path: str) -> Mount:
-    """A volume that an image asks for: new, seeded from the image, the member's own."""
+    """Return the volume that an image declares: new, seeded from the image, and the member's own."""
     mount = _volume("", path, [], f"the image's volume {path!r}")
     top = mount["destination"].split("/")[1]
     if top in ("proc", "sys", "dev"):
@@ -310,7 +310,7 @@ def image_volume(path: str) -> Mount:
 
 
 def parse_mount(word: str) -> Mount:
-    """--mount type=bind|tmpfs|volume,source=…,target=…,readonly,nosuid,nodev,noexec"""
+    """Return the mount of --mount type=bind|tmpfs|volume,source=…,target=…,readonly,nosuid,nodev,noexec."""
     values: dict[str, str] = {}
     for part in word.split(","):
         key, equals, value = part.partition("=")
@@ -345,7 +345,10 @@ _IPC_SYSCTLS = (
 
 
 def parse_sysctls(words: Sequence[str], net: bool, ipc: bool, uts: bool, whose: str) -> dict[str, str]:
-    """--sysctl KEY=VALUE…, only what belongs to a namespace of `whose` own: network, IPC, UTS (threats R21; CVE-2022-0811)."""
+    """Return the settings of --sysctl KEY=VALUE.
+
+    Only those that belong to a network, IPC or UTS namespace of `whose` own are accepted (threats R21; CVE-2022-0811).
+    """
     found = {}
     for word in words:
         key, _, value = word.partition("=")
@@ -367,7 +370,7 @@ def parse_sysctls(words: Sequence[str], net: bool, ipc: bool, uts: bool, whose: 
 
 
 def parse_device(word: str) -> Mount:
-    """--device HOST[:MEMBER[:rwm]].  A node is read or written as its own mode allows: there is no device cgroup."""
+    """Return the mount of --device HOST[:MEMBER[:rwm]].  The node's own mode decides who may use it: there is no device cgroup."""
     parts = word.split(":")
     source, target = parts[0], parts[1] if len(parts) > 1 else parts[0]
     if len(parts) > 3 or not source.startswith("/"):
@@ -380,7 +383,7 @@ def parse_device(word: str) -> Mount:
 
 
 def parse_tmpfs(word: str) -> Mount:
-    """--tmpfs DST[:size=64m,mode=1777,ro,exec]; noexec, nosuid and nodev unless said otherwise, as in Docker."""
+    """Return the mount of --tmpfs DST[:size=64m,mode=1777,ro,exec]; noexec, nosuid and nodev by default, as in Docker."""
     target, _, text = word.partition(":")
     options = {"nosuid", "nodev", "noexec"}
     data = []
@@ -405,7 +408,7 @@ def parse_tmpfs(word: str) -> Mount:
 
 
 def parse_signal(text: str) -> int:
-    """A number from TERM, SIGTERM, 15, RTMIN+3; signal(7)."""
+    """Return the number of a signal named TERM, SIGTERM, 15 or RTMIN+3; signal(7)."""
     import _signal
 
     word = text.upper().removeprefix("SIG")
@@ -424,7 +427,7 @@ def parse_signal(text: str) -> int:
 
 
 def _number(text: str) -> int | None:
-    """A uid or gid in decimal; None for a name.  BadInput for what looks like a number and is none (4294967295, -1)."""
+    """Return a uid or gid in decimal, or None for a name.  Raise BadInput for a number out of range (4294967295, -1)."""
     if text and frozenset("0123456789").issuperset(text):
         value = int(text) if len(text) <= 4000 else MAX_ID + 1  # beyond that int() itself refuses
         if value > MAX_ID:
@@ -449,7 +452,7 @@ def _lines(text: str, fields: int) -> list[list[str]]:
 
 
 def parse_user(user: str, passwd: str, group: str) -> tuple[int, int, list[int], str]:
-    """(uid, gid, supplementary groups, home) of "USER[:GROUP]", names or numbers; "" is root.
+    """Return (uid, gid, supplementary groups, home) of "USER[:GROUP]", names or numbers; "" is root.
 
     Supplementary groups come from the group file only when no group is given, as in Docker.
     BadInput: a name that is not in the file, a number out of range, an empty part.
@@ -498,7 +501,7 @@ def ip_text(number: int) -> str:
 
 
 def parse_ipv4(text: str, what: str) -> str:
-    """BadInput unless it is four decimal numbers."""
+    """Return an IPv4 address.  Raise BadInput unless it is four decimal numbers without leading zeros."""
     parts = text.split(".")
     if len(parts) != 4 or not all(is_number(p) and int(p) < 256 and p == str(int(p)) for p in parts):
         raise BadInput(f"{what}: {text!r} is not an IPv4 address")
@@ -506,7 +509,7 @@ def parse_ipv4(text: str, what: str) -> str:
 
 
 def parse_subnet(text: str) -> str:
-    """The first address of a /24, named by any of its addresses.  BadInput: it is none."""
+    """Return the first address of a /24, named by any of its addresses.  Raise BadInput for another prefix."""
     address, _, prefix = text.partition("/")
     address = parse_ipv4(address, "--subnet")
     if prefix not in ("", "24"):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def is_address(text: str) -> bool:
-    """Is it an IPv4 or IPv6 address as inet_pton(3) reads them?"""
+    """Return whether a text is an IPv4 or IPv6 address as inet_pton(3) reads them."""
     from _socket import AF_INET, AF_INET6, inet_pton
 
     for family in (AF_INET, AF_INET6):
