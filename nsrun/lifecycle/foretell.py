@@ -226,7 +226,7 @@ _BRIDGE = ['flock("net.lock", LOCK_EX)', netlink("nft delete table ip nsrun-all-
 class RemovePod(Deed):
     many = "{} pods are removed"
     man = "rename(2), fcntl(2) F_SETLK, cgroups(7)"
-    native = "state/sweep.py _forget_pod"
+    native = "state/sweep.py _remove_pod"
     why = (
         "The kernel has let go of ports, table and namespaces; what has a name is left, and goes here with the members."
     )
