@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -97,7 +98,7 @@ def _libc(call: str, *args: object) -> None:
 
 def sh(*command: object, timeout: float = 60, check: bool = True, **kwargs) -> subprocess.CompletedProcess[str]:
     """Every command of a test is timed out; its words and output stand in the failure."""
-    words = [str(word) for word in command]
+    words = [str(word) for word in arguments(*command)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
     if check:
         assert done.returncode == 0, f"{' '.join(words)} → {done.returncode}\n{done.stdout}{done.stderr}"
@@ -171,6 +172,15 @@ def throwaway_host():
     host.close()
 
 
+def arguments(*words: object) -> list[object]:
+    """The arguments of a command, of which the first may be a whole line: "join p --rootfs {} true", with a value for each {}."""
+    if not words or not isinstance(words[0], str) or " " not in words[0]:
+        return list(words)
+    rest = list(words[1:])
+    line = [rest.pop(0) if word == "{}" else word for word in shlex.split(words[0])]
+    return [*line, *rest]
+
+
 class Host:
     """One test's view: `nsrun` with a state directory of its own."""
 
@@ -185,7 +195,8 @@ class Host:
     def run(
         self, *words: object, check: bool = True, timeout: float = 60, **kwargs
     ) -> subprocess.CompletedProcess[str]:
-        return sh(NSRUN, *words, check=check, timeout=timeout, env={**self.env, **kwargs.pop("env", {})}, **kwargs)
+        env = {**self.env, **kwargs.pop("env", {})}
+        return sh(NSRUN, *arguments(*words), check=check, timeout=timeout, env=env, **kwargs)
 
     def fails(self, code: int, *words: object, **kwargs) -> str:
         """Must exit with `code`; gives stderr, which must hold a message and never a traceback."""
@@ -210,7 +221,7 @@ class Host:
         return self.json("pod", "inspect", name)[0]
 
     def background(self, *words: object, **kwargs) -> subprocess.Popen:
-        return subprocess.Popen([NSRUN, *map(str, words)], env=self.env, **kwargs)
+        return subprocess.Popen([NSRUN, *map(str, arguments(*words))], env=self.env, **kwargs)
 
     def snapshot(self) -> dict[str, object]:
         """What the kernel knows and a leak would change."""
@@ -262,13 +273,13 @@ class UserHost(Host):
         self, *words: object, check: bool = True, timeout: float = 60, **kwargs
     ) -> subprocess.CompletedProcess[str]:
         env = {**self.env, **kwargs.pop("env", {})}
-        return sh(*self.words(NSRUN, *words), check=check, timeout=timeout, env=env, cwd="/", **kwargs)
+        return sh(*self.words(NSRUN, *arguments(*words)), check=check, timeout=timeout, env=env, cwd="/", **kwargs)
 
     def sh(self, *words: object, **kwargs) -> subprocess.CompletedProcess[str]:
         return sh(*self.words(*words), env=self.env, cwd="/", **kwargs)
 
     def background(self, *words: object, **kwargs) -> subprocess.Popen:
-        return subprocess.Popen(self.words(NSRUN, *words), env=self.env, cwd="/", **kwargs)
+        return subprocess.Popen(self.words(NSRUN, *arguments(*words)), env=self.env, cwd="/", **kwargs)
 
     def close(self) -> None:
         names = [pod["name"] for pod in self.json("pod", "ls")]

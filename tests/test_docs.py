@@ -293,12 +293,7 @@ def test_programs_for_aarch64(tmp_path):
         pause.stderr.close()
         os.close(read)
     sh(
-        "aarch64-linux-gnu-gcc",
-        "-fsyntax-only",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wno-unused-function",
+        "aarch64-linux-gnu-gcc -fsyntax-only -Wall -Wextra -Werror -Wno-unused-function {}",
         TOP / "csrc/kernel.c",
         timeout=60,
     )

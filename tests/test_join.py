@@ -68,7 +68,7 @@ def test_output_and_log(host, pod, busybox):
     assert stamped.startswith(time.strftime("%Y-%m-", time.gmtime())) and stamped.endswith("Z out")
 
 
-def test_input(host, pod, busybox):
+def test_input_goes_to_an_interactive_member_only(host, pod, busybox):
     data = "x" * 300_000 + "\n"
     assert host.run("join", "pause", "-i", "--rootfs", busybox, "cat", input=data).stdout == data
     assert host.run("join", "pause", "--rootfs", busybox, "cat", input="unread").stdout == ""
@@ -106,18 +106,7 @@ def test_environment(host, pod, busybox, tmp_path):
     file = tmp_path / "env"
     file.write_text("# comment\nFROM=file\nBOTH=file\n\nMINE\n")
     out = host.run(
-        "join",
-        "pause",
-        "--rootfs",
-        busybox,
-        "--env-file",
-        file,
-        "-e",
-        "BOTH=flag",
-        "-e",
-        "A=b=c d",
-        "env",
-        env={"MINE": "m"},
+        "join pause --rootfs {} --env-file {} -e BOTH=flag -e 'A=b=c d' env", busybox, file, env={"MINE": "m"}
     ).stdout
     lines = set(out.splitlines())
     assert lines == {
@@ -156,7 +145,7 @@ def test_a_user_may_listen_on_port_80(host, pod, busybox):
     assert ":80 " in out and "CapEff:\t0000000000000000" in out
 
 
-def test_volumes(host, pod, rootfs, tmp_path):
+def test_volumes_of_each_kind_and_their_modes(host, pod, rootfs, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "f").write_text("inside\n")
     (tmp_path / "single").write_text("file\n")
@@ -181,10 +170,7 @@ def test_the_hosts_own_filesystem(host, pod, tmp_path):
     """Without a rootfs: the host's files, the pod's processes, shared memory, names and network."""
     (tmp_path / "f").write_text("host\n")
     out = host.run(
-        "join",
-        "pause",
-        "sh",
-        "-c",
+        "join pause sh -c {}",
         f"cat {tmp_path}/f; hostname; ls /proc | grep -c '^[0-9]'; ls /sys/class/net; echo x >/dev/shm/from-host; cat /etc/hostname",
     ).stdout
     lines = out.splitlines()
@@ -305,7 +291,7 @@ def test_foreground_passes_signals_on(host, pod, busybox):
     assert process.wait(timeout=30) == 5
 
 
-def test_rm(host, pod, busybox):
+def test_rm_refuses_what_runs_unless_forced(host, pod, busybox):
     host.start("a", busybox, "sleep", "1000")
     assert "running" in host.fails(125, "rm", "a")
     host.run("rm", "-f", "a")
@@ -453,18 +439,7 @@ def test_interrupt_leaves_nothing(host, pod, busybox):
     for number in (signal.SIGINT, signal.SIGTERM):
         for delay in (0.004, 0.008, 0.012, 0.016, 0.02, 0.03):
             process = host.background(
-                "join",
-                "pause",
-                "-d",
-                "--name",
-                "i",
-                "--rootfs",
-                busybox,
-                "sleep",
-                "1000",
-                stdout=-1,
-                stderr=-1,
-                text=True,
+                "join pause -d --name i --rootfs {} sleep 1000", busybox, stdout=-1, stderr=-1, text=True
             )
             try:
                 process.wait(timeout=delay)

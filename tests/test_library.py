@@ -18,7 +18,7 @@ def root(host, monkeypatch):
     return host
 
 
-def test_a_life(root, busybox, capfd):
+def test_a_pod_and_a_member_from_create_to_remove(root, busybox, capfd):
     pod = nsrun.Pod.create("web", network="none", hostname="h")
     assert repr(pod) == "Pod('web')" and [p.name for p in nsrun.pods()] == ["web"]
     result = pod.run(["sh", "-c", "cat; hostname; echo e >&2; exit 3"], rootfs=busybox, input=b"in\n")

@@ -65,18 +65,7 @@ def test_memory_of_a_member(host, busybox):
     host.run("pod", "create", "--network", "none", "--shm-size", "256m", "pause")
     host.start("other", busybox, "sleep", "1000")
     done = host.run(
-        "join",
-        "pause",
-        "--name",
-        "fat",
-        "--memory",
-        "32m",
-        "--rootfs",
-        busybox,
-        "sh",
-        "-c",
-        f"trap '' TERM; {EAT}; exit 0",
-        check=False,
+        "join pause --name fat --memory 32m --rootfs {} sh -c {}", busybox, f"trap '' TERM; {EAT}; exit 0", check=False
     )
     member = host.member("fat")
     killed = "survived" not in done.stdout
@@ -101,18 +90,7 @@ def test_memory_of_a_pod(host, busybox):
         cgroup_of(pid).parent / "memory.swap.max"
     ).exists()
     done = host.run(
-        "join",
-        "pause",
-        "--name",
-        "fat",
-        "--rootfs",
-        busybox,
-        "dd",
-        "if=/dev/zero",
-        "of=/dev/shm/x",
-        "bs=1M",
-        "count=200",
-        check=False,
+        "join pause --name fat --rootfs {} dd if=/dev/zero of=/dev/shm/x bs=1M count=200", busybox, check=False
     )
     assert done.returncode == 137 and host.member("fat")["oom_killed"]
     assert host.pod()["status"] == "running" and host.json("pod", "stats", "pause")[0]["memory_limit"] == 64 * MIB
@@ -153,36 +131,9 @@ def test_processes(host, pod, busybox):
 def test_the_owner_limits_members_and_not_the_pod(host, alice, box):
     """Her own members she may limit; the pod's limit binds all of them, and she can't lift it."""
     host.run(
-        "pod",
-        "create",
-        "--network",
-        "none",
-        "--memory",
-        "128m",
-        "--pids-limit",
-        "50",
-        "--shm-size",
-        "256m",
-        env={"SUDO_UID": str(alice.uid)},
+        "pod create --network none --memory 128m --pids-limit 50 --shm-size 256m", env={"SUDO_UID": str(alice.uid)}
     )
-    alice.run(
-        "join",
-        "pause",
-        "-d",
-        "--name",
-        "m",
-        "--memory",
-        "32m",
-        "--cpus",
-        "0.5",
-        "--pids-limit",
-        "9",
-        "--image",
-        box,
-        "--",
-        "sleep",
-        "1000",
-    )
+    alice.run("join pause -d --name m --memory 32m --cpus 0.5 --pids-limit 9 --image {} -- sleep 1000", box)
     member = cgroup_of(alice.member("m")["pid"])
     assert (member / "memory.max").read_text() == f"{32 * MIB}\n" and (member / "pids.max").read_text() == "9\n"
     whole = member.parent
@@ -206,19 +157,7 @@ def test_the_owner_limits_members_and_not_the_pod(host, alice, box):
         != 0
     )
     done = alice.run(
-        "join",
-        "pause",
-        "--name",
-        "fat",
-        "--image",
-        box,
-        "--",
-        "dd",
-        "if=/dev/zero",
-        "of=/dev/shm/x",
-        "bs=1M",
-        "count=200",
-        check=False,
+        "join pause --name fat --image {} -- dd if=/dev/zero of=/dev/shm/x bs=1M count=200", box, check=False
     )
     assert done.returncode == 137 and alice.member("fat")["oom_killed"] is True
     assert host.pod()["status"] == "running"

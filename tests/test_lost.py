@@ -109,20 +109,7 @@ def test_a_lost_proof_beside_a_damaged_note(host, alice, box, maker, elsewhere, 
 
 def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):
     """Start times in a time namespace are others: what is noted is the machine's own."""
-    sh(
-        "unshare",
-        "--time",
-        "--boottime",
-        "1000000",
-        "--fork",
-        NSRUN,
-        "pod",
-        "create",
-        "--network",
-        "none",
-        "pause",
-        env=host.env,
-    )
+    sh("unshare --time --boottime 1000000 --fork {} pod create --network none pause", NSRUN, env=host.env)
     pause = host.pod()["pid"]
     (host.root / "run" / "pods" / "pause" / "held").unlink()
     assert host.pod()["pid"] == pause

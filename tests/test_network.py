@@ -18,15 +18,10 @@ def web(host, busybox):
     def make(name="pause", *options):
         host.run("pod", "create", *options, name)
         host.run(
-            "join",
+            "join {} -d --name {} --rootfs {} sh -c {}",
             name,
-            "-d",
-            "--name",
             f"{name}-web",
-            "--rootfs",
             busybox,
-            "sh",
-            "-c",
             f"mkdir -p /w; echo {name} >/w/index.html; exec httpd -f -p 80 -h /w",
         )
         pid = host.pod(name)["pid"]
@@ -47,7 +42,7 @@ def get(address: str, port: int, prefix=()) -> str:
     return done.stdout.strip() if done.returncode == 0 else f"curl {done.returncode}"
 
 
-def test_four_ways(host, web):
+def test_a_published_port_answers_from_everywhere(host, web):
     """docker/docs#17312: from 127.0.0.1, from the host's address, from another host, from the pod itself."""
     info = web("pause", "-p", "8080:80")
     neighbour = ["nsenter", "-t", host.throwaway.neighbour.pid, "-n"]

@@ -61,7 +61,7 @@ def test_under_sudo_a_pod_belongs_to_who_called(host, alice):
 @pytest.mark.parametrize(
     ("sudo", "options"), [("", []), (str(ALICE), ["--owner", "root"]), ("0", []), (str(ALICE), ["--owner", "0"])]
 )
-def test_roots_own(host, alice, sudo, options):
+def test_a_pod_of_root_is_out_of_a_users_reach(host, alice, sudo, options):
     done = host.run("pod", "create", "--network", "none", *options, env={"SUDO_UID": sudo} if sudo else {})
     assert done.stderr == "" and host.pod()["owner"] == "root"
     assert os.stat(f"/proc/{host.pod()['pid']}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
@@ -78,7 +78,7 @@ def test_owner_by_name(host, alice):
     ("owner", "said"),
     [("carol", "usermod --add-subuids"), ("nobody-here", "no user"), ("", "empty"), ("4294967296", "no user"), ("-1", "no user")],
 )  # fmt: skip
-def test_owners_that_are_none(host, owner, said):
+def test_an_owner_without_an_account_or_ids_is_refused(host, owner, said):
     before = host.snapshot()
     assert said in host.fails(125, "pod", "create", "--owner", owner)
     assert host.snapshot() == before
@@ -136,18 +136,7 @@ def test_the_owner_needs_no_privilege(host, alice, owned, box):
 
 def test_foreground_input_output_and_status(host, alice, owned, box):
     done = alice.run(
-        "join",
-        owned,
-        "--rm",
-        "-i",
-        "--image",
-        box,
-        "--",
-        "sh",
-        "-c",
-        "cat; echo err >&2; exit 7",
-        input="hello",
-        check=False,
+        "join {} --rm -i --image {} -- sh -c 'cat; echo err >&2; exit 7'", owned, box, input="hello", check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (7, "hello", "err\n")
     assert (
@@ -198,21 +187,7 @@ def test_signals_and_attach_for_a_member_of_another_id(host, alice, owned, box):
 def test_restarts_in_the_foreground_and_the_background(host, alice, owned, box):
     done = alice.run("join", owned, "--name", "f", "--restart", "on-failure:2", "--image", box, "--", "sh", "-c", "echo run; exit 4", check=False)  # fmt: skip
     assert (done.returncode, done.stdout) == (4, "run\n" * 3)
-    alice.run(
-        "join",
-        owned,
-        "-d",
-        "--name",
-        "b",
-        "--restart",
-        "on-failure:2",
-        "--image",
-        box,
-        "--",
-        "sh",
-        "-c",
-        "echo run; exit 4",
-    )
+    alice.run("join {} -d --name b --restart on-failure:2 --image {} -- sh -c 'echo run; exit 4'", owned, box)
     wait_for(lambda: alice.member("b")["status"] == "stopped" and alice.member("b")["restarts"] == 2)
     assert alice.run("logs", "b").stdout == "run\n" * 3
 
@@ -239,12 +214,8 @@ def test_namespaces_of_its_own(host, alice, owned, box, options):
 def test_on_the_hosts_own_filesystem(host, alice, owned):
     """`nsrun join pause -- mysqld`, word for word: her files are hers, root's are nobody's."""
     out = alice.run(
-        "join",
+        "join {} --rm -- sh -c {}",
         owned,
-        "--rm",
-        "--",
-        "sh",
-        "-c",
         f"id -u; stat -c %u {alice.home} /etc; touch /etc/nsrun-was-here; hostname",
         check=False,
     )
@@ -255,14 +226,9 @@ def test_a_rootfs_directory_of_hers(host, alice, owned, busybox):
     sh("cp", "-a", busybox, alice.home / "root")
     sh("chown", "-R", f"{ALICE}:{ALICE}", alice.home / "root")
     out = alice.run(
-        "join",
+        "join {} --rootfs {} -- sh -c 'stat -c %u:%g /bin; touch /new /etc/passwd; stat -c %u /new'",
         owned,
-        "--rootfs",
         alice.home / "root",
-        "--",
-        "sh",
-        "-c",
-        "stat -c %u:%g /bin; touch /new /etc/passwd; stat -c %u /new",
     ).stdout
     assert out == "0:0\n0\n" and not (alice.home / "root/new").exists()
     assert "sudo nsrun join" in alice.fails(125, "join", owned, "--rootfs", busybox, "true")

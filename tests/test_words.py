@@ -138,7 +138,7 @@ def test_signals_refused(text):
         parse_signal(text)
 
 
-def test_volumes():
+def test_volumes_of_each_kind_and_their_modes():
     volume = words.parse_volume("/srv/data:/data//x/../y:ro,nosuid")
     assert (volume["source"], volume["destination"], volume["options"]) == (
         "/srv/data",

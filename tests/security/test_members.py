@@ -21,18 +21,7 @@ def test_capabilities_are_dockers_fourteen(host, pod, busybox):
     assert now["CapPrm"] == now["CapEff"] == now["CapBnd"] == "00000000a80425fb"
     assert now["CapInh"] == now["CapAmb"] == "0000000000000000", "CVE-2022-29162"
     now = status_of(
-        host.run(
-            "join",
-            "pause",
-            "--cap-drop",
-            "ALL",
-            "--cap-add",
-            "NET_ADMIN",
-            "--rootfs",
-            busybox,
-            "cat",
-            "/proc/self/status",
-        ).stdout
+        host.run("join pause --cap-drop ALL --cap-add NET_ADMIN --rootfs {} cat /proc/self/status", busybox).stdout
     )
     assert int(now["CapEff"], 16) == int(now["CapBnd"], 16) == 1 << 12
 
@@ -223,7 +212,7 @@ def test_one_device_and_no_other(host, pod, busybox):
     [("/dev/nothing-here", 125, "does not exist"), ("/etc/hostname", 125, "no device node"), ("/dev", 125, "no device node"), ("dev/null", 2, "not HOST"), ("/dev/null:/x:r", 2, "rwm"),
      ("/dev/null:/a:rwm:x", 2, "not HOST"), ("/dev/null:x", 2, "--device")],
 )  # fmt: skip
-def test_what_is_no_device(host, pod, busybox, word, code, said):
+def test_a_device_that_is_not_one_is_refused(host, pod, busybox, word, code, said):
     before = host.snapshot()
     assert said in host.fails(code, "join", pod, "--device", word, "--rootfs", busybox, "true")
     assert host.snapshot() == before

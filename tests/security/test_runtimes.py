@@ -177,9 +177,7 @@ def test_apparmor_by_name(arena):
     if pathlib.Path("/sys/module/apparmor/parameters/enabled").exists():
         need(shutil.which("apparmor_parser"), "apparmor_parser is missing", "apt-get install apparmor")
         sh(
-            "apparmor_parser",
-            "-r",
-            "-K",
+            "apparmor_parser -r -K",
             input="profile nsrun-test flags=(attach_disconnected) { file, capability, deny /etc/passwd r, }",
         )
         out = arena.join(
