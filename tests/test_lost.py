@@ -78,7 +78,11 @@ def test_a_lost_file_ends_nothing(host, alice, box, maker, lost, place):
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["from the machine's own PID namespace", "from another"])
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["", "--pid --mount-proc", "--mount"],
+    ids=["from here", "from another PID namespace", "from another mount namespace"],
+)
 @pytest.mark.parametrize("maker", ["root", "user"])
 def test_a_lost_proof_beside_a_damaged_note(host, alice, box, maker, elsewhere, place):
     """Two files of each are gone: nobody takes what lives for dead, from wherever it is asked, and it can be ended by its name."""
@@ -96,7 +100,7 @@ def test_a_lost_proof_beside_a_damaged_note(host, alice, box, maker, elsewhere, 
         note.write_text(note.read_text().replace('"name"', '"nane"'))
         for path in (base / "run" / thing).iterdir():
             os.chown(path, base.stat().st_uid, -1, follow_symlinks=False)
-    wrap = ["unshare", "--pid", "--fork", "--mount-proc"] if elsewhere else []
+    wrap = ["unshare", "--fork", *elsewhere.split()] if elsewhere else []
     for words in HARMLESS:
         sh(*wrap, *who.words(NSRUN, *words), env=who.env, cwd="/", check=False, timeout=30)
         assert (lives(pause), lives(member), precious.exists()) == (True, True, True), words

@@ -146,10 +146,11 @@ def _is_known(state: State, held: str, inode: int) -> bool:
     return note is not None and note.get("held", inode) == inode
 
 
-def pauses_of(state: State, name: str) -> list[int]:
+def pauses_of(state: State, name: str, perhaps: bool = False) -> list[int]:
     """Return the pids of pauses that have the `held` of a pod of this name open.
 
-    They do not depend on its note, its lock or its nsrun-hold.
+    They do not depend on its note, its lock or its nsrun-hold.  `perhaps`: include those of which that can't be told from another
+    mount namespace, where the same directory has another mount id.
     """
     mounts = {root: _where(root) for root in (state.run, state.owned)}
     found = []
@@ -159,7 +160,10 @@ def pauses_of(state: State, name: str) -> list[int]:
         root = state.owned if theirs else state.run if held == f"{state.run}/pods/{name}/held" else ""
         try:
             st = os.stat(f"/proc/{pid}/fd/{number}")
-            if root and program == "pause" and (st.st_dev, _mount_id(pid, number)) == mounts[root]:
+            where = mounts.get(root)
+            if where is None or program != "pause" or st.st_dev != where[0]:
+                continue
+            if perhaps or _mount_id(pid, number) == where[1]:
                 found.append(pid)
         except OSError:
             continue

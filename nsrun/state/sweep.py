@@ -299,8 +299,12 @@ class Sweeper:
         from nsrun.state import orphans
 
         with life.Removal(f"{path}/{life.HELD}") as ours:
-            lives = orphans.pauses_of if kind == "pods" else orphans.runs_without_note
-            if not ours or lives(state, name) or (kind == "pods" and orphans.is_kept_elsewhere(state, name)):
+            lives = (
+                orphans.pauses_of(state, name, perhaps=True)
+                if kind == "pods"
+                else orphans.runs_without_note(state, name)
+            )
+            if not ours or lives or (kind == "pods" and orphans.is_kept_elsewhere(state, name)):
                 return False
             proven = asked and life.ask(f"{path}/{life.HELD}").file is not None
             if not proven and not orphans.sees_every_process():
