@@ -90,6 +90,7 @@ class JoinOptions(ExecOptions, total=False):
     cap_drop: list[str]
     security_opt: list[str]
     ulimit: list[str]
+    oom_score_adj: str
     sysctl: list[str]
     memory: str
     cpus: str
@@ -197,6 +198,7 @@ class Process(TypedDict):
     capabilities: dict[str, list[str]]
     rlimits: list[RLimit]
     noNewPrivileges: bool
+    oomScoreAdj: NotRequired[int]
     apparmorProfile: NotRequired[str]
 
 
@@ -266,6 +268,7 @@ class BundleProcess(TypedDict, total=False):
     capabilities: dict[str, list[str]] | None
     rlimits: list[RLimit] | None
     noNewPrivileges: bool | None
+    oomScoreAdj: int | None
     apparmorProfile: str | None
 
 

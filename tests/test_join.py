@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Members: their roots, namespaces, words; how they end."""
 
+import json
 import os
 import pathlib
 import signal
@@ -9,6 +10,9 @@ import time
 
 import pytest
 from conftest import kill, sh, wait_for
+
+from nsrun import kernel
+from nsrun.linux import capability_mask
 
 
 def inside(host, busybox, *words, options=()):
@@ -498,3 +502,20 @@ def test_hostile_files_in_the_upper_directory_are_removed(host, pod, busybox, tm
     host.run("join", "pause", "--name", "a", "--rootfs", busybox, "sh", "-c", script)
     host.run("rm", "a")
     assert list((host.root / "lib/upper").iterdir()) == [] and (tmp_path / "kept").read_text() == "host\n"
+
+
+def test_oom_score_adj(host, pod, busybox, tmp_path):
+    """Of the member and of what is executed in it; a bundle's counts, too, and the option over it."""
+    score = "cat /proc/self/oom_score_adj"
+    assert host.run(f"join pause --rm --oom-score-adj 321 --rootfs {{}} {score}", busybox).stdout == "321\n"
+    lower = host.run(f"join pause --rm --oom-score-adj -17 --rootfs {{}} {score}", busybox, check=False)
+    if kernel.capability_sets()["CapEff"] & capability_mask(["sys_resource"]):
+        assert lower.stdout == "-17\n"
+    else:  # as in many containers and virtual machines
+        assert lower.returncode == 125 and "CAP_SYS_RESOURCE" in lower.stderr
+    host.start("m", busybox, "sleep", "1000", options=["--oom-score-adj", "55"])
+    assert host.run(f"exec m {score}").stdout == "55\n"
+    (tmp_path / "rootfs").symlink_to(busybox)
+    (tmp_path / "config.json").write_text(json.dumps({"root": {"path": "rootfs"}, "process": {"oomScoreAdj": 44}}))
+    assert host.run(f"join pause --rm --bundle {{}} {score}", tmp_path).stdout == "44\n"
+    assert host.run(f"join pause --rm --oom-score-adj 3 --bundle {{}} {score}", tmp_path).stdout == "3\n"

@@ -244,6 +244,17 @@ def test_environment():
         words.parse_environment(["=x"], {})
 
 
+@pytest.mark.parametrize(("word", "number"), [("0", 0), ("1000", 1000), ("-1000", -1000), ("-0", 0), (None, None)])
+def test_oom_scores(word, number):
+    assert words.parse_oom_score(word, None) == number
+
+
+@pytest.mark.parametrize("word", ["", "-", "1001", "-1001", "--5", "5x", "0x5", "1.5", "²"])
+def test_oom_scores_refused(word):
+    with pytest.raises(UsageError):
+        words.parse_oom_score(word, None)
+
+
 @pytest.mark.parametrize("word", ["nofile", "nofile=a", "nofile=5:4", "what=1", "nofile=1:2:3", "nofile=-2"])
 def test_ulimits_refused(word):
     with pytest.raises(UsageError):

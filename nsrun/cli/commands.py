@@ -271,6 +271,7 @@ COMMANDS = (
             O("--security-opt", "no-new-privileges[:true]|seccomp=FILE|apparmor=PROFILE", "seccomp: a profile in Docker's format, or seccomp=unconfined; apparmor: a profile that is loaded", many=True),
             O("--sysctl", "KEY=VALUE", "set a kernel parameter of a namespace of the member's own (--net own: net.*; --ipc own)", many=True),
             O("--ulimit", "NAME=SOFT[:HARD]", "set a resource limit: nofile=1024:2048", many=True),
+            O("--oom-score-adj", "N", "prefer (to 1000) or spare (to -1000) it when the machine is out of memory"),
             O("--stop-signal", "SIGNAL", "the signal that stop sends (default: TERM)"),
             O("--restart", "no|on-failure[:N]|always", "when to restart the member after it ends; delays double from 0.1 s to 1 min", also=("unless-stopped",)),
             *LIMITS,

@@ -116,7 +116,6 @@ OPTIONS = {
         "--memory-swap, --memory-reservation, --cpu-shares, -c, --blkio-weight, --oom-kill-disable": _LIMITS,
         "--cpu-quota, --cpu-period": "--cpus",
         "--cpuset-cpus": "taskset(1) before the command",
-        "--oom-score-adj": "choom(1) before the command",
         "--group-add": "-u USER:GROUP; a user's other groups come from the rootfs's group file",
         "--health-cmd, --health-interval": _TIMER,
         "--no-healthcheck": "not needed: there are no health checks",

@@ -69,6 +69,7 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
     ("pts/ptmx", "/dev/ptmx"),
 )
+_OOM = "The OOM killer adds this to the score by which it chooses a process to kill (--oom-score-adj)."
 _ATTR_WORDS = {"ro": "RDONLY", "nosuid": "NOSUID", "nodev": "NODEV", "noexec": "NOEXEC", "noatime": "NOATIME"}
 _IGNORED = {"nocopy", "rw", "rbind", "bind", "rprivate", "private", "suid", "dev", "exec", "strictatime", "relatime"}
 
@@ -133,6 +134,8 @@ def _ends(process: Process, filtered: bool, nested: Nested | None) -> list[Step]
     uid, gid, groups = user["uid"], user["gid"], tuple(user["additionalGids"])
     steps: list[Step] = [NewSession(process["terminal"]), NewKeyring()]
     steps += [SetLimit(r["type"][7:].lower(), r["soft"], r["hard"]) for r in process["rlimits"]]
+    if "oomScoreAdj" in process:
+        steps.append(WriteProc("/proc/self/oom_score_adj", str(process["oomScoreAdj"]), _OOM))
     if process.get("apparmorProfile"):
         steps.append(SetProfile(process["apparmorProfile"]))
     last = process["noNewPrivileges"]  # else a filter needs the power that SetUser takes away

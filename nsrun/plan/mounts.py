@@ -788,7 +788,7 @@ class WriteProc(InitStep):
     optional: bool = False
     hints = {
         ENOENT: "this kernel has no such setting, or it does not belong to one of the pod's namespaces",
-        EACCES: "the kernel allows this only to the host",
+        EACCES: "the kernel allows this only to the host; a lower oom_score_adj takes CAP_SYS_RESOURCE",
     }
 
     @property

@@ -18,6 +18,7 @@ from nsrun.spec.options import (
     parse_environment,
     parse_limits,
     parse_mount,
+    parse_oom_score,
     parse_restart,
     parse_signal,
     parse_sysctls,
@@ -81,6 +82,7 @@ def bundle_shape() -> dict[str, Any]:
             "capabilities?": {"bounding?": [LINE]},
             "rlimits?": [{"type": kinds, "soft": limit, "hard": limit}],
             "noNewPrivileges?": FLAG,
+            "oomScoreAdj?": Number(-1000, 1000),
             "apparmorProfile?": LINE,
         },
         "mounts?": [{"destination": WORD, "type?": LINE, "source?": WORD, "options?": [WORD]}],
@@ -173,6 +175,9 @@ def member_spec(options: JoinOptions, facts: MemberFacts) -> MemberSpec:
         "rlimits": [parse_ulimit(text) for text in options.get("ulimit") or []] or list(process.get("rlimits") or []),
         "noNewPrivileges": security.no_new_privileges,
     }
+    score = parse_oom_score(options.get("oom_score_adj"), process.get("oomScoreAdj"))
+    if score is not None:
+        ran["oomScoreAdj"] = score
     if security.apparmor:
         ran["apparmorProfile"] = security.apparmor
     return {

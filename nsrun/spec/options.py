@@ -162,6 +162,14 @@ def parse_ulimit(word: str) -> RLimit:
     return {"type": f"RLIMIT_{name.upper()}", "soft": number(soft), "hard": number(hard)}
 
 
+def parse_oom_score(text: str | None, default: int | None) -> int | None:
+    """Return the number of --oom-score-adj, or the default when it was not given; proc_pid_oom_score_adj(5)."""
+    if text is None:
+        return default
+    number = parse_count(text.removeprefix("-"), "--oom-score-adj", "a number from -1000 to 1000", 0, 1000)
+    return -number if text.startswith("-") else number
+
+
 def parse_restart(word: str) -> tuple[str, int]:
     """Return the policy (no, on-failure or always) and how many restarts it allows; 0 means no limit."""
     policy, colon, count = word.partition(":")
