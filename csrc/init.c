@@ -402,16 +402,29 @@ static long op_set_hostname(struct arg *a)
 	return SYS2(sethostname, a[0].s, str_len(a[0].s));
 }
 
-/* Write a value below our own new /proc: a sysctl, oom_score_adj.  An optional one may be refused. */
+/* Write to a file and close it, if a real procfs has it: a root may have something else at /proc (CVE-2019-16884). */
+static long write_proc(int fd, const char *value)
+{
+	struct statfs st;
+	long r = SYS2(fstatfs, fd, &st);
+
+	if (r >= 0 && st.f_type != PROC_SUPER_MAGIC)
+		r = -EINVAL;
+	if (r >= 0)
+		r = SYS3(write, fd, value, str_len(value));
+	SYS1(close, fd);
+	return r;
+}
+
+/*
+ * Write a value below our own new /proc: a sysctl, oom_score_adj.  An optional one may be refused.  In an exec nothing was
+ * attached: setns(2) has made the member's root our working directory.
+ */
 static long op_write_proc(struct arg *a)
 {
-	long r, fd = open_in(root_fd, a[0].s, O_WRONLY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-	if (fd >= 0) {
-		r = SYS3(write, fd, a[1].s, str_len(a[1].s));
-		SYS1(close, fd);
-		fd = r;
-	}
-	return a[2].i && fd < 0 ? 0 : fd;
+	long fd = open_in(root_fd < 0 ? AT_FDCWD : root_fd, a[0].s, O_WRONLY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+	long r = fd < 0 ? fd : write_proc((int)fd, a[1].s);
+	return a[2].i && r < 0 ? 0 : r;
 }
 
 static long op_set_limit(struct arg *a)
@@ -502,21 +515,14 @@ static long op_set_capabilities(struct arg *a)
 static long op_set_profile(struct arg *a)
 {
 	static const char *const files[] = {"/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"};
-	struct statfs st;
-	long r, fd = -ENOENT;
+	long fd = -ENOENT;
 
 	for (unsigned i = 0; i < 2 && fd == -ENOENT; i++) {
 		about(files[i]);
 		fd = SYS4(openat, AT_FDCWD, files[i], O_WRONLY | O_CLOEXEC, 0);
 	}
 	TRY(fd);
-	r = SYS2(fstatfs, fd, &st);
-	if (r >= 0 && st.f_type != PROC_SUPER_MAGIC)
-		r = -EINVAL;
-	if (r >= 0)
-		r = SYS3(write, fd, a[0].s, str_len(a[0].s));
-	SYS1(close, fd);
-	return r;
+	return write_proc((int)fd, a[0].s);
 }
 
 static long op_no_new_privileges(struct arg *a)
