@@ -15,6 +15,7 @@ class NsrunError(Exception):
     """nsrun itself failed (exit 125)."""
 
     exit_code = 125
+    number = 0  # of the step of the plan that failed
 
     def __init__(self, message: str, *, hint: str = "", errno: int = 0, step: str = "") -> None:
         super().__init__(message)

@@ -196,7 +196,7 @@ def _tell_event(status_fd: int, failure: NsrunError) -> None:
         return  # of which we speak already
     event = {
         "event": "error",
-        "step": getattr(failure, "number", 0),
+        "step": failure.number,
         "errno": errorcode.get(failure.errno, ""),
         "message": failure.message,
         "hint": failure.hint,
