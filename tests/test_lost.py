@@ -25,6 +25,7 @@ PLACES = {
     "a FIFO": lambda path: os.mkfifo(path),
     "a directory": lambda path: path.mkdir(),
     "a link": lambda path: path.symlink_to("/etc/passwd"),
+    "a file of 64 GiB": lambda path: (path.touch(), os.truncate(path, 64 << 30)),
 }
 #: None of these may end what lives, whatever they say.
 HARMLESS = [
@@ -341,26 +342,31 @@ ASKED = [["ls", "-a"], ["pod", "ls"], ["logs", "m"], ["inspect", "m"], ["wait", 
 OF_IMAGES = [["image", "ls"], ["image", "inspect", BOX], ["image", "tag", BOX, "other"], ["join", "pause", "--rm", "--image", BOX, "--", "true"]]  # fmt: skip
 
 
-def test_nothing_waits_at_a_fifo(host, pod, busybox):
-    """Whatever file of nsrun's a FIFO stands for, commands end, and what runs goes on."""
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("what", ["a FIFO", "a file of 64 GiB"])
+def test_no_file_keeps_a_command(host, pod, busybox, what):
+    """Whatever stands for a file of nsrun's, commands end, and what runs goes on: none is waited for, or read without a bound."""
     images = CACHE.parent / "images/busybox"
     need(images.is_dir(), "the busybox image is not built", "sudo rootfs/build --image busybox")
     host.run("image", "load", images)
     host.run("join", pod, "--name", "e", "--rootfs", busybox, "--", "true")
     host.run("join", pod, "-d", "--name", "m", "--image", BOX, "--", "sh", "-c", "echo hello; exec sleep 1000")
     pids = [host.pod()["pid"], host.member("m")["pid"]]
-    below = [host.root / "run", host.root / "lib/images", host.root / "lib/upper"]
+    below = [host.root / "run", host.root / "lib/images", host.root / "lib/upper", host.root / "lib/seccomp"]
     files = [path for base in below for path in base.rglob("*") if path.is_file() and not path.is_symlink()]
     files = [path for path in files if "/tree/" not in str(path) and "/upper/upper/" not in str(path)]
     assert {"note", "held", "log", "exit", "lock", "names.json", "layer.json"} <= {path.name for path in files}
     for path in files:
         aside = host.root / "aside"
         os.rename(path, aside)
-        os.mkfifo(path)
+        PLACES[what](path)
         for words in OF_IMAGES if "images" in path.parts else ASKED:
             done = host.run(*words, check=False, timeout=20)
             assert done.returncode in (0, 1, 125) and "Traceback" not in done.stderr, (path, words, done.stderr)
             assert "unexpected " not in done.stderr and all(map(lives, pids)), (path, words, done.stderr)
+        if "seccomp" in path.parts:  # it is compiled anew
+            assert host.run("exec", "m", "echo", "here").stdout == "here\n"
+            host.run("join", pod, "--rm", "--rootfs", busybox, "--", "true", timeout=20)
         path.unlink(missing_ok=True)
         os.rename(aside, path)
     assert host.run("logs", "m").stdout == "hello\n"

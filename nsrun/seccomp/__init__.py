@@ -14,7 +14,7 @@ import os
 
 from nsrun._protocol import MAX_FILTER
 from nsrun.errors import BadInput, NsrunError
-from nsrun.schema import open_regular
+from nsrun.schema import read_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT = os.path.join(os.path.dirname(__file__), "default.json")
 MAX_PROFILE = 1 << 20
+MAX_COMPILED = 4 + 2 * (4 + 8 * MAX_FILTER)  # bytes: a checksum, and two programs
 MAX_ALTERNATIVES = 256  # rules to which one rule that compares several arguments may expand
 COMPILER = 3  # increase it when programs() compiles a profile differently, so that kept filters are compiled again
 _HINT = "use Docker's format: https://docs.docker.com/engine/security/seccomp/"
@@ -51,12 +52,11 @@ def compiled(state: State, name: str, profile: str, caps: int) -> bytes:
     """
     path = f"{state.lib}/seccomp/{name}"
     try:
-        with open(open_regular(path), "rb") as file:
-            found = file.read()
+        found = read_document(path, MAX_COMPILED)
         if found[:4] == _checksum(found[4:]):
             return found[4:]
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, BadInput):
+        pass  # BadInput: something else is in its place, or it is larger than any filter
     if not profile and not name.startswith("default-"):
         raise NsrunError(f"the member's system call filter is gone from {path}, or damaged", hint="start a new member")
     import json
