@@ -208,7 +208,8 @@ def shell(plan: Plan, words: list[str]) -> str:
     numbered = list(enumerate(plan, 1))
     launch = next(((n, s) for n, s in numbered if isinstance(s, Launch)), None)
     if launch is None:
-        return "\n".join(["#!/bin/sh", _first(words), "set -eu", *_body(numbered)]) + "\n"
+        about = "# A step that is only a comment is nsrun's own: its records and its store have no shell form."
+        return "\n".join(["#!/bin/sh", _first(words), about, "set -eu", *_body(numbered)]) + "\n"
     inside = _body([(n, s) for n, s in numbered if s.phase == INIT])
     first = [
         "#!/bin/sh",

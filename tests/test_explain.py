@@ -570,3 +570,29 @@ def _is_httpd(pid: str, pod: int) -> bool:
         )
     except OSError:
         return False
+
+
+def test_explain_of_a_users_member(host, alice, owned, box):
+    """Root explains what it would do to a member in a user's pod, as its commands do it: as the pod's owner."""
+    alice.run("join", owned, "-d", "--name", "om", "--image", box, "--", "sleep", "1000")
+    for words in (["exec", "om", "id"], ["stop", "om"], ["kill", "om"], ["rm", "-f", "om"]):
+        assert "om" in host.run("explain", *words).stdout
+    assert "pod prune" in host.run("explain", "pod", "prune", "-a").stdout
+
+
+def test_explain_of_what_is_not_there(host, pod):
+    """With -f that is no error, as for the commands."""
+    for words in (["rm", "-f", "nope"], ["pod", "rm", "-f", "nope"]):
+        host.run("explain", *words)
+        host.run(*words)
+        host.fails(125, "explain", *[word for word in words if word != "-f"])
+
+
+def test_prune_all_explains_what_it_removes(host, pod):
+    """Data that no record speaks of are named before they go."""
+    data = host.root / "lib/upper/0123456789ac/x"
+    data.mkdir(parents=True)
+    (data / "y").write_text("z")
+    assert str(data.parent) in host.run("explain", "pod", "prune", "-a").stdout
+    assert str(data.parent) not in host.run("explain", "pod", "prune").stdout
+    assert str(data.parent) in host.run("pod", "prune", "-a").stdout

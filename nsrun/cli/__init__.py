@@ -125,14 +125,8 @@ def _run(call: Call) -> int:
 
 def _become_owner(call: Call) -> None:
     """Act as the owner of a member that is not root's own, if one is named."""
-    from nsrun.errors import BrokenNote, UnknownError
-
     for name in call.operands:
-        try:
-            call.state.member(name)
-        except BrokenNote:
-            return  # it is root's own; the command itself says what is wrong with it
-        except UnknownError:
+        if not call.state.has_member(name):
             from nsrun.cli.owner import become
 
             become(call, name)

@@ -332,7 +332,7 @@ COMMANDS = (
     Command(
         "explain", (), "teaching.explain", "print what a command would do, step by step; nothing is done",
         "nsrun explain --format shell pod create -p 8080:80",
-        (O("--format", "text|shell|json", "text, a shell script that does the same by hand, or JSON"),), rest=Operand("COMMAND", "line", many=True), sweeps=False,
+        (O("--format", "text|shell|json", "text, a script that does by hand what a shell can, or JSON"),), rest=Operand("COMMAND", "line", many=True), sweeps=False,
         about="It knows pod create, join, exec, stop, kill, rm, pod stop, pod kill, pod rm, pod prune and image load.",
     ),
     Command("doctor", (), "teaching.doctor", "check what this kernel and machine offer, what is missing, and how to get it", "nsrun doctor", (JSON,), sweeps=False),

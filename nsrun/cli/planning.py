@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from nsrun.cli.commands import COMMANDS, function, parse
 from nsrun.errors import UnknownError, UsageError
 
@@ -22,6 +24,13 @@ def plan_of(state: State, arguments: list[str]) -> Plan:
         name = repr(call.command.name) if call.command else "nothing"
         raise UsageError(f"explain knows {known}, not {name}", hint="nsrun explain pod create -p 8080:80")
     call.state = state
+    if call.command.of_members and not state.uid:
+        for name in call.operands:
+            if not state.has_member(name):  # perhaps it is in a user's pod: then the plan is its owner's
+                from nsrun.cli.owner import become
+
+                become(call, name)
+                break
     plan: Plan = function(call.command.plan)(call)
     return plan
 
@@ -74,7 +83,8 @@ def explain_line(arguments: list[str]) -> str:
         variable, equals, _ = value.partition("=")
         if equals:
             own = [f"{word.removesuffix(value)}{variable}" if word.endswith(value) else word for word in own]
-    line = " ".join(map(sh_quote, ["nsrun", *root, "explain", *own, *arguments[end:]]))
+    through = [] if os.geteuid() or not {"SUDO_UID", "DOAS_USER", "PKEXEC_UID"} & set(os.environ) else ["sudo"]
+    line = " ".join(map(sh_quote, [*through, "nsrun", *root, "explain", *own, *arguments[end:]]))
     return line if len(line) <= MAX_LINE else ""
 
 
@@ -122,7 +132,7 @@ def pod_rm(call: Call) -> Plan:
 def pod_prune(call: Call) -> Plan:
     from nsrun.lifecycle.foretell import plan_prune
 
-    return plan_prune(call.state)
+    return plan_prune(call.state, bool(call.options.get("all")))
 
 
 def image_load(call: Call) -> Plan:

@@ -312,6 +312,22 @@ class EndOrphans(Deed):
         return "nsrun doctor"
 
 
+class RemoveData(Deed):
+    native = "state/__init__.py remove_directory"
+    man = "unlinkat(2)"
+    why = "No record speaks of these data, and nothing that could use them runs: pod prune --all removes them."
+    path: str
+
+    def made(self) -> list[str | Part]:
+        return [Part(["unlinkat(FILE, 0)", "unlinkat(DIRECTORY, AT_REMOVEDIR)"], each="FILE and DIRECTORY below it")]
+
+    def brief(self) -> str:
+        return f"remove {self.path}"
+
+    def check(self) -> str:
+        return f"ls {self.path}"
+
+
 class PrepareStore(Deed):
     native = "image/store.py prepare"
     man = "mkdir(2), flock(2)"
@@ -426,7 +442,7 @@ def plan_kill(state: State, names: list[str], signal: int) -> Plan:
 def plan_rm(state: State, names: list[str], force: bool) -> Plan:
     """`nsrun rm`."""
     steps: list[Step] = []
-    for note in map(state.member, names):
+    for note in [state.member(name) for name in names if not force or state.has_member(name)]:
         status, name = state.member_status(note)[0], note["name"]
         if status in ALIVE:
             if not force:
@@ -463,15 +479,20 @@ def plan_pod_rm(state: State, names: list[str], force: bool) -> Plan:
     """`nsrun pod rm`."""
     steps: list[Step] = []
     for name in names:
-        note = state.read("pods", name) or state.pod(name)
+        note = state.read("pods", name)
+        if note is None and force:
+            continue  # with --force, one that does not exist is no error
+        note = note or state.pod(name)
         if pod_status(state, note) in ("running", "created", "removing") and not force:
             raise BadInput(f"pod {name!r} is running", hint=f"nsrun pod stop {name}, or: nsrun pod rm -f {name}")
         steps += _end(state, note, SIGKILL) if state.pod_life(note).kept else [_remove_pod(state, note)]
     return Plan(f"pod rm {' '.join(names)}", [*steps, Sweep()])
 
 
-def plan_prune(state: State) -> Plan:
-    """`nsrun pod prune`."""
+def plan_prune(state: State, everything: bool = False) -> Plan:
+    """`nsrun pod prune`; with `everything`, also what `--all` removes."""
+    from nsrun.state import orphans
+
     dead = [note for note in state.all("pods") if not state.pod_life(note).alive]
     gone = {note["id"] for note in dead}
     members = [
@@ -484,7 +505,10 @@ def plan_prune(state: State) -> Plan:
     ]
     steps: list[Step] = [_remove_pod(state, note) for note in dead]
     steps += [_remove(state, note) for note in members]
-    return Plan("pod prune", [*steps, EndOrphans(), Sweep()])
+    steps.append(EndOrphans())
+    if everything:
+        steps += [RemoveData(data.path) for data in orphans.data(state) if data.free]
+    return Plan("pod prune", [*steps, Sweep()])
 
 
 def plan_load(path: str) -> Plan:

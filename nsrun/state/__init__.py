@@ -531,6 +531,16 @@ class State:
             hint=f"known members: {known}" if known else "there are no members; nsrun join makes one",
         )
 
+    def has_member(self, name: str) -> bool:
+        """Return whether these notes have a member of this name or id, damaged or ambiguous ones included."""
+        try:
+            self.member(name)
+        except UnknownError:
+            return False
+        except BadInput:
+            pass
+        return True
+
     def member_status(self, note: Note) -> tuple[str, int | None]:
         """Return (created|running|restarting|stopping|stopped|lost, exit status), as the kernel says, not the note.
 
