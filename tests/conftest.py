@@ -326,6 +326,12 @@ def host(throwaway_host: ThrowawayHost, request: pytest.FixtureRequest):
         host.run("rm", "-f", member["name"])
     host.run("pod", "prune", "--all")
     after = host.snapshot()
+    if (
+        after["links"] != before["links"]
+    ):  # a veth takes a moment to die, and the next command removes the bridge that it was on
+        time.sleep(2)
+        host.run("pod", "prune", "--all")
+        after = host.snapshot()
     for key, value in before.items():
         assert after[key] == value, f"{key} left behind by {request.node.name}"
     shutil.rmtree(root)
