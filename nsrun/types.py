@@ -171,7 +171,8 @@ class PodNote(TypedDict, total=False):
     pause: list[Any]  # State.identify
     pause_fd: int
     namespaces: dict[str, int]
-    held: int
+    held: int  # inode of the file `held`
+    held_since: int  # its st_mtime, in nanoseconds
 
 
 # ---- a member ---------------------------------------------------------------------------------------------------------
@@ -338,4 +339,5 @@ class MemberNote(TypedDict):
     process: NotRequired[list[Any]]  # State.identify
     pidfd: NotRequired[int]
     held: NotRequired[int]
+    held_since: NotRequired[int]
     cgroup_id: NotRequired[int]

@@ -16,6 +16,8 @@ import sys
 import pytest
 from conftest import CACHE, NSRUN, kill, need, sh, wait_for
 
+from nsrun.state import codec
+
 pytestmark = pytest.mark.live
 
 #: What may stand where a file of nsrun's was.
@@ -110,6 +112,47 @@ def test_a_lost_proof_beside_a_damaged_note(host, alice, box, maker, elsewhere, 
     who.run("pod", "rm", "-f", "pause")
     wait_for(lambda: not lives(pause), 5, "pause ends")
     who.run("pod", "create", "--network", "none", "pause")
+
+
+@pytest.mark.parametrize("inode", ["another inode", "the same inode"])
+@pytest.mark.parametrize("maker", ["root", "user", "root for a user"])
+def test_the_note_of_an_earlier_thing_of_the_same_name(host, alice, box, maker, inode):
+    """Somebody puts back a copy of a note: it is damaged, and what lives under its name is ended by that name."""
+    who, base = (alice, host.root / f"users/{alice.uid}") if maker == "user" else (host, host.root)
+    env = {"SUDO_UID": str(alice.uid)} if maker == "root for a user" else {}
+    things = ["pods/pause"] if env else ["pods/pause", "members/m"]
+    notes = [base / "run" / thing / "note" for thing in things]
+
+    def make() -> list[int]:
+        who.run("pod", "create", "--network", "none", "pause", env=env)
+        if not env:
+            who.run("join", "pause", "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+        return [who.pod()["pid"]] if env else [who.pod()["pid"], who.member("m")["pid"]]
+
+    if maker != "user":
+        host.run("image", "load", CACHE.parent / "images/busybox")
+    make()
+    copies = [codec.decode(note.read_bytes(), codec.SHAPES[note.parts[-3]]) for note in notes]
+    who.run("pod", "rm", "-f", "pause")
+    living = make()
+    before = host.snapshot()["cgroups"]
+    for note, copy in zip(notes, copies, strict=True):
+        if inode == "the same inode":
+            copy["held"] = note.with_name("held").stat().st_ino
+        note.write_bytes(codec.encode(copy))
+    for words in HARMLESS:
+        done = who.run(*words, check=False, timeout=30)
+        assert "Traceback" not in done.stderr
+        assert [lives(pid) for pid in living] == [True] * len(living), words
+    assert "of this name" in who.run("pod", "ls").stderr
+    assert "is damaged" in who.run("join", "pause", "--image", box, "true", check=False).stderr
+    if not env:
+        who.run("rm", "-f", "m")
+    who.run("pod", "rm", "-f", "pause")
+    wait_for(lambda: not any(lives(pid) for pid in living), 5, "everything ends")
+    assert who.json("pod", "ls", "-a") == [] and who.json("ls", "-a") == []
+    make()
+    assert len(host.snapshot()["cgroups"]) == len(before)
 
 
 def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):

@@ -117,6 +117,7 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     from nsrun.host import cgroup
     from nsrun.state.orphans import is_of_pod, pauses_of
 
+    file = life.identity(state.held(kind, name))
     found, held = life_of_unreadable(state, kind, name)
     what = f"{kind[:-1]} {name!r}"
     if not found.alive and kind == "members":
@@ -154,7 +155,7 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     if group:
         cgroup.remove(group, kill=True)
         cgroup.remove(f"{group}.hold", kill=True)
-    Sweeper(state).set_ended_aside(kind, name)
+    Sweeper(state).set_ended_aside(kind, name, file)
 
 
 def _end_without_note(state: State, name: str) -> None:

@@ -15,6 +15,7 @@ from errno import (
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.plan import COMMIT, HOST, Part, Step, sh_quote
+from nsrun.state import life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class WriteNote(Step):
         else:
             note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
         if "lock:held" in run.handles:
-            note["held"] = os.fstat(run.fd("lock:held")).st_ino  # by which another file in its place is told from it
+            note |= life.describe(run.fd("lock:held"))  # by which another file in its place is told from it
         note["cgroup_id"] = run.values.get("cgroup:pod_id" if self.kind == "pods" else "cgroup:id", 0)
         if self.kind == "members" and "lock:data" in run.handles:
             state.commit_data(note)

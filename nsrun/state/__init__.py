@@ -205,17 +205,27 @@ class State:
 
         Raise BrokenNote when there is one that can't be read or trusted, or when it was lost.
         """
-        found = self._load(self.path(kind, name, file), kind if file == "note" else file)
-        if found is None and kind == "pods" and self.uid and file == "note":
-            found = self._load(f"{self.owned}/{name}.json", kind)
-        if found is None and file == "note" and is_there(self.path(kind, name)):
+        if file != "note":
+            return self._load(self.path(kind, name, file), file)
+        path, held = self.path(kind, name, file), self.path(kind, name, life.HELD)
+        found = self._load(path, kind)
+        if found is None and kind == "pods" and self.uid:
+            path, held = f"{self.owned}/{name}.json", f"{self.owned}/{name}.held"
+            found = self._load(path, kind)
+        if found is None and is_there(self.path(kind, name)):
             # a name is taken and given back together with its note by one rename(2): that has just happened, or the
             # note was lost
-            found = self._load(self.path(kind, name, file), kind)
+            path, held = self.path(kind, name, file), self.path(kind, name, life.HELD)
+            found = self._load(path, kind)
             if found is None and is_there(self.path(kind, name)):
-                raise BrokenNote(self.path(kind, name, file), "it is gone")
-        if found and file == "note" and found["name"] != name:
+                raise BrokenNote(path, "it is gone")
+        if found and found["name"] != name:
             raise BrokenNote(self.path(kind, name), f"it is the note of {found['name']!r}")
+        if found and life.is_anothers(held, found):
+            again = self._load(path, kind)
+            if again is None or again["id"] != found["id"]:
+                return self.read(kind, name)  # the name has just been given to another
+            raise BrokenNote(path, f"it is the note of an earlier {kind[:-1]} of this name")
         return found
 
     def _load(self, path: str, shape: str) -> Note | None:
@@ -805,10 +815,9 @@ class State:
         raise BadInput(f"another process removes {path} again and again")
 
     def show(self, note: Note) -> None:
-        """As root, let the owner of a pod read its note, with the inode of the `held` that is shown to them."""
+        """As root, let the owner of a pod read its note, which describes the `held` that is shown to them."""
         shown = f"{self.owned}/{note['user']['uid']}/{note['name']}"
-        found = life.identity(f"{shown}.held")
-        self._write(f"{shown}.json", {**note, "held": found[1] if found else 0}, 0o644)
+        self._write(f"{shown}.json", {**note, **life.describe(f"{shown}.held")}, 0o644)
 
     def disown(self, note: Note) -> None:
         """As root, remove what the owner of a pod was shown."""

@@ -76,13 +76,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "pods": {
         "id": HEX, "name": _NAME, "created": LINE, "owner": LINE, "hostname": LINE, "network": _NETWORK, "labels": dict,
         "cgroup": WORD, "ports?": _PORTS, "pause?": list, "pause_fd?": _SIGNED, "namespaces?": {str: _COUNT}, "cgroup_id?": _COUNT,
-        "held?": _COUNT, "user?": {"uid": _COUNT, "gid": _COUNT, "maps": _MAPS}, "nested?": {"maps": _MAPS, "setgroups": FLAG}, "devices?": LINE,
+        "held?": _COUNT, "held_since?": _COUNT, "user?": {"uid": _COUNT, "gid": _COUNT, "maps": _MAPS}, "nested?": {"maps": _MAPS, "setgroups": FLAG}, "devices?": LINE,
     },
     "members": {
         "id": HEX, "name": _NAME, "pod": _NAME, "pod_id": HEX, "created": LINE, "started": LINE, "command": [WORD], "rootfs": WORD,
         "cgroup": WORD, "shares_pid": FLAG, "terminal": FLAG, "stop_signal": Number(1, 64), "restart": LINE, "restarts": _COUNT,
         "rm": FLAG, "detached": FLAG, "process?": list, "pidfd?": _SIGNED, "image?": WORD, "image_id?": HEX, "layers?": [HEX],
-        "cgroup_id?": _COUNT, "held?": _COUNT,
+        "cgroup_id?": _COUNT, "held?": _COUNT, "held_since?": _COUNT,
     },
     "config.json": {
         "process": {"args": [WORD], "env": [WORD], "cwd": WORD, "user": dict, "capabilities": dict}, "root": {"path": WORD},

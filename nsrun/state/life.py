@@ -35,6 +35,11 @@ from nsrun._protocol import KEEPER as KEEPER
 from nsrun._protocol import MAKER as MAKER
 from nsrun.errors import BadInput, KernelError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 HELD = "held"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 #: File systems that other machines share, or whose locks another program manages: statfs(2), f_type.
@@ -87,6 +92,27 @@ def identity(file: int | str) -> tuple[int, int] | None:
         return _identity(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def describe(file: int | str) -> dict[str, int]:
+    """Return what a note says about its `held`: the inode, and since when (nanoseconds) it has been there.
+
+    Nobody writes to the file, so its st_mtime is when it was made, by which it differs from one that had its inode.
+    """
+    st = os.stat(file, follow_symlinks=False) if isinstance(file, str) else os.fstat(file)
+    return {"held": st.st_ino, "held_since": st.st_mtime_ns}
+
+
+def is_anothers(path: str, note: Mapping[str, Any]) -> bool:
+    """Return whether the file `path` is alive, and is not the `held` that this note describes.
+
+    Then somebody has put the note there.  A file that nobody holds may be the one that was replaced.
+    """
+    try:
+        there = describe(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return any(note.get(key, value) != value for key, value in there.items()) and ask(path).alive
 
 
 def create(path: str, byte: int = MAKER) -> int:

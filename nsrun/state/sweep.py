@@ -347,14 +347,15 @@ class Sweeper:
             self.state.broken[error.path] = error.why
             return error.damaged
 
-    def set_ended_aside(self, kind: str, name: str) -> None:
+    def set_ended_aside(self, kind: str, name: str, file: tuple[int, int] | None) -> None:
         """Free the name of something that was known by its locks alone and has just ended.
 
-        If another has the name, do nothing.
+        `file` is the identity of its `held`: if another has the name, do nothing.
         """
-        with _names_lock(self.state):
+        state = self.state
+        with _names_lock(state):
             try:
-                if self.state.read(kind, name):
+                if state.read(kind, name) and life.identity(state.held(kind, name)) != file:
                     return
             except BrokenNote:
                 pass
