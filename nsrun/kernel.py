@@ -728,9 +728,23 @@ def namespace_ids(pid: int) -> dict[str, int]:
 
 
 def boot_id() -> str:
-    """Return the id of this boot, random(4); "" when another file is in its place."""
-    with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
-        return file.read().strip() if fs_magic(file.fileno()) == PROC_MAGIC else ""
+    """Return the id of this boot, random(4).
+
+    When another file is in its place, a new procfs shows it; return "" without the privilege to mount one.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
+            if fs_magic(file.fileno()) == PROC_MAGIC:
+                return file.read().strip()
+    except OSError:
+        pass
+    try:
+        with Fd(mount_new("proc", (), 0)) as proc:
+            fd = os.open("sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        with open(fd, "rb", buffering=0) as file:
+            return file.read(64).decode("ascii").strip()
+    except (OSError, KernelError, ValueError):
+        return ""
 
 
 #: Monitors and pauses that this process started, by pid.

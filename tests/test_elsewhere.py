@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 
 import pytest
@@ -175,6 +176,21 @@ def test_a_pod_made_in_another_pid_namespace(host, busybox):
     finally:
         keeper.kill()
         keeper.wait()
+
+
+def test_a_member_of_a_place_with_another_boot_id(host, busybox, tmp_path):
+    """Its pod has no cgroup, and its monitor is killed: what tells its process from another is noted all the same."""
+    host.env = {**host.env, "NSRUN_CGROUP": "none"}
+    host.run("pod", "create", "--network", "none", "s")
+    words = ["join", "s", "-d", "--name", "m", "--rootfs", busybox, "--pid", "own", "--", "sleep", "1000"]
+    assert call(host, "another boot id", words, busybox, tmp_path).returncode == 0
+    member = host.member("m")["pid"]
+    monitor = pathlib.Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[1]
+    os.kill(int(monitor), signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{monitor}"))
+    host.run("rm", "-f", "m")
+    wait_for(lambda: not os.path.exists(f"/proc/{member}"))
+    assert host.json("ls", "-a") == []
 
 
 def test_pause_in_a_chroot(host, busybox, tmp_path):
