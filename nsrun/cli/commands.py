@@ -292,7 +292,7 @@ COMMANDS = (
     Command("inspect", (MEMBERS,), "members.inspect", "print everything about members as JSON", "nsrun inspect mysql", (JSON,)),
     Command(
         "logs", (MEMBERS,), "members.logs", "print what members wrote; for several, ordered by time and with their names", "nsrun logs -f --tail 20 mysql", LOGS,
-        "On a terminal, control characters are escaped; a pipe gets every byte unchanged.",
+        "On a terminal, control characters are escaped; a pipe gets every byte unchanged. Of several members whole lines are printed: with -f, a line is held back until it ends.",
     ),
     Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
