@@ -476,19 +476,8 @@ def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
     )
     host.run("pod", "create", "-p", "20801:80", "--hostname", "byhand", "--ip", "10.88.0.9", "real")
     host.run(
-        "join",
-        "real",
-        "-d",
-        "--name",
-        "m",
-        "--rootfs",
+        "join real -d --name m --rootfs {} -e A=b -- sh -c 'mkdir -p /w; echo by-hand >/w/index.html; exec httpd -f -p 80 -h /w'",
         busybox,
-        "-e",
-        "A=b",
-        "--",
-        "sh",
-        "-c",
-        "mkdir -p /w; echo by-hand >/w/index.html; exec httpd -f -p 80 -h /w",
     )
     pid = host.pod("real")["pid"]
     wait_for(

@@ -46,7 +46,7 @@ class Registry:
             auth = f"auth: {{htpasswd: {{realm: test, path: {path}/users}}}}"
         (path / "config.yml").write_text(CONFIG.format(root=path, port=self.port, auth=auth))
         self.process = subprocess.Popen(
-            [shutil.which("docker-registry", path=PATH), "serve", path / "config.yml"],
+            [shutil.which("docker-registry", path=PATH) or "docker-registry", "serve", path / "config.yml"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"]},
