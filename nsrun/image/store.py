@@ -329,31 +329,40 @@ class Store:
     def remove(self, word: str, force: bool = False) -> tuple[list[str], int]:
         """Remove a name, and with its last name the image; return (what was removed, bytes freed).
 
-        Raise BadInput when a running member uses the image, or when an id has several names and not `force`.
+        Raise what `to_remove` raises.
         """
         self.prepare()
         lock = self._lock("lock")
         try:
-            record = lookup.find(self.state, word)
-            ident, names = record["id"], self.names_of(record["id"])
-            name = lookup.full_name(self.state, word)
-            if name and len(names) > 1:
+            ident, names, name = self.to_remove(word, force)
+            if name:
                 self._name(ident, [], [name])
                 return [references.familiar(name)], 0
-            if len(names) > 1 and not force:
-                raise BadInput(
-                    f"image {ident[:12]} has several names: {', '.join(map(references.familiar, names))}",
-                    hint="remove them one by one, or: nsrun image rm -f",
-                )
-            if users := self.users_of(ident):
-                raise BadInput(
-                    f"image {word!r} is used by running members: {', '.join(users)}",
-                    hint=f"stop them first: nsrun rm -f {' '.join(users)}",
-                )
             self._remove_image(ident)
             return [*map(references.familiar, names), ident], self._free_layers()
         finally:
             os.close(lock)
+
+    def to_remove(self, word: str, force: bool) -> tuple[str, list[str], str]:
+        """Return (id of the image, its names, the only one that goes, or "" when the whole image goes).
+
+        Raise BadInput when a running member uses the image, or when an id has several names and not `force`.
+        """
+        ident = lookup.find(self.state, word)["id"]
+        names, name = self.names_of(ident), lookup.full_name(self.state, word)
+        if name and len(names) > 1:
+            return ident, names, name
+        if len(names) > 1 and not force:
+            raise BadInput(
+                f"image {ident[:12]} has several names: {', '.join(map(references.familiar, names))}",
+                hint="remove them one by one, or: nsrun image rm -f",
+            )
+        if users := self.users_of(ident):
+            raise BadInput(
+                f"image {word!r} is used by running members: {', '.join(users)}",
+                hint=f"stop them first: nsrun rm -f {' '.join(users)}",
+            )
+        return ident, names, ""
 
     def _remove_image(self, ident: str) -> None:
         """Remove names, record and blobs, in this order: the reverse of how they came."""
