@@ -145,7 +145,7 @@ class Store:
     def missing(self, found: Found) -> int:
         """Return how many layers, from the bottom, are in the store: the rest must be unpacked."""
         for number, digest in enumerate(found.config.chain):
-            if not lookup.whole(self.state, digest[7:]):
+            if not lookup.is_whole(self.state, digest[7:]):
                 return number
         return len(found.config.chain)
 
@@ -212,7 +212,7 @@ class Store:
                         if error.errno not in (EEXIST, ENOTEMPTY):
                             raise
                         # if it is complete, another process was faster, with the same bytes
-                        if not lookup.whole(self.state, chain[number]):
+                        if not lookup.is_whole(self.state, chain[number]):
                             os.rename(self.layer_path(chain[number]), f"{shop.path}/broken{number}")
                             os.rename(layer.directory, self.layer_path(chain[number]))
                 self._sync_directory(f"{self.path}/layers")
@@ -276,7 +276,7 @@ class Store:
         reference = references.parse(new)
         if reference.digest:
             raise UsageError(f"{new!r}: a new name can't contain a digest")
-        held = lookup.hold(self.state)
+        held = lookup.share_store(self.state)
         try:
             self._name(lookup.find(self.state, word)["id"], [reference.name])
         finally:
@@ -438,7 +438,7 @@ class Store:
         for file in os.listdir(f"{self.path}/records"):
             try:
                 record = lookup.record(self.state, file[:-5])
-                whole = bool(record) and all(lookup.whole(self.state, layer) for layer in record["layers"])  # type: ignore[index]
+                whole = bool(record) and all(lookup.is_whole(self.state, layer) for layer in record["layers"])  # type: ignore[index]
             except lookup.Damaged:
                 whole = False
             except NsrunError:

@@ -166,7 +166,7 @@ def _source(state: State, options: JoinOptions, former: Former | None) -> Source
         # a restart keeps the image that it began with, whatever has the name now
         record = lookup.find(state, former.note["image_id"] if former else image)
         layers = lookup.trees(state, record)
-        source = Source(layers[0] if layers else lookup.nothing(state), image=record, layers=layers)
+        source = Source(layers[0] if layers else lookup.empty_root(state), image=record, layers=layers)
         if options.get("writable"):
             raise BadInput(
                 "--writable needs --rootfs: an image is shared", hint="nsrun image unpack REF DIR, then --rootfs"
@@ -384,7 +384,7 @@ def join(
     if options.get("image") is not None:
         from nsrun.image import lookup
 
-        held = lookup.hold(state)  # until the member's note says that it uses the image
+        held = lookup.share_store(state)  # until the member's note says that it uses the image
     try:
         return _join(state, pod, options, detach, fds, status_fd, former, observe, last)
     finally:
