@@ -102,7 +102,8 @@ class Throwaway:
         before = signal(SIGINT, lambda *_: None)  # Ctrl-C is for the one who walks; we remove what is left
         try:
             self.child = subprocess.Popen(nsrun_command(self.state.root, "_walk", *words))
-            return int(self.child.wait()) % 256
+            code = int(self.child.wait())
+            return code if code >= 0 else 128 - code
         finally:
             if self.child and self.child.poll() is None:  # we are to end
                 self.child.send_signal(SIGTERM)
