@@ -19,6 +19,7 @@ from nsrun.plan import INIT, PHASES, InitStep, Plan, Step
 from nsrun.plan.mounts import Pivot
 from nsrun.plan.process import Launch
 from nsrun.run import Failed, Run
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ class Walk(Run):
         line = self._answer(f"{'':6}[Enter] take step {number}   [N] go on to step N   [q] remove everything: ")
         if line is None or line.strip() == "q":
             raise Quit(f"stopped before step {number} of {len(self._original)}; the steps before it are undone")
-        if line.strip().isascii() and line.strip().isdigit():
-            self._free = int(line.strip()[:9])
+        if is_number(line.strip()):
+            self._free = int(line)
 
     def leave(self, number: int) -> None:
         """Show what the step has changed."""
