@@ -115,7 +115,8 @@ def namespaces(pid: int) -> dict[str, int]:
     found = {}
     for kind in KINDS:
         try:
-            found[kind] = os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+            # KIND:[INODE]; a stat() of it takes twice as long
+            found[kind] = int(os.readlink(f"/proc/{pid}/ns/{kind}")[len(kind) + 2 : -1])
         except OSError as error:
             if error.errno in (EACCES, EPERM):
                 return {}
@@ -265,6 +266,32 @@ def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
             if fields[3] == b"0A":  # TCP_LISTEN
                 address, _, port = fields[1].decode().partition(":")
                 yield family, address, int(port, 16)
+
+
+def listening(pid: int) -> set[int]:
+    """Return the TCP ports that somebody listens on in a process's network namespace.
+
+    The kernel is asked by sock_diag(7) from inside where that is allowed: for /proc/PID/net/tcp it goes through the
+    whole machine's table of connections, which takes some ten milliseconds.
+    """
+    from nsrun.host import wire
+
+    try:
+        with kernel.Fd(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns, kernel.inside_netns(netns):
+            sock = wire.open_socket(4)  # NETLINK_SOCK_DIAG
+    except OSError:
+        return {port for _, _, port in sockets(pid)}
+    found = set()
+    with sock:
+        for family in (2, 10):  # AF_INET, AF_INET6
+            # SOCK_DIAG_BY_FAMILY, REQUEST|DUMP; of TCP those in state LISTEN
+            request = struct.pack("=LHHLLBBBxL48x", 72, 20, 0x301, 0, 0, family, 6, 0, 1 << 10)
+            try:
+                bodies = wire.ask(sock, "ss -tln", request)
+            except OSError:
+                continue  # this kernel lacks tcp_diag or IPv6
+            found |= {int.from_bytes(body[4:6], "big") for body in bodies}
+    return found
 
 
 @dataclass(frozen=True)
