@@ -3,21 +3,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
+import pathlib
 import re
 import shutil
+import socket
 import subprocess
+import time
 import unicodedata
+import urllib.error
+import urllib.request
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
-from conftest import HERE, need
+from browser import Browser
+from conftest import HERE, NSRUN, kill, need, sh, wait_for
 from mapped import MACHINE, crowd, shop, station
 from test_printable import WORD
 
+from nsrun.cli import maps
 from nsrun.teach.map import dot, html, svg, text
 from nsrun.teach.map.fit import cells, fit, pad, wrap
 from nsrun.teach.map.model import Map, Pod, lines, of_the_machine, plain, with_ended
@@ -143,6 +152,12 @@ def test_every_stop_is_below_its_station(members):
 def test_text_in_a_poor_locale():
     drawn = text.draw(shop(), 80, ascii=True)
     assert drawn.isascii() and "*-----*" in drawn and "127.0.0.1:8087 > 80" in drawn
+
+
+def test_the_locale_is_asked(monkeypatch):
+    for encoding, mark in (("utf-8", "●─────●"), ("iso8859-1", "*-----*")):
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert mark in maps._drawn(shop(), "text")
 
 
 def test_no_pods():
@@ -340,3 +355,395 @@ def test_strangers_words_are_escaped():
     for drawn in (text.draw(odd()), svg.draw(odd()), html.page(odd()), dot.draw(odd())):
         assert not [c for c in drawn if unicodedata.category(c)[0] == "C" and c != "\n"]
         assert "<script>" not in drawn or drawn.startswith(("process", "graph"))
+
+
+# ---- living pods ---------------------------------------------------------------------------------------------------
+
+
+def mapped(who, *words: object, **kwargs) -> dict:
+    return json.loads(who.run("map", *words, "--format", "json", **kwargs).stdout)
+
+
+def box(shown: dict, name: str) -> dict:
+    return next(pod for pod in shown["pods"] if pod["name"] == name)
+
+
+def roles(pod: dict) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for one in pod["stations"]:
+        found.setdefault(one["role"], []).append(one["name"])
+    return found
+
+
+def one(pod: dict, role: str, name: str = "") -> dict:
+    return next(s for s in pod["stations"] if s["role"] == role and name in ("", s["name"]))
+
+
+def namespace(pid: int, kind: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{kind}")[len(kind) + 2 : -1]
+
+
+@contextlib.contextmanager
+def running(*command: object, **kwargs):
+    """A process that is killed in the end."""
+    process = subprocess.Popen([str(word) for word in command], **kwargs)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=20)
+
+
+def test_members_exec_and_strangers(host, pod, busybox):
+    host.start("web", busybox, "sh", "-c", "sleep 100 & (sleep 101 &); sleep 102; true")
+    host.start("clock", busybox, "sleep", "100", options=("--pid", "own"))
+    host.start("worker", busybox, "sleep", "100", options=("--pid", "nested", "--net", "own"))
+    pause = host.pod()["pid"]
+    with (
+        running(NSRUN, "exec", "web", "sleep", "103", env=host.env),
+        running("nsenter", "-t", pause, "-n", "-i", "sleep", "104"),
+    ):
+        found = wait_for(
+            lambda: (b := box(mapped(host), "pause")) and {"exec", "foreign"} <= roles(b).keys() and b, what="the map"
+        )
+    assert roles(found) == {"pause": ["pause"], "member": ["web", "clock", "worker"], "exec": ["web"], "foreign": ["sleep"]}  # fmt: skip
+    assert [s["role"] for s in found["stations"]] == ["pause", "member", "exec", "member", "member", "foreign"]
+    web, stranger = one(found, "member", "web"), one(found, "foreign")
+    assert web["pid"] == host.member("web")["pid"] and web["children"] == 3
+    assert found["stations"][0]["pid"] == pause
+    for each in found["stations"]:
+        own = {"clock": {"pid"}, "worker": {"pid", "net"}, "sleep": {"uts", "pid"}}.get(each["name"], set())
+        kinds = ("net", "ipc", "uts", "pid")
+        assert {kind for kind in kinds if each["places"][kind] != namespace(pause, kind)} == own, each
+    assert stranger["places"]["uts"] == namespace(os.getpid(), "uts")
+    assert found["parents"] == {
+        one(found, "member", "worker")["places"]["pid"]: namespace(pause, "pid"),
+        one(found, "member", "clock")["places"]["pid"]: namespace(os.getpid(), "pid"),
+    }
+
+
+def test_shared_memory_is_a_line_of_its_own(host, pod, busybox):
+    """A member with an IPC namespace of its own has a /dev/shm of its own, too; a stranger in the pod's has the machine's."""
+    host.start("web", busybox, "sleep", "100")
+    host.start("island", busybox, "sleep", "100", options=("--ipc", "own"))
+    with running("nsenter", "-t", host.pod()["pid"], "-i", "sleep", "104"):
+        found = wait_for(lambda: "foreign" in roles(b := box(mapped(host), "pause")) and b)
+    pause, web, island, stranger = (one(found, *key)["places"] for key in (("pause",), ("member", "web"), ("member", "island"), ("foreign",)))  # fmt: skip
+    assert pause["shm"] == web["shm"] != island["shm"] and pause["ipc"] == web["ipc"] != island["ipc"]
+    assert stranger["ipc"] == pause["ipc"] and stranger["shm"] == mapped(host)["machine"]["shm"] != pause["shm"]
+
+
+def test_the_way_of_a_packet(host, busybox):
+    host.run("pod create -p 127.0.0.1:8087:80 shop")
+    host.run("join shop -d --name web --rootfs {} -- httpd -f -p 80", busybox)
+    note = host.pod("shop")
+    way = wait_for(
+        lambda: (w := box(mapped(host), "shop")["way"]) and w[-1]["title"] == "listening" and w, what="a listener"
+    )
+    assert [(stop["title"], stop["details"]) for stop in way] == [
+        ("ports", ["127.0.0.1:8087 → 80"]),
+        (note["network"]["bridge"], [note["network"]["gateway"]]),
+        (note["network"]["veth"], [f"port of {note['network']['bridge']}"]),
+        ("eth0", [f"{note['network']['ip']}/24"]),
+        ("lo", ["127.0.0.1/8"]),
+        ("listening", ["80"]),
+    ]
+    sh("nsenter", "-t", note["pid"], "-n", "ip", "link", "set", "lo", "down")
+    way = box(mapped(host), "shop")["way"]
+    assert ("lo", ["down"]) in [(stop["title"], stop["details"]) for stop in way]
+
+
+def test_a_pod_of_a_user(host, alice, owned, rootfs):
+    """Root names its members by their cgroups, or as their owner does; the owner sees the same."""
+    sh("chown", "-R", f"{alice.uid}:{alice.uid}", rootfs)
+    alice.start("web", rootfs, "sleep", "100", options=("--user", "33"))
+    with running(*alice.words(NSRUN, "exec", "web", "sleep", "101"), env=alice.env, cwd="/"):
+        wait_for(lambda: "exec" in roles(box(mapped(host), "pause")))
+        for who in (host, alice):
+            found = box(mapped(who), "pause")
+            assert roles(found) == {"pause": ["pause"], "member": ["web"], "exec": ["web"]}, who
+            assert found["about"] == ["owner alice"] and len(found["helpers"]) == 1
+            (ids,) = found["maps"]
+            assert ids["owner"] == alice.uid and ids["uids"][0] == [0, alice.uid, 1]
+            member = one(found, "member")
+            assert member["uid_inside"] == 33 and member["uid"] == ids["uids"][1][1] + 32
+
+
+def test_a_member_that_outlived_its_pod(host, pod, busybox):
+    host.start("clock", busybox, "sleep", "100", options=("--pid", "own"))
+    host.run("pod", "kill", "pause")
+    wait_for(lambda: host.member("clock")["orphaned"])
+    (found,) = mapped(host)["pods"]
+    assert (found["kind"], found["name"], roles(found)) == ("orphan", "clock", {"member": ["clock"]})
+    assert found["about"] == ["member of pod pause, which has ended"]
+
+
+def test_what_nsrun_did_not_make(host):
+    """Two processes by hand that share a network, and nothing else; a third one in there is found."""
+    with running("unshare", "--net", "--uts", "sleep", "100") as first:
+        wait_for(lambda: namespace(first.pid, "net") != namespace(os.getpid(), "net"))
+        with (
+            running("nsenter", "-t", first.pid, "-n", "sleep", "101") as second,
+            running("nsenter", "-t", first.pid, "-n", "sleep", "102") as third,
+        ):
+            wait_for(lambda: all(namespace(p.pid, "net") == namespace(first.pid, "net") for p in (second, third)))
+            (found,) = mapped(host, first.pid, second.pid)["pods"]
+    assert found["kind"] == "process" and found["name"] == f"{first.pid} and {second.pid}"
+    assert {s["pid"] for s in found["stations"]} == {first.pid, second.pid, third.pid}
+    shared = {line["kind"]: len(line["stops"]) for line in found["lines"] if not line["machine"]}
+    assert shared == {"net": 3, "uts": 1}
+
+
+def test_a_pid_of_a_pod_is_shown_with_its_pod(host, pod, busybox):
+    host.start("web", busybox, "sleep", "100")
+    (found,) = mapped(host, host.member("web")["pid"])["pods"]
+    assert (found["kind"], found["name"], roles(found)["member"]) == ("pod", "pause", ["web"])
+
+
+def test_what_can_not_be_mapped(host, pod):
+    assert "no pod 'nosuch'" in host.fails(125, "map", "nosuch")
+    assert "there is no process 4194304" in host.fails(125, "map", "4194304")
+    assert "not svg" in host.fails(2, "map", "--watch", "--format", "svg")
+    assert "unknown value" in host.fails(2, "map", "--format", "png")
+    for address in ("0.0.0.0:8000", "192.0.2.1:8000", "[::]:80", "[::ffff:127.0.0.1]:80", "example.com:80", "8000", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x"):  # fmt: skip
+        host.fails(2, "map", "--serve", address)
+    assert "--watch" in host.fails(2, "map", "--watch", "--serve", "127.0.0.1:0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "EADDRINUSE" in host.fails(125, "map", "--serve", f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_all_forms_of_a_living_pod(host, pod, busybox):
+    host.start("web", busybox, "sh", "-c", "sleep 100; true", "\x1b[31m<b>")
+    assert "\\x1b[31m<b>" in host.run("map").stdout
+    ElementTree.fromstring(host.run("map", "--format", "svg").stdout)
+    assert Page(host.run("map", "--format", "html").stdout).tags.count("table") == 1
+    assert host.run("map", "--format", "dot").stdout.startswith("graph")
+    assert max(len(line) for line in host.run("map", env={"COLUMNS": "120"}).stdout.split("\n")) == 120
+
+
+def test_the_map_while_pods_come_and_go(host, busybox):
+    """No moment is a wrong one: neither an error nor a traceback, whatever has just begun or ended."""
+    script = f'for i in 1 2 3 4 5 6; do {NSRUN} pod create --network none "$1$i" && {NSRUN} join "$1$i" -d --rootfs {busybox} -- sleep 100; kill -9 $({NSRUN} pod ls --json | sed -n "s/.*.pid.: //p" | tr -d ,) ; done; exit 0'  # fmt: skip
+    with (
+        running("sh", "-c", script, "sh", "a", env=host.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one_,
+        running("sh", "-c", script, "sh", "b", env=host.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as two,
+    ):  # fmt: skip
+        seen, end = set(), time.monotonic() + 60
+        while (one_.poll() is None or two.poll() is None) and time.monotonic() < end:
+            done = host.run("map", "--format", "json", check=False)
+            assert done.returncode == 0 and not done.stderr, done
+            seen.add(len(json.loads(done.stdout)["pods"]))
+    assert len(seen) > 1
+
+
+# ---- watch and serve -------------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """`map --watch --format json` in the background: the maps so far."""
+
+    def __init__(self, host, file, *words: object) -> None:
+        self.file = file
+        with file.open("w") as out:
+            self.process = host.background("map", "--watch", "--format", "json", *words, stdout=out, stderr=out)
+
+    def maps(self) -> list[dict]:
+        return [json.loads(line) for line in self.file.read_text().split("\n")[:-1] if line]
+
+    def stations(self) -> dict[str, bool]:
+        """name → has it ended, of the newest map"""
+        found = self.maps()
+        return {s["name"]: s["ended"] for pod in found[-1]["pods"] for s in pod["stations"]} if found else {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(timeout=20)
+
+
+def test_watch_follows(host, pod, busybox, tmp_path):
+    """A member, a stranger and pause come and go; what has ended is shown so for a moment."""
+    with Watch(host, tmp_path / "maps") as watch:
+        wait_for(lambda: watch.stations() == {"pause": False})
+        host.start("web", busybox, "sleep", "100")
+        wait_for(lambda: watch.stations() == {"pause": False, "web": False})
+        with running("nsenter", "-t", host.pod()["pid"], "-n", "sleep", "101"):
+            wait_for(lambda: watch.stations() == {"pause": False, "web": False, "sleep": False})
+        wait_for(lambda: watch.stations() == {"pause": False, "web": False, "sleep": True})
+        wait_for(lambda: watch.stations() == {"pause": False, "web": False})
+        kill(host.pod()["pid"])
+        wait_for(lambda: watch.stations() == {"pause": True, "web": True})
+        wait_for(lambda: watch.maps()[-1]["pods"] == [])
+        watch.process.send_signal(2)
+        assert watch.process.wait(timeout=20) == 130
+
+
+def test_watch_of_a_process_ends_with_it(host, tmp_path):
+    with running("unshare", "--net", "sleep", "100") as process:
+        wait_for(lambda: namespace(process.pid, "net") != namespace(os.getpid(), "net"))
+        watch = Watch(host, tmp_path / "maps", process.pid)
+        with watch:
+            wait_for(lambda: watch.stations() == {"sleep": False})
+            process.kill()
+            process.wait(timeout=20)
+            wait_for(lambda: watch.stations() == {"sleep": True})
+            assert watch.process.wait(timeout=20) == 0
+        assert watch.maps()[-1]["pods"] == []
+
+
+def test_watch_rests(host, pod, busybox, tmp_path):
+    """An idle watch takes at most a hundredth of a processor, and wakes for nothing that others do."""
+    host.start("web", busybox, "sleep", "100")
+    with Watch(host, tmp_path / "maps") as watch:
+        wait_for(watch.stations)
+        time.sleep(3)
+        began, at = used(watch.process.pid), time.monotonic()
+        time.sleep(12)
+        share = (used(watch.process.pid) - began) / (time.monotonic() - at)
+    assert share <= 0.012, share  # a clock tick is 0.01 s
+
+
+def used(pid: int) -> float:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_watch_on_a_terminal(terminal, host, pod, busybox):
+    """It redraws the screen, and never writes more lines than the terminal has."""
+    screen = terminal("map", "--watch", rows=20)
+    screen.expect("pod pause")
+    host.start("web", busybox, "sleep", "100")
+    screen.expect(r"\x1b\[H\x1b\[2Jpod pause")
+    screen.expect("web .* sleep 100")
+    assert "shared" not in screen.seen
+    screen.expect("… \\d+ more lines\r\n")
+    screen.type("\x03")
+    screen.expect("interrupted")
+    assert screen.process.wait(timeout=20) == 130
+
+
+@contextlib.contextmanager
+def served(host, *words: object):
+    process = host.background("map", "--serve", "127.0.0.1:0", *words, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().strip(), process
+    finally:
+        process.kill()
+        process.wait(timeout=20)
+        process.stdout.close()
+
+
+def get(url: str, **headers: str) -> tuple[int, dict[str, str], str]:
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+            return answer.status, dict(answer.headers), answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read().decode()
+
+
+def test_serve(host, pod, busybox):
+    with served(host) as (url, _):
+        status, headers, source = get(url)
+        assert status == 200 and headers["Referrer-Policy"] == "no-referrer" and headers["Cache-Control"] == "no-store"
+        nonce = re.search(r"script-src 'nonce-([^']+)'", headers["Content-Security-Policy"])
+        assert nonce and f'<script nonce="{nonce[1]}">' in source and "pod pause" in source
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert json.loads(get(f"{url}map.json")[2])["pods"][0]["name"] == "pause"
+        ElementTree.fromstring(get(f"{url}map.svg")[2])
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}events", timeout=20) as stream:
+            first = json.loads(stream.readline().removeprefix(b"data: "))
+            assert "pause" in first["picture"] and stream.readline() == b"\n"
+            host.start("web", busybox, "sleep", "100")
+            news = [first]
+            while "web" not in news[-1]["table"]:
+                if (line := stream.readline()).startswith(b"data: "):
+                    news.append(json.loads(line.removeprefix(b"data: ")))
+            assert "web" in news[-1]["picture"]
+
+
+def test_serve_refuses_strangers(host, pod):
+    """Without the token, and under another name than its own: DNS rebinding."""
+    with served(host) as (url, process):
+        base, port = url.rpartition("/")[0].rpartition("/")[0], url.split(":")[2].split("/")[0]
+        assert [get(f"{base}/{path}")[0] for path in ("", "map.json", "x" * 32 + "/", "events")] == [404] * 4
+        for name in (f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{int(port) - 1}", "", f"127.0.0.1.evil.example:{port}"):  # fmt: skip
+            assert get(url, Host=name)[0] == 403, name
+        assert get(url, Host=f"localhost:{port}")[0] == 200
+        assert get(f"{url}../etc/passwd")[0] == get(f"{url}nosuch")[0] == 404
+        listening = sh("ss", "-Hltnp").stdout
+        assert [line.split()[3] for line in listening.split("\n") if f"pid={process.pid}," in line] == [f"127.0.0.1:{port}"]  # fmt: skip
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=10) as sock:
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b" 501 " in sock.recv(4096)
+        assert get(url)[0] == 200
+
+
+# ---- in a browser --------------------------------------------------------------------------------------------------
+
+#: What is seen in the page: [pairs that overlap, texts that leave their box, …].
+LOOK = """(() => {
+const place = e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
+const all = (from, what) => [...from.querySelectorAll(what)].map(place);
+const within = (a, b) => a[0] >= b[0] && a[1] >= b[1] && a[2] <= b[2] && a[3] <= b[3];
+const meet = (a, b) => a[0] < b[2] - 1 && b[0] < a[2] - 1 && a[1] < b[3] - 1 && b[1] < a[3] - 1;
+const svg = document.querySelector('svg.map'), style = (e, key) => getComputedStyle(e)[key];
+const texts = all(svg, 'text'), dots = all(svg, 'circle'), marks = [...texts, ...dots];
+let clashes = 0, left = 0;
+for (let i = 0; i < marks.length; i++) for (let j = i + 1; j < marks.length; j++) clashes += meet(marks[i], marks[j]);
+for (const group of svg.querySelectorAll('.station, .way-stop'))
+  for (const text of all(group, 'text')) left += !within(text, place(group.querySelector('rect')));
+return {
+  clashes, left, dots: dots.length, stations: svg.querySelectorAll('.station').length,
+  rows: document.querySelectorAll('tbody tr').length, tables: document.querySelectorAll('table').length,
+  picture: document.querySelector('#picture').scrollWidth - document.querySelector('#picture').clientWidth,
+  size: parseFloat(style(svg.querySelector('text'), 'fontSize')), back: style(document.body, 'backgroundColor'),
+  dot: style(svg.querySelector('.net .dot'), 'fill'), text: style(svg.querySelector('text'), 'fill'),
+  title: document.getElementById(svg.getAttribute('aria-labelledby').split(' ')[0]).textContent,
+};
+})()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "shown", [shop(), ended_shop(), crowd(1, 30), crowd(20, 8)], ids=["shop", "ended", "crowd", "twenty"]
+)
+def test_in_a_browser(shown, scheme, tmp_path):
+    """With a real font nothing overlaps either, no text leaves its box, and 1280 pixels are wide enough."""
+    page = tmp_path / "map.html"
+    page.write_text(html.page(shown))
+    with Browser(tmp_path, scheme) as browser:
+        browser.go(page.as_uri())
+        found = browser.evaluate(LOOK)
+    stations = [station for pod in shown.pods for station in pod.stations]
+    stops = [pod.stations[stop] for pod in shown.pods for line in lines(pod, MACHINE) for stop in line.stops]
+    assert (found["clashes"], found["left"], found["picture"]) == (0, 0, 0), found
+    assert found["stations"] == found["rows"] == len(stations) and found["tables"] == len(shown.pods)
+    assert found["dots"] == sum(not stop.ended for stop in stops)
+    assert found["size"] >= 12 and found["title"].startswith("Map of pod ")
+    assert (found["back"], found["text"], found["dot"]) == {
+        "light": ("rgb(255, 255, 255)", "rgb(27, 31, 36)", "rgb(9, 105, 218)"),
+        "dark": ("rgb(13, 17, 23)", "rgb(230, 237, 243)", "rgb(88, 166, 255)"),
+    }[scheme]
+
+
+def test_the_live_page_in_a_browser(host, pod, busybox, tmp_path):
+    """The page follows the pod, and its own policy stops none of it; what strangers are called is only text."""
+    with served(host) as (url, process), Browser(tmp_path) as browser:
+        browser.go(url)
+        count, state = "document.querySelectorAll('.station').length", "document.getElementById('state').textContent"
+        wait_for(lambda: browser.evaluate(state).startswith("live, as of"), what="the first event")
+        assert browser.evaluate(count) == 1
+        host.start("web", busybox, "sh", "-c", "sleep 100; true", "<img src=x onerror=alert(1)>")
+        wait_for(lambda: browser.evaluate(count) == 2)
+        assert "<img src=x" in browser.evaluate("document.querySelector('#table').textContent")
+        assert browser.evaluate("document.querySelectorAll('img, script').length") == 1
+        host.run("rm", "-f", "web")
+        wait_for(lambda: browser.evaluate("document.querySelectorAll('.station.ended').length") == 1)
+        wait_for(lambda: browser.evaluate(count) == 1)
+        assert browser.screenshot().startswith(b"\x89PNG")
+        process.kill()
+        wait_for(lambda: browser.evaluate(state).startswith("not connected"))

@@ -300,7 +300,11 @@ class Interface:
 
     name: str
     index: int  # 0: not told, because it is down
-    addresses: list[str]  # ADDRESS/PREFIX; a loopback interface that is down has none
+    addresses: list[str]  # ADDRESS/PREFIX
+
+    @property
+    def up(self) -> bool:
+        return self.index > 0
 
 
 def interfaces(pid: int) -> list[Interface]:
@@ -313,6 +317,7 @@ def interfaces(pid: int) -> list[Interface]:
     except OSError:
         return []
     names = [line.rpartition(":")[0].strip() for line in texts[0].split("\n")[2:] if ":" in line]
+    # all that are up are members of 224.0.0.1 (RFC 1112), lo as well
     numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and f[0].isdigit()}
     routes = [("lo", 127, 0xFF)] if "lo" in names else []
     for fields in (line.split() for line in texts[2].split("\n")[1:] if line):

@@ -397,8 +397,8 @@ def _way(look: _Look, pid: int, note: Note | None) -> list[Stop]:
     way += _bridges(look, pid, interfaces, (note["network"].get("gateway", "") if note else ""))
     if mode == "pasta":
         way.append(Stop("pasta", ["a process outside"]))
-    way += [Stop(one.name, one.addresses or ["no address"]) for one in interfaces if one.name != "lo"]
-    way += [Stop("lo", one.addresses or ["down"]) for one in interfaces if one.name == "lo"]
+    for one in sorted(interfaces, key=lambda one: one.name == "lo"):
+        way.append(Stop(one.name, one.addresses or ["no address"] if one.up else ["down"]))
     listening = sorted(facts.listening(pid))
     return [*way, Stop("listening", [str(port) for port in listening])] if listening else way
 
