@@ -301,8 +301,9 @@ def test_colours_can_be_read(scheme):
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, behind)
 
 
-def test_the_picture_of_the_docs_is_this_one():
+def test_the_pictures_of_the_docs_are_these():
     golden(DOCS / "map.svg", svg.draw(shop()))
+    assert f"```\n{text.draw(shop(), 80)}```" in (DOCS / "map.md").read_text()
 
 
 # ---- HTML and dot ------------------------------------------------------------------------------------------------

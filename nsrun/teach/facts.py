@@ -71,7 +71,7 @@ def process(pid: int) -> Process | None:
         [os.fsdecode(word) for word in command.removesuffix(b"\0").split(b"\0")] if command else [],
         int(status["Uid"].split()[0]),
         [int(number) for number in status.get("NSpid", str(pid)).split()],
-        namespaces(pid),
+        namespaces_of(pid),
         status,
     )
 
@@ -99,7 +99,7 @@ def _read(pid: int, file: str) -> bytes:
         return b"".join(pieces)
 
 
-def program(pid: int) -> str:
+def exe(pid: int) -> str:
     """Return the path of the file that a process executes, proc_pid_exe(5); "" when it has ended, or we may not look.
 
     A program that was written to memory has a path that begins with /memfd: and the name that it was given there.
@@ -110,7 +110,7 @@ def program(pid: int) -> str:
         return ""
 
 
-def namespaces(pid: int) -> dict[str, int]:
+def namespaces_of(pid: int) -> dict[str, int]:
     """Return the inode of each namespace of a process; {} when it has ended, or we may not look."""
     found = {}
     for kind in KINDS:
@@ -318,7 +318,7 @@ def interfaces(pid: int) -> list[Interface]:
         return []
     names = [line.rpartition(":")[0].strip() for line in texts[0].split("\n")[2:] if ":" in line]
     # all that are up are members of 224.0.0.1 (RFC 1112), lo as well
-    numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and f[0].isdigit()}
+    numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and is_number(f[0])}
     routes = [("lo", 127, 0xFF)] if "lo" in names else []
     for fields in (line.split() for line in texts[2].split("\n")[1:] if line):
         if mask := int(fields[7], 16):
@@ -355,7 +355,7 @@ class Link:
     netns: int  # which namespace that is, as netns_number() tells it; -1: this one
 
 
-def links() -> list[Link]:
+def own_links() -> list[Link]:
     """Return the interfaces of the caller's network namespace.  Raise OSError when the kernel refuses."""
     from nsrun.host import wire
 

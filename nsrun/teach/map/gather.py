@@ -98,14 +98,14 @@ class _Look:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        own = facts.namespaces(os.getpid())
+        own = facts.namespaces_of(os.getpid())
         self.machine = {kind: str(inode) for kind, inode in own.items()}
         if device := facts.shm(os.getpid()):
             self.machine["shm"] = device
         self.spaces: dict[int, dict[str, int]] = {}
         self.inside: dict[tuple[str, int], list[int]] = {}  # a namespace that is not the caller's → who is in it
         for pid in facts.pids():
-            spaces = self.spaces[pid] = facts.namespaces(pid)
+            spaces = self.spaces[pid] = facts.namespaces_of(pid)
             for kind, inode in spaces.items():
                 if inode != own.get(kind):
                     self.inside.setdefault((kind, inode), []).append(pid)
@@ -130,7 +130,7 @@ class _Look:
     def links(self) -> list[facts.Link]:
         if self._links is None:
             try:
-                self._links = facts.links()
+                self._links = facts.own_links()
             except OSError:
                 self._links = []
         return self._links
@@ -199,11 +199,11 @@ class _Crew:
             return "process", process.name
         if home:
             return ("foreign" if self.role[home][0] == "foreign" else "child"), process.name
-        if facts.program(process.pid).startswith(_OURS):
+        if facts.exe(process.pid).startswith(_OURS):
             return "helper", process.name
         member = self.names.get(self._mounts(process.pid), "")
         group = name_of_cgroup(process.pid) if self.pause else ""
-        if facts.program(process.ppid) == _MONITOR or (group and group == member):
+        if facts.exe(process.ppid) == _MONITOR or (group and group == member):
             return "exec", member or group or process.name
         return self.outsiders, process.name
 
@@ -294,7 +294,7 @@ def _theirs(look: _Look, pause: int) -> dict[int, tuple[str, str]]:
     processes = [p for pid in look.related([pause], OF_A_POD) if pid != pause and (p := facts.process(pid))]
     for process in sorted(processes, key=lambda p: (p.start, p.pid)):
         place = process.namespaces.get("mnt", 0)
-        if place in taken or facts.program(process.ppid) != _MONITOR:
+        if place in taken or facts.exe(process.ppid) != _MONITOR:
             continue
         taken.add(place)
         name = name_of_cgroup(process.pid) or look.claims().get(process.pid, "")
