@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import unicodedata
 import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import pytest
@@ -27,7 +29,7 @@ from mapped import MACHINE, crowd, shop, station
 from test_printable import WORD
 
 from nsrun.cli import maps
-from nsrun.teach.map import dot, html, svg, text
+from nsrun.teach.map import dot, gather, html, svg, text
 from nsrun.teach.map.fit import cells, fit, pad, wrap
 from nsrun.teach.map.model import Map, Pod, lines, of_the_machine, plain, with_ended
 
@@ -470,6 +472,100 @@ def test_a_pod_of_a_user(host, alice, owned, rootfs):
             assert member["uid_inside"] == 33 and member["uid"] == ids["uids"][1][1] + 32
 
 
+def test_a_pod_of_a_user_without_cgroups(host, alice, rootfs):
+    """There are no cgroups to name its members, so root asks their owner, and says what is not known."""
+    sh("chown", "-R", f"{alice.uid}:{alice.uid}", rootfs)
+    host.run("pod create --network none pause", env={"SUDO_UID": str(alice.uid), "NSRUN_CGROUP": "none"})
+    alice.start("web", rootfs, "sleep", "100")
+    with running(*alice.words(NSRUN, "exec", "web", "sleep", "101"), env=alice.env, cwd="/"):
+        found = wait_for(lambda: "exec" in roles(b := box(mapped(host), "pause")) and b)
+    assert roles(found) == {"pause": ["pause"], "member": ["web"], "exec": ["web"]}
+
+
+def test_a_pod_without_root(host, alice):
+    """A user maps a pod of their own; root, whose notes do not speak of it, maps it by a pid."""
+    need(shutil.which("pasta"), "pasta is missing", "apt-get install passt")
+    alice.run("pod create -p 127.0.0.1:8099:80 mine")
+    (pod,) = mapped(alice)["pods"]
+    assert pod["name"] == "mine" and roles(pod) == {"pause": ["pause"]} and not pod["parents"]
+    titles = [stop["title"] for stop in pod["way"]]
+    assert titles[:2] == ["ports", "pasta"] and titles[-1] == "lo", titles
+    assert mapped(host)["pods"] == []
+    (found,) = mapped(host, pod["stations"][0]["pid"])["pods"]
+    assert found["kind"] == "process" and found["stations"][0]["places"] == pod["stations"][0]["places"]
+
+
+def test_what_a_user_may_not_look_into(host, alice):
+    with running("unshare", "--net", "sleep", "100") as process:
+        wait_for(lambda: namespace(process.pid, "net") != namespace(os.getpid(), "net"))
+        (found,) = mapped(alice, process.pid)["pods"]
+        drawn = alice.run("map", process.pid).stdout
+    assert found["stations"][0]["places"] == {} and found["lines"] == []
+    assert "you may not look into 1" in drawn
+
+
+def test_a_pod_whose_note_is_lost(host, pod, busybox):
+    """Its pause is found by the file that it holds, its member by its own note; both are in one box."""
+    host.start("web", busybox, "sleep", "100")
+    pause = host.pod()["pid"]
+    shutil.rmtree(host.root / "run/pods/pause")
+    (found,) = mapped(host)["pods"]
+    assert (found["kind"], roles(found)) == ("orphan", {"pause": ["pause"], "member": ["web"]})
+    assert found["stations"][0]["pid"] == pause and "no note speaks of it" in found["about"][0]
+    host.run("rm", "-f", "web")
+    host.run("pod", "prune")
+    wait_for(lambda: "of no pod" in host.run("pod", "prune").stdout or not host.cgroups(), what="the cgroup goes")
+
+
+@pytest.mark.parametrize("lost", ["pods/pause", "members/web"])
+def test_a_damaged_note(host, pod, busybox, lost):
+    """The pod and its member are on the map all the same; the member's name is that of its cgroup."""
+    host.start("web", busybox, "sleep", "100")
+    pid, note = host.member("web")["pid"], host.root / "run" / lost / "note"
+    good = note.read_bytes()
+    note.write_bytes(good.replace(b"{", b"[", 1))
+    (found,) = mapped(host)["pods"]
+    note.write_bytes(good)
+    assert found["name"] == "pause" and ("its note is damaged" in found["about"]) == lost.startswith("pods")
+    assert (found["stations"][1]["pid"], roles(found)["member"]) == (pid, ["web"] if host.cgroups() else ["sleep"])
+
+
+def test_a_number_may_be_the_name_of_a_pod(host):
+    name = str(os.getpid())
+    host.run("pod", "create", "--network", "none", name)
+    (found,) = mapped(host, name)["pods"]
+    assert (found["kind"], found["name"]) == ("pod", name)
+
+
+def test_two_processes_in_no_namespace_of_their_own(host):
+    """They share everything with the map itself, so nobody else belongs to them, and there is no line."""
+    (found,) = mapped(host, os.getpid())["pods"]
+    assert [s["pid"] for s in found["stations"]] == [os.getpid()]
+    assert found["lines"] == [] and found["way"] == [{"title": "this machine's network", "details": []}]
+
+
+def test_limits(monkeypatch):
+    """What cgroup v2 allows, and what is used of it."""
+    used_ = {"memory": 19 << 20, "memory_limit": 64 << 20, "cpu_limit": 1.5, "pids": 12, "pids_limit": 100}
+    monkeypatch.setattr("nsrun.host.cgroup.usage", lambda path, ident: used_ if (path, ident) == ("/x", 7) else {})
+    look = type("Look", (), {"limited": True})
+    note = {"cgroup": "/x", "cgroup_id": 7}
+    assert gather._limits(look, 0, note) == ["memory 19 MiB of 64 MiB", "processors 1.5", "processes 12 of 100"]
+    used_.update(memory_limit=None, cpu_limit=None, pids_limit=None)
+    assert gather._limits(look, 0, note) == []
+    assert [gather.size(n) for n in (0, 1023, 1 << 10, 1536 << 10, 5 << 30)] == ["0 B", "1023 B", "1 KiB", "1.5 MiB", "5 GiB"]  # fmt: skip
+
+
+def test_there_is_room_for_so_many(host, pod):
+    """A stranger who forks without end fills one box with stations, and no more than have room."""
+    line = f"for i in $(seq 60); do nsenter -t {host.pod()['pid']} -n sleep 100 & done; wait"
+    with running("setpriv", "--pdeathsig", "KILL", "sh", "-c", line, start_new_session=True) as process:
+        wait_for(lambda: box(mapped(host), "pause")["hidden"] == 61 - gather.MOST)
+        drawn = host.run("map").stdout
+        os.killpg(process.pid, 9)
+    assert f"and {61 - gather.MOST} more" in drawn
+
+
 def test_a_member_that_outlived_its_pod(host, pod, busybox):
     host.start("clock", busybox, "sleep", "100", options=("--pid", "own"))
     host.run("pod", "kill", "pause")
@@ -535,6 +631,35 @@ def test_the_map_while_pods_come_and_go(host, busybox):
             assert done.returncode == 0 and not done.stderr, done
             seen.add(len(json.loads(done.stdout)["pods"]))
     assert len(seen) > 1
+
+
+@pytest.mark.slow
+def test_twenty_pods_of_eight_members(host, busybox):
+    """The map of them takes at most 150 ms of processor time over a command that does nothing, on a machine at rest."""
+    names = [f"p{number}" for number in range(20)]
+
+    def make(name: str) -> None:
+        host.run("pod", "create", "--network", "none", name)
+        for number in range(8):
+            host.run("join", name, "-d", "--name", f"{name}-{number}", "--rootfs", busybox, "--", "sleep", "1000")
+
+    with ThreadPoolExecutor(2) as makers:
+        list(makers.map(make, names))
+
+    def seconds(*words: str) -> float:
+        """The least that it took: others on the machine only add to it."""
+        least = 60.0
+        for _ in range(7):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            host.run(*words)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            least = min(least, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return least
+
+    found = mapped(host)["pods"]
+    assert [len(pod["stations"]) for pod in found] == [9] * 20
+    slack = 3 if os.environ.get("COVERAGE_PROCESS_START") else 1
+    assert seconds("map") - seconds("--version") <= 0.150 * slack
 
 
 # ---- watch and serve -------------------------------------------------------------------------------------------------
