@@ -751,8 +751,8 @@ def test_watch_on_a_terminal(terminal, host, pod, busybox):
 
 
 @contextlib.contextmanager
-def served(host, *words: object):
-    process = host.background("map", "--serve", "127.0.0.1:0", *words, stdout=subprocess.PIPE, text=True)
+def served(host, port: str = "127.0.0.1:0"):
+    process = host.background("map", "--serve", port, stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().strip(), process
     finally:
@@ -806,6 +806,30 @@ def test_serve_refuses_strangers(host, pod):
             sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b" 501 " in sock.recv(4096)
         assert get(url)[0] == 200
+
+
+def test_serve_over_ipv6(host, pod):
+    with served(host, port="[::1]:0") as (url, _):
+        assert url.startswith("http://[::1]:") and get(url)[0] == 200
+
+
+def test_serve_has_room_for_so_many(host, pod):
+    """Connections that say nothing are closed when there are too many, and do not keep the others for long."""
+    with served(host) as (url, process), contextlib.ExitStack() as open_:
+        port = int(url.split(":")[2].split("/")[0])
+        for _ in range(80):
+            open_.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) >= 60)
+        assert len(os.listdir(f"/proc/{process.pid}/task")) <= 70
+        wait_for(lambda: answers(url), 60, "there is room again")
+        wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) < 10, 60, "the idle ones are let go")
+
+
+def answers(url: str) -> bool:
+    try:
+        return get(url)[0] == 200
+    except OSError:
+        return False
 
 
 # ---- in a browser --------------------------------------------------------------------------------------------------
