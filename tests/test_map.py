@@ -14,6 +14,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import unicodedata
 import urllib.error
@@ -125,12 +126,12 @@ def test_text_of_what_has_ended_is_stable():
     golden(HERE / "golden" / "map-ended.txt", text.draw(ended_shop(), 80))
 
 
-@pytest.mark.parametrize("width", [60, 80, 120, 160])
+@pytest.mark.parametrize("width", [72, 80, 120, 160])
 @pytest.mark.parametrize("shown", [shop(), ended_shop(), odd(), *(crowd(*size) for size in SIZES)])
 def test_text_has_room(shown, width):
     drawn = text.draw(shown, width)
     assert drawn.endswith("\n") and not any(line.endswith(" ") for line in drawn.split("\n"))
-    assert max(cells(line) for line in drawn.split("\n")) <= max(width, cells(text.LEGEND))
+    assert max(cells(line) for line in drawn.split("\n")) <= width
     assert all(c.isprintable() or c == "\n" for c in drawn)
 
 
@@ -140,7 +141,7 @@ def test_every_stop_is_below_its_station(members):
     shown = crowd(1, members)
     seen: dict[int, int] = {}
     column: dict[int, int] = {}
-    for line in text.draw(shown, 80).removesuffix(text.LEGEND + "\n").split("\n"):
+    for line in text.draw(shown, 80).removesuffix("   ".join(text.LEGEND) + "\n").split("\n"):
         if re.fullmatch(r" {20,}\d+( +\d+)*", line):
             column = {match.end() - 1: int(match[0]) for match in re.finditer(r"\d+", line)}
         elif column and line[11:12].strip() and "below" not in line:
@@ -265,7 +266,12 @@ def test_what_has_ended_has_a_cross():
     crosses = [one for one in root.iter() if one.get("class") == "cross"]
     kinds = len(MACHINE) - len(of_the_machine(ended_shop().pods[0], MACHINE))
     assert len(crosses) == 3 * kinds
-    assert len([one for one in root.iter() if (one.get("class") or "").endswith(" ended")]) == 3
+    classes = [one.get("class") or "" for one in root.iter()]
+    assert len([name for name in classes if name.endswith(" ended")]) == 3
+    # nobody is left on island's network, nor on any line of which the stranger was alone
+    assert sorted(name for name in classes if name.endswith(" gone")) == sorted(
+        ["net gone", *(f"{kind} machine gone" for kind in ("user", "ipc", "shm", "uts", "pid", "mnt"))]
+    )
 
 
 def test_the_picture_needs_nothing_else():
@@ -423,6 +429,23 @@ def test_members_exec_and_strangers(host, pod, busybox):
         one(found, "member", "worker")["places"]["pid"]: namespace(pause, "pid"),
         one(found, "member", "clock")["places"]["pid"]: namespace(os.getpid(), "pid"),
     }
+
+
+#: Executes a copy of sleep in memory, under a name that nsrun gives to its own.
+DISGUISED = """
+import os, sys
+fd = os.memfd_create("nsrun-monitor", 0)
+os.write(fd, open(sys.argv[1], "rb").read())
+os.execve(fd, ["sleep", "100"], {})
+"""
+
+
+def test_a_stranger_in_disguise(host, pod, busybox):
+    """Whoever calls their program as nsrun does is a helper in name, and a station all the same."""
+    with running("nsenter", "-t", host.pod()["pid"], "-n", sys.executable, "-c", DISGUISED, f"{busybox}/bin/busybox") as stranger:  # fmt: skip
+        wait_for(lambda: os.readlink(f"/proc/{stranger.pid}/exe").startswith("/memfd:nsrun-monitor"))
+        found = box(mapped(host), "pause")
+    assert one(found, "helper")["pid"] == stranger.pid and not found["helpers"]
 
 
 def test_shared_memory_is_a_line_of_its_own(host, pod, busybox):

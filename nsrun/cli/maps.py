@@ -73,7 +73,7 @@ def _drawn(shown: Map, form: str) -> str:
         from nsrun.cli import say
         from nsrun.teach.map import text
 
-        return text.draw(shown, say.size()[0], ascii=not say.can_be_written(text.LEGEND))
+        return text.draw(shown, say.size()[0], ascii=not say.can_be_written("".join(text.LEGEND)))
     if form == "dot":
         from nsrun.teach.map import dot
 
