@@ -30,7 +30,8 @@ from mapped import MACHINE, crowd, shop, station
 from test_printable import WORD
 
 from nsrun.cli import maps
-from nsrun.teach.map import dot, gather, html, svg, text
+from nsrun.state import State
+from nsrun.teach.map import dot, gather, html, svg, text, watch
 from nsrun.teach.map.fit import cells, fit, pad, wrap
 from nsrun.teach.map.model import Map, Pod, lines, of_the_machine, plain, with_ended
 
@@ -714,43 +715,69 @@ class Watch:
 
 def test_watch_follows(host, pod, busybox, tmp_path):
     """A member, a stranger and pause come and go; what has ended is shown so for a moment."""
-    with Watch(host, tmp_path / "maps") as watch:
-        wait_for(lambda: watch.stations() == {"pause": False})
+    with Watch(host, tmp_path / "maps") as following:
+        wait_for(lambda: following.stations() == {"pause": False})
         host.start("web", busybox, "sleep", "100")
-        wait_for(lambda: watch.stations() == {"pause": False, "web": False})
+        wait_for(lambda: following.stations() == {"pause": False, "web": False})
         with running("nsenter", "-t", host.pod()["pid"], "-n", "sleep", "101"):
-            wait_for(lambda: watch.stations() == {"pause": False, "web": False, "sleep": False})
-        wait_for(lambda: watch.stations() == {"pause": False, "web": False, "sleep": True})
-        wait_for(lambda: watch.stations() == {"pause": False, "web": False})
+            wait_for(lambda: following.stations() == {"pause": False, "web": False, "sleep": False})
+        wait_for(lambda: following.stations() == {"pause": False, "web": False, "sleep": True})
+        wait_for(lambda: following.stations() == {"pause": False, "web": False})
         kill(host.pod()["pid"])
-        wait_for(lambda: watch.stations() == {"pause": True, "web": True})
-        wait_for(lambda: watch.maps()[-1]["pods"] == [])
-        watch.process.send_signal(2)
-        assert watch.process.wait(timeout=20) == 130
+        wait_for(lambda: following.stations() == {"pause": True, "web": True})
+        wait_for(lambda: following.maps()[-1]["pods"] == [])
+        following.process.send_signal(2)
+        assert following.process.wait(timeout=20) == 130
+
+
+def test_events(host, pod):
+    """Each kind of event wakes the watch, and is read only once."""
+    with watch._Events(State(str(host.root))) as events:
+        with running("sleep", "100") as process:
+            there = Map(MACHINE, [Pod("x", "process", [], [station(process.pid, "process", "sleep", "sleep", [])])])
+            events.follow(there)
+            # the veth of an earlier test may still be on its way out
+            wait_for(lambda: not (events.drain() or events.wait(0.2)), what="silence")
+            (host.root / "run/pods/.new").mkdir()
+            assert events.wait(10), "a note has come"
+            events.drain()
+            (host.root / "run/pods/.new").rmdir()
+            assert events.wait(10), "a note has gone"
+            events.drain()
+            assert not events.wait(0.2)
+            sh("ip", "link", "add", "dummy-map", "type", "veth", "peer", "name", "dummy-peer")
+            assert events.wait(10), "an interface has come"
+            sh("ip", "link", "del", "dummy-map")
+            time.sleep(0.2)
+            events.drain()
+            assert not events.wait(0.2)
+        assert events.wait(10), "a station has ended"
+        events.follow(Map(MACHINE, []))
+        assert not events.pidfds and not events.wait(0.2)
 
 
 def test_watch_of_a_process_ends_with_it(host, tmp_path):
     with running("unshare", "--net", "sleep", "100") as process:
         wait_for(lambda: namespace(process.pid, "net") != namespace(os.getpid(), "net"))
-        watch = Watch(host, tmp_path / "maps", process.pid)
-        with watch:
-            wait_for(lambda: watch.stations() == {"sleep": False})
+        following = Watch(host, tmp_path / "maps", process.pid)
+        with following:
+            wait_for(lambda: following.stations() == {"sleep": False})
             process.kill()
             process.wait(timeout=20)
-            wait_for(lambda: watch.stations() == {"sleep": True})
-            assert watch.process.wait(timeout=20) == 0
-        assert watch.maps()[-1]["pods"] == []
+            wait_for(lambda: following.stations() == {"sleep": True})
+            assert following.process.wait(timeout=20) == 0
+        assert following.maps()[-1]["pods"] == []
 
 
 def test_watch_rests(host, pod, busybox, tmp_path):
     """An idle watch takes at most a hundredth of a processor, and wakes for nothing that others do."""
     host.start("web", busybox, "sleep", "100")
-    with Watch(host, tmp_path / "maps") as watch:
-        wait_for(watch.stations)
+    with Watch(host, tmp_path / "maps") as following:
+        wait_for(following.stations)
         time.sleep(3)
-        began, at = used(watch.process.pid), time.monotonic()
+        began, at = used(following.process.pid), time.monotonic()
         time.sleep(12)
-        share = (used(watch.process.pid) - began) / (time.monotonic() - at)
+        share = (used(following.process.pid) - began) / (time.monotonic() - at)
     assert share <= 0.012, share  # a clock tick is 0.01 s
 
 
