@@ -644,16 +644,23 @@ def test_all_forms_of_a_living_pod(host, pod, busybox):
 
 def test_the_map_while_pods_come_and_go(host, busybox):
     """No moment is a wrong one: neither an error nor a traceback, whatever has just begun or ended."""
-    script = f'for i in 1 2 3 4 5 6; do {NSRUN} pod create --network none "$1$i" && {NSRUN} join "$1$i" -d --rootfs {busybox} -- sleep 100; kill -9 $({NSRUN} pod ls --json | sed -n "s/.*.pid.: //p" | tr -d ,) ; done; exit 0'  # fmt: skip
-    with (
-        running("sh", "-c", script, "sh", "a", env=host.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one_,
-        running("sh", "-c", script, "sh", "b", env=host.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as two,
-    ):  # fmt: skip
-        seen, end = set(), time.monotonic() + 60
-        while (one_.poll() is None or two.poll() is None) and time.monotonic() < end:
+
+    def come_and_go(name: str) -> None:
+        for number in range(6):
+            pod = f"{name}{number}"
+            host.run("pod", "create", "--network", "none", pod)
+            host.run("join", pod, "-d", "--rootfs", busybox, "--", "sleep", "100")
+            kill(host.pod(pod)["pid"])
+
+    seen = set()
+    with ThreadPoolExecutor(2) as makers:
+        busy = [makers.submit(come_and_go, name) for name in "ab"]
+        while not all(one_.done() for one_ in busy):
             done = host.run("map", "--format", "json", check=False)
             assert done.returncode == 0 and not done.stderr, done
             seen.add(len(json.loads(done.stdout)["pods"]))
+    for one_ in busy:
+        one_.result()
     assert len(seen) > 1
 
 
