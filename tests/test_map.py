@@ -650,7 +650,9 @@ def test_the_map_while_pods_come_and_go(host, busybox):
             pod = f"{name}{number}"
             host.run("pod", "create", "--network", "none", pod)
             host.run("join", pod, "-d", "--rootfs", busybox, "--", "sleep", "100")
-            kill(host.pod(pod)["pid"])
+            pause = host.pod(pod)["pid"]
+            assert pause > 1
+            kill(pause)
 
     seen = set()
     with ThreadPoolExecutor(2) as makers:
