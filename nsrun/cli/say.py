@@ -56,6 +56,41 @@ def progress(text: str = "") -> None:
     flush()
 
 
+def screen(text: str, rows: int) -> None:
+    """Replace what is on the terminal by lines that nsrun made, as many as there are rows; into a pipe, print them all."""
+    if not (sys.stdout and sys.stdout.isatty()):
+        page(text + "\n")
+        flush()
+        return
+    lines = text.rstrip("\n").split("\n")
+    if len(lines) >= rows > 2:
+        lines[rows - 2 :] = [f"… {len(lines) - rows + 2} more lines"]
+    sys.stdout.write("\033[H\033[2J")
+    page("\n".join(lines) + "\n")
+    flush()
+
+
+def size() -> tuple[int, int]:
+    """Return the columns and rows of the terminal; into a pipe or a file, COLUMNS or 80, and 0."""
+    from nsrun.schema import is_number
+
+    try:
+        found = os.get_terminal_size(sys.stdout.fileno())
+        return found.columns, found.lines
+    except (OSError, ValueError, AttributeError):
+        columns = os.environ.get("COLUMNS", "")
+        return (int(columns) if is_number(columns) and len(columns) < 6 else 80), 0
+
+
+def can_be_written(text: str) -> bool:
+    """Return whether the locale of standard output has all characters of the text."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def raw(fd: int, data: bytes) -> None:
     """Write a member's output unchanged, at once, to standard output (1) or error (2)."""
     stream = sys.stderr if fd == 2 else sys.stdout
