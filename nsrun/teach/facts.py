@@ -69,7 +69,7 @@ def process(pid: int) -> Process | None:
         [os.fsdecode(word) for word in command.removesuffix(b"\0").split(b"\0")] if command else [],
         int(status["Uid"].split()[0]),
         [int(number) for number in status.get("NSpid", str(pid)).split()],
-        _namespaces(pid),
+        namespaces_of(pid),
         status,
     )
 
@@ -93,7 +93,8 @@ def _read(pid: int, file: str) -> bytes:
         return b"".join(pieces)
 
 
-def _namespaces(pid: int) -> dict[str, int]:
+def namespaces_of(pid: int) -> dict[str, int]:
+    """Return kind → inode of the namespaces of a process; {} when we may not look, or it has ended."""
     found = {}
     for kind in KINDS:
         try:
@@ -228,3 +229,42 @@ def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
             if fields[3] == b"0A":  # TCP_LISTEN
                 address, _, port = fields[1].decode().partition(":")
                 yield family, address, int(port, 16)
+
+
+def owners(pid: int) -> list[int]:
+    """Return the uids of those who created the user namespace of a process and its ancestors, up to our own, which is left out.
+
+    [] when the process has ended, is in our own user namespace, or may not be looked into.
+    """
+    found: list[int] = []
+    try:
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return found
+    ours = os.stat("/proc/self/ns/user").st_ino
+    while fd >= 0:
+        with kernel.Fd(fd):
+            if os.fstat(fd).st_ino == ours:
+                break
+            answer = bytearray(4)
+            fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
+            found.append(int.from_bytes(answer, "little"))
+            try:
+                fd = fcntl.ioctl(fd, _NS_GET_PARENT)
+            except OSError:  # EPERM: the parent is outside of ours
+                fd = -1
+    return found
+
+
+def hostname_of(pid: int) -> str:
+    """Return the hostname in the UTS namespace of a process, from a helper that enters it; "" when that can't be done.
+
+    No file of /proc/PID shows it: /proc/sys/kernel/hostname is that of the reader.
+    """
+    import subprocess
+
+    base = ["nsenter", f"--uts=/proc/{pid}/ns/uts"]
+    if os.geteuid():
+        base = ["nsenter", f"--user=/proc/{pid}/ns/user", "--preserve-credentials", f"--uts=/proc/{pid}/ns/uts"]
+    done = subprocess.run([*base, "cat", "/proc/sys/kernel/hostname"], capture_output=True, check=False, timeout=5)
+    return done.stdout.decode("utf-8", "surrogateescape").strip() if not done.returncode else ""
