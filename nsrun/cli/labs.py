@@ -8,6 +8,7 @@ import os
 from nsrun.cli import say, text
 from nsrun.errors import BadInput
 from nsrun.teach import labs, labtext, progress, sessions
+from nsrun.teach.lab import CALLERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def start(call: Call) -> int:
 
 def _shell(work: Work) -> int:
     """Become a shell in the lab; its prompt names the lab.  It ends like any shell, and the lab stays started."""
-    environment = {**os.environ, **sessions.environment(work)}
+    environment = {name: value for name, value in os.environ.items() if name not in CALLERS}
+    environment.update(sessions.environment(work))
     name = f"lab {work.lab.number:02}"
     environment["PS1"] = f"({name}) $ "
     try:
@@ -88,7 +90,7 @@ def env(call: Call) -> int:
 
     work = sessions.work_of(call.state, _lab(call))
     lines = (f"export {name}={shlex.quote(value)}\n" for name, value in sessions.environment(work).items())
-    say.script("".join(lines))
+    say.script("".join(lines) + f"unset {' '.join(CALLERS)}\n")
     return 0
 
 
@@ -155,9 +157,11 @@ def solution(call: Call) -> int:
         say.err("these are for root")
     with progress.changing(call.state) as found:
         progress.entry(found, lab.number)["solution"] = True
+    users: dict[tuple[str, str], list[str]] = {}
     for script in labtext.page_of(lab).of("solution"):
-        who = "as an ordinary user" if script.user else "as root"
-        say.page(f"# {who}{f', {script.label}' if script.label else ''}\n{script.text}\n")
+        users.setdefault((script.label, script.text), []).append("as an ordinary user" if script.user else "as root")
+    for (label, body), who in users.items():
+        say.page(f"# {' or '.join(who)}{f', {label}' if label else ''}\n{body}\n")
     return 0
 
 

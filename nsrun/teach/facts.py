@@ -256,15 +256,55 @@ def owners(pid: int) -> list[int]:
     return found
 
 
+def exe(pid: int) -> str:
+    """Return the file that a process executes, as the kernel names it, such as "/usr/bin/sleep"; "" when we may not look.
+
+    A process can change its name and its arguments, but not this.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
+
+
+def is_pause(pid: int) -> bool:
+    """Return whether a process executes nsrun's pause."""
+    return exe(pid) == "/memfd:nsrun-pause (deleted)"
+
+
+def addresses(pid: int) -> set[str]:
+    """Return the IPv4 addresses of the interfaces that are up in the network namespace of a process: proc_pid_net(5), fib_trie."""
+    try:
+        lines = _read(pid, "net/fib_trie").decode().split("\n")
+    except OSError:
+        return set()
+    pairs = zip(lines, lines[1:], strict=False)
+    return {line.rpartition(" ")[2] for line, following in pairs if following.strip() == "/32 host LOCAL"}
+
+
+def segments(pid: int) -> int:
+    """Return how many System V segments the IPC namespace of a process has, from a helper that enters it; -1: it can't."""
+    told = _from_inside(pid, "ipc", "cat", "/proc/sysvipc/shm")
+    return told.count("\n") - 1 if told else -1
+
+
 def hostname_of(pid: int) -> str:
     """Return the hostname in the UTS namespace of a process, from a helper that enters it; "" when that can't be done.
 
     No file of /proc/PID shows it: /proc/sys/kernel/hostname is that of the reader.
     """
+    return _from_inside(pid, "uts", "uname", "-n").strip()
+
+
+def _from_inside(pid: int, kind: str, *command: str) -> str:
+    """Return what a program of ours prints that runs in one namespace of a process; "" when it can't."""
     import subprocess
 
-    base = ["nsenter", f"--uts=/proc/{pid}/ns/uts"]
-    if os.geteuid():
-        base = ["nsenter", f"--user=/proc/{pid}/ns/user", "--preserve-credentials", f"--uts=/proc/{pid}/ns/uts"]
-    done = subprocess.run([*base, "cat", "/proc/sys/kernel/hostname"], capture_output=True, check=False, timeout=5)
-    return done.stdout.decode("utf-8", "surrogateescape").strip() if not done.returncode else ""
+    words = ["nsenter", f"--{kind}=/proc/{pid}/ns/{kind}"]
+    if os.geteuid():  # to enter it takes the powers that the owner of its user namespace has
+        words += [f"--user=/proc/{pid}/ns/user", "--preserve-credentials"]
+    try:
+        done = subprocess.run([*words, *command], capture_output=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("utf-8", "surrogateescape") if not done.returncode else ""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: The environment variable that marks the processes of a lab; its value is the id of this start of it.
 MARK = "NSRUN_LAB"
+#: Variables by which nsrun finds out who called sudo: what root makes in a lab is root's own.
+CALLERS = ("SUDO_UID", "DOAS_USER", "PKEXEC_UID")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Work:
     home: dict[str, int]  # the namespaces from which the lab was started: "the machine's"
     student: int = -1  # in a class, the uid of the student whose work is graded; otherwise -1
     troubles: list[str] = field(default_factory=list)  # what reset could not remove, or must not
+    _hostnames: dict[int, str] = field(default_factory=dict)
 
     # ---- what the kernel shows ------------------------------------------------------------------------------
 
@@ -91,6 +94,7 @@ class Work:
         """Discard what was seen, so that the next question is asked of the kernel again."""
         for name in ("processes", "mine"):
             self.__dict__.pop(name, None)
+        self._hostnames = {}
 
     @cached_property
     def processes(self) -> list[Process]:
@@ -127,6 +131,35 @@ class Work:
     def inside(self, kind: str, inode: int) -> list[Process]:
         """Return the processes in one namespace, whoever made them."""
         return [p for p in self.processes if p.namespaces.get(kind) == inode]
+
+    def hostname(self, process: Process) -> str:
+        """Return the hostname in the UTS namespace of a process; each namespace is asked once."""
+        uts = process.namespaces.get("uts", 0)
+        if uts not in self._hostnames:
+            self._hostnames[uts] = facts.hostname_of(process.pid)
+        return self._hostnames[uts]
+
+    def first(self, hostname: str) -> Process | None:
+        """Return the first process of a PID namespace of the student's whose hostname is this; pause, if it is a pod."""
+        for process in self.away("pid"):
+            if process.pids[-1] == 1 and self.hostname(process) == hostname:
+                return process
+        return None
+
+    def nsrun(self, *arguments: str) -> str:
+        """Run an nsrun command on the same state, and return its output.  Raise NsrunError with its message."""
+        import subprocess
+
+        from nsrun import kernel
+        from nsrun.errors import NsrunError, told
+
+        environment = {name: value for name, value in os.environ.items() if name not in CALLERS}
+        command = kernel.nsrun_command(self.state.root, *arguments)
+        done = subprocess.run(command, capture_output=True, check=False, env=environment)
+        if done.returncode:
+            message, hint = told(done.stderr)
+            raise NsrunError(f"nsrun {' '.join(arguments)}: {message}", hint=hint)
+        return done.stdout.decode("utf-8", "surrogateescape")
 
     # ---- pods of the lab's names ----------------------------------------------------------------------------
 

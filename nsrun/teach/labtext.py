@@ -78,12 +78,14 @@ def read(text: str) -> Page:
     scripts = []
     for kind, label, body in _BLOCK.findall(text):
         labels = label.split()
-        user = labels[:1] == ["user"]
-        label = " ".join(labels[user:])
+        who = labels.pop(0) if labels[:1] in (["user"], ["anybody"]) else "root"
+        label = " ".join(labels)
         row = ""
         if kind == "mistake":
             row, _, label = label.partition(": ")
-        scripts.append(Script(kind, label, row, user, body))
+        scripts += [
+            Script(kind, label, row, user == "user", body) for user in ("root", "user") if who in (user, "anybody")
+        ]
     title, _, rest = text.partition("\n")
     parts = re.split(r"^## (.+)\n", rest, flags=re.M)
     return Page(title.lstrip("# "), dict(zip(parts[1::2], parts[2::2], strict=True)), scripts)

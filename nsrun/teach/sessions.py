@@ -16,7 +16,7 @@ from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError
 from nsrun.state import make_directory, remove_tree, timestamp
 from nsrun.teach import facts, labs, progress
-from nsrun.teach.lab import MARK, Lab, Row, Work, values_of
+from nsrun.teach.lab import MARK, Lab, Row, Work, ancestors, values_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,26 +162,32 @@ def finish(state: State, lab: Lab) -> list[str]:
 
 def _remove(work: Work) -> list[str]:
     work.look_again()
-    spaces = {(kind, inode) for p in work.mine for kind, inode in p.namespaces.items() if inode != work.home.get(kind)}
+    others = _sharing(work)
     if work.lab.reset:
         work.lab.reset(work)
     _remove_pods(work)
     _end_all(work)
     _remove_directory(work)
-    for process in work.processes:
-        shared = sorted(kind for kind, inode in process.namespaces.items() if (kind, inode) in spaces)
-        if shared and process.state != "Z" and process.pid not in _around(work):
+    for process, kinds in others:
+        now = facts.process(process.pid)
+        if now and now.start == process.start and now.state != "Z":
             command = " ".join(process.command) or process.name
             work.troubles.append(
-                f"process {process.pid} ({command[:60]}) is in the lab's {', '.join(shared)} namespace, but nothing proves that the lab started it"
+                f"process {process.pid} ({command[:60]}) is in the lab's {', '.join(kinds)} namespace, but nothing proves that the lab started it"
             )
     return work.troubles
 
 
-def _around(work: Work) -> set[int]:
-    from nsrun.teach.lab import ancestors
-
-    return ancestors(os.getpid(), work.processes)
+def _sharing(work: Work) -> list[tuple[facts.Process, list[str]]]:
+    """Return the processes that are not provably the lab's and share a namespace with it that is not the machine's."""
+    spaces = {(kind, inode) for p in work.mine for kind, inode in p.namespaces.items() if inode != work.home.get(kind)}
+    known = {process.pid for process in work.mine} | ancestors(os.getpid(), work.processes)
+    found = []
+    for process in work.processes:
+        kinds = sorted(kind for kind, inode in process.namespaces.items() if (kind, inode) in spaces)
+        if kinds and process.pid not in known and process.state != "Z":
+            found.append((process, kinds))
+    return found
 
 
 def _remove_pods(work: Work) -> None:
@@ -193,6 +199,10 @@ def _remove_pods(work: Work) -> None:
             _try(work, lambda name=note["name"]: remove.remove_named(work.state, name, True))
     for name in names & set(work.state.names("pods")):
         _try(work, lambda name=name: remove.remove_pod(work.state, name, True))
+    if names:
+        from nsrun.state.sweep import Sweeper
+
+        _try(work, Sweeper(work.state).all)
 
 
 def _try(work: Work, action: Any) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from nsrun.teach import facts
 from nsrun.teach.facts import Process
 from nsrun.teach.lab import USER_NAMESPACES, UTIL_LINUX, Lab, Row, Work, best
 
@@ -13,13 +12,11 @@ BESIDE = ("uts", "user")
 
 def check(work: Work) -> list[Row]:
     home = work.home["uts"]
-    names: dict[int, str] = {}
 
     def rows(process: Process | None) -> list[Row]:
         pid = process.pid if process else "PID"
         uts = process.namespaces["uts"] if process else 0
-        if process and uts not in names:
-            names[uts] = facts.hostname_of(process.pid)
+        name = work.hostname(process) if process else ""
         others = [
             kind for kind in work.home if kind not in BESIDE and process and process.namespaces[kind] != work.home[kind]
         ]
@@ -33,9 +30,9 @@ def check(work: Work) -> list[Row]:
             ),
             Row(
                 "hostname",
-                bool(process) and names[uts] == work.variables["WORD"],
+                bool(process) and name == work.variables["WORD"],
                 f"hostname {work.variables['WORD']} in there",
-                f"hostname {names[uts]}" if process else "no such namespace",
+                f"hostname {name}" if process else "no such namespace",
                 f"nsenter --target {pid} --uts uname -n",
             ),
             Row(
