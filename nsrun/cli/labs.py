@@ -98,13 +98,14 @@ def check(call: Call) -> int:
     lab = _lab(call)
     rows = sessions.check(sessions.work_of(call.state, lab))
     passed = all(row.ok for row in rows)
-    first = sessions.record(call.state, lab, passed)
     if call.options.get("json"):
         text.json({"lab": lab.number, "passed": passed, "rows": [vars(row) for row in rows]})
     else:
         say.page(_rows(rows))
         if passed:
-            say.out(f"lab {lab.number} is solved{'' if first else ' (again)'}: nsrun lab reset ends it")
+            say.out(f"lab {lab.number} is solved: nsrun lab reset ends it")
+    say.flush()
+    sessions.record(call.state, lab, passed)
     return 0 if passed else 1
 
 
@@ -122,10 +123,9 @@ def watch(call: Call) -> int:
     import time
 
     lab = _lab(call)
-    work = sessions.work_of(call.state, lab)
     before: list[bool] = []
     while True:
-        rows = sessions.check(work)
+        rows = sessions.check(sessions.work_of(call.state, lab))  # which raises when it has been reset meanwhile
         now = [row.ok for row in rows]
         if now != before:
             say.page(("\n" if before else "") + _rows(rows))
@@ -136,7 +136,6 @@ def watch(call: Call) -> int:
             say.out(f"lab {lab.number} is solved: nsrun lab reset ends it")
             return 0
         time.sleep(0.5)
-        sessions.work_of(call.state, lab)  # raises when it has been reset
 
 
 def hint(call: Call) -> int:

@@ -296,6 +296,9 @@ def hostname_of(pid: int) -> str:
     return _from_inside(pid, "uts", "uname", "-n").strip()
 
 
+_PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
 def _from_inside(pid: int, kind: str, *command: str) -> str:
     """Return what a program of ours prints that runs in one namespace of a process; "" when it can't."""
     import subprocess
@@ -303,8 +306,8 @@ def _from_inside(pid: int, kind: str, *command: str) -> str:
     words = ["nsenter", f"--{kind}=/proc/{pid}/ns/{kind}"]
     if os.geteuid():  # to enter it takes the powers that the owner of its user namespace has
         words += [f"--user=/proc/{pid}/ns/user", "--preserve-credentials"]
-    try:
-        done = subprocess.run([*words, *command], capture_output=True, check=False, timeout=5)
+    try:  # the caller's variables, such as LD_PRELOAD and PATH, are not to choose what runs
+        done = subprocess.run([*words, *command], capture_output=True, check=False, timeout=5, env=_PLAIN, cwd="/")
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode("utf-8", "surrogateescape") if not done.returncode else ""

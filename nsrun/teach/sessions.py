@@ -38,12 +38,17 @@ def chosen(state: State, text: str = "") -> Lab:
     return labs.find(str(number))
 
 
-def work_of(state: State, lab: Lab) -> Work:
-    """Return the work on a lab that is started.  Raise BadInput when it is not."""
-    entry = progress.load(state)["labs"].get(str(lab.number), {})
+def work_of(state: State, lab: Lab, whole: bool = True) -> Work:
+    """Return the work on a lab that is started; with `whole`, whose start was not killed.  Raise BadInput when it is not."""
+    found = progress.load(state)
+    entry = found["labs"].get(str(lab.number), {})
     if not entry.get("id"):
         raise BadInput(f"lab {lab.number} is not started", hint=f"nsrun lab start {lab.number}")
-    return _work(state, lab, entry, progress.load(state)["seed"])
+    if whole and not entry.get("ready"):
+        raise BadInput(
+            f"the start of lab {lab.number} was interrupted", hint=f"nsrun lab start {lab.number} begins again"
+        )
+    return _work(state, lab, entry, found["seed"])
 
 
 def _work(state: State, lab: Lab, entry: dict[str, Any], seed: str) -> Work:
@@ -98,6 +103,7 @@ def start(state: State, lab: Lab) -> Work:
             work.variables.update(lab.scene(work))
     except BaseException:
         _remove(work)
+        _end(state, lab)
         raise
     with progress.changing(state) as found:
         progress.entry(found, lab.number).update(ready=True, variables=work.variables)
@@ -126,15 +132,13 @@ def check(work: Work) -> list[Row]:
     return work.lab.check(work)
 
 
-def record(state: State, lab: Lab, passed: bool) -> bool:
-    """Record a check; return whether the lab is passed for the first time."""
+def record(state: State, lab: Lab, passed: bool) -> None:
+    """Record a check, and the time when the lab was passed first."""
     with progress.changing(state) as found:
         entry = progress.entry(found, lab.number)
         entry["checks"] = entry.get("checks", 0) + 1
-        first = passed and not entry.get("passed")
-        if first:
+        if passed and not entry.get("passed"):
             entry["passed"] = timestamp()
-    return first
 
 
 def status(entry: dict[str, Any]) -> str:
@@ -152,12 +156,16 @@ def reset(work: Work) -> list[str]:
 
 def finish(state: State, lab: Lab) -> list[str]:
     """Reset a lab that is started, and record that it is not any more."""
-    left = reset(work_of(state, lab))
+    left = reset(work_of(state, lab, whole=False))
+    _end(state, lab)
+    return left
+
+
+def _end(state: State, lab: Lab) -> None:
     with progress.changing(state) as found:
         progress.entry(found, lab.number).update(id=None, variables=None, home=None, ready=None)
         if found.get("current") == lab.number:
             found["current"] = None
-    return left
 
 
 def _remove(work: Work) -> list[str]:

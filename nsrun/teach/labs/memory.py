@@ -47,7 +47,7 @@ def check(work: Work) -> list[Row]:
             ),
             Row(
                 "ipc",
-                bool(process) and process is not None and process.namespaces.get("ipc") == ipc,
+                process is not None and process.namespaces.get("ipc") == ipc,
                 "it sees the pod's System V segments: it is in the pod's IPC namespace",
                 f"ipc:[{process.namespaces.get('ipc')}]; the pod's is ipc:[{ipc}]" if process else no,
                 f"readlink /proc/{pid}/ns/ipc /proc/{pause.pid if pause else 'PAUSE'}/ns/ipc",
