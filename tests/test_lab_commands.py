@@ -295,7 +295,7 @@ def test_shell(host, terminal):
     shell = terminal("lab", "start", "1", "--shell")
     shell.expect(r"\(lab 01\)")
     shell.type("echo word=$WORD mark=$NSRUN_LAB\n")
-    assert shell.expect(r"word=\w+-\d+ mark=[0-9a-f]{16}")
+    assert shell.expect(r"word=\w+-\d+ mark=01-[0-9a-f]{16}")
     shell.type("nsrun lab check\n")
     shell.expect("NO  own")
     shell.expect(r"\(lab 01\)")

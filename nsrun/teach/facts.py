@@ -51,12 +51,15 @@ class Process:
         return int(self.status[key], 16)
 
 
-def process(pid: int) -> Process | None:
-    """Return what the kernel says about one process; None when there is none."""
+def process(pid: int, command_line: bool = True) -> Process | None:
+    """Return what the kernel says about one process; None when there is none.
+
+    Without `command_line` nothing is read that is in the process's own memory, which it can make us wait for.
+    """
     try:
         stat = _read(pid, "stat").rpartition(b")")[2].split()
         lines = _read(pid, "status").decode("utf-8", "surrogateescape").split("\n")
-        command = _read(pid, "cmdline")
+        command = _read(pid, "cmdline") if command_line else b""
     except OSError:
         return None
     status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines) if key}
@@ -74,10 +77,10 @@ def process(pid: int) -> Process | None:
     )
 
 
-def processes() -> list[Process]:
+def processes(command_lines: bool = True) -> list[Process]:
     """Return every process that is visible in the caller's /proc, in the order of their pids."""
     pids = sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
-    return [found for pid in pids if (found := process(pid))]
+    return [found for pid in pids if (found := process(pid, command_lines))]
 
 
 def inside(kind: str, inode: int) -> list[Process]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nsrun.state import State
     from nsrun.teach.facts import Process
 
-#: The environment variable that marks the processes of a lab; its value is the id of this start of it.
+#: The environment variable that marks the processes of a lab; its value is NN-ID: the lab, and this start of it.
 MARK = "NSRUN_LAB"
 #: Variables by which nsrun finds out who called sudo: what root makes in a lab is root's own.
 CALLERS = ("SUDO_UID", "DOAS_USER", "PKEXEC_UID")
@@ -148,18 +148,7 @@ class Work:
 
     def nsrun(self, *arguments: str) -> str:
         """Run an nsrun command on the same state, and return its output.  Raise NsrunError with its message."""
-        import subprocess
-
-        from nsrun import kernel
-        from nsrun.errors import NsrunError, told
-
-        environment = {name: value for name, value in os.environ.items() if name not in CALLERS}
-        command = kernel.nsrun_command(self.state.root, *arguments)
-        done = subprocess.run(command, capture_output=True, check=False, env=environment)
-        if done.returncode:
-            message, hint = told(done.stderr)
-            raise NsrunError(f"nsrun {' '.join(arguments)}: {message}", hint=hint)
-        return done.stdout.decode("utf-8", "surrogateescape")
+        return run_nsrun(self.state, *arguments)
 
     # ---- pods of the lab's names ----------------------------------------------------------------------------
 
@@ -183,6 +172,22 @@ class Work:
             if note["pod"] in names and note.get("process") and not self.state.surely_ended(note):
                 found.add(note["process"][0])
         return found
+
+
+def run_nsrun(state: State, *arguments: str) -> str:
+    """Run an nsrun command for a lab: what root makes is root's own.  Raise NsrunError with its message."""
+    import subprocess
+
+    from nsrun import kernel
+    from nsrun.errors import NsrunError, told
+
+    environment = {name: value for name, value in os.environ.items() if name not in CALLERS}
+    command = kernel.nsrun_command(state.root, *arguments)
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    if done.returncode:
+        message, hint = told(done.stderr)
+        raise NsrunError(f"nsrun {' '.join(arguments)}: {message}", hint=hint)
+    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def ancestors(pid: int, processes: Sequence[Process]) -> set[int]:

@@ -89,9 +89,9 @@ def start(state: State, lab: Lab) -> Work:
             )
         if entry.get("id"):  # a start that was killed
             reset(_work(state, lab, entry, found["seed"]))
-        variables, salt = _free_values(lab, found["seed"], bool(progress.class_seed(state)))
+        variables, salt = _free_values(lab, found["seed"], bool(progress.class_note(state)))
         entry.update(
-            id=os.urandom(8).hex(), variables=variables, home=facts.namespaces_of(os.getpid()), ready=False, salt=salt,
+            id=f"{lab.number:02}-{os.urandom(8).hex()}", variables=variables, home=facts.namespaces_of(os.getpid()), ready=False, salt=salt,
             begun=timestamp(), starts=entry.get("starts", 0) + 1,
         )  # fmt: skip
         found["current"] = lab.number
@@ -174,7 +174,7 @@ def _remove(work: Work) -> list[str]:
     if work.lab.reset:
         work.lab.reset(work)
     _remove_pods(work)
-    _end_all(work)
+    end_all(work)
     _remove_directory(work)
     for process, kinds in others:
         now = facts.process(process.pid)
@@ -220,7 +220,7 @@ def _try(work: Work, action: Any) -> None:
         work.troubles.append(str(error).partition("\n")[0])
 
 
-def _end_all(work: Work, seconds: float = 10) -> None:
+def end_all(work: Work, seconds: float = 10) -> None:
     """End the student's processes: stop them all first, so that none can start another that we have not seen."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -39,6 +39,13 @@ def check(work: Work) -> list[Row]:
                 f"grep NSpid /proc/{pid}/status",
             ),
             Row(
+                "hand",
+                process is not None and not facts.is_pause(process.pid),
+                "it is not nsrun's pause",
+                f"it executes {facts.exe(process.pid)}" if process else "no such process",
+                f"readlink /proc/{pid}/exe",
+            ),
+            Row(
                 "alone",
                 bool(process) and not others,
                 "it is the only process in there",
@@ -57,4 +64,4 @@ def check(work: Work) -> list[Row]:
     return best([process for process in work.away("pid") if process.pids[-1] == 1], rows)
 
 
-LAB = Lab(2, "first", "PID one", 10, (), check, needs=(UTIL_LINUX, USER_NAMESPACES))
+LAB = Lab(2, "first", "PID one", 10, ("POD",), check, needs=(UTIL_LINUX, USER_NAMESPACES))
