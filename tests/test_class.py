@@ -20,6 +20,7 @@ import pytest
 from conftest import IN_CI, Host, UserHost, private, sh, wait_for
 from test_labs import PAGES
 
+from nsrun.teach import classroom, labs
 from nsrun.teach.lab import MARK
 
 SIMULATED = int(os.environ.get("NSRUN_CLASS", "4" if IN_CI else "0"))
@@ -257,6 +258,14 @@ def test_a_create_that_fails_is_undone(host, accounts):
     assert "class-emil" in host.fails(125, "lab", "class", "create", "--users", accounts)
     host.fails(125, "lab", "class", "report")
     assert not list(host.root.glob("owned/*/class.json"))
+
+
+def test_a_student_whose_processes_do_not_answer():
+    """The others are graded; nobody waits for one for ever."""
+    begin = time.monotonic()
+    grades = classroom._within(0.2, "dora", labs.every(), lambda: time.sleep(30))
+    assert time.monotonic() - begin < 5
+    assert {grade.student for grade in grades} == {"dora"} and all("look" in grade.trouble for grade in grades)
 
 
 @pytest.mark.slow

@@ -53,6 +53,11 @@ def test_what_is_not_started(host):
     assert host.run("lab", "solution", "first").stdout
 
 
+def test_completion(host):
+    assert host.run("_complete", "lab", "start", "in").stdout == "inode\n"
+    assert host.run("_complete", "lab", "class", "").stdout.split() == ["create", "report", "rm"]
+
+
 def test_started_twice(host):
     host.run("lab start 1")
     assert "started already" in host.fails(125, "lab", "start", "1")

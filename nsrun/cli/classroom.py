@@ -45,6 +45,7 @@ def _create(call: Call) -> int:
 
 
 def _report(call: Call) -> int:
+    say.failures_of_threads()
     if not call.options.get("watch"):
         return _print(call, classroom.report(call.state))
     import time

@@ -58,7 +58,7 @@ class Option:
 class Operand:
     """An argument that is not an option, by its place.
 
-    `kind` says what it names: a "pod" or "member" that exists, an "image" of the store, a "line" (a command line of
+    `kind` says what it names: a "pod" or "member" that exists, an "image" of the store, a "lab", a "line" (a command line of
     nsrun itself), a "command" (the program that a member executes), or "" for anything else.
     """
 
@@ -195,7 +195,7 @@ BUDGET = (
 POD, PODS = Operand("POD", "pod"), Operand("POD", "pod", many=True)
 MEMBER, MEMBERS = Operand("MEMBER", "member"), Operand("MEMBER", "member", many=True)
 REF, REFS = Operand("REF", "image"), Operand("REF", "image", many=True)
-LAB, LAB_IF_ANY = Operand("LAB"), Operand("LAB", optional=True)
+LAB, LAB_IF_ANY = Operand("LAB", "lab"), Operand("LAB", "lab", optional=True)
 COMMAND = "CMD [ARG...]"
 
 COMMANDS = (

@@ -275,6 +275,11 @@ def is_pause(pid: int) -> bool:
     return exe(pid) == "/memfd:nsrun-pause (deleted)"
 
 
+def is_of_nsrun(process: Process) -> bool:
+    """Return whether a process executes a program of nsrun's, such as pause, or is the first process of a member."""
+    return exe(process.pid).startswith("/memfd:nsrun-") or exe(process.ppid).startswith("/memfd:nsrun-monitor ")
+
+
 def addresses(pid: int) -> set[str]:
     """Return the IPv4 addresses of the interfaces that are up in the network namespace of a process: proc_pid_net(5), fib_trie."""
     try:

@@ -125,8 +125,8 @@ class Work:
         return [process for process in living if process.pid in mine]
 
     def away(self, kind: str) -> list[Process]:
-        """Return the student's processes that are in another namespace of this kind than the machine's."""
-        return [p for p in self.mine if p.namespaces.get(kind, self.home[kind]) != self.home[kind]]
+        """Return the student's living processes that are in another namespace of this kind than the machine's."""
+        return [p for p in self.mine if p.state != "Z" and p.namespaces.get(kind, self.home[kind]) != self.home[kind]]
 
     def inside(self, kind: str, inode: int) -> list[Process]:
         """Return the processes in one namespace, whoever made them."""

@@ -26,15 +26,17 @@ def _rows(work: Work, holder: Process | None) -> list[Row]:
     name = executed = ""
     if holder:
         pid = str(holder.pid)
-        missing = [kind for kind in SHARED if holder.namespaces[kind] == work.home[kind]]
-        around = [p for p in work.mine if p is not holder and p.namespaces.get("net") == holder.namespaces["net"]]
+        missing = [kind for kind in SHARED if holder.namespaces.get(kind) == work.home[kind]]
+        around = [p for p in work.mine if p is not holder and p.namespaces.get("net") == holder.namespaces.get("net")]
         up = "127.0.0.1" in facts.addresses(holder.pid)
         serving = any(one == port for _, _, one in facts.sockets(holder.pid))
         name, executed, pause = work.hostname(holder), facts.exe(holder.pid), facts.is_pause(holder.pid)
     # a nsenter(1) that only waits for its child is not in the PID namespace, and is not one of those who meet
-    met = [p for p in around if holder and all(p.namespaces[kind] == holder.namespaces[kind] for kind in SHARED)]
-    taken = {work.home["mnt"], holder.namespaces["mnt"] if holder else 0}
-    own = {p.namespaces["mnt"] for p in met} - taken
+    met = [
+        p for p in around if holder and all(p.namespaces.get(kind) == holder.namespaces.get(kind) for kind in SHARED)
+    ]
+    taken = {work.home["mnt"], holder.namespaces.get("mnt") if holder else 0}
+    own = {p.namespaces.get("mnt") for p in met} - taken
     shms = {facts.shm(p.pid) for p in met}
     machines = facts.shm(os.getpid())
     return [

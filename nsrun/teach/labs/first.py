@@ -19,7 +19,7 @@ def _shown(process: Process) -> str:
         inode = os.stat(f"/proc/{process.pid}/root/proc/1/ns/pid").st_ino
     except OSError as error:
         return f"a procfs whose process 1 can't be looked at ({error.strerror})"
-    return "its own" if inode == process.namespaces["pid"] else f"pid:[{inode}]"
+    return "its own" if inode == process.namespaces["pid"] else f"that of pid:[{inode}]"
 
 
 def check(work: Work) -> list[Row]:
@@ -40,10 +40,10 @@ def check(work: Work) -> list[Row]:
             ),
             Row(
                 "hand",
-                process is not None and not facts.is_pause(process.pid),
-                "it is not nsrun's pause",
-                f"it executes {facts.exe(process.pid)}" if process else "no such process",
-                f"readlink /proc/{pid}/exe",
+                process is not None and not facts.is_of_nsrun(process),
+                "neither pause nor a member of a pod: you made it by hand",
+                f"it executes {facts.exe(process.pid)}, its parent {facts.exe(process.ppid)}" if process else "no such process",
+                f"readlink /proc/{pid}/exe /proc/{process.ppid if process else 'PARENT'}/exe",
             ),
             Row(
                 "alone",

@@ -18,7 +18,9 @@ def check(work: Work) -> list[Row]:
         uts = process.namespaces["uts"] if process else 0
         name = work.hostname(process) if process else ""
         others = [
-            kind for kind in work.home if kind not in BESIDE and process and process.namespaces[kind] != work.home[kind]
+            kind
+            for kind in work.home
+            if kind not in BESIDE and process and process.namespaces.get(kind) != work.home[kind]
         ]
         return [
             Row(

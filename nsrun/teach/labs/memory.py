@@ -27,7 +27,7 @@ def check(work: Work) -> list[Row]:
     pod = work.variables["POD"]
     pause = work.first(pod)
     shm = facts.shm(pause.pid) if pause else ""
-    ipc = pause.namespaces["ipc"] if pause else 0
+    ipc = pause.namespaces.get("ipc") if pause else 0
     kept = facts.segments(pause.pid) if pause else 0
     no = f"there is no pod {pod}" if not pause else "no such process"
 

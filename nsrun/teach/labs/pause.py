@@ -19,8 +19,10 @@ def check(work: Work) -> list[Row]:
 
     def rows(process: Process | None) -> list[Row]:
         pid = process.pid if process else "PID"
-        net = process.namespaces["net"] if process else 0
-        others = [p for p in pods if process and p.namespaces["pid"] != process.namespaces["pid"] and p not in pauses]
+        net = process.namespaces.get("net") if process else 0
+        others = [
+            p for p in pods if process and p.namespaces.get("pid") != process.namespaces.get("pid") and p not in pauses
+        ]
         return [
             Row(
                 "pause",
@@ -33,7 +35,7 @@ def check(work: Work) -> list[Row]:
                 "outlived",
                 bool(process),
                 f"a member with a PID namespace of its own lives on, with the hostname {name}",
-                f"process {pid} is 1 in pid:[{process.namespaces['pid']}]" if process else "no process of yours is 1 and has that hostname",
+                f"process {pid} is 1 in pid:[{process.namespaces.get('pid')}]" if process else "no process of yours is 1 and has that hostname",
                 f"grep NSpid /proc/{pid}/status; nsenter --target {pid} --uts uname -n",
             ),
             Row(
