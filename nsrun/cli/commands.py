@@ -366,7 +366,7 @@ COMMANDS = (
             O("--watch", "", "report: look again every two seconds, and record what is passed, until Ctrl-C"),
             JSON, O("--csv", "", "report: print comma-separated values"),
         ),
-        "A lab is passed when root has seen it solved: report asks the kernel, and believes no file of a student. Each student has a seed of root's, a pod class-USER, and subordinate ids.", sweeps=False,
+        "A lab is passed when root has seen it solved: report asks the kernel, and believes no file of a student. Each student has a seed that root has drawn, a pod class-USER, and subordinate ids.", sweeps=False,
     ),
     Command("lab report", (), "labs.report", "print which labs you have started and passed, and with how much help", "nsrun lab report --csv", (JSON, O("--csv", "", "print comma-separated values")), sweeps=False),
     Command("completion", (Operand("bash|zsh|fish"),), "completion.script", "print a completion script for a shell", "nsrun completion bash >/etc/bash_completion.d/nsrun", sweeps=False),
