@@ -101,6 +101,8 @@ def start(state: State, lab: Lab) -> Work:
         if lab.scene:
             os.environ[MARK] = work.id  # what the scene starts is the lab's
             work.variables.update(lab.scene(work))
+            if progress.class_note(state):
+                _tell_class(work)
     except BaseException:
         _remove(work)
         _end(state, lab)
@@ -108,6 +110,19 @@ def start(state: State, lab: Lab) -> Work:
     with progress.changing(state) as found:
         progress.entry(found, lab.number).update(ready=True, variables=work.variables)
     return work
+
+
+def _tell_class(work: Work) -> None:
+    """Start a process that has the variables of the scene in its environment, where root, who grades, finds them.
+
+    It ends with the lab, like everything that has the mark.
+    """
+    import subprocess
+
+    subprocess.Popen(
+        ["sleep", "infinity"], env={**os.environ, **environment(work)}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
+    )  # fmt: skip
 
 
 def _free_values(lab: Lab, seed: str, fixed: bool) -> tuple[dict[str, str], int]:
