@@ -4,8 +4,9 @@
     LIB/labs/class.json     root's: the students, their seeds, and when root has seen which lab solved
     OWNED/UID/class.json    what a student is shown of that; root writes it, and nobody reads it back
 
-Grading reads no file of a student, and no memory of a student's process but its environment: pids that name the parts of
-a scene (such as KEEPER) are taken from there, and count only if they are those of the student's own processes.  Each
+Grading reads no file of a student, and no memory of a student's process but its environment.  It tells which lab is
+started, and which pids are the parts of its scene (such as KEEPER); these count only if they are those of the student's
+own processes.  Each
 student is graded in a thread of their own, which is left behind when it does not answer in time.
 """
 
@@ -294,12 +295,15 @@ def _grade(
     hostnames: dict[int, str] = {}
     grades = []
     for lab in every:
-        variables = {**claims.get(lab.number, {}), **values_of(lab, student["seed"])}
+        if lab.number not in claims:
+            grades.append(Grade(name, lab.number, 0, 0, "", 0, ""))
+            continue
+        variables = {**claims[lab.number], **values_of(lab, student["seed"])}
         work = Work(lab, "", student["seed"], "", state, variables, home, student["uid"], _hostnames=hostnames)
         work.__dict__.update(processes=everything, mine=mine)  # seen once for all
         trouble = ""
         try:
-            rows = lab.check(work) if work.mine else []
+            rows = lab.check(work)
         except KeyError as error:
             rows, trouble = [], f"the scene is not there, or {error} is not in the student's processes"
         except (OSError, NsrunError, ValueError) as error:
@@ -320,7 +324,7 @@ def _pid_namespace_of_pod(state: State, name: str) -> int:
 
 
 def _claims(mine: list[Process]) -> dict[int, dict[str, str]]:
-    """Return the variables that name the student's own processes, by lab, from the environments of the student's processes."""
+    """Return, by lab, the variables that name processes of the student's, from the environments of the student's processes."""
     pids = {str(process.pid) for process in mine}
     found: dict[int, dict[str, str]] = {}
     for process in sorted(mine, key=lambda one: one.start):

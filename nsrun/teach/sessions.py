@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from errno import EPERM, ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError
@@ -101,8 +102,8 @@ def start(state: State, lab: Lab) -> Work:
         if lab.scene:
             os.environ[MARK] = work.id  # what the scene starts is the lab's
             work.variables.update(lab.scene(work))
-            if progress.class_note(state):
-                _tell_class(work)
+        if progress.class_note(state):
+            _tell_class(work)
     except BaseException:
         _remove(work)
         _end(state, lab)
@@ -113,7 +114,7 @@ def start(state: State, lab: Lab) -> Work:
 
 
 def _tell_class(work: Work) -> None:
-    """Start a process that has the variables of the scene in its environment, where root, who grades, finds them.
+    """Start a process whose environment tells root, who grades, which lab is started, and what the scene's parts are.
 
     It ends with the lab, like everything that has the mark.
     """
@@ -238,11 +239,12 @@ def _try(work: Work, action: Any) -> None:
 def end_all(work: Work, seconds: float = 10) -> None:
     """End the student's processes: stop them all first, so that none can start another that we have not seen."""
     end = time.monotonic() + seconds
+    others: set[int] = set()  # which have become another user's: only root can end them
     while time.monotonic() < end:
         work.look_again()
-        mine = [process for process in work.mine if process.state != "Z"]
+        mine = [process for process in work.mine if process.state != "Z" and process.pid not in others]
         if not mine:
-            return
+            break
         fds = []
         for process in mine:
             try:
@@ -251,10 +253,15 @@ def end_all(work: Work, seconds: float = 10) -> None:
                     continue
                 fds.append(fd)
                 now = facts.process(process.pid)
-                if now and now.start == process.start:  # with the pidfd open, this is the process that we saw
-                    kernel.pidfd_send_signal(fd, signal.SIGSTOP)
+                if not now or now.start != process.start:  # with the pidfd open, this is the process that we saw
+                    os.close(fds.pop())
+                    continue
+                kernel.pidfd_send_signal(fd, signal.SIGSTOP)
             except OSError as error:
-                work.troubles.append(f"process {process.pid}: {error}")
+                if error.errno == EPERM:
+                    others.add(process.pid)
+                elif error.errno != ESRCH:
+                    raise
         for fd in fds:
             with kernel.Fd(fd):
                 _signal(fd, signal.SIGKILL)
@@ -264,12 +271,12 @@ def end_all(work: Work, seconds: float = 10) -> None:
 
 
 def _signal(fd: int, number: int) -> None:
+    """Send a signal to a process that may have ended, or may be another user's by now: then it is reported as left."""
     try:
         kernel.pidfd_send_signal(fd, number)
-    except ProcessLookupError:
-        pass  # it has ended
-    except PermissionError:
-        pass  # another user's by now; it is reported as left
+    except OSError as error:
+        if error.errno not in (ESRCH, EPERM):
+            raise
 
 
 def _wait_until_gone(mine: list[facts.Process], end: float) -> None:
