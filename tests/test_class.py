@@ -253,6 +253,18 @@ def test_nothing_is_left(host, accounts):
     assert not (host.root / "lib/labs/class.json").exists()
 
 
+def test_an_account_that_is_not_ours(host):
+    """--count makes accounts; one that is there already is not touched, also when the rest is undone."""
+    with contextlib.ExitStack() as stack:
+        for path in ("/etc", "/home", "/var/spool"):
+            stack.enter_context(private(host, path))
+        sh("useradd", "--create-home", "student02")
+        before = pathlib.Path("/etc/passwd").read_text()
+        assert "there is an account student02 already" in host.fails(125, "lab", "class", "create", "--count", "3")
+        assert pathlib.Path("/etc/passwd").read_text() == before and os.path.isdir("/home/student02")
+        assert not os.path.exists("/home/student01")
+
+
 def test_a_create_that_fails_is_undone(host, accounts):
     host.run("pod", "create", "--network", "none", "class-emil")
     assert "class-emil" in host.fails(125, "lab", "class", "create", "--users", accounts)

@@ -152,8 +152,10 @@ def hint(call: Call) -> int:
     with progress.changing(call.state) as found:
         entry = progress.entry(found, lab.number)
         entry["hints"] = count = min(entry.get("hints", 0) + 1, len(hints))
+    import textwrap
+
     for number, one in enumerate(hints[:count], 1):
-        say.out(f"{number} of {len(hints)}: {one}")
+        say.page(textwrap.fill(f"{number} of {len(hints)}: {one}", 98, subsequent_indent="        ") + "\n")
     return 0
 
 

@@ -137,10 +137,7 @@ def _make(state: State, new: dict[str, Any], accounts: bool, pids: int, memory: 
     warnings = []
     for name, student in new["students"].items():
         if accounts:
-            _useradd(name)
-            with _changing(state) as found:
-                found["students"][name].update(account=True, uid=userns.User(name).uid)
-            student.update(account=True, uid=userns.User(name).uid)
+            student["uid"] = _new_account(state, name)
         if first := _give_ids(name):
             with _changing(state) as found:
                 found["students"][name]["first_id"] = first
@@ -191,8 +188,31 @@ def _seeds(count: int) -> list[str]:
     return seeds
 
 
-def _useradd(name: str) -> None:
-    _run("useradd", "--create-home", "--shell", "/bin/bash", "--comment", "nsrun lab class", name)
+#: In the accounts that are ours, and so may be removed: passwd(5), the field for comments.
+_COMMENT = "nsrun lab class"
+
+
+def _is_ours(name: str) -> bool:
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_gecos == _COMMENT
+    except KeyError:
+        return False
+
+
+def _new_account(state: State, name: str) -> int:
+    """Make an account, and return its uid.  Raise BadInput when there is one of this name."""
+    import pwd
+
+    if any(entry.pw_name == name for entry in pwd.getpwall()):
+        raise BadInput(f"there is an account {name} already", hint="--users takes accounts that exist")
+    with _changing(state) as found:
+        found["students"][name]["account"] = True  # if we are killed now, rm finds it by its comment
+    _run("useradd", "--create-home", "--shell", "/bin/bash", "--comment", _COMMENT, name)
+    with _changing(state) as found:
+        found["students"][name]["uid"] = userns.User(name).uid
+    return userns.User(name).uid
 
 
 def _give_ids(name: str) -> int:
@@ -379,9 +399,9 @@ def _take_ids(name: str, student: dict[str, Any]) -> None:
 
 def _userdel(state: State, name: str, student: dict[str, Any], left: list[str]) -> None:
     """Remove an account that create made, after its processes."""
-    if not student["account"]:
+    if not student["account"] or not _is_ours(name):
         return
-    work = Work(labs.every()[0], "", "", "", state, {}, facts.namespaces_of(os.getpid()), student["uid"])
+    work = Work(labs.every()[0], "", "", "", state, {}, facts.namespaces_of(os.getpid()), userns.User(name).uid)
     sessions.end_all(work)
     left += work.troubles
     _run("userdel", "--remove", name)

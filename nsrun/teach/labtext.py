@@ -92,6 +92,15 @@ def read(text: str) -> Page:
 
 
 def told(text: str) -> str:
-    """Return a section as it is told before the student has tried: without the scripts that give the answer away."""
+    """Return a section as it is told on a terminal, before the student has tried.
+
+    The scripts that give the answer away are left out; other code is indented, without its fences.
+    """
     text = re.sub(r"^<details>(?:.*\n)*?</details>\n", "", text, flags=re.M)
-    return re.sub(r"\n{3,}", "\n\n", _BLOCK.sub("", text)).strip("\n")
+    lines, code = [], False
+    for line in _BLOCK.sub("", text).split("\n"):
+        if line.lstrip().startswith("```"):
+            code = not code
+        else:
+            lines.append(f"    {line}" if code and line else line)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
