@@ -57,11 +57,15 @@ def _images(state: State) -> list[str]:
 
 
 def _names(state: State, kind: str) -> list[str]:
-    """Return the pods, members or images that exist."""
+    """Return the pods, members, images or labs that exist."""
     if kind == "image":
         return _images(state)
     if kind == "process":
         return sorted({*state.names("pods"), *state.names("members")})
+    if kind == "lab":
+        from nsrun.teach import labs
+
+        return [lab.name for lab in labs.every()]
     return state.names(f"{kind}s") if kind in ("pod", "member") else []
 
 
