@@ -230,7 +230,8 @@ def within(a: Box, b: Box) -> bool:
 
 def clashes(places: list[Box]) -> list[tuple[Box, Box]]:
     """Pairs that overlap; only neighbours from top to bottom are compared."""
-    found, open_ = [], []
+    found: list[tuple[Box, Box]] = []
+    open_: list[Box] = []
     for place in sorted(places, key=lambda box: box[1]):
         open_ = [other for other in open_ if other[3] > place[1]]
         found += [(other, place) for other in open_ if overlap(other, place)]

@@ -351,7 +351,7 @@ def test_what_the_table_says_of_a_command():
     assert names["of_members"] == {"exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach"}
     assert names["userns"] == {f"image {name}" for name in ("load", "pull", "unpack", "rm", "prune", "tag")}
     assert BY_NAME.keys() - names["sweeps"] == {"exec", "explain", "help", "completion", "doctor", "map"} | {
-        name for name in BY_NAME if name.startswith("ns ")
+        name for name in BY_NAME if name.startswith(("ns ", "lab "))
     }
     for command in INTERNAL:
         assert callable(function(command.handler)) and not command.sweeps and not command.of_members

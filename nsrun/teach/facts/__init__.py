@@ -25,7 +25,6 @@ from nsrun.teach.facts.mounts import open_at as open_at
 from nsrun.teach.facts.mounts import root_of as root_of
 from nsrun.teach.facts.mounts import root_of_namespace as root_of_namespace
 from nsrun.teach.facts.mounts import shm as shm
-from nsrun.teach.facts.namespaces import KINDS as KINDS
 from nsrun.teach.facts.namespaces import Namespace as Namespace
 from nsrun.teach.facts.namespaces import descriptors as descriptors
 from nsrun.teach.facts.namespaces import family as family
@@ -34,7 +33,6 @@ from nsrun.teach.facts.namespaces import initial as initial
 from nsrun.teach.facts.namespaces import mount_namespace_id as mount_namespace_id
 from nsrun.teach.facts.namespaces import namespace as namespace
 from nsrun.teach.facts.namespaces import namespace_at as namespace_at
-from nsrun.teach.facts.namespaces import namespaces_of as namespaces_of
 from nsrun.teach.facts.namespaces import of_children as of_children
 from nsrun.teach.facts.namespaces import owners as owners
 from nsrun.teach.facts.namespaces import threads as threads
@@ -55,11 +53,13 @@ from nsrun.teach.facts.network import routes as routes
 from nsrun.teach.facts.network import rules as rules
 from nsrun.teach.facts.network import sockets as sockets
 from nsrun.teach.facts.network import tcp as tcp
+from nsrun.teach.facts.processes import KINDS as KINDS
 from nsrun.teach.facts.processes import Process as Process
 from nsrun.teach.facts.processes import exe as exe
 from nsrun.teach.facts.processes import inside as inside
 from nsrun.teach.facts.processes import is_of_nsrun as is_of_nsrun
 from nsrun.teach.facts.processes import is_pause as is_pause
+from nsrun.teach.facts.processes import namespaces_of as namespaces_of
 from nsrun.teach.facts.processes import nice as nice
 from nsrun.teach.facts.processes import pids as pids
 from nsrun.teach.facts.processes import process as process

@@ -6,19 +6,15 @@ from __future__ import annotations
 import fcntl
 import os
 from dataclasses import dataclass
-from errno import EACCES, EINVAL, ENOTTY, EPERM
+from errno import EINVAL, ENOTTY, EPERM
 
 from nsrun import kernel
 from nsrun.schema import is_number
-from nsrun.teach.facts.processes import Process, process, read
+from nsrun.teach.facts.processes import KINDS, Process, namespaces_of, process, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-#: The kinds of namespace, as /proc/PID/ns names them: namespaces(7).
-KINDS = ("user", "pid", "net", "ipc", "uts", "mnt", "cgroup", "time")
 
 
 # linux/nsfs.h, ioctl_ns(2)
@@ -73,19 +69,6 @@ def owners(pid: int) -> list[int]:
             except OSError:  # EPERM: the parent is outside of ours
                 fd = -1
     return found
-
-
-def namespaces_of(pid: int) -> dict[str, int]:
-    """Return the inode of each namespace of a process; {} when it has ended, or we may not look."""
-    found = {}
-    for kind in KINDS:
-        try:
-            # KIND:[INODE]; a stat() of it takes twice as long
-            found[kind] = int(os.readlink(f"/proc/{pid}/ns/{kind}")[len(kind) + 2 : -1])
-        except OSError as error:
-            if error.errno in (EACCES, EPERM):
-                return {}
-    return found  # a kernel may lack a kind; a zombie has only some
 
 
 def id_map(pid: int, kind: str = "uid") -> list[tuple[int, int, int]]:
