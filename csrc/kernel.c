@@ -526,6 +526,15 @@ static long nsrun_fs_magic(int fd)
 	return fstatfs(fd, &st) < 0 ? -errno : (long)st.f_type;
 }
 
+/* When a file was made, in nanoseconds since 1970; 0 where its file system does not tell. */
+static long nsrun_birth(int dir, const char *path)
+{
+	struct statx st;
+	if (statx(dir, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BTIME, &st) < 0)
+		return -errno;
+	return st.stx_mask & STATX_BTIME ? st.stx_btime.tv_sec * 1000000000L + st.stx_btime.tv_nsec : 0;
+}
+
 /*
  * Make a file in memory, a program or data, that can't be changed any more.  MFD_EXEC, MFD_NOEXEC_SEAL and F_SEAL_EXEC are
  * tried first (Linux 6.3).  EACCES: vm.memfd_noexec is 2, which forbids a program.
