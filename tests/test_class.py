@@ -331,6 +331,19 @@ def work(student: ClassStudent) -> None:
         student.run("lab", "reset", number, timeout=120)
 
 
+GRADED = [number for number, page in PAGES.items() if page.of("solution", True)]
+
+
+@pytest.mark.parametrize("number", GRADED)
+def test_every_lab_of_users_is_graded(host, pair, number):
+    """What a student's own check accepts, root's does, too."""
+    student, _ = pair
+    student.solve(number)
+    grade = graded(host)[student.name, number]
+    student.run("lab", "reset", number)
+    assert grade["passed"], grade
+
+
 def test_marks_name_the_lab(host):
     """By which root knows to which lab a student's claims belong."""
     host.run("lab start 1")
