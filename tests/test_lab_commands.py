@@ -14,7 +14,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import sh, wait_for
+from conftest import NSRUN, sh, wait_for
 
 from nsrun.teach.lab import MARK, environment
 
@@ -293,6 +293,27 @@ def test_hints_come_in_steps(host):
     row = next(csv.DictReader(io.StringIO(host.run("lab", "report", "--csv").stdout.split("\n", 2)[0] + "\n" + host.run("lab", "report", "--csv").stdout.split("\n")[2])))  # fmt: skip
     assert (row["lab"], row["hints"], row["solution"], row["status"]) == ("2", "3", "True", "started")
     host.run("lab reset 2")
+
+
+IN_POD = """
+nsrun lab start 1 >/dev/null && eval "$(nsrun lab env)" || exit
+unshare --uts sh -c 'hostname "$WORD"; exec sleep 1000' &
+for i in $(seq 50); do nsrun lab check && break; sleep 0.1; done
+nsrun lab reset
+"""
+
+
+def test_in_an_owned_pod(host, alice, owned):
+    """A member without the power to make namespaces is told how to get it; with it, the lab is as everywhere else."""
+    where = alice.home / "state"
+    where.mkdir()
+    os.chown(where, alice.uid, alice.uid)
+    path = f"{os.path.dirname(NSRUN)}:{os.environ['PATH']}"
+    words = ("-e", f"NSRUN_ROOT={where}", "-e", f"PATH={path}", "--", "sh", "-c", IN_POD)
+    refused = alice.run("join", owned, *words, check=False)
+    assert "can't be done here" in refused.stderr and "--cap-add SYS_ADMIN" in refused.stderr, refused
+    done = alice.run("join", owned, "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", *words)
+    assert "lab 1 is solved" in done.stdout and "lab 1 is reset" in done.stdout and not done.stderr, done
 
 
 def test_shell(host, terminal):

@@ -25,7 +25,7 @@ TOP = pathlib.Path(__file__).parent.parent
 def sources(to: pathlib.Path) -> pathlib.Path:
     """Copy what the build and the tests read, and nothing that a build made."""
     generated = shutil.ignore_patterns("__pycache__", "libexec", "*.so", "_templates.py", "_protocol.py", ".*_cache")
-    for name in ("nsrun", "csrc", "tests"):
+    for name in ("nsrun", "csrc", "tests", "docs"):
         shutil.copytree(TOP / name, to / name, ignore=generated)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(TOP / name, to)
@@ -57,6 +57,7 @@ def collect(top: pathlib.Path, **env: str) -> subprocess.CompletedProcess[str]:
         ("csrc/pause.c", "not from the sources"),
         ("csrc/new.h", "not from the sources"),
         ("setup.py", "not from the sources"),
+        ("docs/labs/01-inode.md", "docs/labs is not as installed"),
     ],
 )
 def test_pytest_refuses_what_is_built_from_other_sources(tmp_path, file, says):
@@ -137,6 +138,8 @@ def test_the_sdist_builds_a_wheel_and_runs_unit_tests(tmp_path):
     assert {"nsrun/py.typed", "nsrun/_kernel.abi3.so", "nsrun/host/_templates.py", "nsrun/seccomp/default.json"} <= {
         *names
     }
+    pages = {path.name for path in (TOP / "docs/labs").glob("[0-9]*.md")}
+    assert pages == {name.rpartition("/")[2] for name in names if name.startswith("nsrun/teach/labs/pages/")}
     assert not [name for name in names if name.startswith(("tests/", "csrc/"))]
 
     # installed by pip into another environment, with this one's libraries: -IS is there, and no site

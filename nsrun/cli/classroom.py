@@ -70,7 +70,8 @@ def _print(call: Call, grades: list[Grade]) -> int:
         return text.csv(head, [[str(vars(grade)[key]) for key in head] for grade in grades])
     students = dict.fromkeys(grade.student for grade in grades)
     cells = {(grade.student, grade.lab): _cell(grade) for grade in grades}
-    numbers = [lab.number for lab in labs.every()]
+    # only the labs that somebody has started: seventeen columns are wider than a terminal
+    numbers = [lab.number for lab in labs.every() if any(cells[student, lab.number] != "-" for student in students)]
     rows = [[student, *(cells[student, number] for number in numbers)] for student in students]
     text.table(["STUDENT", *(f"{number:02}" for number in numbers)], rows)
     for student, trouble in {(grade.student, grade.trouble): 0 for grade in grades if "look" in grade.trouble}:

@@ -127,7 +127,10 @@ def _rows(rows: list[Row]) -> str:
 
 
 def watch(call: Call) -> int:
+    """Look again when a process has begun or ended, at most twice a second, and every two seconds in any case."""
     import time
+
+    from nsrun.teach import facts
 
     lab = _lab(call)
     before: list[bool] = []
@@ -142,7 +145,11 @@ def watch(call: Call) -> int:
             sessions.record(call.state, lab, True)
             say.out(f"lab {lab.number} is solved: nsrun lab reset ends it")
             return 0
-        time.sleep(0.5)
+        looked = facts.births()  # after the helpers of the check
+        for _ in range(4):
+            time.sleep(0.5)
+            if facts.births() != looked:
+                break
 
 
 def hint(call: Call) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.host import cgroup, userns
-from nsrun.schema import FLAG, STRING, Number, check, open_regular
+from nsrun.schema import FLAG, STRING, Number, check, is_number, open_regular
 from nsrun.state import make_directory, remove_tree, timestamp
 from nsrun.teach import facts, labs, sessions
 from nsrun.teach.lab import MARK, Lab, Work, environment, graded, run_nsrun, values_of
@@ -182,7 +182,7 @@ def _seeds(count: int) -> list[str]:
         seed = os.urandom(8).hex()
         values = (values_of(lab, seed).items() for lab in labs.every())
         ports = [value for pairs in values for name, value in pairs if name.startswith("PORT")]
-        if taken.isdisjoint(ports) or len(taken) > 8000:
+        if not taken.intersection(ports) or len(taken) > 8000:
             taken.update(ports)
             seeds.append(seed)
     return seeds
@@ -352,7 +352,7 @@ def _claims(mine: list[Process]) -> dict[int, dict[str, str]]:
             pair.decode("utf-8", "replace").split("=", 1) for pair in environment(process.pid) if b"=" in pair
         )
         number, _, _ = variables.get(MARK, "").partition("-")
-        if number.isascii() and number.isdigit():
+        if is_number(number):
             found.setdefault(int(number), {}).update({key: value for key, value in variables.items() if value in pids})
     return found
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from shutil import which
 
 from nsrun.teach import facts
 
@@ -268,22 +269,25 @@ def values_of(lab: Lab, seed: str, salt: int = 0) -> dict[str, str]:
 
 def tool(name: str, package: str) -> Need:
     """Return the need of a program, and of the Debian package that has it."""
-    from shutil import which
-
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     return Need(name, lambda: "" if which(name, path=path) else "it is not installed", f"apt-get install {package}")
 
 
-def _no_user_namespace() -> str:
+def _no_namespaces() -> str:
+    """Try to make a UTS namespace, in the way in which this user would; return what unshare(1) said when it can't."""
     import subprocess
 
-    if not os.geteuid():
-        return ""
-    done = subprocess.run(["unshare", "--user", "--map-root-user", "true"], capture_output=True, check=False)
+    if which("unshare") is None:
+        return ""  # another need says so
+    how = ["--user", "--map-root-user"] if os.geteuid() else ["--uts"]
+    done = subprocess.run(["unshare", *how, "true"], capture_output=True, check=False)
     return done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] if done.returncode else ""
 
 
-USER_NAMESPACES = Need("user namespaces for ordinary users", _no_user_namespace, "nsrun doctor says what forbids them")
+USER_NAMESPACES = Need(
+    "the power to make namespaces", _no_namespaces,
+    "nsrun doctor says what forbids it; a member of a pod gets it by --cap-add SYS_ADMIN --security-opt seccomp=unconfined",
+)  # fmt: skip
 UTIL_LINUX = tool("unshare", "util-linux")
 
 

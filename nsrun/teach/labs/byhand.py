@@ -91,7 +91,7 @@ def _rows(work: Work, holder: Process | None) -> list[Row]:
         ),
         Row(
             "shm",
-            len(met) >= 2 and len(shms) == 1 and shms.isdisjoint({"", machines}),
+            len(met) >= 2 and len(shms) == 1 and not shms & {"", machines},
             "they have one /dev/shm, which is not the machine's",
             f"{', '.join(sorted(shms))}; the machine's is {machines}" if met else "nobody has joined it" if holder else no,
             f"findmnt --task {met[0].pid if met else pid} --output MAJ:MIN /dev/shm; findmnt --output MAJ:MIN /dev/shm",
