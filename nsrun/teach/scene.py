@@ -57,9 +57,12 @@ def holder(work: Work, *unshare: str) -> int:
     return pid
 
 
-def unshare() -> str:
-    """Return the command line of unshare(1) for a script that root and an ordinary user can run: they need a user namespace."""
-    return "unshare --user --map-root-user" if os.geteuid() else "unshare"
+def unshare(ids: bool = False) -> str:
+    """Return the command line of unshare(1) for a script of root and of ordinary users, who need a user namespace.
+
+    `ids`: also with their subordinate ids.
+    """
+    return f"unshare --user --map-root-user{' --map-auto' if ids else ''}" if os.geteuid() else "unshare"
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -97,6 +100,20 @@ BUSYBOX = Need(
     lambda: "" if _busybox() else "none was found",
     "apt-get install busybox-static; or, in a checkout of nsrun, sudo rootfs/build busybox",
 )
+
+
+def _no_subordinate_ids() -> str:
+    from nsrun.host import userns
+
+    try:
+        if os.geteuid():
+            userns.maps_of(userns.User(str(os.geteuid())))
+    except NsrunError as error:
+        return error.message
+    return ""  # root may map any
+
+
+SUBORDINATE = Need("subordinate ids", _no_subordinate_ids, "nsrun doctor prints the command that adds some")
 
 
 def rootfs(work: Work) -> str:
