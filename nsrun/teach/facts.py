@@ -20,7 +20,7 @@ from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 #: The kinds of namespace, as /proc/PID/ns names them: namespaces(7).
@@ -305,16 +305,40 @@ def _end(text: str) -> tuple[str, int]:
     return str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)
 
 
-def holders(inode: int) -> list[int]:
-    """Return the pids of the processes that have a socket open."""
-    found, name = [], f"socket:[{inode}]"
-    for pid in (int(entry) for entry in os.listdir("/proc") if is_number(entry)):
-        try:
-            if any(os.readlink(f"/proc/{pid}/fd/{fd}") == name for fd in os.listdir(f"/proc/{pid}/fd")):
-                found.append(pid)
-        except OSError:
-            continue  # it has ended, or we may not look
-    return found
+def holders(inode: int, among: Iterable[int] | None = None) -> list[int]:
+    """Return the pids of the processes, all or some, that have a socket open."""
+    pids = among if among is not None else map(int, filter(is_number, os.listdir("/proc")))
+    return [pid for pid in pids if f"socket:[{inode}]" in _open_files(pid)]
+
+
+def _open_files(pid: int) -> list[str]:
+    """Return what the descriptors of a process are; [] when it has ended, or we may not look."""
+    try:
+        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except PermissionError:
+        listed = _as_owner(pid, "find", f"/proc/{pid}/fd", "-type", "l", "-printf", "%l\\n")
+        return listed.decode("utf-8", "surrogateescape").split("\n")
+    except OSError:
+        return []
+
+
+def file_from_inside(pid: int, path: str) -> bytes:
+    """Return the contents of a file that only root of the user namespace of a process may read; b"" when we can't."""
+    return _as_owner(pid, "cat", path)
+
+
+def _as_owner(pid: int, *command: str) -> bytes:
+    """Return what a command prints that is root of the user namespace of a process; b"" when that is not ours."""
+    import subprocess
+
+    try:
+        inside = enter(pid)
+        if "--user" not in inside:
+            return b""
+        done = subprocess.run([*inside, *command], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return b""
+    return done.stdout if done.returncode == 0 else b""
 
 
 def enter(pid: int, *kinds: str) -> list[str]:
