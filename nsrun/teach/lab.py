@@ -207,8 +207,12 @@ def environment(pid: int) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return file.read(1 << 21).split(b"\0")
+    except PermissionError:  # it has a subordinate uid of ours, perhaps: root of its user namespace may look
+        if os.geteuid() in facts.owners(pid):
+            return facts.file_from_inside(pid, f"/proc/{pid}/environ").split(b"\0")
     except OSError:
-        return []
+        pass
+    return []
 
 
 def graded(processes: Iterable[Process], uid: int) -> list[Process]:
