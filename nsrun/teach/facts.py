@@ -118,6 +118,14 @@ def namespaces_of(pid: int) -> dict[str, int]:
     return found  # a kernel may lack a kind; a zombie has only some
 
 
+def nice(pid: int) -> int:
+    """Return the nice value of a process, 0 when it has ended: proc_pid_stat(5)."""
+    try:
+        return int(_read(pid, "stat").rpartition(b")")[2].split()[16])
+    except OSError:
+        return 0
+
+
 # ---- namespaces ------------------------------------------------------------------------------------------------
 
 
