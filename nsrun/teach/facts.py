@@ -246,8 +246,13 @@ def shm(pid: int) -> str:
 
 def root_of(pid: int) -> tuple[int, int] | None:
     """Return (device, inode) of the root directory of a process; None when it has ended, or we may not look."""
+    return root_of_directory(f"/proc/{pid}/root/")
+
+
+def root_of_directory(path: str) -> tuple[int, int] | None:
+    """Return (device, inode) of a directory that may be the root of a process; None when there is none."""
     try:
-        st = os.stat(f"/proc/{pid}/root/")
+        st = os.stat(path)
     except OSError:
         return None
     return st.st_dev, st.st_ino
