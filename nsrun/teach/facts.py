@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from errno import EACCES, EINVAL, EIO, ENOTTY, EPERM
 
 from nsrun import kernel
+from nsrun.errors import BadInput
 from nsrun.schema import is_number
 
 TYPE_CHECKING = False
@@ -256,6 +257,41 @@ def root_of_directory(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return st.st_dev, st.st_ino
+
+
+def text_in_root(pid: int, path: str) -> str:
+    """Return a small file as a process sees it below its root; "" when there is no such regular file.
+
+    The kernel resolves the path inside that root (openat2(2)), so a link leads nowhere else, and a FIFO makes nobody wait.
+    """
+    try:
+        return kernel.read_in_root(f"/proc/{pid}/root", path)
+    except (OSError, BadInput):
+        return ""
+
+
+def names_in_root(pid: int, path: str) -> list[str]:
+    """Return the names in a directory as a process sees it below its root; [] when there is no such directory."""
+    with _in_root(pid, path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        return sorted(os.listdir(fd)) if fd >= 0 else []
+
+
+def inode_in_root(pid: int, path: str) -> tuple[int, int] | None:
+    """Return (device, inode) of a file as a process sees it below its root; None when there is none."""
+    with _in_root(pid, path, os.O_PATH) as fd:
+        if fd < 0:
+            return None
+        st = os.fstat(fd)
+        return st.st_dev, st.st_ino
+
+
+def _in_root(pid: int, path: str, flags: int) -> kernel.Fd:
+    """Return a descriptor, which is -1 when the file can't be opened."""
+    try:
+        with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+            return kernel.Fd(kernel.open_in_root(root, path, flags | os.O_CLOEXEC))
+    except OSError:
+        return kernel.Fd(-1)
 
 
 def root_of_namespace(pid: int) -> tuple[int, int] | None:
