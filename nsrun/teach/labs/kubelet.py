@@ -42,7 +42,7 @@ def check(work: Work) -> list[Row]:
     pause = work.pause(work.variables["POD"])
     bundle = facts.root_of_directory(f"{work.variables['BUNDLE']}/rootfs")
     # what has the bundle as its root is the student's, too, though its runtime has cleared the environment
-    found = [p for p in work.processes if bundle and p.command and facts.root_of(p.pid) == bundle]
+    found = [p for p in work.processes if bundle and p.state != "Z" and facts.root_of(p.pid) == bundle]
     inside = [
         p for p in work.mine if pause and p.namespaces.get("pid") == pause.namespaces["pid"] and p.pid != pause.pid
     ]
@@ -54,7 +54,9 @@ def _rows(work: Work, pause: Process | None, process: Process | None) -> list[Ro
     apart = [k for k in _SHARED if process and (not pause or process.namespaces.get(k) != pause.namespaces.get(k))]
     known = process is not None and process.pid in work.of_pods()
     secret = [name.decode() for name in environment(process.pid) if name.startswith(b"SECRET=")] if process else []
-    numbers = [_inode(f"{top}/bin/busybox") for top in (f"{work.variables['BUNDLE']}/rootfs", f"/proc/{pid}/root")]
+    below = facts.root_of_directory(f"{work.variables['BUNDLE']}/rootfs/bin/busybox")
+    above = facts.inode_in_root(process.pid, "bin/busybox") if process else None
+    numbers = [found[1] if found else 0 for found in (below, above)]
     space = process.namespaces.get("mnt", 0) if process else 0
 
     def row(name: str, ok: bool, wanted: str, seen: str, see: str) -> Row:
@@ -98,13 +100,6 @@ def _rows(work: Work, pause: Process | None, process: Process | None) -> list[Ro
             f"nsrun ls; nsrun pod ps {work.variables['POD']}",
         ),
     ]
-
-
-def _inode(path: str) -> int:
-    try:
-        return os.stat(path).st_ino & 0xFFFFFFFF
-    except OSError:
-        return 0
 
 
 def reset(work: Work) -> None:

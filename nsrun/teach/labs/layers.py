@@ -108,7 +108,9 @@ def _blob(image: str, kind: str, data: bytes) -> dict[str, object]:
 
 def check(work: Work) -> list[Row]:
     ours = facts.root_of(os.getpid())
-    moved = [process for process in work.mine if process.command and facts.root_of(process.pid) not in (None, ours)]
+    moved = [
+        process for process in work.mine if process.state != "Z" and facts.root_of(process.pid) not in (None, ours)
+    ]
     return best(moved, lambda process: _rows(work, process))
 
 
@@ -118,21 +120,21 @@ def _rows(work: Work, process: Process | None) -> list[Row]:
     secret = _secret(work)
     variables = environment(process.pid) if process else []
     names = [name.decode("utf-8", "replace") for name in variables if name.startswith((b"SECRET=", b"LAB_DIR="))]
-    srv, data = _names(f"{top}/srv"), _names(f"{top}/data")
+    srv, data = (facts.names_in_root(process.pid, name) if process else [] for name in ("srv", "data"))
 
     def row(name: str, ok: bool, wanted: str, seen: str, see: str) -> Row:
         nobody = "" if process else "no process of yours has another root than the machine's"
         return Row(name, process is not None and ok, wanted, nobody or seen, see)
 
-    release = _text(f"{top}/etc/release")
-    here = _inode(f"/proc/{pid}/cwd/")
+    release = facts.text_in_root(process.pid, "etc/release")[:80].strip() if process else ""
+    here = facts.root_of_directory(f"/proc/{pid}/cwd/")
     uid = facts.uid_inside(process) if process else -1
     return [
         row(
             "order",
             release == secret,
             "its root has /etc/release of the topmost layer",
-            f"/etc/release says {release}",
+            f"/etc/release says {release or 'nothing'}",
             f"cat {top}/etc/release",
         ),
         row(
@@ -151,7 +153,7 @@ def _rows(work: Work, process: Process | None) -> list[Row]:
         ),
         row(
             "directory",
-            here is not None and here == _inode(f"{top}/srv/"),
+            process is not None and here is not None and here == facts.inode_in_root(process.pid, "srv"),
             "its working directory is the WorkingDir of the config, /srv",
             f"it is {_link(f'/proc/{pid}/cwd')}",
             f"ls -l /proc/{pid}/cwd",
@@ -165,29 +167,6 @@ def _rows(work: Work, process: Process | None) -> list[Row]:
         ),
         row("user", uid == _WWW, f"it is the User of the config, {_WWW}", f"uid {uid}", f"grep Uid /proc/{pid}/status"),
     ]
-
-
-def _names(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, errors="surrogateescape") as file:
-            return file.read(80).strip() or "nothing"
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _link(path: str) -> str:
