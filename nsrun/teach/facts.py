@@ -418,13 +418,19 @@ def holders(inode: int, among: Iterable[int] | None = None) -> list[int]:
 
 def _open_files(pid: int) -> list[str]:
     """Return what the descriptors of a process are; [] when it has ended, or we may not look."""
+    found = []
     try:
-        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+            except FileNotFoundError:
+                continue  # it was closed meanwhile
     except PermissionError:
         listed = _as_owner(pid, "find", f"/proc/{pid}/fd", "-type", "l", "-printf", "%l\\n")
         return listed.decode("utf-8", "surrogateescape").split("\n")
     except OSError:
         return []
+    return found
 
 
 def file_from_inside(pid: int, path: str) -> bytes:
