@@ -124,24 +124,114 @@ def namespace(path: str) -> Namespace:
     Raise OSError: ENOTTY for a file that is no namespace.
     """
     with kernel.Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        kind = _CLONE[fcntl.ioctl(fd, _NS_GET_NSTYPE)]
-        owner = -1
-        if kind == "user":
-            answer = bytearray(4)
-            fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
-            owner = int.from_bytes(answer, "little")
-        return Namespace(kind, os.fstat(fd).st_ino, _related(fd, _NS_GET_PARENT), _related(fd, _NS_GET_USERNS), owner)
+        return namespace_at(fd)
+
+
+def namespace_at(fd: int) -> Namespace:
+    """Do the same for an open file."""
+    kind = _CLONE[fcntl.ioctl(fd, _NS_GET_NSTYPE)]
+    owner = -1
+    if kind == "user":
+        answer = bytearray(4)
+        fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
+        owner = int.from_bytes(answer, "little")
+    return Namespace(kind, os.fstat(fd).st_ino, _related(fd, _NS_GET_PARENT), _related(fd, _NS_GET_USERNS), owner)
+
+
+def family(fd: int, known: set[int] | None = None) -> Iterator[Namespace]:
+    """Yield the namespace of an open file, those above it, and the user namespaces that own them, each once.
+
+    It goes as far up as the caller may see.  `known` are inodes that are left out, with all above them; it grows.
+    """
+    known = set() if known is None else known
+    found = namespace_at(fd)
+    if found.inode in known:
+        return
+    known.add(found.inode)
+    yield found
+    for request in (_NS_GET_PARENT, _NS_GET_USERNS):
+        with kernel.Fd(_follow(fd, request)) as other:
+            if other >= 0:
+                yield from family(other, known)
 
 
 def _related(fd: int, request: int) -> int:
+    with kernel.Fd(_follow(fd, request)) as other:
+        return os.fstat(other).st_ino if other >= 0 else 0
+
+
+def _follow(fd: int, request: int) -> int:
+    """Return a descriptor of the related namespace; -1 when there is none, or it is outside the caller's own."""
     try:
-        with kernel.Fd(fcntl.ioctl(fd, request)) as other:
-            return os.fstat(other).st_ino
+        return fcntl.ioctl(fd, request)
     except OSError as error:
         # EPERM: it is outside the caller's own; EINVAL: this kind has no parents
         if error.errno in (EPERM, EINVAL, ENOTTY):
-            return 0
+            return -1
         raise
+
+
+def initial() -> dict[str, int]:
+    """Return the inodes of the machine's initial namespaces, by kind, as far as they can be told from here.
+
+    Most have a fixed number (linux/proc_ns.h).  Those of kind net and mnt are the ones that the kernel's own threads are
+    in, of which kthreadd is the first: process 2, which has no command line and no parent.
+    """
+    found = {"ipc": 0xEFFFFFFF, "uts": 0xEFFFFFFE, "user": 0xEFFFFFFD, "pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB, "time": 0xEFFFFFFA}  # fmt: skip
+    thread = process(2)
+    if thread and thread.ppid == 0 and not thread.command and thread.name == "kthreadd":
+        found |= {kind: thread.namespaces[kind] for kind in ("net", "mnt") if kind in thread.namespaces}
+    return found
+
+
+def threads(pid: int) -> list[tuple[int, dict[str, int]]]:
+    """Return (tid, namespaces) of the threads of a process that are in other namespaces than its first thread."""
+    try:
+        tids = sorted(int(entry) for entry in os.listdir(f"/proc/{pid}/task") if is_number(entry))
+    except OSError:
+        return []
+    first = _namespaces(pid)
+    found = [(tid, _namespaces(tid)) for tid in tids if tid != pid]
+    return [(tid, theirs) for tid, theirs in found if theirs and theirs != first]
+
+
+def of_children(pid: int) -> dict[str, int]:
+    """Return the namespaces in which the children of a process will be, where those are not its own: pid and time.
+
+    namespaces(7).  A PID namespace without a first process yet has no file, and is left out.
+    """
+    found = {}
+    for kind in ("pid", "time"):
+        try:
+            theirs, own = (os.stat(f"/proc/{pid}/ns/{name}").st_ino for name in (f"{kind}_for_children", kind))
+        except OSError:
+            continue
+        if theirs != own:
+            found[kind] = theirs
+    return found
+
+
+def descriptors(pid: int) -> list[tuple[int, str, int]]:
+    """Return (number, kind, inode) of the namespaces that a process has open; [] when we may not look."""
+    found = []
+    try:
+        numbers = [int(entry) for entry in os.listdir(f"/proc/{pid}/fd") if is_number(entry)]
+    except OSError:
+        return []
+    for number in sorted(numbers):
+        try:
+            named = _named(os.readlink(f"/proc/{pid}/fd/{number}"))
+        except OSError:
+            continue  # it has just been closed
+        if named:
+            found.append((number, *named))
+    return found
+
+
+def _named(text: str) -> tuple[str, int] | None:
+    """Return the kind and the inode in a text such as `net:[4026531840]`, as the kernel names a namespace's file."""
+    kind, _, rest = text.partition(":[")
+    return (kind, int(rest[:-1])) if kind in KINDS and rest[-1:] == "]" and is_number(rest[:-1]) else None
 
 
 # ---- mounts ----------------------------------------------------------------------------------------------------
@@ -191,6 +281,37 @@ def mount_at(pid: int, point: str) -> Mount | None:
     """Return the mount that a process sees at a path, the topmost if there are several."""
     found = [mount for mount in mounts(pid) if mount.point == point]
     return found[-1] if found else None
+
+
+def mount_of(fd: int) -> Mount | None:
+    """Return the mount that an open file of ours is in; None when our root directory does not lead there."""
+    text = _read(os.getpid(), f"fdinfo/{fd}").decode()
+    number = next(int(line.split()[1]) for line in text.split("\n") if line.startswith("mnt_id:"))
+    return next((mount for mount in mounts(os.getpid()) if mount.number == number), None)
+
+
+def mounted_namespace(mount: Mount) -> tuple[str, int] | None:
+    """Return (kind, inode) of the namespace of which a mount is a bind mount; None for any other mount."""
+    return _named(mount.root) if mount.fstype == "nsfs" else None
+
+
+def open_at(pid: int, path: str) -> int:
+    """Return a descriptor (O_PATH) of a path as a process sees it; no link leads out of its root directory.
+
+    Raise OSError when it is not there, the process has ended, or we may not look.
+    """
+    with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+        return kernel.open_in_root(root, path, os.O_PATH | os.O_CLOEXEC)
+
+
+def identity_at(pid: int, path: str) -> tuple[int, int] | None:
+    """Return (device, inode) of what a process sees at a path; None when there is nothing, or we may not look."""
+    try:
+        with kernel.Fd(open_at(pid, path)) as fd:
+            st = os.fstat(fd)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
 
 
 def shm(pid: int) -> str:
