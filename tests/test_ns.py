@@ -444,6 +444,20 @@ def test_a_pin_outlives_its_processes(host, two):
     assert not path.exists() and number not in listing(host)
 
 
+def test_a_pinned_network_does_not_hold_what_its_pod_had(host):
+    """The veth and the port go with the pod; the next pod gets the port."""
+    path, line = host.root / "pin", "pod create -p 127.0.0.1:20977:80 web"
+    host.run(line)
+    host.run("ns pin net web", path)
+    links = ("nsenter", f"--net={path}", "ip", "-brief", "link")
+    assert len(sh(*links).stdout.splitlines()) == 2
+    host.run("pod kill web")
+    assert sh(*links).stdout.startswith("lo ") and len(sh(*links).stdout.splitlines()) == 1
+    host.run(line)
+    host.run("pod rm -f web")
+    host.run("ns unpin", path)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if os.path.exists(f"/proc/self/ns/{kind}") and kind != "mnt"])
 def test_every_kind_can_be_pinned_and_entered(host, pod, busybox, kind):
     host.start("web", busybox, "sleep", "300")

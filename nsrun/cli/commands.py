@@ -352,7 +352,7 @@ COMMANDS = (
     Command(
         "ns pin", (Operand("user|pid|net|ipc|uts|mnt|cgroup|time"), Operand("PID|MEMBER|POD", "process"), Operand("PATH")), "ns.pin",
         "bind-mount a namespace of a process at a new file, so that it stays when its processes have ended", "sudo nsrun ns pin net mysql /run/mysql-net", sweeps=False,
-        about="nsrun itself pins nothing: a pod ends with its pause, and leaves nothing. A pinned namespace stays until ns unpin, with its interfaces and addresses.",
+        about="nsrun itself pins nothing: a pod ends with its pause, and leaves nothing. A pinned namespace stays until ns unpin; the veth of a pinned network goes with its pod all the same.",
     ),
     Command("ns unpin", (Operand("PATH", many=True),), "ns.unpin", "remove what ns pin made, and nothing else", "sudo nsrun ns unpin /run/mysql-net", sweeps=False),
     Command("doctor", (), "teaching.doctor", "check what this kernel and machine offer, what is missing, and how to get it", "nsrun doctor", (JSON,), sweeps=False),
