@@ -333,8 +333,13 @@ COMMANDS = (
     Command(
         "explain", (), "teaching.explain", "print what a command would do, step by step; nothing is done",
         "nsrun explain --format shell pod create -p 8080:80",
-        (O("--format", "text|shell|json", "text, a script that does by hand what a shell can, or JSON"),), rest=Operand("COMMAND", "line", many=True), sweeps=False,
-        about="It knows pod create, join, exec, stop, kill, rm, pod stop, pod kill, pod rm, pod prune and image load.",
+        (
+            O("--format", "text|shell|json", "text, a script that does by hand what a shell can, or JSON"),
+            O("--step", "", "walk through pod create, join or exec: take each step for real, in a throwaway pod, and show what can be seen before and after it"),
+            O("--compare", "docker|podman|kubectl", "name the command and the options of another tool for the same plan, and what has none there"),
+        ),
+        rest=Operand("COMMAND", "line", many=True), sweeps=False,
+        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows pod create, join, exec, stop, kill, rm, pod stop, pod kill, pod rm, pod prune and image load.",
     ),
     Command(
         "ns ls", (), "ns.ls", "list namespaces: who is in them, who owns them, and what holds those that no process is in", "sudo nsrun ns ls --type net",
@@ -367,6 +372,7 @@ INTERNAL = (
         "_ended", (Operand("NAME"), Operand("STATUS")), "internal.ended", "", "",
         (O("--lead", "FD", ""), O("--held", "FD,FD", "")), sweeps=False,
     ),
+    Command("_walk", (), "walking.inside", "", "", rest=Operand("ARGUMENT", many=True), sweeps=False),
     Command("_remove", (Operand("PATH", many=True, optional=True),), "internal.remove", "", "", userns=True, sweeps=False),
     Command("_whole", (Operand("LAYER"),), "internal.whole", "", "", userns=True, sweeps=False),
 )  # fmt: skip

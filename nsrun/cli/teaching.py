@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from nsrun.errors import UsageError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsrun.cli.commands import Call
@@ -13,6 +15,13 @@ def explain(call: Call) -> int:
     from nsrun.cli import say
     from nsrun.cli.planning import plan_of
 
+    chosen = [f"--{name}" for name in ("format", "step", "compare") if name in call.options]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other")
+    if "step" in call.options:
+        from nsrun.cli.walking import walk
+
+        return walk(call)
     form = call.options.get("format", "text")
     (say.page if form == "text" else say.script)(module.explain(plan_of(call.state, call.rest), call.rest, form))
     return 0
