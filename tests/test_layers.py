@@ -30,7 +30,7 @@ LAYERS = (
     ("plan",),  # what is to be done
     ("run",),  # and doing it
     ("lifecycle",),
-    ("explain", "doctor"),
+    ("explain", "doctor", "teach"),
     ("cli",),
     ("library",),
     ("__init__", "__main__"),

@@ -58,8 +58,9 @@ class Option:
 class Operand:
     """An argument that is not an option, by its place.
 
-    `kind` says what it names: a "pod" or "member" that exists, an "image" of the store, a "line" (a command line of
-    nsrun itself), a "command" (the program that a member executes), or "" for anything else.
+    `kind` says what it names: a "pod" or "member" that exists, a "process" (a pid, or the name of a member or pod), an
+    "image" of the store, a "line" (a command line of nsrun itself), a "command" (the program that a member executes), or
+    "" for anything else.
     """
 
     __slots__ = ("kind", "many", "name", "optional")
@@ -332,9 +333,33 @@ COMMANDS = (
     Command(
         "explain", (), "teaching.explain", "print what a command would do, step by step; nothing is done",
         "nsrun explain --format shell pod create -p 8080:80",
-        (O("--format", "text|shell|json", "text, a script that does by hand what a shell can, or JSON"),), rest=Operand("COMMAND", "line", many=True), sweeps=False,
-        about="It knows every command that changes something.",
+        (
+            O("--format", "text|shell|json", "text, a script that does by hand what a shell can, or JSON"),
+            O("--step", "", "walk through pod create, join or exec: take each step for real, in a throwaway pod, and show what can be seen before and after it"),
+            O("--compare", "docker|podman|kubectl", "name the command and the options of another tool for the same plan, and what has none there"),
+        ),
+        rest=Operand("COMMAND", "line", many=True), sweeps=False,
+        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes something.",
     ),
+    Command(
+        "ns ls", (), "ns.ls", "list namespaces: who is in them, who owns them, and what holds those that no process is in", "sudo nsrun ns ls --type net",
+        (O("-t, --type", "user|pid|net|ipc|uts|mnt|cgroup|time", "only namespaces of this type"), JSON), sweeps=False,
+        about="CREATOR is the account that made the user namespace which owns the namespace (OWNED BY), and so has all power over it. Processes that you may not look into are counted, not hidden.",
+    ),
+    Command(
+        "ns show", (Operand("PID|MEMBER|POD", "process"),), "ns.show", "print every namespace of a process, with the ones above it", "sudo nsrun ns show mysql", (JSON,), sweeps=False,
+        about="The name of a pod stands for its pause.",
+    ),
+    Command(
+        "ns diff", (Operand("A", "process"), Operand("B", "process")), "ns.diff", "print what two processes share and what not, what that means, and how to see it", "sudo nsrun ns diff mysql wordpress", (JSON,), sweeps=False,
+        about="A and B are pids, names of members, or names of pods, which stand for their pause. Besides namespaces it compares /dev/shm and the root directory, which are not namespaces.",
+    ),
+    Command(
+        "ns pin", (Operand("user|pid|net|ipc|uts|mnt|cgroup|time"), Operand("PID|MEMBER|POD", "process"), Operand("PATH")), "ns.pin",
+        "bind-mount a namespace of a process at a new file, so that it stays when its processes have ended", "sudo nsrun ns pin net mysql /run/mysql-net", sweeps=False,
+        about="nsrun itself pins nothing: a pod ends with its pause, and leaves nothing. A pinned namespace stays until ns unpin; the veth of a pinned network goes with its pod all the same.",
+    ),
+    Command("ns unpin", (Operand("PATH", many=True),), "ns.unpin", "remove what ns pin made, and nothing else", "sudo nsrun ns unpin /run/mysql-net", sweeps=False),
     Command("doctor", (), "teaching.doctor", "check what this kernel and machine offer, what is missing, and how to get it", "nsrun doctor", (JSON,), sweeps=False),
     Command("completion", (Operand("bash|zsh|fish"),), "completion.script", "print a completion script for a shell", "nsrun completion bash >/etc/bash_completion.d/nsrun", sweeps=False),
     Command("help", (), "help.command", "print help about a command", "nsrun help pod create", rest=Operand("COMMAND", "line", many=True, optional=True), sweeps=False),
@@ -347,6 +372,7 @@ INTERNAL = (
         "_ended", (Operand("NAME"), Operand("STATUS")), "internal.ended", "", "",
         (O("--lead", "FD", ""), O("--held", "FD,FD", "")), sweeps=False,
     ),
+    Command("_walk", (), "walking.inside", "", "", rest=Operand("ARGUMENT", many=True), sweeps=False),
     Command("_remove", (Operand("PATH", many=True, optional=True),), "internal.remove", "", "", userns=True, sweeps=False),
     Command("_whole", (Operand("LAYER"),), "internal.whole", "", "", userns=True, sweeps=False),
 )  # fmt: skip

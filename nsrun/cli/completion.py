@@ -60,6 +60,8 @@ def _names(state: State, kind: str) -> list[str]:
     """Return the pods, members or images that exist."""
     if kind == "image":
         return _images(state)
+    if kind == "process":
+        return sorted({*state.names("pods"), *state.names("members")})
     return state.names(f"{kind}s") if kind in ("pod", "member") else []
 
 

@@ -374,8 +374,9 @@ def join(
     former: Former | None = None,
     observe: Callable[[Run], None] | None = None,
     last: bool = False,
+    make: Callable[[Plan, State], Run] = Run,
 ) -> Mapping[str, Any]:
-    """Start a member and return its note.  `last`: see create_pod.
+    """Start a member and return its note.  `last` and `make`: see create_pod.
 
     With `detach` a monitor keeps it; with `fds` the caller is its parent; with neither this process *becomes*
     the monitor and the call does not return.  Raise CommandError when the command can't be executed.
@@ -386,7 +387,7 @@ def join(
 
         held = lookup.share_store(state)  # until the member's note says that it uses the image
     try:
-        return _join(state, pod, options, detach, fds, status_fd, former, observe, last)
+        return _join(state, pod, options, detach, fds, status_fd, former, observe, last, make)
     finally:
         if held >= 0:
             os.close(held)
@@ -402,6 +403,7 @@ def _join(
     former: Former | None,
     observe: Callable[[Run], None] | None,
     last: bool,
+    make: Callable[[Plan, State], Run],
 ) -> Mapping[str, Any]:
     pod = state.pod(pod_name)
     check_allowed(state, pod)
@@ -410,7 +412,7 @@ def _join(
     request = Request(detach=detach, interactive=bool(options.get("interactive")), fds=fds, background=background)
     joining = plan_join(state, pod, options, request, former)
     spec, note = joining.spec, joining.note
-    run = Run(joining.plan, state)
+    run = make(joining.plan, state)
     run.parent = fds is not None
     if former:
         run.again, run.lead, run.directory = True, former.lead, state.path("members", note["name"])

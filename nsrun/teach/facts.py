@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask the kernel about processes and their namespaces; read no note, no log, and no file that a student can write.
+
+What has just ended is left out, so nothing here fails because processes come and go.  A process that the caller may not
+look into (ptrace(2), "Ptrace access mode checking") has no namespaces here, which is not to say that it shares ours.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from dataclasses import dataclass, field
+from errno import EACCES, EINVAL, ENOTTY, EPERM
+
+from nsrun import kernel
+from nsrun.schema import is_number
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: The kinds of namespace, as /proc/PID/ns names them: namespaces(7).
+KINDS = ("user", "pid", "net", "ipc", "uts", "mnt", "cgroup", "time")
+
+# linux/nsfs.h, ioctl_ns(2)
+_NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_NSTYPE, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB703, 0xB704
+_NS_GET_MNTNS_ID = 0x8008B705
+_CLONE = {
+    0x00000080: "time", 0x00020000: "mnt", 0x02000000: "cgroup", 0x04000000: "uts", 0x08000000: "ipc", 0x10000000: "user",
+    0x20000000: "pid", 0x40000000: "net",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as /proc shows it: proc_pid_stat(5), proc_pid_status(5)."""
+
+    pid: int
+    start: int  # clock ticks since boot; with the pid, the identity of the process
+    ppid: int
+    state: str  # R, S, D, T, Z, …
+    name: str
+    command: list[str]  # [] for a zombie and for a thread of the kernel
+    uid: int  # the real one, in the caller's user namespace
+    pids: list[int]  # its pid in each PID namespace, from the caller's to its own (NSpid)
+    namespaces: dict[str, int]  # kind → inode; {} when we may not look
+    status: dict[str, str] = field(repr=False)  # the lines of /proc/PID/status
+
+    def mask(self, key: str) -> int:
+        """Return a bit mask of `status`, such as CapEff or SigIgn."""
+        return int(self.status[key], 16)
+
+
+def process(pid: int) -> Process | None:
+    """Return what the kernel says about one process; None when there is none."""
+    try:
+        stat = _read(pid, "stat").rpartition(b")")[2].split()
+        lines = _read(pid, "status").decode("utf-8", "surrogateescape").split("\n")
+        command = _read(pid, "cmdline")
+    except OSError:
+        return None
+    status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines) if key}
+    return Process(
+        pid,
+        int(stat[19]),
+        int(stat[1]),
+        stat[0].decode(),
+        status["Name"],
+        [os.fsdecode(word) for word in command.removesuffix(b"\0").split(b"\0")] if command else [],
+        int(status["Uid"].split()[0]),
+        [int(number) for number in status.get("NSpid", str(pid)).split()],
+        _namespaces(pid),
+        status,
+    )
+
+
+def processes() -> list[Process]:
+    """Return every process that is visible in the caller's /proc, in the order of their pids."""
+    pids = sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
+    return [found for pid in pids if (found := process(pid))]
+
+
+def inside(kind: str, inode: int) -> list[Process]:
+    """Return the processes in one namespace."""
+    return [found for found in processes() if found.namespaces.get(kind) == inode]
+
+
+def _read(pid: int, file: str) -> bytes:
+    with open(f"/proc/{pid}/{file}", "rb", buffering=0) as opened:
+        pieces = []
+        while piece := opened.read(1 << 16):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+def _namespaces(pid: int) -> dict[str, int]:
+    found = {}
+    for kind in KINDS:
+        try:
+            found[kind] = os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+        except OSError as error:
+            if error.errno in (EACCES, EPERM):
+                return {}
+    return found  # a kernel may lack a kind; a zombie has only some
+
+
+# ---- namespaces ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """One namespace: ioctl_ns(2)."""
+
+    kind: str
+    inode: int
+    parent: int  # inode of the parent, for kinds pid and user; 0: none, or not visible from here
+    user: int  # inode of the user namespace that owns it; 0: not visible from here
+    owner: int  # for a user namespace, the uid of its creator, in the caller's user namespace; otherwise -1
+
+
+def namespace(path: str) -> Namespace:
+    """Return the namespace of a file such as /proc/PID/ns/net, or of a bind mount of one.
+
+    Raise OSError: ENOTTY for a file that is no namespace.
+    """
+    with kernel.Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        return namespace_at(fd)
+
+
+def namespace_at(fd: int) -> Namespace:
+    """Do the same for an open file."""
+    kind = _CLONE[fcntl.ioctl(fd, _NS_GET_NSTYPE)]
+    owner = -1
+    if kind == "user":
+        answer = bytearray(4)
+        fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
+        owner = int.from_bytes(answer, "little")
+    return Namespace(kind, os.fstat(fd).st_ino, _related(fd, _NS_GET_PARENT), _related(fd, _NS_GET_USERNS), owner)
+
+
+def family(fd: int, known: set[int] | None = None) -> Iterator[Namespace]:
+    """Yield the namespace of an open file, those above it, and the user namespaces that own them, each once.
+
+    It goes as far up as the caller may see.  `known` are inodes that are left out, with all above them; it grows.
+    """
+    known = set() if known is None else known
+    found = namespace_at(fd)
+    if found.inode in known:
+        return
+    known.add(found.inode)
+    yield found
+    for request in (_NS_GET_PARENT, _NS_GET_USERNS):
+        with kernel.Fd(_follow(fd, request)) as other:
+            if other >= 0:
+                yield from family(other, known)
+
+
+def _related(fd: int, request: int) -> int:
+    with kernel.Fd(_follow(fd, request)) as other:
+        return os.fstat(other).st_ino if other >= 0 else 0
+
+
+def _follow(fd: int, request: int) -> int:
+    """Return a descriptor of the related namespace; -1 when there is none, or it is outside the caller's own."""
+    try:
+        return fcntl.ioctl(fd, request)
+    except OSError as error:
+        # EPERM: it is outside the caller's own; EINVAL: this kind has no parents
+        if error.errno in (EPERM, EINVAL, ENOTTY):
+            return -1
+        raise
+
+
+def mount_namespace_id(fd: int) -> int:
+    """Return the id of a mount namespace, which is never used again; 0 where the kernel does not tell, before Linux 6.10."""
+    answer = bytearray(8)
+    try:
+        fcntl.ioctl(fd, _NS_GET_MNTNS_ID, answer)
+    except OSError:
+        return 0
+    return int.from_bytes(answer, "little")
+
+
+def initial() -> dict[str, int]:
+    """Return the inodes of the machine's initial namespaces, by kind, as far as they can be told from here.
+
+    Most have a fixed number (linux/proc_ns.h).  Those of kind net and mnt are the ones that the kernel's own threads are
+    in, of which kthreadd is the first: process 2, which has no command line and no parent.
+    """
+    found = {"ipc": 0xEFFFFFFF, "uts": 0xEFFFFFFE, "user": 0xEFFFFFFD, "pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB, "time": 0xEFFFFFFA}  # fmt: skip
+    thread = process(2)
+    if thread and thread.ppid == 0 and not thread.command and thread.name == "kthreadd":
+        found |= {kind: thread.namespaces[kind] for kind in ("net", "mnt") if kind in thread.namespaces}
+    return found
+
+
+def threads(pid: int) -> list[tuple[int, dict[str, int]]]:
+    """Return (tid, namespaces) of the threads of a process that are in other namespaces than its first thread."""
+    try:
+        tids = sorted(int(entry) for entry in os.listdir(f"/proc/{pid}/task") if is_number(entry))
+    except OSError:
+        return []
+    first = _namespaces(pid)
+    found = [(tid, _namespaces(tid)) for tid in tids if tid != pid]
+    return [(tid, theirs) for tid, theirs in found if theirs and theirs != first]
+
+
+def of_children(pid: int) -> dict[str, int]:
+    """Return the namespaces in which the children of a process will be, where those are not its own: pid and time.
+
+    namespaces(7).  A PID namespace without a first process yet has no file, and is left out.
+    """
+    found = {}
+    for kind in ("pid", "time"):
+        try:
+            theirs, own = (os.stat(f"/proc/{pid}/ns/{name}").st_ino for name in (f"{kind}_for_children", kind))
+        except OSError:
+            continue
+        if theirs != own:
+            found[kind] = theirs
+    return found
+
+
+def descriptors(pid: int) -> list[tuple[int, str, int]]:
+    """Return (number, kind, inode) of the namespaces that a process has open; [] when we may not look."""
+    found = []
+    try:
+        numbers = [int(entry) for entry in os.listdir(f"/proc/{pid}/fd") if is_number(entry)]
+    except OSError:
+        return []
+    for number in sorted(numbers):
+        try:
+            named = _named(os.readlink(f"/proc/{pid}/fd/{number}"))
+        except OSError:
+            continue  # it has just been closed
+        if named:
+            found.append((number, *named))
+    return found
+
+
+def _named(text: str) -> tuple[str, int] | None:
+    """Return the kind and the inode in a text such as `net:[4026531840]`, as the kernel names a namespace's file."""
+    kind, _, rest = text.partition(":[")
+    return (kind, int(rest[:-1])) if kind in KINDS and rest[-1:] == "]" and is_number(rest[:-1]) else None
+
+
+# ---- mounts ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of proc_pid_mountinfo(5)."""
+
+    number: int
+    parent: int
+    device: str  # MAJOR:MINOR of the superblock
+    root: str  # the directory of the file system that is mounted
+    point: str  # where, as the process sees it
+    options: list[str]  # of the mount
+    propagation: list[str]  # shared:N, master:N, …; [] is private
+    fstype: str
+    source: str
+    superblock: list[str]  # options of the file system
+
+
+def mounts(pid: int) -> list[Mount]:
+    """Return the mounts that a process sees; [] when it has ended."""
+    try:
+        text = _read(pid, "mountinfo").decode("utf-8", "surrogateescape")
+    except OSError:
+        return []
+    return [_mount(line) for line in text.split("\n") if line]
+
+
+def _mount(line: str) -> Mount:
+    left, _, right = line.partition(" - ")
+    number, parent, device, root, point, options, *propagation = left.split(" ")
+    fstype, source, superblock = right.split(" ", 2)
+    return Mount(
+        int(number), int(parent), device, _plain(root), _plain(point), options.split(","), propagation, fstype, _plain(source),
+        superblock.split(","),
+    )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Undo the octal escapes of blanks, newlines and backslashes."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def mount_at(pid: int, point: str) -> Mount | None:
+    """Return the mount that a process sees at a path, the topmost if there are several."""
+    found = [mount for mount in mounts(pid) if mount.point == point]
+    return found[-1] if found else None
+
+
+def mount_of(fd: int) -> Mount | None:
+    """Return the mount that an open file of ours is in; None when our root directory does not lead there."""
+    text = _read(os.getpid(), f"fdinfo/{fd}").decode()
+    number = next(int(line.split()[1]) for line in text.split("\n") if line.startswith("mnt_id:"))
+    return next((mount for mount in mounts(os.getpid()) if mount.number == number), None)
+
+
+def mounted_namespace(mount: Mount) -> tuple[str, int] | None:
+    """Return (kind, inode) of the namespace of which a mount is a bind mount; None for any other mount."""
+    return _named(mount.root) if mount.fstype == "nsfs" else None
+
+
+def open_at(pid: int, path: str) -> int:
+    """Return a descriptor (O_PATH) of a path as a process sees it; no link leads out of its root directory.
+
+    Raise OSError when it is not there, the process has ended, or we may not look.
+    """
+    with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+        return kernel.open_in_root(root, path, os.O_PATH | os.O_CLOEXEC)
+
+
+def identity_at(pid: int, path: str) -> tuple[int, int] | None:
+    """Return (device, inode) of what a process sees at a path; None when there is nothing, or we may not look."""
+    try:
+        with kernel.Fd(open_at(pid, path)) as fd:
+            st = os.fstat(fd)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
+
+
+def shm(pid: int) -> str:
+    """Return MAJOR:MINOR of the file system that a process has at /dev/shm; "" when it has none of its own there.
+
+    That decides with whom it shares POSIX shared memory: shm_overview(7).  The IPC namespace has no part in it.
+    """
+    found = mount_at(pid, "/dev/shm")
+    return found.device if found else ""
+
+
+def root_of(pid: int) -> tuple[int, int] | None:
+    """Return (device, inode) of the root directory of a process; None when it has ended, or we may not look."""
+    try:
+        st = os.stat(f"/proc/{pid}/root/")
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
+
+
+# ---- in a namespace --------------------------------------------------------------------------------------------
+
+
+def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
+    """Yield (tcp|tcp6, address in hexadecimal as the kernel prints it, port) of the sockets that listen in its network namespace.
+
+    proc_pid_net(5)
+    """
+    for family in ("tcp", "tcp6"):
+        try:
+            lines = _read(pid, f"net/{family}").split(b"\n")[1:]
+        except OSError:
+            continue
+        for fields in (line.split() for line in lines if line):
+            if fields[3] == b"0A":  # TCP_LISTEN
+                address, _, port = fields[1].decode().partition(":")
+                yield family, address, int(port, 16)
