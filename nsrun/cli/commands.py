@@ -360,6 +360,17 @@ COMMANDS = (
         about="nsrun itself pins nothing: a pod ends with its pause, and leaves nothing. A pinned namespace stays until ns unpin; the veth of a pinned network goes with its pod all the same.",
     ),
     Command("ns unpin", (Operand("PATH", many=True),), "ns.unpin", "remove what ns pin made, and nothing else", "sudo nsrun ns unpin /run/mysql-net", sweeps=False),
+    Command(
+        "map", (Operand("POD|PID", "pod", many=True, optional=True),), "maps.show", "draw pods as a map: each process is a station, each namespace a line",
+        "nsrun map web",
+        (
+            O("--format", "text|json|dot|svg|html", "text, JSON, a graph for Graphviz, a picture, or one file for a browser (default: text)"),
+            O("--watch", "", "draw it again whenever it changes; what has just ended stays for a moment, marked"),
+            O("--serve", "ADDR:PORT", "show it live to browsers of this machine: a loopback address, and port 0 for any free one; the URL that is printed contains a token"),
+        ),
+        "Without arguments it shows all pods, and what has outlived one. A number is the pid of any process: it is shown together with those in the same namespaces, whatever engine started them.",
+        sweeps=False,
+    ),
     Command("doctor", (), "teaching.doctor", "check what this kernel and machine offer, what is missing, and how to get it", "nsrun doctor", (JSON,), sweeps=False),
     Command("completion", (Operand("bash|zsh|fish"),), "completion.script", "print a completion script for a shell", "nsrun completion bash >/etc/bash_completion.d/nsrun", sweeps=False),
     Command("help", (), "help.command", "print help about a command", "nsrun help pod create", rest=Operand("COMMAND", "line", many=True, optional=True), sweeps=False),

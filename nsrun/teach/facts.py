@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import struct
+import sys
 from dataclasses import dataclass, field
 from errno import EACCES, EINVAL, ENOTTY, EPERM
 
@@ -70,15 +72,19 @@ def process(pid: int) -> Process | None:
         [os.fsdecode(word) for word in command.removesuffix(b"\0").split(b"\0")] if command else [],
         int(status["Uid"].split()[0]),
         [int(number) for number in status.get("NSpid", str(pid)).split()],
-        _namespaces(pid),
+        namespaces(pid),
         status,
     )
 
 
+def pids() -> list[int]:
+    """Return the pid of every process that is visible in the caller's /proc, in order."""
+    return sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
+
+
 def processes() -> list[Process]:
     """Return every process that is visible in the caller's /proc, in the order of their pids."""
-    pids = sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
-    return [found for pid in pids if (found := process(pid))]
+    return [found for pid in pids() if (found := process(pid))]
 
 
 def inside(kind: str, inode: int) -> list[Process]:
@@ -94,11 +100,24 @@ def _read(pid: int, file: str) -> bytes:
         return b"".join(pieces)
 
 
-def _namespaces(pid: int) -> dict[str, int]:
+def program(pid: int) -> str:
+    """Return the path of the file that a process executes, proc_pid_exe(5); "" when it has ended, or we may not look.
+
+    A program that was written to memory has a path that begins with /memfd: and the name that it was given there.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
+
+
+def namespaces(pid: int) -> dict[str, int]:
+    """Return the inode of each namespace of a process; {} when it has ended, or we may not look."""
     found = {}
     for kind in KINDS:
         try:
-            found[kind] = os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+            # KIND:[INODE]; a stat() of it takes twice as long
+            found[kind] = int(os.readlink(f"/proc/{pid}/ns/{kind}")[len(kind) + 2 : -1])
         except OSError as error:
             if error.errno in (EACCES, EPERM):
                 return {}
@@ -154,6 +173,20 @@ def family(fd: int, known: set[int] | None = None) -> Iterator[Namespace]:
         with kernel.Fd(_follow(fd, request)) as other:
             if other >= 0:
                 yield from family(other, known)
+
+
+def id_map(pid: int, kind: str = "uid") -> list[tuple[int, int, int]]:
+    """Return (first id inside, first id as the caller sees it, how many) of a process's user namespace.
+
+    `kind` is "uid" or "gid"; user_namespaces(7).  [] when it has ended, or nothing was mapped yet.
+    """
+    try:
+        lines = _read(pid, f"{kind}_map").split(b"\n")
+    except OSError:
+        return []
+    return [
+        (int(inside), int(outside), int(many)) for inside, outside, many in (line.split() for line in lines if line)
+    ]
 
 
 def _related(fd: int, request: int) -> int:
@@ -330,8 +363,13 @@ def shm(pid: int) -> str:
 
     That decides with whom it shares POSIX shared memory: shm_overview(7).  The IPC namespace has no part in it.
     """
-    found = mount_at(pid, "/dev/shm")
-    return found.device if found else ""
+    try:
+        lines = _read(pid, "mountinfo").split(b"\n")
+    except OSError:
+        return ""
+    # a process may have a thousand mounts, and the map asks of hundreds of processes: only this line is taken apart
+    found = [line for line in lines if line.split(b" ", 5)[4:5] == [b"/dev/shm"]]
+    return _mount(found[-1].decode("utf-8", "surrogateescape")).device if found else ""
 
 
 def root_of(pid: int) -> tuple[int, int] | None:
@@ -360,3 +398,120 @@ def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
             if fields[3] == b"0A":  # TCP_LISTEN
                 address, _, port = fields[1].decode().partition(":")
                 yield family, address, int(port, 16)
+
+
+def listening(pid: int) -> set[int]:
+    """Return the TCP ports that somebody listens on in a process's network namespace.
+
+    The kernel is asked by sock_diag(7) from inside where that is allowed: for /proc/PID/net/tcp it goes through the
+    whole machine's table of connections, which takes some ten milliseconds.
+    """
+    from nsrun.host import wire
+
+    try:
+        with kernel.Fd(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns, kernel.inside_netns(netns):
+            sock = wire.open_socket(4)  # NETLINK_SOCK_DIAG
+    except OSError:
+        return {port for _, _, port in sockets(pid)}
+    found = set()
+    with sock:
+        for family in (2, 10):  # AF_INET, AF_INET6
+            # SOCK_DIAG_BY_FAMILY, REQUEST|DUMP; of TCP those in state LISTEN
+            request = struct.pack("=LHHLLBBBxL48x", 72, 20, 0x301, 0, 0, family, 6, 0, 1 << 10)
+            try:
+                bodies = wire.ask(sock, "ss -tln", request)
+            except OSError:
+                continue  # this kernel lacks tcp_diag or IPv6
+            found |= {int.from_bytes(body[4:6], "big") for body in bodies}
+    return found
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface as proc_pid_net(5) shows it to those who are not in its namespace."""
+
+    name: str
+    index: int  # 0: not told, because it is down
+    addresses: list[str]  # ADDRESS/PREFIX
+
+    @property
+    def up(self) -> bool:
+        return self.index > 0
+
+
+def interfaces(pid: int) -> list[Interface]:
+    """Return the interfaces of a process's network namespace, for which nobody needs to enter it; [] when it has ended."""
+    try:
+        texts = [
+            _read(pid, f"net/{file}").decode("utf-8", "surrogateescape")
+            for file in ("dev", "igmp", "route", "fib_trie")
+        ]
+    except OSError:
+        return []
+    names = [line.rpartition(":")[0].strip() for line in texts[0].split("\n")[2:] if ":" in line]
+    # all that are up are members of 224.0.0.1 (RFC 1112), lo as well
+    numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and f[0].isdigit()}
+    routes = [("lo", 127, 0xFF)] if "lo" in names else []
+    for fields in (line.split() for line in texts[2].split("\n")[1:] if line):
+        if mask := int(fields[7], 16):
+            routes.append((fields[0], int(fields[1], 16), mask))
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for address in _local(texts[3]):
+        number = int.from_bytes(bytes(map(int, address.split("."))), "little")  # as the kernel prints those of a route
+        for name, to, mask in routes:
+            if number & mask == to and name in found:
+                found[name].append(f"{address}/{mask.bit_count()}")
+                break
+    return [Interface(name, numbers.get(name, 0), found[name]) for name in names]
+
+
+def _local(trie: str) -> list[str]:
+    """Return the addresses in fib_trie that are the namespace's own."""
+    found, last = {}, ""
+    for line in trie.split("\n"):
+        if "|-- " in line:
+            last = line.rpartition(" ")[2]
+        elif "/32 host LOCAL" in line:
+            found[last] = True  # each stands there twice
+    return list(found)
+
+
+@dataclass(frozen=True)
+class Link:
+    """An interface of the caller's network namespace: rtnetlink(7), RTM_GETLINK."""
+
+    index: int
+    name: str
+    master: int  # index of the bridge that it is a port of; 0: none
+    peer: int  # index of the other end of a veth, in its own namespace; 0: none
+    netns: int  # which namespace that is, as netns_number() tells it; -1: this one
+
+
+def links() -> list[Link]:
+    """Return the interfaces of the caller's network namespace.  Raise OSError when the kernel refuses."""
+    from nsrun.host import wire
+
+    request = struct.pack("=LHHLLBxHiII", 32, 18, 0x301, 0, 0, 0, 0, 0, 0, 0)  # RTM_GETLINK, REQUEST|DUMP
+    found = []
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        for body in wire.ask(sock, "ip link", request):
+            told = wire.attributes(body[16:])
+            name = told.get(3, b"").rstrip(b"\0").decode("utf-8", "surrogateescape")
+            netns = struct.unpack("=i", told[37])[0] if 37 in told else -1
+            master, peer = (int.from_bytes(told.get(key, b""), sys.byteorder) for key in (10, 5))
+            found.append(Link(struct.unpack_from("=i", body, 4)[0], name, master, peer, netns))
+    return found
+
+
+def netns_number(pid: int) -> int:
+    """Return the number by which the caller's network namespace knows a process's (ip-netns(8), nsid); -1: by none."""
+    from nsrun.errors import KernelError
+    from nsrun.host import wire
+
+    request = struct.pack("=LHHLLBxxxHHI", 28, 90, 5, 0, 0, 0, 8, 2, pid)  # RTM_GETNSID, REQUEST|ACK; NETNSA_PID
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        try:
+            bodies = wire.ask(sock, f"ip netns (nsid of {pid})", request)
+        except KernelError:
+            return -1  # it has ended
+    return struct.unpack("=i", wire.attributes(bodies[0][4:])[1])[0] if bodies else -1
