@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 PYTHON ?= python3
 PREFIX ?= /usr/local
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' | grep -v -e _templates -e _protocol) setup.py pyproject.toml nsrun/cli/nsrun
+SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' | grep -v -e _templates -e _protocol) setup.py pyproject.toml nsrun/cli/nsrun $(wildcard docs/labs/*.md)
 
 COMPILED := $(wildcard csrc/*.[chp]*) nsrun/host/messages.py setup.py pyproject.toml nsrun/cli/nsrun
 

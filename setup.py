@@ -12,6 +12,7 @@ script finds the interpreter beside itself, so that a wheel may be installed any
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -60,6 +61,14 @@ def write_templates(out: pathlib.Path) -> None:
     out.write_text("\n".join(lines) + "\n")
 
 
+def copy_pages(out: pathlib.Path) -> None:
+    """The pages of the labs have one home, docs/labs; what is installed needs them, too."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for page in (HERE / "docs" / "labs").glob("[0-9]*.md"):
+        shutil.copyfile(page, out / page.name)
+
+
 class BuildExt(build_ext):
     def run(self) -> None:
         from csrc import protocol_build
@@ -71,6 +80,8 @@ class BuildExt(build_ext):
         write_templates(package / "host" / "_templates.py")
         (package / "_protocol.py").write_text(protocol_build.module())
         (package / "libexec" / built.NAME).write_text(built.digest(HERE) + "\n")
+        if not self.inplace:  # a checkout has them in docs/
+            copy_pages(package / "teach" / "labs" / "pages")
 
 
 #: Read by sh as a few commands, and by Python as a string.  pip replaces a first line of "#!python -IS" by one without

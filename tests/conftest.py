@@ -84,6 +84,9 @@ def not_this_checkout() -> str:
         for name in sorted(here.keys() | there.keys()):
             if not (name in here and name in there and here[name].read_bytes() == there[name].read_bytes()):
                 return f"nsrun/{name} is not as installed in {package.parent}; run: {cure} (or make dev, once)"
+        pages = {path.name: path.read_bytes() for path in (top / "docs/labs").glob("[0-9]*.md")}
+        if pages != {path.name: path.read_bytes() for path in (package / "teach/labs/pages").glob("*.md")}:
+            return f"docs/labs is not as installed in {package.parent}; run: {cure} (or make dev, once)"
     return ""
 
 

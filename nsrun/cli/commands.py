@@ -196,6 +196,7 @@ BUDGET = (
 POD, PODS = Operand("POD", "pod"), Operand("POD", "pod", many=True)
 MEMBER, MEMBERS = Operand("MEMBER", "member"), Operand("MEMBER", "member", many=True)
 REF, REFS = Operand("REF", "image"), Operand("REF", "image", many=True)
+LAB, LAB_IF_ANY = Operand("LAB"), Operand("LAB", optional=True)
 COMMAND = "CMD [ARG...]"
 
 COMMANDS = (
@@ -372,6 +373,38 @@ COMMANDS = (
         sweeps=False,
     ),
     Command("doctor", (), "teaching.doctor", "check what this kernel and machine offer, what is missing, and how to get it", "nsrun doctor", (JSON,), sweeps=False),
+    Command("lab ls", (), "labs.ls", "list the labs, what they need that is missing here, and how far you are", "nsrun lab ls", (JSON,), sweeps=False),
+    Command(
+        "lab start", (LAB,), "labs.start", "make the scene of a lab, and print its text", "nsrun lab start 1 --shell",
+        (O("--shell", "", "open a shell that has the lab's variables, and whose prompt names it"),),
+        "What you start in the lab's shell, or in a shell that read nsrun lab env, is known as yours: check finds it, and reset ends it.", sweeps=False,
+    ),
+    Command("lab env", (LAB_IF_ANY,), "labs.env", "print the variables of a lab, for: eval \"$(nsrun lab env)\"", "nsrun lab env", sweeps=False),
+    Command(
+        "lab check", (LAB_IF_ANY,), "labs.check", "ask the kernel whether the lab is solved (default: the lab that was started last)", "nsrun lab check", (JSON,),
+        "Each row says what was wanted and what was seen, and the command that shows the same to you. The exit status is 0 when all rows are fulfilled, otherwise 1.", sweeps=False,
+    ),
+    Command("lab watch", (LAB_IF_ANY,), "labs.watch", "check again whenever something changes, until all rows are fulfilled", "nsrun lab watch", sweeps=False),
+    Command("lab hint", (LAB_IF_ANY,), "labs.hint", "print the next of three hints: where to look, which call, the call", "nsrun lab hint", sweeps=False),
+    Command("lab solution", (LAB_IF_ANY,), "labs.solution", "print the solutions of a lab, as scripts that run", "nsrun lab solution", sweeps=False),
+    Command(
+        "lab reset", (LAB_IF_ANY,), "labs.reset", "end a lab: remove its scene, and what was provably started for it", "nsrun lab reset",
+        about="What only shares a namespace with the lab is left as it is, and reported.", sweeps=False,
+    ),
+    Command(
+        "lab class", (Operand("create|report|rm"),), "classroom.run", "as root, prepare a class, see what its students have solved, and remove it again",
+        "sudo nsrun lab class create --count 30",
+        (
+            O("--users", "USER,...", "create: the students are these accounts"),
+            O("--count", "N", "create: make accounts student01, student02, …; rm removes them"),
+            O("--pids-limit", "N", "create: how many processes each student may have (default: 512)"),
+            O("--memory", "SIZE", "create: how much memory the pod of each student may use (cgroup v2)"),
+            O("--watch", "", "report: look again every two seconds, and record what is passed, until Ctrl-C"),
+            JSON, O("--csv", "", "report: print comma-separated values"),
+        ),
+        "A lab is passed when root has seen it solved: report asks the kernel, and believes no file of a student. Each student has a seed of root's, a pod class-USER, and subordinate ids.", sweeps=False,
+    ),
+    Command("lab report", (), "labs.report", "print which labs you have started and passed, and with how much help", "nsrun lab report --csv", (JSON, O("--csv", "", "print comma-separated values")), sweeps=False),
     Command("completion", (Operand("bash|zsh|fish"),), "completion.script", "print a completion script for a shell", "nsrun completion bash >/etc/bash_completion.d/nsrun", sweeps=False),
     Command("help", (), "help.command", "print help about a command", "nsrun help pod create", rest=Operand("COMMAND", "line", many=True, optional=True), sweeps=False),
 )  # fmt: skip

@@ -27,6 +27,19 @@ def table(head: list[str], rows: list[list[str]]) -> int:
     return 0
 
 
+def csv(head: list[str], rows: list[list[str]]) -> int:
+    """Print a table as RFC 4180 has it; a cell that a spreadsheet would take for a formula is text."""
+    import csv as library
+    import io
+
+    page = io.StringIO()
+    writer = library.writer(page, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([f"'{cell}" if cell[:1] in ("=", "+", "@") else cell for cell in row] for row in rows)
+    say.script(page.getvalue())
+    return 0
+
+
 def size(number: float) -> str:
     """Return a number of bytes with three digits and a decimal unit."""
     for unit in ("B", "kB", "MB", "GB"):

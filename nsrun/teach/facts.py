@@ -54,12 +54,15 @@ class Process:
         return int(self.status[key], 16)
 
 
-def process(pid: int) -> Process | None:
-    """Return what the kernel says about one process; None when there is none."""
+def process(pid: int, command_line: bool = True) -> Process | None:
+    """Return what the kernel says about one process; None when there is none.
+
+    Without `command_line` nothing is read that is in the process's own memory, which it can make us wait for.
+    """
     try:
         stat = _read(pid, "stat").rpartition(b")")[2].split()
         lines = _read(pid, "status").decode("utf-8", "surrogateescape").split("\n")
-        command = _read(pid, "cmdline")
+        command = _read(pid, "cmdline") if command_line else b""
     except OSError:
         return None
     status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines) if key}
@@ -72,7 +75,7 @@ def process(pid: int) -> Process | None:
         [os.fsdecode(word) for word in command.removesuffix(b"\0").split(b"\0")] if command else [],
         int(status["Uid"].split()[0]),
         [int(number) for number in status.get("NSpid", str(pid)).split()],
-        namespaces(pid),
+        namespaces_of(pid),
         status,
     )
 
@@ -82,9 +85,9 @@ def pids() -> list[int]:
     return sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
 
 
-def processes() -> list[Process]:
+def processes(command_lines: bool = True) -> list[Process]:
     """Return every process that is visible in the caller's /proc, in the order of their pids."""
-    return [found for pid in pids() if (found := process(pid))]
+    return [found for pid in pids() if (found := process(pid, command_lines))]
 
 
 def inside(kind: str, inode: int) -> list[Process]:
@@ -103,7 +106,8 @@ def _read(pid: int, file: str) -> bytes:
 def program(pid: int) -> str:
     """Return the path of the file that a process executes, proc_pid_exe(5); "" when it has ended, or we may not look.
 
-    A program that was written to memory has a path that begins with /memfd: and the name that it was given there.
+    A process can change its name and its arguments, but not this.  A program that was written to memory has a path that
+    begins with /memfd: and the name that it was given there.
     """
     try:
         return os.readlink(f"/proc/{pid}/exe")
@@ -111,8 +115,8 @@ def program(pid: int) -> str:
         return ""
 
 
-def namespaces(pid: int) -> dict[str, int]:
-    """Return the inode of each namespace of a process; {} when it has ended, or we may not look."""
+def namespaces_of(pid: int) -> dict[str, int]:
+    """Return kind → inode of the namespaces of a process; {} when we may not look, or it has ended."""
     found = {}
     for kind in KINDS:
         try:
@@ -234,8 +238,8 @@ def threads(pid: int) -> list[tuple[int, dict[str, int]]]:
         tids = sorted(int(entry) for entry in os.listdir(f"/proc/{pid}/task") if is_number(entry))
     except OSError:
         return []
-    first = _namespaces(pid)
-    found = [(tid, _namespaces(tid)) for tid in tids if tid != pid]
+    first = namespaces_of(pid)
+    found = [(tid, namespaces_of(tid)) for tid in tids if tid != pid]
     return [(tid, theirs) for tid, theirs in found if theirs and theirs != first]
 
 
@@ -515,3 +519,72 @@ def netns_number(pid: int) -> int:
         except KernelError:
             return -1  # it has ended
     return struct.unpack("=i", wire.attributes(bodies[0][4:])[1])[0] if bodies else -1
+
+
+def owners(pid: int) -> list[int]:
+    """Return the uids of those who created the user namespace of a process and its ancestors, up to our own, which is left out.
+
+    [] when the process has ended, is in our own user namespace, or may not be looked into.
+    """
+    found: list[int] = []
+    try:
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return found
+    ours = os.stat("/proc/self/ns/user").st_ino
+    while fd >= 0:
+        with kernel.Fd(fd):
+            if os.fstat(fd).st_ino == ours:
+                break
+            answer = bytearray(4)
+            fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
+            found.append(int.from_bytes(answer, "little"))
+            try:
+                fd = fcntl.ioctl(fd, _NS_GET_PARENT)
+            except OSError:  # EPERM: the parent is outside of ours
+                fd = -1
+    return found
+
+
+def is_pause(pid: int) -> bool:
+    """Return whether a process executes nsrun's pause."""
+    return program(pid) == "/memfd:nsrun-pause (deleted)"
+
+
+def addresses(pid: int) -> set[str]:
+    """Return the IPv4 addresses of the interfaces that are up in the network namespace of a process: proc_pid_net(5), fib_trie."""
+    try:
+        return set(_local(_read(pid, "net/fib_trie").decode()))
+    except OSError:
+        return set()
+
+
+def segments(pid: int) -> int:
+    """Return how many System V segments the IPC namespace of a process has, from a helper that enters it; -1: it can't."""
+    told = _from_inside(pid, "ipc", "cat", "/proc/sysvipc/shm")
+    return told.count("\n") - 1 if told else -1
+
+
+def hostname_of(pid: int) -> str:
+    """Return the hostname in the UTS namespace of a process, from a helper that enters it; "" when that can't be done.
+
+    No file of /proc/PID shows it: /proc/sys/kernel/hostname is that of the reader.
+    """
+    return _from_inside(pid, "uts", "uname", "-n").strip()
+
+
+_PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+def _from_inside(pid: int, kind: str, *command: str) -> str:
+    """Return what a program of ours prints that runs in one namespace of a process; "" when it can't."""
+    import subprocess
+
+    words = ["nsenter", f"--{kind}=/proc/{pid}/ns/{kind}"]
+    if os.geteuid():  # to enter it takes the powers that the owner of its user namespace has
+        words += [f"--user=/proc/{pid}/ns/user", "--preserve-credentials"]
+    try:  # the caller's variables, such as LD_PRELOAD and PATH, are not to choose what runs
+        done = subprocess.run([*words, *command], capture_output=True, check=False, timeout=5, env=_PLAIN, cwd="/")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("utf-8", "surrogateescape") if not done.returncode else ""

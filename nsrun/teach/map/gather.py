@@ -98,14 +98,14 @@ class _Look:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        own = facts.namespaces(os.getpid())
+        own = facts.namespaces_of(os.getpid())
         self.machine = {kind: str(inode) for kind, inode in own.items()}
         if device := facts.shm(os.getpid()):
             self.machine["shm"] = device
         self.spaces: dict[int, dict[str, int]] = {}
         self.inside: dict[tuple[str, int], list[int]] = {}  # a namespace that is not the caller's → who is in it
         for pid in facts.pids():
-            spaces = self.spaces[pid] = facts.namespaces(pid)
+            spaces = self.spaces[pid] = facts.namespaces_of(pid)
             for kind, inode in spaces.items():
                 if inode != own.get(kind):
                     self.inside.setdefault((kind, inode), []).append(pid)

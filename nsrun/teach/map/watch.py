@@ -132,7 +132,7 @@ def _glance(shown: Map) -> dict[Any, Any]:
     places -= set(shown.machine.items())
     found: dict[Any, Any] = {}
     for pid in facts.pids() if places else []:
-        spaces = facts.namespaces(pid)
+        spaces = facts.namespaces_of(pid)
         if any((kind, str(inode)) in places for kind, inode in spaces.items()):
             found[pid] = spaces
     for pod in shown.pods:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun lab class`."""
+
+from __future__ import annotations
+
+from nsrun.cli import say, text
+from nsrun.errors import BadInput, UsageError
+from nsrun.teach import classroom, labs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.cli.commands import Call
+    from nsrun.teach.classroom import Grade
+
+
+def run(call: Call) -> int:
+    if call.state.uid:
+        raise BadInput("a class is root's", hint="sudo nsrun lab class …")
+    (what,) = call.operands
+    known = {"create": {"users", "count", "pids_limit", "memory"}, "report": {"watch", "json", "csv"}, "rm": set()}[
+        what
+    ]
+    for option in call.options:
+        if option not in known:
+            raise UsageError(
+                f"nsrun lab class {what} has no option --{option.replace('_', '-')}", hint="nsrun lab class --help"
+            )
+    return {"create": _create, "report": _report, "rm": _rm}[what](call)
+
+
+def _create(call: Call) -> int:
+    from nsrun.spec.options import parse_count
+
+    users = [name for name in call.options.get("users", "").split(",") if name]
+    count = (
+        parse_count(call.options["count"], "--count", "a number of students", 1, 99) if "count" in call.options else 0
+    )
+    if bool(users) == bool(count):
+        raise UsageError("who is in the class?", hint="either --users USER,… or --count N")
+    pids = parse_count(call.options.get("pids_limit", "512"), "--pids-limit", "a number of processes", 16, 1 << 22)
+    for line in classroom.create(call.state, users, count, pids, call.options.get("memory", "")):
+        say.err(f"warning: {line}")
+    say.out("nsrun lab class report --watch records what is passed, while it runs")
+    return 0
+
+
+def _report(call: Call) -> int:
+    if not call.options.get("watch"):
+        return _print(call, classroom.report(call.state))
+    import time
+
+    before: list[tuple[int, str]] = []
+    while True:
+        grades = classroom.report(call.state)
+        now = [(grade.fulfilled, grade.passed) for grade in grades]
+        if now != before:
+            _print(call, grades)
+            say.out("")
+            say.flush()
+            before = now
+        time.sleep(2)
+
+
+def _print(call: Call, grades: list[Grade]) -> int:
+    if call.options.get("json"):
+        return text.json([vars(grade) for grade in grades])
+    if call.options.get("csv"):
+        head = ["student", "lab", "fulfilled", "rows", "passed", "seconds", "trouble"]
+        return text.csv(head, [[str(vars(grade)[key]) for key in head] for grade in grades])
+    students = dict.fromkeys(grade.student for grade in grades)
+    cells = {(grade.student, grade.lab): _cell(grade) for grade in grades}
+    numbers = [lab.number for lab in labs.every()]
+    rows = [[student, *(cells[student, number] for number in numbers)] for student in students]
+    text.table(["STUDENT", *(f"{number:02}" for number in numbers)], rows)
+    for student, trouble in {(grade.student, grade.trouble): 0 for grade in grades if "look" in grade.trouble}:
+        say.err(f"nsrun: {student} is not graded: {trouble}")
+    return 0
+
+
+def _cell(grade: Grade) -> str:
+    """Return "ok 4:05" (minutes and seconds since the beginning), "3/8" or "-"."""
+    if grade.passed:
+        return f"ok {grade.seconds // 60}:{grade.seconds % 60:02}"
+    return f"{grade.fulfilled}/{grade.rows}" if grade.rows else "-"
+
+
+def _rm(call: Call) -> int:
+    left = classroom.remove(call.state)
+    for line in left:
+        say.err(f"nsrun: left as it is: {line}")
+    return 1 if left else 0

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A class: students on one machine, who work without root, and whose work root grades by what the kernel shows.
+
+    LIB/labs/class.json     root's: the students, their seeds, and when root has seen which lab solved
+    OWNED/UID/class.json    what a student is shown of that; root writes it, and nobody reads it back
+
+Grading reads no file of a student, and no memory of a student's process but its environment: pids that name the parts of
+a scene (such as KEEPER) are taken from there, and count only if they are those of the student's own processes.  Each
+student is graded in a thread of their own, which is left behind when it does not answer in time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nsrun import kernel
+from nsrun.errors import BadInput, NsrunError, UsageError
+from nsrun.host import cgroup, userns
+from nsrun.schema import FLAG, STRING, Number, check, open_regular
+from nsrun.state import make_directory, remove_tree, timestamp
+from nsrun.teach import facts, labs, sessions
+from nsrun.teach.lab import MARK, Lab, Work, environment, graded, run_nsrun, values_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from nsrun.state import State
+    from nsrun.teach.facts import Process
+
+#: Seconds in which a student's processes must have let themselves be looked at.
+PATIENCE = 20.0
+#: How many subordinate ids a student gets who has none.
+IDS = 65536
+LIMITS = "/etc/security/limits.d/90-nsrun-class.conf"
+
+_STUDENT = {
+    "uid": Number(1, 1 << 32),
+    "seed": STRING,
+    "account": FLAG,
+    "first_id": Number(0, 1 << 32),
+    "passed": {str: STRING},
+}
+_SHAPE = {"created": STRING, "since": Number(0, 1 << 53), "students": {str: _STUDENT}, "limits": FLAG}
+
+
+def _path(state: State) -> str:
+    return f"{state.lib}/labs/class.json"
+
+
+@contextmanager
+def _changing(state: State, new: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    """Give the record of the class, to change; an empty one removes it.  Raise BadInput when there is no class."""
+    import fcntl
+    import json
+
+    make_directory(f"{state.lib}/labs")
+    fd = os.open(f"{state.lib}/labs/class.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if new is not None and os.path.exists(_path(state)):
+            raise BadInput(
+                "there is a class already", hint="nsrun lab class report shows it, nsrun lab class rm removes it"
+            )
+        found = new if new is not None else _load(state)
+        yield found
+        if not found:
+            os.unlink(_path(state))
+            return
+        _write(_path(state), json.dumps(found, indent=1), 0o600)
+    finally:
+        os.close(fd)
+
+
+def _load(state: State) -> dict[str, Any]:
+    import json
+
+    try:
+        with open(open_regular(_path(state)), encoding="utf-8", errors="surrogateescape") as file:
+            found: dict[str, Any] = json.load(file)
+    except FileNotFoundError:
+        raise BadInput("there is no class", hint="sudo nsrun lab class create --users USER,… or --count N") from None
+    except ValueError as error:
+        raise BadInput(f"{_path(state)} is damaged: {error}") from None
+    check(found, _SHAPE, "class.json")
+    return found
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    new = f"{path}.new"
+    remove_tree(new)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w") as file:
+        file.write(text)
+    os.chmod(new, mode)
+    os.rename(new, path)
+
+
+# ---- create ----------------------------------------------------------------------------------------------------
+
+
+def create(state: State, users: Sequence[str], count: int, pids: int, memory: str) -> list[str]:
+    """Prepare a class of existing accounts, or of new ones; return warnings.
+
+    Whatever goes wrong, what was made is removed again.
+    """
+    names = list(users) or [f"student{number:02}" for number in range(1, count + 1)]
+    if len(set(names)) != len(names):
+        raise UsageError("--users names somebody twice")
+    if users and (uid0 := [name for name in names if not userns.User(name).uid]):
+        raise BadInput(f"{uid0[0]} is root, who can't be a student")
+    students = {
+        name: {
+            "uid": userns.User(name).uid if users else 1,
+            "seed": seed,
+            "account": False,
+            "first_id": 0,
+            "passed": {},
+        }
+        for name, seed in zip(names, _seeds(len(names)), strict=True)
+    }
+    new = {"created": timestamp(), "since": int(time.time()), "students": students, "limits": False}
+    with _changing(state, new):
+        pass  # from now on, rm knows what there may be
+    try:
+        return _make(state, new, not users, pids, memory)
+    except BaseException:
+        remove(state)
+        raise
+
+
+def _make(state: State, new: dict[str, Any], accounts: bool, pids: int, memory: str) -> list[str]:
+    warnings = []
+    for name, student in new["students"].items():
+        if accounts:
+            _useradd(name)
+            with _changing(state) as found:
+                found["students"][name].update(account=True, uid=userns.User(name).uid)
+            student.update(account=True, uid=userns.User(name).uid)
+        if first := _give_ids(name):
+            with _changing(state) as found:
+                found["students"][name]["first_id"] = first
+        _show(state, student)
+        options = (
+            ["--pids-limit", str(pids), *(["--memory", memory] if memory else [])] if _limits_are_possible() else []
+        )
+        run_nsrun(state, "pod", "create", "--owner", name, *options, _pod(name))
+    if not _limits_are_possible():
+        reason, _ = cgroup.why_none(0)
+        warnings.append(f"the pods have no limits: {reason or 'this machine has no cgroup v2 with these controllers'}")
+    if os.path.isdir(os.path.dirname(LIMITS)):
+        lines = [f"{name} hard nproc {pids}\n" for name in new["students"]]
+        _write(LIMITS, "# made by nsrun lab class create\n" + "".join(lines), 0o644)
+        with _changing(state) as found:
+            found["limits"] = True
+    else:
+        warnings.append(
+            f"there is no {os.path.dirname(LIMITS)}: a student who logs in may start any number of processes"
+        )
+    return warnings
+
+
+def _pod(name: str) -> str:
+    return f"class-{name}"
+
+
+def _limits_are_possible() -> bool:
+    base = "/sys/fs/cgroup"
+    try:
+        with open(f"{base}/cgroup.controllers", "rb") as file:
+            return {b"pids", b"memory"} <= set(file.read().split())
+    except OSError:
+        return False
+
+
+def _seeds(count: int) -> list[str]:
+    """Draw seeds such that no two students are told the same port."""
+    seeds: list[str] = []
+    taken: set[str] = set()
+    while len(seeds) < count:
+        seed = os.urandom(8).hex()
+        values = (values_of(lab, seed).items() for lab in labs.every())
+        ports = [value for pairs in values for name, value in pairs if name.startswith("PORT")]
+        if taken.isdisjoint(ports) or len(taken) > 8000:
+            taken.update(ports)
+            seeds.append(seed)
+    return seeds
+
+
+def _useradd(name: str) -> None:
+    _run("useradd", "--create-home", "--shell", "/bin/bash", "--comment", "nsrun lab class", name)
+
+
+def _give_ids(name: str) -> int:
+    """Give an account subordinate ids if it has none; return the first one that it was given, or 0."""
+    if any(_ranges(file, name) for file in ("/etc/subuid", "/etc/subgid")):
+        return 0
+    ends = [first + count for file in ("/etc/subuid", "/etc/subgid") for first, count in _ranges(file)]
+    first = max([100000, *ends])
+    _run("usermod", "--add-subuids", f"{first}-{first + IDS - 1}", "--add-subgids", f"{first}-{first + IDS - 1}", name)
+    return first
+
+
+def _ranges(path: str, name: str = "") -> list[tuple[int, int]]:
+    """Return the ranges in a subuid(5) file, of one account or of all."""
+    try:
+        with open(path, errors="surrogateescape") as file:
+            lines = [line.split(":") for line in file.read().split("\n")]
+    except FileNotFoundError:
+        return []
+    return [(int(line[1]), int(line[2])) for line in lines if len(line) == 3 and name in ("", line[0])]
+
+
+def _run(*command: str) -> None:
+    import subprocess
+
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise BadInput(f"{command[0]} is not installed", hint="apt-get install passwd uidmap") from None
+    if done.returncode:
+        raise NsrunError(f"{' '.join(command)}: {done.stderr.decode('utf-8', 'replace').strip()}")
+
+
+def _show(state: State, student: dict[str, Any]) -> None:
+    """Let a student read the seed that is theirs, and what root has seen."""
+    import json
+
+    state.make_owned(student["uid"])
+    shown = {"seed": student["seed"], "passed": student["passed"]}
+    _write(f"{state.owned}/{student['uid']}/class.json", json.dumps(shown), 0o644)
+
+
+# ---- report ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Grade:
+    """How far one student is with one lab."""
+
+    student: str
+    lab: int
+    fulfilled: int
+    rows: int
+    passed: str  # when root saw that first; "": not yet
+    seconds: int  # from the beginning of the class to that
+    trouble: str  # why it can't be graded
+
+
+def report(state: State) -> list[Grade]:
+    """Grade every lab of every student now, and record what is passed."""
+    found = _load(state)
+    home = facts.namespaces_of(os.getpid())
+    every, everything = labs.every(), facts.processes(command_lines=False)
+    grades: list[Grade] = []
+    for name, student in found["students"].items():
+        grades += _within(PATIENCE, name, every, lambda s=student, n=name: _grade(state, n, s, every, everything, home))
+    now, seconds = timestamp(), int(time.time()) - found["since"]
+    with _changing(state) as found:
+        for grade in grades:
+            passed = found["students"].get(grade.student, {}).get("passed", {})
+            if grade.rows and grade.fulfilled == grade.rows and str(grade.lab) not in passed:
+                passed[str(grade.lab)] = f"{now} {seconds}"
+                _show(state, found["students"][grade.student])
+            grade.passed, _, after = passed.get(str(grade.lab), "").partition(" ")
+            grade.seconds = int(after or 0)
+    return grades
+
+
+def _within(seconds: float, name: str, every: list[Lab], action: Any) -> list[Grade]:
+    """Return the grades of one student, or that they did not let themselves be graded in time."""
+    import threading
+
+    result: list[list[Grade]] = []
+    thread = threading.Thread(target=lambda: result.append(action()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if result:
+        return result[0]
+    trouble = "a process does not let itself be looked at" if thread.is_alive() else "an error of nsrun"
+    return [Grade(name, lab.number, 0, 0, "", 0, trouble) for lab in every]
+
+
+def _grade(
+    state: State, name: str, student: dict[str, Any], every: list[Lab], everything: list[Process], home: dict[str, int]
+) -> list[Grade]:
+    mine = graded([process for process in everything if process.state != "X"], student["uid"])
+    given = _pid_namespace_of_pod(state, _pod(name))  # the pod of the class is not the student's work, nor is its door
+    mine = [p for p in mine if p.namespaces.get("pid", 0) != given and "nsrun-door" not in facts.program(p.pid)]
+    claims = _claims(mine)
+    hostnames: dict[int, str] = {}
+    grades = []
+    for lab in every:
+        variables = {**claims.get(lab.number, {}), **values_of(lab, student["seed"])}
+        work = Work(lab, "", student["seed"], "", state, variables, home, student["uid"], _hostnames=hostnames)
+        work.__dict__.update(processes=everything, mine=mine)  # seen once for all
+        trouble = ""
+        try:
+            rows = lab.check(work) if work.mine else []
+        except KeyError as error:
+            rows, trouble = [], f"the scene is not there, or {error} is not in the student's processes"
+        except (OSError, NsrunError, ValueError) as error:
+            rows, trouble = [], str(error).partition("\n")[0]
+        grades.append(Grade(name, lab.number, sum(row.ok for row in rows), len(rows), "", 0, trouble))
+    return grades
+
+
+def _pid_namespace_of_pod(state: State, name: str) -> int:
+    """Return the inode of a pod's PID namespace; -1 when the pod does not live."""
+    note = state.try_read("pods", name)
+    try:
+        fd, pid = state.pause(note) if note else (-1, 0)
+    except BadInput:
+        return -1
+    with kernel.Fd(fd):
+        return facts.namespaces_of(pid).get("pid", -1) if pid else -1
+
+
+def _claims(mine: list[Process]) -> dict[int, dict[str, str]]:
+    """Return the variables that name the student's own processes, by lab, from the environments of the student's processes."""
+    pids = {str(process.pid) for process in mine}
+    found: dict[int, dict[str, str]] = {}
+    for process in sorted(mine, key=lambda one: one.start):
+        variables = dict(
+            pair.decode("utf-8", "replace").split("=", 1) for pair in environment(process.pid) if b"=" in pair
+        )
+        number, _, _ = variables.get(MARK, "").partition("-")
+        if number.isascii() and number.isdigit():
+            found.setdefault(int(number), {}).update({key: value for key, value in variables.items() if value in pids})
+    return found
+
+
+# ---- rm --------------------------------------------------------------------------------------------------------
+
+
+def remove(state: State) -> list[str]:
+    """Remove what create made; return what is left, and why.  Accounts that were there before keep their processes."""
+    left: list[str] = []
+    for name, student in _load(state)["students"].items():
+        for action in (
+            lambda n=name: run_nsrun(state, "pod", "rm", "-f", _pod(n)),
+            lambda s=student: _unshow(state, s),
+            lambda n=name, s=student: _take_ids(n, s),
+            lambda n=name, s=student: _userdel(state, n, s, left),
+        ):
+            try:
+                action()
+            except (OSError, NsrunError) as error:
+                left.append(str(error).partition("\n")[0])
+    with _changing(state) as found:
+        if found["limits"]:
+            remove_tree(LIMITS)
+        found.clear()
+    return left
+
+
+def _unshow(state: State, student: dict[str, Any]) -> None:
+    remove_tree(f"{state.owned}/{student['uid']}/class.json")
+
+
+def _take_ids(name: str, student: dict[str, Any]) -> None:
+    if (first := student["first_id"]) and not student["account"]:
+        _run(
+            "usermod",
+            "--del-subuids",
+            f"{first}-{first + IDS - 1}",
+            "--del-subgids",
+            f"{first}-{first + IDS - 1}",
+            name,
+        )
+
+
+def _userdel(state: State, name: str, student: dict[str, Any], left: list[str]) -> None:
+    """Remove an account that create made, after its processes."""
+    if not student["account"]:
+        return
+    work = Work(labs.every()[0], "", "", "", state, {}, facts.namespaces_of(os.getpid()), student["uid"])
+    sessions.end_all(work)
+    left += work.troubles
+    _run("userdel", "--remove", name)

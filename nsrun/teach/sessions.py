@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start a lab, check it, reset it: what is recorded, what is made, and what may be removed.
+
+reset ends what is provably the lab's (Work.mine), by pidfds, and never by a number or a name alone.  What only shares a
+namespace with it is left, and reported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from nsrun import kernel
+from nsrun.errors import BadInput, NsrunError
+from nsrun.state import make_directory, remove_tree, timestamp
+from nsrun.teach import facts, labs, progress
+from nsrun.teach.lab import MARK, Lab, Row, Work, ancestors, values_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.state import State
+
+
+def chosen(state: State, text: str = "") -> Lab:
+    """Return the lab that a command is about: the one that is named, or the one that was started last.
+
+    Raise BadInput when none is meant.
+    """
+    if text:
+        return labs.find(text)
+    found = progress.load(state)
+    if not (number := found.get("current")):
+        raise BadInput("no lab is started", hint="nsrun lab ls shows them, nsrun lab start N starts one")
+    return labs.find(str(number))
+
+
+def work_of(state: State, lab: Lab, whole: bool = True) -> Work:
+    """Return the work on a lab that is started; with `whole`, whose start was not killed.  Raise BadInput when it is not."""
+    found = progress.load(state)
+    entry = found["labs"].get(str(lab.number), {})
+    if not entry.get("id"):
+        raise BadInput(f"lab {lab.number} is not started", hint=f"nsrun lab start {lab.number}")
+    if whole and not entry.get("ready"):
+        raise BadInput(
+            f"the start of lab {lab.number} was interrupted", hint=f"nsrun lab start {lab.number} begins again"
+        )
+    return _work(state, lab, entry, found["seed"])
+
+
+def _work(state: State, lab: Lab, entry: dict[str, Any], seed: str) -> Work:
+    where = f"{progress.directory(state)}/{lab.number:02}-{lab.name}"
+    return Work(lab, entry["id"], seed, where, state, entry["variables"], entry["home"])
+
+
+def environment(work: Work) -> dict[str, str]:
+    """Return the variables of a lab's shell, beside those of the caller."""
+    found = {MARK: work.id, "LAB_DIR": work.directory, **work.variables}
+    if work.state.root:
+        found["NSRUN_ROOT"] = work.state.root
+    here = os.path.dirname(os.path.abspath(sys.argv[0]))
+    path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+    for directory in (here, "/usr/sbin", "/sbin"):
+        if directory not in path.split(":") and (directory != here or os.access(f"{here}/nsrun", os.X_OK)):
+            path += f":{directory}"
+    return {**found, "PATH": path}
+
+
+# ---- start -----------------------------------------------------------------------------------------------------
+
+
+def start(state: State, lab: Lab) -> Work:
+    """Make the scene of a lab.  Whatever goes wrong, Ctrl-C included, what was made is removed again.
+
+    Raise BadInput when it is started already, or when this machine lacks what it needs.
+    """
+    if lacking := lab.lacking(state.uid):
+        what, cure = lacking[0]
+        raise BadInput(f"lab {lab.number} can't be done here: {what}", hint=cure)
+    with progress.changing(state) as found:
+        entry = progress.entry(found, lab.number)
+        if entry.get("id") and entry.get("ready"):
+            raise BadInput(
+                f"lab {lab.number} is started already",
+                hint=f"nsrun lab start {lab.number} --shell opens another shell in it; nsrun lab reset {lab.number} ends it",
+            )
+        if entry.get("id"):  # a start that was killed
+            reset(_work(state, lab, entry, found["seed"]))
+        variables, salt = _free_values(lab, found["seed"], bool(progress.class_note(state)))
+        entry.update(
+            id=f"{lab.number:02}-{os.urandom(8).hex()}", variables=variables, home=facts.namespaces_of(os.getpid()), ready=False, salt=salt,
+            begun=timestamp(), starts=entry.get("starts", 0) + 1,
+        )  # fmt: skip
+        found["current"] = lab.number
+    work = _work(state, lab, entry, found["seed"])
+    try:
+        make_directory(work.directory)
+        if lab.scene:
+            os.environ[MARK] = work.id  # what the scene starts is the lab's
+            work.variables.update(lab.scene(work))
+    except BaseException:
+        _remove(work)
+        _end(state, lab)
+        raise
+    with progress.changing(state) as found:
+        progress.entry(found, lab.number).update(ready=True, variables=work.variables)
+    return work
+
+
+def _free_values(lab: Lab, seed: str, fixed: bool) -> tuple[dict[str, str], int]:
+    """Return the values of the variables, such that nobody listens on their ports; in a class there is no choice."""
+    for salt in range(1 if fixed else 50):
+        values = values_of(lab, seed, salt)
+        ports = {int(value) for name, value in values.items() if name.startswith("PORT")}
+        if not ports or not (taken := ports & {port for _, _, port in facts.sockets(os.getpid())}):
+            return values, salt
+    raise BadInput(
+        f"lab {lab.number}: port {min(taken)} is taken",
+        hint=f"ss -ltnp 'sport = {min(taken)}' shows who listens; end it",
+    )
+
+
+# ---- check -----------------------------------------------------------------------------------------------------
+
+
+def check(work: Work) -> list[Row]:
+    """Ask the kernel about the student's work; a row that can't be asked about is not fulfilled."""
+    work.look_again()
+    return work.lab.check(work)
+
+
+def record(state: State, lab: Lab, passed: bool) -> None:
+    """Record a check, and the time when the lab was passed first."""
+    with progress.changing(state) as found:
+        entry = progress.entry(found, lab.number)
+        entry["checks"] = entry.get("checks", 0) + 1
+        if passed and not entry.get("passed"):
+            entry["passed"] = timestamp()
+
+
+def status(entry: dict[str, Any]) -> str:
+    """Return passed, started or "-"; a lab that was passed stays so."""
+    return "passed" if entry.get("passed") else "started" if entry.get("id") else "-"
+
+
+# ---- reset -----------------------------------------------------------------------------------------------------
+
+
+def reset(work: Work) -> list[str]:
+    """Remove the scene and what the student made; return what is left, and why."""
+    return _remove(work)
+
+
+def finish(state: State, lab: Lab) -> list[str]:
+    """Reset a lab that is started, and record that it is not any more."""
+    left = reset(work_of(state, lab, whole=False))
+    _end(state, lab)
+    return left
+
+
+def _end(state: State, lab: Lab) -> None:
+    with progress.changing(state) as found:
+        progress.entry(found, lab.number).update(id=None, variables=None, home=None, ready=None)
+        if found.get("current") == lab.number:
+            found["current"] = None
+
+
+def _remove(work: Work) -> list[str]:
+    work.look_again()
+    others = _sharing(work)
+    if work.lab.reset:
+        work.lab.reset(work)
+    _remove_pods(work)
+    end_all(work)
+    _remove_directory(work)
+    for process, kinds in others:
+        now = facts.process(process.pid)
+        if now and now.start == process.start and now.state != "Z":
+            command = " ".join(process.command) or process.name
+            work.troubles.append(
+                f"process {process.pid} ({command[:60]}) is in the lab's {', '.join(kinds)} namespace, but nothing proves that the lab started it"
+            )
+    return work.troubles
+
+
+def _sharing(work: Work) -> list[tuple[facts.Process, list[str]]]:
+    """Return the processes that are not provably the lab's and share a namespace with it that is not the machine's."""
+    spaces = {(kind, inode) for p in work.mine for kind, inode in p.namespaces.items() if inode != work.home.get(kind)}
+    known = {process.pid for process in work.mine} | ancestors(os.getpid(), work.processes)
+    found = []
+    for process in work.processes:
+        kinds = sorted(kind for kind, inode in process.namespaces.items() if (kind, inode) in spaces)
+        if kinds and process.pid not in known and process.state != "Z":
+            found.append((process, kinds))
+    return found
+
+
+def _remove_pods(work: Work) -> None:
+    from nsrun.lifecycle import remove
+
+    names = set(work.pods())
+    for note in work.state.all("members"):
+        if note["pod"] in names:
+            _try(work, lambda name=note["name"]: remove.remove_named(work.state, name, True))
+    for name in names & set(work.state.names("pods")):
+        _try(work, lambda name=name: remove.remove_pod(work.state, name, True))
+    if names:
+        from nsrun.state.sweep import Sweeper
+
+        _try(work, Sweeper(work.state).all)
+
+
+def _try(work: Work, action: Any) -> None:
+    try:
+        action()
+    except (OSError, NsrunError) as error:
+        work.troubles.append(str(error).partition("\n")[0])
+
+
+def end_all(work: Work, seconds: float = 10) -> None:
+    """End the student's processes: stop them all first, so that none can start another that we have not seen."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        work.look_again()
+        mine = [process for process in work.mine if process.state != "Z"]
+        if not mine:
+            return
+        fds = []
+        for process in mine:
+            try:
+                fd = kernel.pidfd_of(process.pid)
+                if fd < 0:
+                    continue
+                fds.append(fd)
+                now = facts.process(process.pid)
+                if now and now.start == process.start:  # with the pidfd open, this is the process that we saw
+                    kernel.pidfd_send_signal(fd, signal.SIGSTOP)
+            except OSError as error:
+                work.troubles.append(f"process {process.pid}: {error}")
+        for fd in fds:
+            with kernel.Fd(fd):
+                _signal(fd, signal.SIGKILL)
+        _wait_until_gone(mine, end)
+    work.look_again()
+    work.troubles += [f"process {p.pid} does not end (state {p.state})" for p in work.mine if p.state != "Z"]
+
+
+def _signal(fd: int, number: int) -> None:
+    try:
+        kernel.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        pass  # it has ended
+    except PermissionError:
+        pass  # another user's by now; it is reported as left
+
+
+def _wait_until_gone(mine: list[facts.Process], end: float) -> None:
+    for process in mine:
+        while time.monotonic() < end:
+            now = facts.process(process.pid)
+            if not now or now.start != process.start or now.state in "ZX":
+                break
+            time.sleep(0.005)
+
+
+def _remove_directory(work: Work) -> None:
+    """Remove the student's files, after what is mounted there."""
+    import subprocess
+
+    below = [mount.point for mount in facts.mounts(os.getpid()) if mount.point.startswith(f"{work.directory}/")]
+    for point in sorted(below, reverse=True):
+        done = subprocess.run(["umount", "--lazy", "--", point], capture_output=True, check=False)
+        if done.returncode:
+            work.troubles.append(f"{point} is mounted: {done.stderr.decode('utf-8', 'replace').strip()}")
+    if below and any(trouble.endswith("is mounted") for trouble in work.troubles):
+        return
+    remove_tree(work.directory)
+    if os.path.exists(work.directory) and work.state.uid:  # files of subordinate ids: as root of a user namespace
+        subprocess.run(
+            kernel.nsrun_command(work.state.root, "_remove", work.directory), capture_output=True, check=False
+        )
+    if os.path.exists(work.directory):
+        work.troubles.append(f"{work.directory} can't be removed")

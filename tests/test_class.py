@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A class: students without root, whom root grades by what the kernel shows.
+
+A class of thirty takes minutes: NSRUN_CLASS=30 .venv/bin/pytest tests/test_class.py -k simulated
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import pwd
+import shlex
+import subprocess
+import time
+
+import pytest
+from conftest import IN_CI, Host, UserHost, private, sh, wait_for
+from test_labs import PAGES
+
+from nsrun.teach.lab import MARK
+
+SIMULATED = int(os.environ.get("NSRUN_CLASS", "4" if IN_CI else "0"))
+
+
+class ClassStudent(UserHost):
+    """An account of a class, as its owner uses it; what they start stays below the limit that a login would have."""
+
+    def __init__(self, host: Host, name: str, pids: int = 512) -> None:
+        entry = pwd.getpwnam(name)
+        Host.__init__(self, host.throwaway, host.root)
+        host.root.chmod(0o711)
+        self.name, self.uid, self.gid, self.home, self.pids = (
+            name,
+            entry.pw_uid,
+            entry.pw_gid,
+            pathlib.Path(entry.pw_dir),
+            pids,
+        )
+        self.env = {**self.env, "HOME": entry.pw_dir, "USER": name}
+
+    def words(self, *words: object) -> list[str]:
+        limit = ["prlimit", f"--nproc={self.pids}"]
+        return [*limit, "setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", *map(str, words)]
+
+    def variables(self, number: int) -> dict[str, str]:
+        lines = self.run("lab", "env", number).stdout.splitlines()
+        found = [shlex.split(line)[1].partition("=") for line in lines if line.startswith("export ")]
+        return {name: value for name, _, value in found}
+
+    def do(self, number: int, script: str) -> None:
+        subprocess.run(
+            self.words("sh", "-c", script), env={**self.env, **self.variables(number)}, cwd="/", stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False,
+        )  # fmt: skip
+
+    def solve(self, number: int) -> None:
+        """Start a lab, run its solution, and wait until the student's own check says that it is solved."""
+        self.run("lab", "start", number, timeout=120)
+        page = PAGES[number]
+        for script in [*page.of("before", True), page.of("solution", True)[0]]:
+            self.do(number, script.text)
+        end = time.monotonic() + 120
+        while (done := self.run("lab", "check", number, check=False, timeout=120)).returncode:
+            assert time.monotonic() < end, f"{self.name}: {done.stdout}{done.stderr}"
+            time.sleep(0.5)
+
+
+def graded(host: Host, **kwargs) -> dict[tuple[str, int], dict]:
+    found = json.loads(host.run("lab", "class", "report", "--json", timeout=120, **kwargs).stdout)
+    return {(grade["student"], grade["lab"]): grade for grade in found}
+
+
+@contextlib.contextmanager
+def a_class(host: Host, *words: object):
+    host.run("lab", "class", "create", *words, timeout=300)
+    try:
+        yield
+    finally:
+        host.run("lab", "class", "rm", timeout=300)
+
+
+@pytest.fixture(scope="session")
+def accounts(throwaway_host) -> str:
+    """Two accounts whose uids no other test process has: root grades by uid, and all tests run on one machine."""
+    for number, name in enumerate(("dora", "emil")):
+        uid = 100_000 + 10 * os.getpid() + number
+        for file, line in (
+            ("passwd", f"{name}:x:{uid}:{uid}::/nonexistent:/bin/sh"), ("group", f"{name}:x:{uid}:"),
+            ("subuid", f"{name}:{4_000_000 + 100_000 * number}:65536"), ("subgid", f"{name}:{4_000_000 + 100_000 * number}:65536"),
+        ):  # fmt: skip
+            with open(f"/etc/{file}", "a") as opened:  # the throwaway host's own
+                opened.write(f"{line}\n")
+    return "dora,emil"
+
+
+@pytest.fixture
+def pair(host, accounts):
+    """Two students who have accounts."""
+    with a_class(host, "--users", accounts):
+        students = tuple(ClassStudent(host, name) for name in accounts.split(","))
+        yield students
+        for student in students:
+            student.close()
+
+
+def test_what_is_refused(host, alice):
+    for words in (
+        (),
+        ("--count", "2", "--users", "alice"),
+        ("--count", "0"),
+        ("--count", "x"),
+        ("--users", "alice", "--watch"),
+    ):
+        host.fails(2, "lab", "class", "create", *words)
+    assert "no user" in host.fails(125, "lab", "class", "create", "--users", "alice,nobody-of-this-name")
+    assert "can't be a student" in host.fails(125, "lab", "class", "create", "--users", "root")
+    for command in ("report", "rm"):
+        assert "there is no class" in host.fails(125, "lab", "class", command)
+    assert "sudo" in alice.fails(125, "lab", "class", "report")
+
+
+def test_only_one_class(host, pair):
+    assert "already" in host.fails(125, "lab", "class", "create", "--users", "dora")
+
+
+def test_what_students_get(host, pair):
+    """A pod each, in which they are root, a seed that they may read, and no two with the same port."""
+    dora, emil = pair
+    pods = {pod["name"]: pod for pod in host.json("pod", "ls")}
+    assert {name: pod["owner"] for name, pod in pods.items()} == {"class-dora": "dora", "class-emil": "emil"}
+    assert dora.run("join", "class-dora", "--", "id", "-u").stdout == "0\n"
+    assert dora.run("join", "class-emil", "--", "true", check=False).returncode == 125
+    shown = [host.root / "owned" / str(student.uid) / "class.json" for student in pair]
+    assert dora.sh("cat", shown[0]).stdout != emil.sh("cat", shown[1]).stdout
+    assert dora.sh("cat", shown[1], check=False).returncode != 0
+    assert dora.sh("sh", "-c", f"echo >{shown[0]}", check=False).returncode != 0
+    ports = [student.run("lab", "start", 3) and student.variables(3)["PORT"] for student in pair]
+    assert ports[0] != ports[1]
+    for student in pair:
+        student.run("lab", "reset", 3)
+
+
+def test_root_grades(host, pair):
+    """What root sees, root records; it stays recorded when the student resets the lab."""
+    dora, emil = pair
+    assert {grade["passed"] for grade in graded(host).values()} == {""}
+    dora.solve(1)
+    assert "not have it yet" in dora.run("lab", "check", 1).stdout
+    grades = graded(host)
+    assert grades["dora", 1]["passed"] and not grades["emil", 1]["passed"]
+    assert "the report of the class has it" in dora.run("lab", "check", 1).stdout
+    dora.run("lab", "reset", 1)
+    again = graded(host)
+    assert again["dora", 1]["passed"] == grades["dora", 1]["passed"]
+    lines = [line.split(",") for line in host.run("lab", "class", "report", "--csv").stdout.splitlines()]
+    assert lines[0][:4] == ["student", "lab", "fulfilled", "rows"] and len(lines) == 1 + 2 * len(PAGES)
+    table = host.run("lab", "class", "report").stdout.splitlines()
+    assert table[0].split()[:2] == ["STUDENT", "01"]
+    assert table[1].startswith("dora     ok ") and table[2].startswith("emil     -")
+
+
+def test_a_scene_is_graded(host, pair):
+    """Lab 06 has a scene: pids in the student's environment are believed only if they are those of the student's processes."""
+    dora, emil = pair
+    dora.solve(6)
+    assert graded(host)["dora", 6]["passed"]
+    assert not graded(host)["emil", 6]["passed"]
+    dora.run("lab", "reset", 6)
+
+
+def test_a_students_record_is_not_believed(host, pair):
+    """A seed of one's own, a record of what was passed, and a neighbour's work."""
+    dora, emil = pair
+    dora.run("lab", "start", 1)
+    progress = pathlib.Path(dora.variables(1)["LAB_DIR"]).parent / "progress.json"
+    known = json.loads(progress.read_text())
+    word = known["labs"]["1"]["variables"]["WORD"]
+    known["labs"]["1"].update(passed="2026-01-01T00:00:00Z", variables={"WORD": "easy"})
+    known["seed"] = "mine"
+    progress.write_text(json.dumps(known))
+    script = "unshare --user --map-root-user --uts sh -c 'hostname NAME; exec sleep 1000' &"
+    dora.do(1, script.replace("NAME", "easy"))
+    wait_for(
+        lambda: dora.run("lab", "check", 1, check=False).returncode == 0,
+        what="their own check, which they have deceived",
+    )
+    assert not graded(host)["dora", 1]["passed"]
+    emil.run("lab", "start", 2)
+    emil.do(2, script.replace("NAME", word))
+    time.sleep(0.5)
+    assert not graded(host)["dora", 1]["passed"], "the neighbour's process is the neighbour's"
+    dora.run("lab", "reset", 1)
+    emil.run("lab", "reset", 2)
+
+
+def test_a_port_that_is_taken_in_a_class(host, pair):
+    """There is no other one: root knows it by the seed."""
+    dora, _ = pair
+    dora.run("lab", "start", 3)
+    port = dora.variables(3)["PORT"]
+    dora.run("lab", "reset", 3)
+    server = subprocess.Popen(["python3", "-m", "http.server", "--bind", "127.0.0.1", port], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    try:
+        wait_for(lambda: sh("ss", "-Hltn", f"sport = {port}").stdout, what="a server")
+        assert f"port {port} is taken" in dora.fails(125, "lab", "start", "3")
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_student_who_forks(host, pair):
+    """They reach their limit; their neighbour and the report go on."""
+    dora, emil = pair
+    dora.pids = 120
+    dora.run("lab", "start", 1)
+    dora.do(1, "for i in $(seq 200); do sleep 1000 & done; exit 0")
+    emil.solve(1)
+    grades = graded(host)
+    assert grades["emil", 1]["passed"]
+    mine = sh("pgrep", "--uid", dora.uid, "--count").stdout
+    assert 50 < int(mine) <= 120, mine
+    dora.pids = 512
+    dora.run("lab", "reset", 1)
+    emil.run("lab", "reset", 1)
+    states = sh("ps", "-U", dora.uid, "-o", "stat=,comm=", check=False).stdout.splitlines()
+    assert not [line for line in states if "sleep" in line and not line.startswith("Z")]
+
+
+def test_watch_records_what_is_short(host, pair):
+    dora, _ = pair
+    watch = host.background("lab", "class", "report", "--watch", stdout=subprocess.PIPE, text=True)
+    try:
+        dora.solve(2)
+        wait_for(lambda: "has it" in dora.run("lab", "check", 2).stdout and "not have" not in dora.run("lab", "check", 2).stdout, what="a grade")  # fmt: skip
+        dora.run("lab", "reset", 2)
+    finally:
+        watch.send_signal(2)
+        out, _ = watch.communicate(timeout=30)
+    assert watch.returncode == 130 and "ok " in out
+
+
+def test_nothing_is_left(host, accounts):
+    """Removed: pods, what was shown, the record.  An account that was there before stays as it was."""
+    before = {file: pathlib.Path(file).read_text() for file in ("/etc/passwd", "/etc/subuid", "/etc/subgid")}
+    with a_class(host, "--users", "dora"):
+        pass
+    assert {file: pathlib.Path(file).read_text() for file in before} == before
+    assert not host.json("pod", "ls") and not list(host.root.glob("owned/*/class.json"))
+    assert not (host.root / "lib/labs/class.json").exists()
+
+
+def test_a_create_that_fails_is_undone(host, accounts):
+    host.run("pod", "create", "--network", "none", "class-emil")
+    assert "class-emil" in host.fails(125, "lab", "class", "create", "--users", accounts)
+    host.fails(125, "lab", "class", "report")
+    assert not list(host.root.glob("owned/*/class.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SIMULATED, reason="takes long; to enable: NSRUN_CLASS=4 (or 30)")
+@pytest.mark.timeout(1500)
+def test_simulated(host):
+    """Accounts are made; all students work on two labs at once; the report has all of them, with times; rm removes all."""
+    with contextlib.ExitStack() as stack:
+        for path in ("/etc", "/home", "/var/spool"):
+            stack.enter_context(private(host, path))
+        before = pathlib.Path("/etc/passwd").read_text()
+        with a_class(host, "--count", SIMULATED):
+            names = [f"student{number:02}" for number in range(1, SIMULATED + 1)]
+            students = [ClassStudent(host, name) for name in names]
+            begin = time.monotonic()
+            watch = host.background("lab", "class", "report", "--watch", stdout=subprocess.DEVNULL)
+            try:
+                with concurrent.futures.ThreadPoolExecutor(len(students)) as pool:
+                    list(pool.map(work, students))
+            finally:
+                watch.send_signal(2)
+                watch.wait(timeout=60)
+            took = time.monotonic() - begin
+            before_report = time.monotonic()
+            grades = graded(host)
+            print(
+                f"\n{SIMULATED} students, two labs each: {took:.0f} s; a report: {time.monotonic() - before_report:.1f} s"
+            )
+            print(host.run("lab", "class", "report", timeout=120).stdout)
+            for name in names:
+                for number in TOGETHER:
+                    assert grades[name, number]["passed"], (name, number, grades[name, number])
+                    assert 0 < grades[name, number]["seconds"] <= took + 60
+        assert pathlib.Path("/etc/passwd").read_text() == before
+        assert not [name for name in os.listdir("/home") if name.startswith("student")]
+
+
+TOGETHER = (5, 7) if 7 in PAGES and PAGES[7].of("solution", True) else (5, 3)
+
+
+def work(student: ClassStudent) -> None:
+    for number in TOGETHER:
+        student.solve(number)
+        wait_for(
+            lambda n=number: "not have it yet" not in student.run("lab", "check", n, check=False, timeout=120).stdout,
+            120,
+            "a grade",
+        )
+        student.run("lab", "reset", number, timeout=120)
+
+
+def test_marks_name_the_lab(host):
+    """By which root knows to which lab a student's claims belong."""
+    host.run("lab start 1")
+    assert f"export {MARK}=01-" in host.run("lab", "env").stdout
+    host.run("lab reset")

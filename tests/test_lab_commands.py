@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun lab` around its checks: what goes wrong, what a student does to it, what is kept and what is removed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import sh, wait_for
+
+from nsrun.teach.lab import MARK, environment
+
+
+def variables(host, number: int = 1) -> dict[str, str]:
+    lines = host.run("lab", "env", number).stdout.splitlines()
+    found = [shlex.split(line)[1].partition("=") for line in lines if line.startswith("export ")]
+    return {name: value for name, _, value in found}
+
+
+def do(host, script: str, number: int = 1) -> None:
+    """What a student does in the lab's shell."""
+    subprocess.run(
+        host.words("sh", "-c", script), env={**host.env, **variables(host, number)}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, timeout=30, check=False,
+    )  # fmt: skip
+
+
+def rows(host, number: int = 1) -> dict[str, bool]:
+    done = host.run("lab", "check", number, "--json", check=False)
+    return {row["name"]: row["ok"] for row in json.loads(done.stdout)["rows"]}
+
+
+def marked(mark: str) -> list[int]:
+    return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and mark.encode() in environment(int(pid))]
+
+
+SOLUTION = """unshare --uts sh -c 'hostname "$WORD"; exec sleep 1000' &"""
+
+
+def test_what_is_not_started(host):
+    assert "no lab is started" in host.fails(125, "lab", "check")
+    for command in ("check", "hint", "reset", "watch", "env"):
+        assert "nsrun lab start 2" in host.fails(125, "lab", command, "2")
+    assert "nsrun lab ls" in host.fails(125, "lab", "start", "99")
+    assert host.run("lab", "solution", "first").stdout
+
+
+def test_started_twice(host):
+    host.run("lab start 1")
+    assert "started already" in host.fails(125, "lab", "start", "1")
+    before = variables(host)
+    host.run("lab reset")
+    host.run("lab start 1")
+    after = variables(host)
+    assert after["WORD"] == before["WORD"], "the values are the student's"
+    assert after[MARK] != before[MARK], "and each start has a mark of its own"
+    host.run("lab reset 1")
+
+
+def test_values_differ_between_students(host, alice, bob):
+    words = set()
+    for student in (host, alice, bob):
+        student.run("lab start 1")
+        words.add(variables(student)["WORD"])
+        student.run("lab reset 1")
+    assert len(words) == 3
+
+
+def test_a_neighbours_work_does_not_count(host, alice, bob):
+    for student in (alice, bob):
+        student.run("lab start 1")
+    do(bob, SOLUTION.replace("--uts", "--user --map-root-user --uts").replace("$WORD", variables(alice)["WORD"]))
+    assert not any(rows(alice).values())
+    for student in (alice, bob):
+        student.run("lab reset 1")
+
+
+def test_a_tool_that_is_missing(host, tmp_path):
+    """It says which, and the package that has it."""
+    for name in ("python3", "sh"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    text = host.fails(125, "lab", "start", "5", env={"PATH": str(tmp_path)})
+    assert "can't be done here" in text and "apt-get install" in text
+    listed = {
+        row["number"]: row for row in json.loads(host.run("lab", "ls", "--json", env={"PATH": str(tmp_path)}).stdout)
+    }
+    assert any("unshare" in what for what in listed[5]["lacking"]) and listed[5]["status"] == "-"
+
+
+def test_a_port_that_is_taken(host):
+    """Somebody listens on it before the lab starts: the student gets another one."""
+    host.run("lab start 3")
+    port = variables(host, 3)["PORT"]
+    host.run("lab reset 3")
+    server = subprocess.Popen(["python3", "-m", "http.server", "--bind", "127.0.0.1", port], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    try:
+        wait_for(lambda: sh("ss", "-Hltn", f"sport = {port}").stdout, what="a server")
+        host.run("lab start 3")
+        assert variables(host, 3)["PORT"] != port
+        host.run("lab reset 3")
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_start(host, number):
+    """Ctrl-C at any moment of the start: the scene is removed, and the lab is not started."""
+    for delay in (0.05, 0.1, 0.15, 0.2, 0.3):
+        start = host.background(
+            "lab", "start", "6", stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        time.sleep(delay)
+        os.killpg(start.pid, number)
+        out, err = start.communicate(timeout=30)
+        assert b"Traceback" not in err, err
+        host.run("pod", "prune")
+        if start.returncode:
+            assert start.returncode in (128 + number, -number), (start.returncode, err)  # before nsrun can catch it
+            host.fails(125, "lab", "check", "6")
+            assert not [pod for pod in host.json("pod", "ls") if pod["name"].startswith("lab06")]
+        else:
+            host.run("lab reset 6")
+
+
+def test_killed_start(host):
+    """SIGKILL leaves the scene as it was then; reset removes it, and so does the next start."""
+    for delay, next_command in ((0.15, "lab start 6"), (0.25, "lab reset 6"), (0.3, "lab start 6")):
+        start = host.background(
+            "lab", "start", "6", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(delay)
+        os.killpg(start.pid, signal.SIGKILL)
+        start.wait(timeout=30)
+        done = host.run(*next_command.split(), check=False)
+        assert done.returncode == 0 or "not started" in done.stderr or "started already" in done.stderr, done.stderr
+        host.run("lab reset 6", check=False)
+        assert not [pod for pod in host.json("pod", "ls") if pod["name"].startswith("lab06")]
+
+
+def test_reset_touches_nothing_else(host):
+    """Who only shares a namespace with the lab is left, and reported."""
+    host.run("lab start 1")
+    do(host, SOLUTION)
+    wait_for(lambda: all(rows(host).values()), what="the solution")
+    mark = f"{MARK}={variables(host)[MARK]}"
+    pid = marked(mark)[-1]
+    clean = {name: value for name, value in host.env.items() if name != MARK}
+    other = subprocess.Popen(["nsenter", "--target", str(pid), "--uts", "sleep", "1000"], env=clean)
+    try:
+        own = os.stat("/proc/self/ns/uts").st_ino
+        wait_for(lambda: os.stat(f"/proc/{other.pid}/ns/uts").st_ino != own, what="nsenter")
+        done = host.run("lab reset")
+        assert f"process {other.pid} (sleep 1000) is in the lab's uts namespace" in done.stderr
+        assert other.poll() is None and not marked(mark)
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_reset_ends_what_forks(host):
+    """A student's processes that start others all the time, and do not end when asked."""
+    host.run("lab start 1")
+    mark = f"{MARK}={variables(host)[MARK]}"
+    do(
+        host,
+        "trap '' TERM INT HUP; (while :; do sleep 3 & sleep 0.02; done) & (setsid sh -c 'while :; do sleep 3 & sleep 0.02; done') &",
+    )
+    wait_for(lambda: len(marked(mark)) > 20, what="many processes")
+    assert host.run("lab reset").stderr == ""
+    assert not marked(mark)
+
+
+def test_reset_removes_what_is_mounted_in_its_directory(host):
+    host.run("lab start 1")
+    where = variables(host)["LAB_DIR"]
+    do(
+        host,
+        'mkdir -p "$LAB_DIR/a b" && mount -t tmpfs none "$LAB_DIR/a b"; ln -s /etc "$LAB_DIR/etc"; mkdir "$LAB_DIR/dir"',
+    )
+    assert f"{where}/a\\040b" in pathlib.Path("/proc/thread-self/mountinfo").read_text()
+    assert host.run("lab reset").stderr == ""
+    assert not os.path.exists(where) and os.path.exists("/etc/passwd")
+
+
+def test_files_of_a_student_prove_nothing(host, alice):
+    """Fake programs in PATH, a fake record of progress, and a process that calls itself something else."""
+    alice.run("lab start 1")
+    found = variables(alice)
+    fake = alice.home / "bin"
+    fake.mkdir()
+    for name in ("nsenter", "uname", "hostname", "unshare"):
+        (fake / name).write_text(f"#!/bin/sh\necho {found['WORD']}\n")
+        (fake / name).chmod(0o755)
+    do(alice, f'cp "$(command -v sleep)" "$HOME/bin/{found["WORD"]}"; "$HOME/bin/{found["WORD"]}" 1000 &')
+    assert not any(json.loads(alice.run("lab", "check", "1", "--json", check=False, env={"PATH": f"{fake}:{os.environ['PATH']}"}).stdout)["rows"][i]["ok"] for i in (0, 1))  # fmt: skip
+    progress = pathlib.Path(found["LAB_DIR"]).parent / "progress.json"
+    known = json.loads(progress.read_text())
+    known["labs"]["1"]["passed"] = "2026-01-01T00:00:00Z"
+    progress.write_text(json.dumps(known))
+    assert alice.run("lab", "check", "1", check=False).returncode == 1
+    alice.run("lab reset 1")
+
+
+def test_progress_that_is_damaged(host):
+    host.run("lab start 1")
+    progress = pathlib.Path(variables(host)["LAB_DIR"]).parent / "progress.json"
+    good = progress.read_text()
+    for bad in ("", "{", "[]", '{"seed": 5, "labs": {}}', '{"seed": "x", "labs": {"1": {"hints": "many"}}}'):
+        progress.write_text(bad)
+        assert "is damaged" in host.fails(125, "lab", "check"), bad
+    progress.write_text(good)
+    host.run("lab reset 1")
+
+
+def test_a_full_disk(host):
+    """The rows are printed, what is recorded stays as it was, and the command says what it could not write."""
+    host.run("lab start 1")
+    where = pathlib.Path(variables(host)["LAB_DIR"]).parent
+    before = (where / "progress.json").read_text()
+    sh("mount", "-t", "tmpfs", "-o", "size=16k", "none", where)
+    try:
+        (where / "progress.json").write_text(before)
+        sh("sh", "-c", f"cat /dev/zero >{where}/fill 2>/dev/null || true")
+        done = host.run("lab", "check", check=False)
+        assert done.returncode == 125 and "ENOSPC" in done.stderr and "NO  own" in done.stdout
+        assert (where / "progress.json").read_text() == before
+    finally:
+        sh("umount", where)
+    host.run("lab reset 1")
+
+
+def test_a_checker_that_is_killed(host):
+    host.run("lab start 1")
+    for delay in (0.02, 0.05, 0.08, 0.1):
+        check = host.background("lab", "check", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        check.kill()
+        check.wait(timeout=30)
+        assert not rows(host)["own"]
+    host.run("lab reset 1")
+
+
+def test_watch(host):
+    """It says what changed, and ends when all rows are fulfilled."""
+    host.run("lab start 1")
+    watch = host.background("lab", "watch", stdout=subprocess.PIPE, text=True)
+    try:
+        time.sleep(0.5)
+        do(host, "unshare --uts sleep 1000 &")
+        time.sleep(1.2)
+        do(host, SOLUTION)
+        out, _ = watch.communicate(timeout=30)
+    finally:
+        watch.kill()
+    assert watch.returncode == 0 and "lab 1 is solved" in out
+    assert [out.count(f"{word} own") for word in ("NO ", "ok ")] == [1, 2]
+    assert {row["lab"]: row["status"] for row in json.loads(host.run("lab", "report", "--json").stdout)}[1] == "passed"
+    watch = host.background("lab", "watch", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert watch.wait(timeout=30) == 0
+    watch.stderr.close()
+    host.run("lab reset 1")
+
+
+def test_watch_ends_with_the_lab(host):
+    host.run("lab start 1")
+    watch = host.background("lab", "watch", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    time.sleep(0.5)
+    host.run("lab reset 1")
+    _, err = watch.communicate(timeout=30)
+    assert watch.returncode == 125 and "not started" in err
+
+
+def test_hints_come_in_steps(host):
+    host.run("lab start 2")
+    for count in (1, 2, 3, 3):
+        lines = host.run("lab", "hint").stdout.splitlines()
+        assert [line.partition(":")[0] for line in lines] == [f"{n} of 3" for n in range(1, count + 1)]
+    host.run("lab", "solution", "2")
+    row = next(csv.DictReader(io.StringIO(host.run("lab", "report", "--csv").stdout.split("\n", 2)[0] + "\n" + host.run("lab", "report", "--csv").stdout.split("\n")[2])))  # fmt: skip
+    assert (row["lab"], row["hints"], row["solution"], row["status"]) == ("2", "3", "True", "started")
+    host.run("lab reset 2")
+
+
+def test_shell(host, terminal):
+    """A prompt that names the lab, and its variables; the lab stays started when the shell ends."""
+    shell = terminal("lab", "start", "1", "--shell")
+    shell.expect(r"\(lab 01\)")
+    shell.type("echo word=$WORD mark=$NSRUN_LAB\n")
+    assert shell.expect(r"word=\w+-\d+ mark=01-[0-9a-f]{16}")
+    shell.type("nsrun lab check\n")
+    shell.expect("NO  own")
+    shell.expect(r"\(lab 01\)")
+    shell.type(SOLUTION + "\n")
+    shell.expect(r"\(lab 01\)")
+    shell.type("sleep 0.3; nsrun lab check\n")
+    shell.expect("lab 1 is solved")
+    shell.type("nsrun lab reset; echo still $((40 + 2))\n")
+    shell.expect("lab 1 is reset")
+    shell.expect("still 42")
+
+
+def test_a_second_shell(host, terminal):
+    host.run("lab start 1")
+    shell = terminal("lab", "start", "1", "--shell")
+    shell.expect(r"\(lab 01\)")
+    shell.type(f"echo {MARK}=$NSRUN_LAB\n")
+    shell.expect(f"{MARK}={variables(host)[MARK]}")
+    host.run("lab reset 1")
+    wait_for(lambda: shell.process.poll() is not None, what="the end of a shell of the lab")
+
+
+def test_time_of_a_check(host):
+    """300 ms; the smallest of some, because the machine is not ours alone."""
+    host.run("lab start 5")
+    times = []
+    for _ in range(5):
+        begin = time.monotonic()
+        host.run("lab", "check", check=False)
+        times.append(time.monotonic() - begin)
+    host.run("lab reset 5")
+    assert min(times) < 0.3, times
