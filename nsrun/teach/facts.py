@@ -8,17 +8,20 @@ look into (ptrace(2), "Ptrace access mode checking") has no namespaces here, whi
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
+import sys
 from dataclasses import dataclass, field
-from errno import EACCES, EINVAL, ENOTTY, EPERM
+from errno import EACCES, EINVAL, EIO, ENOTTY, EPERM
 
 from nsrun import kernel
 from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 #: The kinds of namespace, as /proc/PID/ns names them: namespaces(7).
 KINDS = ("user", "pid", "net", "ipc", "uts", "mnt", "cgroup", "time")
@@ -213,6 +216,114 @@ def root_of(pid: int) -> tuple[int, int] | None:
 
 
 # ---- in a namespace --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Socket:
+    """One line of proc_pid_net(5) for TCP over IPv4; addresses as people write them."""
+
+    address: str
+    port: int
+    peer: str
+    peer_port: int
+    state: str  # ESTABLISHED, LISTEN, …; "" for others
+    inode: int  # 0: no process has it any more, or it was not accepted yet
+
+
+_TCP_STATES = {"01": "ESTABLISHED", "02": "SYN_SENT", "06": "TIME_WAIT", "08": "CLOSE_WAIT", "0A": "LISTEN"}
+
+
+def tcp(pid: int) -> list[Socket]:
+    """Return the TCP sockets of the network namespace of a process, those over IPv4; [] when it has ended."""
+    try:
+        lines = _read(pid, "net/tcp").split(b"\n")[1:]
+    except OSError:
+        return []
+    found = []
+    for fields in (line.decode().split() for line in lines if line):
+        (address, port), (peer, peer_port) = (_end(fields[1]), _end(fields[2]))
+        found.append(Socket(address, port, peer, peer_port, _TCP_STATES.get(fields[3], ""), int(fields[9])))
+    return found
+
+
+def _end(text: str) -> tuple[str, int]:
+    address, _, port = text.partition(":")
+    raw = int(address, 16).to_bytes(4, sys.byteorder)  # the kernel prints the word as it lies in memory
+    return ".".join(map(str, raw)), int(port, 16)
+
+
+def holders(inode: int) -> list[int]:
+    """Return the pids of the processes that have a socket open."""
+    found, name = [], f"socket:[{inode}]"
+    for pid in (int(entry) for entry in os.listdir("/proc") if is_number(entry)):
+        try:
+            if any(os.readlink(f"/proc/{pid}/fd/{fd}") == name for fd in os.listdir(f"/proc/{pid}/fd")):
+                found.append(pid)
+        except OSError:
+            continue  # it has ended, or we may not look
+    return found
+
+
+def enter(pid: int, *kinds: str) -> list[str]:
+    """Return the command line with which another command runs in namespaces of a process: nsenter(1).
+
+    Its user namespace is joined, too, when it is not the caller's own.
+    """
+    foreign = os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino
+    user = ["--user", "--preserve-credentials"] if foreign else []
+    return ["nsenter", f"--target={pid}", *user, *(f"--{'mount' if kind == 'mnt' else kind}" for kind in kinds)]
+
+
+def http(pid: int, address: str, port: int, meanwhile: Callable[[int], object] | None = None) -> str:
+    """Return the body that a web server answers to a client in the network namespace of a process.
+
+    `meanwhile` is called with the client's own port when the connection stands, before anything is asked for.
+    Raise OSError when there is no answer.
+    """
+    import subprocess
+
+    command = [*enter(pid, "net"), sys.executable, "-I", "-m", "nsrun.teach.client", address, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+        assert client.stdin and client.stdout
+        said = client.stdout.readline()
+        if said.startswith(b"connected ") and meanwhile:
+            meanwhile(int(said.split()[1]))
+        client.stdin.close()
+        answer = client.stdout.read()
+    if not said.startswith(b"connected "):
+        raise OSError(EIO, said.decode("utf-8", "replace").strip() or f"process {pid} has ended, or we may not join it")
+    if client.returncode:
+        raise OSError(EIO, "connected, but no answer came")
+    return answer.decode("utf-8", "replace")
+
+
+def links(pid: int) -> list[dict[str, Any]]:
+    """Return the interfaces in the network namespace of a process, as `ip -json -details address` prints them."""
+    found: list[dict[str, Any]] = _json_of(pid, "ip", "-json", "-details", "address") or []
+    return found
+
+
+def routes(pid: int) -> list[dict[str, Any]]:
+    """Return the routes of IPv4 in the network namespace of a process, as `ip -json route` prints them."""
+    found: list[dict[str, Any]] = _json_of(pid, "ip", "-json", "route") or []
+    return found
+
+
+def rules(pid: int) -> list[dict[str, Any]]:
+    """Return what nf_tables has in the network namespace of a process, as `nft --json list ruleset` prints it."""
+    found: list[dict[str, Any]] = (_json_of(pid, "nft", "--json", "list", "ruleset") or {"nftables": []})["nftables"]
+    return found
+
+
+def _json_of(pid: int, *command: str) -> Any:
+    """Return what a command prints in the network namespace of a process; None when it fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run([*enter(pid, "net"), *command], capture_output=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else None
 
 
 def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
