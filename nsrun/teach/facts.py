@@ -220,7 +220,7 @@ def root_of(pid: int) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Socket:
-    """One line of proc_pid_net(5) for TCP over IPv4; addresses as people write them."""
+    """One line of proc_pid_net(5) for TCP; an address of IPv4 is as people write it, also where IPv6 carries it."""
 
     address: str
     port: int
@@ -234,22 +234,27 @@ _TCP_STATES = {"01": "ESTABLISHED", "02": "SYN_SENT", "06": "TIME_WAIT", "08": "
 
 
 def tcp(pid: int) -> list[Socket]:
-    """Return the TCP sockets of the network namespace of a process, those over IPv4; [] when it has ended."""
-    try:
-        lines = _read(pid, "net/tcp").split(b"\n")[1:]
-    except OSError:
-        return []
+    """Return the TCP sockets of the network namespace of a process; [] when it has ended."""
     found = []
-    for fields in (line.decode().split() for line in lines if line):
-        (address, port), (peer, peer_port) = (_end(fields[1]), _end(fields[2]))
-        found.append(Socket(address, port, peer, peer_port, _TCP_STATES.get(fields[3], ""), int(fields[9])))
+    for family in ("tcp", "tcp6"):
+        try:
+            lines = _read(pid, f"net/{family}").split(b"\n")[1:]
+        except OSError:
+            continue
+        for fields in (line.decode().split() for line in lines if line):
+            (address, port), (peer, peer_port) = (_end(fields[1]), _end(fields[2]))
+            found.append(Socket(address, port, peer, peer_port, _TCP_STATES.get(fields[3], ""), int(fields[9])))
     return found
 
 
 def _end(text: str) -> tuple[str, int]:
-    address, _, port = text.partition(":")
-    raw = int(address, 16).to_bytes(4, sys.byteorder)  # the kernel prints the word as it lies in memory
-    return ".".join(map(str, raw)), int(port, 16)
+    import ipaddress
+
+    words, _, port = text.partition(":")
+    # the kernel prints words of 32 bits as they lie in memory
+    raw = b"".join(int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8))
+    address = ipaddress.ip_address(raw)
+    return str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)
 
 
 def holders(inode: int) -> list[int]:
@@ -315,15 +320,29 @@ def rules(pid: int) -> list[dict[str, Any]]:
     return found
 
 
+def has_owner(pid: int, family: str, table: str) -> bool:
+    """Return whether a table of nf_tables belongs to a process and ends with it: nft(8), "flags owner".
+
+    The answer is taken from nft's text, as what 1.0.6 prints for the flags in JSON is not them.
+    """
+    done = _in_netns(pid, "nft", "list", "table", family, table)
+    return bool(done) and bool(re.search(r"^\tflags .*\bowner\b", done, re.M))
+
+
 def _json_of(pid: int, *command: str) -> Any:
-    """Return what a command prints in the network namespace of a process; None when it fails."""
+    printed = _in_netns(pid, *command).strip()
+    return json.loads(printed) if printed else None
+
+
+def _in_netns(pid: int, *command: str) -> str:
+    """Return what a command prints in the network namespace of a process; "" when it fails."""
     import subprocess
 
     try:
         done = subprocess.run([*enter(pid, "net"), *command], capture_output=True, timeout=10, check=False)
     except OSError:
-        return None
-    return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else None
+        return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
 
 
 def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
