@@ -215,6 +215,24 @@ def root_of(pid: int) -> tuple[int, int] | None:
     return st.st_dev, st.st_ino
 
 
+def root_of_namespace(pid: int) -> tuple[int, int] | None:
+    """Return (device, inode) of what somebody gets as their root who joins the mount namespace of a process: setns(2).
+
+    After pivot_root(2) that is the root of its processes, too; after chroot(2) it is not.  None when it can't be asked.
+    """
+    import subprocess
+
+    try:
+        # stat(1) is looked for after the join: the namespace must have one
+        done = subprocess.run(
+            [*enter(pid, "mnt"), "stat", "-c", "%d %i", "/"], capture_output=True, timeout=10, check=False
+        )
+    except OSError:
+        return None
+    device, _, inode = done.stdout.decode().strip().partition(" ")
+    return (int(device), int(inode)) if done.returncode == 0 and device and inode else None
+
+
 # ---- in a namespace --------------------------------------------------------------------------------------------
 
 
