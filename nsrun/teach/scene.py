@@ -57,6 +57,11 @@ def holder(work: Work, *unshare: str) -> int:
     return pid
 
 
+def unshare() -> str:
+    """Return the command line of unshare(1) for a script that root and an ordinary user can run: they need a user namespace."""
+    return "unshare --user --map-root-user" if os.geteuid() else "unshare"
+
+
 def until(condition: Callable[[], object], what: str) -> None:
     """Wait until something of the scene has come true.  Raise NsrunError when it does not."""
     end = time.monotonic() + _SECONDS
