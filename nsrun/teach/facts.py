@@ -148,6 +148,26 @@ def _related(fd: int, request: int) -> int:
         raise
 
 
+def uid_map(pid: int) -> list[tuple[int, int, int]]:
+    """Return (first id inside, first id outside, count) of each line of the uid map of a process: user_namespaces(7).
+
+    Outside is the caller's user namespace.  [] when nothing is mapped yet, or the process has ended.
+    """
+    try:
+        lines = _read(pid, "uid_map").decode().split("\n")
+    except OSError:
+        return []
+    return [(int(a), int(b), int(c)) for a, b, c in (line.split() for line in lines if line)]
+
+
+def uid_inside(found: Process) -> int:
+    """Return the uid that a process has in its own user namespace; 65534, nobody's, when it is not mapped there."""
+    for inside, outside, count in uid_map(found.pid):
+        if outside <= found.uid < outside + count:
+            return inside + found.uid - outside
+    return 65534
+
+
 # ---- mounts ----------------------------------------------------------------------------------------------------
 
 
