@@ -8,19 +8,21 @@ look into (ptrace(2), "Ptrace access mode checking") has no namespaces here, whi
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import struct
 import sys
 from dataclasses import dataclass, field
-from errno import EACCES, EINVAL, ENOTTY, EPERM
+from errno import EACCES, EINVAL, EIO, ENOTTY, EPERM
 
 from nsrun import kernel
 from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 #: The kinds of namespace, as /proc/PID/ns names them: namespaces(7).
 KINDS = ("user", "pid", "net", "ipc", "uts", "mnt", "cgroup", "time")
@@ -282,6 +284,14 @@ def _named(text: str) -> tuple[str, int] | None:
     return (kind, int(rest[:-1])) if kind in KINDS and rest[-1:] == "]" and is_number(rest[:-1]) else None
 
 
+def uid_inside(found: Process) -> int:
+    """Return the uid that a process has in its own user namespace; 65534, nobody's, when it is not mapped there."""
+    for inside, outside, count in id_map(found.pid):
+        if outside <= found.uid < outside + count:
+            return inside + found.uid - outside
+    return 65534
+
+
 # ---- mounts ----------------------------------------------------------------------------------------------------
 
 
@@ -385,7 +395,152 @@ def root_of(pid: int) -> tuple[int, int] | None:
     return st.st_dev, st.st_ino
 
 
+def root_of_namespace(pid: int) -> tuple[int, int] | None:
+    """Return (device, inode) of what somebody gets as their root who joins the mount namespace of a process: setns(2).
+
+    After pivot_root(2) that is the root of its processes, too; after chroot(2) it is not.  None when it can't be asked.
+    """
+    import subprocess
+
+    try:
+        # stat(1) is looked for after the join: the namespace must have one
+        done = subprocess.run(
+            [*enter(pid, "mnt"), "stat", "-c", "%d %i", "/"], capture_output=True, timeout=10, check=False
+        )
+    except OSError:
+        return None
+    device, _, inode = done.stdout.decode().strip().partition(" ")
+    return (int(device), int(inode)) if done.returncode == 0 and device and inode else None
+
+
 # ---- in a namespace --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Socket:
+    """One line of proc_pid_net(5) for TCP; an address of IPv4 is as people write it, also where IPv6 carries it."""
+
+    address: str
+    port: int
+    peer: str
+    peer_port: int
+    state: str  # ESTABLISHED, LISTEN, …; "" for others
+    inode: int  # 0: no process has it any more, or it was not accepted yet
+
+
+_TCP_STATES = {"01": "ESTABLISHED", "02": "SYN_SENT", "06": "TIME_WAIT", "08": "CLOSE_WAIT", "0A": "LISTEN"}
+
+
+def tcp(pid: int) -> list[Socket]:
+    """Return the TCP sockets of the network namespace of a process; [] when it has ended."""
+    found = []
+    for family in ("tcp", "tcp6"):
+        try:
+            lines = _read(pid, f"net/{family}").split(b"\n")[1:]
+        except OSError:
+            continue
+        for fields in (line.decode().split() for line in lines if line):
+            (address, port), (peer, peer_port) = (_end(fields[1]), _end(fields[2]))
+            found.append(Socket(address, port, peer, peer_port, _TCP_STATES.get(fields[3], ""), int(fields[9])))
+    return found
+
+
+def _end(text: str) -> tuple[str, int]:
+    import ipaddress
+
+    words, _, port = text.partition(":")
+    # the kernel prints words of 32 bits as they lie in memory
+    raw = b"".join(int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8))
+    address = ipaddress.ip_address(raw)
+    return str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)
+
+
+def holders(inode: int) -> list[int]:
+    """Return the pids of the processes that have a socket open."""
+    found, name = [], f"socket:[{inode}]"
+    for pid in (int(entry) for entry in os.listdir("/proc") if is_number(entry)):
+        try:
+            if any(os.readlink(f"/proc/{pid}/fd/{fd}") == name for fd in os.listdir(f"/proc/{pid}/fd")):
+                found.append(pid)
+        except OSError:
+            continue  # it has ended, or we may not look
+    return found
+
+
+def enter(pid: int, *kinds: str) -> list[str]:
+    """Return the command line with which another command runs in namespaces of a process: nsenter(1).
+
+    Its user namespace is joined, too, when it is not the caller's own.
+    """
+    foreign = os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino
+    user = ["--user", "--preserve-credentials"] if foreign else []
+    return ["nsenter", f"--target={pid}", *user, *(f"--{'mount' if kind == 'mnt' else kind}" for kind in kinds)]
+
+
+def http(pid: int, address: str, port: int, meanwhile: Callable[[int], object] | None = None) -> str:
+    """Return the body that a web server answers to a client in the network namespace of a process.
+
+    `meanwhile` is called with the client's own port when the connection stands, before anything is asked for.
+    Raise OSError when there is no answer.
+    """
+    import subprocess
+
+    command = [*enter(pid, "net"), sys.executable, "-I", "-m", "nsrun.teach.client", address, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+        assert client.stdin and client.stdout
+        said = client.stdout.readline()
+        if said.startswith(b"connected ") and meanwhile:
+            meanwhile(int(said.split()[1]))
+        client.stdin.close()
+        answer = client.stdout.read()
+    if not said.startswith(b"connected "):
+        raise OSError(EIO, said.decode("utf-8", "replace").strip() or f"process {pid} has ended, or we may not join it")
+    if client.returncode:
+        raise OSError(EIO, "connected, but no answer came")
+    return answer.decode("utf-8", "replace")
+
+
+def ip_addresses(pid: int) -> list[dict[str, Any]]:
+    """Return the interfaces in the network namespace of a process, as `ip -json -details address` prints them."""
+    found: list[dict[str, Any]] = _json_of(pid, "ip", "-json", "-details", "address") or []
+    return found
+
+
+def routes(pid: int) -> list[dict[str, Any]]:
+    """Return the routes of IPv4 in the network namespace of a process, as `ip -json route` prints them."""
+    found: list[dict[str, Any]] = _json_of(pid, "ip", "-json", "route") or []
+    return found
+
+
+def rules(pid: int) -> list[dict[str, Any]]:
+    """Return what nf_tables has in the network namespace of a process, as `nft --json list ruleset` prints it."""
+    found: list[dict[str, Any]] = (_json_of(pid, "nft", "--json", "list", "ruleset") or {"nftables": []})["nftables"]
+    return found
+
+
+def has_owner(pid: int, family: str, table: str) -> bool:
+    """Return whether a table of nf_tables belongs to a process and ends with it: nft(8), "flags owner".
+
+    The answer is taken from nft's text, as what 1.0.6 prints for the flags in JSON is not them.
+    """
+    done = _in_netns(pid, "nft", "list", "table", family, table)
+    return bool(done) and bool(re.search(r"^\tflags .*\bowner\b", done, re.M))
+
+
+def _json_of(pid: int, *command: str) -> Any:
+    printed = _in_netns(pid, *command).strip()
+    return json.loads(printed) if printed else None
+
+
+def _in_netns(pid: int, *command: str) -> str:
+    """Return what a command prints in the network namespace of a process; "" when it fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run([*enter(pid, "net"), *command], capture_output=True, timeout=10, check=False)
+    except OSError:
+        return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
 
 
 def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
