@@ -596,6 +596,14 @@ static void wait_for_go(void)
 		sys_exit(125);
 }
 
+/* Between two steps, for who walks through them one by one: nsrun explain --step. */
+static long op_wait(struct arg *a)
+{
+	(void)a;
+	wait_for_go();
+	return 0;
+}
+
 /* Only a regular file that we may execute counts as found; the error of its exec is then final. */
 static int executable(const char *path)
 {

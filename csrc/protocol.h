@@ -53,7 +53,7 @@ struct plan_header {
 /*
  * The ops of nsrun-init in the order of their numbers, and their arguments: i = 64-bit integer, s = string, l = list of
  * strings.  Each is named after its step class in nsrun/plan: mount_tree is the step MountTree, and
- * op_mount_tree() in init.c carries it out.
+ * op_mount_tree() in init.c carries it out.  No plan has a wait: nsrun/teach/steps.py puts them between the steps.
  */
 #define OPS(OP) \
 	OP(enter_mount_namespace, "ii") \
@@ -85,6 +85,7 @@ struct plan_header {
 	OP(set_filter, "i") \
 	OP(undumpable, "") \
 	OP(change_directory, "s") \
+	OP(wait, "") \
 	OP(execute, "ll") \
 	OP(execute_pause, "ill")
 
@@ -98,7 +99,7 @@ struct init_record {
 
 enum init_says {
 	INIT_FAILED = 'E', /* a step failed; the exit of nsrun-init follows */
-	INIT_WAITS = 'W',  /* all but the exec is done; it waits for GO */
+	INIT_WAITS = 'W',  /* all but the exec is done, or it has come to a wait; it waits for GO */
 	PAUSE_READY = 'R', /* from pause, one byte instead of a record: its signals are blocked */
 };
 

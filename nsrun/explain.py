@@ -51,37 +51,43 @@ HEAD = (
 
 def text(plan: Plan) -> str:
     """One block per step, or per run of steps of one kind: what is called, why, where to read on, how to see it."""
-    known, made = {}, _makers(plan)  # type: dict[str, int], list[dict[str, int]]
+    known, made = {}, makers(plan)  # type: dict[str, int], list[dict[str, int]]
     in_phases = len({step.phase for step in plan}) > 1
     lines = [f"{plan.title}: {len(plan)} steps{' in five phases' if in_phases else ''}", "", *_wrap(HEAD), ""]
     phase = -1
-    for number, steps in _folded(plan):
-        step = steps[0]
-        if in_phases and step.phase != phase:
-            phase = step.phase
+    for number, steps in folded(plan):
+        if in_phases and steps[0].phase != phase:
+            phase = steps[0].phase
             lines += [f"{phase + 1} {PHASES[phase]}   ({WHO[phase]})", ""]
-        if len(steps) == 1:
-            brief = "" if name_of(step.brief()) else printable(step.brief())
-            lines += [f"{number:4}  {brief}"] if brief else []
-            lines += _wrap_calls(" " * 8 if brief else f"{number:4}  ", printable(step.call()))
-        else:
-            lines.append(f"{f'{number}–{number + len(steps) - 1}':>4}  {step.many.format(len(steps))}")
-            lines += [f"{'':6}{line}" for line in _wrap(printable("   ".join(s.thing() for s in steps)))]
-            lines += [f"{'':6}The calls for {printable(step.thing())}:", *_wrap_calls(" " * 8, printable(step.call()))]
-        told = known.setdefault(step.why, number)
-        lines += [
-            f"{'':6}{line}" for line in _wrap(step.why if told == number else f"The reason is that of step {told}.")
-        ]
-        uses = _uses(steps, made[number - 1])
-        lines += [f"{'':6}{line}" for line in _wrap(f"uses {uses}")] if uses else []
-        lines.append(f"{'':6}code: {code(step)}" + (f"   man: {step.man}" if step.man else ""))
-        lines += [f"{'':6}see: {printable(step.check())}"] if step.check() else []
-        lines.append("")
+        lines += [*block(number, steps, known, made[number - 1]), ""]
     return "\n".join(lines)
 
 
-def _folded(plan: Plan) -> list[tuple[int, list[Step]]]:
-    """The steps with their numbers; those of one kind and with one reason, one after the other, as one."""
+def block(number: int, steps: list[Step], known: dict[str, int], made: dict[str, int]) -> list[str]:
+    """Return the lines about a step, or about several that are folded.
+
+    `known` are the reasons that were told, with their steps, and grows; `made` are the handles that there are before.
+    """
+    step, lines = steps[0], []  # type: Step, list[str]
+    if len(steps) == 1:
+        brief = "" if name_of(step.brief()) else printable(step.brief())
+        lines += [f"{number:4}  {brief}"] if brief else []
+        lines += _wrap_calls(" " * 8 if brief else f"{number:4}  ", printable(step.call()))
+    else:
+        lines.append(f"{f'{number}–{number + len(steps) - 1}':>4}  {step.many.format(len(steps))}")
+        lines += [f"{'':6}{line}" for line in _wrap(printable("   ".join(s.thing() for s in steps)))]
+        lines += [f"{'':6}The calls for {printable(step.thing())}:", *_wrap_calls(" " * 8, printable(step.call()))]
+    told = known.setdefault(step.why, number)
+    lines += [f"{'':6}{line}" for line in _wrap(step.why if told == number else f"The reason is that of step {told}.")]
+    uses = _uses(steps, made)
+    lines += [f"{'':6}{line}" for line in _wrap(f"uses {uses}")] if uses else []
+    lines.append(f"{'':6}code: {code(step)}" + (f"   man: {step.man}" if step.man else ""))
+    lines += [f"{'':6}see: {printable(step.check())}"] if step.check() else []
+    return lines
+
+
+def folded(plan: Plan) -> list[tuple[int, list[Step]]]:
+    """Return the steps with their numbers; those of one kind and with one reason, one after the other, as one."""
     found: list[tuple[int, list[Step]]] = []
     for number, step in enumerate(plan, 1):
         before = found[-1][1][0] if found else None
@@ -98,8 +104,8 @@ def _folded(plan: Plan) -> list[tuple[int, list[Step]]]:
     return found
 
 
-def _makers(plan: Plan) -> list[dict[str, int]]:
-    """For each step: the handles that there are before it, and the numbers of the steps that made them."""
+def makers(plan: Plan) -> list[dict[str, int]]:
+    """Return for each step the handles that there are before it, and the numbers of the steps that made them."""
     found: list[dict[str, int]] = []
     now: dict[str, int] = {}
     for number, step in enumerate(plan, 1):

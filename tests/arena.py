@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pathlib
 import subprocess
+from typing import Any
 
 import pytest
 from conftest import Host, sh
@@ -15,7 +16,8 @@ class Arena:
     """A pod "pause", whoever's, and a rootfs that the test may spoil."""
 
     def __init__(self, host: Host, rootfs: pathlib.Path, who: str) -> None:
-        self.host, self.rootfs, self.who = host, rootfs, who
+        self.host: Any = host  # for a user, a UserHost
+        self.rootfs, self.who = rootfs, who
 
     def join(
         self, *command: object, options: tuple[object, ...] = (), rootfs: object = None, **kwargs

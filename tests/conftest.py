@@ -48,7 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # the temporary files of a run are in a directory of its own, which others may pass through: two runs do not meet there
     if not hasattr(config, "workerinput") and not config.option.basetemp:
         config.option.basetemp = tempfile.mkdtemp(prefix="nsrun-tests-")
-        config.add_cleanup(lambda: subprocess.run(["rm", "-rf", config.option.basetemp], check=False))  # however deep
+
+        def clean() -> None:
+            subprocess.run(["rm", "-rf", config.option.basetemp], check=False)  # however deep
+
+        config.add_cleanup(clean)
 
 
 def not_this_checkout() -> str:
@@ -233,7 +237,7 @@ class Host:
             t["table"]["name"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t
         )
         mounts = pathlib.Path("/proc/thread-self/mountinfo").read_text()
-        kinds = ("run/pods", "run/members", "run/tmp", "lib/upper")
+        kinds: tuple[str, ...] = ("run/pods", "run/members", "run/tmp", "lib/upper")
         kinds += ("owned/*", *(f"users/*/{kind}" for kind in kinds))
         notes = sorted(str(p.relative_to(self.root)) for kind in kinds for p in self.root.glob(f"{kind}/*"))
         return {
@@ -421,6 +425,12 @@ def private(host: Host, path: str):
         yield
     finally:
         sh("umount", "--lazy", path)
+
+
+def sparse_file(path: pathlib.Path, size: int) -> None:
+    """A file that claims to be large, and takes no space."""
+    path.touch()
+    os.truncate(path, size)
 
 
 def wait_for(condition, seconds: float = 30, what: str = "condition"):

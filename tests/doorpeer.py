@@ -221,7 +221,7 @@ def mutated(path: str, pause: int) -> list[str]:
     rng, end = random.Random(seed), time.monotonic() + float(os.environ["DOORPEER_SECONDS"])
     null, true = os.open("/dev/null", os.O_RDWR), os.open("/bin/true", os.O_PATH)
     numbers = [300, 301, 302, 303, 304]
-    found = []
+    found: list[str] = []
     while time.monotonic() < end or len(found) < 50:
         time.sleep(0.01)  # what was launched is init's to reap, and until then counts as a process of hers
         sent = [os.pidfd_open(pause), true, true, null, null]

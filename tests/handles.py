@@ -51,7 +51,7 @@ def replace_process(program, argv):
     raise SystemExit(0)
 
 
-Run.execute, Run.fd, kernel.replace_process = execute_watched, fd_watched, replace_process
+Run.execute, Run.fd, kernel.replace_process = execute_watched, fd_watched, replace_process  # type: ignore[method-assign]
 out = os.dup(1)
 os.dup2(2, 1)
 try:

@@ -132,7 +132,7 @@ class Layout:
         self.name = name
         suffix = {"gzip": "+gzip", "zstd": "+zstd", "plain": ""}[how]
         packed = [compress(layer, how) for layer in layers]
-        self.layers = [
+        self.layers: list[dict[str, Any]] = [
             {"mediaType": f"{OCI}layer.v1.tar{suffix}", "digest": self.put(data), "size": len(data)} for data in packed
         ]
         self.config: dict[str, Any] = {

@@ -234,28 +234,15 @@ def test_limits_are_applied_or_refused(host, pod, busybox, refused):
         "20",
     ]
     done = host.run(
-        "join",
-        "pause",
-        "--memory",
-        "16m",
-        "--rootfs",
+        "join pause --memory 16m --rootfs {} sh -c {}",
         busybox,
-        "sh",
-        "-c",
         "x=$(head -c 60000000 /dev/zero | tr '\\0' a); echo survived",
         check=False,
     )
     assert "survived" not in done.stdout and done.returncode != 0
     done = host.run(
-        "join",
-        "pause",
-        "--pids-limit",
-        "5",
-        "--rootfs",
+        "join pause --pids-limit 5 --rootfs {} sh -c 'for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait'",
         busybox,
-        "sh",
-        "-c",
-        "for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait",
         check=False,
     )
     assert "fork" in done.stderr
@@ -319,21 +306,8 @@ def test_a_full_disk(host, pod, rootfs):
 
 def test_without_privilege(host, pod, busybox):
     done = sh(
-        "setpriv",
-        "--reuid",
-        "65534",
-        "--regid",
-        "65534",
-        "--clear-groups",
-        "--inh-caps=+dac_read_search",
-        "--ambient-caps=+dac_read_search",  # the interpreter may lie below /root
+        "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search {} -m nsrun pod create --network none",
         sys.executable,
-        "-m",
-        "nsrun",
-        "pod",
-        "create",
-        "--network",
-        "none",
         check=False,
         env={**host.env, "HOME": "/tmp", "NSRUN_ROOT": "/tmp/nobody"},
         cwd="/",

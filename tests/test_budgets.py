@@ -68,7 +68,8 @@ def write(path: pathlib.Path, content: Layout | bytes | list[Layout]) -> pathlib
     elif isinstance(content, Layout):
         content.write(path)
     else:
-        manifests, blobs = [], {}
+        manifests: list[object] = []
+        blobs: dict[str, bytes] = {}
         for layout in content:
             files = layout.files()
             manifests += json.loads(files["index.json"])["manifests"]

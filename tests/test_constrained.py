@@ -809,7 +809,7 @@ def test_the_root_of_an_image_without_layers(tmp_path, umask):
     need(os.geteuid() == 0, "directories of mode 0 are entered", "sudo make test")
     before = os.umask(umask)
     try:
-        path = lookup.nothing(State(str(tmp_path / "state")))
+        path = lookup.empty_root(State(str(tmp_path / "state")))
     finally:
         os.umask(before)
     assert os.stat(path).st_mode & 0o7777 == 0o755

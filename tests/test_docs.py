@@ -218,6 +218,13 @@ def test_completion_of_names(host, pod, busybox):
     host.start("mymember", busybox, "sleep", "100")
     assert host.run("_complete", "exec", "my").stdout == "mymember\n"
     assert host.run("_complete", "pod", "kill", "pa").stdout == "pause\n"
+    for line, want in {
+        "--format ''": "text",
+        "--form": "--format",
+        "--format json join pause --net h": "host",
+        "pod k": "kill",
+    }.items():
+        assert host.run(f"_complete explain {line}").stdout.split()[0] == want, line
     script = host.run("completion", "bash").stdout
     line = f'{script}\nnsrun() {{ {NSRUN} "$@"; }}\nCOMP_WORDS=(nsrun exec my); COMP_CWORD=2; _nsrun; echo "${{COMPREPLY[@]}}"'
     assert sh("bash", "-c", line, env=host.env).stdout.strip() == "mymember"

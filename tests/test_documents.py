@@ -23,7 +23,7 @@ from nsrun.plan.process import Execute
 from nsrun.spec import options as words
 from nsrun.state import State, codec
 
-WRONG = [None, True, 5, -1, 1.5, 1 << 70, "", "x", "²", "٣", "/", "\ud800", "a\0b", "a\nb", [], [None], [[]], ["\ud800"], ["a\0b"], {}, {"a": 1}, {"\ud800": {}}, {"a": "\ud800"}]  # fmt: skip
+WRONG: list[object] = [None, True, 5, -1, 1.5, 1 << 70, "", "x", "²", "٣", "/", "\ud800", "a\0b", "a\nb", [], [None], [[]], ["\ud800"], ["a\0b"], {}, {"a": 1}, {"\ud800": {}}, {"a": "\ud800"}]  # fmt: skip
 
 CONFIG = {
     "architecture": "amd64",

@@ -61,8 +61,8 @@ def ask(host, alice, box: str, case: str, seconds: float = 0) -> list[str]:
 def holding(host, alice, count: int):
     """So many connections that say nothing."""
     words = alice.words(*PEER, "hold", socket_of(host, alice), count)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(words, env=alice.env, cwd="/", text=True, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, env=alice.env, cwd="/", text=True, stdin=pipe, stdout=pipe) as process:
         try:
             assert process.stdout.readline() == f"{count}\n"
             yield

@@ -14,7 +14,7 @@ from conftest import HERE, NSRUN, kill, need, private, sh, wait_for
 from images import Layout, directory, entry, tar
 from test_plan import PLANS
 
-from nsrun.lifecycle import foretell
+from nsrun.lifecycle import foretell, foretell_image
 from nsrun.plan import INIT, Part, name_of
 
 MOUNTS = "fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,mount,umount2,pivot_root"
@@ -283,8 +283,9 @@ def test_the_shell_form_of_an_end(host, pod, busybox, tmp_path):
 
 def test_what_stands_for_a_function_names_it():
     """The steps of commands that run no plan."""
-    names = re.findall(r'(?:native = |, )"(\w+/\w+\.py) (\w+)"', pathlib.Path(foretell.__file__).read_text())
-    assert len(names) > 10
+    texts = [pathlib.Path(module.__file__).read_text() for module in (foretell, foretell_image)]
+    names = re.findall(r'(?:native = |, )"(\w+/\w+\.py) (\w+)"', "".join(texts))
+    assert len(names) > 20
     for file, name in names:
         assert re.search(rf"^ *def {name}\(", (HERE.parent / "nsrun" / file).read_text(), re.M), (file, name)
 
@@ -301,6 +302,23 @@ def test_image_load_is_what_strace_shows(host, tmp_path):
     layout = Layout(tar(directory("a")), tar(directory("b")), name="box:1").write(tmp_path / "l")
     for _ in range(2):  # the second time all is there
         foretold(host, tmp_path, "image", "load", layout, threads=False)  # their number is that of the layers
+
+
+def test_what_is_done_to_images_is_what_strace_shows(host, tmp_path):
+    one, two = Layout(tar(directory("a")), tar(directory("b")), name="one:1"), Layout(tar(directory("c")), name="two:1")
+    for number, layout in enumerate((one, two)):
+        host.run("image", "load", layout.write(tmp_path / f"l{number}"))
+    for _ in range(2):  # the second time it has the name already
+        foretold(host, tmp_path, "image", "tag", "one:1", "other:2")
+    for image in ("one:1", "two:1"):
+        foretold(host, tmp_path, "image", "unpack", image, tmp_path / f"new/{image[:3]}/bundle", threads=False)
+        assert (tmp_path / f"new/{image[:3]}/bundle/config.json").exists()
+    foretold(host, tmp_path, "image", "rm", "one:1")
+    foretold(host, tmp_path, "image", "rm", "two:1")
+    foretold(host, tmp_path, "image", "prune")
+    foretold(host, tmp_path, "image", "prune", "-a")
+    assert host.json("image", "ls") == []
+    assert "no image" in host.fails(125, "explain", "image", "rm", "one:1")
 
 
 def handles_are_declared(host, *words):
@@ -476,19 +494,8 @@ def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
     )
     host.run("pod", "create", "-p", "20801:80", "--hostname", "byhand", "--ip", "10.88.0.9", "real")
     host.run(
-        "join",
-        "real",
-        "-d",
-        "--name",
-        "m",
-        "--rootfs",
+        "join real -d --name m --rootfs {} -e A=b -- sh -c 'mkdir -p /w; echo by-hand >/w/index.html; exec httpd -f -p 80 -h /w'",
         busybox,
-        "-e",
-        "A=b",
-        "--",
-        "sh",
-        "-c",
-        "mkdir -p /w; echo by-hand >/w/index.html; exec httpd -f -p 80 -h /w",
     )
     pid = host.pod("real")["pid"]
     wait_for(

@@ -117,22 +117,8 @@ def test_programs_that_stop_at_undefined_behaviour(host, alice, busybox, box):
 
     run("pod", "create", "--network", "none", "--sysctl", "net.core.somaxconn=321", "pause")
     run(
-        "join",
-        "pause",
-        "-d",
-        "--name",
-        "m",
-        "--tmpfs",
-        "/t:size=1m",
-        "-u",
-        "33",
-        "--ulimit",
-        "nofile=64:64",
-        "--rootfs",
+        "join pause -d --name m --tmpfs /t:size=1m -u 33 --ulimit nofile=64:64 --rootfs {} sh -c 'echo out; sleep 1000'",
         busybox,
-        "sh",
-        "-c",
-        "echo out; sleep 1000",
     )
     assert run("exec", "-u", "0", "m", "id", "-u").stdout == "0\n"
     assert (
@@ -165,7 +151,7 @@ def spoil(value: Any, rng: random.Random) -> Any:
     """The same document with some parts replaced, removed, doubled or moved."""
     value = copy.deepcopy(value)
     for _ in range(rng.randint(1, 3)):
-        places = []
+        places: list[tuple] = []
 
         def walk(node: Any, places: list = places) -> None:
             for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import CACHE, Host, UserHost, wait_for
+from conftest import CACHE, Host, UserHost, sparse_file, wait_for
 from test_fuzz import JUNK, SECONDS, spoil
 
 from nsrun.state import orphans
@@ -101,9 +101,9 @@ class World:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
         wait_for(lambda: not any(member.is_whole() for member in self.members), 10, "the end of all members")
-        for path in sorted(self.host.cgroups(), reverse=True):
+        for group in sorted(self.host.cgroups(), reverse=True):
             with contextlib.suppress(OSError):
-                os.rmdir(path)
+                os.rmdir(group)
         for path in (self.host.root / "run", self.host.root / "lib/upper", self.host.root / "owned"):
             shutil.rmtree(path, ignore_errors=True)
         for kind in ("run", "lib/upper"):
@@ -212,7 +212,7 @@ PLACES: dict[str, Callable[[World, pathlib.Path], object]] = {
     "a link": lambda world, path: path.symlink_to(world.victim),
     "a loop": lambda world, path: path.symlink_to(path),
     "an endless file": lambda world, path: path.symlink_to("/dev/zero"),
-    "a huge file": lambda world, path: (path.touch(), os.truncate(path, LARGE)),
+    "a huge file": lambda world, path: sparse_file(path, LARGE),
     "not readable": lambda world, path: path.symlink_to("/proc/self/mem"),
 }
 

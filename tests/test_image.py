@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from conftest import NSRUN, kill, sh, wait_for
@@ -38,7 +39,7 @@ def load(host, tmp_path: pathlib.Path, layout: Layout, *options: object) -> dict
     return host.json("image", "inspect", name)[0]
 
 
-def shell(layer: bytes, **process: object) -> Layout:
+def shell(layer: bytes, **process: Any) -> Layout:
     process.setdefault("Cmd", ["sleep", "60"])
     return Layout(layer, name="docker.io/library/box:1", **process)
 

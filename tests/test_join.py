@@ -280,12 +280,8 @@ def test_wait_for_a_member_that_is_forgotten_at_its_end(host, pod, busybox):
 
 def test_foreground_passes_signals_on(host, pod, busybox):
     process = host.background(
-        "join",
-        "pause",
-        "--rootfs",
+        "join pause --rootfs {} sh -c {}",
         busybox,
-        "sh",
-        "-c",
         "trap 'exit 5' INT; echo up; while :; do sleep 0.05; done",
         stdout=-1,
         text=True,

@@ -67,11 +67,11 @@ def test_a_web_server_is_asked_from_another_namespace(host, busybox, tmp_path):
         assert facts.http(pid, "127.0.0.1", 80, look) == "hello\n"
         assert seen == ["127.0.0.1"]
         assert scene.ask(pid, "127.0.0.1", 81) == "Connection refused"
-        assert [link["ifname"] for link in facts.links(pid)] == ["lo"]
+        assert [link["ifname"] for link in facts.ip_addresses(pid)] == ["lo"]
         assert facts.routes(pid) == []
     with pytest.raises(OSError, match="No such file|has ended"):
         facts.http(pid, "127.0.0.1", 80)
-    assert facts.links(pid) == []
+    assert facts.ip_addresses(pid) == []
 
 
 def test_a_table_with_an_owner(host):
@@ -96,7 +96,7 @@ def test_ids_inside(host, alice):
     try:
         pid = int(process.stdout.readline())
         found = facts.process(pid)
-        assert facts.uid_map(pid)[0] == (0, alice.uid, 1) and found.uid not in (0, alice.uid)
+        assert facts.id_map(pid)[0] == (0, alice.uid, 1) and found.uid not in (0, alice.uid)
         assert facts.uid_inside(found) == 33
         with running("sleep", "100") as outside:
             assert facts.uid_inside(facts.process(outside)) == 0

@@ -7,8 +7,10 @@ The graph is the real one: imports at the top, in functions and for types alone 
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -186,3 +188,14 @@ def test_how_many_modules_a_command_loads(host, pod, busybox):
     assert loaded.keys() == MODULES_LOADED.keys()
     for name, modules in loaded.items():
         assert 10 < len(modules) <= MODULES_LOADED[name], (name, modules)
+
+
+def test_what_the_bench_imports_is_there():
+    """Its scripts for other processes are texts, which no linter reads."""
+    text = (TOP.parent / "bench/run").read_text()
+    found = re.findall(r"from (nsrun[\w.]*) import ([\w, ]+)", text)
+    assert len(found) > 5
+    for module, names in found:
+        for name in names.split(","):
+            known = f"{module}.{name.strip()}".removeprefix("nsrun.") in MODULES
+            assert known or hasattr(importlib.import_module(module), name.strip()), (module, name)

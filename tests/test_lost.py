@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CACHE, NSRUN, kill, need, sh, wait_for
+from conftest import CACHE, NSRUN, kill, need, sh, sparse_file, wait_for
 
 from nsrun.state import codec
 
@@ -27,7 +27,7 @@ PLACES = {
     "a FIFO": lambda path: os.mkfifo(path),
     "a directory": lambda path: path.mkdir(),
     "a link": lambda path: path.symlink_to("/etc/passwd"),
-    "a file of 64 GiB": lambda path: (path.touch(), os.truncate(path, 64 << 30)),
+    "a file of 64 GiB": lambda path: sparse_file(path, 64 << 30),
 }
 #: None of these may end what lives, whatever they say.
 HARMLESS = [

@@ -268,15 +268,7 @@ def test_an_image_of_her_own_store(host, alice, owned, tmp_path, busybox):
     sh("chown", "-R", f"{ALICE}", alice.home)
     alice.run("image", "load", layout)
     out = alice.run(
-        "join",
-        owned,
-        "--rm",
-        "--image",
-        "three:1",
-        "--",
-        "sh",
-        "-c",
-        "ls /d /o; stat -c '%u %g %a' /s; stat -c %u /d/new",
+        "join {} --rm --image three:1 -- sh -c {}", owned, "ls /d /o; stat -c '%u %g %a' /s; stat -c %u /d/new"
     ).stdout
     assert out.split() == ["/d:", "hidden", "new", "/o:", "upper", "999", "998", "4755", "1000"]
     listed = alice.json("image", "ls")

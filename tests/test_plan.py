@@ -7,6 +7,7 @@ import pathlib
 import random
 import re
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ OWNED = {**POD, "user": USER, "owner": "alice", "network": {"mode": "bridge"}}
 
 
 def make_pod(owner="root", by_root=True, **options) -> Plan:
-    facts = {
+    facts: Any = {
         "id": "ID",
         "created": "",
         "cgroup": "/CGROUP/web-ID",
@@ -39,20 +40,23 @@ def make_pod(owner="root", by_root=True, **options) -> Plan:
         "owner": owner,
         **({"user": USER, "by_root": by_root, "groups": [1000]} if owner != "root" else {}),
     }
-    return pod_plan(pod_spec({"name": "web", **options}, facts))
+    wanted: Any = {"name": "web", **options}
+    return pod_plan(pod_spec(wanted, facts))
 
 
 def make_spec(root="/ROOTFS", pod=POD, **options):
-    facts = {"name": "m", "id": "ID", "pod": pod, "root": root, "cgroup": "/CGROUP/web-ID/m-m", "environ": {}}
+    facts: Any = {"name": "m", "id": "ID", "pod": pod, "root": root, "cgroup": "/CGROUP/web-ID/m-m", "environ": {}}
     return specs.member_spec({"command": ["mysqld", "--verbose"], **options}, facts)
 
 
 def make_join(root="/ROOTFS", pod=POD, detach=False, door="", **options) -> Plan:
-    return join_plan(make_spec(root, pod, **options), pod, {"id": "ID", "name": "m"}, Request(detach=detach, door=door))
+    note: Any = {"id": "ID", "name": "m"}
+    return join_plan(make_spec(root, pod, **options), pod, note, Request(detach=detach, door=door))
 
 
 def make_exec(pod=POD, **request) -> Plan:
-    return exec_plan(make_spec(pod=pod), {"name": "m", "process": [43, 1, "BOOT"]}, pod, Request(**request))
+    note: Any = {"name": "m", "process": [43, 1, "BOOT"]}
+    return exec_plan(make_spec(pod=pod), note, pod, Request(**request))
 
 
 PLANS = {
@@ -162,8 +166,8 @@ def test_ops_are_those_of_nsrun_init():
 
 def test_every_init_step_is_in_some_plan():
     used = {type(step) for make in PLANS.values() for step in make() if step.phase == INIT}
-    assert {cls for cls in InitStep.__subclasses__()} == used
-    assert {step.__name__ for step in used} == set(_protocol.OP_OF_STEP)
+    assert {cls for cls in InitStep.__subclasses__() if cls.__module__.startswith("nsrun.plan")} == used
+    assert {step.__name__ for step in used} == set(_protocol.OP_OF_STEP) - {"Wait"}  # nsrun/teach/steps.py
 
 
 def test_the_decoder_refuses_garbage():

@@ -19,6 +19,7 @@ import time
 import pytest
 from conftest import NSRUN, need, sh, wait_for
 from images import Layout, digest, entry, tar
+from test_explain import foretold
 from test_image import SMALL, store, two_platforms
 
 pytestmark = pytest.mark.live
@@ -46,7 +47,7 @@ class Registry:
             auth = f"auth: {{htpasswd: {{realm: test, path: {path}/users}}}}"
         (path / "config.yml").write_text(CONFIG.format(root=path, port=self.port, auth=auth))
         self.process = subprocess.Popen(
-            [shutil.which("docker-registry", path=PATH), "serve", path / "config.yml"],
+            [shutil.which("docker-registry", path=PATH) or "docker-registry", "serve", path / "config.yml"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"]},
@@ -91,6 +92,14 @@ def test_pull(host, registry, tmp_path):
     assert host.run("image", "pull", "--tls-verify=false", by_digest).stdout == f"{image['id']}\n"
     assert host.json("image", "inspect", by_digest)[0]["id"] == image["id"]
     assert list((store(host) / "tmp").iterdir()) == []
+
+
+def test_a_pull_is_what_strace_shows(host, registry, tmp_path):
+    registry.push(Layout(SMALL).write(tmp_path / "l"), "mine/app:1")
+    name = f"{registry.host}/mine/app:1"
+    for _ in range(2):  # the second time the layer is there
+        foretold(host, tmp_path, "image", "pull", "--tls-verify=false", name, threads=False)
+    assert f"skopeo copy -- docker://{name} oci:" in host.run("explain --format shell image pull {}", name).stdout
 
 
 def test_present_layers_are_not_fetched_again(host, registry, tmp_path):

@@ -655,15 +655,8 @@ def test_keys_to_leave_that_are_typed_slowly(host, pod, busybox, terminal):
 
 def test_a_new_size_is_passed_on_at_once(host, pod, busybox, terminal):
     host.run(
-        "join",
-        "pause",
-        "-dit",
-        "--name",
-        "t",
-        "--rootfs",
+        "join pause -dit --name t --rootfs {} sh -c {}",
         busybox,
-        "sh",
-        "-c",
         "trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done",
     )
     t = terminal("attach", "t")

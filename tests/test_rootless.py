@@ -44,10 +44,7 @@ def test_a_pod_without_root(host, alice, bob, pod, box):
         == "hello\n"
     )
     out = alice.run(
-        "exec",
-        "m",
-        "sh",
-        "-c",
+        "exec m sh -c {}",
         "id -u; cat /sys/class/net/lo/operstate; ls /sys/class/net; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ps | grep -c '^ *1 65535 '",
     ).stdout
     assert out.split() == ["0", "unknown", "lo", "0", "1"]

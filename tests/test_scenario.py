@@ -68,18 +68,7 @@ def test_wordpress_on_mariadb(host, alice, who):
     # the title lies in the database
     query = "SELECT option_value FROM wp_options WHERE option_name='blogname'"
     stored = host.run(
-        "exec",
-        "mysql",
-        "mariadb",
-        "--default-character-set=utf8mb4",
-        "-h",
-        "127.0.0.1",
-        "-u",
-        "exampleuser",
-        "-pexamplepass",
-        "-N",
-        "exampledb",
-        "-e",
+        "exec mysql mariadb --default-character-set=utf8mb4 -h 127.0.0.1 -u exampleuser -pexamplepass -N exampledb -e {}",
         query,
     ).stdout
     assert html.unescape(stored.strip()) == title
@@ -124,20 +113,8 @@ def test_real_mysql(host):
         pytest.skip("the mysql root is not built; to enable: sudo rootfs/build mysql")
     host.run("pod", "create", "--network", "none", "m")
     host.run(
-        "join",
-        "m",
-        "-d",
-        "--name",
-        "mysql",
-        "--rootfs",
+        "join m -d --name mysql --rootfs {} -e MYSQL_ROOT_PASSWORD=secret -e MYSQL_DATABASE=d -- docker-entrypoint.sh mysqld",
         CACHE / "mysql",
-        "-e",
-        "MYSQL_ROOT_PASSWORD=secret",
-        "-e",
-        "MYSQL_DATABASE=d",
-        "--",
-        "docker-entrypoint.sh",
-        "mysqld",
     )
     words = [
         "exec",

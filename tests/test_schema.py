@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape of documents: what is wrong is told by its key (nsrun/schema.py)."""
 
+from typing import Any
+
 import pytest
 
 from nsrun import schema
@@ -29,7 +31,7 @@ GOOD = {
 
 
 def changed(path: tuple, value: object) -> dict:
-    def copy(at: object, path: tuple) -> object:
+    def copy(at: Any, path: tuple) -> Any:
         if not path:
             return value
         new = dict(at) if isinstance(at, dict) else list(at)

@@ -16,9 +16,9 @@ TOP = pathlib.Path(__file__).parent.parent
 BIN = pathlib.Path(sys.executable).parent
 
 
-def check(*words, timeout=300):
+def check(*words, timeout=300, cwd="."):
     done = subprocess.run(
-        [str(w) for w in words], cwd=TOP, capture_output=True, text=True, timeout=timeout, check=False
+        [str(w) for w in words], cwd=TOP / cwd, capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -32,6 +32,7 @@ def test_ruff():
 def test_mypy():
     need((BIN / "mypy").exists(), "mypy is missing", "pip install mypy")
     check(BIN / "mypy", "--cache-dir", os.devnull, "nsrun")
+    check(BIN / "mypy", "--cache-dir", os.devnull, ".", cwd="tests")
 
 
 def test_shellcheck():

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ MEMBER = {
     "pod": "p", "pod_id": "1", "created": "", "started": "", "command": [], "rootfs": "/", "cgroup": "", "shares_pid": True,
     "terminal": False, "stop_signal": 15, "restart": "no:0", "restarts": 0, "rm": False, "detached": True,
 }  # fmt: skip
-FIELDS = {"pods": POD, "members": MEMBER}
+FIELDS: dict[str, dict[str, Any]] = {"pods": POD, "members": MEMBER}
 #: Another process that holds a byte of a file until its standard input ends.
 HOLDER = "import sys; from nsrun import kernel; from nsrun.state import life; import os; fd = os.open(sys.argv[1], os.O_RDONLY); life.own(fd, int(sys.argv[2])); print(flush=True); sys.stdin.read()"
 
@@ -28,7 +30,7 @@ HOLDER = "import sys; from nsrun import kernel; from nsrun.state import life; im
 class Interrupted(State):
     """After the kernel was asked about a thing for the first time, somebody else gets to run."""
 
-    meanwhile = None
+    meanwhile: Callable[[], object] | None = None
 
     def life(self, kind, name):
         found = super().life(kind, name)

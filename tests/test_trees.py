@@ -11,6 +11,7 @@ import random
 import shutil
 import stat
 import time
+from typing import Any
 
 import pytest
 from conftest import IN_CI, need, sh
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.live
 
 def facts(root: pathlib.Path) -> dict[bytes, tuple]:
     """Everything of a tree that a tar can carry: path → type, mode, owner, mtime, content, xattrs, its other names."""
-    found, names = {}, {}
+    found: dict[bytes, Any] = {}
+    names: dict[int, list[bytes]] = {}
     base = os.fsencode(root)
     walk = [base]
     for folder, folders, files in os.walk(base):
@@ -231,7 +233,7 @@ def random_layer(rng: random.Random, first: bool, links: bool) -> bytes:
     written: list[str] = []
     for number in range(rng.randint(1, 7)):
         kind, path = rng.randrange(11), "/".join(rng.choices("abcde", k=rng.randint(1, 3)))
-        options = {"mtime": 1_500_000_000 + rng.randrange(1000), "uid": rng.randrange(3)}
+        options: Any = {"mtime": 1_500_000_000 + rng.randrange(1000), "uid": rng.randrange(3)}
         parent, _, name = path.rpartition("/")
         below = any(other.startswith(f"{path}/") for other in written)
         written += [path] if kind != 8 else []

@@ -58,8 +58,9 @@ class Option:
 class Operand:
     """An argument that is not an option, by its place.
 
-    `kind` says what it names: a "pod" or "member" that exists, an "image" of the store, a "lab", a "line" (a command line of
-    nsrun itself), a "command" (the program that a member executes), or "" for anything else.
+    `kind` says what it names: a "pod" or "member" that exists, a "process" (a pid, or the name of a member or pod), an
+    "image" of the store, a "lab", a "line" (a command line of nsrun itself), a "command" (the program that a member
+    executes), or "" for anything else.
     """
 
     __slots__ = ("kind", "many", "name", "optional")
@@ -318,23 +319,58 @@ COMMANDS = (
             O("--tls-verify", "true|false", "false: accept any certificate, and plain HTTP"),
             *BUDGET,
         ),
-        userns=True,
+        userns=True, plan="planning.image_pull",
     ),
     Command("image ls", (), "images.ls", "list images", "nsrun image ls", (JSON,)),
     Command("image inspect", (REFS,), "images.inspect", "print everything about images as JSON", "nsrun image inspect mysql:8", (JSON,)),
     Command("image history", (REF,), "images.history", "list the layers of an image and how they were made, newest first", "nsrun image history mysql:8", (JSON,)),
-    Command("image unpack", (REF, Operand("DIR")), "images.unpack", "unpack an image as an OCI bundle: DIR/rootfs and DIR/config.json; only you can access DIR", "sudo nsrun image unpack mysql:8 ./mysql", userns=True),
-    Command("image tag", (REF, Operand("NAME")), "images.tag", "give an image another name", "sudo nsrun image tag mysql:8 localhost/db:tested", userns=True),
+    Command("image unpack", (REF, Operand("DIR")), "images.unpack", "unpack an image as an OCI bundle: DIR/rootfs and DIR/config.json; only you can access DIR", "sudo nsrun image unpack mysql:8 ./mysql", userns=True, plan="planning.image_unpack"),
+    Command("image tag", (REF, Operand("NAME")), "images.tag", "give an image another name", "sudo nsrun image tag mysql:8 localhost/db:tested", userns=True, plan="planning.image_tag"),
     Command(
         "image rm", (REFS,), "images.rm", "remove a name of an image, and with its last name the image", "sudo nsrun image rm mysql:8", (O("-f, --force", "", "remove all names of the image"),),
-        "An image that a running member uses is not removed.", userns=True,
+        "An image that a running member uses is not removed.", userns=True, plan="planning.image_rm",
     ),
-    Command("image prune", (), "images.prune", "remove images without a name, and what crashes left behind, and print how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "remove all images that no running member uses"),), userns=True),
+    Command("image prune", (), "images.prune", "remove images without a name, and what crashes left behind, and print how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "remove all images that no running member uses"),), userns=True, plan="planning.image_prune"),
     Command(
         "explain", (), "teaching.explain", "print what a command would do, step by step; nothing is done",
         "nsrun explain --format shell pod create -p 8080:80",
-        (O("--format", "text|shell|json", "text, a script that does by hand what a shell can, or JSON"),), rest=Operand("COMMAND", "line", many=True), sweeps=False,
-        about="It knows pod create, join, exec, stop, kill, rm, pod stop, pod kill, pod rm, pod prune and image load.",
+        (
+            O("--format", "text|shell|json", "text, a script that does by hand what a shell can, or JSON"),
+            O("--step", "", "walk through pod create, join or exec: take each step for real, in a throwaway pod, and show what can be seen before and after it"),
+            O("--compare", "docker|podman|kubectl", "name the command and the options of another tool for the same plan, and what has none there"),
+        ),
+        rest=Operand("COMMAND", "line", many=True), sweeps=False,
+        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes something.",
+    ),
+    Command(
+        "ns ls", (), "ns.ls", "list namespaces: who is in them, who owns them, and what holds those that no process is in", "sudo nsrun ns ls --type net",
+        (O("-t, --type", "user|pid|net|ipc|uts|mnt|cgroup|time", "only namespaces of this type"), JSON), sweeps=False,
+        about="CREATOR is the account that made the user namespace which owns the namespace (OWNED BY), and so has all power over it. Processes that you may not look into are counted, not hidden.",
+    ),
+    Command(
+        "ns show", (Operand("PID|MEMBER|POD", "process"),), "ns.show", "print every namespace of a process, with the ones above it", "sudo nsrun ns show mysql", (JSON,), sweeps=False,
+        about="The name of a pod stands for its pause.",
+    ),
+    Command(
+        "ns diff", (Operand("A", "process"), Operand("B", "process")), "ns.diff", "print what two processes share and what not, what that means, and how to see it", "sudo nsrun ns diff mysql wordpress", (JSON,), sweeps=False,
+        about="A and B are pids, names of members, or names of pods, which stand for their pause. Besides namespaces it compares /dev/shm and the root directory, which are not namespaces.",
+    ),
+    Command(
+        "ns pin", (Operand("user|pid|net|ipc|uts|mnt|cgroup|time"), Operand("PID|MEMBER|POD", "process"), Operand("PATH")), "ns.pin",
+        "bind-mount a namespace of a process at a new file, so that it stays when its processes have ended", "sudo nsrun ns pin net mysql /run/mysql-net", sweeps=False,
+        about="nsrun itself pins nothing: a pod ends with its pause, and leaves nothing. A pinned namespace stays until ns unpin; the veth of a pinned network goes with its pod all the same.",
+    ),
+    Command("ns unpin", (Operand("PATH", many=True),), "ns.unpin", "remove what ns pin made, and nothing else", "sudo nsrun ns unpin /run/mysql-net", sweeps=False),
+    Command(
+        "map", (Operand("POD|PID", "pod", many=True, optional=True),), "maps.show", "draw pods as a map: each process is a station, each namespace a line",
+        "nsrun map web",
+        (
+            O("--format", "text|json|dot|svg|html", "text, JSON, a graph for Graphviz, a picture, or one file for a browser (default: text)"),
+            O("--watch", "", "draw it again whenever it changes; what has just ended stays for a moment, marked"),
+            O("--serve", "ADDR:PORT", "show it live to browsers of this machine: a loopback address, and port 0 for any free one; the URL that is printed contains a token"),
+        ),
+        "Without arguments it shows all pods, and what has outlived one. A number is the pid of any process: it is shown together with those in the same namespaces, whatever engine started them.",
+        sweeps=False,
     ),
     Command("doctor", (), "teaching.doctor", "check what this kernel and machine offer, what is missing, and how to get it", "nsrun doctor", (JSON,), sweeps=False),
     Command("lab ls", (), "labs.ls", "list the labs, what they need that is missing here, and how far you are", "nsrun lab ls", (JSON,), sweeps=False),
@@ -380,6 +416,7 @@ INTERNAL = (
         "_ended", (Operand("NAME"), Operand("STATUS")), "internal.ended", "", "",
         (O("--lead", "FD", ""), O("--held", "FD,FD", "")), sweeps=False,
     ),
+    Command("_walk", (), "walking.inside", "", "", rest=Operand("ARGUMENT", many=True), sweeps=False),
     Command("_remove", (Operand("PATH", many=True, optional=True),), "internal.remove", "", "", userns=True, sweeps=False),
     Command("_whole", (Operand("LAYER"),), "internal.whole", "", "", userns=True, sweeps=False),
 )  # fmt: skip

@@ -64,6 +64,8 @@ def _names(state: State, kind: str) -> list[str]:
         from nsrun.teach import labs
 
         return [lab.name for lab in labs.every()]
+    if kind == "process":
+        return sorted({*state.names("pods"), *state.names("members")})
     return state.names(f"{kind}s") if kind in ("pod", "member") else []
 
 
@@ -97,9 +99,14 @@ def candidates(arguments: list[str]) -> list[str]:
     if command is None:
         return []
     rest = before[len(name.split()) :]
-    if command.rest and command.rest.kind == "line":
-        return candidates([*[w for w in rest if not w.startswith("-")], current])
     valued = {flag: option for option in command.options if option.value for flag in option.flags}
+    if command.rest and command.rest.kind == "line":
+        inner = list(rest)
+        while inner and inner[0].startswith("-"):  # an option of explain's own, and its value
+            del inner[: 2 if inner[0] in valued else 1]
+        own = rest and rest[-1] in valued and not inner
+        if inner or not (own or current.startswith("-")):
+            return candidates([*inner, current])
     if rest and rest[-1] in valued:
         option = valued[rest[-1]]
         values = [w.partition("[")[0].rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for w in closed_set(option.value)]

@@ -39,5 +39,5 @@ def whole(call: Call) -> int:
     from nsrun.cli.say import out
     from nsrun.image import lookup
 
-    out("whole" if lookup.whole(call.state, call.operands[0]) else "damaged")
+    out("whole" if lookup.is_whole(call.state, call.operands[0]) else "damaged")
     return 0

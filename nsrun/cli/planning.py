@@ -136,9 +136,39 @@ def pod_prune(call: Call) -> Plan:
 
 
 def image_load(call: Call) -> Plan:
-    from nsrun.lifecycle.foretell import plan_load
+    from nsrun.lifecycle.foretell_image import plan_load
 
     return plan_load(call.operands[0])
+
+
+def image_pull(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell_image import plan_pull
+
+    return plan_pull(call.operands[0])
+
+
+def image_tag(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell_image import plan_tag
+
+    return plan_tag(call.state, *call.operands)
+
+
+def image_rm(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell_image import plan_rm
+
+    return plan_rm(call.state, call.operands, bool(call.options.get("force")))
+
+
+def image_prune(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell_image import plan_prune
+
+    return plan_prune(call.state, bool(call.options.get("all")))
+
+
+def image_unpack(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell_image import plan_unpack
+
+    return plan_unpack(call.state, *call.operands)
 
 
 def _signal_of(call: Call) -> int:

@@ -56,6 +56,20 @@ def progress(text: str = "") -> None:
     flush()
 
 
+def screen(text: str, rows: int) -> None:
+    """Replace what is on the terminal by lines that nsrun made, as many as there are rows; into a pipe, print them all."""
+    if not (sys.stdout and sys.stdout.isatty()):
+        page(text + "\n")
+        flush()
+        return
+    lines = text.rstrip("\n").split("\n")
+    if len(lines) >= rows > 2:
+        lines[rows - 2 :] = [f"… {len(lines) - rows + 2} more lines"]
+    sys.stdout.write("\033[H\033[2J")
+    page("\n".join(lines) + "\n")
+    flush()
+
+
 def raw(fd: int, data: bytes) -> None:
     """Write a member's output unchanged, at once, to standard output (1) or error (2)."""
     stream = sys.stderr if fd == 2 else sys.stdout

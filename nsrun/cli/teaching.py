@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from nsrun.errors import UsageError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsrun.cli.commands import Call
@@ -13,8 +15,47 @@ def explain(call: Call) -> int:
     from nsrun.cli import say
     from nsrun.cli.planning import plan_of
 
+    chosen = [f"--{name}" for name in ("format", "step", "compare") if name in call.options]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other")
+    if "step" in call.options:
+        from nsrun.cli.walking import walk
+
+        return walk(call)
+    if "compare" in call.options:
+        return compare(call)
     form = call.options.get("format", "text")
     (say.page if form == "text" else say.script)(module.explain(plan_of(call.state, call.rest), call.rest, form))
+    return 0
+
+
+def compare(call: Call) -> int:
+    """Print how another tool says the command line, and what it has no words for."""
+    from textwrap import wrap
+
+    from nsrun.cli import say
+    from nsrun.cli.commands import parse
+    from nsrun.plan import sh_quote
+    from nsrun.teach import compare as module
+
+    inner, tool = parse(call.rest), call.options["compare"]
+    if not inner.command or inner.command.name not in module.COMMANDS:
+        raise UsageError(
+            f"--compare knows {', '.join(module.COMMANDS)}", hint="nsrun explain --compare docker pod create"
+        )
+    flags = {option.key: option.flags[-1] for option in inner.command.options}
+    found = module.compare(tool, inner.command.name, inner.options, flags, inner.operands, inner.rest)
+    say.out(f"nsrun:    nsrun {' '.join(map(sh_quote, call.rest))}")
+    say.out(f"{f'{tool}:':<9} {found.line or '(it has no such command)'}")
+    if found.rows:
+        say.out("")
+    width = max([len(row.ours) for row in found.rows if len(row.ours) <= 32], default=0)
+    for row in found.rows:
+        say.out(f"  {row.ours:<{width}}  {row.theirs or f'({row.note})'}")
+    if found.notes:
+        say.out("")
+    for note in found.notes:
+        say.page("".join(f"{line}\n" for line in wrap(note, 98)))
     return 0
 
 

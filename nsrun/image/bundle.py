@@ -88,7 +88,7 @@ def unpack(state: State, word: str, target: str) -> None:
 
     if not target:
         raise BadInput("the directory is empty", hint="is a shell variable unset?")
-    held = lookup.hold(state)
+    held = lookup.share_store(state)
     try:
         record = lookup.find(state, word)
         if "error" in record["users"]:

@@ -137,7 +137,7 @@ def find(state: State, word: str) -> Record:
 def trees(state: State, found: Record) -> list[str]:
     """Return the directories of its layers, from the top down.  Raise NsrunError when one is incomplete."""
     for layer in found["layers"]:
-        if not whole(state, layer):
+        if not is_whole(state, layer):
             raise NsrunError(
                 f"layer {layer[:12]} of the image is damaged (did the machine crash while it was written?)",
                 hint="load the image again: nsrun image load, or nsrun image pull",
@@ -145,7 +145,7 @@ def trees(state: State, found: Record) -> list[str]:
     return [f"{base(state)}/layers/{layer}/tree" for layer in reversed(found["layers"])]
 
 
-def whole(state: State, layer: str) -> bool:
+def is_whole(state: State, layer: str) -> bool:
     """Return whether this layer is complete.  The first use after a reboot checks it, any other costs one stat(2)."""
     path = f"{base(state)}/layers/{layer}"
     try:
@@ -182,7 +182,7 @@ def whole(state: State, layer: str) -> bool:
     return True
 
 
-def nothing(state: State) -> str:
+def empty_root(state: State) -> str:
     """Return an empty directory: the root of an image without layers."""
     path = f"{base(state)}/layers/none/tree"
     if not is_directory(path):
@@ -191,7 +191,7 @@ def nothing(state: State) -> str:
     return path
 
 
-def hold(state: State) -> int:
+def share_store(state: State) -> int:
     """Take a shared flock(2): while the descriptor is open, no layer is removed.  Return -1 when there is no store."""
     import fcntl
 

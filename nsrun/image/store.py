@@ -145,7 +145,7 @@ class Store:
     def missing(self, found: Found) -> int:
         """Return how many layers, from the bottom, are in the store: the rest must be unpacked."""
         for number, digest in enumerate(found.config.chain):
-            if not lookup.whole(self.state, digest[7:]):
+            if not lookup.is_whole(self.state, digest[7:]):
                 return number
         return len(found.config.chain)
 
@@ -212,7 +212,7 @@ class Store:
                         if error.errno not in (EEXIST, ENOTEMPTY):
                             raise
                         # if it is complete, another process was faster, with the same bytes
-                        if not lookup.whole(self.state, chain[number]):
+                        if not lookup.is_whole(self.state, chain[number]):
                             os.rename(self.layer_path(chain[number]), f"{shop.path}/broken{number}")
                             os.rename(layer.directory, self.layer_path(chain[number]))
                 self._sync_directory(f"{self.path}/layers")
@@ -276,7 +276,7 @@ class Store:
         reference = references.parse(new)
         if reference.digest:
             raise UsageError(f"{new!r}: a new name can't contain a digest")
-        held = lookup.hold(self.state)
+        held = lookup.share_store(self.state)
         try:
             self._name(lookup.find(self.state, word)["id"], [reference.name])
         finally:
@@ -329,31 +329,40 @@ class Store:
     def remove(self, word: str, force: bool = False) -> tuple[list[str], int]:
         """Remove a name, and with its last name the image; return (what was removed, bytes freed).
 
-        Raise BadInput when a running member uses the image, or when an id has several names and not `force`.
+        Raise what `to_remove` raises.
         """
         self.prepare()
         lock = self._lock("lock")
         try:
-            record = lookup.find(self.state, word)
-            ident, names = record["id"], self.names_of(record["id"])
-            name = lookup.full_name(self.state, word)
-            if name and len(names) > 1:
+            ident, names, name = self.to_remove(word, force)
+            if name:
                 self._name(ident, [], [name])
                 return [references.familiar(name)], 0
-            if len(names) > 1 and not force:
-                raise BadInput(
-                    f"image {ident[:12]} has several names: {', '.join(map(references.familiar, names))}",
-                    hint="remove them one by one, or: nsrun image rm -f",
-                )
-            if users := self.users_of(ident):
-                raise BadInput(
-                    f"image {word!r} is used by running members: {', '.join(users)}",
-                    hint=f"stop them first: nsrun rm -f {' '.join(users)}",
-                )
             self._remove_image(ident)
             return [*map(references.familiar, names), ident], self._free_layers()
         finally:
             os.close(lock)
+
+    def to_remove(self, word: str, force: bool) -> tuple[str, list[str], str]:
+        """Return (id of the image, its names, the only one that goes, or "" when the whole image goes).
+
+        Raise BadInput when a running member uses the image, or when an id has several names and not `force`.
+        """
+        ident = lookup.find(self.state, word)["id"]
+        names, name = self.names_of(ident), lookup.full_name(self.state, word)
+        if name and len(names) > 1:
+            return ident, names, name
+        if len(names) > 1 and not force:
+            raise BadInput(
+                f"image {ident[:12]} has several names: {', '.join(map(references.familiar, names))}",
+                hint="remove them one by one, or: nsrun image rm -f",
+            )
+        if users := self.users_of(ident):
+            raise BadInput(
+                f"image {word!r} is used by running members: {', '.join(users)}",
+                hint=f"stop them first: nsrun rm -f {' '.join(users)}",
+            )
+        return ident, names, ""
 
     def _remove_image(self, ident: str) -> None:
         """Remove names, record and blobs, in this order: the reverse of how they came."""
@@ -429,7 +438,7 @@ class Store:
         for file in os.listdir(f"{self.path}/records"):
             try:
                 record = lookup.record(self.state, file[:-5])
-                whole = bool(record) and all(lookup.whole(self.state, layer) for layer in record["layers"])  # type: ignore[index]
+                whole = bool(record) and all(lookup.is_whole(self.state, layer) for layer in record["layers"])  # type: ignore[index]
             except lookup.Damaged:
                 whole = False
             except NsrunError:

@@ -110,17 +110,21 @@ def _check_rootless(state: State, options: Options) -> None:
 
 
 def create_pod(
-    state: State, options: Options, observe: Callable[[Run], None] | None = None, last: bool = False
+    state: State,
+    options: Options,
+    observe: Callable[[Run], None] | None = None,
+    last: bool = False,
+    make: Callable[[Plan, State], Run] = Run,
 ) -> Mapping[str, Any]:
     """Create a pod and return its note.
 
-    `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
+    `make`: what runs the plan.  `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
     interrupt never looks like a failure of what has succeeded.
     """
     if state.uid:
         _check_rootless(state, options)
     plan = plan_pod(state, options)
-    run = Run(plan, state)
+    run = make(plan, state)
     try:
         run.execute()
     finally:

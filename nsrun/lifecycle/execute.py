@@ -108,14 +108,15 @@ def execute(
     *,
     fds: tuple[int, int, int] | None = None,
     observe: Callable[[Run], None] | None = None,
+    make: Callable[[Plan, State], Run] = Run,
 ) -> Run:
-    """Execute a command in a running member.  With `fds` the caller is the parent, else this process becomes the monitor."""
+    """Execute a command in a running member.  `make`: see create_pod.  With `fds` the caller is the parent, else this process becomes the monitor."""
     pod = pod_of(state, member)
     check_allowed(state, pod)
     check_parent(state, pod, fds)
     request = Request(interactive=bool(options.get("interactive")), fds=fds)
     plan = plan_exec(state, member, options, request)
-    run = Run(plan, state)
+    run = make(plan, state)
     run.monitor_options = {"foreground": 1, "stdin": int(bool(options.get("interactive"))), "own_cgroup": False}
     if observe:
         run.before_handover = lambda: observe(run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stop, kill, rm, prune and image load are about to do, as plans that can be read: nothing is done here.
+"""What stop, kill, rm and prune are about to do, as plans that can be read: nothing is done here.
 
 Those commands have no plan that they run: what they do depends on what they meet.  So each step here stands for a function,
 which `where` names, and lists the system calls that it makes, with their cases; tests/test_explain.py compares them with
@@ -15,7 +15,6 @@ from nsrun.lifecycle.query import pod_status
 from nsrun.lifecycle.stop import SIGKILL, SIGTERM
 from nsrun.plan import HOST, Part, Plan, Step, sh_quote
 from nsrun.plan.network import netlink
-from nsrun.plan.process import sealed
 from nsrun.schema import is_there
 from nsrun.state import ALIVE
 
@@ -328,93 +327,6 @@ class RemoveData(Deed):
         return f"ls {self.path}"
 
 
-class PrepareStore(Deed):
-    native = "image/store.py prepare"
-    man = "mkdir(2), flock(2)"
-    why = "The store is where image load, join and image rm meet; it is made once."
-
-    def made(self) -> list[str | Part]:
-        make = ["mkdir(DIRECTORY, 0700)", 'flock("names", LOCK_EX)', 'rename("names.json.TMP", "names.json")']
-        return [Part(make, when="it is missing", each="DIRECTORY of the store")]
-
-    def brief(self) -> str:
-        return "prepare the store of images"
-
-
-class ReadImage(Deed):
-    native = "image/source.py find_images"
-    man = "https://github.com/opencontainers/image-spec"
-    why = "The index, the manifests and the configurations are read, within bounds, and their digests are checked."
-    path: str
-
-    def made(self) -> list[str | Part]:
-        source = "read(0)" if self.path == "-" else f'open("{self.path}")'
-        return ['memfd_create("account")   /* what has been read and written, against the budget */', source]
-
-    def brief(self) -> str:
-        return f"read the image {self.path}"
-
-
-class UnpackLayers(Deed):
-    native = "image/store.py _unpack"
-    man = "pivot_root(2), seccomp(2), https://docs.kernel.org/filesystems/overlayfs.html"
-    why = (
-        "A confined process, nsrun-unpack, writes each layer into a directory of its own, which is all that it can reach; several"
-        " run at the same time. Once all are whole they get their names, so that the store has a layer altogether or not at all."
-    )
-
-    def made(self) -> list[str | Part]:
-        shop: list[str | Part] = ['mkdir("tmp/SHOP", 0700)', 'flock("tmp/SHOP/lock", LOCK_EX)']
-        unpack = [
-            'mkdir("tmp/SHOP/NUMBER", 0700)',
-            *sealed("program", "nsrun-unpack", "MFD_EXEC"),
-            'tree = open_tree(AT_FDCWD, "tmp/SHOP/NUMBER/tree", OPEN_TREE_CLONE)',
-            'mount_setattr(tree, "", AT_EMPTY_PATH, MOUNT_ATTR_NOSUID|MOUNT_ATTR_NODEV|MOUNT_ATTR_NOEXEC)',
-            "pipe2(stream, O_CLOEXEC)",
-            'memfd_create("records")',
-            "clone3(CLONE_VM|CLONE_VFORK)   /* nsrun-unpack */",
-            "fchown(tree, UID, GID)",
-            'rename("layer.json.TMP", "layer.json")',
-            'rename("tmp/SHOP/NUMBER", "layers/ID")',
-        ]
-        return [
-            'flock("lock", LOCK_SH)',
-            Part([*shop, Part(unpack, each="layer that is not there")], when="one is missing"),
-        ]
-
-    def brief(self) -> str:
-        return "unpack the layers that are missing"
-
-    def check(self) -> str:
-        return "nsrun image ls"
-
-
-class NameImage(Deed):
-    native = "image/store.py load"
-    man = "rename(2), fsync(2)"
-    why = "The record and the names are written last; until then nothing speaks of the image, and a crash leaves none."
-
-    def made(self) -> list[str | Part]:
-        read = [
-            "fs = fsopen(OVERLAY, FSOPEN_CLOEXEC)",
-            "fsconfig(fs, …)",
-            "fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY)",
-        ]
-        write = ["open_tree(TREE)", "mount_setattr(TREE)", 'rename("blobs/DIGEST.TMP", "blobs/DIGEST")']
-        write.append('rename("records/ID.TMP", "records/ID")')
-        return [
-            Part([*read, *write], when="there is no such record", each="layer and document, for its accounts"),
-            'flock("names", LOCK_EX)',
-            Part(['rename("names.json.TMP", "names.json")'], when="the name is new"),
-        ]
-
-    def brief(self) -> str:
-        return "write the record and the names of the image"
-
-    def check(self) -> str:
-        return "nsrun image ls"
-
-
 # ---- the plans ---------------------------------------------------------------------------------------------------
 
 
@@ -509,11 +421,6 @@ def plan_prune(state: State, everything: bool = False) -> Plan:
     if everything:
         steps += [RemoveData(data.path) for data in orphans.data(state) if data.free]
     return Plan("pod prune", [*steps, Sweep()])
-
-
-def plan_load(path: str) -> Plan:
-    """`nsrun image load`."""
-    return Plan(f"image load {path}", [PrepareStore(), ReadImage(path), UnpackLayers(), NameImage(), Sweep()])
 
 
 def _pid_of(state: State, note: Note) -> int:

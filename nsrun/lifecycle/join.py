@@ -166,7 +166,7 @@ def _source(state: State, options: JoinOptions, former: Former | None) -> Source
         # a restart keeps the image that it began with, whatever has the name now
         record = lookup.find(state, former.note["image_id"] if former else image)
         layers = lookup.trees(state, record)
-        source = Source(layers[0] if layers else lookup.nothing(state), image=record, layers=layers)
+        source = Source(layers[0] if layers else lookup.empty_root(state), image=record, layers=layers)
         if options.get("writable"):
             raise BadInput(
                 "--writable needs --rootfs: an image is shared", hint="nsrun image unpack REF DIR, then --rootfs"
@@ -374,8 +374,9 @@ def join(
     former: Former | None = None,
     observe: Callable[[Run], None] | None = None,
     last: bool = False,
+    make: Callable[[Plan, State], Run] = Run,
 ) -> Mapping[str, Any]:
-    """Start a member and return its note.  `last`: see create_pod.
+    """Start a member and return its note.  `last` and `make`: see create_pod.
 
     With `detach` a monitor keeps it; with `fds` the caller is its parent; with neither this process *becomes*
     the monitor and the call does not return.  Raise CommandError when the command can't be executed.
@@ -384,9 +385,9 @@ def join(
     if options.get("image") is not None:
         from nsrun.image import lookup
 
-        held = lookup.hold(state)  # until the member's note says that it uses the image
+        held = lookup.share_store(state)  # until the member's note says that it uses the image
     try:
-        return _join(state, pod, options, detach, fds, status_fd, former, observe, last)
+        return _join(state, pod, options, detach, fds, status_fd, former, observe, last, make)
     finally:
         if held >= 0:
             os.close(held)
@@ -402,6 +403,7 @@ def _join(
     former: Former | None,
     observe: Callable[[Run], None] | None,
     last: bool,
+    make: Callable[[Plan, State], Run],
 ) -> Mapping[str, Any]:
     pod = state.pod(pod_name)
     check_allowed(state, pod)
@@ -410,7 +412,7 @@ def _join(
     request = Request(detach=detach, interactive=bool(options.get("interactive")), fds=fds, background=background)
     joining = plan_join(state, pod, options, request, former)
     spec, note = joining.spec, joining.note
-    run = Run(joining.plan, state)
+    run = make(joining.plan, state)
     run.parent = fds is not None
     if former:
         run.again, run.lead, run.directory = True, former.lead, state.path("members", note["name"])

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import struct
 import sys
 from dataclasses import dataclass, field
 from errno import EACCES, EINVAL, EIO, ENOTTY, EPERM
@@ -29,6 +30,7 @@ KINDS = ("user", "pid", "net", "ipc", "uts", "mnt", "cgroup", "time")
 
 # linux/nsfs.h, ioctl_ns(2)
 _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_NSTYPE, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB703, 0xB704
+_NS_GET_MNTNS_ID = 0x8008B705
 _CLONE = {
     0x00000080: "time", 0x00020000: "mnt", 0x02000000: "cgroup", 0x04000000: "uts", 0x08000000: "ipc", 0x10000000: "user",
     0x20000000: "pid", 0x40000000: "net",
@@ -81,10 +83,14 @@ def process(pid: int, command_line: bool = True) -> Process | None:
     )
 
 
+def pids() -> list[int]:
+    """Return the pid of every process that is visible in the caller's /proc, in order."""
+    return sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
+
+
 def processes(command_lines: bool = True) -> list[Process]:
     """Return every process that is visible in the caller's /proc, in the order of their pids."""
-    pids = sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
-    return [found for pid in pids if (found := process(pid, command_lines))]
+    return [found for pid in pids() if (found := process(pid, command_lines))]
 
 
 def inside(kind: str, inode: int) -> list[Process]:
@@ -107,12 +113,25 @@ def _read(pid: int, file: str) -> bytes:
         return b"".join(pieces)
 
 
+def program(pid: int) -> str:
+    """Return the path of the file that a process executes, proc_pid_exe(5); "" when it has ended, or we may not look.
+
+    A process can change its name and its arguments, but not this.  A program that was written to memory has a path that
+    begins with /memfd: and the name that it was given there.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
+
+
 def namespaces_of(pid: int) -> dict[str, int]:
     """Return kind → inode of the namespaces of a process; {} when we may not look, or it has ended."""
     found = {}
     for kind in KINDS:
         try:
-            found[kind] = os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+            # KIND:[INODE]; a stat() of it takes twice as long
+            found[kind] = int(os.readlink(f"/proc/{pid}/ns/{kind}")[len(kind) + 2 : -1])
         except OSError as error:
             if error.errno in (EACCES, EPERM):
                 return {}
@@ -147,41 +166,143 @@ def namespace(path: str) -> Namespace:
     Raise OSError: ENOTTY for a file that is no namespace.
     """
     with kernel.Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        kind = _CLONE[fcntl.ioctl(fd, _NS_GET_NSTYPE)]
-        owner = -1
-        if kind == "user":
-            answer = bytearray(4)
-            fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
-            owner = int.from_bytes(answer, "little")
-        return Namespace(kind, os.fstat(fd).st_ino, _related(fd, _NS_GET_PARENT), _related(fd, _NS_GET_USERNS), owner)
+        return namespace_at(fd)
+
+
+def namespace_at(fd: int) -> Namespace:
+    """Do the same for an open file."""
+    kind = _CLONE[fcntl.ioctl(fd, _NS_GET_NSTYPE)]
+    owner = -1
+    if kind == "user":
+        answer = bytearray(4)
+        fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
+        owner = int.from_bytes(answer, "little")
+    return Namespace(kind, os.fstat(fd).st_ino, _related(fd, _NS_GET_PARENT), _related(fd, _NS_GET_USERNS), owner)
+
+
+def family(fd: int, known: set[int] | None = None) -> Iterator[Namespace]:
+    """Yield the namespace of an open file, those above it, and the user namespaces that own them, each once.
+
+    It goes as far up as the caller may see.  `known` are inodes that are left out, with all above them; it grows.
+    """
+    known = set() if known is None else known
+    found = namespace_at(fd)
+    if found.inode in known:
+        return
+    known.add(found.inode)
+    yield found
+    for request in (_NS_GET_PARENT, _NS_GET_USERNS):
+        with kernel.Fd(_follow(fd, request)) as other:
+            if other >= 0:
+                yield from family(other, known)
+
+
+def id_map(pid: int, kind: str = "uid") -> list[tuple[int, int, int]]:
+    """Return (first id inside, first id as the caller sees it, how many) of a process's user namespace.
+
+    `kind` is "uid" or "gid"; user_namespaces(7).  [] when it has ended, or nothing was mapped yet.
+    """
+    try:
+        lines = _read(pid, f"{kind}_map").split(b"\n")
+    except OSError:
+        return []
+    return [
+        (int(inside), int(outside), int(many)) for inside, outside, many in (line.split() for line in lines if line)
+    ]
 
 
 def _related(fd: int, request: int) -> int:
+    with kernel.Fd(_follow(fd, request)) as other:
+        return os.fstat(other).st_ino if other >= 0 else 0
+
+
+def _follow(fd: int, request: int) -> int:
+    """Return a descriptor of the related namespace; -1 when there is none, or it is outside the caller's own."""
     try:
-        with kernel.Fd(fcntl.ioctl(fd, request)) as other:
-            return os.fstat(other).st_ino
+        return fcntl.ioctl(fd, request)
     except OSError as error:
         # EPERM: it is outside the caller's own; EINVAL: this kind has no parents
         if error.errno in (EPERM, EINVAL, ENOTTY):
-            return 0
+            return -1
         raise
 
 
-def uid_map(pid: int) -> list[tuple[int, int, int]]:
-    """Return (first id inside, first id outside, count) of each line of the uid map of a process: user_namespaces(7).
-
-    Outside is the caller's user namespace.  [] when nothing is mapped yet, or the process has ended.
-    """
+def mount_namespace_id(fd: int) -> int:
+    """Return the id of a mount namespace, which is never used again; 0 where the kernel does not tell, before Linux 6.10."""
+    answer = bytearray(8)
     try:
-        lines = _read(pid, "uid_map").decode().split("\n")
+        fcntl.ioctl(fd, _NS_GET_MNTNS_ID, answer)
+    except OSError:
+        return 0
+    return int.from_bytes(answer, "little")
+
+
+def initial() -> dict[str, int]:
+    """Return the inodes of the machine's initial namespaces, by kind, as far as they can be told from here.
+
+    Most have a fixed number (linux/proc_ns.h).  Those of kind net and mnt are the ones that the kernel's own threads are
+    in, of which kthreadd is the first: process 2, which has no command line and no parent.
+    """
+    found = {"ipc": 0xEFFFFFFF, "uts": 0xEFFFFFFE, "user": 0xEFFFFFFD, "pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB, "time": 0xEFFFFFFA}  # fmt: skip
+    thread = process(2)
+    if thread and thread.ppid == 0 and not thread.command and thread.name == "kthreadd":
+        found |= {kind: thread.namespaces[kind] for kind in ("net", "mnt") if kind in thread.namespaces}
+    return found
+
+
+def threads(pid: int) -> list[tuple[int, dict[str, int]]]:
+    """Return (tid, namespaces) of the threads of a process that are in other namespaces than its first thread."""
+    try:
+        tids = sorted(int(entry) for entry in os.listdir(f"/proc/{pid}/task") if is_number(entry))
     except OSError:
         return []
-    return [(int(a), int(b), int(c)) for a, b, c in (line.split() for line in lines if line)]
+    first = namespaces_of(pid)
+    found = [(tid, namespaces_of(tid)) for tid in tids if tid != pid]
+    return [(tid, theirs) for tid, theirs in found if theirs and theirs != first]
+
+
+def of_children(pid: int) -> dict[str, int]:
+    """Return the namespaces in which the children of a process will be, where those are not its own: pid and time.
+
+    namespaces(7).  A PID namespace without a first process yet has no file, and is left out.
+    """
+    found = {}
+    for kind in ("pid", "time"):
+        try:
+            theirs, own = (os.stat(f"/proc/{pid}/ns/{name}").st_ino for name in (f"{kind}_for_children", kind))
+        except OSError:
+            continue
+        if theirs != own:
+            found[kind] = theirs
+    return found
+
+
+def descriptors(pid: int) -> list[tuple[int, str, int]]:
+    """Return (number, kind, inode) of the namespaces that a process has open; [] when we may not look."""
+    found = []
+    try:
+        numbers = [int(entry) for entry in os.listdir(f"/proc/{pid}/fd") if is_number(entry)]
+    except OSError:
+        return []
+    for number in sorted(numbers):
+        try:
+            named = _named(os.readlink(f"/proc/{pid}/fd/{number}"))
+        except OSError:
+            continue  # it has just been closed
+        if named:
+            found.append((number, *named))
+    return found
+
+
+def _named(text: str) -> tuple[str, int] | None:
+    """Return the kind and the inode in a text such as `net:[4026531840]`, as the kernel names a namespace's file."""
+    kind, _, rest = text.partition(":[")
+    return (kind, int(rest[:-1])) if kind in KINDS and rest[-1:] == "]" and is_number(rest[:-1]) else None
 
 
 def uid_inside(found: Process) -> int:
     """Return the uid that a process has in its own user namespace; 65534, nobody's, when it is not mapped there."""
-    for inside, outside, count in uid_map(found.pid):
+    for inside, outside, count in id_map(found.pid):
         if outside <= found.uid < outside + count:
             return inside + found.uid - outside
     return 65534
@@ -236,13 +357,49 @@ def mount_at(pid: int, point: str) -> Mount | None:
     return found[-1] if found else None
 
 
+def mount_of(fd: int) -> Mount | None:
+    """Return the mount that an open file of ours is in; None when our root directory does not lead there."""
+    text = _read(os.getpid(), f"fdinfo/{fd}").decode()
+    number = next(int(line.split()[1]) for line in text.split("\n") if line.startswith("mnt_id:"))
+    return next((mount for mount in mounts(os.getpid()) if mount.number == number), None)
+
+
+def mounted_namespace(mount: Mount) -> tuple[str, int] | None:
+    """Return (kind, inode) of the namespace of which a mount is a bind mount; None for any other mount."""
+    return _named(mount.root) if mount.fstype == "nsfs" else None
+
+
+def open_at(pid: int, path: str) -> int:
+    """Return a descriptor (O_PATH) of a path as a process sees it; no link leads out of its root directory.
+
+    Raise OSError when it is not there, the process has ended, or we may not look.
+    """
+    with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+        return kernel.open_in_root(root, path, os.O_PATH | os.O_CLOEXEC)
+
+
+def identity_at(pid: int, path: str) -> tuple[int, int] | None:
+    """Return (device, inode) of what a process sees at a path; None when there is nothing, or we may not look."""
+    try:
+        with kernel.Fd(open_at(pid, path)) as fd:
+            st = os.fstat(fd)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
+
+
 def shm(pid: int) -> str:
     """Return MAJOR:MINOR of the file system that a process has at /dev/shm; "" when it has none of its own there.
 
     That decides with whom it shares POSIX shared memory: shm_overview(7).  The IPC namespace has no part in it.
     """
-    found = mount_at(pid, "/dev/shm")
-    return found.device if found else ""
+    try:
+        lines = _read(pid, "mountinfo").split(b"\n")
+    except OSError:
+        return ""
+    # a process may have a thousand mounts, and the map asks of hundreds of processes: only this line is taken apart
+    found = [line for line in lines if line.split(b" ", 5)[4:5] == [b"/dev/shm"]]
+    return _mount(found[-1].decode("utf-8", "surrogateescape")).device if found else ""
 
 
 def root_of(pid: int) -> tuple[int, int] | None:
@@ -485,7 +642,7 @@ def http(pid: int, address: str, port: int, meanwhile: Callable[[int], object] |
     return answer.decode("utf-8", "replace")
 
 
-def links(pid: int) -> list[dict[str, Any]]:
+def ip_addresses(pid: int) -> list[dict[str, Any]]:
     """Return the interfaces in the network namespace of a process, as `ip -json -details address` prints them."""
     found: list[dict[str, Any]] = _json_of(pid, "ip", "-json", "-details", "address") or []
     return found
@@ -544,6 +701,123 @@ def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
                 yield family, address, int(port, 16)
 
 
+def listening(pid: int) -> set[int]:
+    """Return the TCP ports that somebody listens on in a process's network namespace.
+
+    The kernel is asked by sock_diag(7) from inside where that is allowed: for /proc/PID/net/tcp it goes through the
+    whole machine's table of connections, which takes some ten milliseconds.
+    """
+    from nsrun.host import wire
+
+    try:
+        with kernel.Fd(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns, kernel.inside_netns(netns):
+            sock = wire.open_socket(4)  # NETLINK_SOCK_DIAG
+    except OSError:
+        return {port for _, _, port in sockets(pid)}
+    found = set()
+    with sock:
+        for family in (2, 10):  # AF_INET, AF_INET6
+            # SOCK_DIAG_BY_FAMILY, REQUEST|DUMP; of TCP those in state LISTEN
+            request = struct.pack("=LHHLLBBBxL48x", 72, 20, 0x301, 0, 0, family, 6, 0, 1 << 10)
+            try:
+                bodies = wire.ask(sock, "ss -tln", request)
+            except OSError:
+                continue  # this kernel lacks tcp_diag or IPv6
+            found |= {int.from_bytes(body[4:6], "big") for body in bodies}
+    return found
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface as proc_pid_net(5) shows it to those who are not in its namespace."""
+
+    name: str
+    index: int  # 0: not told, because it is down
+    addresses: list[str]  # ADDRESS/PREFIX
+
+    @property
+    def up(self) -> bool:
+        return self.index > 0
+
+
+def interfaces(pid: int) -> list[Interface]:
+    """Return the interfaces of a process's network namespace, for which nobody needs to enter it; [] when it has ended."""
+    try:
+        texts = [
+            _read(pid, f"net/{file}").decode("utf-8", "surrogateescape")
+            for file in ("dev", "igmp", "route", "fib_trie")
+        ]
+    except OSError:
+        return []
+    names = [line.rpartition(":")[0].strip() for line in texts[0].split("\n")[2:] if ":" in line]
+    # all that are up are members of 224.0.0.1 (RFC 1112), lo as well
+    numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and f[0].isdigit()}
+    routes = [("lo", 127, 0xFF)] if "lo" in names else []
+    for fields in (line.split() for line in texts[2].split("\n")[1:] if line):
+        if mask := int(fields[7], 16):
+            routes.append((fields[0], int(fields[1], 16), mask))
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for address in _local(texts[3]):
+        number = int.from_bytes(bytes(map(int, address.split("."))), "little")  # as the kernel prints those of a route
+        for name, to, mask in routes:
+            if number & mask == to and name in found:
+                found[name].append(f"{address}/{mask.bit_count()}")
+                break
+    return [Interface(name, numbers.get(name, 0), found[name]) for name in names]
+
+
+def _local(trie: str) -> list[str]:
+    """Return the addresses in fib_trie that are the namespace's own."""
+    found, last = {}, ""
+    for line in trie.split("\n"):
+        if "|-- " in line:
+            last = line.rpartition(" ")[2]
+        elif "/32 host LOCAL" in line:
+            found[last] = True  # each stands there twice
+    return list(found)
+
+
+@dataclass(frozen=True)
+class Link:
+    """An interface of the caller's network namespace: rtnetlink(7), RTM_GETLINK."""
+
+    index: int
+    name: str
+    master: int  # index of the bridge that it is a port of; 0: none
+    peer: int  # index of the other end of a veth, in its own namespace; 0: none
+    netns: int  # which namespace that is, as netns_number() tells it; -1: this one
+
+
+def links() -> list[Link]:
+    """Return the interfaces of the caller's network namespace.  Raise OSError when the kernel refuses."""
+    from nsrun.host import wire
+
+    request = struct.pack("=LHHLLBxHiII", 32, 18, 0x301, 0, 0, 0, 0, 0, 0, 0)  # RTM_GETLINK, REQUEST|DUMP
+    found = []
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        for body in wire.ask(sock, "ip link", request):
+            told = wire.attributes(body[16:])
+            name = told.get(3, b"").rstrip(b"\0").decode("utf-8", "surrogateescape")
+            netns = struct.unpack("=i", told[37])[0] if 37 in told else -1
+            master, peer = (int.from_bytes(told.get(key, b""), sys.byteorder) for key in (10, 5))
+            found.append(Link(struct.unpack_from("=i", body, 4)[0], name, master, peer, netns))
+    return found
+
+
+def netns_number(pid: int) -> int:
+    """Return the number by which the caller's network namespace knows a process's (ip-netns(8), nsid); -1: by none."""
+    from nsrun.errors import KernelError
+    from nsrun.host import wire
+
+    request = struct.pack("=LHHLLBxxxHHI", 28, 90, 5, 0, 0, 0, 8, 2, pid)  # RTM_GETNSID, REQUEST|ACK; NETNSA_PID
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        try:
+            bodies = wire.ask(sock, f"ip netns (nsid of {pid})", request)
+        except KernelError:
+            return -1  # it has ended
+    return struct.unpack("=i", wire.attributes(bodies[0][4:])[1])[0] if bodies else -1
+
+
 def owners(pid: int) -> list[int]:
     """Return the uids of those who created the user namespace of a process and its ancestors, up to our own, which is left out.
 
@@ -569,35 +843,22 @@ def owners(pid: int) -> list[int]:
     return found
 
 
-def exe(pid: int) -> str:
-    """Return the file that a process executes, as the kernel names it, such as "/usr/bin/sleep"; "" when we may not look.
-
-    A process can change its name and its arguments, but not this.
-    """
-    try:
-        return os.readlink(f"/proc/{pid}/exe")
-    except OSError:
-        return ""
-
-
 def is_pause(pid: int) -> bool:
     """Return whether a process executes nsrun's pause."""
-    return exe(pid) == "/memfd:nsrun-pause (deleted)"
+    return program(pid) == "/memfd:nsrun-pause (deleted)"
 
 
 def is_of_nsrun(process: Process) -> bool:
     """Return whether a process executes a program of nsrun's, such as pause, or is the first process of a member."""
-    return exe(process.pid).startswith("/memfd:nsrun-") or exe(process.ppid).startswith("/memfd:nsrun-monitor ")
+    return program(process.pid).startswith("/memfd:nsrun-") or program(process.ppid).startswith("/memfd:nsrun-monitor ")
 
 
 def addresses(pid: int) -> set[str]:
     """Return the IPv4 addresses of the interfaces that are up in the network namespace of a process: proc_pid_net(5), fib_trie."""
     try:
-        lines = _read(pid, "net/fib_trie").decode().split("\n")
+        return set(_local(_read(pid, "net/fib_trie").decode()))
     except OSError:
         return set()
-    pairs = zip(lines, lines[1:], strict=False)
-    return {line.rpartition(" ")[2] for line, following in pairs if following.strip() == "/32 host LOCAL"}
 
 
 def segments(pid: int) -> int:

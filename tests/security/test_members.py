@@ -57,13 +57,8 @@ def test_exec_never_has_more(host, pod, busybox):
 
 def test_masked_and_readonly_paths(host, pod, busybox):
     out = host.run(
-        "join",
-        "pause",
-        "--rootfs",
+        "join pause --rootfs {} sh -c 'cat /proc/timer_list /proc/keys | wc -c; ls /sys/firmware | wc -l; echo 1 2>&1 >/proc/sys/kernel/core_pattern; mkdir /sys/x 2>&1; ls -l /proc/kcore 2>&1 | head -c 1'",
         busybox,
-        "sh",
-        "-c",
-        "cat /proc/timer_list /proc/keys | wc -c; ls /sys/firmware | wc -l; echo 1 2>&1 >/proc/sys/kernel/core_pattern; mkdir /sys/x 2>&1; ls -l /proc/kcore 2>&1 | head -c 1",
     ).stdout.splitlines()
     assert out[0] == "0" and out[1] == "0" and "Read-only" in out[2] and "Read-only" in out[3]
 
@@ -101,12 +96,8 @@ def test_devices(host, pod, rootfs):
 def test_nothing_of_the_host_is_in_view(host, pod, busybox):
     """/proc/1/root, /proc/1/fd and pause's memory show a member nothing, even as root."""
     out = host.run(
-        "join",
-        "pause",
-        "--rootfs",
+        "join pause --rootfs {} sh -c {}",
         busybox,
-        "sh",
-        "-c",
         "ls /proc/1/root 2>&1; ls /proc/1/fd 2>&1; cat /proc/1/environ 2>&1; head -c1 /proc/1/mem 2>&1; readlink /proc/1/exe 2>&1; cat /proc/1/cmdline; cut -d' ' -f5 /proc/self/mountinfo",
     ).stdout
     assert out.count("Permission denied") == 3 and "memfd" not in out and "/pause" in out
@@ -117,15 +108,8 @@ def test_nothing_of_the_host_is_in_view(host, pod, busybox):
 def test_with_ptrace_of_pause_there_is_nothing_to_find(host, pod, busybox):
     """Even CAP_SYS_PTRACE sees only an empty, read-only root behind /proc/1."""
     out = host.run(
-        "join",
-        "pause",
-        "--cap-add",
-        "SYS_PTRACE",
-        "--rootfs",
+        "join pause --cap-add SYS_PTRACE --rootfs {} sh -c 'ls /proc/1/root; ls /proc/1/fd; touch /proc/1/root/x 2>&1; true'",
         busybox,
-        "sh",
-        "-c",
-        "ls /proc/1/root; ls /proc/1/fd; touch /proc/1/root/x 2>&1; true",
     ).stdout
     assert out.split()[:4] == ["dev", "etc", "member", "proc"] and "Read-only" in out
 

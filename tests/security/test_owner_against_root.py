@@ -18,6 +18,7 @@ import subprocess
 import sys
 import termios
 import time
+from typing import Any
 
 import pytest
 from conftest import NSRUN, USERS, sh, wait_for
@@ -150,7 +151,7 @@ class Session:
             pathlib.Path("/proc/self/oom_score_adj").write_text("-400")
 
     def start(self, *words: object, env: dict[str, str] | None = None, **kwargs) -> subprocess.Popen:
-        command = [self.program, "session", NSRUN, *map(str, words)]
+        command = [str(self.program), "session", str(NSRUN), *map(str, words)]
         kwargs = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs}
         env = {**self.host.env, **SECRET, **(env or {})}
         process = subprocess.Popen(
@@ -183,7 +184,7 @@ def of_process(pid: int | str) -> dict[str, object]:
     return standing({name: (base / name).read_text() for name in ("limits", "stat", "status", "oom_score_adj")})
 
 
-def standing(files: dict[str, str]) -> dict[str, object]:
+def standing(files: dict[str, str]) -> dict[str, Any]:
     limits = {line[:25].strip(): line[26:].split()[:2] for line in files["limits"].splitlines()[1:]}
     stat = files["stat"].rpartition(")")[2].split()
     status = dict(line.split(":\t", 1) for line in files["status"].splitlines() if ":\t" in line)
@@ -197,7 +198,7 @@ def standing(files: dict[str, str]) -> dict[str, object]:
     }
 
 
-def higher(a: dict[str, object], b: dict[str, object]) -> list[str]:
+def higher(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The limits of a that are above those of b, soft or hard."""
     return [k for k, v in a["limits"].items() if v[0] > b["limits"][k][0] or v[1] > b["limits"][k][1]]
 

@@ -235,7 +235,7 @@ class Listener:
     def _readable(self) -> bool:
         import select
 
-        return bool(select.select([self.process.stdout], [], [], 0)[0])
+        return bool(select.select([self.process.stdout.fileno()], [], [], 0)[0])
 
     def close(self) -> None:
         self.process.kill()

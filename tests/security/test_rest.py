@@ -162,20 +162,10 @@ def test_no_abstract_socket_and_no_file_for_everybody(host, alice, owned, busybo
 def test_a_setuid_helper_is_not_needed(host, alice, owned, box):
     """bubblewrap CVE-2016-8659: the owner joins with no-new-privs set, so no set-user-ID program has helped her."""
     done = alice.sh(
-        "setpriv",
-        "--no-new-privs",
-        "--bounding-set=-all",
+        "setpriv --no-new-privs --bounding-set=-all {} -m nsrun join {} --rm --image {} -- id -u",
         sys.executable,
-        "-m",
-        "nsrun",
-        "join",
         owned,
-        "--rm",
-        "--image",
         box,
-        "--",
-        "id",
-        "-u",
     )
     assert done.stdout == "0\n"
 

@@ -35,7 +35,7 @@ def work(world: World, seed: str, until: float) -> None:
     maker = commands.Maker(world, random.Random(f"{seed} commands"))
     while time.monotonic() < until:
         who, command = maker.next()
-        place, words = "", []
+        place, words = "", list[str]()
         if "namespaces" in world.kinds and rng.random() < 0.4:
             place, words = trouble.wrap(world, rng, who, command.makes)
             world.ledger.count("places", place)

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun explain --compare`: how docker, podman and kubectl say what an nsrun command line says, and what they can't say.
+
+Data, and the few lines that read it.  An entry of OPTIONS is, for each tool in the order of TOOLS, the arguments with {} for the
+value; "field …" where a pod's manifest says it and no argument does; "default" where it need not be said; "argument" where it is one, after the options;
+or "none: …", with the reason or with what comes closest.  A dictionary has an entry for each value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nsrun.plan import sh_quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+TOOLS = ("docker", "podman", "kubectl")
+
+#: By command: what stands before the options, what after them, and what is to be known.  {0} is the first operand, {all} are
+#: all of them, {image} and {command} are those of a join.
+COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "pod create": (
+        (
+            "docker run --detach --name {0} --ipc shareable",
+            "IMAGE",
+            "docker has no pods: a container whose namespaces others join stands for one, and IMAGE has to have a program that waits.",
+        ),
+        ("podman pod create --name {0} --share ipc,net,uts,pid", "", "A container with pause, the infra container, holds the namespaces here, too."),
+        (
+            "kubectl apply --filename {0}.yaml",
+            "",
+            "A manifest describes the pod with all of its containers; the kubelet asks the runtime for pause (the sandbox) and then for them.",
+        ),
+    ),
+    "join": (
+        (
+            "docker run",
+            "{image} {command}",
+            "What is joined is a container. It has to have been started with --ipc shareable; the hostname comes with the network.",
+        ),
+        ("podman run --pod {0}", "{image} {command}", ""),
+        (
+            "kubectl debug {0}",
+            "{command}",
+            "The containers of a pod are in its manifest. Later, only an ephemeral container can be added, which is never removed or restarted.",
+        ),
+    ),
+    "exec": (
+        ("docker exec", "{0} {command}", ""),
+        ("podman exec", "{0} {command}", ""),
+        ("kubectl exec POD --container {0}", "{command}", "A container's name is one within its pod."),
+    ),
+    "stop": (
+        ("docker stop", "{all}", ""),
+        ("podman stop", "{all}", ""),
+        ("", "", "The containers of a pod are not stopped one by one."),
+    ),
+    "kill": (
+        ("docker kill", "{all}", ""),
+        ("podman kill", "{all}", ""),
+        ("", "", "The closest is kubectl exec POD --container MEMBER -- kill -s SIGNAL 1, with a program of the image."),
+    ),
+    "rm": (
+        ("docker rm", "{all}", ""),
+        ("podman rm", "{all}", ""),
+        ("", "", "The containers of a pod are removed with it."),
+    ),
+    "pod stop": (
+        ("", "", "docker has no pods: docker stop, for each container, and last the one whose namespaces they joined."),
+        ("podman pod stop", "{all}", ""),
+        ("kubectl delete pod", "{all}", "A pod that was stopped is also removed."),
+    ),
+    "pod kill": (
+        (
+            "docker kill",
+            "{all}",
+            "This kills the container whose namespaces others joined. Those that share its PID namespace end with it, the others go on.",
+        ),
+        ("podman pod kill", "{all}", "The signal goes to every container of the pod, not to its process 1 alone."),
+        ("kubectl delete pod --grace-period=0 --force", "{all}", ""),
+    ),
+    "pod rm": (
+        ("", "", "docker has no pods: docker rm, for each container."),
+        ("podman pod rm", "{all}", ""),
+        ("kubectl delete pod", "{all}", ""),
+    ),
+    "pod prune": (
+        ("docker container prune", "", "It removes all stopped containers."),
+        ("podman pod prune", "", ""),
+        ("kubectl delete pod --field-selector=status.phase==Succeeded", "", "Pods that failed have the phase Failed."),
+    ),
+    "image load": (
+        ("docker load --input {0}", "", ""),
+        ("podman load --input {0}", "", ""),
+        ("", "", "Images belong to the runtime of each node: ctr --namespace k8s.io images import FILE."),
+    ),
+}  # fmt: skip
+
+_LIMITS = {
+    "memory": ("--memory {}", "--memory {}", "field resources.limits.memory"),
+    "cpus": ("--cpus {}", "--cpus {}", "field resources.limits.cpu"),
+    "pids_limit": ("--pids-limit {}", "--pids-limit {}", "none: the kubelet has one limit for all pods, podPidsLimit"),
+}
+_INTERACTIVE = ("--interactive", "--interactive", "--stdin")
+_TERMINAL = ("--tty", "--tty", "--tty")
+_FILES_OF_VARIABLES = ("--env-file {}", "--env-file {}", "none: envFrom, a ConfigMap, in the manifest")
+_NONE_IN_KUBECTL = "none: kubectl exec chooses the command only"
+_NO_LIMIT_OF_IMAGES = "none: what an image unpacks to is not limited"
+
+#: By command and option.
+OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
+    "pod create": {
+        "publish": ("--publish {}", "--publish {}", "none: a Service, or the field hostPort; kubectl port-forward while it runs"),
+        "network": (
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta"},
+            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network"},
+        ),
+        "ip": ("--ip {}", "--ip {}", "none: the network plugin of the cluster chooses it"),
+        "subnet": ("none: docker network create --subnet, before", "none: podman network create --subnet, before", "none: it is the cluster's"),
+        "hostname": ("--hostname {}", "--hostname {}", "field spec.hostname"),
+        "add_host": ("--add-host {}", "--add-host {}", "field spec.hostAliases"),
+        "dns": ("--dns {}", "--dns {}", "field spec.dnsConfig.nameservers"),
+        "sysctl": ("--sysctl {}", "--sysctl {}", "field spec.securityContext.sysctls"),
+        "shm_size": ("--shm-size {}", "--shm-size {}", "none: an emptyDir of medium Memory, mounted at /dev/shm in each container"),
+        "label": ("--label {}", "--label {}", "field metadata.labels"),
+        "owner": (
+            "none: the daemon is root's; userns-remap in its configuration is for all containers",
+            "none: run podman as that user",
+            "field spec.hostUsers: false (a user namespace; an owner there is not)",
+        ),
+        **_LIMITS,
+        "pids_limit": ("--pids-limit {}", "none: for each container, podman run --pids-limit", _LIMITS["pids_limit"][2]),
+    },
+    "join": {
+        "rootfs": ("none: docker import makes an image of a tar of it", "--rootfs {}:O", "none: only images"),
+        "image": ("argument", "argument", "--image {}"),
+        "bundle": ("none: the runtime below takes bundles: runc run --bundle", "none: crun run --bundle", "none: only images"),
+        "name": ("--name {}", "--name {}", "--container {}"),
+        "detach": ("--detach", "--detach", "default"),
+        "interactive": _INTERACTIVE,
+        "terminal": _TERMINAL,
+        "rm": ("--rm", "--rm", "none: it stays in the status of the pod"),
+        "env": ("--env {}", "--env {}", "--env {}"),
+        "env_file": _FILES_OF_VARIABLES,
+        "workdir": ("--workdir {}", "--workdir {}", "field workingDir"),
+        "user": ("--user {}", "--user {}", "field securityContext.runAsUser, runAsGroup"),
+        "entrypoint": ("--entrypoint {}", "--entrypoint {}", "field command"),
+        "volume": ("--volume {}", "--volume {}", "field volumes, volumeMounts"),
+        "mount": ("--mount {}", "--mount {}", "field volumes, volumeMounts"),
+        "tmpfs": ("--tmpfs {}", "--tmpfs {}", "field volumes: an emptyDir of medium Memory"),
+        "device": ("--device {}", "--device {}", "none: a device plugin on the node"),
+        "read_only": ("--read-only", "--read-only", "field securityContext.readOnlyRootFilesystem: true"),
+        "writable": ("none: every container writes to a layer of its own", "default, without :O after --rootfs DIR", "none: every container writes to a layer of its own"),
+        "net": (
+            {"pod": "--network container:{0}", "own": "--network none", "none": "--network none", "host": "--network host"},
+            {"pod": "default", **dict.fromkeys(("own", "none", "host"), "none: a pod's containers have the pod's network (podman pod create --share)")},
+            {"pod": "default", **dict.fromkeys(("own", "none", "host"), "none: a pod's containers have the pod's network")},
+        ),
+        "ipc": (
+            {"pod": "--ipc container:{0}", "own": "--ipc private"},
+            {"pod": "default", "own": "--ipc private"},
+            {"pod": "default", "own": "none: a pod's containers have one IPC namespace"},
+        ),
+        "pid": (
+            {"pod": "--pid container:{0}", "nested": "none: only its own, another container's, or the host's", "own": "default"},
+            {"pod": "default, when the pod was made with --share pid", "nested": "none: only its own, the pod's, another container's, or the host's", "own": "default"},
+            {"pod": "field spec.shareProcessNamespace: true (kubectl debug --target joins one container's)", "nested": "none: only its own, or one for all of the pod", "own": "default"},
+        ),
+        "uts": (
+            {"pod": "default", "own": "none: with another container's network comes its hostname"},
+            {"pod": "default", "own": "--uts private"},
+            {"pod": "default", "own": "none: the hostname is the pod's"},
+        ),
+        "cap_add": ("--cap-add {}", "--cap-add {}", "field securityContext.capabilities.add"),
+        "cap_drop": ("--cap-drop {}", "--cap-drop {}", "field securityContext.capabilities.drop"),
+        "security_opt": ("--security-opt {}", "--security-opt {}", "field securityContext: allowPrivilegeEscalation, seccompProfile, appArmorProfile"),
+        "sysctl": ("--sysctl {}", "--sysctl {}", "none: the pod's only, spec.securityContext.sysctls"),
+        "ulimit": ("--ulimit {}", "--ulimit {}", "none: those of the runtime"),
+        "oom_score_adj": ("--oom-score-adj {}", "--oom-score-adj {}", "none: the kubelet computes it from the requests"),
+        "stop_signal": ("--stop-signal {}", "--stop-signal {}", "none: that of the image"),
+        "restart": ("--restart {}", "--restart {}", "field spec.restartPolicy, for all of the pod"),
+        **_LIMITS,
+        "status_fd": ("none: docker events", "none: podman events", "none: kubectl get pod --watch"),
+    },
+    "exec": {
+        "interactive": _INTERACTIVE,
+        "terminal": _TERMINAL,
+        "env": ("--env {}", "--env {}", _NONE_IN_KUBECTL),
+        "env_file": ("--env-file {}", "--env-file {}", _NONE_IN_KUBECTL),
+        "workdir": ("--workdir {}", "--workdir {}", _NONE_IN_KUBECTL),
+        "user": ("--user {}", "--user {}", _NONE_IN_KUBECTL),
+    },
+    "stop": {"time": ("-t {}", "-t {}", "none")},
+    "kill": {"signal": ("--signal {}", "--signal {}", "none")},
+    "rm": {"force": ("--force", "--force", "none")},
+    "pod stop": {"time": ("none: docker stop -t, for each", "-t {}", "--grace-period={}")},
+    "pod kill": {"signal": ("--signal {}", "--signal {}", "none: TERM, and KILL when the time is over")},
+    "pod rm": {"force": ("none: docker rm --force, for each", "--force", "default")},
+    "pod prune": {"all": ("none: docker volume prune", "none: podman volume prune", "none: a volume claim is an object of its own")},
+    "image load": {
+        "tag": ("none: docker tag, afterwards", "none: podman tag, afterwards", "none"),
+        "platform": ("--platform {}", "none", "none"),
+        "max_size": (_NO_LIMIT_OF_IMAGES,) * 3,
+        "max_ratio": (_NO_LIMIT_OF_IMAGES,) * 3,
+    },
+}  # fmt: skip
+
+#: What is said by default, though no option was given: the namespaces that a member shares.
+IMPLIED = {"join": {"net": "pod", "ipc": "pod", "pid": "pod", "uts": "pod"}}
+
+#: What only nsrun's plan has, whatever the options are.
+ONLY_HERE = {
+    "pod create": "no daemon takes the steps, and none is needed afterwards: pause holds the namespaces, the ports and the firewall's table, and the kernel removes them with it",
+    "join": "the root's mounts are made detached and are attached inside, so no mount of a member is ever in view on the host",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    ours: str
+    theirs: str  # "" when there are no words
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    line: str  # the other tool's command line; "" when it has none
+    rows: list[Row]  # each option that was given, or is meant
+    notes: list[str]
+
+
+def compare(
+    tool: str,
+    name: str,
+    options: Mapping[str, Any],
+    flags: Mapping[str, str],
+    operands: Sequence[str],
+    rest: Sequence[str],
+) -> Comparison:
+    """Return how `tool` says a command line: the command `name`, its options by key, their flags, its operands and its command."""
+    which = TOOLS.index(tool)
+    head, tail, about = COMMANDS[name][which]
+    first = sh_quote(operands[0]) if operands else ("pause" if name == "pod create" else "")
+    rows, words = [], []
+    for key, value in {**IMPLIED.get(name, {}), **options}.items():
+        for one in value if isinstance(value, list) else [value]:
+            ours = flags[key] if one is True else f"{flags[key]} {sh_quote(str(one))}"
+            theirs, note = _said(OPTIONS[name][key][which], one, first)
+            if "writable" in options and key == "rootfs":
+                theirs = theirs.removesuffix(":O")
+            if key in options or theirs or note.startswith(("none", "field")):
+                rows.append(Row(ours if key in options else f"{ours} (default)", theirs, note))
+            if theirs and head:
+                words.append(theirs)
+    with_rootfs = any(word.startswith("--rootfs ") for word in words)
+    image = sh_quote(str(options["image"])) if "image" in options else ("" if with_rootfs else "IMAGE")
+    if name == "join" and tool == "kubectl" and "image" not in options:
+        words.append("--image IMAGE")
+    if first == "-":  # the standard input
+        head = head.removesuffix(" --input {0}")
+    command = " ".join(map(sh_quote, rest))
+    values = {
+        "0": first, "all": " ".join(map(sh_quote, operands)), "image": image,
+        "command": f"-- {command}" if command and tool == "kubectl" else command,
+    }  # fmt: skip
+    line = " ".join(filter(None, (_filled(head, values), *words, _filled(tail, values)))) if head else ""
+    notes = [about] if about else []
+    if only := ONLY_HERE.get(name):
+        notes.append(f"In nsrun only: {only}.")
+    return Comparison(line, rows, notes)
+
+
+def _said(entry: Any, value: Any, first: str) -> tuple[str, str]:
+    """Return the arguments, or what is to be said in their place."""
+    template: str = entry[value] if isinstance(entry, dict) else entry
+    if template.startswith(("none", "field ", "default", "argument")):
+        return "", template
+    return template.replace("{0}", first).replace("{}", sh_quote(str(value))), ""
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    """Put in the values, into one word of the template after the other: a value may have braces, too."""
+    names = {f"{{{key}}}": value for key, value in values.items()}
+    found = (names.get(word, word.replace("{0}", values["0"])) for word in template.split(" "))
+    return " ".join(filter(None, found))
