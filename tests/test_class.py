@@ -52,8 +52,9 @@ class ClassStudent(UserHost):
         return {name: value for name, _, value in found}
 
     def do(self, number: int, script: str) -> None:
+        variables = self.variables(number)
         subprocess.run(
-            self.words("sh", "-c", script), env={**self.env, **self.variables(number)}, cwd="/", stdin=subprocess.DEVNULL,
+            self.words("sh", "-c", script), env={**self.env, **variables}, cwd=variables["LAB_DIR"], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False,
         )  # fmt: skip
 

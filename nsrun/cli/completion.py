@@ -66,6 +66,8 @@ def _names(state: State, kind: str) -> list[str]:
         from nsrun.teach import labs
 
         return [lab.name for lab in labs.every()]
+    if kind == "process":
+        return sorted({*state.names("pods"), *state.names("members")})
     return state.names(f"{kind}s") if kind in ("pod", "member") else []
 
 

@@ -310,7 +310,7 @@ def _grade(
 ) -> list[Grade]:
     mine = graded([process for process in everything if process.state != "X"], student["uid"])
     given = _pid_namespace_of_pod(state, _pod(name))  # the pod of the class is not the student's work, nor is its door
-    mine = [p for p in mine if p.namespaces.get("pid", 0) != given and "nsrun-door" not in facts.exe(p.pid)]
+    mine = [p for p in mine if p.namespaces.get("pid", 0) != given and "nsrun-door" not in facts.program(p.pid)]
     claims = _claims(mine)
     hostnames: dict[int, str] = {}
     grades = []

@@ -17,14 +17,18 @@ from nsrun.teach.facts.entered import hostname_of as hostname_of
 from nsrun.teach.facts.entered import segments as segments
 from nsrun.teach.facts.mounts import Mount as Mount
 from nsrun.teach.facts.mounts import identity_at as identity_at
+from nsrun.teach.facts.mounts import inode_in_root as inode_in_root
 from nsrun.teach.facts.mounts import mount_at as mount_at
 from nsrun.teach.facts.mounts import mount_of as mount_of
 from nsrun.teach.facts.mounts import mounted_namespace as mounted_namespace
 from nsrun.teach.facts.mounts import mounts as mounts
+from nsrun.teach.facts.mounts import names_in_root as names_in_root
 from nsrun.teach.facts.mounts import open_at as open_at
 from nsrun.teach.facts.mounts import root_of as root_of
+from nsrun.teach.facts.mounts import root_of_directory as root_of_directory
 from nsrun.teach.facts.mounts import root_of_namespace as root_of_namespace
 from nsrun.teach.facts.mounts import shm as shm
+from nsrun.teach.facts.mounts import text_in_root as text_in_root
 from nsrun.teach.facts.namespaces import Namespace as Namespace
 from nsrun.teach.facts.namespaces import descriptors as descriptors
 from nsrun.teach.facts.namespaces import family as family
@@ -45,7 +49,7 @@ from nsrun.teach.facts.network import has_owner as has_owner
 from nsrun.teach.facts.network import holders as holders
 from nsrun.teach.facts.network import http as http
 from nsrun.teach.facts.network import interfaces as interfaces
-from nsrun.teach.facts.network import links as links
+from nsrun.teach.facts.network import ip_addresses as ip_addresses
 from nsrun.teach.facts.network import listening as listening
 from nsrun.teach.facts.network import netns_number as netns_number
 from nsrun.teach.facts.network import own_links as own_links
@@ -55,7 +59,7 @@ from nsrun.teach.facts.network import sockets as sockets
 from nsrun.teach.facts.network import tcp as tcp
 from nsrun.teach.facts.processes import KINDS as KINDS
 from nsrun.teach.facts.processes import Process as Process
-from nsrun.teach.facts.processes import exe as exe
+from nsrun.teach.facts.processes import births as births
 from nsrun.teach.facts.processes import inside as inside
 from nsrun.teach.facts.processes import is_of_nsrun as is_of_nsrun
 from nsrun.teach.facts.processes import is_pause as is_pause
@@ -64,3 +68,4 @@ from nsrun.teach.facts.processes import nice as nice
 from nsrun.teach.facts.processes import pids as pids
 from nsrun.teach.facts.processes import process as process
 from nsrun.teach.facts.processes import processes as processes
+from nsrun.teach.facts.processes import program as program

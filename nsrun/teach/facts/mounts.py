@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from nsrun import kernel
+from nsrun.errors import BadInput
 from nsrun.teach.facts.entered import enter
 from nsrun.teach.facts.namespaces import _named
 from nsrun.teach.facts.processes import read
@@ -63,13 +64,84 @@ def mount_at(pid: int, point: str) -> Mount | None:
     return found[-1] if found else None
 
 
-def root_of(pid: int) -> tuple[int, int] | None:
-    """Return (device, inode) of the root directory of a process; None when it has ended, or we may not look."""
+def mount_of(fd: int) -> Mount | None:
+    """Return the mount that an open file of ours is in; None when our root directory does not lead there."""
+    text = read(os.getpid(), f"fdinfo/{fd}").decode()
+    number = next(int(line.split()[1]) for line in text.split("\n") if line.startswith("mnt_id:"))
+    return next((mount for mount in mounts(os.getpid()) if mount.number == number), None)
+
+
+def mounted_namespace(mount: Mount) -> tuple[str, int] | None:
+    """Return (kind, inode) of the namespace of which a mount is a bind mount; None for any other mount."""
+    return _named(mount.root) if mount.fstype == "nsfs" else None
+
+
+def open_at(pid: int, path: str) -> int:
+    """Return a descriptor (O_PATH) of a path as a process sees it; no link leads out of its root directory.
+
+    Raise OSError when it is not there, the process has ended, or we may not look.
+    """
+    with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+        return kernel.open_in_root(root, path, os.O_PATH | os.O_CLOEXEC)
+
+
+def identity_at(pid: int, path: str) -> tuple[int, int] | None:
+    """Return (device, inode) of what a process sees at a path; None when there is nothing, or we may not look."""
     try:
-        st = os.stat(f"/proc/{pid}/root/")
+        with kernel.Fd(open_at(pid, path)) as fd:
+            st = os.fstat(fd)
     except OSError:
         return None
     return st.st_dev, st.st_ino
+
+
+def root_of(pid: int) -> tuple[int, int] | None:
+    """Return (device, inode) of the root directory of a process; None when it has ended, or we may not look."""
+    return root_of_directory(f"/proc/{pid}/root/")
+
+
+def root_of_directory(path: str) -> tuple[int, int] | None:
+    """Return (device, inode) of a directory that may be the root of a process; None when there is none."""
+    try:
+        st = os.stat(path)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
+
+
+def text_in_root(pid: int, path: str) -> str:
+    """Return a small file as a process sees it below its root; "" when there is no such regular file.
+
+    The kernel resolves the path inside that root (openat2(2)), so a link leads nowhere else, and a FIFO makes nobody wait.
+    """
+    try:
+        return kernel.read_in_root(f"/proc/{pid}/root", path)
+    except (OSError, BadInput):
+        return ""
+
+
+def names_in_root(pid: int, path: str) -> list[str]:
+    """Return the names in a directory as a process sees it below its root; [] when there is no such directory."""
+    with _in_root(pid, path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        return sorted(os.listdir(fd)) if fd >= 0 else []
+
+
+def inode_in_root(pid: int, path: str) -> tuple[int, int] | None:
+    """Return (device, inode) of a file as a process sees it below its root; None when there is none."""
+    with _in_root(pid, path, os.O_PATH) as fd:
+        if fd < 0:
+            return None
+        st = os.fstat(fd)
+        return st.st_dev, st.st_ino
+
+
+def _in_root(pid: int, path: str, flags: int) -> kernel.Fd:
+    """Return a descriptor, which is -1 when the file can't be opened."""
+    try:
+        with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+            return kernel.Fd(kernel.open_in_root(root, path, flags | os.O_CLOEXEC))
+    except OSError:
+        return kernel.Fd(-1)
 
 
 def root_of_namespace(pid: int) -> tuple[int, int] | None:
@@ -102,34 +174,3 @@ def shm(pid: int) -> str:
     # a process may have a thousand mounts, and the map asks of hundreds of processes: only this line is taken apart
     found = [line for line in lines if line.split(b" ", 5)[4:5] == [b"/dev/shm"]]
     return _mount(found[-1].decode("utf-8", "surrogateescape")).device if found else ""
-
-
-def mount_of(fd: int) -> Mount | None:
-    """Return the mount that an open file of ours is in; None when our root directory does not lead there."""
-    text = read(os.getpid(), f"fdinfo/{fd}").decode()
-    number = next(int(line.split()[1]) for line in text.split("\n") if line.startswith("mnt_id:"))
-    return next((mount for mount in mounts(os.getpid()) if mount.number == number), None)
-
-
-def mounted_namespace(mount: Mount) -> tuple[str, int] | None:
-    """Return (kind, inode) of the namespace of which a mount is a bind mount; None for any other mount."""
-    return _named(mount.root) if mount.fstype == "nsfs" else None
-
-
-def open_at(pid: int, path: str) -> int:
-    """Return a descriptor (O_PATH) of a path as a process sees it; no link leads out of its root directory.
-
-    Raise OSError when it is not there, the process has ended, or we may not look.
-    """
-    with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-        return kernel.open_in_root(root, path, os.O_PATH | os.O_CLOEXEC)
-
-
-def identity_at(pid: int, path: str) -> tuple[int, int] | None:
-    """Return (device, inode) of what a process sees at a path; None when there is nothing, or we may not look."""
-    try:
-        with kernel.Fd(open_at(pid, path)) as fd:
-            st = os.fstat(fd)
-    except OSError:
-        return None
-    return st.st_dev, st.st_ino

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_NSTYPE, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB703, 0xB704
 
 
+_NS_GET_MNTNS_ID = 0x8008B705
+
+
 _CLONE = {
     0x00000080: "time", 0x00020000: "mnt", 0x02000000: "cgroup", 0x04000000: "uts", 0x08000000: "ipc", 0x10000000: "user",
     0x20000000: "pid", 0x40000000: "net",
@@ -36,65 +39,6 @@ class Namespace:
     parent: int  # inode of the parent, for kinds pid and user; 0: none, or not visible from here
     user: int  # inode of the user namespace that owns it; 0: not visible from here
     owner: int  # for a user namespace, the uid of its creator, in the caller's user namespace; otherwise -1
-
-
-def uid_inside(found: Process) -> int:
-    """Return the uid that a process has in its own user namespace; 65534, nobody's, when it is not mapped there."""
-    for inside, outside, count in id_map(found.pid):
-        if outside <= found.uid < outside + count:
-            return inside + found.uid - outside
-    return 65534
-
-
-def owners(pid: int) -> list[int]:
-    """Return the uids of those who created the user namespace of a process and its ancestors, up to our own, which is left out.
-
-    [] when the process has ended, is in our own user namespace, or may not be looked into.
-    """
-    found: list[int] = []
-    try:
-        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return found
-    ours = os.stat("/proc/self/ns/user").st_ino
-    while fd >= 0:
-        with kernel.Fd(fd):
-            if os.fstat(fd).st_ino == ours:
-                break
-            answer = bytearray(4)
-            fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
-            found.append(int.from_bytes(answer, "little"))
-            try:
-                fd = fcntl.ioctl(fd, _NS_GET_PARENT)
-            except OSError:  # EPERM: the parent is outside of ours
-                fd = -1
-    return found
-
-
-def id_map(pid: int, kind: str = "uid") -> list[tuple[int, int, int]]:
-    """Return (first id inside, first id as the caller sees it, how many) of a process's user namespace.
-
-    `kind` is "uid" or "gid"; user_namespaces(7).  [] when it has ended, or nothing was mapped yet.
-    """
-    try:
-        lines = read(pid, f"{kind}_map").split(b"\n")
-    except OSError:
-        return []
-    return [
-        (int(inside), int(outside), int(many)) for inside, outside, many in (line.split() for line in lines if line)
-    ]
-
-
-_NS_GET_MNTNS_ID = 0x8008B705
-
-
-def namespace(path: str) -> Namespace:
-    """Return the namespace of a file such as /proc/PID/ns/net, or of a bind mount of one.
-
-    Raise OSError: ENOTTY for a file that is no namespace.
-    """
-    with kernel.Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        return namespace_at(fd)
 
 
 def namespace_at(fd: int) -> Namespace:
@@ -125,9 +69,18 @@ def family(fd: int, known: set[int] | None = None) -> Iterator[Namespace]:
                 yield from family(other, known)
 
 
-def _related(fd: int, request: int) -> int:
-    with kernel.Fd(_follow(fd, request)) as other:
-        return os.fstat(other).st_ino if other >= 0 else 0
+def id_map(pid: int, kind: str = "uid") -> list[tuple[int, int, int]]:
+    """Return (first id inside, first id as the caller sees it, how many) of a process's user namespace.
+
+    `kind` is "uid" or "gid"; user_namespaces(7).  [] when it has ended, or nothing was mapped yet.
+    """
+    try:
+        lines = read(pid, f"{kind}_map").split(b"\n")
+    except OSError:
+        return []
+    return [
+        (int(inside), int(outside), int(many)) for inside, outside, many in (line.split() for line in lines if line)
+    ]
 
 
 def _follow(fd: int, request: int) -> int:
@@ -212,3 +165,50 @@ def _named(text: str) -> tuple[str, int] | None:
     """Return the kind and the inode in a text such as `net:[4026531840]`, as the kernel names a namespace's file."""
     kind, _, rest = text.partition(":[")
     return (kind, int(rest[:-1])) if kind in KINDS and rest[-1:] == "]" and is_number(rest[:-1]) else None
+
+
+def uid_inside(found: Process) -> int:
+    """Return the uid that a process has in its own user namespace; 65534, nobody's, when it is not mapped there."""
+    for inside, outside, count in id_map(found.pid):
+        if outside <= found.uid < outside + count:
+            return inside + found.uid - outside
+    return 65534
+
+
+def owners(pid: int) -> list[int]:
+    """Return the uids of those who created the user namespace of a process and its ancestors, up to our own, which is left out.
+
+    [] when the process has ended, is in our own user namespace, or may not be looked into.
+    """
+    found: list[int] = []
+    try:
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return found
+    ours = os.stat("/proc/self/ns/user").st_ino
+    while fd >= 0:
+        with kernel.Fd(fd):
+            if os.fstat(fd).st_ino == ours:
+                break
+            answer = bytearray(4)
+            fcntl.ioctl(fd, _NS_GET_OWNER_UID, answer)
+            found.append(int.from_bytes(answer, "little"))
+            try:
+                fd = fcntl.ioctl(fd, _NS_GET_PARENT)
+            except OSError:  # EPERM: the parent is outside of ours
+                fd = -1
+    return found
+
+
+def namespace(path: str) -> Namespace:
+    """Return the namespace of a file such as /proc/PID/ns/net, or of a bind mount of one.
+
+    Raise OSError: ENOTTY for a file that is no namespace.
+    """
+    with kernel.Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        return namespace_at(fd)
+
+
+def _related(fd: int, request: int) -> int:
+    with kernel.Fd(_follow(fd, request)) as other:
+        return os.fstat(other).st_ino if other >= 0 else 0

@@ -69,13 +69,19 @@ def holders(inode: int, among: Iterable[int] | None = None) -> list[int]:
 
 def _open_files(pid: int) -> list[str]:
     """Return what the descriptors of a process are; [] when it has ended, or we may not look."""
+    found = []
     try:
-        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+            except FileNotFoundError:
+                continue  # it was closed meanwhile
     except PermissionError:
         listed = _as_owner(pid, "find", f"/proc/{pid}/fd", "-type", "l", "-printf", "%l\\n")
         return listed.decode("utf-8", "surrogateescape").split("\n")
     except OSError:
         return []
+    return found
 
 
 def http(pid: int, address: str, port: int, meanwhile: Callable[[int], object] | None = None) -> str:
@@ -101,7 +107,7 @@ def http(pid: int, address: str, port: int, meanwhile: Callable[[int], object] |
     return answer.decode("utf-8", "replace")
 
 
-def links(pid: int) -> list[dict[str, Any]]:
+def ip_addresses(pid: int) -> list[dict[str, Any]]:
     """Return the interfaces in the network namespace of a process, as `ip -json -details address` prints them."""
     found: list[dict[str, Any]] = _json_of(pid, "ip", "-json", "-details", "address") or []
     return found
@@ -160,14 +166,6 @@ def sockets(pid: int) -> Iterator[tuple[str, str, int]]:
                 yield family, address, int(port, 16)
 
 
-def addresses(pid: int) -> set[str]:
-    """Return the IPv4 addresses of the interfaces that are up in the network namespace of a process: proc_pid_net(5), fib_trie."""
-    try:
-        return set(_local(read(pid, "net/fib_trie").decode()))
-    except OSError:
-        return set()
-
-
 def listening(pid: int) -> set[int]:
     """Return the TCP ports that somebody listens on in a process's network namespace.
 
@@ -217,7 +215,7 @@ def interfaces(pid: int) -> list[Interface]:
         return []
     names = [line.rpartition(":")[0].strip() for line in texts[0].split("\n")[2:] if ":" in line]
     # all that are up are members of 224.0.0.1 (RFC 1112), lo as well
-    numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and is_number(f[0])}
+    numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and f[0].isdigit()}
     routes = [("lo", 127, 0xFF)] if "lo" in names else []
     for fields in (line.split() for line in texts[2].split("\n")[1:] if line):
         if mask := int(fields[7], 16):
@@ -254,6 +252,28 @@ class Link:
     netns: int  # which namespace that is, as netns_number() tells it; -1: this one
 
 
+def netns_number(pid: int) -> int:
+    """Return the number by which the caller's network namespace knows a process's (ip-netns(8), nsid); -1: by none."""
+    from nsrun.errors import KernelError
+    from nsrun.host import wire
+
+    request = struct.pack("=LHHLLBxxxHHI", 28, 90, 5, 0, 0, 0, 8, 2, pid)  # RTM_GETNSID, REQUEST|ACK; NETNSA_PID
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        try:
+            bodies = wire.ask(sock, f"ip netns (nsid of {pid})", request)
+        except KernelError:
+            return -1  # it has ended
+    return struct.unpack("=i", wire.attributes(bodies[0][4:])[1])[0] if bodies else -1
+
+
+def addresses(pid: int) -> set[str]:
+    """Return the IPv4 addresses of the interfaces that are up in the network namespace of a process: proc_pid_net(5), fib_trie."""
+    try:
+        return set(_local(read(pid, "net/fib_trie").decode()))
+    except OSError:
+        return set()
+
+
 def own_links() -> list[Link]:
     """Return the interfaces of the caller's network namespace.  Raise OSError when the kernel refuses."""
     from nsrun.host import wire
@@ -268,17 +288,3 @@ def own_links() -> list[Link]:
             master, peer = (int.from_bytes(told.get(key, b""), sys.byteorder) for key in (10, 5))
             found.append(Link(struct.unpack_from("=i", body, 4)[0], name, master, peer, netns))
     return found
-
-
-def netns_number(pid: int) -> int:
-    """Return the number by which the caller's network namespace knows a process's (ip-netns(8), nsid); -1: by none."""
-    from nsrun.errors import KernelError
-    from nsrun.host import wire
-
-    request = struct.pack("=LHHLLBxxxHHI", 28, 90, 5, 0, 0, 0, 8, 2, pid)  # RTM_GETNSID, REQUEST|ACK; NETNSA_PID
-    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
-        try:
-            bodies = wire.ask(sock, f"ip netns (nsid of {pid})", request)
-        except KernelError:
-            return -1  # it has ended
-    return struct.unpack("=i", wire.attributes(bodies[0][4:])[1])[0] if bodies else -1

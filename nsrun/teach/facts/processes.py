@@ -64,6 +64,11 @@ def process(pid: int, command_line: bool = True) -> Process | None:
     )
 
 
+def pids() -> list[int]:
+    """Return the pid of every process that is visible in the caller's /proc, in order."""
+    return sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
+
+
 def processes(command_lines: bool = True) -> list[Process]:
     """Return every process that is visible in the caller's /proc, in the order of their pids."""
     return [found for pid in pids() if (found := process(pid, command_lines))]
@@ -74,12 +79,31 @@ def inside(kind: str, inode: int) -> list[Process]:
     return [found for found in processes() if found.namespaces.get(kind) == inode]
 
 
+def births() -> tuple[int, int]:
+    """Return two numbers that differ from earlier ones when a process has begun or ended since: proc_stat(5), processes."""
+    with open("/proc/stat", "rb") as file:
+        line = next((line for line in file if line.startswith(b"processes ")), b"processes 0")
+    return int(line.split()[1]), sum(1 for entry in os.listdir("/proc") if is_number(entry))
+
+
 def read(pid: int, file: str) -> bytes:
     with open(f"/proc/{pid}/{file}", "rb", buffering=0) as opened:
         pieces = []
         while piece := opened.read(1 << 16):
             pieces.append(piece)
         return b"".join(pieces)
+
+
+def program(pid: int) -> str:
+    """Return the path of the file that a process executes, proc_pid_exe(5); "" when it has ended, or we may not look.
+
+    A process can change its name and its arguments, but not this.  A program that was written to memory has a path that
+    begins with /memfd: and the name that it was given there.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
 
 
 def nice(pid: int) -> int:
@@ -90,34 +114,18 @@ def nice(pid: int) -> int:
         return 0
 
 
-def exe(pid: int) -> str:
-    """Return the file that a process executes, as the kernel names it, such as "/usr/bin/sleep"; "" when we may not look.
-
-    A process can change its name and its arguments, but not this.
-    """
-    try:
-        return os.readlink(f"/proc/{pid}/exe")
-    except OSError:
-        return ""
-
-
 def is_pause(pid: int) -> bool:
     """Return whether a process executes nsrun's pause."""
-    return exe(pid) == "/memfd:nsrun-pause (deleted)"
+    return program(pid) == "/memfd:nsrun-pause (deleted)"
 
 
 def is_of_nsrun(process: Process) -> bool:
     """Return whether a process executes a program of nsrun's, such as pause, or is the first process of a member."""
-    return exe(process.pid).startswith("/memfd:nsrun-") or exe(process.ppid).startswith("/memfd:nsrun-monitor ")
-
-
-def pids() -> list[int]:
-    """Return the pid of every process that is visible in the caller's /proc, in order."""
-    return sorted(int(entry) for entry in os.listdir("/proc") if is_number(entry))
+    return program(process.pid).startswith("/memfd:nsrun-") or program(process.ppid).startswith("/memfd:nsrun-monitor ")
 
 
 def namespaces_of(pid: int) -> dict[str, int]:
-    """Return the inode of each namespace of a process; {} when it has ended, or we may not look."""
+    """Return kind → inode of the namespaces of a process; {} when we may not look, or it has ended."""
     found = {}
     for kind in KINDS:
         try:

@@ -30,7 +30,7 @@ def _rows(work: Work, holder: Process | None) -> list[Row]:
         around = [p for p in work.mine if p is not holder and p.namespaces.get("net") == holder.namespaces.get("net")]
         up = "127.0.0.1" in facts.addresses(holder.pid)
         serving = any(one == port for _, _, one in facts.sockets(holder.pid))
-        name, executed, pause = work.hostname(holder), facts.exe(holder.pid), facts.is_pause(holder.pid)
+        name, executed, pause = work.hostname(holder), facts.program(holder.pid), facts.is_pause(holder.pid)
     # a nsenter(1) that only waits for its child is not in the PID namespace, and is not one of those who meet
     met = [
         p for p in around if holder and all(p.namespaces.get(kind) == holder.namespaces.get(kind) for kind in SHARED)

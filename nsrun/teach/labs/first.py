@@ -42,7 +42,7 @@ def check(work: Work) -> list[Row]:
                 "hand",
                 process is not None and not facts.is_of_nsrun(process),
                 "neither pause nor a member of a pod: you made it by hand",
-                f"it executes {facts.exe(process.pid)}, its parent {facts.exe(process.ppid)}" if process else "no such process",
+                f"it executes {facts.program(process.pid)}, its parent {facts.program(process.ppid)}" if process else "no such process",
                 f"readlink /proc/{pid}/exe /proc/{process.ppid if process else 'PARENT'}/exe",
             ),
             Row(

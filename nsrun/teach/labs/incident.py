@@ -69,7 +69,7 @@ def _break(work: Work, fault: str, pid: int) -> None:
 
 
 def check(work: Work) -> list[Row]:
-    pid, pause = int(work.variables["SERVER"]), work.pause(work.variables["POD"])
+    pid, pause = int(work.variables["SERVER"]), scene.pause_of(work)
     server = facts.process(pid)
     alive = server is not None and pause is not None and server.namespaces.get("pid") == pause.namespaces.get("pid")
     gone = f"there is no process {pid} in the pod"
@@ -85,9 +85,9 @@ def check(work: Work) -> list[Row]:
     return [
         Row(
             "pod",
-            pause is not None and pause.pid == int(work.variables["PAUSE"]),
-            f"the pod is the one it was: pause is process {work.variables['PAUSE']}",
-            f"pause is process {pause.pid}" if pause else f"there is no pod {work.variables['POD']}",
+            pause is not None,
+            f"the pod is the one it was: its pause is process {work.variables['PAUSE']}",
+            "it lives" if pause else f"there is no pause {work.variables['PAUSE']}",
             "nsrun pod ls",
         ),
         row(

@@ -24,7 +24,7 @@ def make_scene(work: Work) -> dict[str, str]:
 
 
 def check(work: Work) -> list[Row]:
-    pause = work.pause(work.variables["POD"])
+    pause = scene.pause_of(work)
     inside = [process for process in work.away("pid") if not pause or process.pid != pause.pid]
     return best(inside, lambda process: _rows(work, pause, process))
 
@@ -82,11 +82,9 @@ def _parent(process: Process) -> int:
 
 def _sees_itself(process: Process) -> bool:
     """Return whether number 1 in the procfs that a process sees is the process itself: it has the same start time."""
-    try:
-        with open(f"/proc/{process.pid}/root/proc/1/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19]) == process.start
-    except (OSError, IndexError, ValueError):
-        return False
+    mount = facts.mount_at(process.pid, "/proc")
+    fields = facts.text_in_root(process.pid, "proc/1/stat").rpartition(")")[2].split()
+    return mount is not None and mount.fstype == "proc" and len(fields) > 19 and fields[19] == str(process.start)
 
 
 LAB = Lab(

@@ -18,7 +18,7 @@ def make_scene(work: Work) -> dict[str, str]:
 def check(work: Work) -> list[Row]:
     ours = facts.root_of(os.getpid())
     moved = [process for process in work.mine if facts.root_of(process.pid) not in (None, ours)]
-    found = {process.pid: process for process in [*moved, *work.away("mnt")] if process.command}
+    found = {process.pid: process for process in [*moved, *work.away("mnt")] if process.state != "Z"}
     return best(found.values(), lambda process: [*_rows(work, process), _layer(work)])
 
 
@@ -63,12 +63,11 @@ def _said(root: tuple[int, int] | None) -> str:
 def _overlay(work: Work, process: Process | None, nobody: str) -> Row:
     """Look for a file of the layer: overlayfs gives it the inode number that it has below."""
     mount = facts.mount_at(process.pid, "/") if process else None
-    numbers = []
-    for top in (work.variables["LAYER"], f"/proc/{process.pid}/root" if process else ""):
-        try:
-            numbers.append(os.stat(f"{top}/bin/busybox").st_ino & 0xFFFFFFFF)  # with xino, there are other bits above
-        except OSError:
-            numbers.append(0)
+    below = facts.root_of_directory(f"{scene.path(work, 'LAYER')}/bin/busybox")
+    above = facts.inode_in_root(process.pid, "bin/busybox") if process else None
+    numbers = [
+        found[1] & 0xFFFFFFFF if found else 0 for found in (below, above)
+    ]  # with xino, there are other bits above
     fstype = mount.fstype if mount else "not a mount"
     same = numbers[0] == numbers[1]
     return Row(
@@ -95,19 +94,16 @@ def _old(process: Process | None, nobody: str) -> Row:
 
 
 def _word(work: Work, process: Process | None, nobody: str) -> Row:
-    word, said = work.variables["WORD"], "no such file"
-    path = f"/proc/{process.pid if process else 'PID'}/root/word"
-    if process:
-        try:
-            with open(path, errors="surrogateescape") as file:
-                said = file.read(80).strip() or "an empty file"
-        except OSError as error:
-            said = error.strerror or said
-    return Row("word", said == word, f"its file /word contains {word}", nobody or said, f"cat {path}")
+    word = work.variables["WORD"]
+    said = facts.text_in_root(process.pid, "word")[:80].strip() if process else ""
+    see = f"cat /proc/{process.pid if process else 'PID'}/root/word"
+    return Row(
+        "word", said == word, f"its file /word contains {word}", nobody or said or "nothing, or no such file", see
+    )
 
 
 def _layer(work: Work) -> Row:
-    layer = work.variables["LAYER"]
+    layer = scene.path(work, "LAYER")
     written = os.path.lexists(f"{layer}/word")
     return Row(
         "layer",

@@ -104,12 +104,12 @@ def _source(machine: int, ends: list[End]) -> Row:
 
 
 def _bridge(work: Work, machine: int, ends: list[End]) -> Row:
-    here = facts.links(machine)
+    here = facts.ip_addresses(machine)
     bridges = {link["ifname"] for link in here if _kind(link) == "bridge"}
     ports = {link["ifindex"]: link for link in here if _kind(link) == "veth"}
     seen = []
     for pid in dict.fromkeys([*(pid for _, pid, _ in ends), int(work.variables["WEB_PID"])]):
-        for link in facts.links(pid):
+        for link in facts.ip_addresses(pid):
             other = ports.get(link.get("link_index", 0))
             if _kind(link) == "veth" and other and other.get("link_index") == link["ifindex"]:
                 seen.append((link["ifname"], other["ifname"], other.get("master", "")))

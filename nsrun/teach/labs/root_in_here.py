@@ -43,7 +43,7 @@ def _rows(work: Work, process: Process | None) -> list[Row]:
             f"grep Uid /proc/{pid}/status",
         ),
         _second(work, pid, www, nobody),
-        _file(work, www),
+        _file(work, process, www),
     ]
 
 
@@ -65,18 +65,19 @@ def _second(work: Work, pid: int | str, www: Process | None, nobody: str) -> Row
     )
 
 
-def _file(work: Work, www: Process | None) -> Row:
-    path, owner = f"{work.directory}/files/{work.variables['WORD']}", -1
-    try:
-        owner = os.lstat(path).st_uid
-    except OSError:
-        pass
+def _file(work: Work, process: Process | None, www: Process | None) -> Row:
+    name, owners = f"files/{work.variables['WORD']}", []
+    for top in [f"/proc/{one.pid}/cwd" for one in (process, www) if one]:
+        try:
+            owners.append(os.lstat(f"{top}/{name}").st_uid)
+        except OSError:
+            continue
     return Row(
         "file",
-        www is not None and owner == www.uid,
-        f"the file files/{work.variables['WORD']} belongs to uid {_WWW} inside, which outside is that same id",
-        "there is no such file" if owner < 0 else f"outside it belongs to uid {owner}",
-        f"ls -ln {work.directory}/files",
+        www is not None and www.uid in owners,
+        f"the file {name}, from where it works, belongs to uid {_WWW} inside, which outside is that same id",
+        f"outside it belongs to uid {owners[0]}" if owners else "there is no such file",
+        f"ls -ln /proc/{process.pid if process else 'PID'}/cwd/files",
     )
 
 

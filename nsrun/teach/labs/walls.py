@@ -56,7 +56,7 @@ def check(work: Work) -> list[Row]:
     yours = [
         p
         for p in work.mine
-        if p.pid in pods and p.pid not in known and not (pause and p.pid == pause.pid) and p.command
+        if p.pid in pods and p.pid not in known and not (pause and p.pid == pause.pid) and p.state != "Z"
     ]
     return best(yours, lambda process: _rows(work, process))
 

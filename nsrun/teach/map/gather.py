@@ -213,11 +213,11 @@ class _Crew:
             return "process", process.name
         if home:
             return ("foreign" if self.role[home][0] == "foreign" else "child"), process.name
-        if facts.exe(process.pid).startswith(_OURS):
+        if facts.program(process.pid).startswith(_OURS):
             return "helper", process.name
         member = self.names.get(self._mounts(process.pid), "")
         group = name_of_cgroup(process.pid) if self.pause else ""
-        if facts.exe(process.ppid) == _MONITOR or (group and group == member):
+        if facts.program(process.ppid) == _MONITOR or (group and group == member):
             return "exec", member or group or process.name
         return self.outsiders, process.name
 
@@ -314,7 +314,7 @@ def _unnoted(look: _Look, pause: int) -> dict[int, tuple[str, str]]:
     processes = [p for pid in look.related([pause], OF_A_POD) if pid != pause and (p := facts.process(pid))]
     for process in sorted(processes, key=lambda p: (p.start, p.pid)):
         place = process.namespaces.get("mnt", 0)
-        if place in taken or facts.exe(process.ppid) != _MONITOR:
+        if place in taken or facts.program(process.ppid) != _MONITOR:
             continue
         taken.add(place)
         name = name_of_cgroup(process.pid) or look.claims().get(process.pid, "")

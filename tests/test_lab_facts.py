@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the labs ask the kernel: nsrun/teach/facts.py about sockets, rules, ids, cgroups and files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import sh, wait_for
+
+from nsrun.teach import facts, scene
+
+
+@contextlib.contextmanager
+def running(*command: str, **kwargs):
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **kwargs)
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listening(family: int, address: str) -> socket.socket:
+    server = socket.socket(family)
+    server.bind((address, 0))
+    server.listen(8)
+    return server
+
+
+def test_both_ends_of_a_connection(host):
+    """A server on :: shows its clients over IPv4 as such."""
+    with listening(socket.AF_INET6, "::") as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            own = client.getsockname()[1]
+            found = facts.tcp(os.getpid())
+            assert [sock.address for sock in found if sock.port == port and sock.state == "LISTEN"] == ["::"]
+            (end,) = [sock for sock in found if sock.port == port and sock.state == "ESTABLISHED"]
+            assert (end.address, end.peer, end.peer_port) == ("127.0.0.1", "127.0.0.1", own)
+            (other,) = [sock for sock in found if sock.port == own and sock.state == "ESTABLISHED"]
+            assert facts.holders(other.inode) == [os.getpid()]
+            assert facts.holders(other.inode, [1]) == []
+    assert facts.tcp(0) == []
+
+
+def test_a_web_server_is_asked_from_another_namespace(host, busybox, tmp_path):
+    (tmp_path / "index.html").write_text("hello\n")
+    command = [
+        "unshare",
+        "--net",
+        "sh",
+        "-c",
+        f"ip link set lo up; exec {busybox}/bin/busybox httpd -f -p 80 -h {tmp_path}",
+    ]
+    seen: list[str] = []
+    with running(*command) as pid:
+        wait_for(lambda: any(port == 80 for _, _, port in facts.sockets(pid)), what="it listens")
+
+        def look(own: int) -> None:
+            seen.extend(sock.peer for sock in facts.tcp(pid) if sock.peer_port == own and sock.port == 80)
+
+        assert facts.http(pid, "127.0.0.1", 80, look) == "hello\n"
+        assert seen == ["127.0.0.1"]
+        assert scene.ask(pid, "127.0.0.1", 81) == "Connection refused"
+        assert [link["ifname"] for link in facts.ip_addresses(pid)] == ["lo"]
+        assert facts.routes(pid) == []
+    with pytest.raises(OSError, match="No such file|has ended"):
+        facts.http(pid, "127.0.0.1", 80)
+    assert facts.ip_addresses(pid) == []
+
+
+def test_a_table_with_an_owner(host):
+    pod = host.run("pod", "create", "--owner", "root", "-p", "127.0.0.1::80", "pause")
+    assert pod.returncode == 0
+    sh("nft", "add", "table", "ip", "ours")
+    try:
+        tables = [part["table"]["name"] for part in facts.rules(os.getpid()) if "table" in part]
+        (owned,) = [name for name in tables if name.startswith("nsrun-0")]
+        assert facts.has_owner(os.getpid(), "ip", owned)
+        assert "ours" in tables and not facts.has_owner(os.getpid(), "ip", "ours")
+        assert not facts.has_owner(os.getpid(), "ip", "not-there")
+    finally:
+        sh("nft", "delete", "table", "ip", "ours")
+
+
+def test_ids_inside(host, alice):
+    script = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+    command = ["unshare", "--user", "--map-root-user", "--map-auto", "setpriv", "--reuid", "33", "--clear-groups"]
+    words = alice.words(*command, sys.executable, "-c", script)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**alice.env, "SAID": "yes"}, cwd="/")
+    try:
+        pid = int(process.stdout.readline())
+        found = facts.process(pid)
+        assert facts.id_map(pid)[0] == (0, alice.uid, 1) and found.uid not in (0, alice.uid)
+        assert facts.uid_inside(found) == 33
+        with running("sleep", "100") as outside:
+            assert facts.uid_inside(facts.process(outside)) == 0
+            assert facts.file_from_inside(outside, f"/proc/{outside}/environ") == b""
+        # as its owner, who may not open these files, and may become root of its user namespace
+        ask = f"from nsrun.teach import lab; print(b'SAID=yes' in lab.environment({pid}))"
+        assert alice.sh(sys.executable, "-c", ask).stdout == "True\n"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_no_link_and_no_fifo_misleads(rootfs):
+    os.symlink("/etc/passwd", rootfs / "link")
+    os.symlink("/", rootfs / "top")
+    os.mkfifo(rootfs / "fifo")
+    (rootfs / "word").write_text("inside\n")
+    with running("chroot", str(rootfs), "sleep", "100") as pid:
+        wait_for(lambda: facts.root_of(pid) == facts.root_of_directory(str(rootfs)), what="it has its root")
+        assert facts.text_in_root(pid, "word") == "inside\n"
+        assert facts.text_in_root(pid, "link") == (rootfs / "etc/passwd").read_text()
+        assert facts.text_in_root(pid, "fifo") == facts.text_in_root(pid, "none") == ""
+        assert facts.names_in_root(pid, "top") == sorted(os.listdir(rootfs))
+        assert facts.names_in_root(pid, "fifo") == facts.names_in_root(pid, "none") == []
+        assert facts.inode_in_root(pid, "top") == facts.root_of(pid)
+        assert facts.inode_in_root(pid, "none") is None
+        # chroot(2) alone moves nobody who joins the mount namespace
+        assert facts.root_of_namespace(pid) != facts.root_of(pid)
+    assert facts.text_in_root(pid, "word") == "" and facts.names_in_root(pid, "top") == []
+
+
+def test_who_counts_memory(host):
+    version, point = facts.controller("memory")
+    assert facts.controller("no-such") == (0, "")
+    if not version:
+        assert facts.cgroup(os.getpid(), "memory") == ""
+        return
+    own = facts.cgroup(os.getpid(), "memory")
+    assert own.startswith(point) and str(os.getpid()) in open(f"{own}/cgroup.procs").read().split()
+    assert facts.memory_limit("/proc") == "" and facts.out_of_memory("/proc") == -1
+
+
+def test_nice(host):
+    with running("nice", "-n", "7", "sleep", "100") as pid:
+        wait_for(lambda: facts.process(pid).name == "sleep", what="it is executed")
+        assert facts.nice(pid) == min(19, os.nice(0) + 7)
