@@ -215,7 +215,7 @@ def interfaces(pid: int) -> list[Interface]:
         return []
     names = [line.rpartition(":")[0].strip() for line in texts[0].split("\n")[2:] if ":" in line]
     # all that are up are members of 224.0.0.1 (RFC 1112), lo as well
-    numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and f[0].isdigit()}
+    numbers = {f[1]: int(f[0]) for line in texts[1].split("\n") if len(f := line.split()) > 1 and is_number(f[0])}
     routes = [("lo", 127, 0xFF)] if "lo" in names else []
     for fields in (line.split() for line in texts[2].split("\n")[1:] if line):
         if mask := int(fields[7], 16):
