@@ -35,6 +35,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -524,6 +525,15 @@ static long nsrun_fs_magic(int fd)
 {
 	struct statfs st;
 	return fstatfs(fd, &st) < 0 ? -errno : (long)st.f_type;
+}
+
+/* When a file was made, in nanoseconds since 1970; 0 where its file system does not tell. */
+static long nsrun_birth(int dir, const char *path)
+{
+	struct statx st;
+	if (statx(dir, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BTIME, &st) < 0)
+		return -errno;
+	return st.stx_mask & STATX_BTIME ? st.stx_btime.tv_sec * 1000000000L + st.stx_btime.tv_nsec : 0;
 }
 
 /*

@@ -267,6 +267,14 @@ def read_in_root_at(directory: int, path: str) -> str:
         os.close(fd)
 
 
+def birth(path: str, dir_fd: int = -100) -> int:
+    """Return when a file was made, in nanoseconds since 1970, or 0 where its file system does not tell: statx(2).
+
+    With an empty path, `dir_fd` is the file.
+    """
+    return _check(lib.nsrun_birth(dir_fd, os.fsencode(path)), f'statx("{path}", STATX_BTIME)')
+
+
 def fs_magic(fd: int) -> int:
     return _check(lib.nsrun_fs_magic(fd), "fstatfs(fd)")
 
@@ -733,18 +741,21 @@ def boot_id() -> str:
     When another file is in its place, a new procfs shows it; return "" without the privilege to mount one.
     """
     try:
-        with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
-            if fs_magic(file.fileno()) == PROC_MAGIC:
-                return file.read().strip()
+        if found := _boot_id("/proc/sys/kernel/random/boot_id"):
+            return found
     except OSError:
         pass
     try:
         with Fd(mount_new("proc", (), 0)) as proc:
-            fd = os.open("sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-        with open(fd, "rb", buffering=0) as file:
-            return file.read(64).decode("ascii").strip()
-    except (OSError, KernelError, ValueError):
+            return _boot_id("sys/kernel/random/boot_id", proc)
+    except OSError:
         return ""
+
+
+def _boot_id(path: str, directory: int | None = None) -> str:
+    # a FIFO in its place is not waited for
+    with Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)) as fd:
+        return os.read(fd, 64).decode("ascii", "replace").strip() if fs_magic(fd) == PROC_MAGIC else ""
 
 
 #: Monitors and pauses that this process started, by pid.

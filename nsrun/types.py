@@ -171,8 +171,8 @@ class PodNote(TypedDict, total=False):
     pause: list[Any]  # State.identify
     pause_fd: int
     namespaces: dict[str, int]
-    held: int  # inode of the file `held`
-    held_since: int  # its st_mtime, in nanoseconds
+    held: int  # life.describe
+    held_since: int
 
 
 # ---- a member ---------------------------------------------------------------------------------------------------------
@@ -338,6 +338,6 @@ class MemberNote(TypedDict):
     layers: NotRequired[list[str]]
     process: NotRequired[list[Any]]  # State.identify
     pidfd: NotRequired[int]
-    held: NotRequired[int]
+    held: NotRequired[int]  # life.describe
     held_since: NotRequired[int]
     cgroup_id: NotRequired[int]

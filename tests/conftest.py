@@ -43,6 +43,10 @@ for _name in ("NSRUN_ROOT", "SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test anything but this checkout: what is built is compared with the sources, by their contents."""
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # a shell's job in the background, which would pass it on to nsrun
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput") and (trouble := not_this_checkout()):
         raise pytest.UsageError(trouble)
     # the temporary files of a run are in a directory of its own, which others may pass through: two runs do not meet there
@@ -283,7 +287,7 @@ class UserHost(Host):
         return sh(*self.words(NSRUN, *arguments(*words)), check=check, timeout=timeout, env=env, cwd="/", **kwargs)
 
     def sh(self, *words: object, **kwargs) -> subprocess.CompletedProcess[str]:
-        return sh(*self.words(*words), env=self.env, cwd="/", **kwargs)
+        return sh(*self.words(*arguments(*words)), env=self.env, cwd="/", **kwargs)
 
     def background(self, *words: object, **kwargs) -> subprocess.Popen:
         return subprocess.Popen(self.words(NSRUN, *arguments(*words)), env=self.env, cwd="/", **kwargs)

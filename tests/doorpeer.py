@@ -186,7 +186,7 @@ def lingering(path: str, pause: int) -> list[str]:
 
     That is to be the door; when it was faster than we, once more.
     """
-    for _ in range(20):
+    for _ in range(200):
         began, answer = time.monotonic(), linger_once(path)
         if time.monotonic() - began > 5:
             break

@@ -36,6 +36,7 @@ PLACES = {
     "subset=pid": """unshare --mount sh -c 'mount -t proc -o subset=pid proc /proc && exec "$@"' sh""",
     "no /proc": """unshare --mount sh -c 'umount -l /proc && exec "$@"' sh""",
     "another boot id": """unshare --mount sh -c 'echo 11111111-2222-3333-4444-555555555555 >{new}/boot; mount --bind {new}/boot /proc/sys/kernel/random/boot_id && exec "$@"' sh""",
+    "a FIFO for a boot id": """unshare --mount sh -c 'mkfifo {new}/boot; mount --bind {new}/boot /proc/sys/kernel/random/boot_id && exec "$@"' sh""",
     "an emptied run": """unshare --mount sh -c 'mount -t tmpfs none {root}/run && exec "$@"' sh""",
     "an emptied lib": """unshare --mount sh -c 'mount -t tmpfs none {root}/lib && exec "$@"' sh""",
     "a chroot": """unshare --mount sh -c 'mkdir -p {new}/r && mount --rbind / {new}/r && exec chroot {new}/r "$@"' sh""",

@@ -313,8 +313,14 @@ def test_what_is_done_to_images_is_what_strace_shows(host, tmp_path):
     for image in ("one:1", "two:1"):
         foretold(host, tmp_path, "image", "unpack", image, tmp_path / f"new/{image[:3]}/bundle", threads=False)
         assert (tmp_path / f"new/{image[:3]}/bundle/config.json").exists()
+    assert "new name" in host.fails(2, "explain", "image", "tag", "one:1", f"other:3@sha256:{'0' * 64}")
+    assert "not an empty" in host.fails(125, "explain", "image", "unpack", "one:1", "/usr")
+    assert "remove the image" in host.run("explain image rm one:1 other:2").stdout
     foretold(host, tmp_path, "image", "rm", "one:1")
     foretold(host, tmp_path, "image", "rm", "two:1")
+    names = host.root / "lib/images/names.json"
+    names.write_text("{")
+    foretold(host, tmp_path, "image", "prune")
     foretold(host, tmp_path, "image", "prune")
     foretold(host, tmp_path, "image", "prune", "-a")
     assert host.json("image", "ls") == []

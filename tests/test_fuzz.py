@@ -17,7 +17,7 @@ import zlib
 from typing import Any
 
 import pytest
-from conftest import IN_CI, need, sh
+from conftest import IN_CI, arguments, need, sh
 from corpus import CASES
 from images import END, Layout, directory, entry, hardlink, symlink, tar
 from test_corpus import fingerprint
@@ -113,7 +113,7 @@ def test_programs_that_stop_at_undefined_behaviour(host, alice, busybox, box):
 
     def run(*words: object, check: bool = True, who: Any = host, **kwargs: Any) -> Any:
         env = {**who.env, **kwargs.pop("env", {})}
-        return sh(*who.words(sys.executable, "-c", start, *words), env=env, cwd="/", check=check, **kwargs)
+        return sh(*who.words(sys.executable, "-c", start, *arguments(*words)), env=env, cwd="/", check=check, **kwargs)
 
     run("pod", "create", "--network", "none", "--sysctl", "net.core.somaxconn=321", "pause")
     run(
@@ -263,7 +263,7 @@ def test_unpacking(host, tmp_path):
     ]
     seed = random.randrange(1 << 30)
     rng, end, codes = random.Random(seed), time.monotonic() + SECONDS / 2, []
-    while time.monotonic() < end:
+    while time.monotonic() < end or len(codes) < 12:
         layers = [mutate(rng.choice(bases), rng) for _ in range(rng.randint(1, 3))]
         if len(codes) < 2:  # as they are: the first is loaded, the second refused, however few mutants the time allows
             layers = [bases[len(codes)] + END]

@@ -54,7 +54,7 @@ def test_what_is_not_started(host):
 
 
 def test_completion(host):
-    assert host.run("_complete", "lab", "start", "in").stdout == "inode\n"
+    assert host.run("_complete", "lab", "start", "ino").stdout == "inode\n"
     assert host.run("_complete", "lab", "class", "").stdout.split() == ["create", "report", "rm"]
 
 

@@ -151,8 +151,65 @@ def test_the_note_of_an_earlier_thing_of_the_same_name(host, alice, box, maker, 
     who.run("pod", "rm", "-f", "pause")
     wait_for(lambda: not any(lives(pid) for pid in living), 5, "everything ends")
     assert who.json("pod", "ls", "-a") == [] and who.json("ls", "-a") == []
-    make()
+    _, *member = make()
     assert len(host.snapshot()["cgroups"]) == len(before)
+    for pid in (
+        member if maker == "root" else []
+    ):  # only the files beside its data speak of it, once its monitor is killed
+        notes[1].write_bytes(codec.encode(copies[1]))
+        os.kill(monitor_of(pid), signal.SIGKILL)
+        assert wait_for(lambda: who.run("rm", "m", check=False).returncode) and lives(pid)  # noqa: B023
+        who.run("pod", "prune", check=False)
+        assert lives(pid)
+        who.run("rm", "-f", "m")
+        assert not lives(pid) and who.json("ls", "-a") == []
+
+
+@pytest.mark.parametrize("what", ["touched", "exchanged", "linked"])
+def test_a_held_that_is_another(host, busybox, what):
+    """The note is right, and the file beside it is not: what is named ends, or the command fails; nothing else ends."""
+    for pod, member in (("a", "m"), ("b", "k")):
+        host.run("pod", "create", "--network", "none", pod)
+        host.run(f"join {pod} -d --name {member} --rootfs {{}} -- sleep 1000", busybox)
+    pids = {name: host.pod(name)["pid"] for name in "ab"} | {name: host.member(name)["pid"] for name in "mk"}
+    for kind, one, two in (("pods", "a", "b"), ("members", "m", "k")):
+        base = host.root / "run" / kind
+        if what == "touched":
+            os.utime(base / two / "held")
+        elif what == "exchanged":
+            for old, new in ((one, "tmp"), (two, one), ("tmp", two)):
+                (base / old / "held" if old != "tmp" else base / "tmp").rename(
+                    base / new / "held" if new != "tmp" else base / "tmp"
+                )
+        else:
+            (base / two / "held").unlink()
+            os.link(base / one / "held", base / two / "held")
+    for words in HARMLESS:
+        host.run(*words, check=False, timeout=30)
+        assert all(map(lives, pids.values())), words
+    for words, name, others in ((["rm", "-f", "k"], "k", "abm"), (["pod", "rm", "-f", "b"], "b", "am")):
+        done = host.run(*words, check=False, timeout=60)
+        assert all(lives(pids[other]) for other in others), (words, done.stderr)
+        assert done.returncode or not lives(pids[name]), words
+        if what == "touched":
+            assert done.returncode == 0 and not lives(pids[name])
+    for name in "ab":
+        kill(pids[name])
+
+
+def test_a_touched_held_changes_nothing(host, busybox):
+    """A member is restarted, one with --rm removed, and the status handed on."""
+    host.run("pod", "create", "--network", "none", "p")
+    host.run("join p -d --name again --restart always --rootfs {} -- sleep 1000", busybox)
+    once = host.background("join p --name once --rm --rootfs {} -- sh -c 'sleep 2; exit 7'", busybox)
+    wait_for(lambda: len(host.json("ls")) == 2)
+    for name in ("again", "once"):
+        os.utime(host.root / "run/members" / name / "held")
+    first = host.member("again")["pid"]
+    kill(first)
+    wait_for(lambda: host.member("again")["pid"] not in (0, first))
+    assert once.wait(timeout=30) == 7
+    assert [member["name"] for member in host.json("ls", "-a")] == ["again"]
 
 
 def test_a_lost_file_of_a_pod_that_was_made_in_another_namespace(host, busybox):

@@ -70,6 +70,8 @@ def test_pod_create_step_by_step(host):
     assert "memfd:nsrun-pause (deleted)" in later(text)[number["LoadProgram"][0]]
     assert len(re.findall(r"\[Enter\] take step", text)) == len(said) - 1, "one question for each but the exec"
     assert "nsrun pod create --network=none step-" in text
+    (lo,) = number["ConfigurePod"]
+    assert re.search(r"before: lo +DOWN.*\n(.*\n)*.*nsenter --net=/proc/\d+/fd/\d+ ip.*\n.*after:  - lo +DOWN.*\n.*\+ lo +UNKNOWN +127.0.0.1/8", said[lo])  # fmt: skip
 
 
 @pytest.mark.live
@@ -195,6 +197,56 @@ def test_a_signal_to_the_one_who_waits(host):
 
 
 @pytest.mark.live
+@pytest.mark.parametrize("at", [1, 9, 99])
+def test_the_one_who_walks_is_killed(host, at):
+    """By SIGKILL, at the first step, in nsrun-init, and when everything runs."""
+    walker = host.background("explain --step pod create --network none", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    walker.stdin.write(f"{at}\n".encode() if at > 1 else b"")
+    walker.stdin.flush()
+    said = b""
+    while (b"removes everything: " if at == 99 else b"take step %d " % at) not in said:
+        said += os.read(walker.stdout.fileno(), 65536)
+    (walking,) = (one for one in descendants(walker.pid) if b"_walk" in pathlib.Path(f"/proc/{one}/cmdline").read_bytes())  # fmt: skip
+    os.kill(walking, signal.SIGKILL)
+    assert walker.wait(timeout=30) == 128 + signal.SIGKILL
+    assert walker.stdout.read().endswith(b"Everything is removed again.\n")
+    walker.stdin.close(), walker.stdout.close()
+    nothing_left(host)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("options", [["--rm"], ["--pid", "own", "-d"], ["--restart", "always", "-d"], ["--name", "m"]])
+def test_members_that_end_in_another_way(host, busybox, options):
+    """Removed by itself, outliving its pod, started again and again: nothing of it is left."""
+    command = ["sleep", "1000"] if "own" in options else ["true"]
+    walk(host, "join", "x", *options, "--rootfs", busybox, "--", *command)
+
+
+@pytest.mark.live
+def test_a_member_with_a_terminal(host, busybox, terminal):
+    """It gets the terminal at the end, and what is typed then is its own."""
+    person = terminal("explain", "--step", "join", "x", "-it", "--rootfs", busybox, "--", "sh")
+    person.expect(r"take step 1 .*: ")
+    person.type("999\n")
+    person.expect(r"# ")
+    person.type("echo $((6 * 7)); tty; exit 5\n")
+    person.expect(r"42\s+/dev/pts/\d+")
+    person.expect("Everything is removed again")
+    assert person.process.wait(timeout=30) == 5
+    nothing_left(host)
+
+
+@pytest.mark.live
+def test_root_walks_into_a_users_member(host, alice, owned, box):
+    """Through that user's door, as that user."""
+    alice.run("join pause -d --name hers --image {} sleep 300", box)
+    done = host.run("explain --step exec hers sh -c", "echo I am $(id -u)", input=ENTER)
+    assert "\nI am 0\n" in done.stdout and "nsrun-door" in done.stdout
+    assert [m["name"] for m in alice.json("ls", "-a")] == ["hers"]
+    assert [p["name"] for p in alice.json("pod", "ls", "-a")] == ["pause"]
+
+
+@pytest.mark.live
 def test_nobody_reads(host):
     walker = host.background("explain --step pod create --network none", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     os.read(walker.stdout.fileno(), 100)
@@ -278,7 +330,9 @@ def test_the_wait_is_an_op():
         "nsenter --target PID --mount sh -c reboot",
         "nsenter --target PID nsenter --target PID ls /",
         "nsenter --target PID --net",
-        "nsenter --net=/x ls /",
+        "nsenter --net=/x reboot",
+        "nsenter --net=/x",
+        "nsenter --net=/x nsenter ls /",
         "lsx /",
         "cat 'unfinished",
         "",

@@ -81,10 +81,11 @@ class Command:
     `userns`: an ordinary user's files of this command have ids of their user namespace, so it runs in there.
     `sweeps`: remove what died since the last command afterwards.
     `plan`: the function that makes the plan which explain shows, if it can: "planning.join".
+    `walk`: the class that has its plan walked through step by step, if it can: "walking.Join".
     `usage`: what follows the name, where it is not "[OPTIONS] OPERANDS REST".
     """
 
-    __slots__ = ("about", "example", "handler", "help", "name", "operands", "options", "plan", "rest", "sweeps", "usage", "userns")  # fmt: skip
+    __slots__ = ("about", "example", "handler", "help", "name", "operands", "options", "plan", "rest", "sweeps", "usage", "userns", "walk")  # fmt: skip
 
     def __init__(
         self,
@@ -101,9 +102,10 @@ class Command:
         sweeps: bool = True,
         usage: str = "",
         plan: str = "",
+        walk: str = "",
     ) -> None:
         self.name, self.operands, self.handler, self.help, self.example = name, operands, handler, help, example
-        self.options, self.about, self.rest, self.plan = options, about, rest, plan
+        self.options, self.about, self.rest, self.plan, self.walk = options, about, rest, plan, walk
         self.userns, self.sweeps, self.usage = userns, sweeps, usage or self._usage()
 
     def _usage(self) -> str:
@@ -219,7 +221,7 @@ COMMANDS = (
             *LIMITS,
         ),
         "A port without an address is published on all addresses of this host, and the INPUT rules of most firewalls do not apply to it; NSRUN_PUBLISH_IP changes the default address.",
-        plan="planning.pod_create",
+        plan="planning.pod_create", walk="walking.PodCreate",
     ),
     Command("pod ls", (), "pods.ls", "list pods", "nsrun pod ls --json", (O("-a, --all", "", "include pods that have ended and were not removed"), JSON)),
     Command("pod inspect", (PODS,), "pods.inspect", "print everything about pods as JSON", "nsrun pod inspect pause", (JSON,)),
@@ -280,11 +282,11 @@ COMMANDS = (
             O("--status-fd", "N", "write JSON lines about start, error and end to this file descriptor"),
         ),
         "Without --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. In the foreground, nsrun passes signals on and exits with the member's status; when the reader of the member's output has gone, its next write gets SIGPIPE, as in any pipeline.",
-        rest=Operand(COMMAND, "command", optional=True), usage=f"POD [OPTIONS] [--] [{COMMAND}]", plan="planning.join",
+        rest=Operand(COMMAND, "command", optional=True), usage=f"POD [OPTIONS] [--] [{COMMAND}]", plan="planning.join", walk="walking.Join",
     ),
     Command(
         "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",
-        (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False, plan="planning.execute",
+        (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False, plan="planning.execute", walk="walking.Execute",
     ),
     Command("ls", (), "members.ls", "list members", "nsrun ls -a", (O("-a, --all", "", "include members that have ended"), JSON)),
     Command(
@@ -340,7 +342,7 @@ COMMANDS = (
             O("--compare", "docker|podman|kubectl", "name the command and the options of another tool for the same plan, and what has none there"),
         ),
         rest=Operand("COMMAND", "line", many=True), sweeps=False,
-        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes something.",
+        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes pods, members or images.",
     ),
     Command(
         "ns ls", (), "ns.ls", "list namespaces: who is in them, who owns them, and what holds those that no process is in", "sudo nsrun ns ls --type net",

@@ -60,6 +60,8 @@ def _names(state: State, kind: str) -> list[str]:
     """Return the pods, members, images or labs that exist."""
     if kind == "image":
         return _images(state)
+    if kind == "process":
+        return sorted({*state.names("pods"), *state.names("members")})
     if kind == "lab":
         from nsrun.teach import labs
 
@@ -106,7 +108,7 @@ def candidates(arguments: list[str]) -> list[str]:
             del inner[: 2 if inner[0] in valued else 1]
         own = rest and rest[-1] in valued and not inner
         if inner or not (own or current.startswith("-")):
-            return candidates([*inner, current])
+            return candidates([*(["--root", root] if root else []), *inner, current])
     if rest and rest[-1] in valued:
         option = valued[rest[-1]]
         values = [w.partition("[")[0].rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for w in closed_set(option.value)]

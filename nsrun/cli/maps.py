@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
 from nsrun.errors import UsageError
 
 TYPE_CHECKING = False
@@ -37,7 +35,7 @@ def _watch(call: Call, form: str) -> int:
         )
     for shown in maps(call.state, call.operands):
         if form == "text":
-            say.screen(_drawn(shown, form), _size()[1])
+            say.screen(_drawn(shown, form), say.size()[1])
         else:
             say.script(_drawn(shown, "lines"))
             say.flush()
@@ -72,9 +70,10 @@ def _drawn(shown: Map, form: str) -> str:
 
         return json.dumps(plain(shown), indent=2 if form == "json" else None).replace("\x7f", "\\u007f") + "\n"
     if form == "text":
+        from nsrun.cli import say
         from nsrun.teach.map import text
 
-        return text.draw(shown, _size()[0], ascii=not _has_letters())
+        return text.draw(shown, say.size()[0], ascii=not say.can_be_written("".join(text.LEGEND)))
     if form == "dot":
         from nsrun.teach.map import dot
 
@@ -86,30 +85,3 @@ def _drawn(shown: Map, form: str) -> str:
     from nsrun.teach.map import html
 
     return html.page(shown)
-
-
-def _size() -> tuple[int, int]:
-    """Return the columns and rows of the terminal; into a pipe or a file, COLUMNS or 80, and 0."""
-    import sys
-
-    from nsrun.schema import is_number
-
-    try:
-        size = os.get_terminal_size(sys.stdout.fileno())
-        return size.columns, size.lines
-    except (OSError, ValueError, AttributeError):
-        columns = os.environ.get("COLUMNS", "")
-        return (int(columns) if is_number(columns) and len(columns) < 6 else 80), 0
-
-
-def _has_letters() -> bool:
-    """Return whether standard output can have the characters of which the lines are made."""
-    import sys
-
-    from nsrun.teach.map.text import LEGEND
-
-    try:
-        LEGEND.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

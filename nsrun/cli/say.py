@@ -70,6 +70,27 @@ def screen(text: str, rows: int) -> None:
     flush()
 
 
+def size() -> tuple[int, int]:
+    """Return the columns and rows of the terminal; into a pipe or a file, COLUMNS or 80, and 0."""
+    from nsrun.schema import is_number
+
+    try:
+        found = os.get_terminal_size(sys.stdout.fileno())
+        return found.columns, found.lines
+    except (OSError, ValueError, AttributeError):
+        columns = os.environ.get("COLUMNS", "")
+        return (int(columns) if is_number(columns) and len(columns) < 6 else 80), 0
+
+
+def can_be_written(text: str) -> bool:
+    """Return whether the locale of standard output has all characters of the text."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def raw(fd: int, data: bytes) -> None:
     """Write a member's output unchanged, at once, to standard output (1) or error (2)."""
     stream = sys.stderr if fd == 2 else sys.stdout

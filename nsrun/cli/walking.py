@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 
 from nsrun.cli import say
-from nsrun.cli.commands import Command, parse
+from nsrun.cli.commands import COMMANDS, Command, function, parse
 from nsrun.errors import NsrunError, UsageError, printable
 from nsrun.kernel import nsrun_command
 from nsrun.plan import sh_quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from nsrun.cli.commands import Call
@@ -26,21 +26,20 @@ if TYPE_CHECKING:
     from nsrun.run import Run
     from nsrun.state import State
 
-WALKED = ("pod create", "join", "exec")
-
 
 def walk(call: Call) -> int:
     """Make what the command needs, have it walked through, and remove everything."""
     from nsrun.state import new_id
 
     inner = parse(call.rest)
-    if not inner.command or inner.command.name not in WALKED:
-        raise UsageError(f"--step walks through {', '.join(WALKED)}", hint="nsrun explain --step pod create")
+    if not inner.command or not inner.command.walk:
+        known = ", ".join(command.name for command in COMMANDS if command.walk)
+        raise UsageError(f"--step walks through {known}", hint="nsrun explain --step pod create")
     if inner.command.of_members and not call.state.uid and not call.state.has_member(inner.operands[0]):
         from nsrun.cli.owner import become
 
         become(call, inner.operands[0])
-    throwaway = Throwaway(call.state, f"step-{new_id()[:6]}")
+    throwaway: Throwaway = function(inner.command.walk)(call.state, f"step-{new_id()[:6]}")
     try:
         throwaway.prepare(inner)
         code = throwaway.walk(inner)
@@ -60,22 +59,12 @@ class Throwaway:
 
     def prepare(self, inner: Call) -> None:
         """Make what the command needs, and have it name that."""
-        assert inner.command
-        name, kind = self.name, inner.command.name
-        if kind == "pod create":
-            inner.operands = [name]
-            return
-        if kind == "join":
-            self._make_pod(self._owner_of(inner.operands[0]))
-            self.member = inner.options["name"] = f"{name}-{inner.options.get('name') or 'member'}"[:64]
-        else:
-            note = self.state.member(inner.operands[0])
-            root = ["--image", note["image"]] if note.get("image") else []
-            root = root or (["--rootfs", note["rootfs"]] if note.get("rootfs", "/") != "/" else [])
-            self._make_pod(self._owner_of(note["pod"]))
-            self.member = name
-            self._nsrun("join", name, "-d", "--name", name, *root, "--entrypoint", "sleep", "--", "86400")
-        inner.operands = [name]
+        raise NotImplementedError
+
+    @staticmethod
+    def take(call: Call, make: Callable[[Plan, State], Run]) -> None:
+        """Carry the command out; `make` returns what runs its plan."""
+        raise NotImplementedError
 
     def _owner_of(self, pod: str) -> list[str]:
         """Return the option that gives the throwaway pod the owner that the named one has; [] when there is no such pod."""
@@ -102,7 +91,8 @@ class Throwaway:
         before = signal(SIGINT, lambda *_: None)  # Ctrl-C is for the one who walks; we remove what is left
         try:
             self.child = subprocess.Popen(nsrun_command(self.state.root, "_walk", *words))
-            return int(self.child.wait()) % 256
+            code = int(self.child.wait())
+            return code if code >= 0 else 128 - code
         finally:
             if self.child and self.child.poll() is None:  # we are to end
                 self.child.send_signal(SIGTERM)
@@ -134,6 +124,49 @@ class Throwaway:
             raise NsrunError(f"nsrun {' '.join(words)}: {message}", hint=hint)
 
 
+class PodCreate(Throwaway):
+    def prepare(self, inner: Call) -> None:
+        inner.operands = [self.name]
+
+    @staticmethod
+    def take(call: Call, make: Callable[[Plan, State], Run]) -> None:
+        from nsrun.lifecycle.create import create_pod
+
+        create_pod(call.state, {**call.options, "name": call.operands[0]}, make=make)
+
+
+class Join(Throwaway):
+    def prepare(self, inner: Call) -> None:
+        self._make_pod(self._owner_of(inner.operands[0]))
+        self.member = inner.options["name"] = f"{self.name}-{inner.options.get('name') or 'member'}"[:64]
+        inner.operands = [self.name]
+
+    @staticmethod
+    def take(call: Call, make: Callable[[Plan, State], Run]) -> None:
+        from nsrun.lifecycle.join import join
+
+        options = {**call.options, "command": call.rest}
+        join(call.state, call.operands[0], options, detach=bool(call.options.get("detach")), make=make)
+
+
+class Execute(Throwaway):
+    def prepare(self, inner: Call) -> None:
+        """Make a member that has the root filesystem of the one that is named."""
+        note = self.state.member(inner.operands[0])
+        root = ["--image", note["image"]] if note.get("image") else []
+        root = root or (["--rootfs", note["rootfs"]] if note.get("rootfs", "/") != "/" else [])
+        self._make_pod(self._owner_of(note["pod"]))
+        self.member = self.name
+        self._nsrun("join", self.name, "-d", "--name", self.name, *root, "--entrypoint", "sleep", "--", "86400")
+        inner.operands = [self.name]
+
+    @staticmethod
+    def take(call: Call, make: Callable[[Plan, State], Run]) -> None:
+        from nsrun.lifecycle.execute import execute
+
+        execute(call.state, call.operands[0], {**call.options, "command": call.rest}, make=make)
+
+
 def given(command: Command, options: dict[str, Any]) -> list[str]:
     """Return the options of a call as arguments that parse() reads as the same options."""
     found = []
@@ -158,21 +191,9 @@ def inside(call: Call) -> int:
 
     inner = parse(call.rest)
     assert inner.command
-    name, state = inner.command.name, call.state
+    inner.state = call.state
     try:
-        if name == "pod create":
-            from nsrun.lifecycle.create import create_pod
-
-            create_pod(state, {**inner.options, "name": inner.operands[0]}, make=make)
-        elif name == "join":
-            from nsrun.lifecycle.join import join
-
-            options = {**inner.options, "command": inner.rest}
-            join(state, inner.operands[0], options, detach=bool(inner.options.get("detach")), make=make)
-        else:
-            from nsrun.lifecycle.execute import execute
-
-            execute(state, inner.operands[0], {**inner.options, "command": inner.rest}, make=make)
+        function(inner.command.walk).take(inner, make)
     except Quit as quit:
         _print(["", quit.message])
         return 0

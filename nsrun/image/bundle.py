@@ -77,6 +77,13 @@ def _is_there(target: str) -> bool:
     return True
 
 
+def check_target(target: str) -> bool:
+    """Return whether the directory is there already.  Raise BadInput when no bundle can be written to it."""
+    if not target:
+        raise BadInput("the name of the directory is empty", hint="is a shell variable unset?")
+    return _is_there(target)
+
+
 def unpack(state: State, word: str, target: str) -> None:
     """Write DIR/rootfs and DIR/config.json of an image.
 
@@ -86,8 +93,7 @@ def unpack(state: State, word: str, target: str) -> None:
     from nsrun.host.copy import copy_tree
     from nsrun.state import remove_tree
 
-    if not target:
-        raise BadInput("the directory is empty", hint="is a shell variable unset?")
+    check_target(target)
     held = lookup.share_store(state)
     try:
         record = lookup.find(state, word)

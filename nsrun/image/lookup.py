@@ -155,7 +155,7 @@ def is_whole(state: State, layer: str) -> bool:
         return is_directory(f"{path}/tree")
     except OSError as error:
         raise NsrunError(f"{path}/unsynced can't be read: {errno_text(error.errno or 0)}") from None
-    if boot == state.boot:
+    if boot and boot == state.boot:
         return True
     if os.geteuid():  # an ordinary user may enter some of their layer's directories only in a user namespace
         from nsrun.host import userns

@@ -33,7 +33,7 @@ from nsrun.state import State, codec, make_directory, new_id, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from typing import Any
 
     from nsrun.image.budget import Account
@@ -273,15 +273,20 @@ class Store:
 
     def tag(self, word: str, new: str) -> str:
         """Give an image one more name; return the full name."""
-        reference = references.parse(new)
-        if reference.digest:
-            raise UsageError(f"{new!r}: a new name can't contain a digest")
+        name = self.new_name(new)
         held = lookup.share_store(self.state)
         try:
-            self._name(lookup.find(self.state, word)["id"], [reference.name])
+            self._name(lookup.find(self.state, word)["id"], [name])
         finally:
             if held >= 0:
                 os.close(held)
+        return name
+
+    def new_name(self, new: str) -> str:
+        """Return the full form of a name that an image may get.  Raise UsageError."""
+        reference = references.parse(new)
+        if reference.digest:
+            raise UsageError(f"{new!r}: a new name can't contain a digest")
         return reference.name
 
     def names_were_lost(self) -> bool:
@@ -343,13 +348,14 @@ class Store:
         finally:
             os.close(lock)
 
-    def to_remove(self, word: str, force: bool) -> tuple[str, list[str], str]:
-        """Return (id of the image, its names, the only one that goes, or "" when the whole image goes).
+    def to_remove(self, word: str, force: bool, gone: Collection[str] = ()) -> tuple[str, list[str], str]:
+        """Return (id of the image, its names, the one name that goes alone; "" when the whole image goes).
 
-        Raise BadInput when a running member uses the image, or when an id has several names and not `force`.
+        `gone` are names that were removed just before.  Raise BadInput when a running member uses the image, or when an id has several names and not `force`.
         """
         ident = lookup.find(self.state, word)["id"]
-        names, name = self.names_of(ident), lookup.full_name(self.state, word)
+        names = [name for name in self.names_of(ident) if name not in gone]
+        name = lookup.full_name(self.state, word)
         if name and len(names) > 1:
             return ident, names, name
         if len(names) > 1 and not force:

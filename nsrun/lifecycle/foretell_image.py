@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
-
 from nsrun.lifecycle.foretell import Deed, Sweep
 from nsrun.plan import Part, Plan, Step
 from nsrun.plan.process import sealed
+from nsrun.schema import is_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -218,8 +217,13 @@ class Repair(Deed):
         return [
             'flock("lock", LOCK_EX)',
             _SWEEP,
-            Part(['rename("names.json", "names.json.broken")', *map(str, _NAMES)], when="the names can't be read"),
+            Part(
+                ['rename("names.json", "names.json.broken")', 'rename("names.json.TMP", "names.json")'],
+                when="the names can't be read",
+            ),
+            Part(['unlinkat("records/ID.json")'], each="record ID that is damaged, or lacks a layer"),
             Part(_NAMES, when="a name has no image any more"),
+            Part(['unlinkat("blobs/DIGEST")'], each="document of no image, and file that was half-written"),
         ]
 
     def brief(self) -> str:
@@ -237,11 +241,12 @@ class WriteBundle(Deed):
         " has set-user-ID programs of root."
     )
     target: str
+    there: bool
     layers: int
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = ['flock("lock", LOCK_SH)']
-        if not os.path.isdir(self.target):
+        if not self.there:
             found += [Part(["mkdir(PARENT)"], each="PARENT that is missing"), f'mkdir("{self.target}", 0700)']
         found.append(f'mkdir("{self.target}/rootfs", 0755)')
         if self.layers == 1:
@@ -283,8 +288,9 @@ def plan_pull(word: str) -> Plan:
 def plan_tag(state: State, word: str, new: str) -> Plan:
     """`nsrun image tag`."""
     from nsrun.image import lookup, references
+    from nsrun.image.store import Store
 
-    name, record = references.parse(new).name, lookup.find(state, word)
+    name, record = Store(state).new_name(new), lookup.find(state, word)
     known = lookup.names(state).get(name) == record["id"]
     return Plan(f"image tag {word} {new}", [AddName(references.familiar(name), known), Sweep()])
 
@@ -294,8 +300,10 @@ def plan_rm(state: State, words: list[str], force: bool) -> Plan:
     from nsrun.image.store import Store
 
     store, steps = Store(state), list[Step]()
+    gone: list[str] = []
     for word in words:
-        ident, names, name = store.to_remove(word, force)
+        ident, names, name = store.to_remove(word, force, gone)
+        gone.append(name)
         steps.append(PrepareStore())
         steps += [RemoveName(word)] if name else [RemoveImage(ident, bool(names), False), FreeLayers()]
     return Plan(f"image rm {' '.join(words)}", [*steps, Sweep()])
@@ -307,18 +315,22 @@ def plan_prune(state: State, everything: bool) -> Plan:
     from nsrun.image.store import Store
 
     store, steps = Store(state), list[Step]([PrepareStore(), Repair()])
-    lost = store.names_were_lost()
+    try:
+        named, lost = lookup.names(state), store.names_were_lost()
+    except lookup.Damaged:
+        named, lost = {}, True
     for record in lookup.records(state, []):
-        names = store.names_of(record["id"])
-        if (everything or not (lost or names)) and not store.users_of(record["id"]):
-            steps.append(RemoveImage(record["id"], bool(names), True))
+        names = record["id"] in named.values()
+        whole = all(is_directory(f"{lookup.base(state)}/layers/{layer}/tree") for layer in record["layers"])
+        if whole and (everything or not (lost or names)) and not store.users_of(record["id"]):
+            steps.append(RemoveImage(record["id"], names, True))
     return Plan("image prune", [*steps, FreeLayers(), Sweep()])
 
 
 def plan_unpack(state: State, word: str, target: str) -> Plan:
     """`nsrun image unpack`."""
     from nsrun.image import lookup
+    from nsrun.image.bundle import check_target
 
-    return Plan(
-        f"image unpack {word} {target}", [WriteBundle(target, len(lookup.find(state, word)["layers"])), Sweep()]
-    )
+    there, layers = check_target(target), lookup.trees(state, lookup.find(state, word))
+    return Plan(f"image unpack {word} {target}", [WriteBundle(target, there, len(layers)), Sweep()])

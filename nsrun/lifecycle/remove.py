@@ -9,10 +9,10 @@ from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, NsrunError, UnknownError
 from nsrun.lifecycle.query import pod_status
 from nsrun.lifecycle.stop import SIGKILL, end_pod, send, settled, stop_member, wait_dead
-from nsrun.schema import is_name
+from nsrun.schema import is_name, is_there
 from nsrun.state import ALIVE, life
 from nsrun.state.orphans import life_of_unreadable
-from nsrun.state.sweep import Sweeper, remove_ended_member
+from nsrun.state.sweep import Sweeper, hides_another, remove_ended_member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ def remove_member(state: State, note: Note, force: bool) -> None:
 
     Raise BadInput when it lives; with `force`, end it first.
     """
+    if hides_another(state, note):
+        if not force:
+            raise BadInput(
+                f"member {note['name']!r} may run: its note is that of an earlier one",
+                hint=f"nsrun rm -f {note['name']}",
+            )
+        _end_without_note(state, note["name"])
     status, _ = state.member_status(note)
     if status in ALIVE:
         if not force:
@@ -83,7 +90,7 @@ def prune(state: State, kind: str, note: Note) -> bool:
         return False
     if state.read("members", note["name"]) is None:  # it went with its pod
         return False
-    if not state.surely_ended(note):
+    if not state.surely_ended(note) or hides_another(state, note):
         return False
     remove_member(state, note, False)
     return True
@@ -117,11 +124,12 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
     from nsrun.host import cgroup
     from nsrun.state.orphans import is_of_pod, pauses_of
 
-    file = life.identity(state.held(kind, name))
+    its_held = life.identity(state.held(kind, name))
     found, held = life_of_unreadable(state, kind, name)
     what = f"{kind[:-1]} {name!r}"
-    if not found.alive and kind == "members":
-        _end_without_note(state, name)
+    if found.file and held == state.held(kind, name) and found.file != its_held:
+        raise BadInput(f"{what} has just been made again", hint=f"nsrun {'pod ' if kind == 'pods' else ''}ls -a")
+    ended = not found.alive and kind == "members" and _end_without_note(state, name)
     if 0 in (found.keeper, found.holder):
         raise BadInput(f"{what} lives, but is not visible from this PID namespace", hint="run it in the initial one")
     first: list[tuple[int, int]] = []  # (pidfd, pid) of pause, or of the member
@@ -135,12 +143,18 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
         first += [(fd, found.keeper)] if fd >= 0 else []
     elif found.keeper or found.holder:
         first = life.pidfds_of(found.keeper or found.holder or 0)
-    group = os.path.dirname(cgroup.of_process(first[0][1])) if first and kind == "pods" else ""
+    group, leaf = os.path.split(cgroup.of_process(first[0][1])) if first and kind == "pods" else ("", "")
     if not is_of_pod(group, name):
+        if leaf == "pause":
+            for fd, _ in first:
+                os.close(fd)
+            raise BadInput(f"{held} is held by the pause of another pod, in the cgroup {group}", hint="nsrun doctor")
         group = ""
+    if state.uid and held.startswith(f"{state.owned}/"):
+        group = ""  # root made it, and removes it
     for fd, _ in first:
         send(fd, SIGKILL)
-    ended = all([wait_dead(fd, 10) for fd, _ in first])
+    gone = all([wait_dead(fd, 10) for fd, _ in first])
     for fd, _ in first:
         os.close(fd)
     if found.holder:
@@ -150,17 +164,25 @@ def end_unreadable(state: State, kind: str, name: str) -> None:
             os.close(fd)
     if group:
         cgroup.kill(group)
-    if not life.wait(held, -1, 10) or not (ended or group):
+    if not life.wait(held, -1, 10) or not (gone or group):
         raise NsrunError(f"{what} does not end", hint="ps -eo pid,ppid,stat,wchan,args")
     if group:
         cgroup.remove(group, kill=True)
         cgroup.remove(f"{group}.hold", kill=True)
-    Sweeper(state).set_ended_aside(kind, name, file)
+    Sweeper(state).set_ended_aside(kind, name, its_held, bool(first) or ended)
+    if is_there(state.path(kind, name)) and life.identity(state.path(kind, name, life.HELD)) == its_held:
+        raise BadInput(
+            f"{what} may live: its files are damaged, and not every process is visible from here",
+            hint="run it in the machine's initial PID namespace: sudo nsenter --target 1 --all, or outside the container",
+        )
 
 
-def _end_without_note(state: State, name: str) -> None:
-    """End what still runs of members of this name that only their data speak of, because their monitors were killed."""
-    known = {note["id"] for note in state.all("members")}
+def _end_without_note(state: State, name: str) -> bool:
+    """End what still runs of members of this name that only their data speak of, because their monitors were killed.
+
+    Return whether there was one.
+    """
+    found, known = False, {note["id"] for note in state.all("members")}
     for ident in state.idents():
         try:
             committed = state.committed(ident)
@@ -168,6 +190,8 @@ def _end_without_note(state: State, name: str) -> None:
             continue
         if committed and committed["name"] == name and ident not in known:
             end_committed(state, committed)
+            found = True
+    return found
 
 
 def end_committed(state: State, committed: Note) -> None:

@@ -207,26 +207,36 @@ class State:
         """
         if file != "note":
             return self._load(self.path(kind, name, file), file)
-        path, held = self.path(kind, name, file), self.path(kind, name, life.HELD)
+        for _ in range(100):
+            note, path, held = self._note(kind, name)
+            if note is None or not life.is_another(held, note) or self._first_lives(note) is not False:
+                return note
+            again = self._load(path, kind)
+            if again and again["id"] == note["id"]:
+                raise BrokenNote(path, f"it is the note of an earlier {kind[:-1]} of this name")
+        raise BrokenNote(path, "it changes all the time")
+
+    def _note(self, kind: str, name: str) -> tuple[Note | None, str, str]:
+        """Return (the note, its path, the `held` beside it).  Raise BrokenNote."""
+        path, held = self.path(kind, name, "note"), self.path(kind, name, life.HELD)
+        shown = f"{self.owned}/{name}"
         found = self._load(path, kind)
-        if found is None and kind == "pods" and self.uid:
-            path, held = f"{self.owned}/{name}.json", f"{self.owned}/{name}.held"
-            found = self._load(path, kind)
+        if found is None and kind == "pods" and self.uid and (found := self._load(f"{shown}.json", kind)):
+            path, held = f"{shown}.json", f"{shown}.held"
         if found is None and is_there(self.path(kind, name)):
             # a name is taken and given back together with its note by one rename(2): that has just happened, or the
             # note was lost
-            path, held = self.path(kind, name, file), self.path(kind, name, life.HELD)
             found = self._load(path, kind)
             if found is None and is_there(self.path(kind, name)):
                 raise BrokenNote(path, "it is gone")
         if found and found["name"] != name:
             raise BrokenNote(self.path(kind, name), f"it is the note of {found['name']!r}")
-        if found and life.is_anothers(held, found):
-            again = self._load(path, kind)
-            if again is None or again["id"] != found["id"]:
-                return self.read(kind, name)  # the name has just been given to another
-            raise BrokenNote(path, f"it is the note of an earlier {kind[:-1]} of this name")
-        return found
+        return found, path, held
+
+    def _first_lives(self, note: Note) -> bool | None:
+        """Return whether the first process that a note names lives; None when that tells nothing here."""
+        process = note.get("pause") or note.get("process")
+        return self._process_lives(process) if process else None
 
     def _load(self, path: str, shape: str) -> Note | None:
         try:
@@ -293,6 +303,8 @@ class State:
             note = self.read(kind, name)
             if life.identity(self.held(kind, name)) == now.file:
                 break
+        if note and kind == "pods" and "pause" in note and now.alive and not self._is_its_file(note, now):
+            now = life.Life(now.file)  # another pod's
         if note and kind == "pods" and not now.alive and "pause" in note and not self._lock_proves(note, now):
             now.keeper = None if self.marked("pods", name, "ended") else self._keeper_by_number(note)
         return note, now
@@ -306,6 +318,10 @@ class State:
         """
         if note.get("user") and not self.uid:
             return False
+        return self._is_its_file(note, now)
+
+    def _is_its_file(self, note: Note, now: Life) -> bool:
+        """Return whether the file that was asked about is the `held` of this note, and not another in its place."""
         return now.file is not None and note.get("held", now.file[1]) == now.file[1]
 
     def _keeper_by_number(self, note: Note) -> int | None:
@@ -349,7 +365,7 @@ class State:
         now, found = self.look("members", note["name"])
         if now is None or now["id"] != note["id"] or "process" not in now:
             return -1, 0
-        if found.keeper is not None:
+        if found.keeper is not None and self._is_its_file(now, found):
             if found.keeper == os.getpid() and now["id"] in life.children:
                 return os.dup(life.children[now["id"]]), int(now["process"][0])
             return life.open_held(_visible(found.keeper, f"member {note['name']!r}"), now.get("pidfd", -1))
@@ -807,7 +823,8 @@ class State:
         self.make_owned(uid)
         path = f"{self.owned}/{uid}/{name}.held"
         for _ in range(100):
-            remove_tree(path)  # it belonged to a pod of this name that has ended
+            for old in (path, f"{self.owned}/{uid}/{name}.json"):  # of a pod of this name that has ended
+                remove_tree(old)
             fd = life.create(path)
             if fd >= 0:
                 os.fchmod(fd, 0o644)

@@ -95,24 +95,45 @@ def identity(file: int | str) -> tuple[int, int] | None:
 
 
 def describe(file: int | str) -> dict[str, int]:
-    """Return what a note says about its `held`: the inode, and since when (nanoseconds) it has been there.
+    """Return what a note says about its `held`: the inode, and when it was made, since a file system gives inodes again."""
+    if isinstance(file, str):
+        return {"held": os.stat(file, follow_symlinks=False).st_ino, "held_since": kernel.birth(file)}
+    return {"held": os.fstat(file).st_ino, "held_since": kernel.birth("", file)}
 
-    Nobody writes to the file, so its st_mtime is when it was made, by which it differs from one that had its inode.
+
+def is_original(directory: str) -> bool:
+    """Return whether the `held` in a directory is the one that was made with it, and not another that has replaced that.
+
+    It is the first file there.  False where that can't be told: nothing else is there, or the file system does not say
+    when files were made.
     """
-    st = os.stat(file, follow_symlinks=False) if isinstance(file, str) else os.fstat(file)
-    return {"held": st.st_ino, "held_since": st.st_mtime_ns}
+    try:
+        first, *others = (
+            kernel.birth(f"{directory}/{name}") for name in sorted(os.listdir(directory), key=lambda name: name != HELD)
+        )
+        return bool(others) and 0 < kernel.birth(f"{directory}/{HELD}") == first <= min(others)
+    except (OSError, ValueError):
+        return False
 
 
-def is_anothers(path: str, note: Mapping[str, Any]) -> bool:
-    """Return whether the file `path` is alive, and is not the `held` that this note describes.
+def is_another(path: str, note: Mapping[str, Any]) -> bool:
+    """Return whether somebody holds the file `path`, and it does not look like the `held` that this note describes.
 
-    Then somebody has put the note there.  A file that nobody holds may be the one that was replaced.
+    When we hold it ourselves, only its inode counts.  False also when that can't be asked: State.life raises the reason.
     """
     try:
         there = describe(path)
-    except (FileNotFoundError, NotADirectoryError):
+        if is_described(there, note):
+            return False
+        now = ask(path)
+    except OSError:
         return False
-    return any(note.get(key, value) != value for key, value in there.items()) and ask(path).alive
+    return now.alive and (now.keeper != os.getpid() or note.get("held") != there["held"])
+
+
+def is_described(there: dict[str, int], note: Mapping[str, Any]) -> bool:
+    """Return whether a note describes this `held`; a note of an older build may say less."""
+    return all(note.get(key, value) == value for key, value in there.items())
 
 
 def create(path: str, byte: int = MAKER) -> int:

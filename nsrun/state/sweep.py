@@ -287,10 +287,10 @@ class Sweeper:
             self.removed.append(f"claim {entry}")
         return ours
 
-    def set_aside(self, kind: str, name: str, asked: bool = False) -> bool:
+    def set_aside(self, kind: str, name: str, ended: bool = False) -> bool:
         """Move a directory without a readable note out of the way, and keep it for people to look at.
 
-        With `asked`, a command said that it is to be removed.
+        With `ended`, what had this name was found, and has just ended.
         """
         state = self.state
         path = state.path(kind, name)
@@ -306,8 +306,7 @@ class Sweeper:
             )
             if not ours or lives or (kind == "pods" and orphans.is_kept_elsewhere(state, name)):
                 return False
-            proven = asked and life.ask(f"{path}/{life.HELD}").file is not None
-            if not proven and not orphans.sees_every_process():
+            if not (ended or life.is_original(path) or orphans.sees_every_process()):
                 # a process out of view may have locked another file, which `held` has replaced
                 return False
             if kind == "pods":
@@ -347,19 +346,19 @@ class Sweeper:
             self.state.broken[error.path] = error.why
             return error.damaged
 
-    def set_ended_aside(self, kind: str, name: str, file: tuple[int, int] | None) -> None:
-        """Free the name of something that was known by its locks alone and has just ended.
+    def set_ended_aside(self, kind: str, name: str, its_held: tuple[int, int] | None, ended: bool) -> None:
+        """Free the name of something whose note could not be read or believed, and of which nothing lives any more.
 
-        `file` is the identity of its `held`: if another has the name, do nothing.
+        `its_held` is the identity of its `held`: if another has the name, do nothing.  `ended`: it was found, and ended.
         """
         state = self.state
         with _names_lock(state):
             try:
-                if state.read(kind, name) and life.identity(state.held(kind, name)) != file:
+                if state.read(kind, name) and life.identity(state.held(kind, name)) != its_held:
                     return
             except BrokenNote:
                 pass
-            self.set_aside(kind, name, asked=True)
+            self.set_aside(kind, name, ended)
 
 
 QUICKLY = 1.0  # seconds that a sweep waits for the lock of names
@@ -398,9 +397,22 @@ def give_back(state: State, kind: str, name: str, ident: str) -> None:
             state.remove_directory(state.path(kind, name))
 
 
+def hides_another(state: State, note: Note) -> bool:
+    """Return whether a member runs of which this note is not, though it has the name: the files beside its data tell."""
+    try:
+        there = life.describe(state.held("members", note["name"]))
+    except OSError:
+        return False
+    if life.is_described(there, note):
+        return False
+    from nsrun.state.orphans import runs_without_note
+
+    return runs_without_note(state, note["name"])
+
+
 def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
     ours = state.life("members", note["name"]).keeper == os.getpid()  # --rm: the monitor removes it after the end
-    if not ours and not state.surely_ended(note):
+    if not ours and (not state.surely_ended(note) or hides_another(state, note)):
         return False
     if its_cgroup:
         from nsrun.host import cgroup

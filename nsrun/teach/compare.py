@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TOOLS = ("docker", "podman", "kubectl")
+_OF_THE_NODE = "Images belong to the runtime of each node."
 
 #: By command: what stands before the options, what after them, and what is to be known.  {0} is the first operand, {all} are
 #: all of them, {image} and {command} are those of a join.
@@ -92,10 +93,31 @@ COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("podman pod prune", "", ""),
         ("kubectl delete pod --field-selector=status.phase==Succeeded", "", "Pods that failed have the phase Failed."),
     ),
+    "image pull": (
+        ("docker pull", "{0}", "The daemon fetches it, and so its configuration decides about registries."),
+        ("podman pull", "{0}", ""),
+        ("", "", "The kubelet pulls the images of a pod's containers before it starts them: the field imagePullPolicy."),
+    ),
+    "image unpack": (
+        ("", "", "The closest is docker create, then docker export, which writes a container's files as a tar, without config.json."),
+        ("", "", "The closest is podman create, then podman export, which writes a container's files as a tar, without config.json."),
+        ("", "", _OF_THE_NODE),
+    ),
+    "image tag": (("docker tag", "{all}", ""), ("podman tag", "{all}", ""), ("", "", _OF_THE_NODE)),
+    "image rm": (
+        ("docker image rm", "{all}", ""),
+        ("podman image rm", "{all}", ""),
+        ("", "", "The kubelet removes images that no container uses when the disk of the node fills."),
+    ),
+    "image prune": (
+        ("docker image prune", "", ""),
+        ("podman image prune", "", ""),
+        ("", "", "The kubelet removes images that no container uses when the disk of the node fills."),
+    ),
     "image load": (
         ("docker load --input {0}", "", ""),
         ("podman load --input {0}", "", ""),
-        ("", "", "Images belong to the runtime of each node: ctr --namespace k8s.io images import FILE."),
+        ("", "", f"{_OF_THE_NODE} The closest is ctr --namespace k8s.io images import FILE, there."),
     ),
 }  # fmt: skip
 
@@ -201,6 +223,16 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "pod kill": {"signal": ("--signal {}", "--signal {}", "none: TERM, and KILL when the time is over")},
     "pod rm": {"force": ("none: docker rm --force, for each", "--force", "default")},
     "pod prune": {"all": ("none: docker volume prune", "none: podman volume prune", "none: a volume claim is an object of its own")},
+    "image pull": {
+        "platform": ("--platform {}", "--platform {}", "none: that of the node"),
+        "creds": ("none: docker login, before", "--creds {}", "field spec.imagePullSecrets"),
+        "authfile": ("none: docker --config DIR", "--authfile {}", "field spec.imagePullSecrets"),
+        "tls_verify": ("none: insecure-registries, in the configuration of the daemon", "--tls-verify={}", "none: the configuration of the node's runtime"),
+        "max_size": (_NO_LIMIT_OF_IMAGES,) * 3,
+        "max_ratio": (_NO_LIMIT_OF_IMAGES,) * 3,
+    },
+    "image rm": {"force": ("--force", "--force", "none")},
+    "image prune": {"all": ("--all", "--all", "none")},
     "image load": {
         "tag": ("none: docker tag, afterwards", "none: podman tag, afterwards", "none"),
         "platform": ("--platform {}", "none", "none"),

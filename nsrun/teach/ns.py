@@ -13,6 +13,7 @@ from errno import EACCES, EBUSY, EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR, EPERM
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError
 from nsrun.plan import sh_quote
+from nsrun.schema import is_number
 from nsrun.teach import facts
 
 TYPE_CHECKING = False
@@ -468,7 +469,7 @@ def _is_mark(text: bytes) -> bool:
     """Tell whether it is what pin() writes: the file is left when somebody else unmounted the pin, or after a reboot."""
     head, _, rest = text.decode("ascii", "replace").partition(" pin ")
     kind, _, number = rest.partition(":[")
-    return head == "nsrun ns" and kind in facts.KINDS and number[:-2].isdigit() and number.endswith("]\n")
+    return head == "nsrun ns" and kind in facts.KINDS and is_number(number[:-2]) and number.endswith("]\n")
 
 
 def _mount(source: str, target: str, flags: int) -> None:

@@ -15,10 +15,11 @@ from nsrun import explain, kernel
 from nsrun._protocol import GO, INIT_WAITS
 from nsrun.errors import NsrunError, printable
 from nsrun.host import net
-from nsrun.plan import INIT, JOIN, PHASES, InitStep, Plan, Step
+from nsrun.plan import INIT, PHASES, InitStep, Plan, Step
 from nsrun.plan.mounts import Pivot
 from nsrun.plan.process import Launch
 from nsrun.run import Failed, Run
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,19 +124,20 @@ class Walk(Run):
             self._show(["", f"{self._phase + 1} {PHASES[self._phase]}   ({explain.WHO[self._phase]})"])
         self._show(["", *explain.block(number, group, self._known, self._made[number - 1])])
         check = group[0].check()
-        if "PID" in check and self.pid < 0:
-            self._show([f"{'':6}before: there is no PID yet"])
-            self._later += [number] if group[0].phase < JOIN else []
-        elif check:
-            self._before[number] = self.look(check)
+        if not (now := self._as_of_now(check)):
+            self._show([f"{'':6}before: there is no PID yet"] if check else [])
+        elif commands(now) is None:
+            self._show([f"{'':6}(not executed here: it does more than read)"])
+        else:
+            self._before[number] = self.look(now)
             self._show([f"{'':6}before: {line}" for line in _some(self._before[number])])
         if number < self._free:
             return
         line = self._answer(f"{'':6}[Enter] take step {number}   [N] go on to step N   [q] remove everything: ")
         if line is None or line.strip() == "q":
             raise Quit(f"stopped before step {number} of {len(self._original)}; the steps before it are undone")
-        if line.strip().isascii() and line.strip().isdigit():
-            self._free = int(line.strip()[:9])
+        if is_number(line.strip()):
+            self._free = int(line)
 
     def leave(self, number: int) -> None:
         """Show what the step has changed."""
@@ -145,25 +147,31 @@ class Walk(Run):
         step = self._groups[first][0]
         if isinstance(step, Launch) and self._at:
             return  # it was said when nsrun-init came to its first step
-        if first not in self._later and step.check():
-            now = self.look(step.check())
-            before = self._before.pop(first, [])
+        check = self._as_of_now(step.check())
+        if step.check() and not check:
+            self._later.append(first)
+        elif check and commands(check) is not None:
+            now, before = self.look(check), self._before.pop(first, [])
             gone, new = _without(before, now), _without(now, before)
             changed = [*(f"- {line}" for line in _some(gone)), *(f"+ {line}" for line in _some(new))]
             if not changed and first < self._pivot and step.phase == INIT:
                 self._later.append(first)  # the command looks for it in the new root, which is none yet
                 changed = ["as before, until the new root is the root (Pivot)"]
+            if "PID" in step.check() and self.pid < 0:
+                self._show([f"{'':6}by the descriptor that nsrun has: {check.partition('#')[0].rstrip()}"])
             self._show([f"{'':6}after:  {line}" for line in changed or ["as before"]])
         if type(step).__name__ == "Release":
             self._say_later()
 
     def _say_later(self) -> None:
-        """Show what could not be seen of the first steps before there was a PID."""
+        """Show what could not be seen of earlier steps, before there was a PID, or before the new root was /."""
+        if not self._later:
+            return
         self._show(["", f"PID is {self.pid} now, and its root is /. What could not be seen at once:"])
         for number in self._later:
             check = self._groups[number][0].check()
             self._show([f"{number:4}  see: {printable(check)}"])
-            self._show([f"{'':6}now:    {line}" for line in _some(self.look(check))])
+            self._show([f"{'':6}now:    {line}" for line in _some(self.look(self._as_of_now(check)))])
         self._later = []
 
     def _answer(self, question: str) -> str | None:
@@ -178,16 +186,26 @@ class Walk(Run):
 
     # ---- what the commands show ----------------------------------------------------------------------------
 
-    def look(self, check: str) -> list[str]:
-        """Return what the commands print that show a step, as far as they may be executed."""
+    def _as_of_now(self, check: str) -> str:
+        """Return the check with the names that are known by now; "" when it needs a PID, and there is none yet.
+
+        Before there is a process in the network namespace, nsrun's own descriptor of it leads there.
+        """
+        import re
+
         if ip := str(self.values.get("pod:ip", "")):
             check = check.replace("VETH", net.veth_name(ip)).replace("nsrun-…", net.table_name(ip))
-        words = commands(check)
-        if words is None:
-            return ["(not executed here: it does more than read)"]
-        found: list[str] = []
-        for command in words:
-            found += self._output([word.replace("PID", str(self.pid)) if "PID" in word else word for word in command])
+        if self.pid > 0:
+            return re.sub(r"\bPID\b", str(self.pid), check)
+        if (fd := self.handles.get("net:fd", -1)) >= 0:
+            place = f"/proc/{os.getpid()}/fd/{fd}"
+            check = check.replace("nsenter --target PID --net ip", f"nsenter --net={place} ip")
+            check = check.replace("readlink /proc/PID/ns/net", f"readlink {place}")
+        return "" if re.search(r"\bPID\b", check) else check
+
+    def look(self, check: str) -> list[str]:
+        """Return what the commands print that show a step."""
+        found = [line for command in commands(check) or [] for line in self._output(command)]
         return found or ["(nothing)"]
 
     def _output(self, command: list[str]) -> list[str]:
@@ -212,7 +230,7 @@ class Walk(Run):
                 data += piece
             else:
                 data += b"\n(cut off here)"
-                process.kill()
+            process.kill()
         return [printable(line.expandtabs()) for line in os.fsdecode(data).split("\n") if line.strip()]
 
     # ---- inside the namespaces -----------------------------------------------------------------------------
@@ -276,11 +294,11 @@ def commands(check: str) -> list[list[str]] | None:
 
 
 def _reads(command: list[str]) -> bool:
-    if command[:3] == ["nsenter", "--target", "PID"]:
-        rest = command[3:]
+    if command[0] == "nsenter":
+        rest = command[3:] if command[1:2] == ["--target"] else command[1:]
         while rest and rest[0].startswith("--"):
             rest = rest[1:]
-        return _reads(rest) if rest and rest[0] != "nsenter" else False
+        return bool(rest) and rest[0] != "nsenter" and _reads(rest)
     return f"{' '.join(command)} ".startswith(READ_ONLY)
 
 

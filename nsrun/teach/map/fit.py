@@ -58,7 +58,7 @@ def wrap(parts: Iterable[str], width: int, between: str = ", ") -> list[str]:
     lines: list[str] = []
     for part in parts:
         part = fit(part, width)
-        if lines and cells(lines[-1]) + cells(between.rstrip() + part) + 1 <= width:
+        if lines and cells(lines[-1] + between + part + between.rstrip()) <= width:
             lines[-1] += between + part
         else:
             if lines:

@@ -44,6 +44,8 @@ def gather(state: State, names: Iterable[str] = ()) -> Map:
         pause = _pid(state, "pods", note)
         if pause and pause in look.spaces:
             pods.append(_pod(look, note, pause, known.pop(note["id"], [])))
+    if state.broken and not names:
+        pods += _damaged(look)
     if pids:
         pods += _processes(look, pids, known, pods)
     if not names:
@@ -109,10 +111,12 @@ class _Look:
             for kind, inode in spaces.items():
                 if inode != own.get(kind):
                     self.inside.setdefault((kind, inode), []).append(pid)
+        self.placed: set[int] = set()  # who is in some box already
         self.devices: dict[int, str] = {}  # mount namespace → superblock of /dev/shm
         self.maps: dict[int, list[tuple[int, int, int]]] = {}  # user namespace → its map of uids
         self._links: list[facts.Link] | None = None
         self._claims: dict[int, str] | None = None
+        self._limited: bool | None = None
 
     def shm(self, process: facts.Process) -> str:
         place = process.namespaces.get("mnt", 0)
@@ -127,10 +131,19 @@ class _Look:
             self.maps[place] = facts.id_map(process.pid)
         return next((i + process.uid - o for i, o, n in self.maps[place] if o <= process.uid < o + n), -1)
 
+    @property
+    def limited(self) -> bool:
+        """Return whether this machine has controllers that could limit anybody."""
+        if self._limited is None:
+            from nsrun.host import cgroup
+
+            self._limited = len(cgroup.missing()) < 3
+        return self._limited
+
     def links(self) -> list[facts.Link]:
         if self._links is None:
             try:
-                self._links = facts.links()
+                self._links = facts.own_links()
             except OSError:
                 self._links = []
         return self._links
@@ -163,6 +176,7 @@ class _Crew:
         self.look, self.seeds, self.outsiders = look, seeds, outsiders
         found = [process for pid in look.related(seeds, kinds) if (process := facts.process(pid))]
         self.processes = {p.pid: p for p in sorted(found, key=lambda p: (p.start, p.pid)) if p.state not in "ZX"}
+        look.placed |= self.processes.keys()
         self.pause = next((pid for pid, (role, _) in seeds.items() if role == "pause"), 0)
         self.names = {self._mounts(pid): name for pid, (role, name) in seeds.items() if role == "member"}
         self.home: dict[int, int] = {}  # pid → pid of its station
@@ -271,21 +285,27 @@ def name_of_cgroup(pid: int) -> str:
 
 
 def _pod(look: _Look, note: Note, pause: int, members: list[tuple[Note, int]]) -> Pod:
-    from nsrun.lifecycle.query import pod_status
-
     seeds = {pause: ("pause", "pause"), **{pid: ("member", member["name"]) for member, pid in members}}
-    if note.get("user") and not look.state.uid:
-        seeds |= _theirs(look, pause)
-    try:
-        status = pod_status(look.state, note)
-    except (OSError, NsrunError):
-        status = "unknown"
-    about = [f"owner {note['owner']}", *([status] if status != "running" else [])]
+    if (note.get("user") and not look.state.uid) or look.state.broken:
+        seeds = _unnoted(look, pause) | seeds
+    about = [f"owner {note['owner']}", *(["removing"] if look.state.is_being_removed(note["name"]) else [])]
     return _box(look, note["name"], "pod", about, seeds, OF_A_POD, "foreign", note)
 
 
-def _theirs(look: _Look, pause: int) -> dict[int, tuple[str, str]]:
-    """Return the members of a user's pod, whose notes root does not read: the first that a monitor started in each rootfs.
+def _damaged(look: _Look) -> list[Pod]:
+    """Return the pods that live and whose notes can't be read."""
+    from nsrun.state.orphans import unreadable
+
+    found = []
+    for name, now in unreadable(look.state, "pods"):
+        if now.keeper and now.keeper in look.spaces:
+            seeds = {**_unnoted(look, now.keeper), now.keeper: ("pause", "pause")}
+            found.append(_box(look, name, "pod", ["its note is damaged"], seeds, OF_A_POD, "foreign", None))
+    return found
+
+
+def _unnoted(look: _Look, pause: int) -> dict[int, tuple[str, str]]:
+    """Return the members of a pod whose notes can't be read, or are a user's: the first that a monitor started in each rootfs.
 
     Their names are those of their cgroups, or, without cgroups, what the owner says.
     """
@@ -325,13 +345,22 @@ def _orphans(look: _Look, members: dict[str, list[tuple[Note, int]]]) -> list[Po
     from nsrun.state import orphans
 
     found = []
-    for note, pid in (one for left in members.values() for one in left):
-        about = [f"member of pod {note['pod']}, which has ended"]
-        found.append(_box(look, note["name"], "orphan", about, {pid: ("member", note["name"])}, OF_A_PROCESS, "foreign", None))  # fmt: skip
-    for lost in orphans.processes(look.state):
+    left = [one for members_ in members.values() for one in members_]
+    elsewhere = {pid for (kind, _), pids in look.inside.items() if kind == "pid" for pid in pids} - look.placed
+    for lost in orphans.processes(look.state) if elsewhere else []:  # which looks at all open files
         if lost.name == "pause" and lost.pid in look.spaces:
+            inside = look.related([lost.pid], OF_A_POD)
+            seeds = {
+                lost.pid: ("pause", "pause"),
+                **{pid: ("member", note["name"]) for note, pid in left if pid in inside},
+            }
             about = [f"of {lost.path}, which is gone: no note speaks of it"]
-            found.append(_box(look, str(lost.pid), "orphan", about, {lost.pid: ("pause", "pause")}, OF_A_POD, "foreign", None))  # fmt: skip
+            found.append(_box(look, str(lost.pid), "orphan", about, seeds, OF_A_POD, "foreign", None))
+    for note, pid in left:
+        if pid not in look.placed:
+            about = [f"member of pod {note['pod']}, which has ended"]
+            seeds = {pid: ("member", note["name"])}
+            found.append(_box(look, note["name"], "orphan", about, seeds, OF_A_PROCESS, "foreign", None))
     return found
 
 
@@ -350,7 +379,7 @@ def _box(
     lead = stations[0].pid if stations else 0
     return Pod(
         name, kind, about, stations, _parents(look, stations), _way(look, lead, note), _id_maps(look, stations),
-        _limits(lead, note), sorted(f"{crew.role[pid][1]} {pid}" for pid in crew.helpers()), hidden,
+        _limits(look, lead, note), sorted(f"{crew.role[pid][1]} {pid}" for pid in crew.helpers()), hidden,
     )  # fmt: skip
 
 
@@ -394,7 +423,8 @@ def _way(look: _Look, pid: int, note: Note | None) -> list[Stop]:
     mode, ports = (note["network"]["mode"], note.get("ports", [])) if note else ("", [])
     way = [Stop("ports", [f"{p['host_ip']}:{p['host_port']} → {p['pod_port']}" for p in ports])] if ports else []
     interfaces = facts.interfaces(pid)
-    way += _bridges(look, pid, interfaces, (note["network"].get("gateway", "") if note else ""))
+    if mode in ("bridge", ""):
+        way += _bridges(look, pid, interfaces, (note["network"].get("gateway", "") if note else ""))
     if mode == "pasta":
         way.append(Stop("pasta", ["a process outside"]))
     for one in sorted(interfaces, key=lambda one: one.name == "lo"):
@@ -420,11 +450,13 @@ def _bridges(look: _Look, pid: int, interfaces: list[facts.Interface], gateway: 
 # ---- limits ----------------------------------------------------------------------------------------------------
 
 
-def _limits(pid: int, note: Note | None) -> list[str]:
+def _limits(look: _Look, pid: int, note: Note | None) -> list[str]:
     """Return what the cgroup and the /dev/shm of a box allow, and what is used of it."""
     from nsrun.host import cgroup
 
     path = note["cgroup"] if note else (cgroup.of_process(pid) if pid else "")
+    if not look.limited:
+        path = ""  # there is no controller, so nobody has a limit
     used = cgroup.usage(path, note.get("cgroup_id", 0) if note else 0) if path else {}
     found = []
     if used.get("memory_limit") is not None:

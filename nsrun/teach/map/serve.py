@@ -22,7 +22,12 @@ from nsrun.schema import is_number
 from nsrun.teach.map import html, svg
 from nsrun.teach.map.model import Map, plain
 
-#: Connections at a time, each of which is a thread; seconds of silence after which a stream shows that it is alive.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: Connections at a time, each of which is a thread: more are closed.  Seconds of silence after which a stream shows that
+#: it is alive, and finds out whether somebody still reads it.
 MOST, SILENCE = 64, 15.0
 
 SCRIPT = """
@@ -108,6 +113,19 @@ class Server(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, as long as there is room: anybody on this machine can connect."""
+        if self.room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.room.release()
+
     def handle_error(self, *_: object) -> None:
         """A browser that has gone is no error of ours."""
 
@@ -124,15 +142,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Write no log: the path has the token in it."""
 
     def do_GET(self) -> None:
-        if not self.server.room.acquire(blocking=False):
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
-            return
-        try:
-            self._answer()
-        finally:
-            self.server.room.release()
-
-    def _answer(self) -> None:
         if self.headers.get("Host", "") not in self.server.hosts:
             self._refuse(HTTPStatus.FORBIDDEN)
             return

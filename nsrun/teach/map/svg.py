@@ -31,7 +31,7 @@ STYLE = """
 .map .machine .line{stroke-dasharray:2 5}.map .machine .dot{fill:var(--bg)}.map .below{stroke:var(--c);stroke-dasharray:2 4;fill:none}
 .map .cross{stroke:var(--dim);stroke-width:2}.map .ended text{fill:var(--dim)}.map .ended .box{fill:none;stroke-dasharray:2 3}
 """
-KINDS_STYLE = "".join(f".map .{kind}{{--c:var(--{kind})}}" for kind in ("user", "net", "ipc", "shm", "uts", "pid", "mnt", "cgroup", "time"))  # fmt: skip
+KINDS_STYLE = "".join(f".map .{kind}{{--c:var(--{kind})}}" for kind in ("user", "net", "ipc", "shm", "uts", "pid", "mnt", "cgroup", "time")) + ".map .gone,.map .pod.ended{--c:var(--dim)}"  # fmt: skip
 LEGEND = "one line = one namespace; a dot on it = the process is in it; hollow = this machine's own; dotted = a child of; × = has ended"
 
 
@@ -193,7 +193,8 @@ def _station(canvas: _Canvas, station: Station, x: float, y: float, width: float
 
 
 def _line(canvas: _Canvas, pod: Pod, line: Line, middle: dict[int, float], y: float, first: bool) -> None:
-    canvas.open(f"{line.kind}{' machine' if line.machine else ''}")
+    gone = all(pod.stations[stop].ended for stop in line.stops)
+    canvas.open(line.kind + (" machine" if line.machine else "") + (" gone" if gone else ""))
     base = y + FONT / 3
     if first:
         canvas.text(_EDGE + 86, base, line.title, 76, "kind", "end")

@@ -10,8 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NARROW, WIDE = 60, 160
-LEGEND = "● is in that namespace   ○ is in this machine's own   ─ shared   × has ended"
+NARROW, WIDE = 72, 160
+LEGEND = ("● is in that namespace", "○ is in this machine's own", "─ shared", "× has ended")
 #: For a locale that has no other characters.
 _ASCII = str.maketrans("●○─╌×…→·└", "*o-.x~>|`")
 #: Two blanks, the kind, its inode.
@@ -25,7 +25,7 @@ def draw(shown: Map, width: int = 80, ascii: bool = False) -> str:
     text: list[str] = []
     for pod in shown.pods:
         text += [*(line.rstrip() for line in _box(pod, shown.machine, width)), ""]
-    text += [LEGEND] if shown.pods else ["no pod is running here"]
+    text += wrap(LEGEND, width, between="   ") if shown.pods else ["no pod is running here"]
     found = "\n".join(text) + "\n"
     return found.translate(_ASCII) if ascii else found
 
@@ -51,7 +51,7 @@ def _stations(pod: Pod, width: int) -> Iterator[str]:
         more = f" +{station.children}" if station.children else ""
         command = "has ended" if station.ended else " ".join(station.command)
         rows.append([str(number), station.title, str(station.pid), station.inside, station.user, command + more])
-    most = (3, 20, 8, 16, 18)
+    most = (3, 24, 8, 16, 18) if width >= 100 else (3, 18, 8, 9, 16)
     widths = [min(most[i], max(cells(fit(row[i], width)) for row in rows)) for i in range(5)]
     last = width - _MARGIN - sum(widths) - 2 * len(widths)
     for row, children in zip(rows, [0, *(station.children for station in pod.stations)], strict=True):

@@ -100,10 +100,11 @@ class _Wanted:
         self.have_ended = False
 
     def gather(self) -> Map:
+        self.state.broken.clear()
         left = []
         for name in self.names:
             if name in self.began:
-                there = _start(name) == self.began[name]
+                there = 0 < self.began[name] == _start(name)
             else:
                 try:
                     there = bool(self.state.pod(name))
