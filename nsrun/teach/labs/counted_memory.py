@@ -35,10 +35,13 @@ def make_scene(work: Work) -> dict[str, str]:
     if version == 2:
         _offer(point)
     limit, swap = _FILES[version]
-    directory = f"{point}/{work.variables['POD']}"
     # tail(1) keeps a line without an end in memory, and this one has 128 MiB
     greedy = "head -c 128m /dev/zero | tail >/dev/null"
-    return {"CGROUP": directory, "LIMIT": limit, "SWAP": swap, "GREEDY": greedy, "ROOTFS": scene.rootfs(work)}
+    return {"CGROUP": _directory(work), "LIMIT": limit, "SWAP": swap, "GREEDY": greedy, "ROOTFS": scene.rootfs(work)}
+
+
+def _directory(work: Work) -> str:
+    return f"{facts.controller('memory')[1]}/{work.variables['POD']}"
 
 
 def _offer(point: str) -> None:
@@ -101,7 +104,7 @@ def _rows(work: Work, directory: str) -> list[Row]:
 
 def reset(work: Work) -> None:
     """End the student's processes in the cgroup of the lab, and remove it."""
-    directory = work.variables["CGROUP"]
+    directory = _directory(work)
     mine = {process.pid for process in work.mine}
     for _ in range(500):
         left = _inside(directory)

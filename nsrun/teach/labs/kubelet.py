@@ -35,7 +35,11 @@ def make_scene(work: Work) -> dict[str, str]:
     work.nsrun("pod", "create", "--owner", "root", "--network", "none", pod)
     pause = work.pause(pod)
     assert pause
-    return {"BUNDLE": bundle, "PAUSE": str(pause.pid), "RUNC": f"runc --root {work.directory}/runc"}
+    return {"BUNDLE": bundle, "PAUSE": str(pause.pid), "RUNC": " ".join(_runc(work))}
+
+
+def _runc(work: Work) -> list[str]:
+    return ["runc", "--root", f"{work.directory}/runc"]
 
 
 def check(work: Work) -> list[Row]:
@@ -104,7 +108,9 @@ def _rows(work: Work, pause: Process | None, process: Process | None) -> list[Ro
 
 def reset(work: Work) -> None:
     """Let the runtime remove its containers, since only it knows their cgroups."""
-    runc = work.variables["RUNC"].split()
+    runc = _runc(work)
+    if not os.path.isdir(runc[-1]):
+        return
     try:
         listed = scene.run(work, *runc, "list", "--quiet").split()
         for name in listed:

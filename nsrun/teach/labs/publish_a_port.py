@@ -132,7 +132,7 @@ def _kind(link: dict[str, Any]) -> str:
 
 def reset(work: Work) -> None:
     """End the pods that were made in the machine of the scene; their notes are in the student's directory."""
-    scene.remove_pods(work, f"{work.directory}/state", int(work.variables["MACHINE_PID"]))
+    scene.remove_pods(work, f"{work.directory}/state", int(work.variables.get("MACHINE_PID", 0)))
 
 
 LAB = Lab(
