@@ -342,15 +342,3 @@ def test_a_second_shell(host, terminal):
     shell.expect(f"{MARK}={variables(host)[MARK]}")
     host.run("lab reset 1")
     wait_for(lambda: shell.process.poll() is not None, what="the end of a shell of the lab")
-
-
-def test_time_of_a_check(host):
-    """300 ms; the smallest of some, because the machine is not ours alone."""
-    host.run("lab start 5")
-    times = []
-    for _ in range(5):
-        begin = time.monotonic()
-        host.run("lab", "check", check=False)
-        times.append(time.monotonic() - begin)
-    host.run("lab reset 5")
-    assert min(times) < 0.3, times

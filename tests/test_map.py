@@ -8,9 +8,7 @@ import io
 import itertools
 import json
 import os
-import pathlib
 import re
-import resource
 import shutil
 import socket
 import subprocess
@@ -669,7 +667,7 @@ def test_the_map_while_pods_come_and_go(host, busybox):
 
 @pytest.mark.slow
 def test_twenty_pods_of_eight_members(host, busybox):
-    """The map of them takes at most 150 ms of processor time over a command that does nothing, on a machine at rest."""
+    """Each is there with its pause; bench/teach has how long it takes."""
     names = [f"p{number}" for number in range(20)]
 
     def make(name: str) -> None:
@@ -679,21 +677,8 @@ def test_twenty_pods_of_eight_members(host, busybox):
 
     with ThreadPoolExecutor(2) as makers:
         list(makers.map(make, names))
-
-    def seconds(*words: str) -> float:
-        """The least that it took: others on the machine only add to it."""
-        least = 60.0
-        for _ in range(7):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            host.run(*words)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            least = min(least, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        return least
-
     found = mapped(host)["pods"]
     assert [len(pod["stations"]) for pod in found] == [9] * 20
-    slack = 3 if os.environ.get("COVERAGE_PROCESS_START") else 1
-    assert seconds("map") - seconds("--version") <= 0.150 * slack
 
 
 # ---- watch and serve -------------------------------------------------------------------------------------------------
@@ -777,23 +762,6 @@ def test_watch_of_a_process_ends_with_it(host, tmp_path):
             wait_for(lambda: following.stations() == {"sleep": True})
             assert following.process.wait(timeout=20) == 0
         assert following.maps()[-1]["pods"] == []
-
-
-def test_watch_rests(host, pod, busybox, tmp_path):
-    """An idle watch takes at most a hundredth of a processor, and wakes for nothing that others do."""
-    host.start("web", busybox, "sleep", "100")
-    with Watch(host, tmp_path / "maps") as following:
-        wait_for(following.stations)
-        time.sleep(3)
-        began, at = used(following.process.pid), time.monotonic()
-        time.sleep(12)
-        share = (used(following.process.pid) - began) / (time.monotonic() - at)
-    assert share <= 0.012, share  # a clock tick is 0.01 s
-
-
-def used(pid: int) -> float:
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_watch_on_a_terminal(terminal, host, pod, busybox):
