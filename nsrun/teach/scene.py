@@ -138,6 +138,26 @@ def rootfs(work: Work) -> str:
     return top
 
 
+# ---- what else a machine may lack ------------------------------------------------------------------------------
+
+
+def nf_tables(kind: str, hook: str) -> Need:
+    """Return the need of nft(8), and of chains of this type in the kernel."""
+    probe = f"add table ip lab; add chain ip lab probe {{ type {kind} hook {hook} priority 0; }}"
+
+    def lacks() -> str:
+        from shutil import which
+
+        if not which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):
+            return "nft is not installed"
+        command = [*unshare().split(), "--net", "nft", probe]
+        environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
+        done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=10)
+        return f"this kernel has no chains of type {kind}" if done.returncode else ""
+
+    return Need("nf_tables", lacks, "apt-get install nftables; modprobe nf_tables nft_chain_nat")
+
+
 # ---- questions, and the end ------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,7 @@ LAB = Lab(
     check,
     needs=(
         UTIL_LINUX, USER_NAMESPACES, scene.SUBORDINATE, scene.BUSYBOX, tool("newuidmap", "uidmap"), tool("ip", "iproute2"),
-        tool("nft", "nftables"),
+        scene.nf_tables("filter", "input"),
     ),
     scene=make_scene,
 )  # fmt: skip

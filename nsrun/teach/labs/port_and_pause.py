@@ -123,7 +123,7 @@ LAB = Lab(
     20,
     ("POD", "POD_NEW", "PORT", "WORD"),
     check,
-    needs=(scene.BUSYBOX, tool("nft", "nftables"), tool("jq", "jq")),
+    needs=(scene.BUSYBOX, scene.nf_tables("nat", "output"), tool("jq", "jq")),
     root="it publishes a port with this machine's bridge and nf_tables",
     scene=make_scene,
     reset=reset,

@@ -142,7 +142,7 @@ LAB = Lab(
     40,
     ("PORT", "WORD"),
     check,
-    needs=(UTIL_LINUX, USER_NAMESPACES, scene.BUSYBOX, tool("ip", "iproute2"), tool("nft", "nftables")),
+    needs=(UTIL_LINUX, USER_NAMESPACES, scene.BUSYBOX, tool("ip", "iproute2"), scene.nf_tables("nat", "output")),
     scene=make_scene,
     reset=reset,
 )
