@@ -190,6 +190,7 @@ def test_broken_notes_break_nothing(host, pod, busybox, content):
     for kind in ("pods", "members"):
         directory = host.root / "run" / kind / "broken"
         directory.mkdir()
+        (directory / "held").touch()
         (directory / "note").write_text(content)
     for words in (("pod", "ls"), ("ls", "-a")):
         assert "damaged" in host.run(*words).stderr

@@ -6,6 +6,7 @@ The proof of life is a lock on a file, so a file that is gone proves nothing; a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import sys
 import pytest
 from conftest import CACHE, NSRUN, kill, need, sh, sparse_file, wait_for
 
-from nsrun.state import codec
+from nsrun.state import codec, orphans
 
 pytestmark = pytest.mark.live
 
@@ -194,7 +195,8 @@ def test_a_held_that_is_another(host, busybox, what):
         if what == "touched":
             assert done.returncode == 0 and not lives(pids[name])
     for name in "ab":
-        kill(pids[name])
+        with contextlib.suppress(ProcessLookupError):
+            kill(pids[name])
 
 
 def test_a_touched_held_changes_nothing(host, busybox):
@@ -707,4 +709,6 @@ def test_a_pod_directory_that_can_not_be_read(host, pod, busybox):
     )
     host.run("join", pod, "--rm", "--rootfs", busybox, "--", "true")
     host.run("pod", "prune")
-    assert [p["name"] for p in host.json("pod", "ls", "-a")] == [pod]
+    if orphans.sees_every_process():  # elsewhere something that is out of view may have been there
+        assert [p["name"] for p in host.json("pod", "ls", "-a")] == [pod]
+    (host.root / "run/pods/loop").unlink(missing_ok=True)

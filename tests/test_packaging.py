@@ -121,7 +121,7 @@ def test_the_sdist_builds_a_wheel_and_runs_unit_tests(tmp_path):
     unpacked = tmp_path / f"nsrun-{version}"
     for path in top.rglob("*"):
         name = path.relative_to(top)
-        if path.is_file() and str(name) != ".gitignore" and "build" not in name.parts[:1]:
+        if path.is_file() and str(name) != ".gitignore" and not {"build", "__pycache__"} & {*name.parts}:
             assert (unpacked / name).is_file() or "egg-info" in str(name), f"{name} is not in the sdist: MANIFEST.in"
 
     # the wheel
