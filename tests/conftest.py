@@ -337,10 +337,11 @@ def host(throwaway_host: ThrowawayHost, request: pytest.FixtureRequest):
         host.run("rm", "-f", member["name"])
     host.run("pod", "prune", "--all")
     after = host.snapshot()
-    if (
-        after["links"] != before["links"]
-    ):  # a veth takes a moment to die, and the next command removes the bridge that it was on
-        time.sleep(2)
+    # a veth takes a moment to die, seconds under load; the next command removes the bridge that it was on
+    for _ in range(20):
+        if after["links"] == before["links"]:
+            break
+        time.sleep(1)
         host.run("pod", "prune", "--all")
         after = host.snapshot()
     for key, value in before.items():
