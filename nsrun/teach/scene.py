@@ -152,7 +152,10 @@ def nf_tables(kind: str, hook: str) -> Need:
             return "nft is not installed"
         command = [*unshare().split(), "--net", "nft", probe]
         environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
-        done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=10)
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=10)
+        except FileNotFoundError:
+            return ""  # unshare(1) is missing, which is a need of its own
         return f"this kernel has no chains of type {kind}" if done.returncode else ""
 
     return Need("nf_tables", lacks, "apt-get install nftables; modprobe nf_tables nft_chain_nat")
