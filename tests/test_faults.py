@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import HERE, kill, need, sh, wait_for
+from conftest import HERE, NSRUN, kill, need, sh, wait_for
 
 from nsrun.state import State, codec
 
@@ -66,6 +66,24 @@ def test_pod_create_killed(host, what, step):
         gone(host, before)
     else:  # all was done: the pod is there and works
         assert [p["name"] for p in host.json("pod", "ls")] == ["victim"]
+
+
+def test_pod_create_killed_after_every_message_to_the_kernel(host):
+    """A step of the plan may send several datagrams to netlink: what one of them made is known by the next command."""
+    before = host.snapshot()
+    for count in range(1, 60):
+        killer = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=sendto", "-e", f"inject=sendto:signal=KILL:when={count}"]  # fmt: skip
+        words = [*killer, NSRUN, "pod", "create", "-p", "127.0.0.1:20100:80", "victim"]
+        done = subprocess.run(words, env=host.env, capture_output=True, text=True, timeout=30, check=False, cwd="/")
+        if not done.returncode:
+            break
+        assert done.returncode == -9, (count, done.stderr)
+        if any(pod["status"] == "running" for pod in host.json("pod", "ls")):
+            break  # pause was told to stay: the pod is whole
+        gone(host, before)
+    assert 8 < count < 59
+    host.run("pod", "rm", "-f", "victim")
+    gone(host, before)
 
 
 @pytest.mark.parametrize("step", range(1, steps_of("rootless") + 1))

@@ -143,10 +143,14 @@ def port_up(index: int, alias: str) -> bytes:
     return _finish(msg, RTM_NEWLINK, NLM_F_ACK)
 
 
-def set_alias(index: int, alias: str) -> bytes:
+def alias_bridge(name: str, alias: str) -> bytes:
+    """Give the bridge the alias that says whose it is.
+
+    It is found by name, since this goes in one datagram with new_bridge, when nobody knows the index yet.
+    (rtnetlink sets no alias while it makes a link.)
+    """
     msg = ifinfmsg()
-    msg["index"] = index
-    msg["attrs"] = [("IFLA_IFALIAS", alias)]
+    msg["attrs"] = [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)]
     return _finish(msg, RTM_NEWLINK, NLM_F_ACK)
 
 
@@ -619,7 +623,7 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "new_bridge": (new_bridge, ("bridge", "mac")),
     "new_veth": (new_veth, ("veth", "bridge_index", "netns_fd", "mac")),
     "port_up": (port_up, ("index", "alias")),
-    "set_alias": (set_alias, ("index", "alias")),
+    "alias_bridge": (alias_bridge, ("bridge", "alias")),
     "get_link": (get_link, ("index",)),
     "fdb_entry": (fdb_entry, ("index", "mac")),
     "neighbour": (neighbour, ("bridge_index", "pod_ip", "mac")),

@@ -164,26 +164,22 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
         )
     if not gateway:
         gateway = ip_text(ip_number(pick_subnet(wanted)) + 1)
+        # one datagram, which the kernel carries out whatever signal comes: a bridge without the alias is nobody's to remove
+        requests = [
+            (f"ip link add {BRIDGE} type bridge", wire.encode("new_bridge", bridge=BRIDGE, mac=mac_of(gateway))),
+            (
+                f"ip link set {BRIDGE} alias '{BRIDGE_ALIAS}'",
+                wire.encode("alias_bridge", bridge=BRIDGE, alias=BRIDGE_ALIAS),
+            ),
+        ]
         try:
-            message = wire.encode("new_bridge", bridge=BRIDGE, mac=mac_of(gateway))
-            wire.talk(sock, [(f"ip link add {BRIDGE} type bridge", message)])
+            wire.talk(sock, requests)
         except KernelError as error:
             if error.errno != EEXIST:  # if it exists without an address, its maker was killed
                 raise
         index = _socket.if_nametoindex(BRIDGE)
-        wire.talk(
-            sock,
-            [
-                (
-                    f"ip link set {BRIDGE} alias '{BRIDGE_ALIAS}'",
-                    wire.encode("set_alias", index=index, alias=BRIDGE_ALIAS),
-                ),
-                (
-                    f"ip address add {gateway}/{PREFIX} dev {BRIDGE}",
-                    wire.encode("new_address", index=index, pod_ip=gateway),
-                ),
-            ],
-        )
+        message = wire.encode("new_address", index=index, pod_ip=gateway)
+        wire.talk(sock, [(f"ip address add {gateway}/{PREFIX} dev {BRIDGE}", message)])
         for setting in ADVICE:
             try:  # a pod must not tell this host where to send its packets (CVE-2020-13401)
                 _write("/proc/sys/net/" + setting.format(BRIDGE), "0")
