@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from nsrun.state import State
+    from nsrun.state import State, orphans
 
     Finding = dict[str, str]
 
@@ -353,8 +353,8 @@ def _programs() -> Finding:
     return _finding("programs", "ok", f"{', '.join(PROGRAMS)}: {size} bytes in all")
 
 
-def _left(state: State) -> list[Finding]:
-    """Report what no note speaks of, and notes that can't be trusted."""
+def _left(state: State, lost: list[orphans.Process]) -> list[Finding]:
+    """Report what no note speaks of, the processes that were `lost` among it, and notes that can't be trusted."""
     from nsrun.state import orphans
 
     found, fix = [], "nsrun pod prune"
@@ -363,7 +363,7 @@ def _left(state: State) -> list[Finding]:
         found.append(
             _finding("damaged note", "limited", f"{path}: {why}", f"{fix} sets it aside once nothing of it lives")
         )
-    for process in orphans.processes(state):
+    for process in lost:
         found.append(_finding("orphan", "limited", str(process), f"{fix} ends it"))
     for path, count in orphans.cgroups(state):
         found.append(
@@ -381,6 +381,8 @@ def examine(state: State) -> list[Finding]:
 
     For an ordinary user it is checked in a user namespace of their own, if they can have one.
     """
+    from nsrun.state import orphans
+
     found = [
         _finding("kernel", "ok", f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"),
         _programs(),
@@ -388,6 +390,7 @@ def examine(state: State) -> list[Finding]:
     ]
     groups = _cgroups(state)
     users = _user_namespaces(state)
+    lost = orphans.processes(state)  # from a user namespace of our own we could not look into those of another
     if state.uid:
         found.append(
             _finding("privileges", "ok", "an ordinary user: pods without root, and pods that root made for you")
@@ -400,7 +403,7 @@ def examine(state: State) -> list[Finding]:
             found.append(
                 _finding("a namespace of yours", "missing", str(error).partition("\n")[0], getattr(error, "hint", ""))
             )
-            return found + groups + users
+            return found + groups + users + _left(state, lost)
     else:
         found.append(_privileges())
         found += _nested()
@@ -441,7 +444,7 @@ def examine(state: State) -> list[Finding]:
     found += groups
     found += users
     found.append(_apparmor())
-    found += _left(state)
+    found += _left(state, lost)
     found += [_firewall()] if not state.uid else []
     return found
 

@@ -203,6 +203,29 @@ def test_after_a_reboot(host, pod, busybox):
     host.run("pod", "prune", "--all")
 
 
+@pytest.mark.parametrize("who", ["root", "owned", "rootless"])
+def test_what_ran_when_the_directory_of_all_notes_was_removed_is_found(host, alice, busybox, box, who):
+    """Nothing has made that directory anew yet when somebody asks: an empty house is not one where nothing runs."""
+    maker = alice if who == "rootless" else host
+    maker.run("pod", "create", "--network", "none", "p", env={"SUDO_UID": str(alice.uid)} if who == "owned" else {})
+    user = host if who == "root" else alice
+    source = ("--rootfs", busybox) if who == "root" else ("--image", box)
+    user.run("join", "p", "-d", "--name", "m", *source, "--", "sleep", "1000")
+    pids = [maker.pod("p")["pid"], user.member("m")["pid"]]
+    base = host.root if maker is host else host.root / f"users/{alice.uid}"
+    shutil.rmtree(base / "run")
+    if who == "owned":
+        shutil.rmtree(host.root / "owned")
+        shutil.rmtree(host.root / f"users/{alice.uid}/run")
+    assert f"process {pids[0]} (pause)" in maker.run("doctor", check=False).stdout
+    assert not (base / "run").exists()
+    maker.run("pod", "prune")
+    for pid in pids:
+        wait_for(lambda pid=pid: not pathlib.Path(f"/proc/{pid}/stat").exists(), 10, f"the end of {pid}")
+    host.run("pod", "prune", "--all")
+    user.run("pod", "prune", "--all")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"id": "x"}', "\x00" * 100])
 def test_broken_notes_break_nothing(host, pod, busybox, content):
     for kind in ("pods", "members"):

@@ -94,7 +94,7 @@ def processes(state: State) -> list[Process]:
     """
     found = []
     roots = (state.run,) if state.uid else (state.run, state.owned)
-    mounts = {root: where for root in roots if (where := _where(root))}
+    mounts = {root: _where(root) for root in roots}
     for pid, name, number, path in _holders():
         root = next((root for root in mounts if path.startswith(f"{root}/")), "")
         try:
@@ -111,12 +111,17 @@ def processes(state: State) -> list[Process]:
     return found
 
 
-def _where(path: str) -> tuple[int, int] | None:
-    """Return (device, mount id) of a directory; None when there is none."""
-    try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
+def _where(path: str) -> tuple[int, int]:
+    """Return (device, mount id) of a directory, or of the one that it would be made in.
+
+    Someone may have removed the directory of all notes, and the processes that had them open are still to be found.
+    """
+    while True:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            break
+        except FileNotFoundError:
+            path = os.path.dirname(path)
     try:
         return os.fstat(fd).st_dev, _mount_id(os.getpid(), str(fd))
     finally:
