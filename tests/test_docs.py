@@ -209,6 +209,9 @@ def test_completion():
     assert completion.candidates(["join", "--roo"]) == ["--rootfs"]
     assert completion.candidates(["join", "pod", "cmd", ""]) == []
     assert completion.candidates(["explain", "pod", "cr"]) == ["create"]
+    planned = completion.candidates(["explain", ""])
+    assert {"join", "pod", "image"} <= set(planned) and not {"ls", "inspect", "lab", "map"} & set(planned)
+    assert "ls" not in completion.candidates(["explain", "pod", ""])
     for shell in ("bash", "zsh", "fish"):
         assert "_complete" in sh(NSRUN, "completion", shell).stdout
     assert sh(NSRUN, "completion", "tcsh", check=False).returncode == 2

@@ -154,9 +154,7 @@ def test_the_note_of_an_earlier_thing_of_the_same_name(host, alice, box, maker, 
     assert who.json("pod", "ls", "-a") == [] and who.json("ls", "-a") == []
     _, *member = make()
     assert len(host.snapshot()["cgroups"]) == len(before)
-    for pid in (
-        member if maker == "root" else []
-    ):  # only the files beside its data speak of it, once its monitor is killed
+    for pid in member:  # only the files beside its data speak of it, once its monitor is killed
         notes[1].write_bytes(codec.encode(copies[1]))
         os.kill(monitor_of(pid), signal.SIGKILL)
         assert wait_for(lambda: who.run("rm", "m", check=False).returncode) and lives(pid)  # noqa: B023

@@ -9,6 +9,9 @@ from nsrun.errors import NsrunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nsrun.cli.commands import Command
     from nsrun.state import State
 
 SCRIPTS = {
@@ -71,7 +74,8 @@ def _names(state: State, kind: str) -> list[str]:
     return state.names(f"{kind}s") if kind in ("pod", "member") else []
 
 
-def candidates(arguments: list[str]) -> list[str]:
+def candidates(arguments: list[str], offered: Sequence[Command] = COMMANDS) -> list[str]:
+    """Return what the last of the arguments, which is typed in part, may become; only `offered` commands are named."""
     from nsrun.state import State
 
     *before, current = arguments or [""]
@@ -85,7 +89,7 @@ def candidates(arguments: list[str]) -> list[str]:
     state = State(root)
     name = " ".join(before[:2]) if before[:1] and before[0] in GROUPS else "".join(before[:1])
     if not before:
-        found = sorted({c.name.split()[0] for c in COMMANDS})
+        found = sorted({c.name.split()[0] for c in offered})
         return [
             w
             for w in found + [f for o in GLOBAL for f in o.flags]
@@ -94,7 +98,7 @@ def candidates(arguments: list[str]) -> list[str]:
     if name in GROUPS:
         return [
             c.name.split()[1]
-            for c in COMMANDS
+            for c in offered
             if c.name.startswith(f"{name} ") and c.name.split()[1].startswith(current)
         ]
     command = BY_NAME.get(name)
@@ -108,7 +112,8 @@ def candidates(arguments: list[str]) -> list[str]:
             del inner[: 2 if inner[0] in valued else 1]
         own = rest and rest[-1] in valued and not inner
         if inner or not (own or current.startswith("-")):
-            return candidates([*(["--root", root] if root else []), *inner, current])
+            planned = [command for command in COMMANDS if command.plan]
+            return candidates([*(["--root", root] if root else []), *inner, current], planned)
     if rest and rest[-1] in valued:
         option = valued[rest[-1]]
         values = [w.partition("[")[0].rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for w in closed_set(option.value)]
