@@ -409,6 +409,32 @@ static long nsrun_enter_netns(int fd)
 	return old;
 }
 
+/*
+ * Which directory somebody gets as their root who joins the mount namespace `mnt`, and before it the user namespace `user`
+ * (-1: stay in ours): its device and inode.  A vfork child looks, and executes nothing that is found in there; nobody who has
+ * power over that user namespace gets a process of ours into it unless we ask for that.
+ */
+static long nsrun_root_in(int user, int mnt, unsigned long long *found)
+{
+	volatile long r = 0;
+	struct stat st;
+	int status;
+	pid_t pid = vfork();
+
+	if (pid == 0) {
+		if ((user >= 0 && setns(user, CLONE_NEWUSER) < 0) || setns(mnt, CLONE_NEWNS) < 0 || stat("/", &st) < 0)
+			r = -errno;
+		_exit(0);
+	}
+	if (pid < 0)
+		return -errno;
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	found[0] = st.st_dev;
+	found[1] = st.st_ino;
+	return r;
+}
+
 static long nsrun_pidfd_open(int pid)
 {
 	return CALL(pidfd_open, pid, 0, 0, 0, 0);

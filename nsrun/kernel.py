@@ -488,6 +488,17 @@ def capability_sets() -> dict[str, int]:
     return {line[:6].decode(): int(line[8:], 16) for line in lines if line[:3] == b"Cap"}
 
 
+def root_in(user: int, mnt: int) -> tuple[int, int]:
+    """Return (device, inode) of the root directory that a process gets that joins the mount namespace `mnt`: setns(2).
+
+    `user` is the user namespace to be joined before, -1 for none: root joins none, since those who have power over a user
+    namespace may trace what comes into it.  Raise KernelError when we may not join.
+    """
+    found = ffi.new("unsigned long long[2]")
+    _check(lib.nsrun_root_in(user, mnt, found), "setns(mnt, CLONE_NEWNS)")
+    return found[0], found[1]
+
+
 class inside_netns:
     """`with inside_netns(fd):` runs the calling thread in that network namespace (setns(2) acts on one thread)."""
 

@@ -143,3 +143,40 @@ def test_nice(host):
     with running("nice", "-n", "7", "sleep", "100") as pid:
         wait_for(lambda: facts.process(pid).name == "sleep", what="it is executed")
         assert facts.nice(pid) == min(19, os.nice(0) + 7)
+
+
+def test_root_executes_nothing_in_namespaces_of_others(host, alice, tmp_path):
+    """Alice is root of her user namespace: she chooses what stands at any path in there, and may trace whatever comes in."""
+    program, proof = alice.home / "evil", alice.home / "proof"
+    program.write_text(f"#!/bin/sh\nid -u >>{proof}\necho 1 2\n")
+    program.chmod(0o755)
+    mounts = "".join(
+        f"mount --bind {program} $(command -v {tool}); " for tool in ("stat", "cat", "find", "uname", "ip")
+    )
+    inside = ["unshare", "-Urmnui", "--propagation", "private", "sh", "-c", f"{mounts} exec sleep 1000"]
+    with running(*alice.words(*inside), env=alice.env) as pid:
+        wait_for(lambda: facts.process(pid).name == "sleep", 5, "her process")
+        assert "--user" not in facts.enter(pid, "net", "uts", "mnt")
+        assert facts.root_of_namespace(pid) == facts.root_of(pid)
+        facts.hostname_of(pid), facts.segments(pid), facts.ip_addresses(pid), facts.rules(pid)
+        assert facts.file_from_inside(pid, "/etc/passwd") == b""
+        with pytest.raises(OSError, match="refused|unreachable"):
+            facts.http(pid, "127.0.0.1", 80)
+    assert not proof.exists()
+
+
+def test_who_asks_for_root_stays_out_of_the_user_namespace(host, alice, busybox):
+    """While a server of hers lets a client of root's wait, that client can't be traced by who is root in there."""
+    script = f"ip link set lo up; while :; do {busybox}/bin/busybox nc -l -p 80; done </dev/zero >/dev/null"
+    with running(*alice.words("unshare", "-Urn", "sh", "-c", script), env=alice.env) as pid:
+        wait_for(lambda: 80 in facts.listening(pid), 5, "her server")
+        found: list[str] = []
+
+        def meanwhile(port: int) -> None:
+            children = sh("pgrep", "-f", "nsrun.teach.client 127.0.0.1 80").stdout.split()
+            found.extend(os.readlink(f"/proc/{child}/ns/user") for child in children)
+
+        with contextlib.suppress(OSError):
+            facts.http(pid, "127.0.0.1", 80, meanwhile)
+        assert found == [os.readlink("/proc/self/ns/user")] * len(found) and found
+        sh("pkill", "-P", pid, check=False)

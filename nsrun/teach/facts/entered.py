@@ -16,7 +16,7 @@ def file_from_inside(pid: int, path: str) -> bytes:
 
 
 def _as_owner(pid: int, *command: str) -> bytes:
-    """Return what a command prints that is root of the user namespace of a process; b"" when that is not ours."""
+    """Return what a command prints that is root of the user namespace of a process; b"" when that is not for us."""
     import subprocess
 
     try:
@@ -32,10 +32,12 @@ def _as_owner(pid: int, *command: str) -> bytes:
 def enter(pid: int, *kinds: str) -> list[str]:
     """Return the command line with which another command runs in namespaces of a process: nsenter(1).
 
-    Its user namespace is joined, too, when it is not the caller's own.
+    An ordinary user gets the power for that only in the user namespace to which those belong, and joins it, too, when it is
+    not their own.  Root needs no more power, and never joins one: whoever is root in there may trace whatever comes in
+    (ptrace(2), "Ptrace access mode checking"), and so would get the powers of root out here.
     """
     foreign = os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino
-    user = ["--user", "--preserve-credentials"] if foreign else []
+    user = ["--user", "--preserve-credentials"] if foreign and os.geteuid() else []
     return ["nsenter", f"--target={pid}", *user, *(f"--{'mount' if kind == 'mnt' else kind}" for kind in kinds)]
 
 
