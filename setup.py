@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pyproject.toml can't say: the cffi extension, the static programs, two generated modules, and the nsrun script.
+"""What pyproject.toml can't say: the cffi extension, the static programs, two generated modules, and the command nsrun.
 
 The programs of csrc/ are compiled by the same build step as the extension (build_ext), so `pip install .`,
 a wheel and an sdist all carry them.  CC and CFLAGS are honoured; a cross compiler works:
     CC=aarch64-linux-gnu-gcc python setup.py build_programs --build-lib out
 
-NSRUN_PYTHON is the interpreter that the script's first line names; `make build` and `make deb` set it.  Without it the
-script finds the interpreter beside itself, so that a wheel may be installed anywhere.
+NSRUN_PYTHON is the interpreter that nsrun executes; `make build` and `make deb` set it.  Without it nsrun finds the
+interpreter beside itself, so that a wheel may be installed anywhere.
 """
 
 import os
@@ -34,20 +34,18 @@ FLAGS = (
 ).split()
 
 
-def compile_programs(out: pathlib.Path, version: str) -> None:
+def compile_program(name: str, out: pathlib.Path, **defined: str) -> None:
+    defines = [f'-D{key}="{value}"' for key, value in defined.items()]
     cc = shlex.split(os.environ.get("CC", "cc"))
+    command = [*cc, *FLAGS, *defines, "-o", str(out), str(HERE / "csrc" / f"{name}.c")]
+    print(" ".join(command), flush=True)
+    subprocess.run(command, check=True)
+
+
+def compile_programs(out: pathlib.Path, version: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in PROGRAMS:
-        command = [
-            *cc,
-            *FLAGS,
-            f'-DNSRUN_VERSION="{version}"',
-            "-o",
-            str(out / f"nsrun-{name}"),
-            str(HERE / "csrc" / f"{name}.c"),
-        ]
-        print(" ".join(command), flush=True)
-        subprocess.run(command, check=True)
+        compile_program(name, out / f"nsrun-{name}", NSRUN_VERSION=version)
 
 
 def write_templates(out: pathlib.Path) -> None:
@@ -84,32 +82,20 @@ class BuildExt(build_ext):
             copy_pages(package / "teach" / "labs" / "pages")
 
 
-#: Read by sh as a few commands, and by Python as a string.  pip replaces a first line of "#!python -IS" by one without
-#: the options, and site would then cost 2 ms of every command; sh costs half a millisecond.
-PORTABLE = """\
-#!/bin/sh
-''':'
-here=${0%%/*}
-[ ! -L "$0" ] || { here=$(readlink -f "$0"); here=${here%%/*}; }
-[ ! -x "$here/python3" ] || exec "$here/python3" %s "$0" "$@"
-exec python3 -P "$0" "$@"
-'''
-"""
-
-
 class BuildScripts(build_scripts):
-    """Write the first line of the script: -I keeps the caller's variables and directory out, -S does without site."""
+    """Compile the command nsrun: the front (csrc/front.c), which executes Python with nsrun-python, beside it, if need be.
+
+    -I keeps the caller's variables and directory out; -S does without site, which would cost 2 ms of every command.
+    """
 
     editable_mode = False  # setuptools sets it
 
     def run(self) -> None:
         super().run()
         flags = "-I" if self.editable_mode else "-IS"  # only site finds what is installed editable
-        python = os.environ.get("NSRUN_PYTHON", "")
-        fits = python and len(python) < 200 and not any(map(str.isspace, python))  # execve(2): Interpreter scripts
-        script = pathlib.Path(self.build_dir) / "nsrun"
-        _, _, body = script.read_text().partition("\n")
-        script.write_text((f"#!{python} {flags}\n" if fits else PORTABLE % flags) + body)
+        home = os.path.dirname(os.environ.get("NSRUN_PYTHON", ""))
+        out = pathlib.Path(self.build_dir)
+        compile_program("front", out / "nsrun", NSRUN_HOME=home, NSRUN_FLAGS=flags)
 
 
 class BuildPrograms(Command):
@@ -129,6 +115,6 @@ class BuildPrograms(Command):
 setup(
     cffi_modules=["csrc/kernel_build.py:ffi"],
     cmdclass={"build_ext": BuildExt, "build_programs": BuildPrograms, "build_scripts": BuildScripts},
-    scripts=["nsrun/cli/nsrun"],
+    scripts=["nsrun/cli/nsrun-python"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # the extension keeps to the stable ABI: one wheel for all
 )

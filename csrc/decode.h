@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * decode.h: read what nsrun wrote for nsrun-init (a plan) and for nsrun-door (a request).
+ * decode.h: read what nsrun wrote for nsrun-init (a plan), for nsrun-door (a request) and for its own front (a compiled plan).
  *
  * Nothing is copied and nothing allocated: all results point into the input.  Every length is checked against the rest of
  * the input before it is used, and a string must end with its NUL.  tests/fuzz/decode.c includes this file alone, with
@@ -39,7 +39,7 @@ static inline size_t length_within(const char *s, size_t max)
 
 /*
  * Decode the arguments of one step: each is a u32 length and the bytes.  Kinds: i = 64-bit integer, s = a string with its
- * NUL, l = any number of such strings.  Returns 0 when they are malformed.
+ * NUL, l = any number of such strings, b = any bytes.  Returns 0 when they are malformed.
  */
 static inline int decode_args(const char *kinds, const char **p, const char *end, struct arg *a)
 {
@@ -52,6 +52,8 @@ static inline int decode_args(const char *kinds, const char **p, const char *end
 			const char *from = *p;
 			if (len != sizeof a[i].i || !take(&from, end, &a[i].i, sizeof a[i].i))
 				return 0;
+		} else if (kinds[i] == 'b') {
+			/* as they are */
 		} else if (len ? (*p)[len - 1] != 0 : kinds[i] == 's') {
 			return 0;
 		} else if (kinds[i] == 's' && length_within(*p, len) + 1 != len) {

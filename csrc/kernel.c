@@ -41,15 +41,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "launch.h"
-
-#ifndef MFD_EXEC /* Linux 6.3 */
-#define MFD_NOEXEC_SEAL 8U
-#define MFD_EXEC        0x10U
-#endif
-#ifndef F_SEAL_EXEC
-#define F_SEAL_EXEC 0x20
-#endif
+#include "join.h"
+#include "sealed.h"
 
 typedef struct launch nsrun_launch;
 
@@ -72,106 +65,6 @@ static long nsrun_locked(int fd, long byte, long length)
 	if (l.l_type == F_UNLCK)
 		return -ESRCH;
 	return l.l_pid > 0 ? l.l_pid : 0; /* -1: the lock is of an open file description, F_OFD_SETLK */
-}
-
-/* Give up what nsrun-init must not have; session.h. */
-static long before_exec(struct launch *l)
-{
-	if (l->monitor < 0)
-		MUST(take_locks(l));
-	CALL(setsid, 0, 0, 0, 0, 0); /* no controlling terminal: /dev/tty would be the caller's */
-	if (!l->one_way) /* otherwise before_join() has done it */
-		MUST(own_keyring());
-	/*
-	 * Become root of the joined user namespace, since ids that are not mapped there can't create files.  Do so only after
-	 * clone3: CLONE_INTO_CGROUP is checked against the caller's ids.
-	 */
-	if (l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER) {
-		MUST(CALL(setgroups, 0, NULL, 0, 0, 0));
-		MUST(CALL(setresgid, 0, 0, 0, 0, 0));
-		MUST(CALL(setresuid, 0, 0, 0, 0, 0));
-	}
-	return l->user_fd >= 0 ? least_limits(64 << 20, 64) : 0; /* pause, in an owned pod */
-}
-
-static long before_join(struct launch *l)
-{
-	(void)l;
-	MUST(own_keyring());
-	return CALL(geteuid, 0, 0, 0, 0, 0) == 0 ? plain_priorities(0) : 0;
-}
-
-/* With a PID namespace inside the pod's, when we are in the pod already: launch.h. */
-static long clone_nested(nsrun_launch *l)
-{
-	long helper;
-
-	l->error = 1;
-	helper = spawn(become_nest, l, CLONE_FILES, NULL, -1);
-	if (helper < 0)
-		return helper;
-	wait_for(helper);
-	l->pid = pid_of(l->pidfd);
-	return outcome(l);
-}
-
-static const struct {
-	const char *path;
-	int type;
-} mine[] = {{"/proc/thread-self/ns/net", CLONE_NEWNET},
-            {"/proc/thread-self/ns/ipc", CLONE_NEWIPC},
-            {"/proc/thread-self/ns/uts", CLONE_NEWUTS},
-            {"/proc/thread-self/ns/cgroup", CLONE_NEWCGROUP},
-            {"/proc/thread-self/ns/pid_for_children", CLONE_NEWPID}};
-#define N_MINE (int)(sizeof mine / sizeof *mine)
-
-static long join_and_return(nsrun_launch *l)
-{
-	int saved[N_MINE], n = 0;
-	long r = 0;
-
-	if (l->join_fd >= 0) {
-		l->failed = STAGE_PREPARE;
-		for (; n < N_MINE && r >= 0; n++) {
-			saved[n] = l->join_flags & mine[n].type ? open(mine[n].path, O_RDONLY | O_CLOEXEC) : -2;
-			r = saved[n] == -1 ? -errno : 0;
-		}
-		if (r >= 0) {
-			l->failed = STAGE_JOIN;
-			r = result(setns(l->join_fd, l->join_flags));
-		}
-	}
-	if (r >= 0) {
-		l->failed = STAGE_CLONE;
-		r = is_nested(l) ? clone_nested(l) : clone_init(l, 0);
-		if (r >= 0 && l->failed == STAGE_CLONE)
-			l->pid = (int)r, l->failed = STAGE_DONE;
-	}
-	for (int i = 0; i < n; i++)
-		if (saved[i] >= 0) {
-			if (setns(saved[i], mine[i].type) < 0 && l->failed != STAGE_PREPARE) {
-				/* Continuing would leave this thread half inside the pod. */
-				l->failed = STAGE_RETURN;
-				r = -errno;
-			}
-			close(saved[i]);
-		}
-	return r;
-}
-
-static long join_and_clone(nsrun_launch *l)
-{
-	long r = l->one_way ? join_apart(l) : join_and_return(l);
-
-	if (l->failed == STAGE_LOCK) { /* it has ended before its exec */
-		CALL(waitid, P_PIDFD, l->pidfd, NULL, WEXITED, NULL);
-		r = l->error;
-	}
-	if (r < 0 && l->pidfd >= 0) {
-		close(l->pidfd);
-		l->pidfd = -1;
-	}
-	return r;
 }
 
 /* In the intermediate child: launch, then become the monitor. */
@@ -562,53 +455,14 @@ static long nsrun_birth(int dir, const char *path)
 	return st.stx_mask & STATX_BTIME ? st.stx_btime.tv_sec * 1000000000L + st.stx_btime.tv_nsec : 0;
 }
 
-/*
- * Make a file in memory, a program or data, that can't be changed any more.  MFD_EXEC, MFD_NOEXEC_SEAL and F_SEAL_EXEC are
- * tried first (Linux 6.3).  EACCES: vm.memfd_noexec is 2, which forbids a program.
- */
 static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, int program)
 {
-	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | (program ? MFD_EXEC : MFD_NOEXEC_SEAL));
-	const int seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
-
-	if (fd < 0 && errno == EINVAL)
-		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0)
-		return -errno;
-	for (size_t at = 0; at < size;) {
-		ssize_t n = write(fd, data + at, size - at);
-		if (n < 0) {
-			long r = -errno;
-			close(fd);
-			return r;
-		}
-		at += (size_t)n;
-	}
-	if (fcntl(fd, F_ADD_SEALS, seals | F_SEAL_EXEC) < 0 && fcntl(fd, F_ADD_SEALS, seals) < 0) {
-		long r = -errno;
-		close(fd);
-		return r;
-	}
-	return fd;
+	return sealed_memfd(name, data, size, program);
 }
 
-/* CRC-32 (ISO 3309, as in zlib): it detects any flipped bit, and any burst of up to 32. */
 static uint32_t nsrun_checksum(const char *data, size_t size)
 {
-	static const uint32_t of_four_bits[] = {
-		/* clang-format off: a table */
-		0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
-		0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c, 0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c,
-		/* clang-format on */
-	};
-	uint32_t crc = ~0U;
-
-	for (size_t i = 0; i < size; i++) {
-		crc ^= (unsigned char)data[i];
-		crc = crc >> 4 ^ of_four_bits[crc & 15];
-		crc = crc >> 4 ^ of_four_bits[crc & 15];
-	}
-	return ~crc;
+	return checksum(data, size);
 }
 
 static long nsrun_channel(int *two)

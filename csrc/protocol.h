@@ -89,6 +89,64 @@ struct plan_header {
 	OP(execute, "ll") \
 	OP(execute_pause, "ill")
 
+/* ---- nsrun → nsrun's front, the next time: a compiled plan ------------------------------------------ */
+
+/*
+ * A file below RUN/plans: this header, then `count` steps, each encoded as those of nsrun-init's plan are, with the numbers of
+ * REPLAY.  `checksum` (sealed.h) is that of everything after the header.  docs/replay.md tells what a front may take for granted.
+ */
+#define REPLAY_MAGIC "NSR1"
+struct replay_header {
+	char magic[4]; /* REPLAY_MAGIC */
+	uint32_t checksum, count;
+};
+
+/*
+ * What the front does, in the order of the numbers; b = any bytes, the others as in OPS.  The first ones are witnesses: they
+ * change nothing, and if what they say is not so any more, the plan is stale.  A handle is the number of a descriptor.
+ *
+ *     words WORDS COMMAND           the command line begins with these, and after them comes nothing, or (1) a command
+ *     same_file PATH DEV INODE SIZE MTIME CTIME    times in nanoseconds; the last component is no link
+ *     same_text PATH TEXT           a file of the kernel's, whole
+ *     same_link PATH TARGET         readlink(2)
+ *     same_variable NAME VALUE      "=…", or "" for one that is not set
+ *     same_powers EFFECTIVE BOUNDING               bit masks of capabilities(7)
+ *     process PID START HANDLE      a pidfd; START as in proc_pid_stat(5)
+ *     program PATH NAME HANDLE      a sealed copy
+ *     memory NAME BYTES HANDLE      a sealed file
+ *     document HEAD TAIL HANDLE     the same, for nsrun-init's plan: HEAD, the arguments of the command, TAIL
+ *     pipe READ WRITE OWNED UID     OWNED is the end that belongs to UID
+ *     null HANDLE                   /dev/null, to read
+ *     cgroup PATH INODE HANDLE
+ *     launch JOIN FLAGS CGROUP PROGRAM DOCUMENT CHANNEL PIDFD KEEP STDIO    KEEP and STDIO: int32_t[]
+ *     release                       let the program start
+ *     become PROGRAM WORDS KEEP     become the monitor
+ */
+#define REPLAY(DO) \
+	DO(words, "li") \
+	DO(same_file, "siiiii") \
+	DO(same_text, "ss") \
+	DO(same_link, "ss") \
+	DO(same_variable, "ss") \
+	DO(same_powers, "ii") \
+	DO(process, "iii") \
+	DO(program, "ssi") \
+	DO(memory, "sbi") \
+	DO(document, "bbi") \
+	DO(pipe, "iiii") \
+	DO(null, "i") \
+	DO(cgroup, "sii") \
+	DO(launch, "iiiiiiibb") \
+	DO(release, "") \
+	DO(become, "ilb")
+
+enum replay_limits {
+	REPLAY_BYTES = 1 << 20, /* of one compiled plan */
+	REPLAY_WORDS = 32,      /* of a command line, before the command */
+	REPLAY_FIRST = 100,     /* handles are numbers from this one on, */
+	REPLAY_HANDLES = 100,   /* so many of them */
+};
+
 /* ---- nsrun-init ↔ nsrun: the channel, a SOCK_SEQPACKET pair ---------------------------------------- */
 
 /* From nsrun-init: this, and after `err` the path or name that the step was touching, without a NUL. */

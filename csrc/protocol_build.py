@@ -22,6 +22,8 @@ def module(header: pathlib.Path = HEADER) -> str:
     ops = re.findall(r'^\tOP\((\w+), "\w*"\)', text, re.M)
     constants["OPS"] = tuple(ops)
     constants["OP_OF_STEP"] = {op.title().replace("_", ""): number for number, op in enumerate(ops)}
+    replay = re.findall(r'^\tDO\((\w+), "(\w*)"\)', text, re.M)
+    constants["REPLAY"] = {op: (number, kinds) for number, (op, kinds) in enumerate(replay)}
 
     ffi = cffi.FFI()
     ffi.cdef(re.sub(r"^#(?:.*\\\n)*.*$", "", text, flags=re.M))

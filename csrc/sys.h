@@ -35,8 +35,10 @@
 #include <stdint.h>
 
 #define MNT_DETACH       2
+#define AF_UNIX          1
 #define AF_INET          2
 #define SOCK_DGRAM       2
+#define SOCK_SEQPACKET   5
 #define SOCK_CLOEXEC     O_CLOEXEC
 #define SCM_RIGHTS       1
 #define MSG_DONTWAIT     0x40

@@ -328,8 +328,32 @@ def execute(call: Call) -> int:
     from nsrun.lifecycle.execute import execute
 
     _check_terminal(call, False)
-    execute(call.state, call.operands[0], {**call.options, "command": call.rest}, observe=_trace(call))
+    observe = _trace(call) or _leave(call)
+    execute(call.state, call.operands[0], {**call.options, "command": call.rest}, observe=observe)
     return 0
+
+
+#: Options of exec whose effect does not depend on what the machine is like, except for variables of the environment.
+_REPLAYED = {"interactive", "env", "workdir"}
+
+
+def _leave(call: Call) -> Any:
+    """Return what leaves the compiled plan of an exec, by which the next one with these words needs no Python; None: nothing may."""
+    if (
+        call.state.uid
+        or call.general
+        or not _REPLAYED.issuperset(call.options)
+        or os.environ.get("NSRUN_REPLAY") == "0"
+    ):
+        return None
+
+    def leave(run: Run) -> None:
+        from nsrun.run import replay
+
+        variables = [entry for entry in call.options.get("env") or [] if "=" not in entry]
+        replay.leave(run, call.words[: len(call.words) - len(call.rest)], True, variables)
+
+    return leave
 
 
 def _check_terminal(call: Call, detach: bool) -> None:

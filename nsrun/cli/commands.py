@@ -141,7 +141,7 @@ def function(name: str) -> Any:
 class Call:
     """A command line that was read: what a handler gets.  `command` is None when only general options were given."""
 
-    __slots__ = ("command", "general", "operands", "options", "rest", "state")
+    __slots__ = ("command", "general", "operands", "options", "rest", "state", "words")
 
     command: Command | None
     state: State  # set before the handler runs
@@ -152,6 +152,7 @@ class Call:
         self.options: dict[str, Any] = {}
         self.operands: list[str] = []
         self.rest: list[str] = []
+        self.words: list[str] = []  # all of them, as they were typed
 
 
 O = Option  # noqa: E741
@@ -160,6 +161,7 @@ GLOBAL = (
     O("--root", "DIR", "keep all state below DIR; pods of one root are not visible in another (NSRUN_ROOT; default: /run/nsrun and /var/lib/nsrun)"),
     O("--debug", "", "show a Python traceback with an error"),
     O("--trace", "", "print each step and how long it took, to stderr"),
+    O("--no-replay", "", "neither replay a compiled plan nor leave one (NSRUN_REPLAY=0)"),
     O("--version", "", "print the version"),
     O("-h, --help", "", "print this help"),
 )  # fmt: skip
@@ -491,6 +493,7 @@ def parse(arguments: list[str]) -> Call:
     """Read a command line.  UsageError: it is not one of ours, and the hint says what was meant, or what there is."""
     left = list(arguments)
     call = Call()
+    call.words = arguments
     while left and _take(left, GLOBAL, call.general, ""):
         pass
     if not left:

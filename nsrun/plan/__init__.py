@@ -70,6 +70,22 @@ if TYPE_CHECKING:
         def monitors_pidfd(self) -> int: ...
         def hand_over(self, detach: bool) -> None: ...
 
+    #: A step of a compiled plan: its name in REPLAY, and its arguments.
+    Replayed = tuple[Any, ...]
+
+    class Compiling(Protocol):
+        """What a step may use of the compiler of a plan: nsrun.run.replay.Compiler."""
+
+        stdio: tuple[str, str, str]
+
+        def make(self, name: str) -> int: ...
+        def fd(self, name: str) -> int: ...
+        def content(self, name: str) -> bytes: ...
+        def process(self, name: str) -> tuple[int, int]: ...
+        def inode(self, name: str) -> int: ...
+        def document(self) -> tuple[bytes, bytes, list[int]]: ...
+        def monitor(self) -> tuple[list[str], list[int]]: ...
+
 else:
 
     def dataclass_transform(**_):  # typing costs 8 ms to import
@@ -186,6 +202,10 @@ class Step:
 
     def shell(self) -> str:
         return ""
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        """Return what the front does instead (REPLAY in csrc/protocol.h), in numbers; None: it can't."""
+        return None
 
     def check(self) -> str:
         return ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from nsrun.plan import Context
+    from nsrun.plan import Compiling, Context, Replayed
 
 
 class ClaimName(Step):
@@ -177,6 +177,11 @@ class OpenCgroup(Step):
 
     def check(self) -> str:
         return f"cat {self.path}/cgroup.procs"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        if not self.path:
+            return []
+        return [("cgroup", self.path, compiler.inode("cgroup:dir"), compiler.make("cgroup:dir"))]
 
     def do(self, run: Context) -> None:
         if self.path:

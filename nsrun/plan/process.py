@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from nsrun.plan import Context
+    from nsrun.plan import Compiling, Context, Replayed
 
 
 def sealed(handle: str, name: str, kind: str = "MFD_NOEXEC_SEAL") -> list[str | Part]:
@@ -71,6 +71,9 @@ class OpenProcess(Step):
     def check(self) -> str:
         return "ps -p PID"
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("process", *compiler.process(self.handle), compiler.make(self.handle))]
+
     def do(self, run: Context) -> None:
         fd, pid = (run.state.process if self.member else run.state.pause)(self.note)
         if fd < 0:
@@ -106,6 +109,9 @@ class LoadProgram(Step):
     def check(self) -> str:
         return "readlink /proc/PID/exe   # memfd: (deleted)"
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("program", f"{kernel.LIBEXEC}/{self.program}", self.program, compiler.make(self.handle))]
+
     def do(self, run: Context) -> None:
         run.hold(self.handle, kernel.load_program(self.program))
 
@@ -125,6 +131,9 @@ class LoadFilter(Step):
 
     def makes(self) -> tuple[str, ...]:
         return ("seccomp:fd",)
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("memory", "seccomp", compiler.content("seccomp:fd"), compiler.make("seccomp:fd"))]
 
     def do(self, run: Context) -> None:
         from nsrun import seccomp
@@ -155,6 +164,16 @@ class OpenStdio(Step):
 
     def check(self) -> str:
         return "ls -l /proc/PID/fd"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        found: list[Replayed] = []
+        for name, owned in (("out", "write"), ("err", "write"), *([("in", "read")] if self.stdin else [])):
+            ends = {end: compiler.make(f"{name}:{end}") for end in ("read", "write")}
+            found.append(("pipe", *ends.values(), ends[owned], self.uid))
+        if not self.stdin:
+            found.append(("null", compiler.make("in:read")))
+        compiler.stdio = ("in:read", "out:write", "err:write")
+        return found
 
     def do(self, run: Context) -> None:
         for name in ("out", "err"):
@@ -374,7 +393,7 @@ class Launch(Step):
         return Part([*locks, *before, last], by="its child")
 
     def _and_back(self) -> list[str | Part]:
-        """csrc/kernel.c join_and_return()."""
+        """csrc/join.h join_and_return()."""
         setns = f"setns({self.join}, {kernel.flag_names(self.join_flags, kernel.CLONE_FLAGS)})" if self.join else ""
         back: list[str | Part] = [
             f"setns(back, {name})" for name, bit in kernel.CLONE_FLAGS.items() if self.join_flags & bit
@@ -432,6 +451,20 @@ class Launch(Step):
 
     def check(self) -> str:
         return "ls -l /proc/PID/ns"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.one_way or self.door or self.detach or self.locks or self.clone_flags:
+            return None
+        head, tail, keep = compiler.document()
+        plan, channel, pidfd = (compiler.make(name) for name in ("plan:fd", "channel:init", "member:pidfd"))
+        numbers = (compiler.fd(name) for name in (self.join, "cgroup:dir", "init:fd"))
+        join, cgroup, init = numbers
+        stdio = [compiler.fd(name) for name in compiler.stdio]
+        keep = sorted({*keep, plan, channel})
+        return [
+            ("document", head, tail, plan),
+            ("launch", join, self.join_flags, cgroup, init, plan, channel, pidfd, keep, stdio),
+        ]
 
     def do(self, run: Context) -> None:
         run.launch(self)
@@ -786,6 +819,9 @@ class Release(Step):
     def needs(self) -> tuple[str, ...]:
         return ("channel:nsrun", "member:pidfd?")
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("release",)]
+
     def do(self, run: Context) -> None:
         run.release()
         if run.directory:
@@ -836,6 +872,12 @@ class HandOver(Step):
 
     def check(self) -> str:
         return "pgrep -a nsrun-monitor"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.detach:
+            return None
+        argv, keep = compiler.monitor()
+        return [("become", compiler.fd("monitor:fd"), argv, keep)]
 
     def do(self, run: Context) -> None:
         run.hand_over(self.detach)

@@ -45,7 +45,48 @@ _SIGINT, _SIGTERM, _SIGHUP = 2, 15, 1
 _GO = bytes((GO,))
 
 
-def encode(steps: list[InitStep], run: Run) -> bytes:
+_MONITOR_FDS = {
+    "out": "out:read",
+    "err": "err:read",
+    "tty": "tty:master",
+    "cgroup": "cgroup:dir",
+    "parent": "cgroup:parent",
+    "listen": "attach:fd",
+    "dir": "directory:fd",
+    "held": "lock:held",
+    "data": "lock:data",
+    "mnt": "member:mnt",
+}
+
+
+def monitor_arguments(run: Any, fds: dict[str, str]) -> tuple[list[str], list[int]]:
+    """Return nsrun-monitor's arguments and the descriptors that it keeps."""
+    options = run.monitor_options
+    names = {**_MONITOR_FDS, **fds}
+    if "in:write" in run.handles:
+        names["in"] = "in:write"
+    if run.directory and "directory:fd" not in run.handles:
+        run.hold("directory:fd", os.open(run.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    if not options.get("own_cgroup", True):
+        names.pop("cgroup"), names.pop("parent")
+    argv, keep = ["nsrun-monitor"], []
+    for key, name in names.items():
+        fd = run.fd(name)
+        if fd >= 0:
+            argv.append(f"{key}={fd}")
+            keep.append(fd)
+    if "cgroup:name" in run.values and "parent" in names:
+        argv.append(f"name={run.values['cgroup:name']}")
+    argv += [
+        f"{key}={value}" for key, value in options.items() if key in ("foreground", "stdin", "cap", "delay", "status")
+    ]
+    if options.get("status", -1) >= 0:
+        keep.append(options["status"])
+    after = run.after + (["--held", f"{run.fd('lock:held')},{run.fd('lock:data')}"] if run.after else [])
+    return argv + (["--", *after] if after else []), keep
+
+
+def encode(steps: list[InitStep], run: Any) -> bytes:
     """Return the steps as nsrun-init reads them (csrc/protocol.h, struct plan_header)."""
     parts = [pack(PLAN_HEADER, PLAN_MAGIC, len(steps))]
     for step in steps:
@@ -256,7 +297,7 @@ class Run:
             go_read, go_write = kernel.channel()
             self.hold("go:read", go_read), self.hold("go:write", go_write)
             slot = self.hold("pidfd:slot", os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-            argv, keep = self.monitor_arguments({"pidfd": "pidfd:slot", "go": "go:read"})
+            argv, keep = monitor_arguments(self, {"pidfd": "pidfd:slot", "go": "go:read"})
             extra = {
                 "monitor": self.fd("monitor:fd"),
                 "monitor_argv": argv,
@@ -339,7 +380,7 @@ class Run:
             monitor_stdio = [0, 1, 2]
             if self.after:
                 self.after += ["--lead", str(theirs)]
-        monitor_argv, monitor_keep = self.monitor_arguments(extra)
+        monitor_argv, monitor_keep = monitor_arguments(self, extra)
         monitor_keep.remove(slot)
         keep = sorted(inherited | {document, channel})
         join, cgroup = self.fd(step.join), self.fd("cgroup:dir")
@@ -467,50 +508,9 @@ class Run:
 
     # ---- phase 5 ---------------------------------------------------------------------------------------
 
-    _MONITOR_FDS = {
-        "out": "out:read",
-        "err": "err:read",
-        "tty": "tty:master",
-        "cgroup": "cgroup:dir",
-        "parent": "cgroup:parent",
-        "listen": "attach:fd",
-        "dir": "directory:fd",
-        "held": "lock:held",
-        "data": "lock:data",
-        "mnt": "member:mnt",
-    }
-
     def monitors_pidfd(self) -> int:
         """Return the number of the descriptor under which the member's keeper has a pidfd of it."""
         return self.fd("pidfd:slot") if "pidfd:slot" in self.handles else self.fd("member:pidfd")
-
-    def monitor_arguments(self, fds: dict[str, str]) -> tuple[list[str], list[int]]:
-        """Return nsrun-monitor's arguments and the descriptors that it keeps."""
-        options = self.monitor_options
-        names = {**self._MONITOR_FDS, **fds}
-        if "in:write" in self.handles:
-            names["in"] = "in:write"
-        if self.directory and "directory:fd" not in self.handles:
-            self.hold("directory:fd", os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        if not options.get("own_cgroup", True):
-            names.pop("cgroup"), names.pop("parent")
-        argv, keep = ["nsrun-monitor"], []
-        for key, name in names.items():
-            fd = self.fd(name)
-            if fd >= 0:
-                argv.append(f"{key}={fd}")
-                keep.append(fd)
-        if "cgroup:name" in self.values and "parent" in names:
-            argv.append(f"name={self.values['cgroup:name']}")
-        argv += [
-            f"{key}={value}"
-            for key, value in options.items()
-            if key in ("foreground", "stdin", "cap", "delay", "status")
-        ]
-        if options.get("status", -1) >= 0:
-            keep.append(options["status"])
-        after = self.after + (["--held", f"{self.fd('lock:held')},{self.fd('lock:data')}"] if self.after else [])
-        return argv + (["--", *after] if after else []), keep
 
     def _go(self, mounts: int) -> None:
         """Tell a running monitor that its member's note is written.
@@ -541,7 +541,7 @@ class Run:
             for name in ("lead:ours", "monitor:pidfd"):
                 os.set_inheritable(self.fd(name), True)
             kernel.replace_process(self.fd("monitor:fd"), ["nsrun-monitor", *arguments])
-        argv, keep = self.monitor_arguments({"pidfd": "member:pidfd"})
+        argv, keep = monitor_arguments(self, {"pidfd": "member:pidfd"})
         for fd in keep:
             os.set_inheritable(fd, True)
         for name in ("lock:held", "lock:data"):  # a lock survives the exec

@@ -156,6 +156,7 @@ class State:
         self.owned = f"{owned}/{self.uid}" if self.uid else owned
         self.root = root
         self.broken: dict[str, str] = {}  # the notes that could not be read: path → reason
+        self.seen: dict[str, os.stat_result] = {}  # the notes that were read, each as it was then
         self._boot = ""
         self.patience = LOCK_SECONDS
 
@@ -240,7 +241,7 @@ class State:
 
     def _load(self, path: str, shape: str) -> Note | None:
         try:
-            data = _read_bounded(path)
+            data = _read_bounded(path, seen=self.seen)
         except OSError as error:
             if error.errno in (ENOENT, ENOTDIR):
                 return None
@@ -894,16 +895,19 @@ def _visible(pid: int, what: str) -> int:
     )
 
 
-def _read_bounded(path: str, size: int = codec.MAX_BYTES) -> bytes:
-    """Return the content of a regular file of at most `size` bytes.
+def _read_bounded(path: str, size: int = codec.MAX_BYTES, seen: dict[str, os.stat_result] | None = None) -> bytes:
+    """Return the content of a regular file of at most `size` bytes; `seen` gets what fstat(2) says of it.
 
     Raise OSError: EFBIG for a larger file, EINVAL for anything but a regular file, since a FIFO would hang us.
     """
     from errno import EFBIG
 
     with kernel.Fd(open_regular(path)) as fd:
-        if os.fstat(fd).st_size > size:
+        st = os.fstat(fd)
+        if st.st_size > size:
             raise OSError(EFBIG, "it is too large", path)
+        if seen is not None:
+            seen[path] = st
         return os.read(fd, size)
 
 

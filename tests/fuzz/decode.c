@@ -20,7 +20,8 @@
 
 #define MAX 64
 
-static const char *const kinds[] = {"", "i", "s", "l", "ii", "is", "ss", "sssi", "isi", "ssi", "sl", "iii", "iili", "ll", "ill"};
+static const char *const kinds[] = {"", "i", "s", "l", "ii", "is", "ss", "sssi", "isi", "ssi", "sl", "iii", "iili", "ll", "ill",
+                                    "li", "siiiii", "sbi", "bbi", "iiiiiiibb", "ilb"};
 
 static void check_strings(const char *const *strings, int n, const char *from, const char *end)
 {
@@ -36,7 +37,7 @@ static void check_strings(const char *const *strings, int n, const char *from, c
 static void read_plan(const char *p, const char *end)
 {
 	const char *strings[MAX + 1];
-	struct arg a[8];
+	struct arg a[12];
 	uint32_t code;
 
 	while (take(&p, end, &code, sizeof code) && code < sizeof kinds / sizeof *kinds) {

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leave a compiled plan behind, so that the front (csrc/front.c) can do the same without Python the next time.
+
+A compiled plan says which command line it is for, what was looked at while the plan was made (witnesses), and what the
+steps do, in numbers that the front can carry out (csrc/protocol.h, REPLAY).  A step that has no such form has no
+compiled plan.  docs/replay.md tells what may be taken for granted, and what not.
+"""
+
+from __future__ import annotations
+
+import os
+from struct import pack
+
+from nsrun import kernel
+from nsrun._protocol import (
+    OP_OF_STEP,
+    PLAN_HEADER,
+    PLAN_MAGIC,
+    REPLAY,
+    REPLAY_BYTES,
+    REPLAY_FIRST,
+    REPLAY_HANDLES,
+    REPLAY_HEADER,
+    REPLAY_MAGIC,
+    REPLAY_WORDS,
+)
+from nsrun.plan import INIT, InitStep
+from nsrun.plan.process import Execute
+from nsrun.run import encode, monitor_arguments
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from nsrun.plan import Plan, Replayed
+    from nsrun.run import Run
+    from nsrun.state import State
+
+#: Compiled plans that are kept in one state directory; the oldest ones go first.
+KEPT = 64
+#: What differs between two installations, and between one and the next.
+BUILT = f"{kernel.LIBEXEC}/sources"
+
+
+class CannotReplay(Exception):
+    """The front can't do this, or would not do the same."""
+
+
+class Compiler:
+    """Give each handle of a plan its number in the compiled plan; stands for the Run where steps encode what they do."""
+
+    def __init__(self, plan: Plan, run: Run) -> None:
+        self.plan, self.run = plan, run
+        self.handles: dict[str, int] = {}
+        self.values, self.directory, self.after = run.values, run.directory, run.after
+        self.monitor_options = run.monitor_options
+        self.stdio: tuple[str, str, str] = ("", "", "")
+        self._asked: set[int] = set()
+
+    def make(self, name: str) -> int:
+        """Return a new number for a handle.  Raise CannotReplay when there are too many."""
+        if len(self.handles) == REPLAY_HANDLES:
+            raise CannotReplay(f"it has more than {REPLAY_HANDLES} handles")
+        self.handles[name] = REPLAY_FIRST + len(self.handles)
+        return self.handles[name]
+
+    def fd(self, name: str) -> int:
+        number = self.handles.get(name, -1)
+        self._asked.add(number)
+        return number
+
+    def text(self, template: str) -> str:
+        return self.run.text(template)
+
+    def content(self, name: str) -> bytes:
+        """Return what a sealed file in memory holds that the run has made."""
+        fd = self.run.fd(name)
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+
+    def process(self, name: str) -> tuple[int, int]:
+        """Return (pid, start time in ticks) of the process of a pidfd of the run.  Raise CannotReplay when it has ended."""
+        try:
+            pid = _number(f"/proc/self/fdinfo/{self.run.fd(name)}", b"Pid:")
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                start = int(file.read(4096).rpartition(b")")[2].split()[19])
+            kernel.pidfd_send_signal(self.run.fd(name), 0)
+        except (OSError, ValueError, IndexError) as error:
+            raise CannotReplay(f"its process has ended: {error}") from None
+        return pid, start
+
+    def inode(self, name: str) -> int:
+        return os.fstat(self.run.fd(name)).st_ino
+
+    def document(self) -> tuple[bytes, bytes, list[int]]:
+        """Return the plan of nsrun-init before and after the arguments of the command, and the numbers that it names.
+
+        Raise CannotReplay when it does not end with an exec.
+        """
+        *steps, last = [step for step in self.plan.steps if isinstance(step, InitStep)]
+        if not isinstance(last, Execute):
+            raise CannotReplay("it executes no command")
+        self._asked.clear()
+        head = (
+            pack(PLAN_HEADER, PLAN_MAGIC, len(steps) + 1) + encode(steps, self)[len(pack(PLAN_HEADER, PLAN_MAGIC, 0)) :]
+        )
+        _, environment = last.args(self)  # type: ignore[arg-type]
+        return head + pack("=I", OP_OF_STEP["Execute"]), argument("l", environment), sorted(self._asked - {-1})
+
+    def monitor(self) -> tuple[list[str], list[int]]:
+        """Return the arguments of nsrun-monitor and the numbers that it keeps."""
+        return monitor_arguments(self, {"pidfd": "member:pidfd"})
+
+
+def _number(path: str, key: bytes) -> int:
+    with open(path, "rb") as file:
+        return int(file.read(4096).partition(key)[2].split(None, 1)[0])
+
+
+def argument(kind: str, value: Any) -> bytes:
+    """Return one argument of a step as csrc/decode.h reads it."""
+    if kind == "i":
+        data = pack("=Q", value & (1 << 64) - 1)
+    elif kind == "s":
+        data = os.fsencode(value) + b"\0"
+    elif kind == "l":
+        data = b"".join(os.fsencode(item) + b"\0" for item in value)
+    else:
+        data = value if isinstance(value, bytes) else pack(f"={len(value)}i", *value)
+    return pack("=I", len(data)) + data
+
+
+def compiled(run: Run, witnesses: Iterable[Replayed]) -> bytes:
+    """Return the compiled plan of a run, before it hands over.  Raise CannotReplay."""
+    if kernel.in_userns():
+        raise CannotReplay("it runs in a user namespace")
+    compiler = Compiler(run.plan, run)
+    found = list(witnesses)
+    for step in run.plan.steps:
+        if step.phase == INIT:
+            continue
+        form = step.replayed(compiler)
+        if form is None:
+            raise CannotReplay(f"the front has no {type(step).__name__}")
+        found += form
+    body = b""
+    for name, *values in found:
+        number, kinds = REPLAY[name]
+        arguments = [argument(kind, value) for kind, value in zip(kinds, values, strict=True)]
+        body += pack("=I", number) + b"".join(arguments)
+    data = pack(REPLAY_HEADER, REPLAY_MAGIC, kernel.checksum(body), len(found)) + body
+    if len(data) > REPLAY_BYTES:
+        raise CannotReplay(f"it is larger than {REPLAY_BYTES} bytes")
+    return data
+
+
+def same_file(path: str, st: os.stat_result) -> Replayed:
+    """Return the witness of a file that was read, as it was then."""
+    device = os.major(st.st_dev) << 32 | os.minor(st.st_dev)
+    return "same_file", path, device, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+
+
+def witnesses(state: State, variables: Iterable[str]) -> list[Replayed]:
+    """Return what was looked at: the notes that were read, the machine's ids, our powers, and environment variables."""
+    found: list[Replayed] = [
+        ("same_link", path, os.readlink(path)) for path in ("/proc/self/ns/pid", "/proc/self/ns/user")
+    ]
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        found.append(("same_text", file.name, file.read()))
+    powers = kernel.capability_sets()
+    found.append(("same_powers", powers["CapEff"], powers["CapBnd"]))
+    for name in ("NSRUN_ROOT", *variables):
+        value = os.environ.get(name)
+        found.append(("same_variable", name, "" if value is None else f"={value}"))
+    found.append(same_file(BUILT, os.lstat(BUILT)))
+    return found + [same_file(path, st) for path, st in state.seen.items()]
+
+
+def name_of(words: Sequence[str]) -> str:
+    """Return the name of the file of a compiled plan: FNV-1a of the words, each with its NUL (front.c, hash_word)."""
+    found = 0xCBF29CE484222325
+    for byte in b"".join(os.fsencode(word) + b"\0" for word in words):
+        found = (found ^ byte) * 0x100000001B3 & (1 << 64) - 1
+    return f"{found:016x}"
+
+
+def leave(run: Run, words: Sequence[str], command: bool, variables: Iterable[str]) -> bool:
+    """Leave a compiled plan for the words of a command line, after which a command comes or nothing.
+
+    Return whether that could be done; if not, the next command costs what this one did.
+    """
+    if len(words) > REPLAY_WORDS or any(not os.path.isabs(path) for path in run.state.seen):
+        return False
+    directory = f"{run.state.run}/plans"
+    path = f"{directory}/{name_of(words)}"
+    new = f"{path}.{os.getpid()}"
+    try:
+        first: Replayed = ("words", list(words), int(command))
+        data = compiled(run, [first, *witnesses(run.state, variables)])
+        os.makedirs(directory, 0o700, exist_ok=True)
+        with open(
+            os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb"
+        ) as file:
+            file.write(data)
+        os.rename(new, path)
+        _drop_oldest(directory)
+    except CannotReplay:
+        return False
+    except Exception:  # what the user asked for has been done, and goes on
+        if os.environ.get("NSRUN_REPLAY") == "must":
+            raise
+        return False
+    return True
+
+
+def _drop_oldest(directory: str) -> None:
+    names = os.listdir(directory)
+    if len(names) > KEPT:
+        ages = sorted((os.lstat(f"{directory}/{name}").st_mtime_ns, name) for name in names)
+        for _, name in ages[: len(names) - KEPT]:
+            os.unlink(f"{directory}/{name}")
