@@ -270,8 +270,7 @@ static long hear(void)
 
 static long op_launch(struct arg *a)
 {
-	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .cgroup = (int)a[2].i, .program = (int)a[3].i,
-	                   .monitor = -1, .pidfd_slot = -1, .pidfd = -1, .pid = -1};
+	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .cgroup = (int)a[2].i, .program = (int)a[3].i, .monitor = -1, .pidfd_slot = -1, .pidfd = -1, .pid = -1};
 	char numbers[2][24];
 	const char *words[] = {"nsrun-init", numbers[0], numbers[1], NULL};
 	int keep[32], two[2];

@@ -143,8 +143,8 @@ struct replay_header {
 enum replay_limits {
 	REPLAY_BYTES = 1 << 20, /* of one compiled plan */
 	REPLAY_WORDS = 32,      /* of a command line, before the command */
-	REPLAY_FIRST = 100,     /* handles are numbers from this one on, */
-	REPLAY_HANDLES = 100,   /* so many of them */
+	REPLAY_FIRST = 20,      /* handles are numbers from this one on, above those that a shell leaves open, */
+	REPLAY_HANDLES = 40,    /* so many of them: below 63, the first of bash's <(…), and in a table of 64 */
 };
 
 /* ---- nsrun-init ↔ nsrun: the channel, a SOCK_SEQPACKET pair ---------------------------------------- */

@@ -75,22 +75,22 @@ class Compiler:
 
     def content(self, name: str) -> bytes:
         """Return what a sealed file in memory holds that the run has made."""
-        fd = self.run.fd(name)
+        fd = self.run.handles[name]
         return os.pread(fd, os.fstat(fd).st_size, 0)
 
     def process(self, name: str) -> tuple[int, int]:
         """Return (pid, start time in ticks) of the process of a pidfd of the run.  Raise CannotReplay when it has ended."""
         try:
-            pid = _number(f"/proc/self/fdinfo/{self.run.fd(name)}", b"Pid:")
+            pid = _number(f"/proc/self/fdinfo/{self.run.handles[name]}", b"Pid:")
             with open(f"/proc/{pid}/stat", "rb") as file:
                 start = int(file.read(4096).rpartition(b")")[2].split()[19])
-            kernel.pidfd_send_signal(self.run.fd(name), 0)
+            kernel.pidfd_send_signal(self.run.handles[name], 0)
         except (OSError, ValueError, IndexError) as error:
             raise CannotReplay(f"its process has ended: {error}") from None
         return pid, start
 
     def inode(self, name: str) -> int:
-        return os.fstat(self.run.fd(name)).st_ino
+        return os.fstat(self.run.handles[name]).st_ino
 
     def document(self) -> tuple[bytes, bytes, list[int]]:
         """Return the plan of nsrun-init before and after the arguments of the command, and the numbers that it names.
@@ -165,7 +165,7 @@ def witnesses(state: State, variables: Iterable[str]) -> list[Replayed]:
     found: list[Replayed] = [
         ("same_link", path, os.readlink(path)) for path in ("/proc/self/ns/pid", "/proc/self/ns/user")
     ]
-    with open("/proc/sys/kernel/random/boot_id") as file:
+    with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
         found.append(("same_text", file.name, file.read()))
     powers = kernel.capability_sets()
     found.append(("same_powers", powers["CapEff"], powers["CapBnd"]))

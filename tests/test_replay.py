@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front (csrc/front.c): what it replays does the same as Python, and what is stale is never replayed.
+
+NSRUN_REPLAY=must makes the front fail instead of executing Python, so that a test knows which of the two it was.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+
+import pytest
+from conftest import NSRUN, kill, need, sh, wait_for
+
+from nsrun import kernel
+
+pytestmark = pytest.mark.live
+
+MUST = {"NSRUN_REPLAY": "must"}
+NOTHING = "nsrun: nothing to replay\n"
+
+
+@pytest.fixture
+def member(host, pod, busybox):
+    host.start("m", busybox, "sleep", "1000")
+    host.run("exec m true")
+    assert plans(host)
+    return host.member("m")
+
+
+def plans(host) -> list[pathlib.Path]:
+    return sorted(host.root.glob("run/plans/*"))
+
+
+def is_replayed(host, *words: str, **kwargs) -> bool:
+    done = host.run(*words, env={**MUST, **kwargs.pop("env", {})}, check=False, **kwargs)
+    assert done.returncode == 0 or (done.returncode, done.stderr) == (125, NOTHING), done
+    return done.returncode == 0
+
+
+def both(host, *words: str, **kwargs) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
+    """What Python and what the front make of a command."""
+    first = host.run(*words, env={"NSRUN_REPLAY": "0"}, check=False, **kwargs)
+    host.run(*words, check=False, **kwargs)  # leaves the plan
+    return first, host.run(*words, env=MUST, check=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "code"),
+    [
+        (["exec", "m", "echo", "a  b", "", "ä\n*", "$HOME"], "", 0),
+        (["exec", "m", "sh", "-c", "echo out; echo err >&2; exit 7"], "", 7),
+        (["exec", "m", "sh", "-c", "kill -9 $$"], "", 137),
+        (["exec", "-i", "m", "sh", "-c", "cat; exit 3"], "some\ninput\n", 3),
+        (["exec", "m", "cat"], "not for you", 0),
+        (["exec", "-e", "A=1", "-e", "B=2 3", "m", "env"], "", 0),
+        (["exec", "-w", "/tmp", "m", "pwd"], "", 0),
+        (["exec", "-w", "/tmp", "m", "--", "pwd"], "", 0),
+        (["exec", "m", "sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x"], "", 0),
+    ],
+)
+def test_the_same_comes_out(host, member, words, stdin, code):
+    python, front = both(host, *words, input=stdin)
+    assert (front.returncode, front.stdout, front.stderr) == (python.returncode, python.stdout, python.stderr)
+    assert front.returncode == code
+
+
+def test_one_plan_is_for_any_command(host, member):
+    assert len(plans(host)) == 1
+    for words in (["true"], ["echo", "x" * 100_000], ["sh", "-c", "exit 0"]):
+        assert is_replayed(host, "exec", "m", *words)
+    assert len(plans(host)) == 1
+
+
+def test_a_command_that_is_not_there_is_told_by_python(host, member):
+    done = host.run("exec m nosuch", check=False)
+    assert done.returncode == 127 and "not found in the member's PATH" in done.stderr
+    assert host.run("exec m /etc", check=False).returncode == 126
+
+
+#: What the kernel shows of a process; numbers of processes and of pipes differ from one to the next.
+SHOWN = "cd /proc/self; cat status limits cgroup mountinfo; ls -l ns fd | cut -c1-10,43-; env; umask; pwd; cat oom_score_adj attr/current 2>&1; ulimit -a"
+
+
+def told(text: str) -> list[str]:
+    volatile = re.compile(r"^(Pid|PPid|Tgid|Ngid|NS\w+|Vm\w+|Rss\w+|\w*ctxt\w*|Threads|HugetlbPages|SigQ|total|.*pipe:|Cpus|Mems)")  # fmt: skip
+    return [line for line in text.splitlines() if not volatile.match(line)]
+
+
+def test_the_kernel_shows_the_same(host, member):
+    python, front = both(host, "exec", "-e", "X=1", "m", "sh", "-c", SHOWN)
+    assert told(front.stdout) == told(python.stdout) and len(told(front.stdout)) > 80
+    here = host.run("exec m readlink /proc/self/ns/pid", env=MUST).stdout
+    assert here.strip() == os.readlink(f"/proc/{member['pid']}/ns/pid")
+
+
+CALLS = "setns,clone3,execve,execveat,seccomp,prctl,capset,setresuid,setresgid,setgroups,keyctl,setsid,chdir,unshare,memfd_create,pidfd_open,socketpair"
+
+
+def calls(host, tmp_path, name: str, **env: str) -> list[list[str]]:
+    """The system calls of each process, in order, from the first one that is not about being Python or the front."""
+    out = tmp_path / name
+    sh("strace", "-ff", "-qq", "-e", f"trace={CALLS}", "-o", out, NSRUN, "exec", "m", "true", env={**host.env, **env})
+    found = []
+    for path in sorted(tmp_path.glob(f"{name}.*"), key=lambda path: int(path.suffix[1:])):
+        lines = [re.sub(r"0x[0-9a-f]+|\d+", "N", re.sub(r"\s+", " ", line)) for line in path.read_text().splitlines()]
+        starts = [number for number, line in enumerate(lines) if line.startswith("memfd_create")]
+        found.append(lines[starts[0] :] if starts else lines)
+    return found
+
+
+def test_the_same_system_calls_are_made(host, member, tmp_path):
+    need(shutil.which("strace"), "strace is missing", "apt-get install strace")
+    python, front = (calls(host, tmp_path, name, NSRUN_REPLAY=name) for name in ("0", "must"))
+    assert len(python) == len(front) == 2
+    ours, its = (
+        [
+            line
+            for line in process
+            if not line.startswith(("prctl(PR_SET_DUMPABLE", "prctl(PR_GET_DUMPABLE", "pidfd_open"))
+        ]
+        for process in (python[0], front[0])
+    )  # kernel.c hides for the time of the launch, the front from its beginning to its end
+    assert [line for line in its if not line.startswith("memfd_create")] == [line for line in ours if not line.startswith("memfd_create")]  # fmt: skip
+    assert sorted(line for line in its if line.startswith("memfd_create")) == sorted(line for line in ours if line.startswith("memfd_create"))  # fmt: skip
+    assert front[1] == python[1]  # of nsrun-init, and of what it becomes
+
+
+# ---- what is stale ---------------------------------------------------------------------------------------------------
+
+
+def other_member(host, busybox) -> None:
+    host.run("rm -f m")
+    host.start("m", busybox, "sleep", "1000")
+
+
+STALE = {
+    "the note": lambda host, busybox: os.utime(host.root / "run/members/m/note"),
+    "the configuration": lambda host, busybox: os.utime(host.root / "run/members/m/config.json"),
+    "the note of the pod": lambda host, busybox: os.utime(host.root / "run/pods/pause/note"),
+    "a member of the same name": other_member,
+}
+
+
+@pytest.mark.parametrize("what", STALE)
+def test_what_was_read_has_changed(host, member, busybox, what):
+    assert is_replayed(host, "exec", "m", "true")
+    STALE[what](host, busybox)
+    assert not is_replayed(host, "exec", "m", "true")
+    assert host.run("exec m echo works").stdout == "works\n"  # and leaves another plan
+    assert is_replayed(host, "exec", "m", "true")
+
+
+def test_a_member_that_has_ended(host, member):
+    kill(member["pid"])
+    wait_for(lambda: host.member("m")["status"] == "stopped", 5, "its end")
+    assert not is_replayed(host, "exec", "m", "true")
+    assert "is stopped" in host.fails(125, "exec", "m", "true")
+    host.run("rm m")
+    assert not is_replayed(host, "exec", "m", "true")
+    assert "no member" in host.fails(125, "exec", "m", "true")
+
+
+def test_a_variable_that_was_read(host, member):
+    words = ["exec", "-e", "COLOUR", "m", "env"]
+    assert "COLOUR=red" in host.run(*words, env={"COLOUR": "red"}).stdout
+    assert is_replayed(host, *words, env={"COLOUR": "red"})
+    for env in ({"COLOUR": "blue"}, {"COLOUR": ""}, {}):
+        assert not is_replayed(host, *words, env=env)
+    assert "COLOUR=blue" in host.run(*words, env={"COLOUR": "blue"}).stdout
+
+
+WRAPPED = {
+    "another build": ["unshare", "--mount", "sh", "-c", f"mount --bind /etc/hostname {kernel.LIBEXEC}/sources; exec \"$@\"", "-"],
+    "another boot": ["unshare", "--mount", "sh", "-c", 'mount --bind /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id; exec "$@"', "-"],
+    "another PID namespace": ["unshare", "--pid", "--fork", "--mount-proc"],
+    "the old /proc": ["unshare", "--pid", "--fork"],
+    "a user namespace": ["unshare", "--user", "--map-root-user"],
+    "another clock": ["unshare", "--time", "--boottime", "1000000", "--fork"],
+    "fewer capabilities": ["setpriv", "--bounding-set", "-net_raw"],
+    "a closed input": ["sh", "-c", 'exec "$@" <&-', "-"],
+    "a closed output": ["sh", "-c", 'exec "$@" 2>&-', "-"],
+    "a descriptor of the caller's": ["bash", "-c", 'exec "$@" 45</dev/null', "-"],
+    "no /proc": ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /proc; exec "$@"', "-"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRAPPED)
+def test_from_another_place(host, member, what):
+    words = [*WRAPPED[what], NSRUN, "exec", "m", "touch", "/tmp/was-here"]
+    done = sh(*words, env={**host.env, **MUST}, check=False)
+    assert done.returncode == 125 and done.stderr in (NOTHING, ""), done
+    assert host.run("exec m ls /tmp").stdout == ""
+
+
+@pytest.mark.parametrize("words", [["exec", "m"], ["exec", "m", "-x"], ["exec", "-t", "m", "true"], ["exec", "-u", "1", "m", "true"], ["exec", "nobody", "true"], ["--debug", "exec", "m", "true"], ["--no-replay", "exec", "m", "true"]])  # fmt: skip
+def test_other_words(host, member, words):
+    assert not is_replayed(host, *words)
+
+
+def test_without_replay_none_is_left(host, pod, busybox):
+    host.start("m", busybox, "sleep", "1000")
+    host.run("--no-replay exec m true")
+    host.run("exec m true", env={"NSRUN_REPLAY": "0"})
+    host.run("--root", host.root, "exec", "m", "true")
+    assert plans(host) == []
+
+
+# ---- whose plan it is ------------------------------------------------------------------------------------------------
+
+
+def spoilt(path: pathlib.Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+UNFIT = {
+    "one that others may read": lambda path, alice: path.chmod(0o644),
+    "another user's": lambda path, alice: os.chown(path, alice.uid, alice.uid),
+    "a link": lambda path, alice: (path.rename(path.with_suffix(".x")), path.symlink_to(path.with_suffix(".x"))),
+    "a FIFO": lambda path, alice: (path.unlink(), os.mkfifo(path, 0o600)),
+    "a directory": lambda path, alice: (path.unlink(), path.mkdir(0o700)),
+    "a device": lambda path, alice: (path.unlink(), os.mknod(path, 0o20600, os.makedev(1, 5))),
+    "an empty file": lambda path, alice: path.write_bytes(b""),
+    "half of it": lambda path, alice: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one that is too large": lambda path, alice: path.write_bytes(path.read_bytes() + bytes(1 << 20)),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_file_that_is_no_plan_of_ours(host, alice, member, what):
+    (path,) = plans(host)
+    UNFIT[what](path, alice)
+    assert not is_replayed(host, "exec", "m", "true")
+    assert host.run("exec m echo works").stdout == "works\n"
+
+
+def test_a_flipped_bit(host, member):
+    (path,) = plans(host)
+    whole, rng = path.read_bytes(), random.Random(1)
+    for _ in range(60):
+        spoilt(path, rng)
+        assert not is_replayed(host, "exec", "m", "true")
+        path.write_bytes(whole)
+    assert is_replayed(host, "exec", "m", "true")
+
+
+def test_a_users_front_replays_nothing(host, alice, member):
+    shutil.copytree(host.root / "run/plans", alice.home / "run/plans")
+    sh("chown", "-R", f"{alice.uid}:{alice.uid}", alice.home)
+    for who, root in ((alice, alice.home), (host, alice.home)):
+        assert not is_replayed(who, "exec", "m", "true", env={"NSRUN_ROOT": str(root)})
+
+
+def test_old_plans_go_first(host, member):
+    for number in range(70):
+        host.run("exec", "-e", f"N={number}", "m", "true")
+    assert len(plans(host)) == 64
+    assert is_replayed(host, "exec", "-e", "N=69", "m", "true") and not is_replayed(host, "exec", "m", "true")
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_killed_after_every_system_call(host, member):
+    """Nothing of the exec is left, whenever its front is killed."""
+    need(shutil.which("strace"), "strace is missing", "apt-get install strace")
+    group = pathlib.Path(member["cgroup"], "cgroup.procs") if member.get("cgroup") else None
+    before = host.snapshot()
+    for count in range(1, 400):
+        killer = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=all", "-e", f"inject=all:signal=KILL:when={count}"]
+        words = [*killer, NSRUN, "exec", "m", "sleep", "0.01"]
+        done = subprocess.run(words, env={**host.env, **MUST}, capture_output=True, timeout=30, check=False, cwd="/")
+        if not done.returncode:
+            break
+        assert done.returncode == -signal.SIGKILL, (count, done)
+    assert 60 < count < 399
+    wait_for(lambda: host.snapshot() == before, 5, "nothing of it is left")
+    if group:
+        wait_for(lambda: group.read_text().split() == [str(member["pid"])], 5, "only the member is in its cgroup")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_the_commands(host, member, number):
+    words = ["exec", "m", "sh", "-c", f"trap 'exit 9' {int(number)}; echo ready; while :; do sleep 0.05; done"]
+    process = subprocess.Popen([NSRUN, *words], env={**host.env, **MUST}, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(10) == 9
+
+
+def test_how_much_stays_resident(host, member):
+    """The front is what runs for a millisecond, and its program is small."""
+    size = os.path.getsize(NSRUN)
+    assert size < 32 << 10, size
