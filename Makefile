@@ -29,7 +29,7 @@ define install_into
 	$(1)/bin/pip uninstall -q -y nsrun 2>/dev/null || true
 	env -u PYTHONDONTWRITEBYTECODE NSRUN_PYTHON=$(abspath $(1))/bin/python $(1)/bin/pip install -q --disable-pip-version-check $(2) .
 	$(1)/bin/pip uninstall -q -y setuptools 2>/dev/null || true
-	rm -rf build nsrun.egg-info
+	rm -rf build/lib* build/temp.* build/bdist.* nsrun.egg-info
 endef
 
 .venv/.built: .venv/.deps $(SOURCES)
@@ -49,12 +49,17 @@ build: .venv/.built   ## .venv/bin/nsrun, as it is installed elsewhere
 
 dev: .venv/.dev .venv/.tools   ## edit and test: .venv/bin/nsrun and .venv/bin/pytest use this checkout
 
-# The test tools stand in pyproject.toml, once.
+# The tools stand in pyproject.toml, once.
+define extra_into
+	$(1)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(2)"], sep="\n")' >$(1)/$(2).txt
+	$(1)/bin/pip install -q --disable-pip-version-check -r $(1)/$(2).txt
+endef
+
 define tools_into
 	.ci/deps test
 	[ -x $(1)/bin/pip ] || $(PYTHON) -m venv $(1)
-	$(1)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' >$(1)/tools.txt
-	$(1)/bin/pip install -q --disable-pip-version-check -r $(1)/tools.txt
+	$(call extra_into,$(1),test)
+	$(call extra_into,$(1),site)
 endef
 
 .venv/.tools: .venv/.deps .ci/deps pyproject.toml
@@ -123,6 +128,16 @@ format: .venv/.tools   ## format Python and C
 docs: build     ## docs/cli.md from the table of commands
 	@.venv/bin/python -I -c 'from nsrun.cli import help; print(help.manual(), end="")' >docs/cli.md
 
+.venv/.site: .venv/.deps pyproject.toml
+	@[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv
+	@$(call extra_into,.venv,site)
+	@touch $@
+
+site: .venv/.site   ## build/site: the documentation and the labs as pages to open in a browser, without network (docs/site)
+	@rm -rf build/site
+	@.venv/bin/python -B -m sphinx -q -E -n -W --keep-going -c docs/site -d build/doctrees . build/site
+	@echo "open $(CURDIR)/build/site/index.html"
+
 demo: build     ## WordPress on MariaDB in one pod (MYSQL=mysql: real MySQL; PORT=8080)
 	@rootfs/demo up
 
@@ -140,5 +155,5 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 clean:          ## what was built here
 	rm -rf .venv .venv-coverage build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py nsrun/_protocol.py
 
-.PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test fresh-deb check format docs demo demo-down demo-tiny bench clean
+.PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test fresh-deb check format docs site demo demo-down demo-tiny bench clean
 .DEFAULT_GOAL := help

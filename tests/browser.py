@@ -36,6 +36,8 @@ class Browser:
         os.close(theirs)
         os.close(ours)
         self.number, self.session, self.data = 0, "", b""
+        #: What the browser told without being asked: "Network.enable" and the like let it.
+        self.events: list[dict[str, Any]] = []
         try:
             self._open(scheme)
         except BaseException:
@@ -50,7 +52,7 @@ class Browser:
         self.call("Page.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command; events are passed over."""
+        """The answer to one command; what happened meanwhile is in `events`."""
         self.number += 1
         message: dict[str, Any] = {"id": self.number, "method": method, "params": parameters}
         if self.session:
@@ -68,13 +70,14 @@ class Browser:
             if answer.get("id") == self.number:
                 assert "error" not in answer, answer
                 return answer["result"]
+            self.events.append(answer)
 
     def go(self, url: str) -> None:
         self.call("Page.navigate", url=url)
         end = time.monotonic() + 30
         while self.evaluate("document.readyState") != "complete" or self.evaluate("location.href") == "about:blank":
             assert time.monotonic() < end, f"{url} was not loaded"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page."""
