@@ -128,8 +128,8 @@ def test_the_sdist_builds_a_wheel_and_runs_unit_tests(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         script = f"nsrun-{version}.data/scripts/nsrun"
-        assert [name for name in names if name.endswith("/nsrun")] == [script], "one copy of the script"
-        assert archive.read(script).startswith(b"#!/bin/sh\n")
+        assert [name for name in names if name.endswith(("/nsrun", "/nsrun-python"))] == [script, f"{script}-python"]
+        assert archive.read(script).startswith(b"\x7fELF")
         metadata = archive.read(f"nsrun-{version}.dist-info/METADATA").decode()
     assert f"nsrun-{version}.dist-info/licenses/LICENSE" in names
     assert "License-Expression: Apache-2.0" in metadata
