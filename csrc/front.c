@@ -20,6 +20,10 @@
 #include "protocol.h"
 #include "sealed.h"
 
+#include <asm/ioctls.h>
+#include <asm/statfs.h>
+#include <linux/magic.h>
+
 #ifndef NSRUN_HOME /* the directory of the interpreter; "": beside this program */
 #define NSRUN_HOME ""
 #endif
@@ -101,13 +105,19 @@ static long nanoseconds(struct statx_timestamp t)
 	return t.tv_sec * 1000000000L + t.tv_nsec;
 }
 
+/* Whether a file is the one of these five: device, inode, size, and both times. */
+static long same_as(const struct statx *st, const struct arg *a)
+{
+	return same((long)((uint64_t)st->stx_dev_major << 32 | st->stx_dev_minor) == a[0].i && (long)st->stx_ino == a[1].i &&
+	            (long)st->stx_size == a[2].i && nanoseconds(st->stx_mtime) == a[3].i && nanoseconds(st->stx_ctime) == a[4].i);
+}
+
 static long op_same_file(struct arg *a)
 {
 	struct statx st;
 
 	MUST(SYS5(statx, AT_FDCWD, a[0].s, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &st));
-	return same((long)((uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor) == a[1].i && (long)st.stx_ino == a[2].i &&
-	            (long)st.stx_size == a[3].i && nanoseconds(st.stx_mtime) == a[4].i && nanoseconds(st.stx_ctime) == a[5].i);
+	return same_as(&st, a + 1);
 }
 
 static long op_same_text(struct arg *a)
@@ -144,6 +154,42 @@ static long op_same_powers(struct arg *a)
 	for (int cap = 0; (r = SYS5(prctl, PR_CAPBSET_READ, cap, 0, 0, 0)) >= 0; cap++)
 		bounding |= r << cap;
 	return same((long)((uint64_t)sets[1].effective << 32 | sets[0].effective) == a[0].i && bounding == a[1].i);
+}
+
+/* Open a file as the process `pid` sees it: nothing leads out of its root directory. */
+static long open_inside(long pid, const char *path, unsigned long flags)
+{
+	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+	char root[64];
+	long r, fd;
+
+	*put_str(put_num(put_str(root, "/proc/"), (unsigned long)pid, 1), "/root") = 0;
+	fd = SYS3(openat, AT_FDCWD, root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	MUST(fd);
+	r = open_how((int)fd, path, &how, sizeof how);
+	SYS1(close, fd);
+	return r;
+}
+
+static long op_same_inside(struct arg *a)
+{
+	struct statx st;
+	long r, fd = open_inside(a[0].i, a[1].s, O_PATH);
+
+	if (fd == -ENOENT && !a[2].i)
+		return 0;
+	MUST(fd);
+	r = SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &st);
+	SYS1(close, fd);
+	MUST(r);
+	return same_as(&st, a + 2);
+}
+
+static long op_input_is_a_terminal(struct arg *a)
+{
+	char termios[256];
+	(void)a;
+	return SYS3(ioctl, 0, TCGETS, termios);
 }
 
 /* ---- the steps ------------------------------------------------------------------------------------- */
@@ -238,6 +284,34 @@ static long op_pipe(struct arg *a)
 static long op_null(struct arg *a)
 {
 	return move_to(SYS3(openat, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC), a[0].i);
+}
+
+static long op_terminal(struct arg *a)
+{
+	struct winsize { /* ioctl_tty(2) */
+		unsigned short row, col, x, y;
+	} size;
+	const int unlocked = 0;
+	struct statfs fs;
+	long master, r, devpts = open_inside(a[0].i, "/dev/pts", O_PATH | O_DIRECTORY);
+
+	MUST(devpts);
+	if (SYS2(fstatfs, devpts, &fs) < 0 || fs.f_type != DEVPTS_SUPER_MAGIC) {
+		SYS1(close, devpts);
+		return -ESTALE;
+	}
+	master = SYS3(openat, devpts, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+	SYS1(close, devpts);
+	MUST(move_to(master, a[2].i));
+	MUST(SYS3(ioctl, a[2].i, TIOCSPTLCK, &unlocked));
+	for (int fd = 0; fd < 3; fd++) /* its first size is ours, whichever of them is a terminal */
+		if (SYS3(ioctl, fd, TIOCGWINSZ, &size) >= 0) {
+			SYS3(ioctl, a[2].i, TIOCSWINSZ, &size);
+			break;
+		}
+	r = SYS3(ioctl, a[2].i, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	MUST(move_to(r, a[3].i));
+	return SYS3(fchown, a[3].i, a[1].i, -1);
 }
 
 static long op_cgroup(struct arg *a)

@@ -111,12 +111,15 @@ struct replay_header {
  *     same_link PATH TARGET         readlink(2)
  *     same_variable NAME VALUE      "=…", or "" for one that is not set
  *     same_powers EFFECTIVE BOUNDING               bit masks of capabilities(7)
+ *     same_inside PID PATH DEV INODE SIZE MTIME CTIME     a file as that process sees it; DEV 0: there is none
+ *     input_is_a_terminal
  *     process PID START HANDLE      a pidfd; START as in proc_pid_stat(5)
  *     program PATH NAME HANDLE      a sealed copy
  *     memory NAME BYTES HANDLE      a sealed file
  *     document HEAD TAIL HANDLE     the same, for nsrun-init's plan: HEAD, the arguments of the command, TAIL
  *     pipe READ WRITE OWNED UID     OWNED is the end that belongs to UID
  *     null HANDLE                   /dev/null, to read
+ *     terminal PID UID MASTER SLAVE        in the devpts of that process
  *     cgroup PATH INODE HANDLE
  *     launch JOIN FLAGS CGROUP PROGRAM DOCUMENT CHANNEL PIDFD KEEP STDIO    KEEP and STDIO: int32_t[]
  *     release                       let the program start
@@ -129,12 +132,15 @@ struct replay_header {
 	DO(same_link, "ss") \
 	DO(same_variable, "ss") \
 	DO(same_powers, "ii") \
+	DO(same_inside, "isiiiii") \
+	DO(input_is_a_terminal, "") \
 	DO(process, "iii") \
 	DO(program, "ssi") \
 	DO(memory, "sbi") \
 	DO(document, "bbi") \
 	DO(pipe, "iiii") \
 	DO(null, "i") \
+	DO(terminal, "iiii") \
 	DO(cgroup, "sii") \
 	DO(launch, "iiiiiiibb") \
 	DO(release, "") \

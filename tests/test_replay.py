@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 from conftest import NSRUN, kill, need, sh, wait_for
@@ -173,6 +174,47 @@ def test_a_variable_that_was_read(host, member):
     for env in ({"COLOUR": "blue"}, {"COLOUR": ""}, {}):
         assert not is_replayed(host, *words, env=env)
     assert "COLOUR=blue" in host.run(*words, env={"COLOUR": "blue"}).stdout
+
+
+def test_a_terminal(host, member, terminal):
+    words = ["exec", "-it", "m", "sh"]
+    for replay in ("0", "1", "must"):
+        host.env["NSRUN_REPLAY"] = replay
+        t = terminal(*words)
+        t.expect(r"# ")
+        t.type("tty; stty size; echo $TERM; cat\n")
+        t.expect(r"/dev/pts/\d\r\n31 101\r\nvt100\r\n")
+        t.type("\x03")
+        t.expect(r"# ")
+        t.type("exit 7\n")
+        assert t.process.wait(timeout=30) == 7, replay
+    del host.env["NSRUN_REPLAY"]
+    assert not is_replayed(host, *words, "-c", "true", stdin=subprocess.DEVNULL)  # not from a terminal
+    assert "not a terminal" in host.fails(2, *words, "-c", "true", stdin=subprocess.DEVNULL)
+    assert "TERM=" in host.run("exec -t m env").stdout
+    assert is_replayed(host, "exec", "-t", "m", "env") and not is_replayed(host, "exec", "-t", "m", "env", env={"TERM": "x"})  # fmt: skip
+
+
+ACCOUNTS = {
+    "it is another file": "echo 'web:x:9:9::/srv:/bin/sh' >/etc/passwd",
+    "a group more": "echo 'many:x:77:web' >>/etc/group",
+    "there is none": "rm /etc/group",
+}
+
+
+@pytest.mark.parametrize("change", ACCOUNTS)
+def test_the_accounts_of_the_member(host, member, change):
+    host.run("exec", "m", "sh", "-c", "echo 'web:x:5:5::/home/web:/bin/sh' >>/etc/passwd; echo 'web:x:5:' >>/etc/group")
+    words = ["exec", "-u", "web", "m", "sh", "-c", "id; echo $HOME"]
+    host.run(*words)
+    assert not is_replayed(host, *words), "what has just been changed could be changed again"
+    time.sleep(1.1)
+    first = host.run(*words)
+    assert "uid=5(web)" in first.stdout and first.stdout.endswith("/home/web\n")
+    assert host.run(*words, env=MUST).stdout == first.stdout
+    host.run("exec", "m", "sh", "-c", ACCOUNTS[change])
+    assert not is_replayed(host, *words)
+    assert host.run(*words, check=False).stdout == host.run(*words, check=False, env={"NSRUN_REPLAY": "0"}).stdout
 
 
 WRAPPED = {

@@ -333,8 +333,8 @@ def execute(call: Call) -> int:
     return 0
 
 
-#: Options of exec whose effect does not depend on what the machine is like, except for variables of the environment.
-_REPLAYED = {"interactive", "env", "workdir"}
+#: Options of exec whose effect does not depend on anything that has no witness (docs/replay.md).
+_REPLAYED = {"interactive", "terminal", "env", "workdir", "user"}
 
 
 def _leave(call: Call) -> Any:
@@ -350,8 +350,15 @@ def _leave(call: Call) -> Any:
     def leave(run: Run) -> None:
         from nsrun.run import replay
 
+        terminal = bool(call.options.get("terminal"))
         variables = [entry for entry in call.options.get("env") or [] if "=" not in entry]
-        replay.leave(run, call.words[: len(call.words) - len(call.rest)], True, variables)
+        asked = replay.Asked(
+            call.words[: len(call.words) - len(call.rest)],
+            [*variables, *(["TERM"] if terminal else [])],
+            ["/etc/passwd", "/etc/group"] if call.options.get("user") else [],
+            terminal and bool(call.options.get("interactive")),
+        )
+        replay.leave(run, asked)
 
     return leave
 

@@ -241,6 +241,13 @@ class OpenTerminal(Step):
     def check(self) -> str:
         return "ls -l /proc/PID/fd/0"
 
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if not self.member:
+            return None
+        pid, _ = compiler.process(self.member)
+        compiler.stdio = ("tty:slave", "tty:slave", "tty:slave")
+        return [("terminal", pid, self.uid, compiler.make("tty:master"), compiler.make("tty:slave"))]
+
     def do(self, run: Context) -> None:
         from fcntl import ioctl
 

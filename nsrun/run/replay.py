@@ -9,6 +9,7 @@ compiled plan.  docs/replay.md tells what may be taken for granted, and what not
 from __future__ import annotations
 
 import os
+import time
 from struct import pack
 
 from nsrun import kernel
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from nsrun.plan import Plan, Replayed
     from nsrun.run import Run
-    from nsrun.state import State
 
 #: Compiled plans that are kept in one state directory; the oldest ones go first.
 KEPT = 64
@@ -45,6 +45,16 @@ BUILT = f"{kernel.LIBEXEC}/sources"
 
 class CannotReplay(Exception):
     """The front can't do this, or would not do the same."""
+
+
+class Asked:
+    """What a command line was, up to the command of the member, and what its options made nsrun look at."""
+
+    def __init__(self, words: Sequence[str], variables: Sequence[str], inside: Sequence[str], terminal: bool) -> None:
+        self.words = words
+        self.variables = variables  # of the environment
+        self.inside = inside  # files, as the member sees them
+        self.terminal = terminal  # whether the standard input is one
 
 
 class Compiler:
@@ -160,8 +170,8 @@ def same_file(path: str, st: os.stat_result) -> Replayed:
     return "same_file", path, device, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
 
-def witnesses(state: State, variables: Iterable[str]) -> list[Replayed]:
-    """Return what was looked at: the notes that were read, the machine's ids, our powers, and environment variables."""
+def witnesses(run: Run, asked: Asked) -> list[Replayed]:
+    """Return what was looked at: the notes that were read, the machine's ids, our powers, and what the options name."""
     found: list[Replayed] = [
         ("same_link", path, os.readlink(path)) for path in ("/proc/self/ns/pid", "/proc/self/ns/user")
     ]
@@ -169,11 +179,30 @@ def witnesses(state: State, variables: Iterable[str]) -> list[Replayed]:
         found.append(("same_text", file.name, file.read()))
     powers = kernel.capability_sets()
     found.append(("same_powers", powers["CapEff"], powers["CapBnd"]))
-    for name in ("NSRUN_ROOT", *variables):
+    for name in ("NSRUN_ROOT", *asked.variables):
         value = os.environ.get(name)
         found.append(("same_variable", name, "" if value is None else f"={value}"))
+    found += [("input_is_a_terminal",)] if asked.terminal else []
     found.append(same_file(BUILT, os.lstat(BUILT)))
-    return found + [same_file(path, st) for path, st in state.seen.items()]
+    found += [same_file(path, st) for path, st in run.state.seen.items()]
+    return found + [_same_inside(int(run.values["member:ns:pid"]), path) for path in asked.inside]
+
+
+def _same_inside(pid: int, path: str) -> Replayed:
+    """Return the witness of a file that was read below the root of a process.
+
+    One that is a second old may have been changed since it was read: raise CannotReplay.
+    """
+    try:
+        with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+            with kernel.Fd(kernel.open_in_root(root, path, os.O_PATH)) as fd:
+                st = os.fstat(fd)
+    except FileNotFoundError:
+        return ("same_inside", pid, path, 0, 0, 0, 0, 0)
+    if time.time_ns() - st.st_ctime_ns < 10**9:
+        raise CannotReplay(f"{path} has just been changed")
+    name, _, *rest = same_file(path, st)
+    return ("same_inside", pid, path, *rest)
 
 
 def name_of(words: Sequence[str]) -> str:
@@ -184,19 +213,19 @@ def name_of(words: Sequence[str]) -> str:
     return f"{found:016x}"
 
 
-def leave(run: Run, words: Sequence[str], command: bool, variables: Iterable[str]) -> bool:
-    """Leave a compiled plan for the words of a command line, after which a command comes or nothing.
+def leave(run: Run, asked: Asked) -> bool:
+    """Leave a compiled plan for the words of a command line, after which a command comes.
 
     Return whether that could be done; if not, the next command costs what this one did.
     """
+    words = asked.words
     if len(words) > REPLAY_WORDS or any(not os.path.isabs(path) for path in run.state.seen):
         return False
     directory = f"{run.state.run}/plans"
     path = f"{directory}/{name_of(words)}"
     new = f"{path}.{os.getpid()}"
     try:
-        first: Replayed = ("words", list(words), int(command))
-        data = compiled(run, [first, *witnesses(run.state, variables)])
+        data = compiled(run, [("words", words, 1), *witnesses(run, asked)])
         os.makedirs(directory, 0o700, exist_ok=True)
         with open(
             os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb"

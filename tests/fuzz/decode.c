@@ -21,7 +21,7 @@
 #define MAX 64
 
 static const char *const kinds[] = {"", "i", "s", "l", "ii", "is", "ss", "sssi", "isi", "ssi", "sl", "iii", "iili", "ll", "ill",
-                                    "li", "siiiii", "sbi", "bbi", "iiiiiiibb", "ilb"};
+                                    "li", "siiiii", "isiiiii", "sbi", "bbi", "iiiiiiibb", "ilb"};
 
 static void check_strings(const char *const *strings, int n, const char *from, const char *end)
 {
