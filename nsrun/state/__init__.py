@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import os
 from errno import EEXIST, ENOENT, ENOTDIR, ENOTEMPTY
+from time import time_ns
 
 from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, Busy, UnknownError
@@ -129,6 +130,10 @@ def make_directory(path: str) -> None:
             raise
 
 
+#: Nanoseconds after which a note that is written anew can't look like the one before, whatever its file system.
+SETTLED = 2_000_000_000
+
+
 class State:
     """The notes below one root directory."""
 
@@ -157,6 +162,7 @@ class State:
         self.root = root
         self.broken: dict[str, str] = {}  # the notes that could not be read: path → reason
         self.seen: dict[str, os.stat_result] = {}  # the notes that were read, each as it was then
+        self._decoded: dict[str, tuple[tuple[int, ...] | None, Note]] = {}
         self._boot = ""
         self.patience = LOCK_SECONDS
 
@@ -240,16 +246,31 @@ class State:
         return self._process_lives(process) if process else None
 
     def _load(self, path: str, shape: str) -> Note | None:
+        """Return a note, or None when there is none.  Raise BrokenNote.
+
+        One command asks of a note several times, so one that has not changed is not decoded again.  What was written within
+        the last moments could be replaced by a file that looks the same (the clock of a file system is coarse), so only
+        older ones are remembered.
+        """
         try:
-            data = _read_bounded(path, seen=self.seen)
+            with kernel.Fd(open_regular(path)) as fd:
+                st = self.seen[path] = os.fstat(fd)
+                looks = (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+                known, note = self._decoded.get(path, (None, {}))
+                if known == looks:
+                    return dict(note)
+                data = _read_bounded(fd, path)
         except OSError as error:
             if error.errno in (ENOENT, ENOTDIR):
                 return None
             raise BrokenNote(path, f"it can't be read: {os.strerror(error.errno or 0)}", error.errno or 0) from None
         try:
-            return codec.decode(data, codec.SHAPES[shape])
+            note = codec.decode(data, codec.SHAPES[shape])
         except ValueError as error:
             raise BrokenNote(path, str(error)) from None
+        if time_ns() - st.st_ctime_ns > SETTLED:
+            self._decoded[path] = looks, note
+        return dict(note)
 
     def notes_of(self, kind: str, name: str) -> tuple[str, ...]:
         """Return the paths that the note may have: for a pod that root made for us, root shows it elsewhere."""
@@ -606,7 +627,9 @@ class State:
     def exit_of(self, name: str) -> tuple[int, str, bool] | None:
         """Return what the monitor recorded: (exit status, time, whether the OOM killer ended it)."""
         try:
-            fields = _read_bounded(self.path("members", name, "exit"), 4096).decode("ascii").split()
+            path = self.path("members", name, "exit")
+            with kernel.Fd(open_regular(path)) as fd:
+                fields = _read_bounded(fd, path, 4096).decode("ascii").split()
             code, when, *oom = fields
             return int(code), when, bool(oom)
         except (OSError, ValueError):
@@ -895,20 +918,13 @@ def _visible(pid: int, what: str) -> int:
     )
 
 
-def _read_bounded(path: str, size: int = codec.MAX_BYTES, seen: dict[str, os.stat_result] | None = None) -> bytes:
-    """Return the content of a regular file of at most `size` bytes; `seen` gets what fstat(2) says of it.
-
-    Raise OSError: EFBIG for a larger file, EINVAL for anything but a regular file, since a FIFO would hang us.
-    """
+def _read_bounded(fd: int, path: str, size: int = codec.MAX_BYTES) -> bytes:
+    """Return the content of an open file of at most `size` bytes.  Raise OSError: EFBIG for a larger one."""
     from errno import EFBIG
 
-    with kernel.Fd(open_regular(path)) as fd:
-        st = os.fstat(fd)
-        if st.st_size > size:
-            raise OSError(EFBIG, "it is too large", path)
-        if seen is not None:
-            seen[path] = st
-        return os.read(fd, size)
+    if os.fstat(fd).st_size > size:
+        raise OSError(EFBIG, "it is too large", path)
+    return os.read(fd, size)
 
 
 def _put(new: str, path: str) -> None:

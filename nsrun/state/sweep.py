@@ -46,11 +46,10 @@ class Sweeper:
             self._try(f"upper {ident}", self._data, ident)
         for entry in self._names("tmp"):
             self._try(f"claim {entry}", self._claim, entry)
-        living = self._living_pods()
-        if buried or not living:
+        if buried or not self._is_any_living():
             self._try("cgroups", self._base)
         if not state.uid and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0"):
-            self._try("bridge", self._bridge, living, buried)
+            self._try("bridge", self._bridge, buried)
         return self.removed
 
     def _try(self, what: str, action: Callable[..., object], *args: object) -> bool:
@@ -78,27 +77,28 @@ class Sweeper:
     def _names(self, kind: str) -> list[str]:
         return list(filter(is_name, self._entries(f"{self.state.run}/{kind}")))
 
-    def _living_pods(self) -> list[Note]:
-        state = self.state
-        found = []
-        for name in self._names("pods"):
-            try:
-                released = state.marked("pods", name, "released")
-            except OSError:
-                released = False  # it can't be asked, which does not mean that it has ended
-            if not released and (note := state.try_read("pods", name)):
-                found.append(note)
-        return found
+    def _is_living(self, name: str) -> bool:
+        try:
+            return not self.state.marked("pods", name, "released")
+        except OSError:
+            return True  # it can't be asked, which does not mean that it has ended
+
+    def _is_any_living(self) -> bool:
+        return any(map(self._is_living, self._names("pods")))
 
     def _base(self) -> None:
         from nsrun.host import cgroup
 
         cgroup.remove_empty(self.state.uid)
 
-    def _bridge(self, living: list[Note], buried: bool) -> None:
+    def _bridge(self, buried: bool) -> None:
+        """Remove the bridge if it is idle; after a pod was buried, wait for its veth, which takes a moment to die."""
         from nsrun.host import net
 
-        known = {note["network"].get("veth", "") for note in living if note}
+        known = set()
+        for name in filter(self._is_living, self._names("pods") if buried else ()):
+            if note := self.state.try_read("pods", name):
+                known.add(note["network"].get("veth", ""))
         net.remove_idle_bridge(lambda: self.state.lock("net"), known, 0.5 if buried else 0.0)
 
     # ---- pods ------------------------------------------------------------------------------------------
@@ -106,8 +106,8 @@ class Sweeper:
     def _pod(self, name: str) -> bool:
         """Release or remove a pod that nobody keeps; return whether there was something to do."""
         state = self.state
-        if state.marked("pods", name, "released"):
-            return False
+        if state.marked("pods", name, "released") or state.life("pods", name).alive:
+            return False  # what lives costs no reading of its note
         _, now = state.look("pods", name)  # raises BrokenNote, from which nothing is concluded
         if now.alive or now.file is None:
             return False
@@ -236,6 +236,8 @@ class Sweeper:
     def _member(self, name: str) -> bool:
         """Remove a member that nobody keeps, if it never started, or was started with --rm and has ended."""
         state = self.state
+        if state.life("members", name).alive:
+            return False
         note, now = state.look("members", name)
         if now.alive or now.file is None or note is None:
             return False
