@@ -22,6 +22,7 @@
 
 #include <asm/ioctls.h>
 #include <asm/statfs.h>
+#include <linux/auxvec.h>
 #include <linux/magic.h>
 
 #ifndef NSRUN_HOME /* the directory of the interpreter; "": beside this program */
@@ -401,6 +402,8 @@ static long op_become(struct arg *a)
 		return -EBADMSG;
 	memcpy(keep, a[2].s, a[2].len);
 	inherit(keep, n);
+	set_action(SIGPIPE, SIG_IGN); /* as Python has them */
+	set_action(SIGXFSZ, SIG_IGN);
 	return SYS5(execveat, a[0].i, "", words, envp_, AT_EMPTY_PATH);
 }
 
@@ -471,6 +474,7 @@ static void replay(void)
 	if (SYS0(geteuid) != 0 || (root && *root && !fits(root)))
 		return;
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* until our child execs, it is in the pod with our memory: kernel.c, hide() */
+	set_action(SIGCHLD, SIG_DFL);             /* the kernel would reap our children for a caller that ignores it: wait(2), ECHILD */
 	for (int fd = 0; fd < 3; fd++)
 		if (SYS2(fcntl, fd, F_GETFD) < 0)
 			return;
@@ -520,6 +524,37 @@ static int to_directory(char *path, long n)
 		n--;
 	path[n > 0 ? n - 1 : 0] = 0;
 	return n > 0;
+}
+
+/* Find the file that was executed, where /proc can't tell: what the kernel was given (getauxval(3), AT_EXECFN), or where that leads. */
+static long find_ourselves(char *path, size_t size)
+{
+	const long *vector = (const long *)envp_;
+	const char *name = argv_[0];
+	long n;
+
+	while (*vector++)
+		;
+	for (; *vector; vector += 2)
+		if (*vector == AT_EXECFN)
+			name = (const char *)vector[1];
+	if ((size_t)(n = (long)str_len(name)) >= size)
+		return -ENAMETOOLONG;
+	memcpy(path, name, (size_t)n + 1);
+	for (int links = 0; links < 8; links++) {
+		char target[PATH_MAX];
+		long at = n, length = SYS4(readlinkat, AT_FDCWD, path, target, sizeof target - 1);
+		if (length <= 0)
+			break;
+		while (target[0] != '/' && at > 0 && path[at - 1] != '/')
+			at--;
+		at = target[0] == '/' ? 0 : at;
+		if ((size_t)(at + length) >= size)
+			return -ENAMETOOLONG;
+		memcpy(path + at, target, (size_t)length);
+		path[n = at + length] = 0;
+	}
+	return n;
 }
 
 /* Execute an interpreter with the script beside us and our words. */
@@ -580,6 +615,8 @@ int main(int argc, char **argv, char **envp)
 		}
 	}
 	n = SYS4(readlinkat, AT_FDCWD, "/proc/self/exe", path, sizeof path - 1);
+	if (n <= 0)
+		n = find_ourselves(path, sizeof path - 1);
 	if (n > 0 && to_directory(path, n))
 		any_python(path);
 	say("nsrun: Python can't be executed: it is expected beside the program nsrun, with nsrun-python\nhint: make build, or make install\n");

@@ -100,6 +100,28 @@ def test_the_kernel_shows_the_same(host, member):
     assert here.strip() == os.readlink(f"/proc/{member['pid']}/ns/pid")
 
 
+def test_a_caller_that_ignores_the_end_of_children(host, member):
+    for replay in ("0", "must"):
+        words = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "-", NSRUN, "exec", "m", "sh", "-c", "exit 7"]
+        assert sh(*words, env={**host.env, "NSRUN_REPLAY": replay}, check=False).returncode == 7
+
+
+def test_the_monitor_is_the_same(host, member):
+    seen = []
+    for replay in ("0", "must"):
+        process = subprocess.Popen([NSRUN, "exec", "m", "sleep", "1000"], env={**host.env, "NSRUN_REPLAY": replay})
+        status = pathlib.Path(f"/proc/{process.pid}/status")
+        wait_for(lambda status=status: "nsrun-monitor" in status.read_text(), 5, "it is the monitor")
+        time.sleep(0.2)
+        lines = told(status.read_text())
+        words = re.sub(r"=\d+", "=N", pathlib.Path(f"/proc/{process.pid}/cmdline").read_text())
+        files = sorted(re.sub(r"\d+", "N", os.readlink(path)) for path in pathlib.Path(f"/proc/{process.pid}/fd").iterdir())  # fmt: skip
+        seen.append((lines, words, files))
+        process.kill()
+        process.wait()
+    assert seen[0] == seen[1]
+
+
 CALLS = "setns,clone3,execve,execveat,seccomp,prctl,capset,setresuid,setresgid,setgroups,keyctl,setsid,chdir,unshare,memfd_create,pidfd_open,socketpair"
 
 
@@ -215,6 +237,15 @@ def test_the_accounts_of_the_member(host, member, change):
     host.run("exec", "m", "sh", "-c", ACCOUNTS[change])
     assert not is_replayed(host, *words)
     assert host.run(*words, check=False).stdout == host.run(*words, check=False, env={"NSRUN_REPLAY": "0"}).stdout
+
+
+def test_without_proc_python_says_so(host, member):
+    words = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /proc; exec "$@"', "-"]
+    link = host.root / "link"
+    link.symlink_to(NSRUN)
+    for nsrun in (NSRUN, link):
+        done = sh(*words, nsrun, "exec", "m", "true", env=host.env, check=False)
+        assert done.returncode == 125 and "nsrun: /proc: " in done.stderr
 
 
 WRAPPED = {
