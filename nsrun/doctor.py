@@ -353,6 +353,17 @@ def _programs() -> Finding:
     return _finding("programs", "ok", f"{', '.join(PROGRAMS)}: {size} bytes in all")
 
 
+def _replay(state: State) -> Finding:
+    """Tell how many compiled plans there are, by which a command needs no Python (docs/replay.md)."""
+    if os.environ.get("NSRUN_REPLAY") == "0":
+        return _finding("replay", "limited", "NSRUN_REPLAY=0: every command needs Python", "unset NSRUN_REPLAY")
+    try:
+        count = len(os.listdir(f"{state.run}/plans"))
+    except FileNotFoundError:
+        count = 0
+    return _finding("replay", "ok", f"{count} compiled plans in {state.run}/plans")
+
+
 def _left(state: State, lost: list[orphans.Process]) -> list[Finding]:
     """Report what no note speaks of, the processes that were `lost` among it, and notes that can't be trusted."""
     from nsrun.state import orphans
@@ -444,6 +455,7 @@ def examine(state: State) -> list[Finding]:
     found += groups
     found += users
     found.append(_apparmor())
+    found += [_replay(state)] if not state.uid else []
     found += _left(state, lost)
     found += [_firewall()] if not state.uid else []
     return found

@@ -14,6 +14,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from conftest import NSRUN, kill, need, sh, wait_for
@@ -282,6 +284,10 @@ def test_without_replay_none_is_left(host, pod, busybox):
     host.run("exec m true", env={"NSRUN_REPLAY": "0"})
     host.run("--root", host.root, "exec", "m", "true")
     assert plans(host) == []
+    assert "0 compiled plans" in host.run("doctor", check=False).stdout
+    host.run("exec m true")
+    assert "1 compiled plans" in host.run("doctor", check=False).stdout
+    assert "NSRUN_REPLAY=0" in host.run("doctor", check=False, env={"NSRUN_REPLAY": "0"}).stdout
 
 
 # ---- whose plan it is ------------------------------------------------------------------------------------------------
@@ -294,13 +300,33 @@ def spoilt(path: pathlib.Path, rng: random.Random) -> None:
     path.write_bytes(data)
 
 
-UNFIT = {
+def _linked(path: pathlib.Path, alice) -> None:
+    path.rename(path.with_suffix(".x"))
+    path.symlink_to(path.with_suffix(".x"))
+
+
+def _fifo(path: pathlib.Path, alice) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+def _directory(path: pathlib.Path, alice) -> None:
+    path.unlink()
+    path.mkdir(0o700)
+
+
+def _device(path: pathlib.Path, alice) -> None:
+    path.unlink()
+    os.mknod(path, 0o20600, os.makedev(1, 5))
+
+
+UNFIT: dict[str, Callable[[pathlib.Path, Any], object]] = {
     "one that others may read": lambda path, alice: path.chmod(0o644),
     "another user's": lambda path, alice: os.chown(path, alice.uid, alice.uid),
-    "a link": lambda path, alice: (path.rename(path.with_suffix(".x")), path.symlink_to(path.with_suffix(".x"))),
-    "a FIFO": lambda path, alice: (path.unlink(), os.mkfifo(path, 0o600)),
-    "a directory": lambda path, alice: (path.unlink(), path.mkdir(0o700)),
-    "a device": lambda path, alice: (path.unlink(), os.mknod(path, 0o20600, os.makedev(1, 5))),
+    "a link": _linked,
+    "a FIFO": _fifo,
+    "a directory": _directory,
+    "a device": _device,
     "an empty file": lambda path, alice: path.write_bytes(b""),
     "half of it": lambda path, alice: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "one that is too large": lambda path, alice: path.write_bytes(path.read_bytes() + bytes(1 << 20)),
