@@ -14,13 +14,16 @@ import pathlib
 import pwd
 import shlex
 import subprocess
+import sys
+import threading
 import time
 
 import pytest
 from conftest import IN_CI, Host, UserHost, private, sh, wait_for
 from test_labs import PAGES
 
-from nsrun.teach import classroom, labs
+from nsrun.state import State
+from nsrun.teach import classroom, facts, looks
 from nsrun.teach.lab import MARK
 
 SIMULATED = int(os.environ.get("NSRUN_CLASS", "4" if IN_CI else "0"))
@@ -273,12 +276,97 @@ def test_a_create_that_fails_is_undone(host, accounts):
     assert not list(host.root.glob("owned/*/class.json"))
 
 
-def test_a_student_whose_processes_do_not_answer():
-    """The others are graded; nobody waits for one for ever."""
-    begin = time.monotonic()
-    grades = classroom._within(0.2, "dora", labs.every(), lambda: time.sleep(30))
-    assert time.monotonic() - begin < 5
-    assert {grade.student for grade in grades} == {"dora"} and all("look" in grade.trouble for grade in grades)
+SILENT = """
+import os, socket, time
+for number in range({count}):
+    if os.fork():
+        continue
+    server = socket.create_server(("127.0.0.1", 8000 + number), backlog=64)
+    time.sleep(1000)
+time.sleep(1000)
+"""
+
+
+def test_a_student_whose_servers_do_not_answer(host, pair, monkeypatch):
+    """Each of them would be asked, for a second; the neighbour's grade comes as fast as ever, and nothing piles up."""
+    dora, emil = pair
+    inside = f"ip link set lo up; exec {sys.executable} -c {shlex.quote(SILENT.format(count=100))}"
+    words = dora.words("unshare", "--user", "--map-root-user", "--net", "sh", "-c", inside)
+    hostile = subprocess.Popen(words, env={**dora.env, MARK: "11-x"}, start_new_session=True, cwd="/")
+    try:
+        wait_for(lambda: int(sh("pgrep", "--uid", dora.uid, "--count").stdout) > 100, what="her servers")
+        emil.solve(1)
+        monkeypatch.setattr(looks, "PATIENCE", 6.0)
+        seen: list[int] = []
+        with classroom.Report(State(str(host.root))) as report:
+            for number in range(6):
+                begin = time.monotonic()
+                grades = {(grade.student, grade.lab): grade for grade in report.round(wait=False)}
+                report.record()
+                assert time.monotonic() - begin < (looks.QUICK + 2 if number == 0 else 2)
+                assert grades["emil", 1].passed and not grades["emil", 1].trouble
+                seen.append(len(report.looks.going))
+                clients = sh(
+                    "pgrep", "--uid", "0", "--full", "nsrun.teach.client 127.0.0.1 8", check=False
+                ).stdout.split()
+                assert len(clients) <= 1 and threading.active_count() == 1
+                time.sleep(1)
+            grades = {(grade.student, grade.lab): grade for grade in report.round()}
+        assert max(seen) == 1 and "look" in grades["dora", 11].trouble
+        wait_for(
+            lambda: not sh("pgrep", "--full", "nsrun.teach.client 127.0.0.1 8", check=False).stdout, what="their end"
+        )
+    finally:
+        os.killpg(hostile.pid, 9)
+        hostile.wait()
+        sh("pkill", "-9", "--uid", dora.uid, check=False)
+        emil.run("lab", "reset", 1)
+
+
+def test_a_student_who_sends_without_end(host, pair, busybox):
+    """The client of root's takes little of it, and ends."""
+    dora, _ = pair
+    script = f"ip link set lo up; while :; do cat /dev/zero | {busybox}/bin/busybox nc -l -p 80; done"
+    words = dora.words("unshare", "--user", "--map-root-user", "--net", "sh", "-c", script)
+    hostile = subprocess.Popen(words, env={**dora.env, MARK: "11-x"}, start_new_session=True, cwd="/", stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        wait_for(lambda: 80 in facts.listening(hostile.pid), what="her server")
+        begin = time.monotonic()
+        grade = graded(host)["dora", 11]
+        assert time.monotonic() - begin < 15 and grade["fulfilled"] < grade["rows"]
+        assert not sh("pgrep", "--full", "nsrun.teach.client 127.0.0.1 80", check=False).stdout
+    finally:
+        os.killpg(hostile.pid, 9)
+        hostile.wait()
+
+
+def test_a_full_disk_ends_no_report(host, pair):
+    """What was seen is kept, and recorded as soon as that goes; nobody else's is lost, and it says what happens."""
+    dora, _ = pair
+    dora.solve(1)
+    where = host.root / "lib/labs"
+    before = (where / "class.json").read_text()
+    sh("mount", "-t", "tmpfs", "-o", "size=16k", "none", where)
+    watch = None
+    try:
+        (where / "class.json").write_text(before)
+        sh("sh", "-c", f"cat /dev/zero >{where}/fill 2>/dev/null || true")
+        assert "class.json: No space left" in host.run("lab", "class", "report", check=False).stderr
+        watch = host.background("lab", "class", "report", "--watch", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        time.sleep(4)
+        assert watch.poll() is None and (where / "class.json").read_text() == before
+        dora.run("lab", "reset", 1)
+        (where / "fill").unlink()
+        wait_for(
+            lambda: json.loads((where / "class.json").read_text())["students"]["dora"]["passed"], 10, what="a record"
+        )
+    finally:
+        if watch:
+            watch.send_signal(2)
+            assert "class.json: No space left" in watch.communicate(timeout=30)[1]
+        after = (where / "class.json").read_text()
+        sh("umount", where)
+    assert "1" in json.loads(after)["students"]["dora"]["passed"]
 
 
 @pytest.mark.slow

@@ -45,21 +45,33 @@ def _create(call: Call) -> int:
 
 
 def _report(call: Call) -> int:
-    say.failures_of_threads()
-    if not call.options.get("watch"):
-        return _print(call, classroom.report(call.state))
     import time
 
-    before: list[tuple[int, str]] = []
-    while True:
-        grades = classroom.report(call.state)
-        now = [(grade.fulfilled, grade.passed) for grade in grades]
-        if now != before:
-            _print(call, grades)
-            say.out("")
-            say.flush()
-            before = now
-        time.sleep(2)
+    with classroom.Report(call.state) as report:
+        if not call.options.get("watch"):
+            status = _print(call, report.round())
+            report.record()
+            return status
+        before: list[tuple[int, str, str]] = []
+        trouble = ""
+        while True:
+            try:
+                grades = report.round(wait=False)
+                now = [(grade.fulfilled, grade.passed, grade.trouble) for grade in grades]
+                if now != before:
+                    _print(call, grades)
+                    say.out("")
+                    say.flush()
+                    before = now
+                report.record()
+                trouble = ""
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # a full disk must not end it: what was seen is recorded as soon as that goes
+                if str(error) != trouble:
+                    say.err(f"nsrun: {error.filename or 'report'}: {error.strerror}; the next round tries again")
+                    trouble = str(error)
+            time.sleep(2)
 
 
 def _print(call: Call, grades: list[Grade]) -> int:

@@ -6,8 +6,7 @@
 
 Grading reads no file of a student, and no memory of a student's process but its environment.  It tells which lab is
 started, and which pids are the parts of its scene (such as KEEPER); these count only if they are those of the student's
-own processes.  Each
-student is graded in a thread of their own, which is left behind when it does not answer in time.
+own processes.  Each student is graded by a process of its own, as they may make it wait, or take much memory: looks.py.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from nsrun.schema import FLAG, STRING, Number, check, is_number, open_regular
 from nsrun.state import make_directory, remove_tree, timestamp
 from nsrun.teach import facts, labs, sessions
 from nsrun.teach.lab import MARK, Lab, Work, environment, graded, run_nsrun, values_of
+from nsrun.teach.looks import Looks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from nsrun.state import State
     from nsrun.teach.facts import Process
 
-#: Seconds in which a student's processes must have let themselves be looked at.
-PATIENCE = 20.0
 #: How many subordinate ids a student gets who has none.
 IDS = 65536
 LIMITS = "/etc/security/limits.d/90-nsrun-class.conf"
@@ -94,8 +92,11 @@ def _load(state: State) -> dict[str, Any]:
 def _write(path: str, text: str, mode: int) -> None:
     new = f"{path}.new"
     remove_tree(new)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w") as file:
-        file.write(text)
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w") as file:
+            file.write(text)
+    except OSError as error:  # of write(2), which does not say where
+        raise OSError(error.errno, error.strerror, path) from None
     os.chmod(new, mode)
     os.rename(new, path)
 
@@ -271,38 +272,71 @@ class Grade:
     trouble: str  # why it can't be graded
 
 
-def report(state: State) -> list[Grade]:
-    """Grade every lab of every student now, and record what is passed."""
-    found = _load(state)
-    home = facts.namespaces_of(os.getpid())
-    every, everything = labs.every(), facts.processes(command_lines=False)
-    grades: list[Grade] = []
-    for name, student in found["students"].items():
-        grades += _within(PATIENCE, name, every, lambda s=student, n=name: _grade(state, n, s, every, everything, home))
-    now, seconds = timestamp(), int(time.time()) - found["since"]
-    with _changing(state) as found:
+class Report:
+    """The grades of a class, over rounds.  As a context manager it ends the looks at students that still go on."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.looks = Looks()
+        self.known: dict[str, list[Grade]] = {}  # the newest grades of each student
+        self.seen: dict[tuple[str, int], str] = {}  # what was passed, and when, also if it could not be recorded yet
+        self.unshown: set[str] = set()  # students who do not see yet what is recorded
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.looks.__exit__()
+
+    def round(self, wait: bool = True) -> list[Grade]:
+        """Return the grades of every lab of every student now; without `wait`, of slow students those of an earlier round."""
+        record = _load(self.state)
+        students = record["students"]
+        home = facts.namespaces_of(os.getpid())
+        every, everything = labs.every(), facts.processes(command_lines=False)
+
+        def look(name: str) -> list[dict[str, Any]]:
+            return [vars(grade) for grade in _grade(self.state, name, students[name], every, everything, home)]
+
+        told = self.looks.round(students, look, wait)
+        for name in students:
+            if isinstance(trouble := told.get(name), Exception):
+                self.known[name] = [Grade(name, lab.number, 0, 0, "", 0, str(trouble)) for lab in every]
+            elif trouble is not None:
+                self.known[name] = [Grade(**grade) for grade in trouble]
+            elif name not in self.known:
+                self.known[name] = [Grade(name, lab.number, 0, 0, "", 0, HIDES_YET) for lab in every]
+        grades = [grade for name in students for grade in self.known[name]]
+        now, seconds = timestamp(), int(time.time()) - record["since"]
         for grade in grades:
-            passed = found["students"].get(grade.student, {}).get("passed", {})
-            if grade.rows and grade.fulfilled == grade.rows and str(grade.lab) not in passed:
-                passed[str(grade.lab)] = f"{now} {seconds}"
-                _show(state, found["students"][grade.student])
-            grade.passed, _, after = passed.get(str(grade.lab), "").partition(" ")
+            passed = students[grade.student]["passed"].get(str(grade.lab), "")
+            if grade.rows and grade.fulfilled == grade.rows and not passed:
+                self.seen.setdefault((grade.student, grade.lab), f"{now} {seconds}")
+            grade.passed, _, after = (passed or self.seen.get((grade.student, grade.lab), "")).partition(" ")
             grade.seconds = int(after or 0)
-    return grades
+        return grades
+
+    def record(self) -> None:
+        """Record what was seen to be passed, and show it to the students.
+
+        Raise OSError when that can't be done, such as on a full disk: then the next call does it.
+        """
+        if self.seen:
+            with _changing(self.state) as found:
+                for (name, number), said in self.seen.items():
+                    if name in found["students"]:
+                        found["students"][name]["passed"].setdefault(str(number), said)
+            self.unshown |= {name for name, _ in self.seen}
+            self.seen = {}
+        if self.unshown:
+            found = _load(self.state)
+            for name in self.unshown & found["students"].keys():
+                _show(self.state, found["students"][name])
+                self.unshown.discard(name)
 
 
-def _within(seconds: float, name: str, every: list[Lab], action: Any) -> list[Grade]:
-    """Return the grades of one student, or that they did not let themselves be graded in time."""
-    import threading
-
-    result: list[list[Grade]] = []
-    thread = threading.Thread(target=lambda: result.append(action()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if result:
-        return result[0]
-    trouble = "a process does not let itself be looked at" if thread.is_alive() else "an error of nsrun"
-    return [Grade(name, lab.number, 0, 0, "", 0, trouble) for lab in every]
+#: Of a student whose first look takes its time.
+HIDES_YET = "a process has not let itself be looked at yet"
 
 
 def _grade(
