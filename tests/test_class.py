@@ -210,7 +210,26 @@ def test_a_port_that_is_taken_in_a_class(host, pair):
     server = subprocess.Popen(["python3", "-m", "http.server", "--bind", "127.0.0.1", port], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
     try:
         wait_for(lambda: sh("ss", "-Hltn", f"sport = {port}").stdout, what="a server")
-        assert f"port {port} is taken" in dora.fails(125, "lab", "start", "3")
+        said = dora.fails(125, "lab", "start", "3")
+        assert f"port {port} is taken by root, uid 0" in said and "tell the teacher" in said
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_neighbour_who_takes_all_ports(host, pair):
+    """Labs whose ports are in a namespace of their own do not mind."""
+    dora, emil = pair
+    dora.run("lab", "start", 5)
+    port = dora.variables(5)["PORT"]
+    dora.run("lab", "reset", 5)
+    words = emil.words("python3", "-m", "http.server", "--bind", "127.0.0.1", port)
+    server = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
+    try:
+        wait_for(lambda: sh("ss", "-Hltn", f"sport = {port}").stdout, what="a server")
+        dora.run("lab", "start", 5)
+        assert dora.variables(5)["PORT"] == port
+        dora.run("lab", "reset", 5)
     finally:
         server.kill()
         server.wait()
@@ -232,6 +251,28 @@ def test_a_student_who_forks(host, pair):
     emil.run("lab", "reset", 1)
     states = sh("ps", "-U", dora.uid, "-o", "stat=,comm=", check=False).stdout.splitlines()
     assert not [line for line in states if "sleep" in line and not line.startswith("Z")]
+
+
+def test_reset_where_no_process_can_be_had(host, pair):
+    """A student is at the limit of processes, by processes of the lab: they are ended, and then the rest is removed."""
+    dora, _ = pair
+    dora.run("lab", "start", 15)
+    found = dora.variables(15)
+    script = "import os, time\nfor _ in range(60):\n    if not os.fork(): break\ntime.sleep(1000)"
+    dora.pids = 512
+    many = subprocess.Popen(dora.words(sys.executable, "-c", script), env={**dora.env, **found}, cwd="/")
+    try:
+        wait_for(lambda: int(sh("pgrep", "--uid", dora.uid, "--count").stdout) > 60, what="many processes")
+        for limit in range(60, 100):  # the lowest with which the command itself can be executed
+            dora.pids = limit
+            done = dora.run("lab", "reset", 15, check=False)
+            if done.returncode != 126:
+                break
+        assert done.returncode == 0 and not done.stderr, done
+        assert not sh("pgrep", "--uid", dora.uid, "sleep", check=False).stdout and not os.path.exists(found["LAB_DIR"])
+    finally:
+        many.kill()
+        many.wait()
 
 
 def test_watch_records_what_is_short(host, pair):

@@ -32,6 +32,7 @@ class Socket:
     peer_port: int
     state: str  # ESTABLISHED, LISTEN, …; "" for others
     inode: int  # 0: no process has it any more, or it was not accepted yet
+    uid: int  # of whoever made it
 
 
 _TCP_STATES = {"01": "ESTABLISHED", "02": "SYN_SENT", "06": "TIME_WAIT", "08": "CLOSE_WAIT", "0A": "LISTEN"}
@@ -47,7 +48,9 @@ def tcp(pid: int) -> list[Socket]:
             continue
         for fields in (line.decode().split() for line in lines if line):
             (address, port), (peer, peer_port) = (_end(fields[1]), _end(fields[2]))
-            found.append(Socket(address, port, peer, peer_port, _TCP_STATES.get(fields[3], ""), int(fields[9])))
+            found.append(
+                Socket(address, port, peer, peer_port, _TCP_STATES.get(fields[3], ""), int(fields[9]), int(fields[7]))
+            )
     return found
 
 
