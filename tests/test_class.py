@@ -125,6 +125,8 @@ def test_what_is_refused(host, alice):
     for command in ("report", "rm"):
         assert "there is no class" in host.fails(125, "lab", "class", command)
     assert "sudo" in alice.fails(125, "lab", "class", "report")
+    for report in ("class report", "report"):
+        assert "exclude each other" in host.fails(2, "lab", *report.split(), "--json", "--csv")
 
 
 def test_only_one_class(host, pair):
@@ -296,6 +298,46 @@ def test_nothing_is_left(host, accounts):
     assert {file: pathlib.Path(file).read_text() for file in before} == before
     assert not host.json("pod", "ls") and not list(host.root.glob("owned/*/class.json"))
     assert not (host.root / "lib/labs/class.json").exists()
+
+
+def test_create_and_rm_at_once(host, accounts):
+    """One waits for the other; nothing is left that nobody knows of."""
+    for delay in (0.1, 0.5):
+        create = host.background("lab", "class", "create", "--users", accounts, stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        removed = host.run("lab", "class", "rm", check=False)
+        assert create.wait(timeout=60) == 0
+        if removed.returncode:
+            host.run("lab", "class", "rm")
+        assert not host.json("pod", "ls") and not list(host.root.glob("owned/*/class.json"))
+        host.fails(125, "lab", "class", "report")
+
+
+def test_accounts_leave_no_records(host):
+    """The next account gets the same uid, and must not find what the former one had."""
+    with contextlib.ExitStack() as stack:
+        for path in ("/etc", "/home", "/var/spool"):
+            stack.enter_context(private(host, path))
+        with a_class(host, "--count", 1):
+            uid = pwd.getpwnam("student01").pw_uid
+            assert (host.root / "owned" / str(uid)).exists() and (host.root / "users" / str(uid)).exists()
+        assert not (host.root / "owned" / str(uid)).exists() and not (host.root / "users" / str(uid)).exists()
+
+
+def test_subordinate_ids_where_some_reach_far_up(host):
+    """The first gap is taken; a line that is none, and a range by uid, are read as shadow's tools do."""
+    with contextlib.ExitStack() as stack:
+        for path in ("/etc", "/home", "/var/spool"):
+            stack.enter_context(private(host, path))
+        sh("useradd", "--create-home", "fritz")
+        text = "containers:2147483647:2147483648\nbob:x:y\nalice:100000:9900000\n"
+        by_uid = f"{text}{pwd.getpwnam('fritz').pw_uid}:2000000000:65536\n"
+        for before, after in ((text, f"{text}fritz:10000000:65536\n"), (by_uid, by_uid)):
+            for file in ("/etc/subuid", "/etc/subgid"):
+                pathlib.Path(file).write_text(before)
+            with a_class(host, "--users", "fritz"):
+                assert pathlib.Path("/etc/subuid").read_text() == after
+            assert pathlib.Path("/etc/subuid").read_text() == before
 
 
 def test_an_account_that_is_not_ours(host):

@@ -230,6 +230,17 @@ def test_asked_from_within(host, alice):
     assert done.returncode == 125 and "only in a user namespace" in done.stderr, done
 
 
+def test_a_pod_of_another_name(host):
+    """Its members are the lab's and are removed as a whole; the pod may be older than the lab, so it is named."""
+    host.run("lab start 1")
+    do(host, f"{NSRUN} pod create --network none other && {NSRUN} join other -d --name one -- sleep 1000")
+    assert [member["status"] for member in host.json("ls", "-a")] == ["running"]
+    done = host.run("lab", "reset", check=False)
+    assert done.returncode == 1 and "nsrun pod rm --force other removes it" in done.stderr, done
+    assert done.stderr.count("left as it is") == 1 and host.json("ls", "-a") == []
+    host.run("pod rm --force other")
+
+
 def test_reset_where_the_path_has_a_link(host, tmp_path):
     (tmp_path / "link").symlink_to(host.root)
     env = {"NSRUN_ROOT": str(tmp_path / "link")}

@@ -38,7 +38,9 @@ def _create(call: Call) -> int:
     if bool(users) == bool(count):
         raise UsageError("who is in the class?", hint="either --users USER,… or --count N")
     pids = parse_count(call.options.get("pids_limit", "512"), "--pids-limit", "a number of processes", 16, 1 << 22)
-    for line in classroom.create(call.state, users, count, pids, call.options.get("memory", "")):
+    with classroom.alone(call.state):
+        warnings = classroom.create(call.state, users, count, pids, call.options.get("memory", ""))
+    for line in warnings:
         say.err(f"warning: {line}")
     say.out("nsrun lab class report --watch records what is passed, while it runs")
     return 0
@@ -47,6 +49,7 @@ def _create(call: Call) -> int:
 def _report(call: Call) -> int:
     import time
 
+    text.one_format(call)
     with classroom.Report(call.state) as report:
         if not call.options.get("watch"):
             status = _print(call, report.round())
@@ -86,7 +89,9 @@ def _print(call: Call, grades: list[Grade]) -> int:
     numbers = [lab.number for lab in labs.every() if any(cells[student, lab.number] != "-" for student in students)]
     rows = [[student, *(cells[student, number] for number in numbers)] for student in students]
     text.table(["STUDENT", *(f"{number:02}" for number in numbers)], rows)
-    for student, trouble in {(grade.student, grade.trouble): 0 for grade in grades if "look" in grade.trouble}:
+    about_all = ("look", "an error of nsrun")  # not about one lab alone
+    troubles = {(g.student, g.trouble): 0 for g in grades if any(words in g.trouble for words in about_all)}
+    for student, trouble in troubles:
         say.err(f"nsrun: {student} is not graded: {trouble}")
     return 0
 
@@ -99,7 +104,8 @@ def _cell(grade: Grade) -> str:
 
 
 def _rm(call: Call) -> int:
-    left = classroom.remove(call.state)
+    with classroom.alone(call.state):
+        left = classroom.remove(call.state)
     for line in left:
         say.err(f"nsrun: left as it is: {line}")
     return 1 if left else 0

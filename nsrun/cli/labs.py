@@ -195,6 +195,7 @@ _REPORT = ("lab", "title", "status", "passed", "starts", "checks", "hints", "sol
 
 
 def report(call: Call) -> int:
+    text.one_format(call)
     sessions.refuse_inside(call.state)
     found = progress.load(call.state)["labs"]
     rows = []

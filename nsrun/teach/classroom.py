@@ -21,20 +21,19 @@ from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.host import cgroup, userns
 from nsrun.schema import FLAG, STRING, Number, check, is_number, open_regular
 from nsrun.state import make_directory, remove_tree, timestamp
-from nsrun.teach import facts, labs, sessions
+from nsrun.teach import facts, labs, progress, sessions
 from nsrun.teach.lab import MARK, Lab, Work, environment, graded, run_nsrun, values_of
 from nsrun.teach.looks import Looks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from nsrun.state import State
     from nsrun.teach.facts import Process
 
-#: How many subordinate ids a student gets who has none.
-IDS = 65536
 LIMITS = "/etc/security/limits.d/90-nsrun-class.conf"
 
 _STUDENT = {
@@ -45,6 +44,11 @@ _STUDENT = {
     "passed": {str: STRING},
 }
 _SHAPE = {"created": STRING, "since": Number(0, 1 << 53), "students": {str: _STUDENT}, "limits": FLAG}
+
+
+def alone(state: State) -> AbstractContextManager[None]:
+    """Let nobody else create or remove the class meanwhile."""
+    return progress.alone(f"{state.lib}/labs/class.going", "another command creates or removes the class")
 
 
 def _path(state: State) -> str:
@@ -218,22 +222,12 @@ def _new_account(state: State, name: str) -> int:
 
 def _give_ids(name: str) -> int:
     """Give an account subordinate ids if it has none; return the first one that it was given, or 0."""
-    if any(_ranges(file, name) for file in ("/etc/subuid", "/etc/subgid")):
+    if userns.has_ids(userns.User(name)):
         return 0
-    ends = [first + count for file in ("/etc/subuid", "/etc/subgid") for first, count in _ranges(file)]
-    first = max([100000, *ends])
-    _run("usermod", "--add-subuids", f"{first}-{first + IDS - 1}", "--add-subgids", f"{first}-{first + IDS - 1}", name)
+    first = userns.free_ids()
+    last = first + userns.WANTED - 1
+    _run("usermod", "--add-subuids", f"{first}-{last}", "--add-subgids", f"{first}-{last}", name)
     return first
-
-
-def _ranges(path: str, name: str = "") -> list[tuple[int, int]]:
-    """Return the ranges in a subuid(5) file, of one account or of all."""
-    try:
-        with open(path, errors="surrogateescape") as file:
-            lines = [line.split(":") for line in file.read().split("\n")]
-    except FileNotFoundError:
-        return []
-    return [(int(line[1]), int(line[2])) for line in lines if len(line) == 3 and name in ("", line[0])]
 
 
 def _run(*command: str) -> None:
@@ -421,14 +415,8 @@ def _unshow(state: State, student: dict[str, Any]) -> None:
 
 def _take_ids(name: str, student: dict[str, Any]) -> None:
     if (first := student["first_id"]) and not student["account"]:
-        _run(
-            "usermod",
-            "--del-subuids",
-            f"{first}-{first + IDS - 1}",
-            "--del-subgids",
-            f"{first}-{first + IDS - 1}",
-            name,
-        )
+        last = first + userns.WANTED - 1
+        _run("usermod", "--del-subuids", f"{first}-{last}", "--del-subgids", f"{first}-{last}", name)
 
 
 def _userdel(state: State, name: str, student: dict[str, Any], left: list[str]) -> None:
@@ -438,4 +426,10 @@ def _userdel(state: State, name: str, student: dict[str, Any], left: list[str]) 
     work = Work(labs.every()[0], "", "", "", state, {}, facts.namespaces_of(os.getpid()), userns.User(name).uid)
     sessions.end_all(work)
     left += work.troubles
+    if work.troubles:  # nobody removes a tree as root that somebody hostile may still change
+        left.append(f"account {name}: it has processes; sudo userdel --remove {name}, when they have ended")
+        return
+    uid = userns.User(name).uid
     _run("userdel", "--remove", name)
+    for path in (f"{state.owned}/{uid}", *([f"{state.root}/users/{uid}"] if state.root else [])):
+        remove_tree(path)  # or the next account with this uid would find it

@@ -265,11 +265,18 @@ def _remove(work: Work) -> list[str]:
     for process, kinds in others:
         now = facts.process(process.pid)
         if now and now.start == process.start and now.state != "Z":
-            command = " ".join(process.command) or process.name
-            work.troubles.append(
-                f"process {process.pid} ({command[:60]}) is in the lab's {', '.join(kinds)} namespace, but nothing proves that the lab started it"
-            )
+            work.troubles.append(_left(work, process, kinds))
     return work.troubles
+
+
+def _left(work: Work, process: facts.Process, kinds: list[str]) -> str:
+    if facts.is_pause(process.pid):
+        for name in work.state.names("pods"):
+            if (pause := work.pause(name)) and pause.pid == process.pid:
+                return f"pod {name} had members of the lab's, but not a name of the lab's; nsrun pod rm --force {name} removes it"
+    command = " ".join(process.command) or process.name
+    shared = f"process {process.pid} ({command[:60]}) is in the lab's {', '.join(kinds)} namespace"
+    return f"{shared}, but nothing proves that the lab started it"
 
 
 def _remove_made(work: Work) -> list[str]:
@@ -299,9 +306,12 @@ def _sharing(work: Work) -> list[tuple[facts.Process, list[str]]]:
 def _remove_pods(work: Work) -> None:
     from nsrun.lifecycle import remove
 
-    names = set(work.pods())
+    names, mine = set(work.pods()), {process.pid for process in work.mine}
     for note in work.state.all("members"):
-        if note["pod"] in names:
+        # to end only the processes of a member in another pod would leave a member that nobody looks after
+        if note["pod"] in names or (
+            note.get("process") and note["process"][0] in mine and not work.state.surely_ended(note)
+        ):
             _try(work, lambda name=note["name"]: remove.remove_named(work.state, name, True))
     for name in names & set(work.state.names("pods")):
         _try(work, lambda name=name: remove.remove_pod(work.state, name, True))
