@@ -23,8 +23,8 @@ from conftest import IN_CI, Host, UserHost, private, sh, wait_for
 from test_labs import PAGES
 
 from nsrun.state import State
-from nsrun.teach import classroom, facts, looks
-from nsrun.teach.lab import MARK
+from nsrun.teach import classroom, facts, looks, sessions
+from nsrun.teach.lab import MARK, Work
 
 SIMULATED = int(os.environ.get("NSRUN_CLASS", "4" if IN_CI else "0"))
 
@@ -338,6 +338,23 @@ def test_subordinate_ids_where_some_reach_far_up(host):
             with a_class(host, "--users", "fritz"):
                 assert pathlib.Path("/etc/subuid").read_text() == after
             assert pathlib.Path("/etc/subuid").read_text() == before
+
+
+def test_an_account_whose_processes_do_not_end(monkeypatch):
+    """Root removes no home under the hands of somebody who may still change it; no command line of theirs is read."""
+    commands: list[list[str]] = []
+
+    def end_all(work: Work) -> None:
+        commands.extend(process.command for process in work.processes)
+        work.troubles.append("process 5 does not end (state D)")
+
+    monkeypatch.setattr(sessions, "end_all", end_all)
+    monkeypatch.setattr(classroom, "_is_ours", lambda name: True)
+    monkeypatch.setattr(classroom, "_run", lambda *command: pytest.fail(" ".join(command)))
+    left: list[str] = []
+    classroom._userdel(State(), "nobody", {"account": True}, left)
+    assert left[0].startswith("process 5") and "account nobody" in left[1] and "userdel" in left[1]
+    assert commands and not any(commands)
 
 
 def test_an_account_that_is_not_ours(host):

@@ -127,10 +127,8 @@ class Looks:
     def _end(self, name: str) -> None:
         one = self.going.pop(name)
         os.close(one.fd)
-        try:
-            os.killpg(
-                one.pid, signal.SIGKILL
-            )  # before anybody waits for its first process, so the number is still theirs
+        try:  # before anybody waits for its first process, so that the number is still theirs
+            os.killpg(one.pid, signal.SIGKILL)
         except OSError as error:
             if error.errno != ESRCH:
                 raise
@@ -212,9 +210,7 @@ def _lives(group: int) -> bool:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    for name in filter(
-        is_number, os.listdir("/proc")
-    ):  # zombies whose parent does not wait for them count as well there
+    for name in filter(is_number, os.listdir("/proc")):  # zombies that nobody waits for can be signalled as well
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
                 state, _, its = file.read().rpartition(b")")[2].split()[:3]

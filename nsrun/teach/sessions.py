@@ -96,7 +96,8 @@ def refuse_inside(state: State) -> None:
     if away and lab:
         text = f"you are in another {', '.join(away)} namespace than the one from which lab {lab} was started"
         raise BadInput(f"{text}: this shell is a part of the lab, and sees it from within", hint=hint)
-    if kernel.in_userns() and not state.uid and os.stat(_nearest(progress.directory(state))).st_uid:
+    where = _nearest(progress.directory(state))
+    if kernel.in_userns() and not state.uid and os.stat(where).st_uid and not os.access(where, os.W_OK):
         text = "you are root only in a user namespace, where your own records are not known"
         raise BadInput(text, hint=hint)
 
