@@ -171,7 +171,9 @@ def test_root_executes_nothing_in_namespaces_of_others(host, alice, tmp_path):
 def test_who_asks_for_root_stays_out_of_the_user_namespace(host, alice, busybox):
     """While a server of hers lets a client of root's wait, that client can't be traced by who is root in there."""
     script = f"ip link set lo up; while :; do {busybox}/bin/busybox nc -l -p 80; done </dev/zero >/dev/null"
-    with running(*alice.words("unshare", "-Urn", "sh", "-c", script), env=alice.env) as pid:
+    with running(
+        *alice.words("unshare", "-Urn", "--pid", "--fork", "--kill-child", "sh", "-c", script), env=alice.env
+    ) as pid:
         wait_for(lambda: 80 in facts.listening(pid), 5, "her server")
         found: list[str] = []
 
@@ -182,7 +184,6 @@ def test_who_asks_for_root_stays_out_of_the_user_namespace(host, alice, busybox)
         with contextlib.suppress(OSError):
             facts.http(pid, "127.0.0.1", 80, meanwhile)
         assert found == [os.readlink("/proc/self/ns/user")] * len(found) and found
-        sh("pkill", "-P", pid, check=False)
 
 
 def test_a_helper_may_take_and_print_only_so_much():
