@@ -14,14 +14,17 @@ import pathlib
 import pwd
 import shlex
 import subprocess
+import sys
+import threading
 import time
 
 import pytest
 from conftest import IN_CI, Host, UserHost, private, sh, wait_for
 from test_labs import PAGES
 
-from nsrun.teach import classroom, labs
-from nsrun.teach.lab import MARK
+from nsrun.state import State
+from nsrun.teach import classroom, facts, looks, sessions
+from nsrun.teach.lab import MARK, Work
 
 SIMULATED = int(os.environ.get("NSRUN_CLASS", "4" if IN_CI else "0"))
 
@@ -122,6 +125,8 @@ def test_what_is_refused(host, alice):
     for command in ("report", "rm"):
         assert "there is no class" in host.fails(125, "lab", "class", command)
     assert "sudo" in alice.fails(125, "lab", "class", "report")
+    for report in ("class report", "report"):
+        assert "exclude each other" in host.fails(2, "lab", *report.split(), "--json", "--csv")
 
 
 def test_only_one_class(host, pair):
@@ -207,7 +212,26 @@ def test_a_port_that_is_taken_in_a_class(host, pair):
     server = subprocess.Popen(["python3", "-m", "http.server", "--bind", "127.0.0.1", port], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
     try:
         wait_for(lambda: sh("ss", "-Hltn", f"sport = {port}").stdout, what="a server")
-        assert f"port {port} is taken" in dora.fails(125, "lab", "start", "3")
+        said = dora.fails(125, "lab", "start", "3")
+        assert f"port {port} is taken by root, uid 0" in said and "tell the teacher" in said
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_neighbour_who_takes_all_ports(host, pair):
+    """Labs whose ports are in a namespace of their own do not mind."""
+    dora, emil = pair
+    dora.run("lab", "start", 5)
+    port = dora.variables(5)["PORT"]
+    dora.run("lab", "reset", 5)
+    words = emil.words("python3", "-m", "http.server", "--bind", "127.0.0.1", port)
+    server = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
+    try:
+        wait_for(lambda: sh("ss", "-Hltn", f"sport = {port}").stdout, what="a server")
+        dora.run("lab", "start", 5)
+        assert dora.variables(5)["PORT"] == port
+        dora.run("lab", "reset", 5)
     finally:
         server.kill()
         server.wait()
@@ -229,6 +253,28 @@ def test_a_student_who_forks(host, pair):
     emil.run("lab", "reset", 1)
     states = sh("ps", "-U", dora.uid, "-o", "stat=,comm=", check=False).stdout.splitlines()
     assert not [line for line in states if "sleep" in line and not line.startswith("Z")]
+
+
+def test_reset_where_no_process_can_be_had(host, pair):
+    """A student is at the limit of processes, by processes of the lab: they are ended, and then the rest is removed."""
+    dora, _ = pair
+    dora.run("lab", "start", 15)
+    found = dora.variables(15)
+    script = "import os, time\nfor _ in range(60):\n    if not os.fork(): break\ntime.sleep(1000)"
+    dora.pids = 512
+    many = subprocess.Popen(dora.words(sys.executable, "-c", script), env={**dora.env, **found}, cwd="/")
+    try:
+        wait_for(lambda: int(sh("pgrep", "--uid", dora.uid, "--count").stdout) > 60, what="many processes")
+        for limit in range(60, 100):  # the lowest with which the command itself can be executed
+            dora.pids = limit
+            done = dora.run("lab", "reset", 15, check=False)
+            if done.returncode != 126:
+                break
+        assert done.returncode == 0 and not done.stderr, done
+        assert not sh("pgrep", "--uid", dora.uid, "sleep", check=False).stdout and not os.path.exists(found["LAB_DIR"])
+    finally:
+        many.kill()
+        many.wait()
 
 
 def test_watch_records_what_is_short(host, pair):
@@ -254,6 +300,63 @@ def test_nothing_is_left(host, accounts):
     assert not (host.root / "lib/labs/class.json").exists()
 
 
+def test_create_and_rm_at_once(host, accounts):
+    """One waits for the other; nothing is left that nobody knows of."""
+    for delay in (0.1, 0.5):
+        create = host.background("lab", "class", "create", "--users", accounts, stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        removed = host.run("lab", "class", "rm", check=False)
+        assert create.wait(timeout=60) == 0
+        if removed.returncode:
+            host.run("lab", "class", "rm")
+        assert not host.json("pod", "ls") and not list(host.root.glob("owned/*/class.json"))
+        host.fails(125, "lab", "class", "report")
+
+
+def test_accounts_leave_no_records(host):
+    """The next account gets the same uid, and must not find what the former one had."""
+    with contextlib.ExitStack() as stack:
+        for path in ("/etc", "/home", "/var/spool"):
+            stack.enter_context(private(host, path))
+        with a_class(host, "--count", 1):
+            uid = pwd.getpwnam("student01").pw_uid
+            assert (host.root / "owned" / str(uid)).exists() and (host.root / "users" / str(uid)).exists()
+        assert not (host.root / "owned" / str(uid)).exists() and not (host.root / "users" / str(uid)).exists()
+
+
+def test_subordinate_ids_where_some_reach_far_up(host):
+    """The first gap is taken; a line that is none, and a range by uid, are read as shadow's tools do."""
+    with contextlib.ExitStack() as stack:
+        for path in ("/etc", "/home", "/var/spool"):
+            stack.enter_context(private(host, path))
+        sh("useradd", "--create-home", "fritz")
+        text = "containers:2147483647:2147483648\nbob:x:y\nalice:100000:9900000\n"
+        by_uid = f"{text}{pwd.getpwnam('fritz').pw_uid}:2000000000:65536\n"
+        for before, after in ((text, f"{text}fritz:10000000:65536\n"), (by_uid, by_uid)):
+            for file in ("/etc/subuid", "/etc/subgid"):
+                pathlib.Path(file).write_text(before)
+            with a_class(host, "--users", "fritz"):
+                assert pathlib.Path("/etc/subuid").read_text() == after
+            assert pathlib.Path("/etc/subuid").read_text() == before
+
+
+def test_an_account_whose_processes_do_not_end(monkeypatch):
+    """Root removes no home under the hands of somebody who may still change it; no command line of theirs is read."""
+    commands: list[list[str]] = []
+
+    def end_all(work: Work) -> None:
+        commands.extend(process.command for process in work.processes)
+        work.troubles.append("process 5 does not end (state D)")
+
+    monkeypatch.setattr(sessions, "end_all", end_all)
+    monkeypatch.setattr(classroom, "_is_ours", lambda name: True)
+    monkeypatch.setattr(classroom, "_run", lambda *command: pytest.fail(" ".join(command)))
+    left: list[str] = []
+    classroom._userdel(State(), "nobody", {"account": True}, left)
+    assert left[0].startswith("process 5") and "account nobody" in left[1] and "userdel" in left[1]
+    assert commands and not any(commands)
+
+
 def test_an_account_that_is_not_ours(host):
     """--count makes accounts; one that is there already is not touched, also when the rest is undone."""
     with contextlib.ExitStack() as stack:
@@ -273,12 +376,97 @@ def test_a_create_that_fails_is_undone(host, accounts):
     assert not list(host.root.glob("owned/*/class.json"))
 
 
-def test_a_student_whose_processes_do_not_answer():
-    """The others are graded; nobody waits for one for ever."""
-    begin = time.monotonic()
-    grades = classroom._within(0.2, "dora", labs.every(), lambda: time.sleep(30))
-    assert time.monotonic() - begin < 5
-    assert {grade.student for grade in grades} == {"dora"} and all("look" in grade.trouble for grade in grades)
+SILENT = """
+import os, socket, time
+for number in range({count}):
+    if os.fork():
+        continue
+    server = socket.create_server(("127.0.0.1", 8000 + number), backlog=64)
+    time.sleep(1000)
+time.sleep(1000)
+"""
+
+
+def test_a_student_whose_servers_do_not_answer(host, pair, monkeypatch):
+    """Each of them would be asked, for a second; the neighbour's grade comes as fast as ever, and nothing piles up."""
+    dora, emil = pair
+    inside = f"ip link set lo up; exec {sys.executable} -c {shlex.quote(SILENT.format(count=100))}"
+    words = dora.words("unshare", "--user", "--map-root-user", "--net", "sh", "-c", inside)
+    hostile = subprocess.Popen(words, env={**dora.env, MARK: "11-x"}, start_new_session=True, cwd="/")
+    try:
+        wait_for(lambda: int(sh("pgrep", "--uid", dora.uid, "--count").stdout) > 100, what="her servers")
+        emil.solve(1)
+        monkeypatch.setattr(looks, "PATIENCE", 6.0)
+        seen: list[int] = []
+        with classroom.Report(State(str(host.root))) as report:
+            for number in range(6):
+                begin = time.monotonic()
+                grades = {(grade.student, grade.lab): grade for grade in report.round(wait=False)}
+                report.record()
+                assert time.monotonic() - begin < (looks.QUICK + 2 if number == 0 else 2)
+                assert grades["emil", 1].passed and not grades["emil", 1].trouble
+                seen.append(len(report.looks.going))
+                clients = sh(
+                    "pgrep", "--uid", "0", "--full", "nsrun.teach.client 127.0.0.1 8", check=False
+                ).stdout.split()
+                assert len(clients) <= 1 and threading.active_count() == 1
+                time.sleep(1)
+            grades = {(grade.student, grade.lab): grade for grade in report.round()}
+        assert max(seen) == 1 and "look" in grades["dora", 11].trouble
+        wait_for(
+            lambda: not sh("pgrep", "--full", "nsrun.teach.client 127.0.0.1 8", check=False).stdout, what="their end"
+        )
+    finally:
+        os.killpg(hostile.pid, 9)
+        hostile.wait()
+        sh("pkill", "-9", "--uid", dora.uid, check=False)
+        emil.run("lab", "reset", 1)
+
+
+def test_a_student_who_sends_without_end(host, pair, busybox):
+    """The client of root's takes little of it, and ends."""
+    dora, _ = pair
+    script = f"ip link set lo up; while :; do cat /dev/zero | {busybox}/bin/busybox nc -l -p 80; done"
+    words = dora.words("unshare", "--user", "--map-root-user", "--net", "sh", "-c", script)
+    hostile = subprocess.Popen(words, env={**dora.env, MARK: "11-x"}, start_new_session=True, cwd="/", stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        wait_for(lambda: 80 in facts.listening(hostile.pid), what="her server")
+        begin = time.monotonic()
+        grade = graded(host)["dora", 11]
+        assert time.monotonic() - begin < 15 and grade["fulfilled"] < grade["rows"]
+        assert not sh("pgrep", "--full", "nsrun.teach.client 127.0.0.1 80", check=False).stdout
+    finally:
+        os.killpg(hostile.pid, 9)
+        hostile.wait()
+
+
+def test_a_full_disk_ends_no_report(host, pair):
+    """What was seen is kept, and recorded as soon as that goes; nobody else's is lost, and it says what happens."""
+    dora, _ = pair
+    dora.solve(1)
+    where = host.root / "lib/labs"
+    before = (where / "class.json").read_text()
+    sh("mount", "-t", "tmpfs", "-o", "size=16k", "none", where)
+    watch = None
+    try:
+        (where / "class.json").write_text(before)
+        sh("sh", "-c", f"cat /dev/zero >{where}/fill 2>/dev/null || true")
+        assert "class.json: No space left" in host.run("lab", "class", "report", check=False).stderr
+        watch = host.background("lab", "class", "report", "--watch", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        time.sleep(4)
+        assert watch.poll() is None and (where / "class.json").read_text() == before
+        dora.run("lab", "reset", 1)
+        (where / "fill").unlink()
+        wait_for(
+            lambda: json.loads((where / "class.json").read_text())["students"]["dora"]["passed"], 10, what="a record"
+        )
+    finally:
+        if watch:
+            watch.send_signal(2)
+            assert "class.json: No space left" in watch.communicate(timeout=30)[1]
+        after = (where / "class.json").read_text()
+        sh("umount", where)
+    assert "1" in json.loads(after)["students"]["dora"]["passed"]
 
 
 @pytest.mark.slow

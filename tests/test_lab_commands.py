@@ -16,6 +16,8 @@ import time
 import pytest
 from conftest import NSRUN, sh, wait_for
 
+from nsrun.errors import BadInput
+from nsrun.teach import progress
 from nsrun.teach.lab import MARK, environment
 
 
@@ -136,6 +138,136 @@ def test_interrupted_start(host, number):
             host.run("lab reset 6")
 
 
+@pytest.mark.parametrize("number", [7, 14])
+@pytest.mark.parametrize("delay", [0.05, 0.2, 0.35])
+def test_two_starts_at_once(host, number, delay):
+    """One is a start, the other says that there is one; a reset finds all of it."""
+    starts = []
+    for pause in (delay, 0):
+        starts.append(
+            host.background("lab", "start", number, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        )
+        time.sleep(pause)
+    said = [start.communicate(timeout=60)[1] for start in starts]
+    assert sorted(start.returncode for start in starts) == [0, 125], said
+    assert "is started already" in "".join(said)
+    found = variables(host, number)
+    assert found[MARK] and marked(f"{MARK}={found[MARK]}")
+    host.run("lab", "reset", number)
+    assert not marked(f"{MARK}={number:02}-") and not os.path.exists(found["LAB_DIR"])
+
+
+def test_a_reset_beside_a_start(host):
+    """It waits, and ends what was started."""
+    start = host.background("lab", "start", "7", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.3)
+    done = host.run("lab", "reset", "7", check=False)
+    assert start.wait(timeout=30) == 0, start.stderr.read()
+    start.stderr.close()
+    if done.returncode:  # it came before the start
+        host.run("lab", "reset", "7")
+    host.fails(125, "lab", "check", "7")
+    ours = f"NSRUN_ROOT={host.root}".encode()
+    left = [name for name in os.listdir("/proc") if name.isdigit() and ours in environment(int(name))]
+    assert not [
+        name for name in left if any(line.startswith(f"{MARK}=07-".encode()) for line in environment(int(name)))
+    ]
+
+
+def test_a_start_that_lasts(host):
+    """Who does not want to wait for it is told what to do."""
+    host.run("lab start 1")
+    where = pathlib.Path(variables(host)["LAB_DIR"]).parent
+    import fcntl
+
+    with open(where / "01.lock") as held, pytest.raises(BadInput, match="another command"):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with progress.alone(f"{where}/01.lock", "another command", 0.1):
+            pass
+    host.run("lab reset 1")
+
+
+def test_a_lab_from_the_shell_of_another(host):
+    """Its processes descend from the other's shell, and are not the other's."""
+    host.run("lab start 1")
+    host.run("lab start 2")
+    second = variables(host, 2)
+    do(host, f"env {MARK}={second[MARK]} sh -c 'sleep 1000 & exec sleep 1000' & sleep 1000 &")
+    wait_for(lambda: len(marked(f"{MARK}={second[MARK]}")) == 2, what="they run")
+    first = variables(host)[MARK]
+    host.run("lab reset 1")
+    assert not marked(f"{MARK}={first}") and len(marked(f"{MARK}={second[MARK]}")) == 2
+    host.run("lab reset 2")
+    assert not marked(f"{MARK}={second[MARK]}")
+
+
+def test_asked_from_within(host, alice):
+    """In a namespace of the lab's own nothing is seen as it is; it says so, and where to ask, and changes nothing."""
+    for who, how in (
+        (host, "unshare --uts"),
+        (host, "unshare --pid --fork --mount-proc"),
+        (alice, "unshare -Ur --uts"),
+        (alice, "unshare -Ur"),
+    ):
+        who.run("lab start 1")
+        found = variables(who)
+        words = [*how.split(), NSRUN, "lab"]
+        for command in ("check", "ls", "start 2", "reset", "hint", "report", "env"):
+            done = subprocess.run(
+                who.words(*words, *command.split()),
+                env={**who.env, **found},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 125 and "lab 01 was started" in done.stderr, (command, done)
+            assert "another shell" in done.stderr and not done.stdout
+        assert variables(who) == found and who.run("lab", "check", check=False).returncode == 1
+        who.run("lab reset")
+    bare = {name: value for name, value in alice.env.items() if name not in ("NSRUN_ROOT", MARK)}
+    words = alice.words("unshare", "-Ur", NSRUN, "lab", "ls")
+    done = subprocess.run(words, env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 125 and "only in a user namespace" in done.stderr, done
+
+
+def test_a_pod_of_another_name(host):
+    """Its members are the lab's and are removed as a whole; the pod may be older than the lab, so it is named."""
+    host.run("lab start 1")
+    do(host, f"{NSRUN} pod create --network none other && {NSRUN} join other -d --name one -- sleep 1000")
+    assert [member["status"] for member in host.json("ls", "-a")] == ["running"]
+    done = host.run("lab", "reset", check=False)
+    assert done.returncode == 1 and "nsrun pod rm --force other removes it" in done.stderr, done
+    assert done.stderr.count("left as it is") == 1 and host.json("ls", "-a") == []
+    host.run("pod rm --force other")
+
+
+def test_reset_where_the_path_has_a_link(host, tmp_path):
+    (tmp_path / "link").symlink_to(host.root)
+    env = {"NSRUN_ROOT": str(tmp_path / "link")}
+    host.run("lab start 1", env=env)
+    where = variables(host)["LAB_DIR"]
+    do(host, 'mkdir "$LAB_DIR/m" && mount -t tmpfs none "$LAB_DIR/m"')
+    assert f" {os.path.realpath(where)}/m " in pathlib.Path("/proc/thread-self/mountinfo").read_text()
+    assert host.run("lab reset 1", env=env).stderr == ""
+    assert not os.path.exists(where)
+
+
+def test_reset_that_leaves_something(host, alice):
+    """A mount that is not hers to remove: it says so, and keeps what is below it."""
+    alice.run("lab start 1")
+    where = pathlib.Path(variables(alice)["LAB_DIR"])
+    (where / "m").mkdir()
+    sh("mount", "-t", "tmpfs", "none", where / "m")
+    try:
+        (where / "m/kept").touch()
+        done = alice.run("lab", "reset", "1", check=False)
+        assert done.returncode == 1 and f"left as it is: {where}/m is mounted" in done.stderr
+        assert "apart from what is left" in done.stdout and (where / "m/kept").exists()
+    finally:
+        sh("umount", where / "m")
+        sh("rm", "-rf", where)
+
+
 def test_killed_start(host):
     """SIGKILL leaves the scene as it was then; reset removes it, and so does the next start."""
     for delay, next_command in ((0.15, "lab start 6"), (0.25, "lab reset 6"), (0.3, "lab start 6")):
@@ -163,7 +295,8 @@ def test_reset_touches_nothing_else(host):
     try:
         own = os.stat("/proc/self/ns/uts").st_ino
         wait_for(lambda: os.stat(f"/proc/{other.pid}/ns/uts").st_ino != own, what="nsenter")
-        done = host.run("lab reset")
+        done = host.run("lab reset", check=False)
+        assert done.returncode == 1 and "apart from what is left" in done.stdout
         assert f"process {other.pid} (sleep 1000) is in the lab's uts namespace" in done.stderr
         assert other.poll() is None and not marked(mark)
     finally:
@@ -207,22 +340,30 @@ def test_files_of_a_student_prove_nothing(host, alice):
         (fake / name).chmod(0o755)
     do(alice, f'cp "$(command -v sleep)" "$HOME/bin/{found["WORD"]}"; "$HOME/bin/{found["WORD"]}" 1000 &')
     assert not any(json.loads(alice.run("lab", "check", "1", "--json", check=False, env={"PATH": f"{fake}:{os.environ['PATH']}"}).stdout)["rows"][i]["ok"] for i in (0, 1))  # fmt: skip
-    progress = pathlib.Path(found["LAB_DIR"]).parent / "progress.json"
-    known = json.loads(progress.read_text())
+    record = pathlib.Path(found["LAB_DIR"]).parent / "progress.json"
+    known = json.loads(record.read_text())
     known["labs"]["1"]["passed"] = "2026-01-01T00:00:00Z"
-    progress.write_text(json.dumps(known))
+    record.write_text(json.dumps(known))
     assert alice.run("lab", "check", "1", check=False).returncode == 1
     alice.run("lab reset 1")
 
 
 def test_progress_that_is_damaged(host):
     host.run("lab start 1")
-    progress = pathlib.Path(variables(host)["LAB_DIR"]).parent / "progress.json"
-    good = progress.read_text()
+    record = pathlib.Path(variables(host)["LAB_DIR"]).parent / "progress.json"
+    good = record.read_text()
     for bad in ("", "{", "[]", '{"seed": 5, "labs": {}}', '{"seed": "x", "labs": {"1": {"hints": "many"}}}'):
-        progress.write_text(bad)
+        record.write_text(bad)
         assert "is damaged" in host.fails(125, "lab", "check"), bad
-    progress.write_text(good)
+    for key in ("variables", "home"):
+        known = json.loads(good)
+        del known["labs"]["1"][key]
+        record.write_text(json.dumps(known))
+        for command in ("check", "env", "hint", "reset"):
+            assert "is damaged" in host.fails(125, "lab", command, "1")
+    record.write_text(json.dumps({**json.loads(good), "current": 77}))
+    assert "no lab is started" in host.fails(125, "lab", "check")
+    record.write_text(good)
     host.run("lab reset 1")
 
 

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import sh, wait_for
 
 from nsrun.teach import facts, scene
+from nsrun.teach.facts import entered
 
 
 @contextlib.contextmanager
@@ -168,7 +171,9 @@ def test_root_executes_nothing_in_namespaces_of_others(host, alice, tmp_path):
 def test_who_asks_for_root_stays_out_of_the_user_namespace(host, alice, busybox):
     """While a server of hers lets a client of root's wait, that client can't be traced by who is root in there."""
     script = f"ip link set lo up; while :; do {busybox}/bin/busybox nc -l -p 80; done </dev/zero >/dev/null"
-    with running(*alice.words("unshare", "-Urn", "sh", "-c", script), env=alice.env) as pid:
+    with running(
+        *alice.words("unshare", "-Urn", "--pid", "--fork", "--kill-child", "sh", "-c", script), env=alice.env
+    ) as pid:
         wait_for(lambda: 80 in facts.listening(pid), 5, "her server")
         found: list[str] = []
 
@@ -179,4 +184,41 @@ def test_who_asks_for_root_stays_out_of_the_user_namespace(host, alice, busybox)
         with contextlib.suppress(OSError):
             facts.http(pid, "127.0.0.1", 80, meanwhile)
         assert found == [os.readlink("/proc/self/ns/user")] * len(found) and found
-        sh("pkill", "-P", pid, check=False)
+
+
+def test_a_helper_may_take_and_print_only_so_much():
+    begin = time.monotonic()
+    assert entered.printed_by(["echo", "hello"]) == b"hello\n"
+    assert entered.printed_by(["cat", "/dev/zero"], most=1 << 20) is None
+    for script in ("sleep 1000", "exec >&-; sleep 1000", "while :; do echo x; sleep 0.1; done"):
+        assert entered.printed_by(["sh", "-c", script], seconds=0.3) is None
+    assert entered.printed_by(["false"]) is entered.printed_by(["/no/such/program"]) is None
+    os.environ["SAID"] = "yes"
+    assert b"SAID" not in (entered.printed_by(["env"]) or b"SAID")
+    assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("script", ["import itertools\nfor _ in itertools.repeat(0): sock.sendall(b'x' * 65536)", "while 1: sock.sendall(b'x'); time.sleep(0.2)", "time.sleep(100)"])  # fmt: skip
+def test_a_server_that_does_not_end(script):
+    """What it sends without end is cut, and who sends nothing, or little by little, is left after a second."""
+    server = "import socket, time\nserver = socket.create_server(('127.0.0.1', 0)); print(server.getsockname()[1], flush=True)\nsock, _ = server.accept()\n"
+    with subprocess.Popen([sys.executable, "-c", server + script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # fmt: skip
+        port = int(process.stdout.readline())
+        begin = time.monotonic()
+        assert len(scene.ask(os.getpid(), "127.0.0.1", port)) <= 80
+        assert time.monotonic() - begin < 8
+        process.kill()
+
+
+def test_a_file_of_a_process_that_is_too_long(monkeypatch):
+    """What is asked of it is then not known; a process with a long command line is there nevertheless."""
+    module = importlib.import_module("nsrun.teach.facts.processes")
+    with running(sys.executable, "-c", "import time; time.sleep(100)", "x" * 120_000, "y" * 120_000) as pid:
+        wait_for(lambda: len(facts.process(pid).command) == 5, what="it is executed")
+        assert facts.mounts(pid)
+        monkeypatch.setattr(module, "MOST", 70_000)
+        assert 1000 < len(facts.process(pid).command[-1]) < 120_000
+        with pytest.raises(OSError, match="too large"):
+            module.read(pid, "cmdline")
+        monkeypatch.setattr(module, "MOST", 100)
+        assert facts.mounts(pid) == []

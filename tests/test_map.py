@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import itertools
 import json
@@ -849,8 +850,35 @@ def test_serve_has_room_for_so_many(host, pod):
             open_.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
         wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) >= 60)
         assert len(os.listdir(f"/proc/{process.pid}/task")) <= 70
-        wait_for(lambda: answers(url), 60, "there is room again")
-        wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) < 10, 60, "the idle ones are let go")
+        assert answers(url), "of those who did not ask for anything, the first has to go"
+        wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) < 10, 20, "the idle ones are let go")
+
+
+def test_serve_who_does_not_know_the_token_keeps_nobody_out(host, pod):
+    """Many who send a byte from time to time, each on a connection that is never silent for long."""
+    with served(host) as (url, process), contextlib.ExitStack() as open_:
+        port = int(url.split(":")[2].split("/")[0])
+        socks = [open_.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(200)]
+        begin = time.monotonic()
+        while time.monotonic() - begin < 8:
+            for sock in socks:
+                with contextlib.suppress(OSError):
+                    sock.sendall(b"G")
+            asked = time.monotonic()
+            assert answers(url) and time.monotonic() - asked < 2
+            time.sleep(0.5)
+        assert len(os.listdir(f"/proc/{process.pid}/task")) < 10
+
+
+def test_serve_sends_to_the_directory(host, pod):
+    """What the page asks for is relative to its address."""
+    with served(host) as (url, _):
+        base, token = url.split("/", 3)[2], url.rstrip("/").rpartition("/")[2]
+        connection = http.client.HTTPConnection(base, timeout=10)
+        connection.request("GET", f"/{token}")
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["Location"]) == (308, f"/{token}/")
+        connection.close()
 
 
 def answers(url: str) -> bool:

@@ -38,28 +38,43 @@ def _create(call: Call) -> int:
     if bool(users) == bool(count):
         raise UsageError("who is in the class?", hint="either --users USER,… or --count N")
     pids = parse_count(call.options.get("pids_limit", "512"), "--pids-limit", "a number of processes", 16, 1 << 22)
-    for line in classroom.create(call.state, users, count, pids, call.options.get("memory", "")):
+    with classroom.alone(call.state):
+        warnings = classroom.create(call.state, users, count, pids, call.options.get("memory", ""))
+    for line in warnings:
         say.err(f"warning: {line}")
     say.out("nsrun lab class report --watch records what is passed, while it runs")
     return 0
 
 
 def _report(call: Call) -> int:
-    say.failures_of_threads()
-    if not call.options.get("watch"):
-        return _print(call, classroom.report(call.state))
     import time
 
-    before: list[tuple[int, str]] = []
-    while True:
-        grades = classroom.report(call.state)
-        now = [(grade.fulfilled, grade.passed) for grade in grades]
-        if now != before:
-            _print(call, grades)
-            say.out("")
-            say.flush()
-            before = now
-        time.sleep(2)
+    text.one_format(call)
+    with classroom.Report(call.state) as report:
+        if not call.options.get("watch"):
+            status = _print(call, report.round())
+            report.record()
+            return status
+        before: list[tuple[int, str, str]] = []
+        trouble = ""
+        while True:
+            try:
+                grades = report.round(wait=False)
+                now = [(grade.fulfilled, grade.passed, grade.trouble) for grade in grades]
+                if now != before:
+                    _print(call, grades)
+                    say.out("")
+                    say.flush()
+                    before = now
+                report.record()
+                trouble = ""
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # a full disk must not end it: what was seen is recorded as soon as that goes
+                if str(error) != trouble:
+                    say.err(f"nsrun: {error.filename or 'report'}: {error.strerror}; the next round tries again")
+                    trouble = str(error)
+            time.sleep(2)
 
 
 def _print(call: Call, grades: list[Grade]) -> int:
@@ -74,7 +89,9 @@ def _print(call: Call, grades: list[Grade]) -> int:
     numbers = [lab.number for lab in labs.every() if any(cells[student, lab.number] != "-" for student in students)]
     rows = [[student, *(cells[student, number] for number in numbers)] for student in students]
     text.table(["STUDENT", *(f"{number:02}" for number in numbers)], rows)
-    for student, trouble in {(grade.student, grade.trouble): 0 for grade in grades if "look" in grade.trouble}:
+    about_all = ("look", "an error of nsrun")  # not about one lab alone
+    troubles = {(g.student, g.trouble): 0 for g in grades if any(words in g.trouble for words in about_all)}
+    for student, trouble in troubles:
         say.err(f"nsrun: {student} is not graded: {trouble}")
     return 0
 
@@ -87,7 +104,8 @@ def _cell(grade: Grade) -> str:
 
 
 def _rm(call: Call) -> int:
-    left = classroom.remove(call.state)
+    with classroom.alone(call.state):
+        left = classroom.remove(call.state)
     for line in left:
         say.err(f"nsrun: left as it is: {line}")
     return 1 if left else 0

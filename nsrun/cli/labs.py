@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def _lab(call: Call) -> Lab:
+    sessions.refuse_inside(call.state)
     return sessions.chosen(call.state, *call.operands)
 
 
 def ls(call: Call) -> int:
+    sessions.refuse_inside(call.state)
     found = progress.load(call.state)
     rows: list[dict[str, Any]] = []
     for lab in labs.every():
@@ -185,14 +187,16 @@ def reset(call: Call) -> int:
     left = sessions.finish(call.state, lab)
     for line in left:
         say.err(f"left as it is: {line}")
-    say.out(f"lab {lab.number} is reset")
-    return 0
+    say.out(f"lab {lab.number} is reset{', apart from what is left' if left else ''}")
+    return 1 if left else 0
 
 
 _REPORT = ("lab", "title", "status", "passed", "starts", "checks", "hints", "solution")
 
 
 def report(call: Call) -> int:
+    text.one_format(call)
+    sessions.refuse_inside(call.state)
     found = progress.load(call.state)["labs"]
     rows = []
     for lab in labs.every():

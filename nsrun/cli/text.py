@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from nsrun.cli import say
-from nsrun.errors import printable
+from nsrun.errors import UsageError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from nsrun.cli.commands import Call
 
 
 def json(value: Any) -> int:
@@ -25,6 +27,12 @@ def table(head: list[str], rows: list[list[str]]) -> int:
     for row in [head, *rows]:
         say.out("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
+
+
+def one_format(call: Call) -> None:
+    """Raise UsageError when a table is asked for in two forms."""
+    if "json" in call.options and "csv" in call.options:
+        raise UsageError("--json and --csv exclude each other")
 
 
 def csv(head: list[str], rows: list[list[str]]) -> int:

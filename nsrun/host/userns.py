@@ -87,6 +87,11 @@ def owner_of(word: str | None, environ: dict[str, str]) -> User | None:
     return user if user.uid else None
 
 
+def has_ids(user: User) -> bool:
+    """Return whether a user has any subordinate ids."""
+    return any(_subordinate(path, user) for path in ("/etc/subuid", "/etc/subgid"))
+
+
 def _subordinate(path: str, user: User) -> Ranges:
     """Return a user's [first, count] … in /etc/subuid or /etc/subgid, by name or by uid, as shadow's tools read it."""
     found: Ranges = []
@@ -127,18 +132,35 @@ def maps_of(user: User) -> Maps:
 
 def usermod(user: User) -> str:
     """Return the command that gives a user subordinate ids which no other user has."""
-    top = 100000
+    first = free_ids()
+    last = first + WANTED - 1
+    return f"sudo usermod --add-subuids {first}-{last} --add-subgids {first}-{last} {user.name}"
+
+
+def free_ids() -> int:
+    """Return the first of as many ids as a user needs that are nobody's in /etc/subuid and /etc/subgid.
+
+    They are above all that are taken; where some reach too far up, in the first gap.
+    """
+    taken: list[tuple[int, int]] = []
     for path in ("/etc/subuid", "/etc/subgid"):
         try:
             with open(path, errors="surrogateescape", newline="\n") as file:
                 for line in file:
                     first, count = [*line.rstrip("\n").split(":"), "", ""][1:3]
                     if is_number(first) and is_number(count):
-                        top = max(top, int(first) + int(count))
+                        taken.append((int(first), int(first) + int(count)))
         except OSError:
             continue
-    last = top + WANTED - 1
-    return f"sudo usermod --add-subuids {top}-{last} --add-subgids {top}-{last} {user.name}"
+    top = max([100000, *(end for _, end in taken)])
+    if top + WANTED < 1 << 32:
+        return top
+    gap = 100000
+    for begin, end in sorted(taken):
+        if begin >= gap + WANTED:
+            break
+        gap = max(gap, end)
+    return gap
 
 
 def around() -> Nested | None:

@@ -6,8 +6,7 @@
 
 Grading reads no file of a student, and no memory of a student's process but its environment.  It tells which lab is
 started, and which pids are the parts of its scene (such as KEEPER); these count only if they are those of the student's
-own processes.  Each
-student is graded in a thread of their own, which is left behind when it does not answer in time.
+own processes.  Each student is graded by a process of its own, as they may make it wait, or take much memory: looks.py.
 """
 
 from __future__ import annotations
@@ -22,21 +21,19 @@ from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.host import cgroup, userns
 from nsrun.schema import FLAG, STRING, Number, check, is_number, open_regular
 from nsrun.state import make_directory, remove_tree, timestamp
-from nsrun.teach import facts, labs, sessions
+from nsrun.teach import facts, labs, progress, sessions
 from nsrun.teach.lab import MARK, Lab, Work, environment, graded, run_nsrun, values_of
+from nsrun.teach.looks import Looks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from nsrun.state import State
     from nsrun.teach.facts import Process
 
-#: Seconds in which a student's processes must have let themselves be looked at.
-PATIENCE = 20.0
-#: How many subordinate ids a student gets who has none.
-IDS = 65536
 LIMITS = "/etc/security/limits.d/90-nsrun-class.conf"
 
 _STUDENT = {
@@ -47,6 +44,11 @@ _STUDENT = {
     "passed": {str: STRING},
 }
 _SHAPE = {"created": STRING, "since": Number(0, 1 << 53), "students": {str: _STUDENT}, "limits": FLAG}
+
+
+def alone(state: State) -> AbstractContextManager[None]:
+    """Let nobody else create or remove the class meanwhile."""
+    return progress.alone(f"{state.lib}/labs/class.going", "another command creates or removes the class")
 
 
 def _path(state: State) -> str:
@@ -94,8 +96,11 @@ def _load(state: State) -> dict[str, Any]:
 def _write(path: str, text: str, mode: int) -> None:
     new = f"{path}.new"
     remove_tree(new)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w") as file:
-        file.write(text)
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "w") as file:
+            file.write(text)
+    except OSError as error:  # of write(2), which does not say where
+        raise OSError(error.errno, error.strerror, path) from None
     os.chmod(new, mode)
     os.rename(new, path)
 
@@ -217,22 +222,12 @@ def _new_account(state: State, name: str) -> int:
 
 def _give_ids(name: str) -> int:
     """Give an account subordinate ids if it has none; return the first one that it was given, or 0."""
-    if any(_ranges(file, name) for file in ("/etc/subuid", "/etc/subgid")):
+    if userns.has_ids(userns.User(name)):
         return 0
-    ends = [first + count for file in ("/etc/subuid", "/etc/subgid") for first, count in _ranges(file)]
-    first = max([100000, *ends])
-    _run("usermod", "--add-subuids", f"{first}-{first + IDS - 1}", "--add-subgids", f"{first}-{first + IDS - 1}", name)
+    first = userns.free_ids()
+    last = first + userns.WANTED - 1
+    _run("usermod", "--add-subuids", f"{first}-{last}", "--add-subgids", f"{first}-{last}", name)
     return first
-
-
-def _ranges(path: str, name: str = "") -> list[tuple[int, int]]:
-    """Return the ranges in a subuid(5) file, of one account or of all."""
-    try:
-        with open(path, errors="surrogateescape") as file:
-            lines = [line.split(":") for line in file.read().split("\n")]
-    except FileNotFoundError:
-        return []
-    return [(int(line[1]), int(line[2])) for line in lines if len(line) == 3 and name in ("", line[0])]
 
 
 def _run(*command: str) -> None:
@@ -271,38 +266,71 @@ class Grade:
     trouble: str  # why it can't be graded
 
 
-def report(state: State) -> list[Grade]:
-    """Grade every lab of every student now, and record what is passed."""
-    found = _load(state)
-    home = facts.namespaces_of(os.getpid())
-    every, everything = labs.every(), facts.processes(command_lines=False)
-    grades: list[Grade] = []
-    for name, student in found["students"].items():
-        grades += _within(PATIENCE, name, every, lambda s=student, n=name: _grade(state, n, s, every, everything, home))
-    now, seconds = timestamp(), int(time.time()) - found["since"]
-    with _changing(state) as found:
+class Report:
+    """The grades of a class, over rounds.  As a context manager it ends the looks at students that still go on."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.looks = Looks()
+        self.known: dict[str, list[Grade]] = {}  # the newest grades of each student
+        self.seen: dict[tuple[str, int], str] = {}  # what was passed, and when, also if it could not be recorded yet
+        self.unshown: set[str] = set()  # students who do not see yet what is recorded
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.looks.__exit__()
+
+    def round(self, wait: bool = True) -> list[Grade]:
+        """Return the grades of every lab of every student now; without `wait`, of slow students those of an earlier round."""
+        record = _load(self.state)
+        students = record["students"]
+        home = facts.namespaces_of(os.getpid())
+        every, everything = labs.every(), facts.processes(command_lines=False)
+
+        def look(name: str) -> list[dict[str, Any]]:
+            return [vars(grade) for grade in _grade(self.state, name, students[name], every, everything, home)]
+
+        told = self.looks.round(students, look, wait)
+        for name in students:
+            if isinstance(trouble := told.get(name), Exception):
+                self.known[name] = [Grade(name, lab.number, 0, 0, "", 0, str(trouble)) for lab in every]
+            elif trouble is not None:
+                self.known[name] = [Grade(**grade) for grade in trouble]
+            elif name not in self.known:
+                self.known[name] = [Grade(name, lab.number, 0, 0, "", 0, HIDES_YET) for lab in every]
+        grades = [grade for name in students for grade in self.known[name]]
+        now, seconds = timestamp(), int(time.time()) - record["since"]
         for grade in grades:
-            passed = found["students"].get(grade.student, {}).get("passed", {})
-            if grade.rows and grade.fulfilled == grade.rows and str(grade.lab) not in passed:
-                passed[str(grade.lab)] = f"{now} {seconds}"
-                _show(state, found["students"][grade.student])
-            grade.passed, _, after = passed.get(str(grade.lab), "").partition(" ")
+            passed = students[grade.student]["passed"].get(str(grade.lab), "")
+            if grade.rows and grade.fulfilled == grade.rows and not passed:
+                self.seen.setdefault((grade.student, grade.lab), f"{now} {seconds}")
+            grade.passed, _, after = (passed or self.seen.get((grade.student, grade.lab), "")).partition(" ")
             grade.seconds = int(after or 0)
-    return grades
+        return grades
+
+    def record(self) -> None:
+        """Record what was seen to be passed, and show it to the students.
+
+        Raise OSError when that can't be done, such as on a full disk: then the next call does it.
+        """
+        if self.seen:
+            with _changing(self.state) as found:
+                for (name, number), said in self.seen.items():
+                    if name in found["students"]:
+                        found["students"][name]["passed"].setdefault(str(number), said)
+            self.unshown |= {name for name, _ in self.seen}
+            self.seen = {}
+        if self.unshown:
+            found = _load(self.state)
+            for name in self.unshown & found["students"].keys():
+                _show(self.state, found["students"][name])
+                self.unshown.discard(name)
 
 
-def _within(seconds: float, name: str, every: list[Lab], action: Any) -> list[Grade]:
-    """Return the grades of one student, or that they did not let themselves be graded in time."""
-    import threading
-
-    result: list[list[Grade]] = []
-    thread = threading.Thread(target=lambda: result.append(action()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if result:
-        return result[0]
-    trouble = "a process does not let itself be looked at" if thread.is_alive() else "an error of nsrun"
-    return [Grade(name, lab.number, 0, 0, "", 0, trouble) for lab in every]
+#: Of a student whose first look takes its time.
+HIDES_YET = "a process has not let itself be looked at yet"
 
 
 def _grade(
@@ -387,14 +415,8 @@ def _unshow(state: State, student: dict[str, Any]) -> None:
 
 def _take_ids(name: str, student: dict[str, Any]) -> None:
     if (first := student["first_id"]) and not student["account"]:
-        _run(
-            "usermod",
-            "--del-subuids",
-            f"{first}-{first + IDS - 1}",
-            "--del-subgids",
-            f"{first}-{first + IDS - 1}",
-            name,
-        )
+        last = first + userns.WANTED - 1
+        _run("usermod", "--del-subuids", f"{first}-{last}", "--del-subgids", f"{first}-{last}", name)
 
 
 def _userdel(state: State, name: str, student: dict[str, Any], left: list[str]) -> None:
@@ -404,4 +426,10 @@ def _userdel(state: State, name: str, student: dict[str, Any], left: list[str]) 
     work = Work(labs.every()[0], "", "", "", state, {}, facts.namespaces_of(os.getpid()), userns.User(name).uid)
     sessions.end_all(work)
     left += work.troubles
+    if work.troubles:  # nobody removes a tree as root that somebody hostile may still change
+        left.append(f"account {name}: it has processes; sudo userdel --remove {name}, when they have ended")
+        return
+    uid = userns.User(name).uid
     _run("userdel", "--remove", name)
+    for path in (f"{state.owned}/{uid}", *([f"{state.root}/users/{uid}"] if state.root else [])):
+        remove_tree(path)  # or the next account with this uid would find it

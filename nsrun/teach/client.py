@@ -2,21 +2,25 @@
 """A client that `facts.http` starts in another network namespace: python -m nsrun.teach.client ADDRESS PORT.
 
 It connects, says its own port, waits for the end of its input, then asks for / and prints what the server answers, as far
-as that comes within SECONDS and is no longer than MOST bytes: the server may be anybody's.
+as that comes within SECONDS and is no longer than MOST bytes: the server may be anybody's.  Whatever happens, also to
+who started it, it does not live longer than LIFE.
 """
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import time
 
 SECONDS = 1.0
+LIFE = 10
 MOST = 1 << 16
 
 
 def main(address: str, port: int) -> int:
     """Return the exit status: 1 when no connection came about, 2 when no answer came."""
+    signal.alarm(LIFE)
     with open(1, "wb", buffering=0) as parent:  # a pipe to facts.http
         try:
             sock = socket.create_connection((address, port), SECONDS)

@@ -63,6 +63,7 @@ class Lab:
     check: Callable[[Work], list[Row]]
     needs: tuple[Need, ...] = ()
     root: str = ""  # why an ordinary user can't do it; "": they can
+    publishes: bool = False  # its ports are this machine's, and must be free
     #: Make the scene, and return more variables.
     scene: Callable[[Work], dict[str, str]] | None = None
     #: Remove what the scene or the student made, apart from pods of the lab's names, the student's processes and files.
@@ -86,6 +87,7 @@ class Work:
     variables: dict[str, str]
     home: dict[str, int]  # the namespaces from which the lab was started: "the machine's"
     student: int = -1  # in a class, the uid of the student whose work is graded; otherwise -1
+    others: frozenset[str] = frozenset()  # the ids of other labs of the same student that are started
     troubles: list[str] = field(default_factory=list)  # what reset could not remove, or must not
     _hostnames: dict[int, str] = field(default_factory=dict)
 
@@ -100,7 +102,8 @@ class Work:
     @cached_property
     def processes(self) -> list[Process]:
         """Every visible process but this one, as they were when first asked for."""
-        return [found for found in facts.processes() if found.pid != os.getpid()]
+        # the command line is in the memory of a process, which can make whoever reads it wait
+        return [found for found in facts.processes(command_lines=self.student < 0) if found.pid != os.getpid()]
 
     @cached_property
     def mine(self) -> list[Process]:
@@ -111,14 +114,24 @@ class Work:
 
     def _marked(self, living: list[Process]) -> list[Process]:
         mark = f"{MARK}={self.id}".encode()
-        mine = {process.pid for process in living if mark in environment(process.pid)}
+        marks = {f"{MARK}={one}".encode() for one in self.others}
+        mine, others = set(), set()
+        for process in living:
+            variables = environment(process.pid)
+            if mark in variables:
+                mine.add(process.pid)
+            elif not marks.isdisjoint(variables):
+                others.add(process.pid)  # even if it was started from a shell of this lab
         pods = self.of_pods()
         for _ in range(32):  # until nothing is added; a PID namespace can be nested so deep
             spaces = {p.namespaces.get("pid") for p in living if p.pid in mine and len(p.pids) > 1 and p.pids[-1] == 1}
             more = {
                 p.pid
                 for p in living
-                if p.ppid in mine or p.pid in pods or p.namespaces.get("pid") in spaces - {None, self.home.get("pid")}
+                if p.pid not in others
+                and (
+                    p.ppid in mine or p.pid in pods or p.namespaces.get("pid") in spaces - {None, self.home.get("pid")}
+                )
             }
             if more <= mine:
                 break

@@ -99,7 +99,7 @@ def survey() -> Survey:
             space(kind, inode).descriptors.append((process.pid, number))
             learn(inode, f"/proc/{process.pid}/fd/{number}")
     for pid in views.values():
-        for mount in facts.mounts(pid):
+        for mount in facts.mounts(pid, "nsfs"):
             if named := facts.mounted_namespace(mount):
                 space(*named).mounts.append((pid, mount.point))
                 learn(named[1], mount.point, pid)

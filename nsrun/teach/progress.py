@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from nsrun.errors import BadInput
 from nsrun.schema import STRING, Number, check, open_regular
 from nsrun.state import make_directory
+from nsrun.teach.facts import KINDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nsrun.state import State
 
 _NUMBER = Number(0, 1 << 53)
+_KNOWN = set(KINDS) - {"time", "cgroup"}  # the kinds that every kernel has
 _ENTRY = {
     "id?": STRING, "variables?": {str: STRING}, "home?": {str: _NUMBER}, "ready?": object, "begun?": STRING, "passed?": STRING,
     "checks?": _NUMBER, "hints?": _NUMBER, "starts?": _NUMBER, "solution?": object, "salt?": _NUMBER,
@@ -71,12 +73,40 @@ def load(state: State) -> dict[str, Any]:
             try:
                 found = json.load(file)
                 check(found, _SHAPE, "progress")
+                for number, entry in found["labs"].items():
+                    if entry.get("id") and not (
+                        entry.get("variables") is not None and _KNOWN <= entry.get("home", {}).keys()
+                    ):
+                        raise BadInput(f"lab {number} is started, and the rest about it is missing")
             except (ValueError, BadInput) as error:
                 raise BadInput(
                     f"{path} is damaged: {error}", hint="remove it: what you have passed is then not known any more"
                 ) from None
     found["seed"] = class_note(state).get("seed") or found["seed"]
     return found
+
+
+@contextmanager
+def alone(path: str, busy: str, seconds: float = 10) -> Iterator[None]:
+    """Let nobody else do meanwhile what this file is for.  Raise BadInput, which says `busy`, when somebody goes on doing it."""
+    import fcntl
+    import time
+
+    make_directory(os.path.dirname(path))
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise BadInput(busy, hint="wait until that command has ended, or interrupt it") from None
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -4,10 +4,48 @@
 from __future__ import annotations
 
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Sequence
+
+#: How long a helper may take, and how much it may print: what it looks at is made by others.
+SECONDS, MOST = 10.0, 4 << 20
+#: The variables of a helper: the caller's, such as LD_PRELOAD and PATH, are not to choose what runs.
+PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+def printed_by(command: Sequence[str], seconds: float = SECONDS, most: int = MOST) -> bytes | None:
+    """Return what a helper prints; None when it fails, takes more time or prints more than it may, which ends it."""
+    import select
+    import subprocess
+
+    end, found = time.monotonic() + seconds, bytearray()
+    try:
+        helper = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=PLAIN, cwd="/"
+        )
+    except OSError:
+        return None
+    with helper:
+        try:
+            assert helper.stdout
+            out = helper.stdout.fileno()
+            poll = select.poll()
+            poll.register(out, select.POLLIN)
+            while len(found) <= most and (left := end - time.monotonic()) > 0:
+                if not poll.poll(left * 1000):
+                    continue
+                if not (piece := os.read(out, 1 << 16)):
+                    helper.wait(max(end - time.monotonic(), 0.1))
+                    break
+                found += piece
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            helper.kill()  # which does nothing to one that has been waited for
+    return bytes(found) if helper.returncode == 0 else None
 
 
 def file_from_inside(pid: int, path: str) -> bytes:
@@ -17,16 +55,11 @@ def file_from_inside(pid: int, path: str) -> bytes:
 
 def _as_owner(pid: int, *command: str) -> bytes:
     """Return what a command prints that is root of the user namespace of a process; b"" when that is not for us."""
-    import subprocess
-
     try:
         inside = enter(pid)
-        if "--user" not in inside:
-            return b""
-        done = subprocess.run([*inside, *command], capture_output=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return b""
-    return done.stdout if done.returncode == 0 else b""
+    return printed_by([*inside, *command]) or b"" if "--user" in inside else b""
 
 
 def enter(pid: int, *kinds: str) -> list[str]:
@@ -55,18 +88,9 @@ def hostname_of(pid: int) -> str:
     return _from_inside(pid, "uts", "uname", "-n").strip()
 
 
-_PLAIN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-
-
 def _from_inside(pid: int, kind: str, *command: str) -> str:
     """Return what a program of ours prints that runs in one namespace of a process; "" when it can't."""
-    import subprocess
-
     words = ["nsenter", f"--{kind}=/proc/{pid}/ns/{kind}"]
     if os.geteuid():  # to enter it takes the powers that the owner of its user namespace has
         words += [f"--user=/proc/{pid}/ns/user", "--preserve-credentials"]
-    try:  # the caller's variables, such as LD_PRELOAD and PATH, are not to choose what runs
-        done = subprocess.run([*words, *command], capture_output=True, check=False, timeout=5, env=_PLAIN, cwd="/")
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode("utf-8", "surrogateescape") if not done.returncode else ""
+    return (printed_by([*words, *command]) or b"").decode("utf-8", "surrogateescape")

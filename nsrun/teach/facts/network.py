@@ -13,7 +13,7 @@ from errno import EIO
 
 from nsrun import kernel
 from nsrun.schema import is_number
-from nsrun.teach.facts.entered import _as_owner, enter
+from nsrun.teach.facts.entered import PLAIN, _as_owner, enter, printed_by
 from nsrun.teach.facts.processes import read
 
 TYPE_CHECKING = False
@@ -32,6 +32,7 @@ class Socket:
     peer_port: int
     state: str  # ESTABLISHED, LISTEN, …; "" for others
     inode: int  # 0: no process has it any more, or it was not accepted yet
+    uid: int  # of whoever made it
 
 
 _TCP_STATES = {"01": "ESTABLISHED", "02": "SYN_SENT", "06": "TIME_WAIT", "08": "CLOSE_WAIT", "0A": "LISTEN"}
@@ -47,7 +48,9 @@ def tcp(pid: int) -> list[Socket]:
             continue
         for fields in (line.decode().split() for line in lines if line):
             (address, port), (peer, peer_port) = (_end(fields[1]), _end(fields[2]))
-            found.append(Socket(address, port, peer, peer_port, _TCP_STATES.get(fields[3], ""), int(fields[9])))
+            found.append(
+                Socket(address, port, peer, peer_port, _TCP_STATES.get(fields[3], ""), int(fields[9]), int(fields[7]))
+            )
     return found
 
 
@@ -93,7 +96,9 @@ def http(pid: int, address: str, port: int, meanwhile: Callable[[int], object] |
     import subprocess
 
     command = [*enter(pid, "net"), sys.executable, "-I", "-m", "nsrun.teach.client", address, str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=PLAIN, cwd="/"
+    ) as client:  # which ends by itself, whatever the server does
         assert client.stdin and client.stdout
         said = client.stdout.readline()
         if said.startswith(b"connected ") and meanwhile:
@@ -141,13 +146,11 @@ def _json_of(pid: int, *command: str) -> Any:
 
 def _in_netns(pid: int, *command: str) -> str:
     """Return what a command prints in the network namespace of a process; "" when it fails."""
-    import subprocess
-
     try:
-        done = subprocess.run([*enter(pid, "net"), *command], capture_output=True, timeout=10, check=False)
+        inside = enter(pid, "net")
     except OSError:
         return ""
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+    return (printed_by([*inside, *command]) or b"").decode("utf-8", "replace")
 
 
 def sockets(pid: int) -> Iterator[tuple[str, str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from errno import EACCES, EPERM
+from errno import EACCES, EFBIG, EPERM
 
 from nsrun.schema import is_number
 
@@ -46,7 +46,7 @@ def process(pid: int, command_line: bool = True) -> Process | None:
     try:
         stat = read(pid, "stat").rpartition(b")")[2].split()
         lines = read(pid, "status").decode("utf-8", "surrogateescape").split("\n")
-        command = read(pid, "cmdline") if command_line else b""
+        command = read(pid, "cmdline", cut=True) if command_line else b""
     except OSError:
         return None
     status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines) if key}
@@ -86,11 +86,24 @@ def births() -> tuple[int, int]:
     return int(line.split()[1]), sum(1 for entry in os.listdir("/proc") if is_number(entry))
 
 
-def read(pid: int, file: str) -> bytes:
+#: How much is read of one file of /proc/PID: whose process it is can make some of them very long.
+MOST = 16 << 20
+
+
+def read(pid: int, file: str, cut: bool = False) -> bytes:
+    """Return a file of /proc/PID.
+
+    Raise OSError when it can't be read; EFBIG when it is longer than MOST, unless it is to be cut there.
+    """
     with open(f"/proc/{pid}/{file}", "rb", buffering=0) as opened:
-        pieces = []
+        pieces, size = [], 0
         while piece := opened.read(1 << 16):
             pieces.append(piece)
+            size += len(piece)
+            if size > MOST and cut:
+                break
+            if size > MOST:
+                raise OSError(EFBIG, os.strerror(EFBIG), f"/proc/{pid}/{file}")
         return b"".join(pieces)
 
 

@@ -86,9 +86,16 @@ def _old(process: Process | None, nobody: str) -> Row:
     left = [mount.point for mount in seen if here and (mount.device, mount.root) == (here.device, here.root)]
     return Row(
         "old",
-        bool(process) and not left,
+        bool(process) and bool(seen) and not left,
         "the machine's root is not mounted anywhere in its view",
-        nobody or (f"it is mounted at {', '.join(left)}" if left else "it is not"),
+        nobody
+        or (
+            f"it is mounted at {', '.join(left)}"
+            if left
+            else "it is not"
+            if seen
+            else "it has no mounts, or too many to be read"
+        ),
         f"grep {here.device if here else ''} /proc/{process.pid if process else 'PID'}/mountinfo",
     )
 

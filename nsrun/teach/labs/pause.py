@@ -64,4 +64,4 @@ def check(work: Work) -> list[Row]:
     return best(survivors, rows)
 
 
-LAB = Lab(3, "pause", "Kill pause", 15, ("POD", "PORT"), check, needs=(USER_NAMESPACES,))
+LAB = Lab(3, "pause", "Kill pause", 15, ("POD", "POD_TRY", "PORT"), check, needs=(USER_NAMESPACES,), publishes=True)

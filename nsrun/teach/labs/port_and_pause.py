@@ -34,8 +34,7 @@ def check(work: Work) -> list[Row]:
 
 def _ended(work: Work) -> Row:
     pid = int(work.variables["PAUSE"])
-    found = facts.process(pid)
-    lives = found is not None and found.name == "pause" and found.state != "Z"
+    lives = facts.is_pause(pid)
     return Row(
         "ended",
         not lives,
@@ -124,6 +123,7 @@ LAB = Lab(
     ("POD", "POD_NEW", "PORT", "WORD"),
     check,
     needs=(scene.BUSYBOX, scene.nf_tables("nat", "output"), tool("jq", "jq")),
+    publishes=True,
     root="it publishes a port with this machine's bridge and nf_tables",
     scene=make_scene,
     reset=reset,

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from nsrun.teach import facts, scene
 from nsrun.teach.lab import USER_NAMESPACES, UTIL_LINUX, Lab, Row, Work, tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 #: The inode of a network namespace, a process in it, and the address of a socket's peer.
@@ -51,17 +53,23 @@ def make_scene(work: Work) -> dict[str, str]:
 
 
 def check(work: Work) -> list[Row]:
-    from concurrent.futures import ThreadPoolExecutor
-
     machine, client = int(work.variables["MACHINE_PID"]), int(work.variables["CLIENT_PID"])
     ends: list[End] = []
-    with ThreadPoolExecutor() as pool:  # those that get no answer wait for it at the same time
-        asked = [
-            pool.submit(_answer, work, name, pid, address, ends)
-            for name, pid, address in (("client", client, _MACHINE), ("machine", machine, _MACHINE), ("loopback", machine, "127.0.0.1"))
-        ]  # fmt: skip
-        reached, own, loopback = (each.result() for each in asked)
+    asked = [("client", client, _MACHINE), ("machine", machine, _MACHINE), ("loopback", machine, "127.0.0.1")]
+    reached, own, loopback = _at_once([partial(_answer, work, *one, ends) for one in asked])
     return [_bridge(work, machine, ends), reached, _source(machine, ends), own, loopback]
+
+
+def _at_once(asking: list[Callable[[], Row]]) -> list[Row]:
+    """Ask all at the same time, as those that get no answer wait for it; one after the other where no thread can be had."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            return [each.result() for each in [pool.submit(one) for one in asking]]
+        except RuntimeError:  # at the limit of processes
+            pass
+    return [one() for one in asking]
 
 
 def _answer(work: Work, name: str, pid: int, address: str, ends: list[End]) -> Row:

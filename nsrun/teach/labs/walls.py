@@ -33,6 +33,11 @@ def _wish(work: Work) -> tuple[str, str]:
     )[draw(work.seed, work.lab.number, "wish") % 2]
 
 
+def _needed(work: Work) -> int:
+    """Return the capability without which the wish does not come true."""
+    return 12 if _wish(work)[0].startswith("ip ") else 23
+
+
 def _fulfilled(work: Work, process: Process) -> tuple[bool, str, str]:
     """Return whether the wish came true for a process, what the kernel shows, and how to see it."""
     number, pid = int(work.variables["N"]), process.pid
@@ -77,8 +82,8 @@ def _rows(work: Work, process: Process | None) -> list[Row]:
         row("wish", done, f"in a member of yours, $WISH came true: {_wish(work)[1]}", shown, see),
         row(
             "one",
-            len(more) <= 1,
-            "it has at most one capability more than the default ones",
+            more == [_needed(work)],
+            "it has one capability more than the default ones, the one without which $WISH fails",
             f"{len(more)} more: {', '.join(_NAMES.get(number, str(number)) for number in more[:6])}{' …' if more[6:] else ''}",
             f"capsh --decode=$(awk '/CapBnd/ {{print $2}}' /proc/{pid}/status)",
         ),

@@ -7,6 +7,7 @@ otherwise a page of elsewhere whose name was made to point at 127.0.0.1 could re
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -26,9 +27,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Connections at a time, each of which is a thread: more are closed.  Seconds of silence after which a stream shows that
-#: it is alive, and finds out whether somebody still reads it.
+#: Connections at a time of those who know the token, and as many of others: each is a thread.  Seconds of silence after
+#: which a stream shows that it is alive, and finds out whether somebody still reads it.
 MOST, SILENCE = 64, 15.0
+#: Seconds in which whoever connects must have asked for something: anybody on this machine can connect.
+PATIENCE = 5.0
 
 SCRIPT = """
 const state = document.getElementById('state');
@@ -89,11 +92,16 @@ class Board:
 class Server(ThreadingHTTPServer):
     """Serves a board in threads of its own; `url` is where."""
 
-    daemon_threads, block_on_close = True, False
+    daemon_threads, block_on_close, request_queue_size = True, False, 128
 
     def __init__(self, address: str, port: int, board: Board) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.board, self.token, self.room = board, secrets.token_urlsafe(24), threading.Semaphore(MOST)
+        self.board, self.token, self.room = board, secrets.token_urlsafe(24), threading.Semaphore(3 * MOST)
+        self.lock = threading.Lock()
+        self.strangers: dict[
+            socket.socket, float
+        ] = {}  # connections that have not shown the token yet, the oldest first
+        self.known: set[socket.socket] = set()
         try:
             super().__init__((address, port), _Handler)
         except OSError as error:
@@ -114,17 +122,49 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, as long as there is room: anybody on this machine can connect."""
+        """Answer in a thread of its own.  Of too many who have not shown the token, the one that came first has to go."""
+        with self.lock:
+            if len(self.strangers) >= MOST:
+                self._send_away(next(iter(self.strangers)))
+            self.strangers[request] = time.monotonic()
         if self.room.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
+            self._leave(request)
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._leave(request)
             self.room.release()
+
+    def admit(self, request: Any) -> bool:
+        """Let somebody stay who has shown the token; return False when too many have."""
+        with self.lock:
+            if len(self.known) >= MOST or not self.strangers.pop(request, 0):
+                return False
+            self.known.add(request)
+            return True
+
+    def _leave(self, request: Any) -> None:
+        with self.lock:
+            self.strangers.pop(request, None)
+            self.known.discard(request)
+
+    def _send_away(self, request: socket.socket) -> None:
+        """End a connection, on which a thread waits that then ends."""
+        del self.strangers[request]
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
+
+    def service_actions(self) -> None:
+        """Send away, twice a second, who has taken too long to ask."""
+        with self.lock:
+            for request, since in list(self.strangers.items()):
+                if time.monotonic() - since > PATIENCE:
+                    self._send_away(request)
 
     def handle_error(self, *_: object) -> None:
         """A browser that has gone is no error of ours."""
@@ -149,8 +189,15 @@ class _Handler(BaseHTTPRequestHandler):
         if not hmac.compare_digest(token.encode("utf-8", "replace"), self.server.token.encode()):
             self._refuse(HTTPStatus.NOT_FOUND)
             return
+        if not self.server.admit(self.connection):
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
         shown = self.server.board.shown
-        if what == "":
+        if self.path == f"/{self.server.token}":
+            self._refuse(
+                HTTPStatus.PERMANENT_REDIRECT, f"/{self.server.token}/"
+            )  # what the page asks for is relative to it
+        elif what == "":
             nonce = secrets.token_urlsafe(16)
             self._send("text/html; charset=utf-8", html.page(shown, SCRIPT, nonce), f"script-src 'nonce-{nonce}'; connect-src 'self'; ")  # fmt: skip
         elif what == "map.svg":
@@ -181,8 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self, status: HTTPStatus, location: str = "") -> None:
         self._head(status, "text/plain")
+        if location:
+            self.send_header("Location", location)
         self.end_headers()
         self.wfile.write(f"{status.phrase}\n".encode())
 
