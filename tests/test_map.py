@@ -573,9 +573,9 @@ def test_limits(monkeypatch):
     monkeypatch.setattr("nsrun.host.cgroup.usage", lambda path, ident: used_ if (path, ident) == ("/x", 7) else {})
     look = type("Look", (), {"limited": True})
     note = {"cgroup": "/x", "cgroup_id": 7}
-    assert gather._limits(look, 0, note) == ["memory 19 MiB of 64 MiB", "processors 1.5", "processes 12 of 100"]
+    assert gather._of_pod(look, note) == ["memory 19 MiB of 64 MiB", "processors 1.5", "processes 12 of 100"]
     used_.update(memory_limit=None, cpu_limit=None, pids_limit=None)
-    assert gather._limits(look, 0, note) == []
+    assert gather._of_pod(look, note) == []
     assert [gather.size(n) for n in (0, 1023, 1 << 10, 1536 << 10, 5 << 30)] == ["0 B", "1023 B", "1 KiB", "1.5 MiB", "5 GiB"]  # fmt: skip
 
 

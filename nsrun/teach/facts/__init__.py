@@ -7,8 +7,12 @@ look into (ptrace(2), "Ptrace access mode checking") has no namespaces here, whi
 
 from __future__ import annotations
 
+from nsrun.teach.facts.cgroups import Limit as Limit
 from nsrun.teach.facts.cgroups import cgroup as cgroup
 from nsrun.teach.facts.cgroups import controller as controller
+from nsrun.teach.facts.cgroups import controllers as controllers
+from nsrun.teach.facts.cgroups import group as group
+from nsrun.teach.facts.cgroups import limits as limits
 from nsrun.teach.facts.cgroups import memory_limit as memory_limit
 from nsrun.teach.facts.cgroups import out_of_memory as out_of_memory
 from nsrun.teach.facts.entered import enter as enter
