@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from conftest import NSRUN, Host, need, sh, wait_for
+from conftest import NSRUN, Host, UserHost, need, sh, wait_for
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:{os.path.dirname(sys.executable)}"
 GROUP = f"nsrun-engines-{os.getpid()}"
@@ -55,15 +55,15 @@ class Machine:
             self.run("mount", "-t", "tmpfs", "tmpfs", "/sys/fs/cgroup/unified")
 
     def words(self, *words: object) -> list[str]:
-        return ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--wd=.", *map(str, words)]
+        return ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", *map(str, words)]
 
     def run(self, *words: object, **kwargs) -> subprocess.CompletedProcess[str]:
-        return sh(*self.words(*words), env=self.env, cwd=self.base, **kwargs)
+        return sh(*self.words(*words), env=self.env, **kwargs)
 
     def start(self, *words: object) -> subprocess.Popen:
         """A command in the background, or a container's, whose output nobody reads."""
         null = subprocess.DEVNULL
-        return subprocess.Popen(self.words(*words), env=self.env, cwd=self.base, stdin=null, stdout=null, stderr=null)
+        return subprocess.Popen(self.words(*words), env=self.env, stdin=null, stdout=null, stderr=null)
 
     def detached(self, *words: object) -> None:
         """A command that ends, while what it started has its output: nobody waits for the end of that."""
@@ -126,6 +126,37 @@ class Podman(Machine):
     def close(self) -> None:
         self.podman("pod", "rm", "--force", "--time=0", "--all")
         super().close()
+
+
+class UserPodman(Podman):
+    """The same as an ordinary user, whose containers have no cgroups: podman has one user namespace for all of them."""
+
+    def __init__(self, host: Host, rootfs: pathlib.Path, user: UserHost) -> None:
+        self.user = user
+        sh("chmod", "-R", "a+rX", rootfs)
+        super().__init__(host, rootfs)
+
+    def podman(self, *words: object) -> str:
+        for directory in (self.base, self.base / "run"):
+            directory.mkdir(exist_ok=True)
+            os.chown(directory, self.user.uid, self.user.uid)
+        environment = {**self.env, "XDG_RUNTIME_DIR": str(self.base / "run")}
+        places = [f"--{name}={self.base}/{name}" for name in ("root", "runroot", "tmpdir")]
+        call = ["podman", *places, "--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--runtime=crun", *words]
+        command = self.words(*self.user.words(*call))
+        return sh(*command, env=environment).stdout.strip()
+
+    def pod(self, *options: object) -> None:
+        command = ["--infra-image=busybox", "--infra-command=/bin/sleep 100000", "--share=net,ipc,uts"]
+        self.podman("pod", "create", "--name=shop", "--infra-name=sandbox", *command, *options)
+
+    def container(self, name: str, *command: str, options: tuple[str, ...] = ()) -> None:
+        super().container(name, *command, options=("--cgroups=disabled", *options))
+
+    def close(self) -> None:
+        self.podman("pod", "rm", "--force", "--time=0", "--all")
+        self.podman("system", "migrate")  # ends the process that holds the user namespace
+        Machine.close(self)
 
 
 class Runtime(Machine):

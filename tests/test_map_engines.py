@@ -8,8 +8,8 @@ import os
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from conftest import sh, wait_for
-from engines import HOLD, Containerd, Machine, Podman, Runtime, engine
+from conftest import NSRUN, sh, wait_for
+from engines import HOLD, Containerd, Machine, Podman, Runtime, UserPodman, engine
 from test_map import Picture, clashes, one, roles
 
 KINDS = ("user", "net", "ipc", "uts", "pid", "mnt", "cgroup")
@@ -125,6 +125,28 @@ def test_one_pid_namespace_of_podmans(host, rootfs):
     assert roles(pod) == {"container": [first, second]}
     assert one(pod, "container", second)["children"] == 2 and one(pod, "container", first)["children"] == 0
     assert [line["stops"] for line in pod["lines"] if line["kind"] == "pid"] == [[0, 1]]
+
+
+def test_podman_without_root(host, rootfs, alice):
+    """There is no cgroup to tell who is in which container, so all are processes; the rest is as true as ever."""
+    with engine(UserPodman, host, rootfs, alice) as machine:
+        machine.pod("--network=none")
+        machine.container("web", "sleep", "1001")
+        machine.container("clock", "sleep", "1002", options=("--user=33",))
+        machine.podman("run", "--detach", "--cgroups=disabled", "--network=none", "busybox", "sleep", "1003")
+        pids = [machine.ask(name)[0] for name in ("sandbox", "web", "clock")]
+        for who in (machine.map, lambda *words: machine.run(*alice.words(NSRUN, "map", *words)).stdout):
+            (pod,) = json.loads(who(pids[1], "--format", "json"))["pods"]
+            assert [s["pid"] for s in pod["stations"]] == pids, (
+                "without the one that is in the same user namespace only"
+            )
+            are_as_told(pod)
+            assert roles(pod) == {"process": ["sleep"] * 3}
+            assert [line["stops"] for line in pod["lines"] if line["kind"] in ("user", "net", "ipc", "uts", "shm")] == [[0, 1, 2]] * 5  # fmt: skip
+        drawn(machine, pids[1])
+        (ids,) = pod["maps"]
+        assert ids["owner"] == alice.uid and ids["uids"][0] == [0, alice.uid, 1] and len(ids["uids"]) == 2
+        assert pod["stations"][2]["uid_inside"] == 33
 
 
 @pytest.mark.parametrize("program", ["crun", "runc"])
