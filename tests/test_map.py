@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import unicodedata
 import urllib.error
 import urllib.request
@@ -28,8 +27,7 @@ from mapped import MACHINE, crowd, shop, station
 from test_printable import WORD
 
 from nsrun.cli import maps
-from nsrun.state import State
-from nsrun.teach.map import dot, gather, html, svg, text, watch
+from nsrun.teach.map import dot, gather, html, svg, text
 from nsrun.teach.map.fit import cells, fit, pad, wrap
 from nsrun.teach.map.model import Map, Pod, lines, of_the_machine, plain, with_ended
 
@@ -723,32 +721,6 @@ def test_watch_follows(host, pod, busybox, tmp_path):
         wait_for(lambda: following.maps()[-1]["pods"] == [])
         following.process.send_signal(2)
         assert following.process.wait(timeout=20) == 130
-
-
-def test_events(host, pod):
-    """Each kind of event wakes the watch, and is read only once."""
-    with watch._Events(State(str(host.root))) as events:
-        with running("sleep", "100") as process:
-            there = Map(MACHINE, [Pod("x", "process", [], [station(process.pid, "process", "sleep", "sleep", [])])])
-            events.follow(there)
-            # the veth of an earlier test may still be on its way out
-            wait_for(lambda: not (events.drain() or events.wait(0.2)), what="silence")
-            (host.root / "run/pods/.new").mkdir()
-            assert events.wait(10), "a note has come"
-            events.drain()
-            (host.root / "run/pods/.new").rmdir()
-            assert events.wait(10), "a note has gone"
-            events.drain()
-            assert not events.wait(0.2)
-            sh("ip", "link", "add", "dummy-map", "type", "veth", "peer", "name", "dummy-peer")
-            assert events.wait(10), "an interface has come"
-            sh("ip", "link", "del", "dummy-map")
-            time.sleep(0.2)
-            events.drain()
-            assert not events.wait(0.2)
-        assert events.wait(10), "a station has ended"
-        events.follow(Map(MACHINE, []))
-        assert not events.pidfds and not events.wait(0.2)
 
 
 def test_watch_of_a_process_ends_with_it(host, tmp_path):

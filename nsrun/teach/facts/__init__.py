@@ -63,7 +63,6 @@ from nsrun.teach.facts.network import sockets as sockets
 from nsrun.teach.facts.network import tcp as tcp
 from nsrun.teach.facts.processes import KINDS as KINDS
 from nsrun.teach.facts.processes import Process as Process
-from nsrun.teach.facts.processes import births as births
 from nsrun.teach.facts.processes import inside as inside
 from nsrun.teach.facts.processes import is_of_nsrun as is_of_nsrun
 from nsrun.teach.facts.processes import is_pause as is_pause
@@ -73,3 +72,4 @@ from nsrun.teach.facts.processes import pids as pids
 from nsrun.teach.facts.processes import process as process
 from nsrun.teach.facts.processes import processes as processes
 from nsrun.teach.facts.processes import program as program
+from nsrun.teach.facts.processes import read as read
