@@ -107,9 +107,12 @@ class Podman(Machine):
         self.podman("import", "--quiet", self.base / "busybox.tar", "busybox")
 
     def podman(self, *words: object) -> str:
+        return self.call(*words).stdout.strip()
+
+    def call(self, *words: object, **kwargs) -> subprocess.CompletedProcess[str]:
         runtime = "crun" if shutil.which("crun", path=PATH) else "runc"
         places = [f"--{name}={self.base}/{name}" for name in ("root", "runroot", "tmpdir")]
-        return self.run("podman", *places, "--cgroup-manager=cgroupfs", f"--runtime={runtime}", *words).stdout.strip()
+        return self.run("podman", *places, "--cgroup-manager=cgroupfs", f"--runtime={runtime}", *words, **kwargs)
 
     def pod(self, *options: object) -> None:
         command = ["--infra-image=busybox", "--infra-command=/bin/sleep 100000", f"--cgroup-parent=/{GROUP}"]
@@ -124,8 +127,14 @@ class Podman(Machine):
         return int(pid), ident[:12]
 
     def close(self) -> None:
-        self.podman("pod", "rm", "--force", "--time=0", "--all")
-        super().close()
+        try:  # under load, podman finds now and then what it has just ended still busy
+            wait_for(lambda: self.call("pod", "rm", "--force", "--time=0", "--all", check=False).returncode == 0)
+        finally:
+            self.end()
+            super().close()
+
+    def end(self) -> None:
+        """End what is left when there is no pod any more."""
 
 
 class UserPodman(Podman):
@@ -136,15 +145,14 @@ class UserPodman(Podman):
         sh("chmod", "-R", "a+rX", rootfs)
         super().__init__(host, rootfs)
 
-    def podman(self, *words: object) -> str:
+    def call(self, *words: object, **kwargs) -> subprocess.CompletedProcess[str]:
         for directory in (self.base, self.base / "run"):
             directory.mkdir(exist_ok=True)
             os.chown(directory, self.user.uid, self.user.uid)
         environment = {**self.env, "XDG_RUNTIME_DIR": str(self.base / "run")}
         places = [f"--{name}={self.base}/{name}" for name in ("root", "runroot", "tmpdir")]
         call = ["podman", *places, "--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--runtime=crun", *words]
-        command = self.words(*self.user.words(*call))
-        return sh(*command, env=environment).stdout.strip()
+        return sh(*self.words(*self.user.words(*call)), env=environment, **kwargs)
 
     def pod(self, *options: object) -> None:
         command = ["--infra-image=busybox", "--infra-command=/bin/sleep 100000", "--share=net,ipc,uts"]
@@ -153,10 +161,8 @@ class UserPodman(Podman):
     def container(self, name: str, *command: str, options: tuple[str, ...] = ()) -> None:
         super().container(name, *command, options=("--cgroups=disabled", *options))
 
-    def close(self) -> None:
-        self.podman("pod", "rm", "--force", "--time=0", "--all")
-        self.podman("system", "migrate")  # ends the process that holds the user namespace
-        Machine.close(self)
+    def end(self) -> None:
+        self.call("system", "migrate", check=False)  # this ends the process that holds the user namespace
 
 
 class Runtime(Machine):
@@ -164,9 +170,9 @@ class Runtime(Machine):
 
     def __init__(self, host: Host, rootfs: pathlib.Path, program: str) -> None:
         need(shutil.which(program, path=PATH), f"{program} is missing", f"apt-get install {program}")
+        self.names: list[str] = []
         super().__init__(host, rootfs)
         self.call = [program, f"--root={self.base}/{program}"]
-        self.names: list[str] = []
 
     def container(self, name: str, joined: int = 0, shm: pathlib.Path | None = None, **linux: object) -> int:
         """Start one, and return its pid; `joined`: whose network, IPC and UTS namespace it gets, and `shm` is the /dev/shm."""
@@ -211,8 +217,9 @@ class Containerd(Machine):
                 ".ci/deps test, or apt-get install containerd",
             )
         need(shutil.which("runc", path=PATH), "runc is missing", "apt-get install runc")
-        super().__init__(host, rootfs)
         self.names: list[str] = []
+        self.daemon: subprocess.Popen | None = None
+        super().__init__(host, rootfs)
         (self.base / "config.toml").write_text(CONTAINERD.format(self.base))
         self.daemon = self.start("containerd", "--config", self.base / "config.toml")
         wait_for(lambda: self.ctr("version", check=False).returncode == 0, what="containerd")
@@ -230,15 +237,18 @@ class Containerd(Machine):
         for name in self.names:
             self.ctr("tasks", "rm", "--force", name, check=False)
             self.ctr("containers", "rm", name, check=False)
-        self.daemon.terminate()
-        self.daemon.wait(timeout=30)
+        if self.daemon:
+            self.daemon.terminate()
+            self.daemon.wait(timeout=30)
         super().close()
 
 
 @contextlib.contextmanager
 def engine(kind: type[Machine], *arguments: object) -> Iterator:
-    made = kind(*arguments)  # type: ignore[arg-type]
+    made = kind.__new__(kind)
     try:
+        made.__init__(*arguments)  # type: ignore[misc]
         yield made
     finally:
-        made.close()
+        if hasattr(made, "holder"):
+            made.close()
