@@ -103,7 +103,7 @@ def errno_text(errno: int) -> str:
 def told(stderr: bytes) -> tuple[str, str]:
     """Return the message and the hint from what another nsrun wrote to standard error when it failed."""
     message, _, hint = stderr.decode("utf-8", "replace").strip().removeprefix("nsrun: ").partition("\nhint: ")
-    return message, hint
+    return message, hint.replace("\nhint: ", "; ")
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -29,8 +29,7 @@ from mapped import MACHINE, crowd, shop, station
 from test_printable import WORD
 
 from nsrun.cli import maps
-from nsrun.state import State
-from nsrun.teach.map import dot, gather, html, svg, text, watch
+from nsrun.teach.map import dot, gather, html, svg, text
 from nsrun.teach.map.fit import cells, fit, pad, wrap
 from nsrun.teach.map.model import Map, Pod, lines, of_the_machine, plain, with_ended
 
@@ -574,9 +573,9 @@ def test_limits(monkeypatch):
     monkeypatch.setattr("nsrun.host.cgroup.usage", lambda path, ident: used_ if (path, ident) == ("/x", 7) else {})
     look = type("Look", (), {"limited": True})
     note = {"cgroup": "/x", "cgroup_id": 7}
-    assert gather._limits(look, 0, note) == ["memory 19 MiB of 64 MiB", "processors 1.5", "processes 12 of 100"]
+    assert gather._of_pod(look, note) == ["memory 19 MiB of 64 MiB", "processors 1.5", "processes 12 of 100"]
     used_.update(memory_limit=None, cpu_limit=None, pids_limit=None)
-    assert gather._limits(look, 0, note) == []
+    assert gather._of_pod(look, note) == []
     assert [gather.size(n) for n in (0, 1023, 1 << 10, 1536 << 10, 5 << 30)] == ["0 B", "1023 B", "1 KiB", "1.5 MiB", "5 GiB"]  # fmt: skip
 
 
@@ -724,32 +723,6 @@ def test_watch_follows(host, pod, busybox, tmp_path):
         wait_for(lambda: following.maps()[-1]["pods"] == [])
         following.process.send_signal(2)
         assert following.process.wait(timeout=20) == 130
-
-
-def test_events(host, pod):
-    """Each kind of event wakes the watch, and is read only once."""
-    with watch._Events(State(str(host.root))) as events:
-        with running("sleep", "100") as process:
-            there = Map(MACHINE, [Pod("x", "process", [], [station(process.pid, "process", "sleep", "sleep", [])])])
-            events.follow(there)
-            # the veth of an earlier test may still be on its way out
-            wait_for(lambda: not (events.drain() or events.wait(0.2)), what="silence")
-            (host.root / "run/pods/.new").mkdir()
-            assert events.wait(10), "a note has come"
-            events.drain()
-            (host.root / "run/pods/.new").rmdir()
-            assert events.wait(10), "a note has gone"
-            events.drain()
-            assert not events.wait(0.2)
-            sh("ip", "link", "add", "dummy-map", "type", "veth", "peer", "name", "dummy-peer")
-            assert events.wait(10), "an interface has come"
-            sh("ip", "link", "del", "dummy-map")
-            time.sleep(0.2)
-            events.drain()
-            assert not events.wait(0.2)
-        assert events.wait(10), "a station has ended"
-        events.follow(Map(MACHINE, []))
-        assert not events.pidfds and not events.wait(0.2)
 
 
 def test_watch_of_a_process_ends_with_it(host, tmp_path):

@@ -17,9 +17,11 @@ def run(call: Call) -> int:
     if call.state.uid:
         raise BadInput("a class is root's", hint="sudo nsrun lab class …")
     (what,) = call.operands
-    known = {"create": {"users", "count", "pids_limit", "memory"}, "report": {"watch", "json", "csv"}, "rm": set()}[
-        what
-    ]
+    known = {
+        "create": {"users", "count", "pids_limit", "memory", "cpus", "network"},
+        "report": {"watch", "json", "csv"},
+        "rm": set(),
+    }[what]
     for option in call.options:
         if option not in known:
             raise UsageError(
@@ -29,7 +31,7 @@ def run(call: Call) -> int:
 
 
 def _create(call: Call) -> int:
-    from nsrun.spec.options import parse_count
+    from nsrun.spec.options import parse_count, parse_limits
 
     users = [name for name in call.options.get("users", "").split(",") if name]
     count = (
@@ -38,8 +40,11 @@ def _create(call: Call) -> int:
     if bool(users) == bool(count):
         raise UsageError("who is in the class?", hint="either --users USER,… or --count N")
     pids = parse_count(call.options.get("pids_limit", "512"), "--pids-limit", "a number of processes", 16, 1 << 22)
+    memory, cpus = call.options.get("memory", ""), call.options.get("cpus", "")
+    parse_limits({"memory": memory, "cpus": cpus})  # before anything is made
+    limits = {"pids": str(pids), "memory": memory, "cpus": cpus}
     with classroom.alone(call.state):
-        warnings = classroom.create(call.state, users, count, pids, call.options.get("memory", ""))
+        warnings = classroom.create(call.state, users, count, limits, call.options.get("network", ""))
     for line in warnings:
         say.err(f"warning: {line}")
     say.out("nsrun lab class report --watch records what is passed, while it runs")

@@ -403,6 +403,8 @@ COMMANDS = (
             O("--count", "N", "create: make accounts student01, student02, …; rm removes them"),
             O("--pids-limit", "N", "create: how many processes each student may have (default: 512)"),
             O("--memory", "SIZE", "create: how much memory the pod of each student may use (cgroup v2)"),
+            O("--cpus", "N", "create: how many processors' worth of time the pod of each student gets (cgroup v2)"),
+            O("--network", "MODE", "create: the network of the pods, as pod create has it (default: bridge)"),
             O("--watch", "", "report: look again every two seconds, and record what is passed, until Ctrl-C"),
             JSON, O("--csv", "", "report: print comma-separated values"),
         ),

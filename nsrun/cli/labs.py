@@ -129,29 +129,22 @@ def _rows(rows: list[Row]) -> str:
 
 
 def watch(call: Call) -> int:
-    """Look again when a process has begun or ended, at most twice a second, and every two seconds in any case."""
-    import time
-
-    from nsrun.teach import facts
+    """Check again whenever something has changed, and print the rows when one of them is fulfilled, or is no longer."""
+    from nsrun.teach import follow
 
     lab = _lab(call)
     before: list[bool] = []
-    while True:
-        rows = sessions.check(sessions.work_of(call.state, lab))  # which raises when it has been reset meanwhile
+    for rows in follow.checks(call.state, lab):
         now = [row.ok for row in rows]
         if now != before:
             say.page(("\n" if before else "") + _rows(rows))
             say.flush()
             before = now
         if all(now):
-            sessions.record(call.state, lab, True)
-            say.out(f"lab {lab.number} is solved: nsrun lab reset ends it")
-            return 0
-        looked = facts.births()  # after the helpers of the check
-        for _ in range(4):
-            time.sleep(0.5)
-            if facts.births() != looked:
-                break
+            break
+    sessions.record(call.state, lab, True)
+    say.out(f"lab {lab.number} is solved: nsrun lab reset ends it")
+    return 0
 
 
 def hint(call: Call) -> int:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nsrun.state import State
     from nsrun.teach.facts import Process
 
+_OPTIONS = {"pids": "--pids-limit", "memory": "--memory", "cpus": "--cpus"}  # of pod create
 LIMITS = "/etc/security/limits.d/90-nsrun-class.conf"
 
 _STUDENT = {
@@ -108,9 +109,10 @@ def _write(path: str, text: str, mode: int) -> None:
 # ---- create ----------------------------------------------------------------------------------------------------
 
 
-def create(state: State, users: Sequence[str], count: int, pids: int, memory: str) -> list[str]:
+def create(state: State, users: Sequence[str], count: int, limits: dict[str, str], network: str) -> list[str]:
     """Prepare a class of existing accounts, or of new ones; return warnings.
 
+    `limits`: the pids, and "" or the memory and the cpus, of each student's pod; pids are also the limit of each login.
     Whatever goes wrong, what was made is removed again.
     """
     names = list(users) or [f"student{number:02}" for number in range(1, count + 1)]
@@ -132,13 +134,17 @@ def create(state: State, users: Sequence[str], count: int, pids: int, memory: st
     with _changing(state, new):
         pass  # from now on, rm knows what there may be
     try:
-        return _make(state, new, not users, pids, memory)
+        return _make(state, new, not users, limits, network)
     except BaseException:
         remove(state)
         raise
 
 
-def _make(state: State, new: dict[str, Any], accounts: bool, pids: int, memory: str) -> list[str]:
+def _make(state: State, new: dict[str, Any], accounts: bool, limits: dict[str, str], network: str) -> list[str]:
+    wanted = {key: value for key, value in limits.items() if value}
+    refused = {key for key in wanted if cgroup.LIMITS[key][0] in cgroup.missing()}
+    options = [word for key in wanted if key not in refused for word in (_OPTIONS[key], wanted[key])]
+    options += ["--network", network] if network else []
     warnings = []
     for name, student in new["students"].items():
         if accounts:
@@ -147,15 +153,13 @@ def _make(state: State, new: dict[str, Any], accounts: bool, pids: int, memory: 
             with _changing(state) as found:
                 found["students"][name]["first_id"] = first
         _show(state, student)
-        options = (
-            ["--pids-limit", str(pids), *(["--memory", memory] if memory else [])] if _limits_are_possible() else []
-        )
         run_nsrun(state, "pod", "create", "--owner", name, *options, _pod(name))
-    if not _limits_are_possible():
+    if refused:
         reason, _ = cgroup.why_none(0)
-        warnings.append(f"the pods have no limits: {reason or 'this machine has no cgroup v2 with these controllers'}")
+        of = " or ".join(sorted({"pids": "processes", "cpus": "processors"}.get(key, key) for key in refused))
+        warnings.append(f"the pods have no limit of {of}: {reason or 'cgroup v2 has no such controller here'}")
     if os.path.isdir(os.path.dirname(LIMITS)):
-        lines = [f"{name} hard nproc {pids}\n" for name in new["students"]]
+        lines = [f"{name} hard nproc {limits['pids']}\n" for name in new["students"]]
         _write(LIMITS, "# made by nsrun lab class create\n" + "".join(lines), 0o644)
         with _changing(state) as found:
             found["limits"] = True
@@ -168,15 +172,6 @@ def _make(state: State, new: dict[str, Any], accounts: bool, pids: int, memory: 
 
 def _pod(name: str) -> str:
     return f"class-{name}"
-
-
-def _limits_are_possible() -> bool:
-    base = "/sys/fs/cgroup"
-    try:
-        with open(f"{base}/cgroup.controllers", "rb") as file:
-            return {b"pids", b"memory"} <= set(file.read().split())
-    except OSError:
-        return False
 
 
 def _seeds(count: int) -> list[str]:

@@ -7,8 +7,12 @@ look into (ptrace(2), "Ptrace access mode checking") has no namespaces here, whi
 
 from __future__ import annotations
 
+from nsrun.teach.facts.cgroups import Limit as Limit
 from nsrun.teach.facts.cgroups import cgroup as cgroup
 from nsrun.teach.facts.cgroups import controller as controller
+from nsrun.teach.facts.cgroups import controllers as controllers
+from nsrun.teach.facts.cgroups import group as group
+from nsrun.teach.facts.cgroups import limits as limits
 from nsrun.teach.facts.cgroups import memory_limit as memory_limit
 from nsrun.teach.facts.cgroups import out_of_memory as out_of_memory
 from nsrun.teach.facts.entered import enter as enter
@@ -59,7 +63,6 @@ from nsrun.teach.facts.network import sockets as sockets
 from nsrun.teach.facts.network import tcp as tcp
 from nsrun.teach.facts.processes import KINDS as KINDS
 from nsrun.teach.facts.processes import Process as Process
-from nsrun.teach.facts.processes import births as births
 from nsrun.teach.facts.processes import inside as inside
 from nsrun.teach.facts.processes import is_of_nsrun as is_of_nsrun
 from nsrun.teach.facts.processes import is_pause as is_pause
@@ -69,3 +72,4 @@ from nsrun.teach.facts.processes import pids as pids
 from nsrun.teach.facts.processes import process as process
 from nsrun.teach.facts.processes import processes as processes
 from nsrun.teach.facts.processes import program as program
+from nsrun.teach.facts.processes import read as read

@@ -79,13 +79,6 @@ def inside(kind: str, inode: int) -> list[Process]:
     return [found for found in processes() if found.namespaces.get(kind) == inode]
 
 
-def births() -> tuple[int, int]:
-    """Return two numbers that differ from earlier ones when a process has begun or ended since: proc_stat(5), processes."""
-    with open("/proc/stat", "rb") as file:
-        line = next((line for line in file if line.startswith(b"processes ")), b"processes 0")
-    return int(line.split()[1]), sum(1 for entry in os.listdir("/proc") if is_number(entry))
-
-
 #: How much is read of one file of /proc/PID: whose process it is can make some of them very long.
 MOST = 16 << 20
 

@@ -7,6 +7,7 @@ What ends meanwhile is left out.  Each question is asked once for a map, because
 from __future__ import annotations
 
 import os
+import re
 
 from nsrun.errors import BadInput, NsrunError
 from nsrun.schema import is_name, is_number
@@ -15,7 +16,7 @@ from nsrun.teach.map.model import IdMap, Map, Pod, Station, Stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from nsrun.state import Note, State
 
@@ -117,6 +118,8 @@ class _Look:
         self._links: list[facts.Link] | None = None
         self._claims: dict[int, str] | None = None
         self._limited: bool | None = None
+        self._common: set[str] | None = None
+        self._controllers: dict[str, tuple[int, str]] | None = None
 
     def shm(self, process: facts.Process) -> str:
         place = process.namespaces.get("mnt", 0)
@@ -139,6 +142,28 @@ class _Look:
 
             self._limited = len(cgroup.missing()) < 3
         return self._limited
+
+    @property
+    def controllers(self) -> dict[str, tuple[int, str]]:
+        if self._controllers is None:
+            self._controllers = facts.controllers()
+        return self._controllers
+
+    def container(self, pid: int) -> str:
+        """Return what another engine calls the container that a process is in; "" when it is in none.
+
+        A container has a cgroup in which nobody has the machine's own processes and mounts in view.  Its name is that of
+        the cgroup, or the beginning of an id in its path, as the engines print it.
+        """
+        if self._common is None:
+            ours = {(kind, int(self.machine[kind])) for kind in ("pid", "mnt") if kind in self.machine}
+            around = (facts.group(pid) for pid, spaces in self.spaces.items() if ours <= set(spaces.items()))
+            self._common = {above for path in around for above in _and_above(path)}
+        path = facts.group(pid) if self.spaces.get(pid) else ""
+        if not path or path in self._common or ".." in path.split("/"):
+            return ""
+        ids = re.findall(r"[0-9a-f]{64}", path)
+        return str(ids[-1][:12]) if ids else path.rpartition("/")[2].removesuffix(".scope")
 
     def links(self) -> list[facts.Link]:
         if self._links is None:
@@ -165,6 +190,14 @@ class _Look:
         return found
 
 
+def _and_above(path: str) -> Iterator[str]:
+    """Yield a path of a cgroup and those of the cgroups above it."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+    yield "/"
+
+
 # ---- the stations of a box ---------------------------------------------------------------------------------------
 
 
@@ -179,6 +212,13 @@ class _Crew:
         look.placed |= self.processes.keys()
         self.pause = next((pid for pid, (role, _) in seeds.items() if role == "pause"), 0)
         self.names = {self._mounts(pid): name for pid, (role, name) in seeds.items() if role == "member"}
+        # of another engine: pid → its container, and each container's first process
+        self.containers: dict[int, str] = {}
+        if outsiders == "process":
+            self.containers = {pid: name for pid in self.processes if (name := look.container(pid))}
+        self.firsts: dict[str, int] = {}
+        for pid, name in self.containers.items():
+            self.firsts.setdefault(name, pid)
         self.home: dict[int, int] = {}  # pid → pid of its station
         self.role: dict[int, tuple[str, str]] = {}  # pid of a station → (role, name)
         self.children: dict[int, int] = {}
@@ -191,15 +231,17 @@ class _Crew:
 
     def _place(self, process: facts.Process) -> None:
         home = self._home_of(process)
-        if home and self.processes[home].namespaces == process.namespaces:
+        if home and self.processes[home].namespaces == process.namespaces and process.pid not in self.seeds:
             self.home[process.pid] = home
             self.children[home] = self.children.get(home, 0) + 1
             return
         self.home[process.pid] = process.pid
-        self.role[process.pid] = self.seeds.get(process.pid) or self._role_of(process, home)
+        self.role[process.pid] = self._role_of(process, home)
 
     def _home_of(self, process: facts.Process) -> int:
         """Return the station that a process descends from; 0 for one that came from outside."""
+        if self.outsiders == "process":
+            return self._home_in_container(process)
         if process.pid in self.seeds:
             return 0
         if process.ppid != self.pause:
@@ -208,9 +250,19 @@ class _Crew:
         same = (pid for pid in self.role if pid != self.pause and self.processes[pid].namespaces == process.namespaces)
         return next(same, self.pause)
 
+    def _home_in_container(self, process: facts.Process) -> int:
+        """Do the same in a box that nsrun did not make."""
+        container = self.containers.get(process.pid, "")
+        home = self.home.get(process.ppid, 0)
+        if not container or not home or self.containers.get(home) == container:
+            return home
+        return self.firsts[container]  # its parent has ended, and the first process of the pod has adopted it
+
     def _role_of(self, process: facts.Process, home: int) -> tuple[str, str]:
         if self.outsiders == "process":
-            return "process", process.name
+            return self._role_in_container(process, home)
+        if process.pid in self.seeds:
+            return self.seeds[process.pid]
         if home:
             return ("foreign" if self.role[home][0] == "foreign" else "child"), process.name
         if facts.program(process.pid).startswith(_OURS):
@@ -220,6 +272,22 @@ class _Crew:
         if facts.program(process.ppid) == _MONITOR or (group and group == member):
             return "exec", member or group or process.name
         return self.outsiders, process.name
+
+    def _role_in_container(self, process: facts.Process, home: int) -> tuple[str, str]:
+        container = self.containers.get(process.pid, "")
+        if container and self.firsts[container] == process.pid:
+            return "container", container
+        if container and not home:
+            return "exec", container
+        if not container and self._has_entered(process):
+            return "foreign", process.name
+        return ("child" if container and process.pid not in self.seeds else "process"), process.name
+
+    def _has_entered(self, process: facts.Process) -> bool:
+        """Return whether a process shares a namespace with a container, and not with the caller."""
+        shared = {place for pid in self.containers for place in self.processes[pid].namespaces.items()}
+        own = {place for place in process.namespaces.items() if place[0] in OF_A_PROCESS}
+        return any(self.look.machine.get(kind) != str(inode) for kind, inode in own & shared)
 
     def stations(self) -> tuple[list[Station], int]:
         """Return the stations in the order in which they are drawn, and the number of those for which there is no room."""
@@ -246,8 +314,8 @@ class _Crew:
         if role == "child":
             boss = self.home.get(self.processes[pid].ppid, pid)
         elif role == "exec":
-            boss = next((p for p, told in self.role.items() if told == ("member", name)), pid)
-        if boss in self.role and self.role[boss][0] in ("member", "exec", "process"):
+            boss = next((p for p, told in self.role.items() if told in (("member", name), ("container", name))), pid)
+        if boss in self.role and self.role[boss][0] in ("member", "container", "exec", "process"):
             return 1, self.processes[boss].start, start, pid
         return 2, start, 0, pid
 
@@ -379,7 +447,7 @@ def _box(
     lead = stations[0].pid if stations else 0
     return Pod(
         name, kind, about, stations, _parents(look, stations), _way(look, lead, note), _id_maps(look, stations),
-        _limits(look, lead, note), sorted(f"{crew.role[pid][1]} {pid}" for pid in crew.helpers()), hidden,
+        _limits(look, crew, stations, note), sorted(f"{crew.role[pid][1]} {pid}" for pid in crew.helpers()), hidden,
     )  # fmt: skip
 
 
@@ -450,14 +518,31 @@ def _bridges(look: _Look, pid: int, interfaces: list[facts.Interface], gateway: 
 # ---- limits ----------------------------------------------------------------------------------------------------
 
 
-def _limits(look: _Look, pid: int, note: Note | None) -> list[str]:
-    """Return what the cgroup and the /dev/shm of a box allow, and what is used of it."""
+def _limits(look: _Look, crew: _Crew, stations: list[Station], note: Note | None) -> list[str]:
+    """Return what the cgroups and the /dev/shm of a box allow, and what is used of it."""
+    if note:
+        return _of_pod(look, note) + _sizes(look, stations[:1])
+    by_group: dict[str, list[str]] = {}
+    for station in stations if any(version for version, _ in look.controllers.values()) else []:
+        whose = crew.containers.get(station.pid, "")
+        if whose not in by_group and crew.role[station.pid][0] != "foreign":
+            by_group[whose] = _of_process(look, station.pid)
+    return _told(by_group) + _sizes(look, stations)
+
+
+def _told(by_group: dict[str, list[str]]) -> list[str]:
+    """Return the limits, with the container that each holds for, unless all have the same."""
+    if len({tuple(limits) for limits in by_group.values()}) == 1:
+        return next(iter(by_group.values()))
+    return [f"{whose}: {limit}" if whose else limit for whose, limits in by_group.items() for limit in limits]
+
+
+def _of_pod(look: _Look, note: Note) -> list[str]:
     from nsrun.host import cgroup
 
-    path = note["cgroup"] if note else (cgroup.of_process(pid) if pid else "")
-    if not look.limited:
-        path = ""  # there is no controller, so nobody has a limit
-    used = cgroup.usage(path, note.get("cgroup_id", 0) if note else 0) if path else {}
+    if not look.limited or not note["cgroup"]:
+        return []  # there is no controller, so nobody has a limit
+    used = cgroup.usage(note["cgroup"], note.get("cgroup_id", 0))
     found = []
     if used.get("memory_limit") is not None:
         found.append(f"memory {size(used['memory'] or 0)} of {size(used['memory_limit'])}")
@@ -465,11 +550,31 @@ def _limits(look: _Look, pid: int, note: Note | None) -> list[str]:
         found.append(f"processors {used['cpu_limit']:g}")
     if used.get("pids_limit") is not None:
         found.append(f"processes {used['pids']} of {used['pids_limit']}")
-    mount = facts.mount_at(pid, "/dev/shm") if pid else None
-    for option in mount.superblock if mount else []:
-        if option.startswith("size=") and option.endswith("k") and is_number(option[5:-1]):
-            found.append(f"/dev/shm {size(int(option[5:-1]) << 10)}")
     return found
+
+
+def _of_process(look: _Look, pid: int) -> list[str]:
+    limits = facts.limits(pid, look.controllers)
+    found = []
+    if limit := limits.get("memory"):
+        found.append(f"memory {size(limit.used)} of {size(int(limit.most))}")
+    if limit := limits.get("cpu"):
+        found.append(f"processors {limit.most:g}")
+    if limit := limits.get("pids"):
+        found.append(f"processes {limit.used} of {int(limit.most)}")
+    return found
+
+
+def _sizes(look: _Look, stations: list[Station]) -> list[str]:
+    """Return how large each /dev/shm is that has a size and is not the machine's own."""
+    found: dict[str, int] = {}
+    for station in stations:
+        place = station.places.get("shm", "")
+        mount = facts.mount_at(station.pid, "/dev/shm") if place not in {"", look.machine.get("shm"), *found} else None
+        for option in mount.superblock if mount else []:
+            if option.startswith("size=") and option.endswith("k") and is_number(option[5:-1]):
+                found[place] = int(option[5:-1]) << 10
+    return [f"/dev/shm {', '.join(size(number) for number in dict.fromkeys(found.values()))}"] if found else []
 
 
 def size(number: int) -> str:

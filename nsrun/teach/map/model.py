@@ -19,10 +19,11 @@ TITLES = {"shm": "/dev/shm"}
 ROLES = {
     "pause": "holds the pod's namespaces open",
     "member": "started by nsrun join",
-    "exec": "started by nsrun exec",
+    "container": "first process of a container that another engine started",
+    "exec": "started in a member or container later",
     "child": "started inside, and then took other namespaces",
     "helper": "a part of nsrun",
-    "foreign": "nsrun did not start it",
+    "foreign": "came in from outside",
     "process": "asked for by its pid, or in the same namespaces",
 }
 
@@ -34,7 +35,7 @@ class Station:
     pid: int
     start: int  # with the pid, the identity of the process
     role: str  # one of ROLES
-    name: str  # of the member (of `exec`: in which it is); for the others, what the process calls itself
+    name: str  # of the member or container (of `exec`: in which it is); for the others, what the process calls itself
     command: list[str]
     uid: int  # as the caller sees it
     uid_inside: int  # in its own user namespace; -1: unknown

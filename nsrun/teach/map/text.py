@@ -51,7 +51,7 @@ def _stations(pod: Pod, width: int) -> Iterator[str]:
         more = f" +{station.children}" if station.children else ""
         command = "has ended" if station.ended else " ".join(station.command)
         rows.append([str(number), station.title, str(station.pid), station.inside, station.user, command + more])
-    most = (3, 24, 8, 16, 18) if width >= 100 else (3, 18, 8, 9, 16)
+    most = (3, 24, 8, 16, 18) if width >= 100 else (3, 20, 8, 9, 16)
     widths = [min(most[i], max(cells(fit(row[i], width)) for row in rows)) for i in range(5)]
     last = width - _MARGIN - sum(widths) - 2 * len(widths)
     for row, children in zip(rows, [0, *(station.children for station in pod.stations)], strict=True):

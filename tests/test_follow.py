@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel tells of its own accord, and a lab that is followed by it.
+
+Nothing here is timed.  Where it matters that an event was the reason, what would look without one is put off for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import NSRUN, kill, sh, wait_for
+from mapped import MACHINE, station
+from test_lab_commands import SOLUTION, do, marked, variables
+
+from nsrun.errors import BadInput
+from nsrun.state import State
+from nsrun.teach import facts, follow, labs
+from nsrun.teach.events import IS_WRITTEN, LINKS, ROUTES, Events, Pace
+from nsrun.teach.lab import MARK
+from nsrun.teach.map import watch as map_watch
+from nsrun.teach.map.model import Map, Pod
+
+# ---- events ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def events(throwaway_host):
+    with Events() as made:
+        yield made
+
+
+def quiet(events: Events) -> bool:
+    events.drain()
+    return not events.wait(0.2)
+
+
+def told(events: Events, kind: str) -> None:
+    """It is told of, and read only once."""
+    assert wait_for(lambda: events.wait(1), what=kind) == {kind}
+    wait_for(lambda: quiet(events), what="silence")
+
+
+def test_a_process_that_ends(events):
+    with subprocess.Popen(["sleep", "100"]) as process:
+        started = facts.process(process.pid)
+        assert started
+        events.processes([(process.pid, started.start)])
+        assert quiet(events)
+        process.kill()
+        assert events.wait(10) == {"process"}
+    wait_for(lambda: quiet(events))
+    events.processes([])
+    assert not events.pidfds
+
+
+def test_what_is_written_in_a_directory(events, tmp_path):
+    events.directories([str(tmp_path), str(tmp_path / "missing")], IS_WRITTEN)
+    (tmp_path / "file").write_text("x")
+    told(events, "file")
+    with (tmp_path / "file").open("a") as file:
+        file.write("y")
+        file.flush()
+        told(events, "file")
+    (tmp_path / "file").unlink()
+    wait_for(lambda: quiet(events))
+    assert quiet(events)
+
+
+def test_a_program_is_started(events, tmp_path):
+    """In namespaces of its own, too, as the file is the same."""
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    events.programs([str(tmp_path)])
+    sh("unshare", "--mount", "--net", "--pid", "--fork", program)
+    told(events, "program")
+
+
+def test_a_mount_in_another_namespace(events, tmp_path):
+    with subprocess.Popen(["unshare", "--mount", "sleep", "100"]) as process:
+        wait_for(lambda: facts.namespaces_of(process.pid).get("mnt") != facts.namespaces_of(os.getpid())["mnt"])
+        place = facts.namespaces_of(process.pid)["mnt"]
+        wait_for(lambda: pathlib.Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+        events.mount_namespaces({place: process.pid})
+        wait_for(lambda: quiet(events))
+        sh("nsenter", "-t", process.pid, "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path)
+        told(events, "mount")
+        process.kill()
+    events.mount_namespaces({})
+    assert not events.mounts
+
+
+def test_a_hostname_in_another_namespace(events):
+    """The tests of other processes name hosts, too, so only that it is told of is sure here."""
+    events.names()
+    sh("unshare", "--uts", "hostname", "another")
+    assert "name" in events.wait(10)
+    events.drain()
+
+
+def test_the_network(events):
+    events.network(LINKS | ROUTES, rules=True)
+    # the veth of an earlier test may still be on its way out
+    wait_for(lambda: quiet(events), what="silence")
+    sh("ip", "link", "add", "dummy-one", "type", "veth", "peer", "name", "dummy-two")
+    told(events, "network")
+    sh("ip", "route", "add", "198.51.100.0/24", "dev", "up0")
+    told(events, "network")
+    sh("nft", "add", "table", "ip", "followed")
+    told(events, "network")
+    sh("nft", "delete", "table", "ip", "followed")
+    sh("ip", "route", "del", "198.51.100.0/24")
+    sh("ip", "link", "del", "dummy-one")
+
+
+def test_an_ordinary_user_is_told(alice, tmp_path):
+    """All but of the rules, which takes CAP_NET_ADMIN."""
+    script = """
+import os, subprocess
+from nsrun.teach import facts
+from nsrun.teach.events import LINKS, Events
+with Events() as events:
+    events.network(LINKS, rules=True)
+    events.names()
+    events.programs(["/usr/bin"])
+    with subprocess.Popen(["unshare", "--user", "--map-root-user", "--mount", "sleep", "100"]) as child:
+        while facts.namespaces_of(child.pid)["mnt"] == facts.namespaces_of(os.getpid())["mnt"]:
+            pass
+        events.mount_namespaces({1: child.pid})
+        events.processes([(child.pid, 1)])
+        child.kill()
+    print(*sorted(events.kinds.values()), *("process" in events.wait(10) for _ in "x"))
+"""
+    found = alice.sh(os.path.join(os.path.dirname(NSRUN), "python"), "-c", script).stdout.split()
+    assert found == ["mount", "name", "network", "process", "program", "True"]
+
+
+def test_the_map_follows_its_stations(host):
+    with Events() as events:
+        state = State(str(host.root))
+        with subprocess.Popen(["sleep", "100"]) as process:
+            there = Map(MACHINE, [Pod("x", "process", [], [station(process.pid, "process", "sleep", "sleep", [])])])
+            host.run("pod", "prune")  # which makes the directories
+            (host.root / "run/pods").mkdir(parents=True, exist_ok=True)
+            map_watch._follow(events, state, there)
+            (host.root / "run/pods/.new").mkdir()
+            told(events, "file")
+            (host.root / "run/pods/.new").rmdir()
+            told(events, "file")
+            process.kill()
+        told(events, "process")
+        map_watch._follow(events, state, Map(MACHINE, []))
+        assert not events.pidfds
+
+
+def test_pace():
+    """The more a look costs, the longer it is until the next one, within bounds; what its commands cost counts."""
+    pace = Pace(0.1, 0.5, 30)
+    with pace:
+        pass
+    assert 0.4 < pace.next - time.monotonic() <= 0.5
+    begin = time.thread_time()
+    with pace:
+        while time.thread_time() - begin < 0.2:
+            pass
+    assert 1.5 < pace.next - time.monotonic() < 5
+    with pace:
+        sh("sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
+    assert pace.next - time.monotonic() > 0.5
+    pace.share = 0.000001
+    with pace:
+        sum(range(100000))
+    assert 29 < pace.next - time.monotonic() <= 30
+
+
+# ---- a lab -------------------------------------------------------------------------------------------------------
+
+
+class Followed:
+    """A lab that is watched, where nothing is looked at unless an event is the reason."""
+
+    def __init__(self, host, number: int) -> None:
+        self.watch = follow._Watch(State(str(host.root)), labs.find(str(number)))
+        for pace in (self.watch.anyway, self.watch.whole):
+            pace.share = 1e-7
+            with pace:
+                sum(range(1000))
+        self.rows: dict[str, bool] = {}
+        self.error: BaseException | None = None
+
+    def look(self) -> None:
+        self.rows = {row.name: row.ok for row in self.watch.check()}
+
+    def until(self, condition) -> bool:
+        """Follow until the rows are so, at most half a minute."""
+
+        def run() -> None:
+            try:
+                while not condition(self.rows):
+                    self.watch.wait()
+                    self.look()
+            except BaseException as error:
+                self.error = error
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(30)
+        if self.error and not isinstance(self.error, BadInput):
+            raise self.error
+        return not thread.is_alive() and not self.error
+
+
+def sleeping(host) -> int:
+    """The pid of the student's sleep."""
+    (pid,) = [pid for pid in marked(f"{MARK}={variables(host)[MARK]}") if facts.program(pid).endswith("sleep")]
+    return pid
+
+
+@contextlib.contextmanager
+def followed(host, number: int = 1):
+    host.run("lab", "start", number)
+    found = Followed(host, number)
+    with found.watch.events:
+        found.look()
+        yield found
+    host.run("lab", "reset", number, check=False)
+
+
+def test_each_change_is_seen_by_an_event(host):
+    with followed(host) as lab:
+        assert not lab.rows["own"]
+        do(host, "unshare --uts sleep 1000 &")
+        assert lab.until(lambda rows: rows["own"] and not rows["hostname"])
+        pid = sleeping(host)
+        do(host, f'nsenter --target {pid} --uts hostname "$WORD"')
+        assert lab.until(lambda rows: all(rows.values()))
+        kill(pid)
+        assert lab.until(lambda rows: not rows["own"])
+
+
+def test_what_the_mark_does_not_tell_is_seen(host):
+    """A process that has lost its environment, in a namespace of the lab's."""
+    with followed(host) as lab:
+        do(host, "unshare --uts sleep 1000 &")
+        assert lab.until(lambda rows: rows["own"])
+        pid = sleeping(host)
+        do(host, f'env -i nsenter --target {pid} --uts "$(command -v sleep)" 1001 &')
+        seen = lab.watch.seen
+        (other,) = wait_for(lambda: seen.changed(whole=True) and unmarked(seen.known), what="it is seen")
+        kill(other)
+
+
+def unmarked(pids) -> list[int]:
+    found = [(pid, process) for pid in pids if (process := facts.process(pid))]
+    return [pid for pid, process in found if process.command[-1:] == ["1001"] and process.name == "sleep"]
+
+
+def test_the_end_of_the_lab_is_seen_by_an_event(host):
+    with followed(host) as lab:
+        host.run("lab reset 1")
+        assert not lab.until(lambda rows: False)
+        assert isinstance(lab.error, BadInput) and "not started" in str(lab.error)
+
+
+def test_others_are_no_reason(host):
+    """What has nothing to do with the lab is glanced at, and no more."""
+    with followed(host) as lab:
+        seen = lab.watch.seen
+        with subprocess.Popen(["unshare", "--uts", "sleep", "1000"]) as other:
+            time.sleep(0.2)
+            assert not seen.changed(whole=True) and other.pid not in seen.known and other.pid in seen.everybody
+            other.kill()
+        do(host, "sleep 1000 &")
+        wait_for(lambda: seen.changed(), what="what is the lab's")
+
+
+def test_a_server_that_listens_later_is_seen(host):
+    """There is no event for bind(2): a glance at everybody sees it."""
+    with followed(host) as lab:
+        port = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(flush=True); sys.stdin.read()"
+        do(host, "unshare --net sleep 1000 &")
+        assert lab.until(lambda rows: bool(lab.watch.seen.known))
+        wait_for(lambda: not lab.watch.seen.changed(whole=True))
+        pid = sleeping(host)
+        sh("nsenter", "-t", pid, "-n", "ip", "link", "set", "lo", "up")
+        wait_for(lambda: lab.watch.seen.changed(whole=True), what="lo")
+        with subprocess.Popen(["nsenter", "-t", str(pid), "-n", "python3", "-c", port], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:  # fmt: skip
+            lab.watch.seen.changed()
+            assert server.stdout and server.stdin
+            server.stdout.readline()
+            assert lab.watch.seen.changed(whole=True)
+            server.stdin.close()
+
+
+def test_each_change_is_printed(host, tmp_path):
+    """The command itself: what is fulfilled, what is no longer, and the end."""
+    host.run("lab start 1")
+    out = tmp_path / "out"
+    with out.open("w") as file:
+        watch = host.background("lab", "watch", stdout=file)
+    try:
+        wait_for(lambda: out.read_text().count("NO  own") == 1)
+        do(host, "unshare --uts sleep 1000 &")
+        wait_for(lambda: out.read_text().count("ok  own") == 1, what="the process")
+        pid = sleeping(host)
+        kill(pid)
+        wait_for(lambda: out.read_text().count("NO  own") == 2, what="its end")
+        do(host, SOLUTION)
+        assert watch.wait(timeout=30) == 0
+    finally:
+        watch.kill()
+        watch.wait()
+    assert "lab 1 is solved" in out.read_text()
+    host.run("lab reset 1")
+
+
+def test_a_name_that_python_gives(host):
+    """sethostname(2) by a program that runs already: no program is started, no process comes or goes."""
+    rename = "import ctypes, sys; sys.stdin.readline(); ctypes.CDLL(None).sethostname(sys.argv[1].encode(), len(sys.argv[1])); sys.stdin.read()"
+    with followed(host) as lab:
+        env = {**host.env, **variables(host)}
+        with subprocess.Popen(["unshare", "--uts", "python3", "-c", rename, env["WORD"]], env=env, stdin=subprocess.PIPE) as student:  # fmt: skip
+            assert student.stdin and lab.until(lambda rows: rows["own"])
+            time.sleep(1.5)  # until what is looked at later has been looked at
+            lab.watch.later.clear()
+            student.stdin.write(b"\n")
+            student.stdin.flush()
+            assert lab.until(lambda rows: all(rows.values()))
+            student.kill()
