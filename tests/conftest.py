@@ -313,7 +313,10 @@ def processes() -> list[str]:
         try:
             comm = pathlib.Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()  # any name, of anybody
             if (
-                comm in ("nsrun-monitor", "nsrun-init", "nsrun-door", "nsrun-hold", "passt.avx2", "passt", "pasta")
+                (
+                    comm in ("nsrun-monitor", "nsrun-init", "nsrun-door", "nsrun-hold")
+                    or comm.startswith(("passt", "pasta"))
+                )
                 and _lives(pid)
                 and os.stat(f"/proc/{pid}/ns/net").st_ino == mine
             ):

@@ -126,12 +126,15 @@ def test_an_end_while_pasta_starts(host, alice, number):
 
 
 def test_no_way_out(host, alice):
-    """pasta copies the host's routes: without any, its failure is named, and what to do."""
+    """pasta copies the host's routes: without any, its failure is named, and what to do; newer ones go on without."""
     need(os.path.exists("/usr/bin/pasta"), "pasta is missing", "apt-get install passt")
     words = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     done = sh(*words, *alice.words(NSRUN, "pod", "create", "web"), env=alice.env, cwd="/", check=False)
-    assert done.returncode == 125 and "no route to a network" in done.stderr, done.stderr
-    assert alice.json("pod", "ls", "-a") == []
+    if done.returncode:
+        assert done.returncode == 125 and "no route to a network" in done.stderr, done.stderr
+        assert alice.json("pod", "ls", "-a") == []
+    else:  # pasta(1), "local mode": inside there is only what pasta itself answers
+        assert [pod["status"] for pod in alice.json("pod", "ls")] == ["running"]
 
 
 def test_a_free_port(host, alice, box):

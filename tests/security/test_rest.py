@@ -73,7 +73,8 @@ def test_cve_2021_20199_who_is_calling(host, alice, box):
     wait_for(lambda: "nsrun" in sh("curl", "-s", "-m", "3", "http://127.0.0.1:20822/", check=False).stdout)
     sh("nsenter", "-t", host.throwaway.neighbour.pid, "-n", "curl", "-s", "-m", "5", "http://192.0.2.1:20822/")
     log = "".join(line for _, _, line in _log(alice))
-    assert "192.0.2.9" in log and "127.0.0.1" in log
+    assert "192.0.2.9" in log
+    assert "127.0.0.1" in log or "192.0.2.1]" in log  # by the passt of Debian 12; and of 13: an address of this host
 
 
 def _log(user) -> list[tuple[str, str, str]]:
@@ -162,7 +163,7 @@ def test_no_abstract_socket_and_no_file_for_everybody(host, alice, owned, busybo
 def test_a_setuid_helper_is_not_needed(host, alice, owned, box):
     """bubblewrap CVE-2016-8659: the owner joins with no-new-privs set, so no set-user-ID program has helped her."""
     done = alice.sh(
-        "setpriv --no-new-privs --bounding-set=-all {} -m nsrun join {} --rm --image {} -- id -u",
+        "setpriv --no-new-privs {} -m nsrun join {} --rm --image {} -- id -u",
         sys.executable,
         owned,
         box,
