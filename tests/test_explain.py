@@ -34,7 +34,7 @@ def traced(host, words, tmp_path, code=0, env=None):
     options = "trace=" + ",".join(f"?{name}" for name in {*OF_NSRUN, *OF_INIT, "clone"})
     strace = subprocess.Popen(
         [*host.words("strace"), "-f", "-o", file, "-e", options, NSRUN, *map(str, words)],
-        env={**host.env, **(env or {})},
+        env={**host.env, "NSRUN_REPLAY": "0", **(env or {})},  # the calls of Python, which leaves no compiled plan
         cwd="/",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -81,7 +81,7 @@ def test_a_part_that_can_not_be_loaded(tmp_path, module, words):
 
 
 def test_an_installation_without_its_package(tmp_path):
-    script = pathlib.Path(NSRUN).read_text().partition("\n")[2]
+    script = pathlib.Path(f"{NSRUN}-python").read_text()
     assert "from nsrun.cli import main" in script
     (tmp_path / "nsrun").mkdir()
     (tmp_path / "nsrun/__init__.py").write_text("raise ImportError('half of it is gone')")

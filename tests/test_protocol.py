@@ -22,6 +22,7 @@ from nsrun.spec import member
 
 TOP = pathlib.Path(__file__).parent.parent
 HEADER = TOP / "csrc/protocol.h"
+TABLES = {"OPS", "OP_OF_STEP", "REPLAY"}
 
 
 def test_c_and_python_agree(tmp_path):
@@ -36,21 +37,24 @@ def test_c_and_python_agree(tmp_path):
             lines.append(f'printf("{name} %zu\\n", sizeof(struct {name.lower()}));')
         elif isinstance(value, int):
             lines.append(f'printf("{name} %lld\\n", (long long){name});')
-        elif not name.startswith("OP"):
+        elif name not in TABLES:
             lines.append(f'printf("{name} %s\\n", {name});')
     lines.append('#define PRINT(name, args) printf("op " #name " " args "\\n");\nOPS(PRINT)')
+    lines.append('#define SHOW(name, args) printf("replay " #name " " args "\\n");\nREPLAY(SHOW)')
     (tmp_path / "print.c").write_text(
         '#include <stdio.h>\n#include "protocol.h"\nint main(void)\n{\n' + "\n".join(lines) + "\nreturn 0;\n}\n"
     )
     sh(compiler, f"-I{HEADER.parent}", tmp_path / "print.c", "-o", tmp_path / "print", timeout=60)
     said = [line.split(" ", 1) for line in sh(tmp_path / "print").stdout.splitlines()]
-    found = {name: value for name, value in said if name != "op"}
+    found = {name: value for name, value in said if name not in ("op", "replay")}
     for name, value in names.items():
         if name in layouts:
             assert struct.calcsize(layouts[name]) == int(found[name]), name
-        elif not name.startswith("OP"):
+        elif name not in TABLES:
             assert found[name] == (value.decode() if isinstance(value, bytes) else str(value)), name
     assert tuple(value.split()[0] for name, value in said if name == "op") == _protocol.OPS
+    replay = [value.split(" ") for name, value in said if name == "replay"]
+    assert {name: (number, kinds) for number, (name, kinds) in enumerate(replay)} == _protocol.REPLAY
     assert len(found) > 50
 
 
@@ -60,8 +64,8 @@ def test_nothing_of_the_header_is_left_out():
     enumerators = re.findall(r"^\t([A-Z_]+) =", text, re.M)
     structs = [name.upper() for name in re.findall(r"^struct (\w+) \{", text, re.M)]
     texts = re.findall(r'^#define (\w+) "', text, re.M)
-    assert len(enumerators) > 40 and len(structs) == 6 and len(texts) == 3
-    assert {*enumerators, *structs, *texts} == {n for n in vars(_protocol) if n.isupper()} - {"OPS", "OP_OF_STEP"}
+    assert len(enumerators) > 40 and len(structs) == 7 and len(texts) == 4
+    assert {*enumerators, *structs, *texts} == {n for n in vars(_protocol) if n.isupper()} - TABLES
 
 
 def test_the_path_that_parsers_know_is_the_programs():

@@ -250,6 +250,23 @@ def test_without_proc_python_says_so(host, member):
         assert done.returncode == 125 and "nsrun: /proc: " in done.stderr
 
 
+def test_pythons_descriptors_are_the_callers(host, member):
+    """The front closes none on the way to Python: --status-fd names one."""
+    read, write = os.pipe()
+    host.run("join", "pause", "--status-fd", write, "--rm", "--rootfs", member["rootfs"], "true", pass_fds=[write])
+    os.close(write)
+    with open(read) as events:
+        assert "exit" in events.read()
+
+
+def test_a_fifo_over_the_boot_id(host, member):
+    os.mkfifo(host.root / "fifo")
+    words = ["unshare", "--mount", "sh", "-c", f'mount --bind {host.root}/fifo /proc/sys/kernel/random/boot_id; exec "$@"', "-", NSRUN, "exec", "m", "echo", "works"]  # fmt: skip
+    assert sh(*words, env={**host.env, **MUST}, check=False, timeout=10).returncode == 125
+    assert sh(*words, env=host.env, timeout=10).stdout == "works\n"
+    assert is_replayed(host, "exec", "m", "true")
+
+
 WRAPPED = {
     "another build": ["unshare", "--mount", "sh", "-c", f"mount --bind /etc/hostname {kernel.LIBEXEC}/sources; exec \"$@\"", "-"],
     "another boot": ["unshare", "--mount", "sh", "-c", 'mount --bind /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id; exec "$@"', "-"],

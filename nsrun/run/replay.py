@@ -43,6 +43,9 @@ KEPT = 64
 BUILT = f"{kernel.LIBEXEC}/sources"
 
 
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
 class CannotReplay(Exception):
     """The front can't do this, or would not do the same."""
 
@@ -175,8 +178,7 @@ def witnesses(run: Run, asked: Asked) -> list[Replayed]:
     found: list[Replayed] = [
         ("same_link", path, os.readlink(path)) for path in ("/proc/self/ns/pid", "/proc/self/ns/user")
     ]
-    with open("/proc/sys/kernel/random/boot_id", errors="surrogateescape") as file:
-        found.append(("same_text", file.name, file.read()))
+    found.append(("same_text", BOOT_ID, _boot_id()))
     powers = kernel.capability_sets()
     found.append(("same_powers", powers["CapEff"], powers["CapBnd"]))
     for name in ("NSRUN_ROOT", *asked.variables):
@@ -186,6 +188,15 @@ def witnesses(run: Run, asked: Asked) -> list[Replayed]:
     found.append(same_file(BUILT, os.lstat(BUILT)))
     found += [same_file(path, st) for path, st in run.state.seen.items()]
     return found + [_same_inside(int(run.values["member:ns:pid"]), path) for path in asked.inside]
+
+
+def _boot_id() -> str:
+    """Return the text of random(4), boot_id.  Raise CannotReplay when another file lies over it, which proves nothing."""
+    with open(os.open(BOOT_ID, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = file.read(64)
+    if found.strip() != kernel.boot_id().encode():
+        raise CannotReplay("another file lies over boot_id")
+    return found.decode()
 
 
 def _same_inside(pid: int, path: str) -> Replayed:
