@@ -208,6 +208,7 @@ def test_a_terminal(host, member, terminal):
         t.expect(r"# ")
         t.type("tty; stty size; echo $TERM; cat\n")
         t.expect(r"/dev/pts/\d\r\n31 101\r\nvt100\r\n")
+        time.sleep(0.5)  # until cat has the terminal
         t.type("\x03")
         t.expect(r"# ")
         t.type("exit 7\n")
