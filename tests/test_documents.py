@@ -7,8 +7,8 @@ import copy
 import json
 import os
 import pathlib
-import re
 import random
+import re
 import struct
 
 import pytest
