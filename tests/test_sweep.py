@@ -224,7 +224,7 @@ def test_what_is_no_note(state, what):
                 except OSError:
                     break
             with pytest.raises((BrokenNote, OSError)):
-                state.look("members", "x")
+                state.note_and_life("members", "x")
             Sweeper(state).all()
             for fd in hogs:
                 os.close(fd)

@@ -35,7 +35,7 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     if state.marked("members", name, "stop") or not is_to_restart(note, code):
         return code
     options = state.read("members", name, "options.json")
-    pod, found = state.look("pods", note["pod"])
+    pod, found = state.note_and_life("pods", note["pod"])
     if options is None or pod is None or pod["id"] != note["pod_id"] or not found.kept:
         return code
     import _signal

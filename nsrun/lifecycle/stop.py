@@ -67,7 +67,7 @@ def settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
 
     end = monotonic() + seconds
     while True:
-        now, found = state.look(kind, note["name"])
+        now, found = state.note_and_life(kind, note["name"])
         if now is None or now["id"] != note["id"]:
             raise UnknownError(f"{kind[:-1]} {note['name']!r} has gone: what made it failed, or it was removed")
         if found.kept or not found.alive or "process" in now or "pause" in now:

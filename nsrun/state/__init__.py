@@ -315,7 +315,7 @@ class State:
         """
         return life.ask(self.held(kind, name))
 
-    def look(self, kind: str, name: str) -> tuple[Note | None, Life]:
+    def note_and_life(self, kind: str, name: str) -> tuple[Note | None, Life]:
         """Return the note and the life of the same pod or member, even if its name is taken by another meanwhile.
 
         Raise BrokenNote.
@@ -374,7 +374,7 @@ class State:
 
     def pod_life(self, note: Note) -> Life:
         """Return the life of the pod of this note; nobody keeps it when another pod has its name."""
-        now, found = self.look("pods", note["name"])
+        now, found = self.note_and_life("pods", note["name"])
         return found if now and now["id"] == note["id"] else life.Life(None)
 
     def process(self, note: Note) -> tuple[int, int]:
@@ -384,7 +384,7 @@ class State:
         PID namespace match; a mismatch proves nothing.  Raise BadInput when the process lives but is not visible from
         here.
         """
-        now, found = self.look("members", note["name"])
+        now, found = self.note_and_life("members", note["name"])
         if now is None or now["id"] != note["id"] or "process" not in now:
             return -1, 0
         if found.keeper is not None and self._is_its_file(now, found):
@@ -399,7 +399,7 @@ class State:
 
         Raise BadInput when it lives but is not visible from here.
         """
-        now, found = self.look("pods", note["name"])
+        now, found = self.note_and_life("pods", note["name"])
         if now is None or now["id"] != note["id"]:
             return -1, 0
         what = f"pod {note['name']!r}"
@@ -467,7 +467,7 @@ class State:
             return False
         if is_directory(self.path("members", name)):
             try:
-                now, found = self.look("members", name)
+                now, found = self.note_and_life("members", name)
             except BrokenNote:
                 found = self.life("members", name)  # a damaged note, perhaps of this member
             if found.alive and (now is None or now["id"] == note["id"]):
@@ -482,7 +482,7 @@ class State:
             return count == 0
         if note["shares_pid"]:
             try:
-                pod, found = self.look("pods", note["pod"])
+                pod, found = self.note_and_life("pods", note["pod"])
             except BrokenNote:
                 pod = None
             if pod and pod["id"] == note["pod_id"] and not found.alive and found.file:
@@ -533,7 +533,7 @@ class State:
 
         Raise UnknownError, which lists the existing pods, or BrokenNote.
         """
-        note, now = self.look("pods", name) if is_name(name) else (None, None)
+        note, now = self.note_and_life("pods", name) if is_name(name) else (None, None)
         if note and now and now.kept and "pause" in note:
             believed: Any = note  # codec.SHAPES was checked
             pod: PodNote = believed
@@ -601,7 +601,7 @@ class State:
             if note["restart"][:3] != "no:" and self._waits_to_restart(note, code[0]):
                 return "restarting", code[0]
             return "stopped", code[0]
-        now, found = self.look("members", name)
+        now, found = self.note_and_life("members", name)
         if now and now["id"] == note["id"]:
             note = now
         if found.kept and note.get("process"):
@@ -620,7 +620,7 @@ class State:
         return "lost", None
 
     def _waits_to_restart(self, note: Note, code: int) -> bool:
-        now, found = self.look("members", note["name"])
+        now, found = self.note_and_life("members", note["name"])
         known = now if now and now["id"] == note["id"] else note
         return found.kept and is_to_restart(known, code) and not self.marked("members", note["name"], "stop")
 

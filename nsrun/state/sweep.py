@@ -108,11 +108,13 @@ class Sweeper:
         state = self.state
         if state.marked("pods", name, "released") or state.life("pods", name).alive:
             return False  # what lives costs no reading of its note
-        _, now = state.look("pods", name)  # raises BrokenNote, from which nothing is concluded
+        _, now = state.note_and_life("pods", name)  # raises BrokenNote, from which nothing is concluded
         if now.alive or now.file is None:
             return False
         with self._quickly():
-            note, now = state.look("pods", name)  # another sweep may have removed it, and another pod taken the name
+            note, now = state.note_and_life(
+                "pods", name
+            )  # another sweep may have removed it, and another pod taken the name
             if now.alive or now.file is None:
                 return False
             if not (state.marked("pods", name, "started") or (note and self._has_had_members(note))):
@@ -197,7 +199,7 @@ class Sweeper:
         state = self.state
         with _names_lock(state):
             try:
-                note, now = state.look(kind, name)
+                note, now = state.note_and_life(kind, name)
             except BrokenNote as error:
                 if not error.damaged:
                     raise
@@ -225,7 +227,7 @@ class Sweeper:
 
     def _superseded(self, note: Note) -> bool:
         """Return whether another pod has the name of the one in which the member ended."""
-        pod, now = self.state.look("pods", note["pod"])
+        pod, now = self.state.note_and_life("pods", note["pod"])
         return (
             pod is not None
             and now.kept
@@ -238,14 +240,14 @@ class Sweeper:
         state = self.state
         if state.life("members", name).alive:
             return False
-        note, now = state.look("members", name)
+        note, now = state.note_and_life("members", name)
         if now.alive or now.file is None or note is None:
             return False
         ended = note["rm"] and state.member_status(note)[0] == "stopped"
         if self._began(note) and not ended and not self._superseded(note):
             return False
         with self._quickly():
-            again, now = state.look("members", name)
+            again, now = state.note_and_life("members", name)
             return not now.alive and again is not None and again["id"] == note["id"] and self._remove_ended(note)
 
     def _remove_ended(self, note: Note) -> bool:
