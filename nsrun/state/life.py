@@ -16,7 +16,7 @@ Each byte of the file is a role:
 
 A lock proves something only if the process that it is about can't open the file: a file that an owner may read, they
 may lock, too, and F_GETLK tells who set a lock, not who has it now (clone(2), CLONE_FILES).  So root never concludes
-anything from the file that it shows to the owner of a pod (State.look).
+anything from the file that it shows to the owner of a pod (State.note_and_life).
 
 There are two traps.  Closing *any* descriptor of a file ends all locks that the process has on it, so a file that we
 hold is never opened again (`_ours`).  And F_GETLK never reports the caller's own locks, so we look into `_ours` first.
