@@ -76,7 +76,9 @@ class BuildExt(build_ext):
         compile_programs(package / "libexec", self.distribution.get_version())
         (package / "host").mkdir(parents=True, exist_ok=True)
         write_templates(package / "host" / "_templates.py")
-        (package / "_protocol.py").write_text(protocol_build.module())
+        (package / "_protocol.py").write_text(
+            f"{protocol_build.module()}BUILD = {built.digest(HERE, built.EVERYTHING).encode()!r}\n"
+        )
         (package / "libexec" / built.NAME).write_text(built.digest(HERE) + "\n")
         if not self.inplace:  # a checkout has them in docs/
             copy_pages(package / "teach" / "labs" / "pages")
@@ -95,7 +97,9 @@ class BuildScripts(build_scripts):
         flags = "-I" if self.editable_mode else "-IS"  # only site finds what is installed editable
         home = os.path.dirname(os.environ.get("NSRUN_PYTHON", ""))
         out = pathlib.Path(self.build_dir)
-        compile_program("front", out / "nsrun", NSRUN_HOME=home, NSRUN_FLAGS=flags)
+        # what is installed editable changes without being built: there nothing is replayed
+        build = "" if self.editable_mode else built.digest(HERE, built.EVERYTHING)
+        compile_program("front", out / "nsrun", NSRUN_HOME=home, NSRUN_FLAGS=flags, NSRUN_BUILD=build)
 
 
 class BuildPrograms(Command):

@@ -13,11 +13,17 @@ NAME = "sources"
 INPUTS = ("csrc/*", "nsrun/host/messages.py", "pyproject.toml", "setup.py")
 
 
-def digest(top: pathlib.Path) -> str:
-    """Return the digest of the names and the contents of all INPUTS."""
+#: All from which one build differs from another: a compiled plan is replayed only by the front of the same build.
+EVERYTHING = (*INPUTS, "nsrun/**/*.py", "nsrun/**/*.json", "nsrun/cli/nsrun-python")
+#: What a build makes below nsrun/.
+_MADE = ("_protocol.py", "_templates.py")
+
+
+def digest(top: pathlib.Path, patterns: tuple[str, ...] = INPUTS) -> str:
+    """Return the digest of the names and the contents of these files."""
     whole = hashlib.sha256()
-    for pattern in INPUTS:
-        for path in sorted(path for path in top.glob(pattern) if path.is_file()):
+    for pattern in patterns:
+        for path in sorted(path for path in top.glob(pattern) if path.is_file() and path.name not in _MADE):
             content = path.read_bytes()
             whole.update(f"{path.relative_to(top)} {len(content)}\n".encode() + content)
     return whole.hexdigest()

@@ -25,6 +25,9 @@
 #include <linux/auxvec.h>
 #include <linux/magic.h>
 
+#ifndef NSRUN_BUILD /* "": nothing is replayed */
+#define NSRUN_BUILD ""
+#endif
 #ifndef NSRUN_HOME /* the directory of the interpreter; "": beside this program */
 #define NSRUN_HOME ""
 #endif
@@ -37,6 +40,16 @@ static int channel = -1; /* of nsrun-init */
 static int child = -1;   /* pidfd of nsrun-init */
 static sigbits mask;     /* the caller's */
 static int released;
+
+/*
+ * Signals that we treat as Python does: it ignores SIGPIPE, and SIGXFSZ, since files in memory count against RLIMIT_FSIZE; and
+ * it has children to wait for, which the kernel would reap for a caller that ignores SIGCHLD (wait(2), ECHILD).
+ */
+static struct {
+	int number;
+	struct action ours, callers;
+} ours[] = {{SIGPIPE, {.handler = SIG_IGN}, {0}}, {SIGXFSZ, {.handler = SIG_IGN}, {0}}, {SIGCHLD, {.handler = SIG_DFL}, {0}}};
+static int replayed; /* whether we have begun to */
 
 static const char *variable(const char *name)
 {
@@ -56,14 +69,24 @@ static int is_handle(long number)
 	return number >= REPLAY_FIRST && number < REPLAY_FIRST + REPLAY_HANDLES;
 }
 
-/* Give a descriptor the number that the plan has for it. */
+/* Give a descriptor the number that the plan has for it.  It may have it already, and something else may, too. */
+static long copy_to(long fd, long number)
+{
+	if (!is_handle(number))
+		return -EBADMSG;
+	if (fd == number)
+		return fd;
+	return SYS2(fcntl, number, F_GETFD) < 0 ? SYS3(dup3, fd, number, O_CLOEXEC) : -EBUSY;
+}
+
 static long move_to(long fd, long number)
 {
 	long r;
 
 	MUST(fd);
-	r = is_handle(number) ? SYS3(dup3, fd, number, O_CLOEXEC) : -EBADMSG;
-	SYS1(close, fd);
+	r = copy_to(fd, number);
+	if (fd != number)
+		SYS1(close, fd);
 	return r;
 }
 
@@ -374,9 +397,7 @@ static long op_launch(struct arg *a)
 	r = hear();
 	if (r != INIT_WAITS)
 		return r < 0 ? r : -ESRCH;
-	child = (int)SYS3(dup3, l.pidfd, a[6].i, O_CLOEXEC);
-	SYS1(close, l.pidfd);
-	return child;
+	return copy_to(child, a[6].i);
 }
 
 static long op_release(struct arg *a)
@@ -402,8 +423,6 @@ static long op_become(struct arg *a)
 		return -EBADMSG;
 	memcpy(keep, a[2].s, a[2].len);
 	inherit(keep, n);
-	set_action(SIGPIPE, SIG_IGN); /* as Python has them */
-	set_action(SIGXFSZ, SIG_IGN);
 	return SYS5(execveat, a[0].i, "", words, envp_, AT_EMPTY_PATH);
 }
 
@@ -427,7 +446,7 @@ static void run_plan(const char *p, const char *end)
 	uint32_t code;
 
 	if (!take(&p, end, &head, sizeof head) || memcmp(head.magic, REPLAY_MAGIC, sizeof head.magic) != 0 ||
-	    checksum(p, (size_t)(end - p)) != head.checksum)
+	    memcmp(head.build, NSRUN_BUILD, sizeof head.build) != 0 || checksum(p, (size_t)(end - p)) != head.checksum)
 		return;
 	for (uint32_t i = 0; i < head.count; i++)
 		if (!take(&p, end, &code, sizeof code) || code >= N_OPS || !decode_args(ops[code].args, &p, end, a) || ops[code].run(a) < 0)
@@ -471,10 +490,12 @@ static void replay(void)
 	const char *root = variable("NSRUN_ROOT");
 	uint64_t hash = 0xcbf29ce484222325;
 
-	if (SYS0(geteuid) != 0 || (root && *root && !fits(root)))
+	if (sizeof NSRUN_BUILD != sizeof((struct replay_header *)0)->build + 1 || SYS0(geteuid) != 0 || (root && *root && !fits(root)))
 		return;
+	replayed = 1;
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* until our child execs, it is in the pod with our memory: kernel.c, hide() */
-	set_action(SIGCHLD, SIG_DFL);             /* the kernel would reap our children for a caller that ignores it: wait(2), ECHILD */
+	for (unsigned i = 0; i < sizeof ours / sizeof *ours; i++)
+		SYS4(rt_sigaction, ours[i].number, &ours[i].ours, &ours[i].callers, sizeof(sigbits));
 	for (int fd = 0; fd < 3; fd++)
 		if (SYS2(fcntl, fd, F_GETFD) < 0)
 			return;
@@ -511,6 +532,9 @@ static void undo(void)
 		SYS4(pidfd_send_signal, child, SIGKILL, NULL, 0);
 		SYS5(waitid, P_PIDFD, child, NULL, WEXITED, NULL);
 	}
+	if (replayed)
+		for (unsigned i = 0; i < sizeof ours / sizeof *ours; i++)
+			SYS4(rt_sigaction, ours[i].number, &ours[i].callers, NULL, sizeof(sigbits));
 	SYS4(rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
 }
 
@@ -556,15 +580,17 @@ static long find_ourselves(char *path, size_t size)
 	return n;
 }
 
-/* Execute an interpreter with the script beside us and our words. */
-static void python(const char *directory, const char *where, size_t n_where, const char *flags)
+/* Execute an interpreter with the script beside us and our words; returns -errno. */
+static long python(const char *directory, const char *where, size_t n_where, const char *flags)
 {
 	char interpreter[2 * PATH_MAX], script[2 * PATH_MAX];
 	const char **words = pointers((size_t)argc_ + 3);
 	int n = 0;
 
-	if (!words || n_where > PATH_MAX)
-		return;
+	if (!words)
+		return -ENOMEM;
+	if (n_where > PATH_MAX)
+		return -ENAMETOOLONG;
 	*put_str((char *)memcpy(interpreter, where, n_where) + n_where, "/python3") = 0;
 	*put_str(put_str(script, directory), SCRIPT) = 0;
 	words[n++] = interpreter;
@@ -572,24 +598,40 @@ static void python(const char *directory, const char *where, size_t n_where, con
 	words[n++] = script;
 	for (int i = 1; i < argc_; i++)
 		words[n++] = argv_[i];
-	SYS3(execve, interpreter, words, envp_);
+	return SYS3(execve, interpreter, words, envp_);
 }
 
 /*
  * Execute Python: the interpreter that setup.py was told, or the one beside us, without site, which costs 2 ms; or that of
  * PATH, which finds what `pip install --user` installed.
  */
-static void any_python(const char *directory)
+static long any_python(const char *directory)
 {
-	const char *path = variable("PATH"), *end;
+	const char *home = NSRUN_HOME[0] ? NSRUN_HOME : directory, *path = variable("PATH"), *end;
+	long r = python(directory, home, str_len(home), NSRUN_FLAGS);
 
-	python(directory, NSRUN_HOME[0] ? NSRUN_HOME : directory, str_len(NSRUN_HOME[0] ? NSRUN_HOME : directory), NSRUN_FLAGS);
-	for (path = path ? path : DEFAULT_PATH; *path; path = *end ? end + 1 : end) {
+	for (path = path ? path : DEFAULT_PATH; *path && (r == -ENOENT || r == -ENOTDIR || r == -EACCES); path = *end ? end + 1 : end) {
 		for (end = path; *end && *end != ':'; end++)
 			;
 		if (*path == '/')
-			python(directory, path, (size_t)(end - path), "-P");
+			r = python(directory, path, (size_t)(end - path), "-P");
 	}
+	return r;
+}
+
+static int give_up(long error)
+{
+	char text[64];
+
+	if (error == -E2BIG) {
+		say("nsrun: the arguments and the environment are too long [E2BIG]\nhint: fewer, or shorter ones: execve(2)\n");
+		return 125;
+	}
+	say("nsrun: Python can't be executed: it is expected beside the program nsrun, with nsrun-python");
+	*put_str(put_num(put_str(text, " [errno "), (unsigned long)-error, 1), "]\n") = 0;
+	say(text);
+	say("hint: make build, or make install\n");
+	return 125;
 }
 
 int main(int argc, char **argv, char **envp)
@@ -617,7 +659,6 @@ int main(int argc, char **argv, char **envp)
 	if (n <= 0)
 		n = find_ourselves(path, sizeof path - 1);
 	if (n > 0 && to_directory(path, n))
-		any_python(path);
-	say("nsrun: Python can't be executed: it is expected beside the program nsrun, with nsrun-python\nhint: make build, or make install\n");
-	return 125;
+		n = any_python(path);
+	return give_up(n < 0 ? n : -ENOENT);
 }

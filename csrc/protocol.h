@@ -97,7 +97,8 @@ struct plan_header {
  */
 #define REPLAY_MAGIC "NSR1"
 struct replay_header {
-	char magic[4]; /* REPLAY_MAGIC */
+	char magic[4];  /* REPLAY_MAGIC */
+	char build[64]; /* csrc/built.py, EVERYTHING: of the nsrun that made the plan */
 	uint32_t checksum, count;
 };
 

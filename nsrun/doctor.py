@@ -358,9 +358,12 @@ def _replay(state: State) -> Finding:
     if os.environ.get("NSRUN_REPLAY") == "0":
         return _finding("replay", "limited", "NSRUN_REPLAY=0: every command needs Python", "unset NSRUN_REPLAY")
     try:
-        count = len(os.listdir(f"{state.run}/plans"))
+        names = os.listdir(f"{state.run}/plans")
     except FileNotFoundError:
-        count = 0
+        names = []
+    except OSError as error:
+        return _finding("replay", "limited", f"{state.run}/plans: {error.strerror}", f"rm -r {state.run}/plans")
+    count = sum(len(name) == 16 for name in names)
     return _finding("replay", "ok", f"{count} compiled plans in {state.run}/plans")
 
 

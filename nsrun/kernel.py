@@ -232,22 +232,22 @@ def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, resolve: int = 
 MAX_SMALL = 1 << 20  # bytes of a file that read_in_root reads
 
 
-def read_in_root(root: str, path: str) -> str:
+def read_in_root(root: str, path: str, seen: list[os.stat_result] | None = None) -> str:
     """Return a regular file of at most 1 MiB, resolved inside `root`; "" when it is missing.
 
-    Raise BadInput for anything else: a FIFO would hang us, a huge file would fill the memory.
+    `seen` gets what fstat(2) says of it before it is read.  Raise BadInput for anything else: a FIFO would hang us, a huge file would fill the memory.
     """
     try:
         directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return ""
     try:
-        return read_in_root_at(directory, path)
+        return read_in_root_at(directory, path, seen)
     finally:
         os.close(directory)
 
 
-def read_in_root_at(directory: int, path: str) -> str:
+def read_in_root_at(directory: int, path: str, seen: list[os.stat_result] | None = None) -> str:
     """Do the same below a descriptor."""
     import stat
     from errno import ENOENT
@@ -262,6 +262,8 @@ def read_in_root_at(directory: int, path: str) -> str:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode) or st.st_size > MAX_SMALL:
             raise BadInput(f"{path} of the rootfs is not a regular file of at most 1 MiB")
+        if seen is not None:
+            seen.append(st)
         return os.fsdecode(os.read(fd, MAX_SMALL))
     finally:
         os.close(fd)

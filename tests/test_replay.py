@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from conftest import NSRUN, kill, need, sh, wait_for
 
-from nsrun import kernel
+from nsrun import _protocol
 
 pytestmark = pytest.mark.live
 
@@ -191,13 +192,86 @@ def test_a_member_that_has_ended(host, member):
     assert "no member" in host.fails(125, "exec", "m", "true")
 
 
-def test_a_variable_that_was_read(host, member):
-    words = ["exec", "-e", "COLOUR", "m", "env"]
-    assert "COLOUR=red" in host.run(*words, env={"COLOUR": "red"}).stdout
-    assert is_replayed(host, *words, env={"COLOUR": "red"})
-    for env in ({"COLOUR": "blue"}, {"COLOUR": ""}, {}):
-        assert not is_replayed(host, *words, env=env)
-    assert "COLOUR=blue" in host.run(*words, env={"COLOUR": "blue"}).stdout
+def test_a_value_of_the_callers_is_left_in_no_file(host, member):
+    """-e NAME is how one keeps a value out of words and files."""
+    words = ["exec", "-e", "SECRET", "m", "env"]
+    assert "SECRET=geheim42" in host.run(*words, env={"SECRET": "geheim42"}).stdout
+    assert not is_replayed(host, *words, env={"SECRET": "geheim42"})
+    assert not any(b"geheim42" in path.read_bytes() for path in plans(host))
+
+
+def test_plans_go_with_their_member(host, member, busybox):
+    host.start("other", busybox, "sleep", "1000")
+    host.run("exec other true")
+    assert len(plans(host)) == 2
+    host.run("rm -f m")
+    assert len(plans(host)) == 1 and is_replayed(host, "exec", "other", "true")
+    host.run("pod rm -f pause")
+    assert plans(host) == []
+
+
+@pytest.mark.parametrize("build", ["another", "none"])
+def test_the_front_of_another_build(host, member, tmp_path, build):
+    """A plan is for the front of the very nsrun that made it, and not for one beside it, or the next version."""
+    data, digest = pathlib.Path(NSRUN).read_bytes(), _protocol.BUILD
+    assert data.count(digest) == 1
+    (tmp_path / "nsrun").write_bytes(data.replace(digest, digest[::-1] if build == "another" else bytes(64)))
+    (tmp_path / "nsrun").chmod(0o755)
+    tmp_path.chmod(0o755)
+    for name in ("python3", "nsrun-python"):
+        (tmp_path / name).symlink_to(pathlib.Path(NSRUN).parent / name)
+    assert sh(tmp_path / "nsrun", "exec", "m", "true", env={**host.env, **MUST}, check=False).stderr == NOTHING
+    assert is_replayed(host, "exec", "m", "true")
+
+
+@pytest.mark.parametrize("free", range(6))
+def test_where_few_descriptors_are_free(host, member, free):
+    """What the front opens may land on a number that the plan has for something else."""
+    script = "import os, sys\nfd = os.open('/dev/null', 0)\nfor n in range(3 + int(sys.argv[1]), 20):\n    os.dup2(fd, n)\nos.closerange(20, 64)\nos.execvp(sys.argv[2], sys.argv[2:])\n"
+    command = [sys.executable, "-c", script, free, NSRUN, "exec", "m", "sh", "-c", "echo out; echo err >&2; exit 3"]
+    done = sh(*command, env=host.env, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+
+
+def test_a_limit_of_file_sizes(host, member):
+    """Files in memory count; then Python tells it."""
+    done = sh("sh", "-c", f"ulimit -f 4; exec {NSRUN} exec m echo hi", env=host.env, check=False)
+    assert done.returncode == 125 and "EFBIG" in done.stderr
+
+
+def test_no_room_for_a_plan(host, member):
+    directory = host.root / "run/plans"
+    sh("mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", directory)
+    try:
+        (directory / "fill").write_bytes(bytes(12 << 10))
+        for _ in range(3):
+            assert host.run("exec m echo works").stdout == "works\n"
+        assert sorted(os.listdir(directory)) == ["fill"]
+    finally:
+        sh("umount", directory)
+
+
+def test_something_else_in_the_place_of_the_plans(host, member):
+    directory = host.root / "run/plans"
+    shutil.rmtree(directory)
+    directory.write_text("")
+    assert host.run("exec m echo works").stdout == "works\n"
+    assert "plans: Not a directory" in host.run("doctor", check=False).stdout
+    host.run("rm -f m")
+
+
+def test_more_than_execve_takes(host):
+    """Python is executed with two words more, which may be too much."""
+    script = """
+import os, sys
+for left in range(120_000, 0, -16):
+    try:
+        os.execve(sys.argv[1], [sys.argv[1], "ls", *["x" * 100_000] * 20, "z" * left], {})
+    except OSError:
+        continue
+"""
+    done = sh(sys.executable, "-c", script, NSRUN, check=False)
+    assert done.returncode == 125 and done.stderr.startswith("nsrun: the arguments and the environment are too long [E2BIG]")  # fmt: skip
 
 
 def test_a_terminal(host, member, terminal):
@@ -269,7 +343,6 @@ def test_a_fifo_over_the_boot_id(host, member):
 
 
 WRAPPED = {
-    "another build": ["unshare", "--mount", "sh", "-c", f"mount --bind /etc/hostname {kernel.LIBEXEC}/sources; exec \"$@\"", "-"],
     "another boot": ["unshare", "--mount", "sh", "-c", 'mount --bind /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id; exec "$@"', "-"],
     "another PID namespace": ["unshare", "--pid", "--fork", "--mount-proc"],
     "the old /proc": ["unshare", "--pid", "--fork"],

@@ -338,7 +338,10 @@ _REPLAYED = {"interactive", "terminal", "env", "workdir", "user"}
 
 
 def _leave(call: Call) -> Any:
-    """Return what leaves the compiled plan of an exec, by which the next one with these words needs no Python; None: nothing may."""
+    """Return what leaves the compiled plan of an exec, by which the next one with these words needs no Python; None: nothing may.
+
+    The value of -e NAME stays the caller's: it is not to be found in a file.
+    """
     if (
         call.state.uid
         or call.general
@@ -346,19 +349,16 @@ def _leave(call: Call) -> Any:
         or os.environ.get("NSRUN_REPLAY") == "0"
     ):
         return None
+    if any("=" not in entry for entry in call.options.get("env") or []):
+        return None
 
     def leave(run: Run) -> None:
         from nsrun.run import replay
 
         terminal = bool(call.options.get("terminal"))
-        variables = [entry for entry in call.options.get("env") or [] if "=" not in entry]
-        asked = replay.Asked(
-            call.words[: len(call.words) - len(call.rest)],
-            [*variables, *(["TERM"] if terminal else [])],
-            ["/etc/passwd", "/etc/group"] if call.options.get("user") else [],
-            terminal and bool(call.options.get("interactive")),
-        )
-        replay.leave(run, asked)
+        words = call.words[: len(call.words) - len(call.rest)]
+        variables = ["TERM"] if terminal else []
+        replay.leave(run, replay.Asked(words, variables, terminal and bool(call.options.get("interactive"))))
 
     return leave
 

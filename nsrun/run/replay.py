@@ -9,11 +9,11 @@ compiled plan.  docs/replay.md tells what may be taken for granted, and what not
 from __future__ import annotations
 
 import os
-import time
 from struct import pack
 
 from nsrun import kernel
 from nsrun._protocol import (
+    BUILD,
     OP_OF_STEP,
     PLAN_HEADER,
     PLAN_MAGIC,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 #: Compiled plans that are kept in one state directory; the oldest ones go first.
 KEPT = 64
-#: What differs between two installations, and between one and the next.
-BUILT = f"{kernel.LIBEXEC}/sources"
 
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -53,10 +51,9 @@ class CannotReplay(Exception):
 class Asked:
     """What a command line was, up to the command of the member, and what its options made nsrun look at."""
 
-    def __init__(self, words: Sequence[str], variables: Sequence[str], inside: Sequence[str], terminal: bool) -> None:
+    def __init__(self, words: Sequence[str], variables: Sequence[str], terminal: bool) -> None:
         self.words = words
         self.variables = variables  # of the environment
-        self.inside = inside  # files, as the member sees them
         self.terminal = terminal  # whether the standard input is one
 
 
@@ -161,7 +158,7 @@ def compiled(run: Run, witnesses: Iterable[Replayed]) -> bytes:
         number, kinds = REPLAY[name]
         arguments = [argument(kind, value) for kind, value in zip(kinds, values, strict=True)]
         body += pack("=I", number) + b"".join(arguments)
-    data = pack(REPLAY_HEADER, REPLAY_MAGIC, kernel.checksum(body), len(found)) + body
+    data = pack(REPLAY_HEADER, REPLAY_MAGIC, BUILD, kernel.checksum(body), len(found)) + body
     if len(data) > REPLAY_BYTES:
         raise CannotReplay(f"it is larger than {REPLAY_BYTES} bytes")
     return data
@@ -185,9 +182,8 @@ def witnesses(run: Run, asked: Asked) -> list[Replayed]:
         value = os.environ.get(name)
         found.append(("same_variable", name, "" if value is None else f"={value}"))
     found += [("input_is_a_terminal",)] if asked.terminal else []
-    found.append(same_file(BUILT, os.lstat(BUILT)))
     found += [same_file(path, st) for path, st in run.state.seen.items()]
-    return found + [_same_inside(int(run.values["member:ns:pid"]), path) for path in asked.inside]
+    return found + [_same_inside(*seen) for seen in run.state.seen_inside]
 
 
 def _boot_id() -> str:
@@ -199,20 +195,16 @@ def _boot_id() -> str:
     return found.decode()
 
 
-def _same_inside(pid: int, path: str) -> Replayed:
-    """Return the witness of a file that was read below the root of a process.
+def _same_inside(pid: int, path: str, st: os.stat_result | None, when: int) -> Replayed:
+    """Return the witness of a file that was read below the root of a process at a time, in nanoseconds.
 
-    One that is a second old may have been changed since it was read: raise CannotReplay.
+    One that had been changed within the second before could be changed again and look the same: raise CannotReplay.
     """
-    try:
-        with kernel.Fd(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-            with kernel.Fd(kernel.open_in_root(root, path, os.O_PATH)) as fd:
-                st = os.fstat(fd)
-    except FileNotFoundError:
+    if st is None:
         return ("same_inside", pid, path, 0, 0, 0, 0, 0)
-    if time.time_ns() - st.st_ctime_ns < 10**9:
-        raise CannotReplay(f"{path} has just been changed")
-    name, _, *rest = same_file(path, st)
+    if when - st.st_ctime_ns < 10**9:
+        raise CannotReplay(f"{path} had just been changed")
+    _, _, *rest = same_file(path, st)
     return ("same_inside", pid, path, *rest)
 
 
@@ -234,16 +226,20 @@ def leave(run: Run, asked: Asked) -> bool:
         return False
     directory = f"{run.state.run}/plans"
     path = f"{directory}/{name_of(words)}"
-    new = f"{path}.{os.getpid()}"
+    new = f"{path}.{os.urandom(4).hex()}"
     try:
         data = compiled(run, [("words", words, 1), *witnesses(run, asked)])
         os.makedirs(directory, 0o700, exist_ok=True)
-        with open(
-            os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb"
-        ) as file:
-            file.write(data)
-        os.rename(new, path)
-        _drop_oldest(directory)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            with open(os.open(new, flags, 0o600), "wb") as file:
+                file.write(data)
+            os.rename(new, path)
+        except OSError:
+            os.unlink(new)
+            raise
+        finally:
+            _drop_oldest(directory)
     except CannotReplay:
         return False
     except Exception:  # what the user asked for has been done, and goes on

@@ -162,6 +162,9 @@ class State:
         self.root = root
         self.broken: dict[str, str] = {}  # the notes that could not be read: path → reason
         self.seen: dict[str, os.stat_result] = {}  # the notes that were read, each as it was then
+        self.seen_inside: list[
+            tuple[int, str, os.stat_result | None, int]
+        ] = []  # pid, file below its root, as it was, when
         self._decoded: dict[str, tuple[tuple[int, ...] | None, Note]] = {}
         self._boot = ""
         self.patience = LOCK_SECONDS

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 
+from nsrun._protocol import REPLAY_BYTES
 from nsrun.errors import BadInput, BrokenNote, Busy, NsrunError
-from nsrun.schema import is_directory, is_name, is_there
+from nsrun.schema import is_directory, is_name, is_there, open_regular
 from nsrun.state import State, life, new_id, remove_tree
 
 TYPE_CHECKING = False
@@ -428,7 +429,26 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
             f"can't remove what member {note['name']!r} wrote: {upper}",
             hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then try again",
         )
+    _drop_plans(state, note["name"])
     return state.remove_directory(state.path("members", note["name"]))
+
+
+def _drop_plans(state: State, name: str) -> None:
+    """Remove the compiled plans that are about a member: each has its note as a witness (docs/replay.md)."""
+    mark = os.fsencode(state.path("members", name, "note")) + b"\0"
+    try:
+        names = os.listdir(f"{state.run}/plans")
+    except OSError:
+        return  # there are none
+    for entry in names:
+        path = f"{state.run}/plans/{entry}"
+        try:
+            with open(open_regular(path), "rb") as file:
+                about = mark in file.read(REPLAY_BYTES)
+            if about:
+                os.unlink(path)
+        except OSError:
+            continue  # another command has removed it
 
 
 def _rmdir(path: str) -> bool:
