@@ -439,7 +439,8 @@ static const struct op {
 };
 #define N_OPS (sizeof ops / sizeof *ops)
 
-static void run_plan(const char *p, const char *end)
+/* Returns whether it is a plan for our words; one that is, and fails on the way, leaves the rest to Python. */
+static int run_plan(const char *p, const char *end)
 {
 	struct replay_header head;
 	struct arg a[12];
@@ -447,10 +448,11 @@ static void run_plan(const char *p, const char *end)
 
 	if (!take(&p, end, &head, sizeof head) || memcmp(head.magic, REPLAY_MAGIC, sizeof head.magic) != 0 ||
 	    memcmp(head.build, NSRUN_BUILD, sizeof head.build) != 0 || checksum(p, (size_t)(end - p)) != head.checksum)
-		return;
+		return 0;
 	for (uint32_t i = 0; i < head.count; i++)
 		if (!take(&p, end, &code, sizeof code) || code >= N_OPS || !decode_args(ops[code].args, &p, end, a) || ops[code].run(a) < 0)
-			return;
+			return i > 0;
+	return 1;
 }
 
 /* Map a file that only we may write, and nobody else read; 0 when it is none. */
@@ -519,8 +521,8 @@ static void replay(void)
 		for (fd = REPLAY_FIRST; fd < REPLAY_FIRST + REPLAY_HANDLES; fd++)
 			if (SYS2(fcntl, fd, F_GETFD) >= 0)
 				return; /* a caller's descriptor, which is not ours to replace */
-		run_plan(text, text + size);
-		return;
+		if (run_plan(text, text + size))
+			return;
 	}
 }
 
@@ -593,6 +595,8 @@ static long python(const char *directory, const char *where, size_t n_where, con
 		return -ENAMETOOLONG;
 	*put_str((char *)memcpy(interpreter, where, n_where) + n_where, "/python3") = 0;
 	*put_str(put_str(script, directory), SCRIPT) = 0;
+	if (SYS3(faccessat, AT_FDCWD, script, R_OK) < 0)
+		return -ENOENT;
 	words[n++] = interpreter;
 	words[n++] = flags;
 	words[n++] = script;

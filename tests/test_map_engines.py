@@ -8,7 +8,7 @@ import os
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from conftest import NSRUN, sh, wait_for
+from conftest import NSRUN, need, sh, wait_for
 from engines import HOLD, Containerd, Machine, Podman, Runtime, UserPodman, engine
 from test_map import Picture, clashes, one, roles
 
@@ -130,6 +130,10 @@ def test_one_pid_namespace_of_podmans(host, rootfs):
 def test_podman_without_root(host, rootfs, alice):
     """There is no cgroup to tell who is in which container, so all are processes; the rest is as true as ever."""
     with engine(UserPodman, host, rootfs, alice) as machine:
+        ids = machine.podman("unshare", "cat", "/proc/self/uid_map")
+        need(
+            len(ids.splitlines()) > 1, "podman gives alice one id only", "newuidmap that works: apt-get install uidmap"
+        )
         machine.pod("--network=none")
         machine.container("web", "sleep", "1001")
         machine.container("clock", "sleep", "1002", options=("--user=33",))

@@ -81,6 +81,19 @@ def test_one_plan_is_for_any_command(host, member):
     assert len(plans(host)) == 1
 
 
+def test_a_longer_line_that_begins_alike(host, member):
+    """The plan of `exec m` is not for `exec m --`, which has one of its own."""
+    assert not is_replayed(host, "exec", "m", "--", "true")
+    host.run("exec", "m", "--", "true")
+    assert is_replayed(host, "exec", "m", "--", "true") and is_replayed(host, "exec", "m", "true")
+
+
+def test_a_copy_without_its_script(host, tmp_path):
+    shutil.copy(NSRUN, tmp_path / "nsrun")
+    done = sh(tmp_path / "nsrun", "ls", env=host.env, check=False)
+    assert done.returncode == 125 and "with nsrun-python [errno 2]" in done.stderr
+
+
 def test_a_command_that_is_not_there_is_told_by_python(host, member):
     done = host.run("exec m nosuch", check=False)
     assert done.returncode == 127 and "not found in the member's PATH" in done.stderr
