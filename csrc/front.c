@@ -385,8 +385,10 @@ static long op_launch(struct arg *a)
 	channel = two[0];
 	MUST(move_to(two[1], a[5].i));
 	r = join_and_clone(&l);
-	if (l.failed == STAGE_RETURN)
-		sys_exit(125); /* we would execute Python half inside the pod */
+	if (l.failed == STAGE_RETURN) { /* we would execute Python half inside the pod */
+		say("nsrun: setns(2) back to our own namespaces failed\n");
+		sys_exit(125);
+	}
 	MUST(r);
 	child = l.pidfd;
 	/* We must not keep the child's descriptors: the end of the channel has to mean that it is gone. */
@@ -606,15 +608,15 @@ static long python(const char *directory, const char *where, size_t n_where, con
 }
 
 /*
- * Execute Python: the interpreter that setup.py was told, or the one beside us, without site, which costs 2 ms; or that of
- * PATH, which finds what `pip install --user` installed.
+ * Execute Python: the interpreter that setup.py was told, or the one beside us, without site, which costs 2 ms; or, if there is
+ * none, that of PATH, which finds what `pip install --user` installed.
  */
 static long any_python(const char *directory)
 {
 	const char *home = NSRUN_HOME[0] ? NSRUN_HOME : directory, *path = variable("PATH"), *end;
 	long r = python(directory, home, str_len(home), NSRUN_FLAGS);
 
-	for (path = path ? path : DEFAULT_PATH; *path && (r == -ENOENT || r == -ENOTDIR || r == -EACCES); path = *end ? end + 1 : end) {
+	for (path = path ? path : DEFAULT_PATH; *path && r == -ENOENT && !NSRUN_HOME[0]; path = *end ? end + 1 : end) {
 		for (end = path; *end && *end != ':'; end++)
 			;
 		if (*path == '/')

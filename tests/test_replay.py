@@ -264,6 +264,17 @@ def test_no_room_for_a_plan(host, member):
         sh("umount", directory)
 
 
+def test_a_plan_is_left_before_the_command_starts(host, member, tmp_path):
+    """So a slow disk delays the command, and not its output or signals; killed while it is written, nothing runs."""
+    (path,) = plans(host)
+    path.unlink()
+    killer = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=rename,renameat,renameat2", "-e", "inject=rename,renameat,renameat2:signal=KILL"]  # fmt: skip
+    done = sh(*killer, NSRUN, "exec", "m", "touch", "/tmp/started", env=host.env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    time.sleep(0.3)
+    assert host.run("exec m ls /tmp").stdout == ""
+
+
 def test_something_else_in_the_place_of_the_plans(host, member):
     directory = host.root / "run/plans"
     shutil.rmtree(directory)

@@ -328,8 +328,8 @@ def execute(call: Call) -> int:
     from nsrun.lifecycle.execute import execute
 
     _check_terminal(call, False)
-    observe = _trace(call) or _leave(call)
-    execute(call.state, call.operands[0], {**call.options, "command": call.rest}, observe=observe)
+    options = {**call.options, "command": call.rest}
+    execute(call.state, call.operands[0], options, observe=_trace(call), leave=_leave(call))
     return 0
 
 

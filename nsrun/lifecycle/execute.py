@@ -120,6 +120,7 @@ def execute(
     *,
     fds: tuple[int, int, int] | None = None,
     observe: Callable[[Run], None] | None = None,
+    leave: Callable[[Run], None] | None = None,
     make: Callable[[Plan, State], Run] = Run,
 ) -> Run:
     """Execute a command in a running member.  `make`: see create_pod.  With `fds` the caller is the parent, else this process becomes the monitor."""
@@ -132,6 +133,8 @@ def execute(
     run.monitor_options = {"foreground": 1, "stdin": int(bool(options.get("interactive"))), "own_cgroup": False}
     if observe:
         run.before_handover = lambda: observe(run)
+    if leave:
+        run.before_release = lambda: leave(run)
     try:
         run.execute()
     except StepError as error:

@@ -145,6 +145,9 @@ class Run:
         self.parent = False  # whether this process, which uses the library, is the member's parent
         self.again = False  # whether a member begins once more
         self.lead = -1  # the socket of the process that waits for us, when we follow a member for a door
+        self.before_release: Callable[[], None] = lambda: (
+            None
+        )  # all is done but the exec; if we are killed, nothing is left
         self.before_handover: Callable[[], None] = lambda: None
         self.timing: list[tuple[int, float]] = []
         self._channel = -1
@@ -462,6 +465,7 @@ class Run:
         """Let the program start.  From here on every signal that can be blocked is for the member, not for us."""
         import _signal
 
+        self.before_release()
         self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
         os.write(self._channel, _GO)
         ready = False

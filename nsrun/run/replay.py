@@ -141,7 +141,7 @@ def argument(kind: str, value: Any) -> bytes:
 
 
 def compiled(run: Run, witnesses: Iterable[Replayed]) -> bytes:
-    """Return the compiled plan of a run, before it hands over.  Raise CannotReplay."""
+    """Return the compiled plan of a run, before the program is let go.  Raise CannotReplay."""
     if kernel.in_userns():
         raise CannotReplay("it runs in a user namespace")
     compiler = Compiler(run.plan, run)
@@ -254,4 +254,7 @@ def _drop_oldest(directory: str) -> None:
     if len(names) > KEPT:
         ages = sorted((os.lstat(f"{directory}/{name}").st_mtime_ns, name) for name in names)
         for _, name in ages[: len(names) - KEPT]:
-            os.unlink(f"{directory}/{name}")
+            try:
+                os.unlink(f"{directory}/{name}")
+            except OSError:
+                continue  # another command has removed it, or it is no file
