@@ -430,6 +430,13 @@ def private(host: Host, path: str):
         directory.mkdir()
     upper.chmod(0o1777)
     sh("mount", "-t", "overlay", "-o", f"lowerdir={path},upperdir={upper},workdir={work}", "overlay", path)
+    if (
+        path == "/etc"
+    ):  # accounts that are made get uids that no test at the same time gets: their processes are told by uid
+        defs, first = pathlib.Path("/etc/login.defs"), 20000 + os.getpid() % 1500 * 20
+        new = {"UID_MIN": first, "GID_MIN": first, "UID_MAX": first + 19, "GID_MAX": first + 19}
+        lines = [line for line in defs.read_text().splitlines() if line.split()[:1] and line.split()[0] not in new]
+        defs.write_text("\n".join([*lines, *(f"{key} {value}" for key, value in new.items())]) + "\n")
     try:
         yield
     finally:

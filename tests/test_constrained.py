@@ -426,7 +426,7 @@ def test_without_cgroups(host, busybox, how):
         ! nsrun join pause --memory 64m --rootfs {busybox} -- true
         ! nsrun pod create --network none --pids-limit 5 limited
         nsrun doctor || :
-        find {mount} -path "*/$NSRUN_CGROUP/*pause*"
+        find {mount} -path "*/$NSRUN_CGROUP/*pause*" || : # others' come and go
         nsrun pod rm -f pause
         """,
         *hidden(host, how),

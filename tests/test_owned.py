@@ -143,7 +143,7 @@ def test_foreground_input_output_and_status(host, alice, owned, box):
         alice.run("join", owned, "--rm", "--image", box, "--", "sh", "-c", "kill -9 $$", check=False).returncode == 137
     )
     assert alice.fails(127, "join", owned, "--rm", "--image", box, "--", "nothing-there")
-    assert alice.json("ls", "-a") == []
+    wait_for(lambda: alice.json("ls", "-a") == [], 10, "the monitors have removed the members")
 
 
 def test_a_signal_reaches_a_foreground_member(host, alice, owned, box):

@@ -208,6 +208,7 @@ class _Crew:
         """`seeds`: pid → (role, name).  `outsiders`: the role of those whom nothing explains."""
         self.look, self.seeds, self.outsiders = look, seeds, outsiders
         found = [process for pid in look.related(seeds, kinds) if (process := facts.process(pid))]
+        found = [process for process in found if process.ppid != os.getpid()]  # a helper of ours, that looks into them
         self.processes = {p.pid: p for p in sorted(found, key=lambda p: (p.start, p.pid)) if p.state not in "ZX"}
         look.placed |= self.processes.keys()
         self.pause = next((pid for pid, (role, _) in seeds.items() if role == "pause"), 0)
