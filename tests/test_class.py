@@ -296,7 +296,8 @@ def test_reset_where_no_process_can_be_had(host, pair):
             if done.returncode != 126:
                 break
         assert done.returncode == 0 and not done.stderr, done
-        assert not sh("pgrep", "--uid", dora.uid, "sleep", check=False).stdout and not os.path.exists(found["LAB_DIR"])
+        assert not os.path.exists(found["LAB_DIR"])
+        wait_for(lambda: not sh("pgrep", "--uid", dora.uid, "sleep", check=False).stdout, 10, "they have been reaped")
     finally:
         many.kill()
         many.wait()

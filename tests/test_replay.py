@@ -148,6 +148,7 @@ def calls(host, tmp_path, name: str, **env: str) -> list[list[str]]:
     found = []
     for path in sorted(tmp_path.glob(f"{name}.*"), key=lambda path: int(path.suffix[1:])):
         lines = [re.sub(r"0x[0-9a-f]+|\d+", "N", re.sub(r"\s+", " ", line)) for line in path.read_text().splitlines()]
+        lines = [line for line in lines if not line.startswith(("---", "+++"))]  # signals, and the end
         starts = [number for number, line in enumerate(lines) if line.startswith("memfd_create")]
         found.append(lines[starts[0] :] if starts else lines)
     return found
