@@ -129,6 +129,8 @@ class ThrowawayHost:
         )
         _libc("mount", b"none", b"/", None, 0x4000 | (1 << 18), None)  # MS_REC|MS_PRIVATE
         _libc("mount", b"tmpfs", b"/run", b"tmpfs", 0, b"mode=755")
+        if os.path.isdir("/etc/security/limits.d"):  # a class writes there
+            _libc("mount", b"tmpfs", b"/etc/security/limits.d", b"tmpfs", 0, b"mode=755")
         os.makedirs("/dev/net", exist_ok=True)
         _libc("mount", b"tmpfs", b"/dev/net", b"tmpfs", 0, b"mode=755")
         os.mknod("/dev/net/tun", 0o20666, os.makedev(10, 200))
@@ -421,6 +423,13 @@ def terminal(host):
         item.close()
 
 
+#: Ids of accounts that no other test process has at the same time: what is on the machine is told by its uid, by nsrun
+#: and by userdel(8), which also counts processes with a subordinate one.
+OWN_IDS = 40
+FIRST_UID = 1_000_000 + os.getpid() % 65536 * OWN_IDS
+FIRST_SUBORDINATE = (1 << 30) + os.getpid() % 1024 * OWN_IDS * 65536
+
+
 @contextlib.contextmanager
 def private(host: Host, path: str):
     """What is written below this directory of the machine's goes to the throwaway host; what is there stays in view."""
@@ -430,11 +439,12 @@ def private(host: Host, path: str):
         directory.mkdir()
     upper.chmod(0o1777)
     sh("mount", "-t", "overlay", "-o", f"lowerdir={path},upperdir={upper},workdir={work}", "overlay", path)
-    if (
-        path == "/etc"
-    ):  # accounts that are made get uids that no test at the same time gets: their processes are told by uid
-        defs, first = pathlib.Path("/etc/login.defs"), 20000 + os.getpid() % 1500 * 20
-        new = {"UID_MIN": first, "GID_MIN": first, "UID_MAX": first + 19, "GID_MAX": first + 19}
+    if path == "/etc":  # useradd gives its accounts ids of ours
+        defs = pathlib.Path("/etc/login.defs")
+        new: dict[str, int] = {}
+        for kind in ("UID", "GID"):
+            new |= {f"{kind}_MIN": FIRST_UID, f"{kind}_MAX": FIRST_UID + OWN_IDS - 1}
+            new |= {f"SUB_{kind}_MIN": FIRST_SUBORDINATE, f"SUB_{kind}_MAX": FIRST_SUBORDINATE + OWN_IDS * 65536 - 1}
         lines = [line for line in defs.read_text().splitlines() if line.split()[:1] and line.split()[0] not in new]
         defs.write_text("\n".join([*lines, *(f"{key} {value}" for key, value in new.items())]) + "\n")
     try:

@@ -19,7 +19,8 @@ import threading
 import time
 
 import pytest
-from conftest import IN_CI, Host, UserHost, private, sh, wait_for
+from conftest import FIRST_SUBORDINATE, FIRST_UID, IN_CI, OWN_IDS, Host, UserHost, need, private, sh, wait_for
+from test_lab_facts import clients_of_root
 from test_labs import PAGES
 from test_limits import MIB, PURE, cgroup_of, on_v2
 
@@ -91,12 +92,12 @@ def a_class(host: Host, *words: object):
 
 @pytest.fixture(scope="session")
 def accounts(throwaway_host) -> str:
-    """Two accounts whose uids no other test process has: root grades by uid, and all tests run on one machine."""
-    for number, name in enumerate(("dora", "emil")):
-        uid = 100_000 + 10 * os.getpid() + number
+    """Two accounts whose ids no other test process has: root grades by uid, and all tests run on one machine."""
+    for number, name in enumerate(("dora", "emil"), OWN_IDS - 2):
+        uid, first = FIRST_UID + number, FIRST_SUBORDINATE + 65536 * number
         for file, line in (
             ("passwd", f"{name}:x:{uid}:{uid}::/nonexistent:/bin/sh"), ("group", f"{name}:x:{uid}:"),
-            ("subuid", f"{name}:{4_000_000 + 100_000 * number}:65536"), ("subgid", f"{name}:{4_000_000 + 100_000 * number}:65536"),
+            ("subuid", f"{name}:{first}:65536"), ("subgid", f"{name}:{first}:65536"),
         ):  # fmt: skip
             with open(f"/etc/{file}", "a") as opened:  # the throwaway host's own
                 opened.write(f"{line}\n")
@@ -172,6 +173,18 @@ def test_what_students_get(host, pair):
     assert ports[0] != ports[1]
     for student in pair:
         student.run("lab", "reset", 3)
+
+
+def test_the_limits_of_logins(host, pair):
+    """limits.conf(5); a class of another state directory neither replaces nor removes them."""
+    where = pathlib.Path(classroom.LIMITS)
+    need(where.is_dir(), f"there is no {where}", "apt-get install libpam-modules")
+    lines = [f"{name} hard nproc 512" for name in ("dora", "emil")]
+    with a_class(Host(host.throwaway, host.root / "other"), "--users", "bob", "--pids-limit", "99"):
+        texts = [path.read_text() for path in where.glob("*.conf")]
+        assert len(texts) == 2 and sum("bob hard nproc 99" in text for text in texts) == 1
+    (text,) = (path.read_text() for path in where.glob("*.conf"))
+    assert text.splitlines()[1:] == lines
 
 
 def test_root_grades(host, pair):
@@ -485,16 +498,11 @@ def test_a_student_whose_servers_do_not_answer(host, pair, monkeypatch):
                 assert time.monotonic() - begin < (looks.QUICK + 2 if number == 0 else 2)
                 assert grades["emil", 1].passed and not grades["emil", 1].trouble
                 seen.append(len(report.looks.going))
-                clients = sh(
-                    "pgrep", "--uid", "0", "--full", "nsrun.teach.client 127.0.0.1 8", check=False
-                ).stdout.split()
-                assert len(clients) <= 1 and threading.active_count() == 1
+                assert len(clients_of_root(hostile.pid)) <= 1 and threading.active_count() == 1
                 time.sleep(1)
             grades = {(grade.student, grade.lab): grade for grade in report.round()}
         assert max(seen) == 1 and "look" in grades["dora", 11].trouble
-        wait_for(
-            lambda: not sh("pgrep", "--full", "nsrun.teach.client 127.0.0.1 8", check=False).stdout, what="their end"
-        )
+        wait_for(lambda: not clients_of_root(hostile.pid), what="their end")
     finally:
         os.killpg(hostile.pid, 9)
         hostile.wait()
@@ -513,7 +521,7 @@ def test_a_student_who_sends_without_end(host, pair, busybox):
         begin = time.monotonic()
         grade = graded(host)["dora", 11]
         assert time.monotonic() - begin < 15 and grade["fulfilled"] < grade["rows"]
-        assert not sh("pgrep", "--full", "nsrun.teach.client 127.0.0.1 80", check=False).stdout
+        wait_for(lambda: not clients_of_root(hostile.pid), what="its end")
     finally:
         os.killpg(hostile.pid, 9)
         hostile.wait()

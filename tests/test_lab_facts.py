@@ -168,6 +168,16 @@ def test_root_executes_nothing_in_namespaces_of_others(host, alice, tmp_path):
     assert not proof.exists()
 
 
+def clients_of_root(pid: int) -> list[int]:
+    """The clients that root has in the network namespace of a process, and not those of another test's."""
+    inside = facts.namespaces_of(pid)["net"]
+    return [
+        p.pid
+        for p in facts.processes()
+        if "nsrun.teach.client" in p.command and p.namespaces.get("net") == inside and p.state not in "ZX"
+    ]
+
+
 def test_who_asks_for_root_stays_out_of_the_user_namespace(host, alice, busybox):
     """While a server of hers lets a client of root's wait, that client can't be traced by who is root in there."""
     script = f"ip link set lo up; while :; do {busybox}/bin/busybox nc -l -p 80; done </dev/zero >/dev/null"
@@ -178,8 +188,7 @@ def test_who_asks_for_root_stays_out_of_the_user_namespace(host, alice, busybox)
         found: list[str] = []
 
         def meanwhile(port: int) -> None:
-            children = sh("pgrep", "-f", "nsrun.teach.client 127.0.0.1 80").stdout.split()
-            found.extend(os.readlink(f"/proc/{child}/ns/user") for child in children)
+            found.extend(os.readlink(f"/proc/{child}/ns/user") for child in clients_of_root(pid))
 
         with contextlib.suppress(OSError):
             facts.http(pid, "127.0.0.1", 80, meanwhile)

@@ -44,11 +44,13 @@ def _create(call: Call) -> int:
     parse_limits({"memory": memory, "cpus": cpus})  # before anything is made
     limits = {"pids": str(pids), "memory": memory, "cpus": cpus}
     with classroom.alone(call.state):
-        warnings = classroom.create(call.state, users, count, limits, call.options.get("network", ""))
-    for line in warnings:
-        say.err(f"warning: {line}")
+        classroom.create(call.state, users, count, limits, call.options.get("network", ""), _warn)
     say.out("nsrun lab class report --watch records what is passed, while it runs")
     return 0
+
+
+def _warn(line: str) -> None:
+    say.err(f"warning: {line}")
 
 
 def _report(call: Call) -> int:

@@ -27,7 +27,7 @@ from nsrun.teach.looks import Looks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nsrun.teach.facts import Process
 
 _OPTIONS = {"pids": "--pids-limit", "memory": "--memory", "cpus": "--cpus"}  # of pod create
-LIMITS = "/etc/security/limits.d/90-nsrun-class.conf"
+LIMITS = "/etc/security/limits.d"  # limits.conf(5): what holds at a login
 
 _STUDENT = {
     "uid": Number(1, 1 << 32),
@@ -106,14 +106,22 @@ def _write(path: str, text: str, mode: int) -> None:
     os.rename(new, path)
 
 
+def _limits(state: State) -> str:
+    """Return the file with the limits of a class's logins; a class of another state directory has one of its own."""
+    of = f"-{kernel.checksum(os.fsencode(state.root)):08x}" if state.root else ""
+    return f"{LIMITS}/90-nsrun-class{of}.conf"
+
+
 # ---- create ----------------------------------------------------------------------------------------------------
 
 
-def create(state: State, users: Sequence[str], count: int, limits: dict[str, str], network: str) -> list[str]:
-    """Prepare a class of existing accounts, or of new ones; return warnings.
+def create(
+    state: State, users: Sequence[str], count: int, limits: dict[str, str], network: str, warn: Callable[[str], None]
+) -> None:
+    """Prepare a class of existing accounts, or of new ones.
 
     `limits`: the pids, and "" or the memory and the cpus, of each student's pod; pids are also the limit of each login.
-    Whatever goes wrong, what was made is removed again.
+    Whatever goes wrong, what was made is removed again; `warn` is told what could not be done, or undone.
     """
     names = list(users) or [f"student{number:02}" for number in range(1, count + 1)]
     if len(set(names)) != len(names):
@@ -134,18 +142,20 @@ def create(state: State, users: Sequence[str], count: int, limits: dict[str, str
     with _changing(state, new):
         pass  # from now on, rm knows what there may be
     try:
-        return _make(state, new, not users, limits, network)
+        _make(state, new, not users, limits, network, warn)
     except BaseException:
-        remove(state)
+        for line in remove(state):
+            warn(f"left as it is: {line}")
         raise
 
 
-def _make(state: State, new: dict[str, Any], accounts: bool, limits: dict[str, str], network: str) -> list[str]:
+def _make(
+    state: State, new: dict[str, Any], accounts: bool, limits: dict[str, str], network: str, warn: Callable[[str], None]
+) -> None:
     wanted = {key: value for key, value in limits.items() if value}
     refused = {key for key in wanted if cgroup.LIMITS[key][0] in cgroup.missing()}
     options = [word for key in wanted if key not in refused for word in (_OPTIONS[key], wanted[key])]
     options += ["--network", network] if network else []
-    warnings = []
     for name, student in new["students"].items():
         if accounts:
             student["uid"] = _new_account(state, name)
@@ -157,17 +167,14 @@ def _make(state: State, new: dict[str, Any], accounts: bool, limits: dict[str, s
     if refused:
         reason, _ = cgroup.why_none(0)
         of = " or ".join(sorted({"pids": "processes", "cpus": "processors"}.get(key, key) for key in refused))
-        warnings.append(f"the pods have no limit of {of}: {reason or 'cgroup v2 has no such controller here'}")
-    if os.path.isdir(os.path.dirname(LIMITS)):
+        warn(f"the pods have no limit of {of}: {reason or 'cgroup v2 has no such controller here'}")
+    if os.path.isdir(LIMITS):
         lines = [f"{name} hard nproc {limits['pids']}\n" for name in new["students"]]
-        _write(LIMITS, "# made by nsrun lab class create\n" + "".join(lines), 0o644)
+        _write(_limits(state), "# made by nsrun lab class create\n" + "".join(lines), 0o644)
         with _changing(state) as found:
             found["limits"] = True
     else:
-        warnings.append(
-            f"there is no {os.path.dirname(LIMITS)}: a student who logs in may start any number of processes"
-        )
-    return warnings
+        warn(f"there is no {LIMITS}: a student who logs in may start any number of processes")
 
 
 def _pod(name: str) -> str:
@@ -399,7 +406,7 @@ def remove(state: State) -> list[str]:
                 left.append(str(error).partition("\n")[0])
     with _changing(state) as found:
         if found["limits"]:
-            remove_tree(LIMITS)
+            remove_tree(_limits(state))
         found.clear()
     return left
 
