@@ -111,4 +111,48 @@ static long join_and_clone(struct launch *l)
 	return r;
 }
 
+/* In the intermediate child: launch, then become the monitor. */
+static int become_monitor(void *arg)
+{
+	struct launch *l = arg;
+	long null;
+
+	CALL(setsid, 0, 0, 0, 0, 0);
+	if (take_locks(l) < 0)
+		quit(125);
+	l->error = (int)join_and_clone(l);
+	if (l->error < 0)
+		quit(125);
+	close_all_on_exec();
+	null = CALL(openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC, 0, 0);
+	if (null < 0 || CALL(dup3, l->pidfd, l->pidfd_slot, 0, 0, 0) < 0 || take_stdio((int[]){(int)null, (int)null, (int)null}) < 0 ||
+	    CALL(chdir, "/", 0, 0, 0, 0) < 0)
+		quit(125);
+	inherit(l->monitor_keep, l->n_monitor_keep);
+	CALL(execveat, l->monitor, "", l->monitor_argv, l->monitor_envp, AT_EMPTY_PATH);
+	quit(125);
+}
+
+/* Start nsrun-init, and a monitor that is its parent if there is to be one; returns a pid, or -errno with l->failed. */
+static long launch(struct launch *l)
+{
+	long r;
+
+	l->pid = l->monitor_pid = l->pidfd = -1;
+	l->failed = STAGE_DONE;
+	l->error = l->nest = 0;
+	if (l->monitor < 0)
+		return join_and_clone(l);
+	l->failed = STAGE_MONITOR;
+	r = spawn(become_monitor, l, 0, NULL, -1);
+	l->pidfd = -1; /* it is a number in the monitor's descriptor table, not in ours */
+	if (r < 0)
+		return r;
+	l->monitor_pid = (int)r;
+	if (l->pid < 0)
+		return l->error < 0 ? l->error : -ECHILD;
+	l->failed = STAGE_DONE;
+	return r;
+}
+
 #endif

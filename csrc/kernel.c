@@ -67,27 +67,6 @@ static long nsrun_locked(int fd, long byte, long length)
 	return l.l_pid > 0 ? l.l_pid : 0; /* -1: the lock is of an open file description, F_OFD_SETLK */
 }
 
-/* In the intermediate child: launch, then become the monitor. */
-static int become_monitor(void *arg)
-{
-	nsrun_launch *l = arg;
-	int null;
-
-	setsid();
-	if (take_locks(l) < 0)
-		quit(125);
-	l->error = (int)join_and_clone(l);
-	if (l->error < 0)
-		quit(125);
-	close_all_on_exec();
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null < 0 || dup3(l->pidfd, l->pidfd_slot, 0) < 0 || take_stdio((int[]){null, null, null}) < 0 || chdir("/") < 0)
-		quit(125);
-	inherit(l->monitor_keep, l->n_monitor_keep);
-	CALL(execveat, l->monitor, "", l->monitor_argv, l->monitor_envp, AT_EMPTY_PATH);
-	quit(125);
-}
-
 /*
  * Until it execs, the child is a process of the pod with *our* memory: while any thread launches, this process is
  * not dumpable, so that no member can look into it (CVE-2016-9962).
@@ -115,23 +94,7 @@ static long nsrun_do_launch(nsrun_launch *l)
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	hide(1);
-	l->pid = l->monitor_pid = l->pidfd = -1;
-	l->failed = STAGE_DONE;
-	l->error = l->nest = 0;
-	if (l->monitor < 0) {
-		r = join_and_clone(l);
-	} else {
-		l->failed = STAGE_MONITOR;
-		r = spawn(become_monitor, l, 0, NULL, -1);
-		l->pidfd = -1; /* it is a number in the monitor's descriptor table, not in ours */
-		if (r >= 0) {
-			l->monitor_pid = (int)r;
-			if (l->pid < 0)
-				r = l->error < 0 ? l->error : -ECHILD;
-			else
-				l->failed = STAGE_DONE;
-		}
-	}
+	r = launch(l);
 	hide(0);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return r;

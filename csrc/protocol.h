@@ -112,19 +112,38 @@ struct replay_header {
  *     same_link PATH TARGET         readlink(2)
  *     same_variable NAME VALUE      "=…", or "" for one that is not set
  *     same_powers EFFECTIVE BOUNDING               bit masks of capabilities(7)
- *     same_inside PID PATH DEV INODE SIZE MTIME CTIME     a file as that process sees it; DEV 0: there is none
+ *     same_inside ROOT PATH DEV INODE SIZE MTIME CTIME    a file below that directory; DEV 0: there is none
  *     input_is_a_terminal
+ *     absent PATH                   nothing is there
+ *     fresh IDS TIMES               a new id, and the time, in the place of those of the run that left the plan: int32_t[], each
+ *                                   counted from the end of the plan; and the command is such that a note can have it
  *     process PID START HANDLE      a pidfd; START as in proc_pid_stat(5)
  *     program PATH NAME HANDLE      a sealed copy
  *     memory NAME BYTES HANDLE      a sealed file
- *     document HEAD TAIL HANDLE     the same, for nsrun-init's plan: HEAD, the arguments of the command, TAIL
+ *     document HEAD FIRST TAIL HANDLE      the same, for nsrun-init's plan: HEAD, the list of FIRST and the arguments of the
+ *                                   command, TAIL
  *     pipe READ WRITE OWNED UID     OWNED is the end that belongs to UID
  *     null HANDLE                   /dev/null, to read
- *     terminal PID UID MASTER SLAVE        in the devpts of that process
+ *     terminal ROOT UID MASTER SLAVE       in the devpts below that directory
  *     cgroup PATH INODE HANDLE
- *     launch JOIN FLAGS CGROUP PROGRAM DOCUMENT CHANNEL PIDFD KEEP STDIO    KEEP and STDIO: int32_t[]
+ *     new_cgroup ABOVE INODE NAME HANDLE HANDLE    of the cgroup, and of the one above
+ *     claim DIRECTORY HANDLE NOTED  make it, with its `held`, which we hold as MAKER; 1: the note says which file that is
+ *     note PATH TEMPLATE            write a note (state/codec.py), and rename it into place
+ *     file PATH BYTES
+ *     rename FROM TO
+ *     directory PATH MODE UID GID   MODE 0: 0700, and nobody else's
+ *     share PATH HANDLE             flock(2), LOCK_SH
+ *     overlay LOWERS UPPER ATTRS HANDLE    of directories from the top down, and UPPER/upper and UPPER/work
+ *     tree PATH RECURSIVE ATTRS HANDLE     a private copy of the mount, or mounts
+ *     channel ONE OTHER             a SOCK_SEQPACKET pair
+ *     listen DIRECTORY HANDLE       at DIRECTORY/attach
+ *     launch JOIN FLAGS CGROUP PROGRAM DOCUMENT CHANNEL PIDFD KEEP STDIO MONITOR WORDS KEEP LOCKS    KEEP, STDIO, LOCKS: int32_t[];
+ *                                   MONITOR -1: we are to become it, and PIDFD is ours
  *     release                       let the program start
+ *     open_directory PATH HANDLE
+ *     lock HANDLE BYTE              F_SETLK, F_RDLCK
  *     become PROGRAM WORDS KEEP     become the monitor
+ *     go HANDLE NAME                tell the monitor that all is done, print the name, and end
  */
 #define REPLAY(DO) \
 	DO(words, "li") \
@@ -133,19 +152,45 @@ struct replay_header {
 	DO(same_link, "ss") \
 	DO(same_variable, "ss") \
 	DO(same_powers, "ii") \
-	DO(same_inside, "isiiiii") \
+	DO(same_inside, "ssiiiii") \
 	DO(input_is_a_terminal, "") \
+	DO(absent, "s") \
+	DO(fresh, "bb") \
 	DO(process, "iii") \
 	DO(program, "ssi") \
 	DO(memory, "sbi") \
-	DO(document, "bbi") \
+	DO(document, "bbbi") \
 	DO(pipe, "iiii") \
 	DO(null, "i") \
-	DO(terminal, "iiii") \
+	DO(terminal, "siii") \
 	DO(cgroup, "sii") \
-	DO(launch, "iiiiiiibb") \
+	DO(new_cgroup, "sisii") \
+	DO(claim, "sii") \
+	DO(note, "ss") \
+	DO(file, "sb") \
+	DO(rename, "ss") \
+	DO(directory, "siii") \
+	DO(share, "si") \
+	DO(overlay, "lsii") \
+	DO(tree, "siii") \
+	DO(channel, "ii") \
+	DO(listen, "si") \
+	DO(launch, "iiiiiiibbilbb") \
 	DO(release, "") \
-	DO(become, "ilb")
+	DO(open_directory, "si") \
+	DO(lock, "ii") \
+	DO(become, "ilb") \
+	DO(go, "is")
+
+/* What is known only at the time stands in the template of a note as HOLE, a byte that is in no note, and one of the others. */
+enum replay_hole {
+	HOLE = 1,
+	HOLE_COMMAND = 'c', /* the arguments of the command, as JSON strings with commas between */
+	HOLE_PROCESS = 'p', /* pid and start time of the process, as two numbers */
+	HOLE_HELD = 'h',    /* inode of its `held` */
+	HOLE_SINCE = 's',   /* and when that was made, in nanoseconds */
+	HOLE_CGROUP = 'g',  /* inode of its cgroup */
+};
 
 enum replay_limits {
 	REPLAY_BYTES = 1 << 20, /* of one compiled plan */

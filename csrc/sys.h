@@ -227,6 +227,34 @@ static inline char *put_str(char *p, const char *s)
 	return p;
 }
 
+/* Write the time as RFC 3339 has it, in UTC, with nine digits after the point: 30 characters; returns the end. */
+static inline char *put_time(char *p)
+{
+	struct timespec ts;
+	SYS2(clock_gettime, CLOCK_REALTIME, &ts);
+	/* days since 1970 to a civil date, Gregorian, years from March */
+	long day = ts.tv_sec / 86400, sec = ts.tv_sec % 86400;
+	long era = (day + 719468) / 146097, doe = (day + 719468) % 146097;
+	long yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
+	long doy = doe - (365 * yoe + yoe / 4 - yoe / 100), mp = (5 * doy + 2) / 153;
+	long month = mp < 10 ? mp + 3 : mp - 9;
+	p = put_num(p, (unsigned long)(yoe + era * 400 + (month <= 2)), 4);
+	*p++ = '-';
+	p = put_num(p, (unsigned long)month, 2);
+	*p++ = '-';
+	p = put_num(p, (unsigned long)(doy - (153 * mp + 2) / 5 + 1), 2);
+	*p++ = 'T';
+	p = put_num(p, (unsigned long)(sec / 3600), 2);
+	*p++ = ':';
+	p = put_num(p, (unsigned long)(sec / 60 % 60), 2);
+	*p++ = ':';
+	p = put_num(p, (unsigned long)(sec % 60), 2);
+	*p++ = '.';
+	p = put_num(p, (unsigned long)ts.tv_nsec, 9);
+	*p++ = 'Z';
+	return p;
+}
+
 /* Fresh memory, or NULL when there is none. */
 static inline void *map_memory(size_t size)
 {

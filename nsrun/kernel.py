@@ -147,10 +147,23 @@ def overlay(lowers: Sequence[int], upper: int = -1, work: int = -1, attrs: int =
     special, and the 256 bytes of an fsconfig string hold the layers of any image.  `lowerdir+` came with Linux 6.5.
     """
     with _fsopen("overlay") as fs:
-        # before 6.5 overlayfs reads options only when the mount is made, and reports a wrong one in the kernel's log
-        if len(lowers) <= 1 or lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") < 0:
+        if len(lowers) <= 1 or _reads_at_once(fs):
             return _overlay(fs, lowers, upper, work, attrs, -1, mnt)
     return overlay_at_once(lowers, upper, work, attrs, mnt)
+
+
+def _reads_at_once(fs: int) -> bool:
+    """Return whether this overlayfs reads options one by one.
+
+    Before 6.5 it does only when the mount is made, and reports a wrong one in the kernel's log.
+    """
+    return bool(lib.nsrun_fsconfig(fs, 1, b"nsrun", b"probe") < 0)
+
+
+def has_many_lowers() -> bool:
+    """Return whether overlayfs takes each layer by an option of its own, `lowerdir+`."""
+    with _fsopen("overlay") as fs:
+        return _reads_at_once(fs)
 
 
 def attach_apart(trees: Sequence[int]) -> int:

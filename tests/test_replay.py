@@ -33,9 +33,14 @@ MUST = {"NSRUN_REPLAY": "must"}
 NOTHING = "nsrun: nothing to replay\n"
 
 
+def start(host, name: str, rootfs: str, *command: str) -> None:
+    """Start a member, and leave no compiled plan of that."""
+    host.start(name, rootfs, *command, env={"NSRUN_REPLAY": "0"})
+
+
 @pytest.fixture
 def member(host, pod, busybox):
-    host.start("m", busybox, "sleep", "1000")
+    start(host, "m", busybox, "sleep", "1000")
     host.run("exec m true")
     assert plans(host)
     return host.member("m")
@@ -145,13 +150,17 @@ def test_the_monitor_is_the_same(host, member):
 CALLS = "setns,clone3,execve,execveat,seccomp,prctl,capset,setresuid,setresgid,setgroups,keyctl,setsid,chdir,unshare,memfd_create,pidfd_open,socketpair"
 
 
-def calls(host, tmp_path, name: str, **env: str) -> list[list[str]]:
+def calls_of(host, tmp_path, name: str, words: list[str], more: str = "", **env: str) -> list[list[str]]:
     """The system calls of each process, in order, from the first one that is not about being Python or the front."""
     out = tmp_path / name
-    sh("strace", "-ff", "-qq", "-e", f"trace={CALLS}", "-o", out, NSRUN, "exec", "m", "true", env={**host.env, **env})
+    trace = f"trace={CALLS}{',' if more else ''}{more}"
+    sh("strace", "-ff", "-qq", "-e", trace, "-o", out, NSRUN, *words, env={**host.env, **env})
     found = []
     for path in sorted(tmp_path.glob(f"{name}.*"), key=lambda path: int(path.suffix[1:])):
-        lines = [re.sub(r"0x[0-9a-f]+|\d+", "N", re.sub(r"\s+", " ", line)) for line in path.read_text().splitlines()]
+        lines = [
+            re.sub(r"\b[0-9a-f]{12}\b|0x[0-9a-f]+|\d+", "N", re.sub(r"\s+", " ", line))
+            for line in path.read_text().splitlines()
+        ]
         lines = [line for line in lines if not line.startswith(("---", "+++"))]  # signals, and the end
         starts = [number for number, line in enumerate(lines) if line.startswith("memfd_create")]
         found.append(lines[starts[0] :] if starts else lines)
@@ -160,7 +169,7 @@ def calls(host, tmp_path, name: str, **env: str) -> list[list[str]]:
 
 def test_the_same_system_calls_are_made(host, member, tmp_path):
     need(shutil.which("strace"), "strace is missing", "apt-get install strace")
-    python, front = (calls(host, tmp_path, name, NSRUN_REPLAY=name) for name in ("0", "must"))
+    python, front = (calls_of(host, tmp_path, name, ["exec", "m", "true"], NSRUN_REPLAY=name) for name in ("0", "must"))
     assert len(python) == len(front) == 2
     ours, its = (
         [
@@ -180,7 +189,7 @@ def test_the_same_system_calls_are_made(host, member, tmp_path):
 
 def other_member(host, busybox) -> None:
     host.run("rm -f m")
-    host.start("m", busybox, "sleep", "1000")
+    start(host, "m", busybox, "sleep", "1000")
 
 
 STALE = {
@@ -219,7 +228,7 @@ def test_a_value_of_the_callers_is_left_in_no_file(host, member):
 
 
 def test_plans_go_with_their_member(host, member, busybox):
-    host.start("other", busybox, "sleep", "1000")
+    start(host, "other", busybox, "sleep", "1000")
     host.run("exec other true")
     assert len(plans(host)) == 2
     host.run("rm -f m")
@@ -399,7 +408,7 @@ def test_other_words(host, member, words):
 
 
 def test_without_replay_none_is_left(host, pod, busybox):
-    host.start("m", busybox, "sleep", "1000")
+    start(host, "m", busybox, "sleep", "1000")
     host.run("--no-replay exec m true")
     host.run("exec m true", env={"NSRUN_REPLAY": "0"})
     host.run("--root", host.root, "exec", "m", "true")

@@ -17,6 +17,7 @@ from nsrun.errors import NsrunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from nsrun.cli.commands import Call
@@ -306,6 +307,7 @@ def join(call: Call) -> int:
         detach=detach,
         status_fd=_status_fd(call.options),
         observe=observe,
+        leave=_leave(call, _JOIN_REPLAYED) if {"rootfs", "image"} & call.options.keys() else None,
         last=True,
     )
     out(note["name"])
@@ -329,25 +331,24 @@ def execute(call: Call) -> int:
 
     _check_terminal(call, False)
     options = {**call.options, "command": call.rest}
-    execute(call.state, call.operands[0], options, observe=_trace(call), leave=_leave(call))
+    execute(call.state, call.operands[0], options, observe=_trace(call), leave=_leave(call, _EXEC_REPLAYED))
     return 0
 
 
-#: Options of exec whose effect does not depend on anything that has no witness (docs/replay.md).
-_REPLAYED = {"interactive", "terminal", "env", "workdir", "user"}
+#: Options whose effect does not depend on anything that has no witness (docs/replay.md).
+_EXEC_REPLAYED = {"interactive", "terminal", "env", "workdir", "user"}
+_JOIN_REPLAYED = _EXEC_REPLAYED - {"terminal"} | {
+    *("rootfs", "image", "entrypoint", "name", "detach", "rm", "restart", "stop_signal"),
+    *("volume", "tmpfs", "read_only", "writable", "cap_add", "cap_drop", "ulimit", "oom_score_adj"),
+}
 
 
-def _leave(call: Call) -> Any:
-    """Return what leaves the compiled plan of an exec, by which the next one with these words needs no Python; None: nothing may.
+def _leave(call: Call, replayed: set[str]) -> Any:
+    """Return what leaves the compiled plan of a command, by which the next one with these words needs no Python; None: nothing may.
 
     The value of -e NAME stays the caller's: it is not to be found in a file.
     """
-    if (
-        call.state.uid
-        or call.general
-        or not _REPLAYED.issuperset(call.options)
-        or os.environ.get("NSRUN_REPLAY") == "0"
-    ):
+    if call.state.uid or call.general or not replayed.issuperset(call.options) or os.environ.get("NSRUN_REPLAY") == "0":
         return None
     if any("=" not in entry for entry in call.options.get("env") or []):
         return None
@@ -358,9 +359,22 @@ def _leave(call: Call) -> Any:
         terminal = bool(call.options.get("terminal"))
         words = call.words[: len(call.words) - len(call.rest)]
         variables = ["TERM"] if terminal else []
-        replay.leave(run, replay.Asked(words, variables, terminal and bool(call.options.get("interactive"))))
+        asked = replay.Asked(words, call.rest, variables, terminal and bool(call.options.get("interactive")))
+        if _from_anywhere(call.options, run):
+            replay.leave(run, asked)
 
     return leave
+
+
+def _from_anywhere(options: Mapping[str, Any], run: Run) -> bool:
+    """Return whether the paths among the options of a join lead to the same from every directory, and through no links."""
+    sources = [volume.partition(":")[0] for volume in options.get("volume", [])]
+    if any("/" in source and not source.startswith("/") for source in sources):
+        return False
+    facts = run.plan.facts
+    return not (facts.get("moved") or facts.get("refused")) and (
+        "rootfs" not in options or os.path.realpath(options["rootfs"]) == options["rootfs"]
+    )
 
 
 def _check_terminal(call: Call, detach: bool) -> None:

@@ -38,12 +38,14 @@ class Damaged(NsrunError):
     """A document of the store is not what it should be."""
 
 
-def read(path: str, shape: dict[Any, Any]) -> Record | None:
+def read(path: str, shape: dict[Any, Any], seen: dict[str, os.stat_result] | None = None) -> Record | None:
     """Return a document of the store (shapes.py), or None when there is none.
 
-    Raise Damaged when it is not what it should be, and NsrunError when it can't be read.
+    `seen` gets what the file was before it was read.  Raise Damaged when it is not what it should be, and NsrunError when it can't be read.
     """
     try:
+        if seen is not None:
+            seen[path] = os.lstat(path)
         return codec.decode(read_document(path, shapes.MAX_BYTES), shape)
     except FileNotFoundError:
         return None
@@ -61,7 +63,7 @@ def names(state: State) -> dict[str, str]:
     Raise Damaged also when there are images and the file is gone: then their names were lost.
     """
     path = f"{base(state)}/names.json"
-    found = read(path, shapes.NAMES)
+    found = read(path, shapes.NAMES, state.seen)
     if found is None and records(state, []):
         raise Damaged(f"{path} is gone: the names of the images were lost", hint=REPAIR)
     return found or {}
@@ -69,7 +71,7 @@ def names(state: State) -> dict[str, str]:
 
 def record(state: State, ident: str) -> Record | None:
     """Return the record of a config digest (hexadecimal digits)."""
-    return read(f"{base(state)}/records/{ident}.json", shapes.RECORD)
+    return read(f"{base(state)}/records/{ident}.json", shapes.RECORD, state.seen)
 
 
 def records(state: State, broken: list[str]) -> list[Record]:
@@ -111,6 +113,7 @@ def find(state: State, word: str) -> Record:
     kept = names(state)
     if (name := _full_name(kept, word)) and (found := record(state, kept[name])):
         return found
+    state.unseen = "the list of all images"
     path, at, digest = word.partition("@")
     hexadecimal = (digest if at else word).removeprefix("sha256:")
     matching: list[Record] = []

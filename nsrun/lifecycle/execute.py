@@ -56,20 +56,9 @@ def gather(state: State, note: MemberNote, options: ExecOptions) -> tuple[Member
         raise UnknownError(f"member {note['name']!r} has just ended", hint="nsrun ls -a")
     os.close(fd)
     uid, gid, groups, home = parse_user(
-        options["user"], _read_inside(state, pid, "/etc/passwd"), _read_inside(state, pid, "/etc/group")
+        options["user"], *(state.read_inside(f"/proc/{pid}/root", path) for path in ("/etc/passwd", "/etc/group"))
     )
     return spec, ({"uid": uid, "gid": gid, "additionalGids": groups}, home)
-
-
-def _read_inside(state: State, pid: int, path: str) -> str:
-    """Return a file as a member sees it, and note in state.seen_inside what it was when it was read."""
-    from time import time_ns
-
-    seen: list[os.stat_result] = []
-    when = time_ns()
-    text = kernel.read_in_root(f"/proc/{pid}/root", path, seen)
-    state.seen_inside.append((pid, path, seen[0] if seen else None, when))
-    return text
 
 
 def exec_spec(spec: MemberSpec, options: ExecOptions, account: tuple[UserIds, str] | None) -> MemberSpec:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
+from time import time_ns
 
-from nsrun import kernel
 from nsrun._protocol import LOG_CAP
 from nsrun.errors import BadInput, NsrunError, StepError, UsageError
 from nsrun.kernel import nsrun_command
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     Record = dict[str, Any]  # of an image: nsrun.image.shapes
 
 
-def _check_rootfs(path: str) -> str:
+def _check_rootfs(state: State, path: str) -> str:
     """Return the absolute path of a root directory.  Raise BadInput unless it is one, and not empty."""
     if not path:
         raise BadInput("--rootfs is empty", hint="is a shell variable unset?")
@@ -64,6 +64,7 @@ def _check_rootfs(path: str) -> str:
         )
     if not os.listdir(real):
         raise BadInput(f"rootfs {path!r} is empty")
+    state.seen_inside.append((real, "/", os.stat(real), time_ns()))
     if real == "/":
         raise BadInput("rootfs / is the host itself", hint="leave --rootfs out to run on the host's own filesystem")
     return real
@@ -157,9 +158,9 @@ def _source(state: State, options: JoinOptions, former: Former | None) -> Source
         raise BadInput(f"--{named[0]} and --{named[1]} exclude each other")
     if bundle is not None:
         document = _bundle(bundle)
-        source = Source(_check_rootfs(document["root"]["path"]), bundle=document)
+        source = Source(_check_rootfs(state, document["root"]["path"]), bundle=document)
     elif rootfs is not None:
-        source = Source(_check_rootfs(rootfs))
+        source = Source(_check_rootfs(state, rootfs))
     elif image is not None:
         from nsrun.image import lookup
 
@@ -196,7 +197,7 @@ def gather(
     from nsrun.host import cgroup
 
     group = pod.get("cgroup") or ""
-    passwd, accounts = _accounts(source)
+    passwd, accounts = _accounts(state, source)
     facts: MemberFacts = {
         "name": name,
         "id": ident,
@@ -353,10 +354,10 @@ def _arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) -
     return found
 
 
-def _accounts(source: Source) -> tuple[str, str]:
+def _accounts(state: State, source: Source) -> tuple[str, str]:
     """Return the texts of the root's passwd and group files; those of an image were read when it was loaded."""
     if not source.image:
-        return kernel.read_in_root(source.root, "/etc/passwd"), kernel.read_in_root(source.root, "/etc/group")
+        return state.read_inside(source.root, "/etc/passwd"), state.read_inside(source.root, "/etc/group")
     users = source.image["users"]
     if "error" in users:
         raise BadInput(f"the image's accounts can't be read: {users['error']}")
@@ -373,10 +374,11 @@ def join(
     status_fd: int = -1,
     former: Former | None = None,
     observe: Callable[[Run], None] | None = None,
+    leave: Callable[[Run], None] | None = None,
     last: bool = False,
     make: Callable[[Plan, State], Run] = Run,
 ) -> Mapping[str, Any]:
-    """Start a member and return its note.  `last` and `make`: see create_pod.
+    """Start a member and return its note.  `last` and `make`: see create_pod; `leave` is called before the program starts.
 
     With `detach` a monitor keeps it; with `fds` the caller is its parent; with neither this process *becomes*
     the monitor and the call does not return.  Raise CommandError when the command can't be executed.
@@ -387,7 +389,7 @@ def join(
 
         held = lookup.share_store(state)  # until the member's note says that it uses the image
     try:
-        return _join(state, pod, options, detach, fds, status_fd, former, observe, last, make)
+        return _join(state, pod, options, detach, fds, status_fd, former, observe, leave, last, make)
     finally:
         if held >= 0:
             os.close(held)
@@ -402,6 +404,7 @@ def _join(
     status_fd: int,
     former: Former | None,
     observe: Callable[[Run], None] | None,
+    leave: Callable[[Run], None] | None,
     last: bool,
     make: Callable[[Plan, State], Run],
 ) -> Mapping[str, Any]:
@@ -442,6 +445,8 @@ def _join(
         tell_event(status_fd, {"event": "started", "pid": run.pid, "name": note["name"]})
 
     run.before_handover = committed
+    if leave:
+        run.before_release = lambda: leave(run)
     try:
         run.execute()
     except StepError as error:

@@ -15,7 +15,7 @@ from errno import (
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.plan import COMMIT, HOST, Part, Step, sh_quote
-from nsrun.state import life
+from nsrun.state import SPACE, life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,6 +60,19 @@ class ClaimName(Step):
 
     def check(self) -> str:
         return "nsrun ls -a; nsrun pod ls"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.kind != "members":
+            return None
+        new, target = f"{compiler.state.run}/tmp/{self.note['id']}", compiler.state.path(self.kind, self.name)
+        notes = {"note": self.note, **compiler.files}
+        return [
+            ("absent", target),
+            ("claim", new, compiler.make("lock:held"), 1),
+            *(("note", f"{new}/{file}", compiler.template(note)) for file, note in notes.items()),
+            ("file", f"{new}/exit.tmp", SPACE),
+            ("rename", new, target),
+        ]
 
     def do(self, run: Context) -> None:
         def give_way(kind: str, name: str) -> None:
@@ -133,6 +146,13 @@ class MakeCgroup(Step):
 
     def check(self) -> str:
         return f"cat {self.path}/cgroup.procs"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if not self.path or self.limits or self.whole or self.pod is None:
+            return None
+        above, _, name = self.path.rpartition("/")
+        inode, parent = compiler.inode("cgroup:parent"), compiler.make("cgroup:parent")
+        return [("new_cgroup", above, inode, name, compiler.make("cgroup:dir"), parent)]
 
     def do(self, run: Context) -> None:
         from nsrun.host import cgroup
@@ -254,6 +274,25 @@ class WriteNote(Step):
 
     def check(self) -> str:
         return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.kind != "members":
+            return None
+        note, state = compiler.note, compiler.state
+        process = [compiler.hole("process"), *note["process"][2:]]
+        note = {**note, "process": process, "pidfd": max(map(compiler.fd, ("member:pidfd", "pidfd:slot")))}
+        note |= {
+            "held": compiler.hole("held"),
+            "held_since": compiler.hole("since"),
+            "cgroup_id": compiler.hole("cgroup"),
+        }
+        found: list[Replayed] = []
+        if compiler.fd("lock:data") >= 0:
+            found.append(
+                ("note", f"{state.upper(note['id'])}/committed", compiler.template(state.committed_note(note)))
+            )
+        found.append(("note", state.path(self.kind, self.name, "note"), compiler.template(note)))
+        return [*found, ("absent", state.path("pods", note["pod"], "removing"))]
 
     def do(self, run: Context) -> None:
         state = run.state

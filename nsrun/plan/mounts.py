@@ -20,6 +20,7 @@ from errno import (
     EPERM,
     EROFS,
 )
+from stat import S_IMODE
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
@@ -31,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nsrun.plan import Context
+    from nsrun.plan import Compiling, Context, Replayed
 
 
 _STRICT = "RESOLVE_IN_ROOT|RESOLVE_NO_SYMLINKS"
@@ -162,6 +163,18 @@ class OverlayRoot(Step):
     def check(self) -> str:
         return "head -1 /proc/PID/mountinfo   # overlay on /"
 
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.again or self.idmap or (len(self.lowers) > 1 and not kernel.has_many_lowers()):
+            return None
+        upper, st = compiler.state.upper(self.ident), os.stat(self.lowers[0])
+        return [
+            ("claim", upper, compiler.make("lock:data"), 0),
+            ("note", f"{upper}/about", compiler.template(compiler.about)),
+            ("directory", f"{upper}/upper", S_IMODE(st.st_mode), st.st_uid, st.st_gid),
+            ("directory", f"{upper}/work", 0, 0, 0),
+            ("overlay", self.lowers, upper, kernel.MOUNT_ATTR_NODEV, compiler.make(self.handle)),
+        ]
+
     def do(self, run: Context) -> None:
         upper = run.state.upper(self.ident)
         apart = -1
@@ -252,6 +265,10 @@ class PlainRoot(Step):
     def check(self) -> str:
         return "head -1 /proc/PID/mountinfo"
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        attrs = 0 if self.recursive else kernel.MOUNT_ATTR_NODEV
+        return [("tree", self.path, int(self.recursive), attrs, compiler.make(self.handle))]
+
     def do(self, run: Context) -> None:
         fd = run.hold(self.handle, kernel.open_tree(self.path, self.recursive))
         attrs = 0 if self.recursive else kernel.MOUNT_ATTR_NODEV
@@ -316,6 +333,11 @@ class OpenVolume(Step):
 
     def check(self) -> str:
         return "cat /proc/PID/mountinfo"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.ident and self.source.startswith(f"{compiler.state.upper(self.ident)}/"):
+            return None  # it is made for each member
+        return [("tree", self.source, 1, self._attrs(), compiler.make(self.handle))]
 
     def do(self, run: Context) -> None:
         if self.make and not os.path.isdir(self.source):

@@ -17,6 +17,7 @@ from errno import (
 )
 
 from nsrun import kernel
+from nsrun._protocol import KEEPER
 from nsrun.errors import KernelError, UnknownError
 from nsrun.linux import RESOURCES, UNLIMITED, capability_names
 from nsrun.plan import COMMIT, JOIN, OWN_KEYRING, InitStep, Part, Step, sh_quote
@@ -244,9 +245,9 @@ class OpenTerminal(Step):
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
         if not self.member:
             return None
-        pid, _ = compiler.process(self.member)
+        root = f"/proc/{compiler.process(self.member)[0]}/root"
         compiler.stdio = ("tty:slave", "tty:slave", "tty:slave")
-        return [("terminal", pid, self.uid, compiler.make("tty:master"), compiler.make("tty:slave"))]
+        return [("terminal", root, self.uid, compiler.make("tty:master"), compiler.make("tty:slave"))]
 
     def do(self, run: Context) -> None:
         from fcntl import ioctl
@@ -291,6 +292,9 @@ class ListenForAttach(Step):
 
     def makes(self) -> tuple[str, ...]:
         return ("attach:fd",)
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("listen", compiler.directory, compiler.make("attach:fd"))]
 
     def do(self, run: Context) -> None:
         import _socket
@@ -460,18 +464,26 @@ class Launch(Step):
         return "ls -l /proc/PID/ns"
 
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
-        if self.one_way or self.door or self.detach or self.locks or self.clone_flags:
+        if self.one_way or self.door or self.clone_flags:
             return None
-        head, tail, keep = compiler.document()
-        plan, channel, pidfd = (compiler.make(name) for name in ("plan:fd", "channel:init", "member:pidfd"))
-        numbers = (compiler.fd(name) for name in (self.join, "cgroup:dir", "init:fd"))
-        join, cgroup, init = numbers
+        head, first, tail, keep = compiler.document()
+        pidfd = "pidfd:slot" if self.detach else "member:pidfd"
+        plan, channel, slot = (compiler.make(name) for name in ("plan:fd", "channel:init", pidfd))
+        join, cgroup, init = (compiler.fd(name) for name in (self.join, "cgroup:dir", "init:fd"))
         stdio = [compiler.fd(name) for name in compiler.stdio]
         keep = sorted({*keep, plan, channel})
-        return [
-            ("document", head, tail, plan),
-            ("launch", join, self.join_flags, cgroup, init, plan, channel, pidfd, keep, stdio),
-        ]
+        found: list[Replayed] = [("document", head, first, tail, plan)]
+        words: list[str] = []
+        kept: list[int] = []
+        if self.detach:
+            go = [compiler.make(f"go:{end}") for end in ("read", "write")]
+            found += [("open_directory", compiler.directory, compiler.make("directory:fd"))]
+            found += [("channel", *go), ("null", slot)]
+            words, kept = compiler.monitor({"pidfd": pidfd, "go": "go:read"})
+        locks = [compiler.fd(name) for name in self.locks if compiler.fd(name) >= 0]
+        numbers = (join, self.join_flags, cgroup, init, plan, channel, slot)
+        program = compiler.fd("monitor:fd") if self.detach else -1
+        return [*found, ("launch", *numbers, keep, stdio, program, words, kept, locks)]
 
     def do(self, run: Context) -> None:
         run.launch(self)
@@ -827,7 +839,8 @@ class Release(Step):
         return ("channel:nsrun", "member:pidfd?")
 
     def replayed(self, compiler: Compiling) -> list[Replayed]:
-        return [("release",)]
+        mark = [("file", f"{compiler.directory}/started", b"")] if compiler.directory else []
+        return [("release",), *mark]
 
     def do(self, run: Context) -> None:
         run.release()
@@ -882,9 +895,14 @@ class HandOver(Step):
 
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
         if self.detach:
-            return None
-        argv, keep = compiler.monitor()
-        return [("become", compiler.fd("monitor:fd"), argv, keep)]
+            return [("go", compiler.fd("go:write"), compiler.note["name"])]
+        found: list[Replayed] = []
+        if compiler.directory:
+            found.append(("open_directory", compiler.directory, compiler.make("directory:fd")))
+        argv, keep = compiler.monitor({"pidfd": "member:pidfd"})
+        held = [fd for fd in map(compiler.fd, ("lock:held", "lock:data")) if fd >= 0]
+        found += [("lock", fd, KEEPER) for fd in held]
+        return [*found, ("become", compiler.fd("monitor:fd"), argv, keep)]
 
     def do(self, run: Context) -> None:
         run.hand_over(self.detach)

@@ -149,6 +149,7 @@ class Run:
             None
         )  # all is done but the exec; if we are killed, nothing is left
         self.before_handover: Callable[[], None] = lambda: None
+        self.compiled = ""  # the file of the compiled plan that was left behind
         self.timing: list[tuple[int, float]] = []
         self._channel = -1
         self._patience = 0.0  # seconds to wait for a record of nsrun-init; 0: without limit, since it is ours alone
@@ -271,6 +272,11 @@ class Run:
                         step.undo(self)
                     except (OSError, NsrunError):
                         continue  # the next command sweeps what can't be undone now
+            if self.compiled and self.directory:
+                try:  # the front would leave rubbish each time that it fails (front.c, take_back)
+                    os.unlink(self.compiled)
+                except OSError:
+                    pass  # it is gone
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
 

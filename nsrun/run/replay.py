@@ -14,6 +14,12 @@ from struct import pack
 from nsrun import kernel
 from nsrun._protocol import (
     BUILD,
+    HOLE,
+    HOLE_CGROUP,
+    HOLE_COMMAND,
+    HOLE_HELD,
+    HOLE_PROCESS,
+    HOLE_SINCE,
     OP_OF_STEP,
     PLAN_HEADER,
     PLAN_MAGIC,
@@ -28,10 +34,11 @@ from nsrun._protocol import (
 from nsrun.plan import INIT, InitStep
 from nsrun.plan.process import Execute
 from nsrun.run import encode, monitor_arguments
+from nsrun.state import codec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from nsrun.plan import Plan, Replayed
@@ -41,6 +48,9 @@ if TYPE_CHECKING:
 KEPT = 64
 
 
+_HOLES = {
+    "command": HOLE_COMMAND, "process": HOLE_PROCESS, "held": HOLE_HELD, "since": HOLE_SINCE, "cgroup": HOLE_CGROUP,
+}  # fmt: skip
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -49,10 +59,10 @@ class CannotReplay(Exception):
 
 
 class Asked:
-    """What a command line was, up to the command of the member, and what its options made nsrun look at."""
+    """What a command line was, up to the command of the member and that command, and what its options made nsrun look at."""
 
-    def __init__(self, words: Sequence[str], variables: Sequence[str], terminal: bool) -> None:
-        self.words = words
+    def __init__(self, words: Sequence[str], command: Sequence[str], variables: Sequence[str], terminal: bool) -> None:
+        self.words, self.command = words, command
         self.variables = variables  # of the environment
         self.terminal = terminal  # whether the standard input is one
 
@@ -60,8 +70,10 @@ class Asked:
 class Compiler:
     """Give each handle of a plan its number in the compiled plan; stands for the Run where steps encode what they do."""
 
-    def __init__(self, plan: Plan, run: Run) -> None:
-        self.plan, self.run = plan, run
+    def __init__(self, plan: Plan, run: Run, command: Sequence[str]) -> None:
+        self.plan, self.run, self.command = plan, run, list(command)
+        self.state, self.note, self.files = run.state, run.note, run.files
+        self.about: Mapping[str, Any] = run.about
         self.handles: dict[str, int] = {}
         self.values, self.directory, self.after = run.values, run.directory, run.after
         self.monitor_options = run.monitor_options
@@ -102,8 +114,36 @@ class Compiler:
     def inode(self, name: str) -> int:
         return os.fstat(self.run.handles[name]).st_ino
 
-    def document(self) -> tuple[bytes, bytes, list[int]]:
-        """Return the plan of nsrun-init before and after the arguments of the command, and the numbers that it names.
+    def hole(self, kind: str) -> str:
+        """Return what stands in a note for something that is known only at the time (protocol.h, enum replay_hole)."""
+        return chr(HOLE) + chr(_HOLES[kind])
+
+    def template(self, note: Mapping[str, Any]) -> str:
+        """Return a note as the front writes it: without its checksum, and with holes.  Raise CannotReplay."""
+        note = dict(note)
+        if "command" in note:
+            note["command"] = self._as_hole(note["command"])
+        if isinstance(process := note.get("process"), dict):  # of config.json
+            note["process"] = {**process, "args": self._as_hole(process["args"])}
+        text = codec.dumps(note)[1:] + "\n"
+        for letter in map(chr, _HOLES.values()):
+            text = text.replace(f'"\\u{HOLE:04x}{letter}"', chr(HOLE) + letter)
+        if f"\\u{HOLE:04x}" in text:
+            raise CannotReplay("a note has the byte that stands for a hole")
+        return text
+
+    def _as_hole(self, words: Sequence[str]) -> list[str]:
+        return [*self._first(words), *([self.hole("command")] if self.command else [])]
+
+    def _first(self, words: Sequence[str]) -> list[str]:
+        """Return the words before the command, such as an entrypoint.  Raise CannotReplay when they do not end with it."""
+        count = len(words) - len(self.command)
+        if count < 0 or list(words[count:]) != self.command:
+            raise CannotReplay("what is executed does not end with the command")
+        return list(words[:count])
+
+    def document(self) -> tuple[bytes, bytes, bytes, list[int]]:
+        """Return the plan of nsrun-init up to the arguments, those before the command, what follows, and the numbers that it names.
 
         Raise CannotReplay when it does not end with an exec.
         """
@@ -114,12 +154,13 @@ class Compiler:
         head = (
             pack(PLAN_HEADER, PLAN_MAGIC, len(steps) + 1) + encode(steps, self)[len(pack(PLAN_HEADER, PLAN_MAGIC, 0)) :]
         )
-        _, environment = last.args(self)  # type: ignore[arg-type]
-        return head + pack("=I", OP_OF_STEP["Execute"]), argument("l", environment), sorted(self._asked - {-1})
+        words, environment = last.args(self)  # type: ignore[arg-type]
+        first = b"".join(os.fsencode(word) + b"\0" for word in self._first(words))
+        return head + pack("=I", OP_OF_STEP["Execute"]), first, argument("l", environment), sorted(self._asked - {-1})
 
-    def monitor(self) -> tuple[list[str], list[int]]:
+    def monitor(self, fds: dict[str, str]) -> tuple[list[str], list[int]]:
         """Return the arguments of nsrun-monitor and the numbers that it keeps."""
-        return monitor_arguments(self, {"pidfd": "member:pidfd"})
+        return monitor_arguments(self, fds)
 
 
 def _number(path: str, key: bytes) -> int:
@@ -140,12 +181,16 @@ def argument(kind: str, value: Any) -> bytes:
     return pack("=I", len(data)) + data
 
 
-def compiled(run: Run, witnesses: Iterable[Replayed]) -> bytes:
+def compiled(run: Run, asked: Asked) -> bytes:
     """Return the compiled plan of a run, before the program is let go.  Raise CannotReplay."""
     if kernel.in_userns():
         raise CannotReplay("it runs in a user namespace")
-    compiler = Compiler(run.plan, run)
-    found = list(witnesses)
+    compiler = Compiler(run.plan, run, asked.command)
+    found = witnesses(run, asked)
+    if run.state.unseen:
+        raise CannotReplay(f"{run.state.unseen} has no witness")
+    if run.note.get("image"):
+        found.append(("share", f"{run.state.lib}/images/lock", compiler.make("store:lock")))
     for step in run.plan.steps:
         if step.phase == INIT:
             continue
@@ -153,15 +198,29 @@ def compiled(run: Run, witnesses: Iterable[Replayed]) -> bytes:
         if form is None:
             raise CannotReplay(f"the front has no {type(step).__name__}")
         found += form
-    body = b""
-    for name, *values in found:
-        number, kinds = REPLAY[name]
-        arguments = [argument(kind, value) for kind, value in zip(kinds, values, strict=True)]
-        body += pack("=I", number) + b"".join(arguments)
-    data = pack(REPLAY_HEADER, REPLAY_MAGIC, BUILD, kernel.checksum(body), len(found)) + body
+    body = b"".join(_encoded(*step) for step in found)
+    first: list[Replayed] = [("words", asked.words, int(bool(asked.command)))]
+    if run.directory:
+        first.append(("fresh", _places(body, run.note["id"]), _places(body, run.note["started"])))
+    body = b"".join(_encoded(*step) for step in first) + body
+    data = pack(REPLAY_HEADER, REPLAY_MAGIC, BUILD, kernel.checksum(body), len(first) + len(found)) + body
     if len(data) > REPLAY_BYTES:
         raise CannotReplay(f"it is larger than {REPLAY_BYTES} bytes")
     return data
+
+
+def _encoded(name: str, *values: Any) -> bytes:
+    number, kinds = REPLAY[name]
+    return pack("=I", number) + b"".join(argument(kind, value) for kind, value in zip(kinds, values, strict=True))
+
+
+def _places(body: bytes, text: str) -> list[int]:
+    """Return where a text stands, each place as its distance from the end."""
+    found, at = [], body.find(text.encode())
+    while at >= 0:
+        found.append(len(body) - at)
+        at = body.find(text.encode(), at + 1)
+    return found
 
 
 def same_file(path: str, st: os.stat_result) -> Replayed:
@@ -175,6 +234,10 @@ def witnesses(run: Run, asked: Asked) -> list[Replayed]:
     found: list[Replayed] = [
         ("same_link", path, os.readlink(path)) for path in ("/proc/self/ns/pid", "/proc/self/ns/user")
     ]
+    if run.directory:  # its note has the start time of the member, as the initial time namespace counts
+        if kernel.time_offset() != 0:
+            raise CannotReplay("this time namespace counts otherwise")
+        found.append(("same_link", "/proc/self/ns/time", os.readlink("/proc/self/ns/time")))
     found.append(("same_text", BOOT_ID, _boot_id()))
     powers = kernel.capability_sets()
     found.append(("same_powers", powers["CapEff"], powers["CapBnd"]))
@@ -195,17 +258,17 @@ def _boot_id() -> str:
     return found.decode()
 
 
-def _same_inside(pid: int, path: str, st: os.stat_result | None, when: int) -> Replayed:
-    """Return the witness of a file that was read below the root of a process at a time, in nanoseconds.
+def _same_inside(root: str, path: str, st: os.stat_result | None, when: int) -> Replayed:
+    """Return the witness of a file that was read below a root directory at a time, in nanoseconds.
 
     One that had been changed within the second before could be changed again and look the same: raise CannotReplay.
     """
     if st is None:
-        return ("same_inside", pid, path, 0, 0, 0, 0, 0)
+        return ("same_inside", root, path, 0, 0, 0, 0, 0)
     if when - st.st_ctime_ns < 10**9:
         raise CannotReplay(f"{path} had just been changed")
     _, _, *rest = same_file(path, st)
-    return ("same_inside", pid, path, *rest)
+    return ("same_inside", root, path, *rest)
 
 
 def name_of(words: Sequence[str]) -> str:
@@ -228,13 +291,14 @@ def leave(run: Run, asked: Asked) -> bool:
     path = f"{directory}/{name_of(words)}"
     new = f"{path}.{os.urandom(4).hex()}"
     try:
-        data = compiled(run, [("words", words, 1), *witnesses(run, asked)])
+        data = compiled(run, asked)
         os.makedirs(directory, 0o700, exist_ok=True)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(new, flags, 0o600), "wb") as file:
                 file.write(data)
             os.rename(new, path)
+            run.compiled = path
         except OSError:
             os.unlink(new)
             raise

@@ -130,6 +130,9 @@ def make_directory(path: str) -> None:
             raise
 
 
+#: What a file holds in which a line will be written, even on a full disk.
+SPACE = b" " * 95 + b"\n"
+
 #: Nanoseconds after which a note that is written anew can't look like the one before, whatever its file system.
 SETTLED = 2_000_000_000
 
@@ -163,8 +166,9 @@ class State:
         self.broken: dict[str, str] = {}  # the notes that could not be read: path → reason
         self.seen: dict[str, os.stat_result] = {}  # the notes that were read, each as it was then
         self.seen_inside: list[
-            tuple[int, str, os.stat_result | None, int]
-        ] = []  # pid, file below its root, as it was, when
+            tuple[str, str, os.stat_result | None, int]
+        ] = []  # a root directory, a file below it, as it was, when
+        self.unseen = ""  # something that was looked at, and that nobody can tell when it changes
         self._decoded: dict[str, tuple[tuple[int, ...] | None, Note]] = {}
         self._boot = ""
         self.patience = LOCK_SECONDS
@@ -302,6 +306,14 @@ class State:
             return f"{self.owned}/{note['user']['uid']}/{note['name']}.door"
         own = self.path("pods", note["name"], "door")
         return own if is_there(own) else f"{self.owned}/{note['name']}.door"
+
+    def read_inside(self, root: str, path: str) -> str:
+        """Return a regular file below a root directory, as kernel.read_in_root does, and note what it was when it was read."""
+        seen: list[os.stat_result] = []
+        when = time_ns()
+        text = kernel.read_in_root(root, path, seen)
+        self.seen_inside.append((root, path, seen[0] if seen else None, when))
+        return text
 
     # ---- what lives ----------------------------------------------------------------------------------
 
@@ -737,8 +749,12 @@ class State:
 
         From now on only an explicit command removes the data.
         """
+        self._write(f"{self.upper(note['id'])}/committed", self.committed_note(note))
+
+    def committed_note(self, note: Note) -> Note:
+        """Return what commit_data writes."""
         keys = ("id", "name", "pod", "pod_id", "cgroup", "cgroup_id", "shares_pid", "process")
-        self._write(f"{self.upper(note['id'])}/committed", {key: note[key] for key in keys})
+        return {key: note[key] for key in keys}
 
     def committed(self, ident: str) -> Note | None:
         """Return what commit_data wrote; None when nothing was committed.  Raise BrokenNote."""
@@ -942,4 +958,4 @@ def _put(new: str, path: str) -> None:
 def _fill(path: str, flags: int = os.O_WRONLY | os.O_CREAT | os.O_EXCL) -> None:
     """Write a file with space for one line, which can then be overwritten even when the disk is full."""
     with kernel.Fd(open_regular(path, flags | os.O_NOFOLLOW)) as fd:
-        os.write(fd, b" " * 95 + b"\n")
+        os.write(fd, SPACE)

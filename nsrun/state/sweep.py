@@ -13,8 +13,9 @@ that is finished: it goes on whatever it meets, and never changes the command's 
 from __future__ import annotations
 
 import os
+from _struct import pack
 
-from nsrun._protocol import REPLAY_BYTES
+from nsrun._protocol import REPLAY, REPLAY_BYTES
 from nsrun.errors import BadInput, BrokenNote, Busy, NsrunError
 from nsrun.schema import is_directory, is_name, is_there, open_regular
 from nsrun.state import State, life, new_id, remove_tree
@@ -179,6 +180,7 @@ class Sweeper:
                         left = left or error
         if left:
             raise left
+        _drop_plans(state, "pods", name)
         if not state.remove_directory(state.path("pods", name)):
             return False
         self.removed.append(f"pod {name}")
@@ -429,13 +431,14 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
             f"can't remove what member {note['name']!r} wrote: {upper}",
             hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then try again",
         )
-    _drop_plans(state, note["name"])
+    _drop_plans(state, "members", note["name"])
     return state.remove_directory(state.path("members", note["name"]))
 
 
-def _drop_plans(state: State, name: str) -> None:
-    """Remove the compiled plans that are about a member: each has its note as a witness (docs/replay.md)."""
-    mark = os.fsencode(state.path("members", name, "note")) + b"\0"
+def _drop_plans(state: State, kind: str, name: str) -> None:
+    """Remove the compiled plans that are about a pod or member: each has its note as a witness (docs/replay.md)."""
+    note = os.fsencode(state.path(kind, name, "note")) + b"\0"
+    mark = pack("=II", REPLAY["same_file"][0], len(note)) + note
     try:
         names = os.listdir(f"{state.run}/plans")
     except OSError:

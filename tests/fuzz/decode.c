@@ -21,7 +21,7 @@
 #define MAX 64
 
 static const char *const kinds[] = {"", "i", "s", "l", "ii", "is", "ss", "sssi", "isi", "ssi", "sl", "iii", "iili", "ll", "ill",
-                                    "li", "siiiii", "isiiiii", "sbi", "bbi", "iiiiiiibb", "ilb"};
+                                    "li", "siiiii", "ssiiiii", "sbi", "bbbi", "bb", "sisii", "lsii", "iiiiiiibbilbb", "ilb"};
 
 static void check_strings(const char *const *strings, int n, const char *from, const char *end)
 {
@@ -37,7 +37,7 @@ static void check_strings(const char *const *strings, int n, const char *from, c
 static void read_plan(const char *p, const char *end)
 {
 	const char *strings[MAX + 1];
-	struct arg a[12];
+	struct arg a[16];
 	uint32_t code;
 
 	while (take(&p, end, &code, sizeof code) && code < sizeof kinds / sizeof *kinds) {

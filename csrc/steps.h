@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * steps.h: the steps of a compiled plan that make processes: what they are started from, their streams, cgroup, launch and end.
+ * Each does what the step of the same purpose does in nsrun/plan, with the same calls.
+ */
+#ifndef NSRUN_STEPS_H
+#define NSRUN_STEPS_H
+
+#include "replay.h"
+
+#include <asm/ioctls.h>
+#include <asm/statfs.h>
+#include <linux/magic.h>
+
+static long op_process(struct arg *a)
+{
+	long fd = SYS2(pidfd_open, a[0].i, 0), start;
+
+	MUST(fd);
+	start = start_of(a[0].i); /* asked with the pidfd in hand */
+	if (start != a[1].i) {
+		SYS1(close, fd);
+		return start < 0 ? start : -ESTALE;
+	}
+	return move_to(fd, a[2].i);
+}
+
+static long op_program(struct arg *a)
+{
+	struct statx st;
+	long map, r, fd = SYS3(openat, AT_FDCWD, a[0].s, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+	MUST(fd);
+	r = SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_SIZE, &st);
+	map = r < 0 ? r : SYS(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	SYS1(close, fd);
+	if (map < 0 && map > -4096)
+		return map;
+	r = move_to(sealed_memfd(a[1].s, (const char *)map, st.stx_size, 1), a[2].i);
+	SYS2(munmap, map, st.stx_size);
+	return r;
+}
+
+static long op_memory(struct arg *a)
+{
+	return move_to(sealed_memfd(a[0].s, a[1].s, a[1].len, 0), a[2].i);
+}
+
+static char *put_bytes(char *p, const void *bytes, size_t n)
+{
+	return (char *)memcpy(p, bytes, n) + n;
+}
+
+static long op_document(struct arg *a)
+{
+	uint32_t len = a[1].len;
+	char *whole, *p;
+	size_t size;
+	long r;
+
+	for (char **word = argv_ + 1 + n_words; *word; word++)
+		len += (uint32_t)str_len(*word) + 1;
+	size = (size_t)a[0].len + sizeof len + len + a[2].len;
+	p = whole = map_memory(size);
+	if (!whole)
+		return -ENOMEM;
+	p = put_bytes(p, a[0].s, a[0].len);
+	p = put_bytes(p, &len, sizeof len);
+	p = put_bytes(p, a[1].s, a[1].len);
+	for (char **word = argv_ + 1 + n_words; *word; word++)
+		p = put_bytes(p, *word, str_len(*word) + 1);
+	put_bytes(p, a[2].s, a[2].len);
+	r = move_to(sealed_memfd("plan", whole, size, 0), a[3].i);
+	SYS2(munmap, whole, size);
+	return r;
+}
+
+static long op_pipe(struct arg *a)
+{
+	int ends[2];
+
+	MUST(SYS2(pipe2, ends, O_CLOEXEC));
+	MUST(move_to(ends[0], a[0].i));
+	MUST(move_to(ends[1], a[1].i));
+	return a[3].i ? SYS3(fchown, a[2].i, a[3].i, -1) : 0;
+}
+
+static long op_null(struct arg *a)
+{
+	return move_to(SYS3(openat, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC), a[0].i);
+}
+
+static long op_terminal(struct arg *a)
+{
+	struct winsize { /* ioctl_tty(2) */
+		unsigned short row, col, x, y;
+	} size;
+	const int unlocked = 0;
+	struct statfs fs;
+	long master, r, devpts = open_inside(a[0].s, "/dev/pts", O_PATH | O_DIRECTORY);
+
+	MUST(devpts);
+	if (SYS2(fstatfs, devpts, &fs) < 0 || fs.f_type != DEVPTS_SUPER_MAGIC) {
+		SYS1(close, devpts);
+		return -ESTALE;
+	}
+	master = SYS3(openat, devpts, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+	SYS1(close, devpts);
+	MUST(move_to(master, a[2].i));
+	MUST(SYS3(ioctl, a[2].i, TIOCSPTLCK, &unlocked));
+	for (int fd = 0; fd < 3; fd++) /* its first size is ours, whichever of them is a terminal */
+		if (SYS3(ioctl, fd, TIOCGWINSZ, &size) >= 0) {
+			SYS3(ioctl, a[2].i, TIOCSWINSZ, &size);
+			break;
+		}
+	r = SYS3(ioctl, a[2].i, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	MUST(move_to(r, a[3].i));
+	return SYS3(fchown, a[3].i, a[1].i, -1);
+}
+
+/* Open a cgroup that is still the one with this inode number, by that number of a descriptor. */
+static long open_cgroup(const char *path, long inode, long number)
+{
+	struct statx st;
+	long fd = SYS3(openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+	MUST(fd);
+	if (SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_INO, &st) < 0 || (long)st.stx_ino != inode) {
+		SYS1(close, fd);
+		return -ESTALE;
+	}
+	return move_to(fd, number);
+}
+
+static long op_cgroup(struct arg *a)
+{
+	return open_cgroup(a[0].s, a[1].i, a[2].i);
+}
+
+static long op_new_cgroup(struct arg *a)
+{
+	struct statx st;
+
+	MUST(open_cgroup(a[0].s, a[1].i, a[4].i));
+	SYS3(unlinkat, a[4].i, a[2].s, AT_REMOVEDIR); /* what is left of an earlier member */
+	MUST(SYS3(mkdirat, a[4].i, a[2].s, 0755));
+	made.cgroup = a[2].s, made.above = (int)a[4].i;
+	MUST(SYS3(fchmodat, a[4].i, a[2].s, 0755)); /* whatever the umask is */
+	MUST(move_to(SYS3(openat, a[4].i, a[2].s, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), a[3].i));
+	MUST(SYS5(statx, a[3].i, "", AT_EMPTY_PATH, STATX_INO | STATX_UID, &st));
+	member.cgroup = (long)st.stx_ino;
+	return same(st.stx_uid == 0); /* otherwise the pod's owner made it meanwhile */
+}
+
+/* The next record of nsrun-init's: of enum init_says, 0 at the end, or -errno. */
+static long hear(void)
+{
+	struct init_record record;
+	char text[1024];
+	long n = SYS3(read, channel, text, sizeof text);
+
+	if (n <= 0)
+		return n;
+	if ((size_t)n < sizeof record)
+		return -EBADMSG;
+	memcpy(&record, text, sizeof record);
+	return record.kind;
+}
+
+static long op_channel(struct arg *a)
+{
+	int two[2];
+
+	MUST(SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, two));
+	MUST(move_to(two[0], a[0].i));
+	return move_to(two[1], a[1].i);
+}
+
+static long op_listen(struct arg *a)
+{
+	struct {
+		unsigned short family;
+		char path[108];
+	} at = {.family = AF_UNIX}; /* unix(7) */
+	char path[PATH_MAX];
+	long directory;
+
+	if (a[0].len > sizeof path - 8)
+		return -ENAMETOOLONG;
+	*put_str(put_str(path, a[0].s), "/attach") = 0;
+	SYS3(unlinkat, AT_FDCWD, path, 0);
+	MUST(directory = SYS3(openat, AT_FDCWD, a[0].s, O_PATH | O_DIRECTORY | O_CLOEXEC));
+	*put_str(put_num(put_str(at.path, "/proc/self/fd/"), (unsigned long)directory, 1), "/attach") = 0;
+	MUST(move_to(SYS3(socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), a[1].i));
+	MUST(SYS3(bind, a[1].i, &at, sizeof at.family + str_len(at.path) + 1));
+	SYS1(close, directory);
+	return SYS2(listen, a[1].i, 4);
+}
+
+static long op_launch(struct arg *a)
+{
+	char text[2][24];
+	const char *words[] = {"nsrun-init", text[0], text[1], NULL}, *monitor_words[MOST + 1];
+	int keep[MOST], monitor_keep[MOST], locks[MOST], two[2];
+	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .cgroup = (int)a[2].i, .program = (int)a[3].i, .argv = words, .keep = keep, .monitor = (int)a[9].i, .monitor_argv = monitor_words, .monitor_envp = (const char **)envp_, .monitor_keep = monitor_keep, .pidfd_slot = (int)a[6].i, .locks = locks, .lock_byte = KEEPER};
+	long r;
+
+	*put_num(text[0], (unsigned long)a[4].i, 1) = 0;
+	*put_num(text[1], (unsigned long)a[5].i, 1) = 0;
+	if (numbers(&a[8], l.stdio, 3) != 3 || split_strings(a[10].s, a[10].len, monitor_words, MOST) < 0)
+		return -EBADMSG;
+	MUST(l.n_keep = (int)numbers(&a[7], keep, MOST));
+	MUST(l.n_monitor_keep = (int)numbers(&a[11], monitor_keep, MOST));
+	MUST(l.n_locks = (int)numbers(&a[12], locks, MOST));
+	MUST(SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, two));
+	channel = two[0];
+	MUST(move_to(two[1], a[5].i));
+	r = launch(&l);
+	monitor = l.monitor_pid;
+	if (l.failed == STAGE_RETURN) { /* we would execute Python half inside the pod */
+		say("nsrun: setns(2) back to our own namespaces failed\n");
+		sys_exit(125);
+	}
+	MUST(r);
+	child = l.pidfd;
+	member.pid = l.pid;
+	/* We must not keep the child's descriptors: the end of the channel has to mean that it is gone. */
+	SYS1(close, a[4].i);
+	SYS1(close, a[5].i);
+	for (int i = 0; i < 3; i++)
+		SYS1(close, l.stdio[i]);
+	r = hear();
+	if (r != INIT_WAITS)
+		return r < 0 ? r : -ESRCH;
+	return child < 0 ? 0 : copy_to(child, a[6].i);
+}
+
+static long op_release(struct arg *a)
+{
+	static const char go = GO;
+	long r;
+	(void)a;
+
+	sys_sigmask(SIG_SETMASK, ~0UL);
+	MUST(SYS3(write, channel, &go, 1));
+	r = hear();
+	if (r == 0)
+		released = 1;
+	return r > 0 ? -ENOEXEC : r; /* the exec failed: Python says why */
+}
+
+static long op_become(struct arg *a)
+{
+	int keep[MOST];
+	const char *words[MOST + 1];
+	long n = numbers(&a[2], keep, MOST);
+
+	if (n < 0 || split_strings(a[1].s, a[1].len, words, MOST) < 1)
+		return -EBADMSG;
+	inherit(keep, (int)n);
+	return SYS5(execveat, a[0].i, "", words, envp_, AT_EMPTY_PATH);
+}
+
+static long op_go(struct arg *a)
+{
+	static const char go = GO;
+	char text[NAME_MAX + 2];
+	long n, r;
+
+	if (a[1].len > sizeof text - 1)
+		return -EBADMSG;
+	MUST(SYS3(write, a[0].i, &go, 1));
+	n = put_str(put_str(text, a[1].s), "\n") - text;
+	r = SYS3(write, 1, text, n);
+	if (r != n && r != -EPIPE)
+		say("nsrun: the member was started, but its name can't be written to standard output\n");
+	sys_exit(r == n ? 0 : r == -EPIPE ? 141
+	                                  : 1);
+}
+
+#endif
