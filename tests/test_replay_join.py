@@ -218,6 +218,7 @@ def test_what_leaves_no_plan(host, pod, root, tmp_path):
         ["-e", "HOME", "--rootfs", root],
         ["--pid", "nested", "--rootfs", root],
         ["--net", "own", "--rootfs", root],
+        ["--name", "x", "--rootfs", root],
         ["--security-opt", "seccomp=unconfined", "--rootfs", root],
         [],
     ):

@@ -300,6 +300,8 @@ def join(call: Call) -> int:
         if trace:
             trace(run)
 
+    # a member that keeps its name is not joined by the same words again
+    again = {"rootfs", "image"} & call.options.keys() and ("name" not in call.options or call.options.get("rm"))
     note = join(
         call.state,
         call.operands[0],
@@ -307,7 +309,7 @@ def join(call: Call) -> int:
         detach=detach,
         status_fd=_status_fd(call.options),
         observe=observe,
-        leave=_leave(call, _JOIN_REPLAYED) if {"rootfs", "image"} & call.options.keys() else None,
+        leave=_leave(call, _JOIN_REPLAYED) if again else None,
         last=True,
     )
     out(note["name"])
