@@ -30,6 +30,9 @@ from throwaway import make_accounts
 pytest_plugins = ["arena"]
 HERE = pathlib.Path(__file__).parent
 NSRUN = os.path.join(os.path.dirname(sys.executable), "nsrun")
+#: Whether nsrun is imported from the checkout (make dev, make coverage): then Python imports site, and nothing is replayed.
+EDITABLE = not (pathlib.Path(sysconfig.get_path("platlib")) / "nsrun").is_dir()
+not_editable = pytest.mark.skipif(EDITABLE, reason="an editable install differs here; to enable: make test")
 CACHE = pathlib.Path(os.environ.get("NSRUN_CACHE", "/var/cache/nsrun")) / "roots"
 #: Accounts of the throwaway host only: two with subordinate ids, one without.
 USERS = {"alice": 12001, "bob": 12002, "carol": 12003}

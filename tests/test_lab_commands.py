@@ -14,7 +14,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import NSRUN, sh, wait_for
+from conftest import NSRUN, not_editable, sh, wait_for
 
 from nsrun.errors import BadInput
 from nsrun.teach import progress
@@ -118,6 +118,7 @@ def test_a_port_that_is_taken(host):
         server.wait()
 
 
+@not_editable
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_start(host, number):
     """Ctrl-C at any moment of the start: the scene is removed, and the lab is not started."""

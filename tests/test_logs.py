@@ -160,7 +160,7 @@ def test_a_follower_that_was_stopped_while_logs_were_full(host, pod, busybox):
         follower.send_signal(signal.SIGSTOP)
         wait_for(lambda: host.member("big")["status"] == "stopped", 60)
         follower.send_signal(signal.SIGCONT)
-        out, err = follower.communicate(timeout=30)
+        out, err = follower.communicate(timeout=100)
         numbers = [int(line) for line in out.split()[:-1]]
         assert out.endswith("end\n")
         if gone:

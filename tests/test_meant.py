@@ -12,7 +12,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import CACHE, NSRUN, need, sh, wait_for
+from conftest import CACHE, NSRUN, need, not_editable, sh, wait_for
 from images import docker_archive, entry, tar
 from test_lost import lives
 
@@ -178,6 +178,7 @@ def test_no_descriptors(host, pod, number):
         assert "Traceback" not in done.stderr and done.returncode in (0, 125), (number, words, done)
 
 
+@not_editable
 @pytest.mark.live
 def test_ctrl_c_again_and_again(host):
     """Twenty-five SIGINTs within 5 ms: one line, and never a traceback."""

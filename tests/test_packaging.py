@@ -14,7 +14,7 @@ import tomllib
 import zipfile
 
 import pytest
-from conftest import need
+from conftest import need, not_editable
 
 from nsrun.cli import man
 from nsrun.cli.commands import COMMANDS, GLOBAL
@@ -49,6 +49,7 @@ def collect(top: pathlib.Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=top, env={**os.environ, **env}, capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
 
 
+@not_editable
 @pytest.mark.parametrize(
     "file, says",
     [
@@ -147,7 +148,7 @@ def test_the_sdist_builds_a_wheel_and_runs_unit_tests(tmp_path):
     python = tmp_path / "venv/bin/python"
     site = pathlib.Path(call(python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     for path in pathlib.Path(sysconfig.get_path("purelib")).iterdir():
-        if "nsrun" not in path.name and path.suffix != ".pth":
+        if "nsrun" not in path.name and path.suffix != ".pth" and path.name != "sitecustomize.py":
             (site / path.name).symlink_to(path)
     call(sys.executable, "-I", "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
     (site / "sitecustomize.py").write_text("import sys; print('site was imported', sys.flags)\n")

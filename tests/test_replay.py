@@ -19,15 +19,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import NSRUN, kill, need, sh, wait_for
+from conftest import NSRUN, kill, need, not_editable, sh, wait_for
 
 from nsrun import _protocol
 
-EDITABLE = _protocol.BUILD not in pathlib.Path(NSRUN).read_bytes()
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.skipif(EDITABLE, reason="an editable install replays nothing; to enable: make test"),
-]
+pytestmark = [pytest.mark.live, not_editable]
 
 MUST = {"NSRUN_REPLAY": "must"}
 NOTHING = "nsrun: nothing to replay\n"

@@ -14,16 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import NSRUN, need, sh, wait_for
+from conftest import NSRUN, need, not_editable, sh, wait_for
 from images import directory, docker_archive, entry, tar
-from test_replay import EDITABLE, MUST, NOTHING, SHOWN, both, calls_of, is_replayed, plans, told
+from test_replay import MUST, NOTHING, SHOWN, both, calls_of, is_replayed, plans, told
 
 from nsrun.state import codec
 
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.skipif(EDITABLE, reason="an editable install replays nothing; to enable: make test"),
-]
+pytestmark = [pytest.mark.live, not_editable]
 
 
 @pytest.fixture
