@@ -21,6 +21,7 @@
  * owned pod, the owner may trace it from its exec on (session.h).
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
@@ -30,6 +31,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -65,6 +67,65 @@ static long nsrun_locked(int fd, long byte, long length)
 	if (l.l_type == F_UNLCK)
 		return -ESRCH;
 	return l.l_pid > 0 ? l.l_pid : 0; /* -1: the lock is of an open file description, F_OFD_SETLK */
+}
+
+/*
+ * Look at the next entries of a directory of directories, at most `most`, and write down the names of those whose `held`
+ * no other process is seen to lock, at most `wanted`, each with its NUL.  `position` is where in the directory to begin,
+ * and then where to go on; after the last entry comes the first.  Files that are ours (device
+ * and inode, two by two) are neither opened, since to close them would end our locks, nor written down.  What can't be
+ * asked is written down, for whoever asks again and concludes something.
+ */
+static long nsrun_unlocked(int dir, long *position, long most, long wanted, const uint64_t *ours, int n, char *names, size_t size)
+{
+	struct flock l;
+	struct stat st;
+	char entries[4096] __attribute__((aligned(8))), path[512];
+	long got, found = 0, used = 0, seen = 0, at, length;
+	int fd, i, locked, again = *position != 0;
+
+	if (lseek(dir, *position, SEEK_SET) < 0 && lseek(dir, *position = 0, SEEK_SET) < 0)
+		return -errno;
+	while (seen < most && found < wanted) {
+		got = syscall(SYS_getdents64, dir, entries, sizeof(entries));
+		if (got < 0)
+			return -errno;
+		if (got == 0) {
+			*position = 0;
+			if (!again || lseek(dir, 0, SEEK_SET) < 0)
+				return used;
+			again = 0;
+			continue;
+		}
+		for (at = 0; at < got && seen < most && found < wanted; at += ((struct dirent64 *)(entries + at))->d_reclen) {
+			struct dirent64 *entry = (struct dirent64 *)(entries + at);
+
+			length = (long)strlen(entry->d_name) + 1;
+			if (used + length > (long)size)
+				return used;
+			*position = entry->d_off;
+			if (entry->d_name[0] == '.')
+				continue;
+			seen++;
+			snprintf(path, sizeof(path), "%s/held", entry->d_name);
+			locked = 0;
+			if (n && fstatat(dir, path, &st, AT_SYMLINK_NOFOLLOW) == 0)
+				for (i = 0; i < n && !locked; i++)
+					locked = ours[2 * i] == st.st_dev && ours[2 * i + 1] == st.st_ino;
+			fd = locked ? -1 : openat(dir, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+			if (fd >= 0) {
+				l = (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET};
+				locked = fcntl(fd, F_GETLK, &l) == 0 && l.l_type != F_UNLCK;
+				close(fd);
+			}
+			if (locked)
+				continue;
+			memcpy(names + used, entry->d_name, (size_t)length);
+			used += length;
+			found++;
+		}
+	}
+	return used;
 }
 
 /* In the intermediate child: launch, then become the monitor. */

@@ -364,6 +364,20 @@ def locked(fd: int, byte: int, length: int) -> int | None:
     return None if result == -ESRCH else _check(result, "fcntl(fd, F_GETLK)")
 
 
+def unlocked(
+    directory: int, position: int, most: int, wanted: int, ours: list[tuple[int, int]]
+) -> tuple[list[str], int]:
+    """Return (names in a directory whose file `held` no other process is seen to lock, where to go on).
+
+    At most `most` entries are looked at, from `position` on, until `wanted` names are found; see csrc/kernel.c.
+    """
+    where, size = ffi.new("long *", position), 256 * wanted
+    names = ffi.new("char[]", size)
+    pairs = ffi.new("uint64_t[]", [number for pair in ours for number in pair] or 1)
+    used = _check(lib.nsrun_unlocked(directory, where, most, wanted, pairs, len(ours), names, size), "getdents64(fd)")
+    return [os.fsdecode(name) for name in bytes(ffi.buffer(names, used)).split(b"\0")[:-1]], int(where[0])
+
+
 def checksum(data: bytes) -> int:
     """Return the CRC-32 as zlib.crc32 computes it, whose import costs half a millisecond."""
     return int(lib.nsrun_checksum(data, len(data)))
