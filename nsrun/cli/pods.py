@@ -32,7 +32,7 @@ def ls(call: Call) -> int:
     from nsrun.cli import text
     from nsrun.lifecycle.query import pods
 
-    found = pods(call.state, bool(call.options.get("all")))
+    found = pods(call.state, bool(call.options.get("all")), bool(call.options.get("json")))
     if call.options.get("json"):
         return text.json(found)
     rows = [

@@ -968,9 +968,10 @@ def _read_bounded(fd: int, path: str, size: int = codec.MAX_BYTES) -> bytes:
     """Return the content of an open file of at most `size` bytes.  Raise OSError: EFBIG for a larger one."""
     from errno import EFBIG
 
-    if os.fstat(fd).st_size > size:
+    there = os.fstat(fd).st_size
+    if there > size:
         raise OSError(EFBIG, "it is too large", path)
-    return os.read(fd, size)
+    return os.read(fd, there)  # not `size`: the memory for that takes longer than the reading
 
 
 def _put(new: str, path: str) -> None:

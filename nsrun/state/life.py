@@ -267,6 +267,12 @@ def unheld(directory: str, position: int, most: int, wanted: int) -> tuple[list[
         return kernel.unlocked(fd, position, most, wanted, list(_ours))
 
 
+def census(directory: str, names: list[str], marks: tuple[str, ...]) -> list[tuple[bytes | None, tuple[int, ...]]]:
+    """Return what `kernel.census` says of these names below a directory.  Raise OSError when it can't be opened."""
+    with kernel.Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd, _guard:
+        return kernel.census(fd, names, marks, list(_ours))
+
+
 class Removal:
     """`with Removal(path) as mine:` if `mine`, nobody holds the file, and nobody can until the end of the block.
 
