@@ -24,8 +24,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/ethtool.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
+#include <linux/sockios.h>
+#include <net/if.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -34,6 +37,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -617,6 +621,25 @@ static long nsrun_birth(int dir, const char *path)
 	if (statx(dir, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BTIME, &st) < 0)
 		return -errno;
 	return st.stx_mask & STATX_BTIME ? st.stx_btime.tv_sec * 1000000000L + st.stx_btime.tv_nsec : 0;
+}
+
+/*
+ * Whether a link has a carrier; a bridge has one as long as one of its links forwards.  ETHTOOL_GLINK, because IFF_RUNNING
+ * follows up to a second later.
+ */
+static long nsrun_carrier(const char *name)
+{
+	struct ethtool_value value = {.cmd = ETHTOOL_GLINK};
+	struct ifreq request = {.ifr_data = (char *)&value};
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	long r;
+
+	if (fd < 0)
+		return -errno;
+	snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", name);
+	r = ioctl(fd, SIOCETHTOOL, &request) < 0 ? -errno : value.data != 0;
+	close(fd);
+	return r;
 }
 
 static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, int program)

@@ -293,6 +293,11 @@ def nsrun_command(root: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I", program, *(["--root", root] if root else []), *arguments]
 
 
+def has_carrier(link: str) -> bool:
+    """Return whether a network interface is there and has a carrier: for a bridge, whether one of its links forwards."""
+    return int(lib.nsrun_carrier(os.fsencode(link))) > 0
+
+
 def load_program(name: str) -> int:
     """Return a sealed copy in memory of one of PROGRAMS, such as "nsrun-init".
 

@@ -81,7 +81,11 @@ class Sweeper:
             self._try(f"claim {entry}", self._claim, entry)
         if buried or not self._is_any_living():
             self._try("cgroups", self._base)
-        if not state.uid and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0") and (buried or not _is_up("nsrun0")):
+        if (
+            not state.uid
+            and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0")
+            and (buried or not kernel.has_carrier("nsrun0"))
+        ):
             self._try("bridge", self._bridge, buried)
         return self.removed
 
@@ -523,20 +527,6 @@ def _drop_plans(state: State, name: str) -> None:
                 os.unlink(path)
         except OSError:
             continue  # another command has removed it
-
-
-def _is_up(link: str) -> bool:
-    """Return whether a bridge has a link that is up, so a pod has it: netdevice(7), SIOCGIFFLAGS, IFF_RUNNING."""
-    from _socket import AF_INET, SOCK_CLOEXEC, SOCK_DGRAM, socket
-    from fcntl import ioctl
-
-    try:
-        request = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC)
-        answer = ioctl(request.fileno(), 0x8913, link.encode().ljust(40, b"\0"))
-        request.close()
-    except OSError:
-        return False
-    return bool(int.from_bytes(answer[16:18], "little") & 0x40)
 
 
 def _rmdir(path: str) -> bool:
