@@ -101,7 +101,7 @@ static int open_held(int dir, const char *name, const uint64_t *ours, int n)
 static long nsrun_unlocked(int dir, long *position, long most, long wanted, const uint64_t *ours, int n, char *names, size_t size)
 {
 	char entries[4096] __attribute__((aligned(8)));
-	struct dirent64 *entry;
+	struct dirent *entry; /* that of getdents64, where a long has 64 bits */
 	long got, at, length, begin, found = 0, used = 0, seen = 0;
 	int fd, locked, here = dir;
 
@@ -127,7 +127,7 @@ static long nsrun_unlocked(int dir, long *position, long most, long wanted, cons
 			continue;
 		}
 		for (at = 0; at < got && seen < most && found < wanted; at += entry->d_reclen) {
-			entry = (struct dirent64 *)(entries + at);
+			entry = (struct dirent *)(entries + at);
 			length = (long)strlen(entry->d_name) + 1;
 			*position = entry->d_off;
 			if (entry->d_name[0] == '.')

@@ -93,6 +93,17 @@ def test_a_command_makes_no_more_calls_in_a_crowd(host, busybox):
     assert all(after - before < 100 for before, after in zip(few, many, strict=True)), (few, many)
 
 
+def test_a_bridge_in_use_is_asked_and_nothing_else(host):
+    """No dump of all links and tables, which are as many as there are pods."""
+    host.run("pod", "create", "a")
+    out = pathlib.Path(host.env["NSRUN_ROOT"]) / "calls"
+    for words, dumps in ((["pod", "ls"], False), (["pod", "inspect", "a"], False), (["pod", "create", "b"], True)):
+        sh("strace", "-qq", "-e", "trace=socket", "-o", out, NSRUN, *words, env=host.env)
+        assert ("AF_NETLINK" in out.read_text()) == dumps, words
+    host.run("pod", "kill", "a", "b")
+    assert "nsrun" not in sh("ip", "-br", "link").stdout
+
+
 def test_what_has_died_in_a_crowd_is_found_in_its_turn(state):
     """Each command looks at the next ones, from where the last has stopped; so it takes a bounded number of them."""
     fds = crowd(state, 100)

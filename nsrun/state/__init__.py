@@ -206,6 +206,16 @@ class State:
             found.update(self._owned_names())
         return sorted(found)
 
+    def has_pod(self, name: str) -> bool:
+        """Return whether `names` has this pod, without looking at others."""
+        if is_there(self.path("pods", name)):
+            return True
+        shown = f"{self.owned}/{name}"
+        try:
+            return bool(self.uid) and is_there(f"{shown}.json") and life.ask(f"{shown}.held").alive
+        except PermissionError:  # somebody else made the directory
+            return False
+
     def _owned_names(self) -> list[str]:
         """Return the names of the living pods that root made for this user."""
         try:
