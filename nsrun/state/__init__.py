@@ -327,7 +327,10 @@ class State:
         return sorted(entry[2:] for entry in entries if entry.startswith("m-") and is_name(entry[2:]))
 
     def _list(self, note: Note) -> None:
-        """Write down, beside the note of its pod, that there is this member; whoever takes a member's name does so."""
+        """Write down, beside the note of its pod, that there is this member.
+
+        Whoever takes a member's name does so, at once after it: the end of the pod does not find the member otherwise.
+        """
         path = self.path("pods", note["pod"], f"m-{note['name']}")
         try:
             os.close(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
