@@ -150,6 +150,7 @@ demo-tiny: build   ## the same with a busybox, in seconds
 bench: build    ## nsrun beside its peers: ratios of medians (installs the peers it can)
 	@$(SUDO) env PATH="$$PATH" bench/run
 	@$(SUDO) env PATH="$$PATH" bench/images
+	@$(SUDO) env PATH="$$PATH" bench/many
 	@$(SUDO) env PATH="$$PATH" bench/teach
 
 clean:          ## what was built here

@@ -21,16 +21,23 @@
  * owned pod, the owner may trace it from its exec on (session.h).
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/ethtool.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
+#include <linux/sockios.h>
+#include <net/if.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -65,6 +72,167 @@ static long nsrun_locked(int fd, long byte, long length)
 	if (l.l_type == F_UNLCK)
 		return -ESRCH;
 	return l.l_pid > 0 ? l.l_pid : 0; /* -1: the lock is of an open file description, F_OFD_SETLK */
+}
+
+/*
+ * Open NAME/held, whose locks say whether a pod or a member lives.  -1: it can't be opened.  -2: it is one of the files
+ * that are ours (device and inode, two by two), which we do not open, since to close one would end our locks.
+ */
+static int open_held(int dir, const char *name, const uint64_t *ours, int n)
+{
+	char path[300];
+	struct stat st;
+	int i;
+
+	snprintf(path, sizeof(path), "%s/held", name);
+	if (n && fstatat(dir, path, &st, AT_SYMLINK_NOFOLLOW) == 0)
+		for (i = 0; i < n; i++)
+			if (ours[2 * i] == st.st_dev && ours[2 * i + 1] == st.st_ino)
+				return -2;
+	return openat(dir, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+}
+
+/*
+ * Look at the next entries of a directory of directories, at most `most`, and write down the names of those whose `held`
+ * no other process is seen to lock, at most `wanted`, each with its NUL.  `position` is where in the directory to begin,
+ * and then where to go on; after the last entry comes the first.  What is ours is not written down.  What can't be asked
+ * is, for whoever asks again and concludes something.
+ */
+static long nsrun_unlocked(int dir, long *position, long most, long wanted, const uint64_t *ours, int n, char *names, size_t size)
+{
+	char entries[4096] __attribute__((aligned(8)));
+	struct dirent *entry; /* that of getdents64, where a long has 64 bits */
+	long got, at, length, begin, found = 0, used = 0, seen = 0;
+	int fd, locked, here = dir;
+
+	if (*position && lseek(dir, *position, SEEK_SET) < 0)
+		*position = 0;
+	begin = *position;
+	while (seen < most && found < wanted) {
+		got = syscall(SYS_getdents64, here, entries, sizeof(entries));
+		if (got < 0) {
+			used = -errno;
+			break;
+		}
+		if (got == 0) {
+			*position = 0;
+			if (!begin || here != dir)
+				break;
+			/* not lseek: ext4 does not go back to the begin if nothing has been read before its end */
+			here = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+			if (here < 0) {
+				used = -errno;
+				break;
+			}
+			continue;
+		}
+		for (at = 0; at < got && seen < most && found < wanted; at += entry->d_reclen) {
+			entry = (struct dirent *)(entries + at);
+			length = (long)strlen(entry->d_name) + 1;
+			*position = entry->d_off;
+			if (entry->d_name[0] == '.')
+				continue;
+			seen++;
+			fd = open_held(dir, entry->d_name, ours, n);
+			locked = fd == -2 || (fd >= 0 && nsrun_locked(fd, 0, 0) >= 0);
+			if (fd >= 0)
+				close(fd);
+			if (locked || used + length > (long)size)
+				continue;
+			memcpy(names + used, entry->d_name, (size_t)length);
+			used += length;
+			found++;
+		}
+	}
+	if (here != dir && here >= 0)
+		close(here);
+	return used;
+}
+
+/* What a keeper's descriptor `number` refers to, if it is a pidfd: the pid, and the innermost one; 0: of none that lives. */
+static void find_kept(long keeper, long number, int64_t *pid, int64_t *inner)
+{
+	char path[64], text[1024], *line;
+	struct pollfd ended = {.events = POLLIN};
+	ssize_t got;
+	int fd;
+
+	*pid = *inner = 0;
+	snprintf(path, sizeof(path), "/proc/%ld/fdinfo/%ld", keeper, number);
+	if ((fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+		return;
+	got = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[got > 0 ? got : 0] = 0;
+	if ((line = strstr(text, "\nPid:")))
+		*pid = strtol(line + 5, NULL, 10);
+	if ((line = strstr(text, "\nNSpid:")))
+		for (line += 7; *line == '\t'; *inner = strtol(line + 1, &line, 10))
+			;
+	ended.fd = *pid > 0 ? (int)syscall(SYS_pidfd_open, (pid_t)*pid, 0) : -1;
+	if (ended.fd < 0 || poll(&ended, 1, 0) != 0)
+		*pid = 0;
+	if (ended.fd >= 0)
+		close(ended.fd);
+}
+
+/*
+ * Read the notes NAME/note of `names` (each with its NUL), and ask what the kernel says of each.  Write for each:
+ *
+ *     size of the note, or -1    keeper: its pid, 0: out of view, -1: none    inode of `held`, and when it was made
+ *     which of the three `marks` there are, a bit each    the note's "pidfd"    the pid of that, and its innermost pid
+ *
+ * and then the note, filled up to 8 bytes.  Return the bytes that were written; `done` is set to how many names those are,
+ * since it ends where `size` does.  It concludes nothing: whatever is not plain is asked for again in Python.
+ */
+static long nsrun_census(int dir, const char *names, size_t length, const char *marks, const uint64_t *ours, int n, long *done, char *out, size_t size)
+{
+	const char *name, *mark;
+	char path[300], *text, *number;
+	struct statx st;
+	size_t used = 0;
+	ssize_t got;
+	int64_t *row;
+	int fd, i;
+
+	for (*done = 0, name = names; name < names + length; name += strlen(name) + 1, ++*done) {
+		if (size - used < 8 * sizeof(*row) + 8)
+			break;
+		row = (int64_t *)(out + used);
+		text = (char *)(row + 8);
+		memset(row, 0, 8 * sizeof(*row));
+		row[1] = row[5] = -1;
+		snprintf(path, sizeof(path), "%s/note", name);
+		fd = openat(dir, path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+		row[0] = got = fd < 0 ? -1 : read(fd, text, size - used - 8 * sizeof(*row) - 8);
+		if (fd >= 0)
+			close(fd);
+		if (got > 0 && (size_t)got == size - used - 8 * sizeof(*row) - 8) {
+			if (*done)
+				break; /* there is more of it than space */
+			row[0] = got = -1;
+		}
+		text[got > 0 ? got : 0] = 0;
+		if ((number = got > 0 ? strstr(text, "\"pidfd\": ") : NULL))
+			row[5] = strtol(number + 9, NULL, 10);
+		fd = open_held(dir, name, ours, n);
+		if (fd >= 0) {
+			row[1] = nsrun_locked(fd, KEEPER, 1);
+			if (statx(fd, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &st) == 0) {
+				row[2] = (int64_t)st.stx_ino;
+				row[3] = st.stx_mask & STATX_BTIME ? st.stx_btime.tv_sec * 1000000000L + st.stx_btime.tv_nsec : 0;
+			}
+			close(fd);
+		}
+		for (mark = marks, i = 0; *mark; mark += strlen(mark) + 1, i++) {
+			snprintf(path, sizeof(path), "%s/%s", name, mark);
+			row[4] |= (int64_t)(faccessat(dir, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT) << i;
+		}
+		if (row[1] > 0 && row[5] >= 0)
+			find_kept(row[1], row[5], &row[6], &row[7]);
+		used += 8 * sizeof(*row) + (((size_t)(got > 0 ? got : 0) + 7) & ~(size_t)7);
+	}
+	return (long)used;
 }
 
 /*
@@ -416,6 +584,25 @@ static long nsrun_birth(int dir, const char *path)
 	if (statx(dir, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BTIME, &st) < 0)
 		return -errno;
 	return st.stx_mask & STATX_BTIME ? st.stx_btime.tv_sec * 1000000000L + st.stx_btime.tv_nsec : 0;
+}
+
+/*
+ * Whether a link has a carrier; a bridge has one as long as one of its links forwards.  ETHTOOL_GLINK, because IFF_RUNNING
+ * follows up to a second later.
+ */
+static long nsrun_carrier(const char *name)
+{
+	struct ethtool_value value = {.cmd = ETHTOOL_GLINK};
+	struct ifreq request = {.ifr_data = (char *)&value};
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	long r;
+
+	if (fd < 0)
+		return -errno;
+	snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", name);
+	r = ioctl(fd, SIOCETHTOOL, &request) < 0 ? -errno : value.data != 0;
+	close(fd);
+	return r;
 }
 
 static long nsrun_sealed_memfd(const char *name, const char *data, size_t size, int program)

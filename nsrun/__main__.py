@@ -5,10 +5,10 @@ import gc
 import os.path
 import sys
 
-gc.disable()  # nothing lives long enough to be worth collecting
 if not __package__:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from nsrun.cli import main
 
+gc.disable()  # nothing lives long enough to be worth collecting
 sys.exit(main())

@@ -307,6 +307,11 @@ def nsrun_command(root: str, *arguments: str) -> list[str]:
     return [sys.executable, flags, program, *(["--root", root] if root else []), *arguments]
 
 
+def has_carrier(link: str) -> bool:
+    """Return whether a network interface is there and has a carrier: for a bridge, whether one of its links forwards."""
+    return int(lib.nsrun_carrier(os.fsencode(link))) > 0
+
+
 def load_program(name: str) -> int:
     """Return a sealed copy in memory of one of PROGRAMS, such as "nsrun-init".
 
@@ -376,6 +381,47 @@ def locked(fd: int, byte: int, length: int) -> int | None:
     """
     result = lib.nsrun_locked(fd, byte, length)
     return None if result == -ESRCH else _check(result, "fcntl(fd, F_GETLK)")
+
+
+def unlocked(
+    directory: int, position: int, most: int, wanted: int, ours: list[tuple[int, int]]
+) -> tuple[list[str], int]:
+    """Return (names in a directory whose file `held` no other process is seen to lock, where to go on).
+
+    At most `most` entries are looked at, from `position` on, until `wanted` names are found; see csrc/kernel.c.
+    """
+    where, size = ffi.new("long *", position), 256 * wanted
+    names = ffi.new("char[]", size)
+    pairs = ffi.new("uint64_t[]", [number for pair in ours for number in pair] or 1)
+    used = _check(lib.nsrun_unlocked(directory, where, most, wanted, pairs, len(ours), names, size), "getdents64(fd)")
+    return [os.fsdecode(name) for name in bytes(ffi.buffer(names, used)).split(b"\0")[:-1]], int(where[0])
+
+
+def census(
+    directory: int, names: list[str], marks: tuple[str, ...], ours: list[tuple[int, int]]
+) -> list[tuple[bytes | None, tuple[int, ...]]]:
+    """Return for each name its note, None if it can't be read, and seven numbers, all from one pass in csrc/kernel.c.
+
+    They are: keeper, inode of `held`, when that was made, the bits of `marks`, the note's "pidfd", its pid, innermost pid.
+    """
+    from _struct import unpack_from
+
+    found: list[tuple[bytes | None, tuple[int, ...]]] = []
+    size, done = 1 << 20, ffi.new("long *")
+    out = ffi.new("char[]", size)
+    pairs, raw = ffi.new("uint64_t[]", [number for pair in ours for number in pair] or 1), ffi.buffer(out, size)
+    beside = b"".join(os.fsencode(mark) + b"\0" for mark in marks)
+    while names:
+        asked = b"".join(os.fsencode(name) + b"\0" for name in names)
+        lib.nsrun_census(directory, asked, len(asked), beside, pairs, len(ours), done, out, size)
+        at = 0
+        for _ in range(done[0]):
+            length, *numbers = unpack_from("=8q", raw, at)
+            at += 64
+            found.append((raw[at : at + length] if length >= 0 else None, tuple(numbers)))
+            at += (max(length, 0) + 7) & ~7
+        names = names[done[0] :]
+    return found
 
 
 def checksum(data: bytes) -> int:

@@ -143,7 +143,8 @@ class Pod:
 
     def inspect(self) -> dict[str, Any]:
         """Return what `nsrun pod inspect` prints."""
-        return pod_json(self._state, pod_note(self._state, self.name), self._state.all("members"))
+        note = pod_note(self._state, self.name)
+        return pod_json(self._state, note, self._state.members_of(note))
 
     @property
     def pid(self) -> int:

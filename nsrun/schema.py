@@ -25,6 +25,7 @@ from nsrun.errors import BadInput, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, TextIO, TypeGuard
 
 MAX_ITEMS = 100_000  # of one list or object
@@ -232,6 +233,48 @@ def _wrong_object(value: dict[Any, Any], schema: dict[Any, Any], path: str) -> l
         if found := _wrong(value[key], inner, _below(path, key)):
             return found
     return []
+
+
+def accepts(value: Any, schema: Any) -> bool:
+    """Return whether `check` accepts this."""
+    return not _wrong(value, schema, "")
+
+
+def matcher(schema: Any) -> Callable[[Any], bool]:
+    """Return a function that says of a document whether `check` accepts it; if not, perhaps it does all the same.
+
+    It is one expression, made from the schema: for hundreds of documents, it takes a tenth of the time.
+    """
+    names: dict[str, Any] = {"wrong": _wrong}
+    return eval(f"lambda v0: {_expression(schema, 'v0', 1, names)}", names)  # type: ignore[no-any-return]
+
+
+def _expression(schema: Any, value: str, depth: int, names: dict[str, Any]) -> str:
+    """Return the expression that says whether `value`, which is a name, fits; `names` gets what it needs."""
+    constant = f"c{len(names)}"
+    names[constant] = schema
+    if isinstance(schema, Number):
+        return f"(type({value}) is int and {schema.least} <= {value} <= {schema.most})"
+    if isinstance(schema, Text):
+        names[constant] = schema.of or schema.fits
+        first = f"type({value}) is str and len({value}) <= {schema.most}"
+        if schema.of:
+            return f"({first} and {value} != '' and {constant}.issuperset({value}))"
+        ends = "" if schema.lines else f" and '\\n' not in {value}"
+        nul = "" if schema.nul else f" and '\\0' not in {value}"
+        return f"({first}{ends}{nul} and ({value}.isascii() or {constant}({value})))"
+    if isinstance(schema, dict) and str not in schema:
+        parts = [f"type({value}) is dict"]
+        for name, inner in schema.items():
+            item = f"v{depth}"
+            missing = "is None or" if name.endswith("?") else "is not None and"
+            found = f"({item} := {value}.get({name.removesuffix('?')!r})) {missing}"
+            parts.append(f"({found} {_expression(inner, item, depth + 1, names)})")
+        return f"({' and '.join(parts)})"
+    if isinstance(schema, list) and not isinstance(schema[0], (dict, list)):
+        each = _expression(schema[0], f"v{depth}", depth + 1, names)
+        return f"(type({value}) is list and len({value}) <= {MAX_ITEMS} and all([{each} for v{depth} in {value}]))"
+    return f"(not wrong({value}, {constant}, ''))"
 
 
 def _below(path: str, key: str) -> str:

@@ -25,7 +25,17 @@ def check(*words, timeout=300, cwd="."):
 
 def test_ruff():
     need((BIN / "ruff").exists(), "ruff is missing", "pip install ruff")
-    check(BIN / "ruff", "check", "--no-cache", ".", "bench/run", "bench/images", "bench/teach", "rootfs/layout")
+    check(
+        BIN / "ruff",
+        "check",
+        "--no-cache",
+        ".",
+        "bench/run",
+        "bench/images",
+        "bench/many",
+        "bench/teach",
+        "rootfs/layout",
+    )
     check(BIN / "ruff", "format", "--check", "--no-cache", ".")
 
 

@@ -220,7 +220,7 @@ def _sweep(state: State) -> None:
 
     sweeper = Sweeper(state)
     try:
-        sweeper.all()
+        sweeper.some()
     except (NsrunError, OSError) as error:
         sweeper.troubles.append(str(error).partition("\n")[0])
     for what, where in (

@@ -20,8 +20,8 @@ def ls(call: Call) -> int:
     from nsrun.state import ALIVE
 
     state, everything = call.state, call.options.get("all")
-    found = members(state, bool(everything))
-    if not state.uid and any(note.get("user") for note in state.all("pods")):
+    found, owned = members(state, bool(everything), bool(call.options.get("json")))
+    if not state.uid and owned:
         from nsrun.lifecycle import owners
 
         found += [m for m in owners.members(state) if everything or m["status"] in ALIVE]

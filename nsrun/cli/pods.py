@@ -32,7 +32,7 @@ def ls(call: Call) -> int:
     from nsrun.cli import text
     from nsrun.lifecycle.query import pods
 
-    found = pods(call.state, bool(call.options.get("all")))
+    found = pods(call.state, bool(call.options.get("all")), bool(call.options.get("json")))
     if call.options.get("json"):
         return text.json(found)
     rows = [
@@ -53,8 +53,8 @@ def inspect(call: Call) -> int:
     from nsrun.cli import text
     from nsrun.lifecycle.query import pod_json, pod_note
 
-    notes, members = [pod_note(call.state, name) for name in call.operands], call.state.all("members")
-    return text.json([pod_json(call.state, note, members) for note in notes])
+    notes = [pod_note(call.state, name) for name in call.operands]
+    return text.json([pod_json(call.state, note, call.state.members_of(note)) for note in notes])
 
 
 def ps(call: Call) -> int:

@@ -136,16 +136,16 @@ def ask(sock: Socket, text: str, request: bytes) -> list[bytes]:
         bodies: list[bytes] = []
         done = torn = False
         while not done:
-            data = sock.recv(1 << 18)
-            while len(data) >= 16 and not done:
-                length, kind, flags = struct.unpack_from("=LHH", data)
+            data, at = sock.recv(1 << 18), 0
+            while len(data) - at >= 16 and not done:
+                length, kind, flags = struct.unpack_from("=LHH", data, at)
                 torn |= bool(flags & NLM_F_DUMP_INTR)
-                if kind == NLMSG_ERROR and (code := -struct.unpack_from("=i", data, 16)[0]):
+                if kind == NLMSG_ERROR and (code := -struct.unpack_from("=i", data, at + 16)[0]):
                     raise KernelError(code, text)
                 done = kind in (NLMSG_ERROR, NLMSG_DONE)
                 if not done:
-                    bodies.append(data[16:length])
-                data = data[max(16, (length + 3) & ~3) :]
+                    bodies.append(data[at + 16 : at + length])
+                at += max(16, (length + 3) & ~3)
         if not torn:
             return bodies
     raise KernelError(EINTR, text)

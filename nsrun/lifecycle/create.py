@@ -105,7 +105,7 @@ def _check_rootless(state: State, options: Options) -> None:
     for port in parse_ports(options.get("publish") or []):
         pasta.check_port(port["host_port"])
     name = _name_of(options)
-    if name in state.names("pods") and not state.door({"name": name}).startswith(f"{state.run}/"):
+    if state.has_pod(name) and not state.door({"name": name}).startswith(f"{state.run}/"):
         raise BadInput(f"pod name {name!r} is taken: by one that root made for you", hint="choose another name")
 
 

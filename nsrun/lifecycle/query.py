@@ -10,6 +10,7 @@ from nsrun.errors import BadInput, NsrunError, UnknownError
 from nsrun.schema import is_name, is_number
 from nsrun.spec import idmaps
 from nsrun.state import ALIVE, life
+from nsrun.state.census import Seen, look
 from nsrun.state.orphans import unreadable
 
 TYPE_CHECKING = False
@@ -49,9 +50,15 @@ def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
 
     `members` are the notes of all members, of any pod.
     """
-    network = note["network"]
     status = pod_status(state, note)
     pid = _pid(state.pause, note) if status in ("running", "removing") else 0
+    return _pod_json(state, note, members, status, pid, kernel.namespace_ids(pid) if pid else {})
+
+
+def _pod_json(
+    state: State, note: Note, members: list[Note], status: str, pid: int, spaces: dict[str, int]
+) -> dict[str, Any]:
+    network = note["network"]
     return {
         "id": note["id"],
         "name": note["name"],
@@ -60,7 +67,7 @@ def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
         "created": note["created"],
         "owner": note["owner"],
         "hostname": note["hostname"],
-        "namespaces": kernel.namespace_ids(pid) if pid else {},
+        "namespaces": spaces,
         "network": {key: network.get(key, "") for key in ("mode", "ip", "ip6", "gateway", "bridge", "veth")},
         "ports": note.get("ports", []),
         "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + _owners_members(state, note),
@@ -86,14 +93,28 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
     if running:
         pod = state.try_read("pods", note["pod"])
         orphaned = not (pod and pod["id"] == note["pod_id"] and pod_status(state, pod) in ("running", "removing"))
-    found = {
+    inner, spaces = (_pid_inside(pid), kernel.namespace_ids(pid)) if pid else (0, {})
+    return _member_json(note, status, code, orphaned, pid, inner, recorded, spaces)
+
+
+def _member_json(
+    note: Note,
+    status: str,
+    code: int | None,
+    orphaned: bool,
+    pid: int,
+    inner: int,
+    recorded: tuple[int, str, bool] | None,
+    spaces: dict[str, int],
+) -> dict[str, Any]:
+    return {
         "id": note["id"],
         "name": note["name"],
         "pod": note["pod"],
         "status": status,
         "orphaned": orphaned,
         "pid": pid,
-        "pid_in_pod": _pid_inside(pid) if pid else 0,
+        "pid_in_pod": inner,
         "exit_code": code,
         "oom_killed": bool(recorded and recorded[2]),
         "created": note["created"],
@@ -102,9 +123,8 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
         "command": note["command"],
         **({"image": note["image"], "image_id": note["image_id"]} if note.get("image") else {"rootfs": note["rootfs"]}),
         "restarts": note["restarts"],
-        "namespaces": kernel.namespace_ids(pid) if pid else {},
+        "namespaces": spaces,
     }
-    return found
 
 
 def _pid_inside(pid: int) -> int:
@@ -119,15 +139,39 @@ def _pid_inside(pid: int) -> int:
     return 0
 
 
-def pods(state: State, everything: bool = False) -> list[dict[str, Any]]:
-    """Return the pods that live; with `everything`, also those that have ended and were not removed yet."""
-    known = state.all("members")
-    found = _each(state, "pods", lambda note: pod_json(state, note, known), _DAMAGED_POD)
+def pods(state: State, everything: bool = False, spaces: bool = True) -> list[dict[str, Any]]:
+    """Return the pods that live; with `everything`, also those that have ended and were not removed yet.
+
+    Without `spaces` those that plainly live have no `namespaces`, which seven questions for each are to spare.
+    """
+    names = state.names("pods")
+    seen = look(state, "pods", names)
+    of_pod: dict[str, list[Note]] = {}
+    for note in all_notes(state, "members", look(state, "members", state.names("members"))):
+        of_pod.setdefault(note["pod_id"], []).append(note)
+
+    def shown(name: str) -> dict[str, Any] | None:
+        one = seen.get(name)
+        note = one.note if one else state.try_read("pods", name)
+        if not note:
+            return None
+        members = of_pod.get(note["id"], [])
+        if one and one.running:
+            return _pod_json(state, note, members, "running", one.pid, kernel.namespace_ids(one.pid) if spaces else {})
+        return pod_json(state, note, members)
+
+    found = _each(state, "pods", names, shown, _DAMAGED_POD)
     found = [pod for pod in found if everything or pod["status"] in ("created", "running", "removing", "damaged")]
     for name, now in unreadable(state, "pods") if state.broken else []:
         if (everything or now.alive) and all(pod["name"] != name for pod in found):
             found.append({**_DAMAGED_POD, "name": name, "pid": now.keeper or _held_by(now)})
     return found
+
+
+def all_notes(state: State, kind: str, seen: dict[str, Seen]) -> list[Note]:
+    """Return what `State.all` returns, without reading again what was seen to be as it should be."""
+    found = (seen[name].note if name in seen else state.try_read(kind, name) for name in state.names(kind))
+    return [note for note in found if note]
 
 
 def _held_by(found: Life) -> int:
@@ -141,29 +185,49 @@ def _held_by(found: Life) -> int:
     return held[0][1] if held else 0
 
 
-def members(state: State, everything: bool = False) -> list[dict[str, Any]]:
-    found = _each(state, "members", lambda note: member_json(state, note), _DAMAGED_MEMBER)
+def members(state: State, everything: bool = False, spaces: bool = True) -> tuple[list[dict[str, Any]], bool]:
+    """Return the members that live, and whether there are pods with an owner, whose members have notes of their own.
+
+    With `everything`, also those that have ended.  For `spaces` see `pods`.
+    """
+    names = state.names("members")
+    seen, running = look(state, "members", names), look(state, "pods", state.names("pods"))
+    owned = any(note.get("user") for note in all_notes(state, "pods", running))
+
+    def shown(name: str) -> dict[str, Any] | None:
+        one = seen.get(name)
+        if one and one.running:
+            pod = running.get(one.note["pod"])
+            if pod and pod.running and pod.note["id"] == one.note["pod_id"]:
+                space = kernel.namespace_ids(one.pid) if spaces else {}
+                return _member_json(one.note, "running", None, False, one.pid, one.inner, None, space)
+        note = one.note if one else state.try_read("members", name)
+        return member_json(state, note) if note else None
+
+    found = _each(state, "members", names, shown, _DAMAGED_MEMBER)
     found = [m for m in found if everything or m["status"] in (*ALIVE, "damaged")]
     for name, now in unreadable(state, "members") if state.broken else []:
         if (everything or now.alive) and all(member["name"] != name for member in found):
             found.append({**_DAMAGED_MEMBER, "name": name})
-    return found
+    return found, owned
 
 
 def _each(
-    state: State, kind: str, shown: Callable[[Note], dict[str, Any]], damaged: dict[str, Any]
+    state: State, kind: str, names: list[str], shown: Callable[[str], dict[str, Any] | None], damaged: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return what is shown of each.
+    """Return what is shown of each, for which there is a note that can be read.
 
     One that can't be asked about is shown as damaged, and `State.broken` gets the reason.
     """
     found = []
-    for note in state.all(kind):
+    for name in names:
         try:
-            found.append(shown(note))
+            one = shown(name)
         except (OSError, NsrunError) as error:
-            state.broken[state.path(kind, note["name"])] = str(error).partition("\n")[0]
-            found.append({**damaged, "name": note["name"]})
+            state.broken[state.path(kind, name)] = str(error).partition("\n")[0]
+            one = {**damaged, "name": name}
+        if one:
+            found.append(one)
     return found
 
 

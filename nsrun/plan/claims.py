@@ -72,6 +72,7 @@ class ClaimName(Step):
             *(("note", f"{new}/{file}", compiler.template(note)) for file, note in notes.items()),
             ("file", f"{new}/exit.tmp", SPACE),
             ("rename", new, target),
+            ("file", compiler.state.path("pods", self.note["pod"], f"m-{self.name}"), b""),
         ]
 
     def do(self, run: Context) -> None:

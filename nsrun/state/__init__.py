@@ -9,8 +9,10 @@ A name is taken by one rename(2), without a lock.  It is given back under the lo
 write-lock its `held`: so what is removed belongs to nobody, and is not something that has taken the name since.
 
     RUN/pods/NAME/      held, note, started, ended, released, removing    (of a pod without root: door, forward.pid, forward.log)
+                        listed, m-MEMBER: which members to ask for, of a pod; a hint that may name others, too
     RUN/members/NAME/   held, note, config.json, options.json, started, log, log.1, exit, stop, attach
     RUN/tmp/ID/         a claim in the making, renamed into place; or what is being removed
+    RUN/turn            where the next sweep begins (sweep.py)
     RUN/aside/          broken notes whose name was wanted for something else
     LIB/upper/ID/       held, about, committed, upper, work, volume-N: what a member wrote, with a proof of life of its own
     LIB/volumes/NAME    named volumes
@@ -133,6 +135,9 @@ def make_directory(path: str) -> None:
 #: What a file holds in which a line will be written, even on a full disk.
 SPACE = b" " * 95 + b"\n"
 
+#: The mark beside the note of a pod whose members are written down there.
+LISTED = "listed"
+
 #: Nanoseconds after which a note that is written anew can't look like the one before, whatever its file system.
 SETTLED = 2_000_000_000
 
@@ -204,6 +209,16 @@ class State:
         if kind == "pods" and self.uid:
             found.update(self._owned_names())
         return sorted(found)
+
+    def has_pod(self, name: str) -> bool:
+        """Return whether `names` has this pod, without looking at others."""
+        if is_there(self.path("pods", name)):
+            return True
+        shown = f"{self.owned}/{name}"
+        try:
+            return bool(self.uid) and is_there(f"{shown}.json") and life.ask(f"{shown}.held").alive
+        except PermissionError:  # somebody else made the directory
+            return False
 
     def _owned_names(self) -> list[str]:
         """Return the names of the living pods that root made for this user."""
@@ -298,7 +313,44 @@ class State:
 
     def members_of(self, pod: Note) -> list[Note]:
         """Return the notes of the members of this pod, including those that have ended."""
-        return [note for note in self.all("members") if note["pod_id"] == pod["id"]]
+        found = (self.try_read("members", name) for name in self._listed(pod["name"]))
+        return [note for note in found if note and note["pod_id"] == pod["id"]]
+
+    def _listed(self, pod: str) -> list[str]:
+        """Return the names of the members that a pod of this name may have.
+
+        They are those that `_list` has written down, or all: where an earlier build made the pod, and for the owner of a
+        pod that root made, who has no directory for it.
+        """
+        try:
+            entries = os.listdir(self.path("pods", pod))
+        except (FileNotFoundError, NotADirectoryError):
+            entries = []
+        if LISTED not in entries:
+            return self.names("members")
+        return sorted(entry[2:] for entry in entries if entry.startswith("m-") and is_name(entry[2:]))
+
+    def _list(self, note: Note) -> None:
+        """Write down, beside the note of its pod, that there is this member.
+
+        Whoever takes a member's name does so, at once after it: the end of the pod does not find the member otherwise.
+        """
+        path = self.path("pods", note["pod"], f"m-{note['name']}")
+        try:
+            os.close(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # the pod has gone, and this member will not begin; or root made it
+        except OSError:
+            remove_tree(self.path("pods", note["pod"], LISTED))  # from now on its members are looked for among all
+
+    def unlist(self, pod: str, name: str) -> None:
+        """Remove what `_list` wrote of a member that has just been removed, unless another has its name by now."""
+        try:
+            os.unlink(self.path("pods", pod, f"m-{name}"))
+        except OSError:
+            return  # it is not there; and a name too many is no harm
+        if is_there(self.path("members", name)) and (another := self.try_read("members", name)):
+            self._list(another)
 
     def door(self, note: Note) -> str:
         """Return the socket through which the owner of this pod starts processes in its cgroup (csrc/door.c)."""
@@ -711,9 +763,13 @@ class State:
                 self._write(f"{tmp}/{file}", content)
             if kind == "members":
                 _fill(f"{tmp}/exit.tmp")
+            else:
+                os.close(open_regular(f"{tmp}/{LISTED}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW))
             for attempt in (1, 2, 3):
                 try:
                     os.rename(tmp, target)
+                    if kind == "members":
+                        self._list(note)
                     return target, fd
                 except OSError as error:
                     if error.errno == ENOENT and attempt == 1:
@@ -941,9 +997,10 @@ def _read_bounded(fd: int, path: str, size: int = codec.MAX_BYTES) -> bytes:
     """Return the content of an open file of at most `size` bytes.  Raise OSError: EFBIG for a larger one."""
     from errno import EFBIG
 
-    if os.fstat(fd).st_size > size:
+    there = os.fstat(fd).st_size
+    if there > size:
         raise OSError(EFBIG, "it is too large", path)
-    return os.read(fd, size)
+    return os.read(fd, there)  # not `size`: the memory for that takes longer than the reading
 
 
 def _put(new: str, path: str) -> None:

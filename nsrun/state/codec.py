@@ -18,7 +18,7 @@ from nsrun.schema import FLAG, HEX, LINE, WORD, Number, Text, check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 try:
@@ -64,6 +64,7 @@ except ImportError:  # this interpreter lacks the C accelerator
 #: Bytes of the largest note: a config.json may have an argument list as long as the kernel accepts.
 MAX_BYTES = 16 << 20
 _HEAD = b'{"crc": "%08x", '
+_HEAD_SIZE = len(_HEAD % 0)
 _COUNT, _SIGNED = Number(), Number(-1)
 _NAME = Text("a name", 63, of="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _MAPS = {"uid": [[_COUNT]], "gid": [[_COUNT]]}
@@ -103,11 +104,22 @@ def encode(note: Mapping[str, Any]) -> bytes:
     return _HEAD % kernel.checksum(body) + body
 
 
+def quick(data: bytes, fits: Callable[[Any], bool]) -> dict[str, Any] | None:
+    """Return the note of these bytes, or None when `decode` has to say what is wrong with them."""
+    body = data[_HEAD_SIZE:]
+    if data[:_HEAD_SIZE] != _HEAD % kernel.checksum(body):
+        return None
+    try:
+        note: dict[str, Any] = loads("{" + body.decode())
+    except ValueError:
+        return None
+    return note if fits(note) else None
+
+
 def decode(data: bytes, shape: dict[Any, Any]) -> dict[str, Any]:
     """Return the note of these bytes.  Raise ValueError, which tells what is wrong with them."""
-    size = len(_HEAD % 0)
-    body = data[size:]
-    if data[:size] != _HEAD % kernel.checksum(body):
+    body = data[_HEAD_SIZE:]
+    if data[:_HEAD_SIZE] != _HEAD % kernel.checksum(body):
         raise ValueError("its checksum does not match: it was changed, or written only in part")
     note = loads("{" + body.decode())
     try:

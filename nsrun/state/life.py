@@ -257,6 +257,22 @@ def _ask(fd: int, mine: set[int]) -> Life:
     return Life(_identity(fd), who(MAKER), who(KEEPER), who(HOLDER))
 
 
+def unheld(directory: str, position: int, most: int, wanted: int) -> tuple[list[str], int]:
+    """Return (the names below a directory of which no lock shows that they live, where to go on); `most` are looked at.
+
+    It proves nothing about what it returns: who wants to remove that asks about each.  Raise OSError when the directory
+    can't be read.
+    """
+    with kernel.Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd, _guard:
+        return kernel.unlocked(fd, position, most, wanted, list(_ours))
+
+
+def census(directory: str, names: list[str], marks: tuple[str, ...]) -> list[tuple[bytes | None, tuple[int, ...]]]:
+    """Return what `kernel.census` says of these names below a directory.  Raise OSError when it can't be opened."""
+    with kernel.Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd, _guard:
+        return kernel.census(fd, names, marks, list(_ours))
+
+
 class Removal:
     """`with Removal(path) as mine:` if `mine`, nobody holds the file, and nobody can until the end of the block.
 

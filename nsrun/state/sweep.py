@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Garbage collection: every command removes what a crash or a kill -9 left behind.
+"""Garbage collection: commands remove what a crash or a kill -9 left behind.
 
 The kernel itself collects what a descriptor or a process holds: namespaces, mounts, ports, the table.  What has a name
 stays: a cgroup directory, a note, what a member wrote, an idle bridge.
@@ -8,6 +8,10 @@ There are three rules.  A sweep touches only what nobody holds (life.py), and le
 It removes entirely what was never finished; of a pod that had started, it removes what the kernel has, and keeps the
 notes, logs, exit statuses and data until `pod rm`, `pod prune` or the next pod of that name.  A sweep follows a command
 that is finished: it goes on whatever it meets, and never changes the command's exit status.
+
+A command must not get slower with what others run.  So it looks only at the next LOOKED_AT pods, members, data and
+claims in turn, from where the command before it has stopped, and the locks of those are asked in C; everything else
+here is for the few that nobody is seen to hold.  `pod prune` looks at all.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import os
 from _struct import pack
 
+from nsrun import kernel
 from nsrun._protocol import REPLAY, REPLAY_BYTES
 from nsrun.errors import BadInput, BrokenNote, Busy, NsrunError
 from nsrun.schema import is_directory, is_name, is_there, open_regular
@@ -25,6 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nsrun.state import Note
+
+
+#: How many pods, and as many members, data and claims, one command looks at; and how many of them are looked into
+#: because no lock shows that they live.  Those are mostly members that have ended and wait for `nsrun rm`.
+LOOKED_AT, LOOKED_INTO = 32, 16
+#: What RUN/turn says: where in each directory the next command begins.
+_DIGITS = 20
 
 
 class Sweeper:
@@ -38,19 +50,43 @@ class Sweeper:
 
     def all(self) -> list[str]:
         """Sweep everything below this root; return what was removed, for people."""
+        return self._sweep(self._entries)
+
+    def some(self) -> list[str]:
+        """Do the same for the part of it whose turn it is, as every command does."""
+        turn = _Turn(f"{self.state.run}/turn")
+
+        def next_of(path: str) -> list[str]:
+            try:
+                return turn.look(path)
+            except FileNotFoundError:
+                return []
+            except OSError as error:
+                self.troubles.append(f"{path}: {error.strerror}")
+                return []
+
+        found = self._sweep(next_of)
+        turn.save()
+        return found
+
+    def _sweep(self, entries: Callable[[str], list[str]]) -> list[str]:
         state = self.state
         buried = False
-        for name in self._names("pods"):
+        for name in filter(is_name, entries(f"{state.run}/pods")):
             buried = self._try(f"pod {name}", self._pod, name) or buried
-        for name in self._names("members"):
+        for name in filter(is_name, entries(f"{state.run}/members")):
             self._try(f"member {name}", self._member, name)
-        for ident in self._entries(f"{state.lib}/upper"):
+        for ident in entries(f"{state.lib}/upper"):
             self._try(f"upper {ident}", self._data, ident)
-        for entry in self._names("tmp"):
+        for entry in filter(is_name, entries(f"{state.run}/tmp")):
             self._try(f"claim {entry}", self._claim, entry)
         if buried or not self._is_any_living():
             self._try("cgroups", self._base)
-        if not state.uid and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0"):
+        if (
+            not state.uid
+            and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0")
+            and (buried or not kernel.has_carrier("nsrun0"))
+        ):
             self._try("bridge", self._bridge, buried)
         return self.removed
 
@@ -86,7 +122,11 @@ class Sweeper:
             return True  # it can't be asked, which does not mean that it has ended
 
     def _is_any_living(self) -> bool:
-        return any(map(self._is_living, self._names("pods")))
+        try:
+            with os.scandir(f"{self.state.run}/pods") as entries:
+                return any(is_name(entry.name) and self._is_living(entry.name) for entry in entries)
+        except OSError:
+            return False
 
     def _base(self) -> None:
         from nsrun.host import cgroup
@@ -135,7 +175,7 @@ class Sweeper:
 
     def _has_had_members(self, note: Note) -> bool:
         """Return whether the pod has a member; then it had been started, whatever became of the mark."""
-        return any(member["pod_id"] == note["id"] for member in self.state.all("members"))
+        return bool(self.state.members_of(note))
 
     def _release(self, note: Note) -> None:
         """Remove what the kernel has of a pod that has ended, and what its owner was shown; keep its notes and data."""
@@ -172,12 +212,11 @@ class Sweeper:
             self.end_forwarder(name)
         if note:
             self._release(note)
-            for member in state.all("members"):
-                if member["pod_id"] == note["id"]:
-                    try:
-                        self._remove_ended(member)
-                    except NsrunError as error:
-                        left = left or error
+            for member in state.members_of(note):
+                try:
+                    self._remove_ended(member)
+                except NsrunError as error:
+                    left = left or error
         if left:
             raise left
         _drop_plans(state, "pods", name)
@@ -368,6 +407,41 @@ class Sweeper:
             self.set_aside(kind, name, ended)
 
 
+class _Turn:
+    """Where in each directory the last command has stopped, in a file that is only ever a hint.
+
+    A number that is lost or wrong, or that another command wrote at the same time, makes a sweep begin elsewhere.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.now: list[int] = []
+        self._before: list[int] = []
+        try:
+            with kernel.Fd(open_regular(path)) as fd:
+                words = os.read(fd, 8 * _DIGITS).split()
+            self._before = [int(word) & (1 << 63) - 1 if word.isdigit() else 0 for word in words]
+        except OSError:
+            pass  # it begins where a directory begins
+
+    def look(self, directory: str) -> list[str]:
+        """Return the next names of which no lock shows that they live.  Raise OSError."""
+        turn = len(self.now)
+        self.now.append(0)
+        before = self._before[turn] if turn < len(self._before) else 0
+        found, self.now[turn] = life.unheld(directory, before, LOOKED_AT, LOOKED_INTO)
+        return found
+
+    def save(self) -> None:
+        if not any(self.now) and not any(self._before):
+            return  # all of it was looked at, as always where there is little
+        try:
+            with kernel.Fd(open_regular(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)) as fd:
+                os.write(fd, "".join(f"{position:{_DIGITS}}" for position in self.now).encode())
+        except OSError:
+            pass  # the next command looks at the same part
+
+
 QUICKLY = 1.0  # seconds that a sweep waits for the lock of names
 
 
@@ -401,7 +475,8 @@ def give_back(state: State, kind: str, name: str, ident: str) -> None:
         if now and now["id"] == ident:
             if kind == "pods":
                 Sweeper(state).end_forwarder(name)
-            state.remove_directory(state.path(kind, name))
+            if state.remove_directory(state.path(kind, name)) and kind == "members":
+                state.unlist(now["pod"], name)
 
 
 def hides_another(state: State, note: Note) -> bool:
@@ -432,7 +507,10 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
             hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then try again",
         )
     _drop_plans(state, "members", note["name"])
-    return state.remove_directory(state.path("members", note["name"]))
+    removed = state.remove_directory(state.path("members", note["name"]))
+    if removed:
+        state.unlist(note["pod"], note["name"])
+    return removed
 
 
 def _drop_plans(state: State, kind: str, name: str) -> None:
