@@ -103,6 +103,7 @@ static int fits(const char *root)
 static void replay(void)
 {
 	char *name;
+	struct rlimit64 files;
 	const char *root = variable("NSRUN_ROOT");
 	uint64_t hash = 0xcbf29ce484222325;
 
@@ -115,6 +116,8 @@ static void replay(void)
 	for (int fd = 0; fd < 3; fd++)
 		if (SYS2(fcntl, fd, F_GETFD) < 0)
 			return;
+	if (SYS4(prlimit64, 0, RLIMIT_NOFILE, NULL, &files) < 0 || files.rlim_cur < REPLAY_FIRST + REPLAY_HANDLES)
+		return;
 	name = put_str(plan_path, root && *root ? root : "/run/nsrun");
 	name = put_str(name, root && *root ? "/run/plans/" : "/plans/");
 	for (n_words = 1; n_words < argc_ && n_words <= REPLAY_WORDS; n_words++) {
@@ -140,30 +143,90 @@ static void replay(void)
 	}
 }
 
+/* Whether the member's name is still ours: `rm -f` may have ended it meanwhile, and another may have the name by now. */
+static int is_ours(void)
+{
+	struct statx st;
+	char path[PATH_MAX];
+
+	if (!made.name || str_len(made.name) > sizeof path - 16)
+		return 0;
+	*put_str(put_str(path, made.name), "/held") = 0;
+	return SYS5(statx, AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &st) == 0 && (long)st.stx_ino == member.held &&
+	       (!member.since || nanoseconds(st.stx_btime) == member.since);
+}
+
+/* Whether `stop` has left its mark meanwhile. */
+static int is_stopped(void)
+{
+	char path[PATH_MAX];
+
+	if (str_len(made.name) > sizeof path - 16)
+		return 0;
+	*put_str(put_str(path, made.name), "/stop") = 0;
+	return SYS3(faccessat, AT_FDCWD, path, 0) == 0;
+}
+
+/* End what is in the member's cgroup, and remove that; returns whether it is gone, in 5 s. */
+static int end_cgroup(void)
+{
+	const struct timespec pause = {.tv_nsec = 2000000};
+	char path[PATH_MAX];
+	long r = 0, fd;
+
+	if (!made.cgroup)
+		return 1;
+	if (str_len(made.cgroup) < sizeof path - 16) {
+		*put_str(put_str(path, made.cgroup), "/cgroup.kill") = 0;
+		fd = SYS3(openat, made.above, path, O_WRONLY | O_CLOEXEC);
+		if (fd >= 0) {
+			SYS3(write, fd, "1", 1);
+			SYS1(close, fd);
+		}
+	}
+	if (child >= 0) {
+		SYS4(pidfd_send_signal, child, SIGKILL, NULL, 0);
+		SYS5(waitid, P_PIDFD, child, NULL, WEXITED, NULL);
+		child = -1;
+	}
+	for (int tries = 0; tries < 2500; tries++) {
+		r = SYS3(unlinkat, made.above, made.cgroup, AT_REMOVEDIR);
+		if (r != -EBUSY)
+			break;
+		SYS2(nanosleep, &pause, NULL);
+	}
+	return r == 0 || r == -ENOENT;
+}
+
 /*
- * Give the name back, and say that nothing was committed: what is left is nobody's, since our locks end with the next exec.
- * The plan goes, too, so that whoever tries again and again does not leave that each time.
+ * Say that nothing was committed, and give the name back: what is left is nobody's, since our locks end with the next exec.  The
+ * plan goes, too, so that whoever tries again and again does not leave that each time.
  */
 static void take_back(void)
 {
 	char path[PATH_MAX];
 
-	if (made.name) {
-		SYS4(renameat, AT_FDCWD, made.name, AT_FDCWD, made.claim);
-		SYS3(unlinkat, AT_FDCWD, plan_path, 0);
-	}
 	if (made.data && str_len(made.data) < sizeof path - 16) {
 		*put_str(put_str(path, made.data), "/committed") = 0;
 		SYS3(unlinkat, AT_FDCWD, path, 0);
 	}
-	if (made.cgroup)
-		SYS3(unlinkat, made.above, made.cgroup, AT_REMOVEDIR);
+	if (made.name) {
+		SYS4(renameat, AT_FDCWD, made.name, AT_FDCWD, made.claim);
+		SYS3(unlinkat, AT_FDCWD, plan_path, 0);
+	}
 }
 
-/* What was begun ends: nsrun-init, if it was started.  All of our descriptors end with the next exec; the caller's do not. */
-static void undo(void)
+/*
+ * What was begun ends: all processes of a new member, and nsrun-init, if it was started.  Whatever can't be ended keeps its notes
+ * and its data.  All of our descriptors end with the next exec; the caller's do not.  Returns whether somebody else has ended the
+ * member meanwhile, on purpose.
+ */
+static int undo(void)
 {
+	int gone, ended = 0;
+
 	SYS1(close, channel);
+	gone = end_cgroup();
 	if (child >= 0) {
 		SYS4(pidfd_send_signal, child, SIGKILL, NULL, 0);
 		SYS5(waitid, P_PIDFD, child, NULL, WEXITED, NULL);
@@ -171,16 +234,22 @@ static void undo(void)
 	if (monitor > 0) { /* it ends when nsrun-init has, and nobody can tell it to go on; until then it keeps the member's name */
 		struct pollfd p = {.fd = (int)SYS2(pidfd_open, monitor, 0), .events = POLLIN};
 		struct timespec patience = {.tv_sec = 5};
-		for (int fd = REPLAY_FIRST; fd < REPLAY_FIRST + REPLAY_HANDLES; fd++)
-			if (fd != made.above)
-				SYS1(close, fd);
-		SYS5(ppoll, &p, 1, &patience, NULL, 0);
+		SYS1(close, go[0]);
+		SYS1(close, go[1]);
+		gone &= SYS5(ppoll, &p, 1, &patience, NULL, 0) > 0;
 	}
-	take_back();
+	if (made.name) {
+		ended = !is_ours() || is_stopped();
+		if (gone && is_ours())
+			take_back();
+	} else if (gone) {
+		take_back();
+	}
 	if (replayed)
 		for (unsigned i = 0; i < sizeof ours / sizeof *ours; i++)
 			SYS4(rt_sigaction, ours[i].number, &ours[i].callers, NULL, sizeof(sigbits));
 	SYS4(rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
+	return ended;
 }
 
 /* ---- Python ---------------------------------------------------------------------------------------- */
@@ -292,9 +361,13 @@ int main(int argc, char **argv, char **envp)
 	if (!wish || !str_eq(wish, "0")) {
 		SYS4(rt_sigprocmask, SIG_SETMASK, NULL, &mask, sizeof mask);
 		replay();
-		undo();
-		if (released) {
-			say("nsrun: the command was started, and killed again: what follows its start could not be done\n");
+		if (undo()) {
+			say("nsrun: the member was ended before it had begun\n");
+			return 137;
+		}
+		if (released || lost) {
+			say(released ? "nsrun: the command was started, and killed again: what follows its start could not be done\n"
+			             : "nsrun: setns(2) back to our own namespaces failed\n");
 			return 125;
 		}
 		if (wish && str_eq(wish, "must")) {

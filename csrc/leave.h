@@ -151,16 +151,17 @@ static long op_note(struct arg *a)
 	static const char head[] = "{\"crc\": \"00000000\", ";
 	const size_t n_head = sizeof head - 1;
 	char path[PATH_MAX], *text, *p;
-	size_t size = n_head + a[1].len + 64, all;
+	size_t size = n_head + a[1].len + 64, command = 0, all;
 	uint32_t crc;
 	long r;
 
 	if (a[0].len > sizeof path - 8)
 		return -ENAMETOOLONG;
 	for (char **word = argv_ + 1 + n_words; *word; word++)
-		size += 6 * str_len(*word) + 4;
+		command += 6 * str_len(*word) + 4;
 	for (const char *c = a[1].s; *c; c++)
-		size += *c == HOLE ? 48 : 0;
+		if (*c == HOLE)
+			size += c[1] == HOLE_COMMAND ? command : 48;
 	if (!(text = map_memory(size)))
 		return -ENOMEM;
 	p = (char *)memcpy(text, head, n_head) + n_head;

@@ -20,6 +20,8 @@ static char plan_path[PATH_MAX], *plan_begin, *plan_end;
 static int channel = -1; /* of nsrun-init */
 static int child = -1;   /* pidfd of nsrun-init */
 static int monitor = -1; /* pid of nsrun-monitor, if it is not what we become */
+static int go[2] = {-1, -1}; /* the ends of the channel by which it hears from us: its own, and ours */
+static int lost;             /* whether we could not come back from the namespaces of the pod */
 static sigbits mask;     /* the caller's */
 static int released;
 

@@ -173,7 +173,9 @@ static long op_channel(struct arg *a)
 
 	MUST(SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, two));
 	MUST(move_to(two[0], a[0].i));
-	return move_to(two[1], a[1].i);
+	MUST(move_to(two[1], a[1].i));
+	go[0] = (int)a[0].i, go[1] = (int)a[1].i;
+	return 0;
 }
 
 static long op_listen(struct arg *a)
@@ -217,18 +219,17 @@ static long op_launch(struct arg *a)
 	MUST(move_to(two[1], a[5].i));
 	r = launch(&l);
 	monitor = l.monitor_pid;
-	if (l.failed == STAGE_RETURN) { /* we would execute Python half inside the pod */
-		say("nsrun: setns(2) back to our own namespaces failed\n");
-		sys_exit(125);
-	}
-	MUST(r);
+	lost = l.failed == STAGE_RETURN; /* we would execute Python half inside the pod */
 	child = l.pidfd;
+	MUST(r);
 	member.pid = l.pid;
 	/* We must not keep the child's descriptors: the end of the channel has to mean that it is gone. */
 	SYS1(close, a[4].i);
 	SYS1(close, a[5].i);
 	for (int i = 0; i < 3; i++)
 		SYS1(close, l.stdio[i]);
+	if (monitor > 0)
+		SYS1(close, go[0]);
 	r = hear();
 	if (r != INIT_WAITS)
 		return r < 0 ? r : -ESRCH;

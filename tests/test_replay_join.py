@@ -53,7 +53,6 @@ def normal(text: str) -> str:
 
 OPTIONS: dict[str, list[str]] = {
     "nothing": [],
-    "a variable": ["-e", "A=1 2"],
     "a user": ["-u", "www-data"],
     "a directory": ["-w", "/tmp"],
     "a volume": ["-v", "{host}:/data:ro"],
@@ -211,6 +210,10 @@ def test_what_leaves_no_plan(host, pod, root, tmp_path):
         ["--rootfs", os.path.relpath(root)],
         ["-v", f"{tmp_path}:/srv/link", "--rootfs", root],
         ["-v", "./tests:/x", "--rootfs", root],
+        ["-v", ".:/x", "--rootfs", root],
+        ["-v", "..:/x", "--rootfs", root],
+        ["-v", ".git:/x", "--rootfs", root],
+        ["-e", "A=geheim", "--rootfs", root],
         ["-v", "/anonymous", "--rootfs", root],
         ["-e", "HOME", "--rootfs", root],
         ["--pid", "nested", "--rootfs", root],
@@ -319,6 +322,93 @@ def test_who_can_not_have_the_output(host, pod, root):
 def test_without_its_plan_it_says_so(host, pod, root):
     done = host.run("join", "pause", "--rootfs", root, "true", env=MUST, check=False)
     assert (done.returncode, done.stderr) == (125, NOTHING)
+
+
+def injected(*rules: str) -> list[str]:
+    need(shutil.which("strace"), "strace is missing", "apt-get install strace")
+    return ["strace", "-qq", "-o", "/dev/null", *rules]
+
+
+@pytest.mark.parametrize("detach", [[], ["-d"]], ids=("foreground", "detached"))
+def test_what_fails_after_the_release(host, pod, root, detach):
+    """All processes of the member are ended, as Python does, before its data may be taken for rubbish."""
+    words = ["join", *detach, "--rm", "--name", "x", "pause", "--rootfs", root]
+    host.run(*words, "true")
+    wait_for(lambda: not members(host), 10, "its end")
+    before = host.snapshot()
+    mark = host.root / "run/members/x/started"
+    slow = injected("-P", str(mark), "-e", "trace=openat", "-e", "inject=openat:error=ENOSPC:delay_enter=300000")
+    done = sh(*slow, NSRUN, *words, "sh", "-c", "(trap '' HUP TERM; while :; do sleep 1; done) & sleep 100", env={**host.env, **MUST}, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout) == (125, "") and "started, and killed again" in done.stderr
+    host.run("ls")
+    wait_for(lambda: host.snapshot() == before, 10, "nothing of it is left")
+
+
+def test_few_descriptors(host, pod, root):
+    """The numbers of the plan must be allowed, before anything is begun; else Python finds others."""
+    words = [
+        NSRUN,
+        "join",
+        "pause",
+        "-v",
+        f"{host.root}:/v",
+        "--rootfs",
+        root,
+        "sh",
+        "-c",
+        "echo started; echo finished",
+    ]
+    host.run(*words[1:])
+    for most in range(30, 62, 2):
+        done = sh("sh", "-c", f'ulimit -n {most}; exec "$@"', "-", *words, env=host.env, check=False)
+        assert (done.returncode, done.stdout) == (0, "started\nfinished\n"), (most, done.stderr)
+
+
+def test_a_name_that_another_has_by_now(host, pod, root):
+    """Who fails late gives back only what is theirs."""
+    words = ["join", "-d", "--rm", "--name", "x", "pause", "--rootfs", root]
+    host.run(*words, "true")
+    wait_for(lambda: not members(host), 10, "its end")
+    slow = injected("-e", "trace=ppoll", "-e", "inject=ppoll:delay_exit=1500000")
+    late = subprocess.Popen([*slow, NSRUN, *words, "nosuch"], env=host.env, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: members(host) == ["x"], 10, "its claim")
+        while host.run(*words, "sleep", "1000", check=False).returncode:
+            pass
+    finally:
+        assert late.wait(60) in (125, 127)
+    assert host.member("x")["status"] == "running" and host.run("exec", "x", "echo", "lives").stdout == "lives\n"
+
+
+@pytest.mark.parametrize("end", ["rm -f x", "stop -t 1 x"])
+def test_ended_while_it_is_made(host, pod, root, end):
+    """Whoever ends it means it: it is not begun once more."""
+    words = ["join", "--rm", "--name", "x", "pause", "--rootfs", root, "sleep", "3"]
+    host.run(*words[:-2], "true")
+    note = host.root / "run/members/x/note"
+    slow = injected("-P", str(note), "-e", "trace=renameat", "-e", "inject=renameat:delay_exit=1500000")
+    begun = subprocess.Popen([*slow, NSRUN, *words], env=host.env, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: members(host) == ["x"] and '"process"' in note.read_text(), 10, "its note")
+    host.run(end, check=False)
+    _, errors = begun.communicate(timeout=30)
+    assert begun.returncode in (137, 143), errors
+    assert members(host) == []
+
+
+def test_words_like_holes(host, pod, root):
+    """A word of the user's stands for itself, whatever it is."""
+    for name in ("\x01c", "hole-c"):
+        program = pathlib.Path(root, "bin", name)
+        program.write_text('#!/bin/sh\necho "$#"\n')
+        program.chmod(0o755)
+    settle(pathlib.Path(root))
+    for name in ("\x01c", "hole-c"):
+        words = ["join", "--entrypoint", name, "pause", "--rootfs", root]
+        python, front = both(host, *words, "a", "\x01c", *["b"] * 3000)
+        assert front.stdout == python.stdout == "3002\n"
+        commands = [json.loads(host.run("inspect", member).stdout)[0]["command"] for member in members(host)]
+        assert all(command == [name, "a", "\x01c", *["b"] * 3000] for command in commands)
+        host.run("rm", *members(host))
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------

@@ -339,7 +339,7 @@ def execute(call: Call) -> int:
 
 #: Options whose effect does not depend on anything that has no witness (docs/replay.md).
 _EXEC_REPLAYED = {"interactive", "terminal", "env", "workdir", "user"}
-_JOIN_REPLAYED = _EXEC_REPLAYED - {"terminal"} | {
+_JOIN_REPLAYED = _EXEC_REPLAYED - {"terminal", "env"} | {  # what -e says would outlive the member
     *("rootfs", "image", "entrypoint", "name", "detach", "rm", "restart", "stop_signal"),
     *("volume", "tmpfs", "read_only", "writable", "cap_add", "cap_drop", "ulimit", "oom_score_adj"),
 }
@@ -370,8 +370,10 @@ def _leave(call: Call, replayed: set[str]) -> Any:
 
 def _from_anywhere(options: Mapping[str, Any], run: Run) -> bool:
     """Return whether the paths among the options of a join lead to the same from every directory, and through no links."""
+    from nsrun.schema import is_name
+
     sources = [volume.partition(":")[0] for volume in options.get("volume", [])]
-    if any("/" in source and not source.startswith("/") for source in sources):
+    if not all(source.startswith("/") or is_name(source) for source in sources):
         return False
     facts = run.plan.facts
     return not (facts.get("moved") or facts.get("refused")) and (

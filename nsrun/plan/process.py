@@ -839,8 +839,12 @@ class Release(Step):
         return ("channel:nsrun", "member:pidfd?")
 
     def replayed(self, compiler: Compiling) -> list[Replayed]:
-        mark = [("file", f"{compiler.directory}/started", b"")] if compiler.directory else []
-        return [("release",), *mark]
+        if not compiler.directory:
+            return [("release",)]
+        found: list[Replayed] = []
+        if compiler.fd("directory:fd") < 0:  # after the release nothing may fail that can be done before it
+            found.append(("open_directory", compiler.directory, compiler.make("directory:fd")))
+        return [*found, ("release",), ("file", f"{compiler.directory}/started", b"")]
 
     def do(self, run: Context) -> None:
         run.release()
@@ -896,13 +900,9 @@ class HandOver(Step):
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
         if self.detach:
             return [("go", compiler.fd("go:write"), compiler.note["name"])]
-        found: list[Replayed] = []
-        if compiler.directory:
-            found.append(("open_directory", compiler.directory, compiler.make("directory:fd")))
         argv, keep = compiler.monitor({"pidfd": "member:pidfd"})
         held = [fd for fd in map(compiler.fd, ("lock:held", "lock:data")) if fd >= 0]
-        found += [("lock", fd, KEEPER) for fd in held]
-        return [*found, ("become", compiler.fd("monitor:fd"), argv, keep)]
+        return [*(("lock", fd, KEEPER) for fd in held), ("become", compiler.fd("monitor:fd"), argv, keep)]
 
     def do(self, run: Context) -> None:
         run.hand_over(self.detach)

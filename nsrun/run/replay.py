@@ -79,6 +79,7 @@ class Compiler:
         self.monitor_options = run.monitor_options
         self.stdio: tuple[str, str, str] = ("", "", "")
         self._asked: set[int] = set()
+        self._mark = f"hole-{os.urandom(16).hex()}-"
 
     def make(self, name: str) -> int:
         """Return a new number for a handle.  Raise CannotReplay when there are too many."""
@@ -115,21 +116,19 @@ class Compiler:
         return os.fstat(self.run.handles[name]).st_ino
 
     def hole(self, kind: str) -> str:
-        """Return what stands in a note for something that is known only at the time (protocol.h, enum replay_hole)."""
-        return chr(HOLE) + chr(_HOLES[kind])
+        """Return what stands in a note for something that is known only at the time: no word of a user's is the same."""
+        return f"{self._mark}{chr(_HOLES[kind])}"
 
     def template(self, note: Mapping[str, Any]) -> str:
-        """Return a note as the front writes it: without its checksum, and with holes.  Raise CannotReplay."""
+        """Return a note as the front writes it (protocol.h, enum replay_hole): without its checksum.  Raise CannotReplay."""
         note = dict(note)
         if "command" in note:
             note["command"] = self._as_hole(note["command"])
         if isinstance(process := note.get("process"), dict):  # of config.json
             note["process"] = {**process, "args": self._as_hole(process["args"])}
         text = codec.dumps(note)[1:] + "\n"
-        for letter in map(chr, _HOLES.values()):
-            text = text.replace(f'"\\u{HOLE:04x}{letter}"', chr(HOLE) + letter)
-        if f"\\u{HOLE:04x}" in text:
-            raise CannotReplay("a note has the byte that stands for a hole")
+        for letter in map(chr, _HOLES.values()):  # JSON has no byte HOLE in it
+            text = text.replace(f'"{self._mark}{letter}"', chr(HOLE) + letter)
         return text
 
     def _as_hole(self, words: Sequence[str]) -> list[str]:
