@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import HERE, NSRUN, kill, need, private, sh, wait_for
+from conftest import HERE, NSRUN, kill, need, not_editable, private, sh, wait_for
 from images import Layout, directory, entry, tar
 from test_plan import PLANS
 
@@ -141,6 +141,7 @@ def same(steps, calls):
         assert re.match(pattern, line), (step, its, "after", before and before[0][-300:], "of", line)
 
 
+@not_editable  # coverage makes calls of its own
 @pytest.mark.parametrize(
     "words",
     [
@@ -154,6 +155,7 @@ def test_pod_create_is_what_strace_shows(host, tmp_path, words):
     expected.check(*traced(host, words, tmp_path))
 
 
+@not_editable  # coverage makes calls of its own
 @pytest.mark.parametrize("options", [["--network", "none"], ["-p", "127.0.0.1:20900:80"]])
 def test_an_owned_pod_is_what_strace_shows(host, alice, tmp_path, options):
     words, env = ["pod", "create", *options, "x"], {"SUDO_UID": str(alice.uid)}
@@ -161,6 +163,7 @@ def test_an_owned_pod_is_what_strace_shows(host, alice, tmp_path, options):
     expected.check(*traced(host, words, tmp_path, env=env))
 
 
+@not_editable  # coverage makes calls of its own
 @pytest.mark.parametrize("options", [[], ["-d"]])
 def test_an_owners_join_is_what_strace_shows(host, alice, owned, box, options):
     """What she does herself; the door and what it forks are not hers to trace."""
@@ -171,6 +174,7 @@ def test_an_owners_join_is_what_strace_shows(host, alice, owned, box, options):
     expected.check(outside, others)
 
 
+@not_editable  # coverage makes calls of its own
 @pytest.mark.parametrize("options", [[], ["-d"]])
 def test_roots_join_of_an_owned_pod_is_what_strace_shows(host, alice, owned, busybox, tmp_path, options):
     host.run("join", owned, "--rm", "--rootfs", busybox, "true")
@@ -179,6 +183,7 @@ def test_roots_join_of_an_owned_pod_is_what_strace_shows(host, alice, owned, bus
     expected.check(*traced(host, words, tmp_path))
 
 
+@not_editable  # coverage makes calls of its own
 @pytest.mark.parametrize(
     "options",
     [
@@ -196,6 +201,7 @@ def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):
     expected.check(*traced(host, words, tmp_path))
 
 
+@not_editable  # coverage makes calls of its own
 @pytest.mark.parametrize("volumes", [{}, {"/data": {}}])
 def test_join_image_is_what_strace_shows(host, pod, busybox, tmp_path, volumes):
     base = subprocess.run(["tar", "-C", busybox, "-c", "."], stdout=subprocess.PIPE, check=True, timeout=30).stdout
@@ -207,6 +213,7 @@ def test_join_image_is_what_strace_shows(host, pod, busybox, tmp_path, volumes):
     expected.check(*traced(host, words, tmp_path))
 
 
+@not_editable  # coverage makes calls of its own
 def test_exec_is_what_strace_shows(host, pod, busybox, tmp_path):
     host.start("a", busybox, "sleep", "1000")
     words = ["exec", "a", "true"]
@@ -234,6 +241,7 @@ def foretold(host, tmp_path, *words, threads=True):
     expected.check(outside, others if threads else [])
 
 
+@not_editable  # coverage makes calls of its own
 def test_the_end_of_members_is_what_strace_shows(host, pod, busybox, tmp_path):
     for name in ("a", "c", "m"):
         host.start(name, busybox, "sleep", "1000")
@@ -247,6 +255,7 @@ def test_the_end_of_members_is_what_strace_shows(host, pod, busybox, tmp_path):
     assert "'m' is running" in host.fails(125, "explain", "rm", "m")
 
 
+@not_editable  # coverage makes calls of its own
 def test_the_end_of_pods_is_what_strace_shows(host, busybox, tmp_path):
     for name in ("one", "two", "three"):
         host.run("pod", "create", name)
@@ -290,6 +299,7 @@ def test_what_stands_for_a_function_names_it():
         assert re.search(rf"^ *def {name}\(", (HERE.parent / "nsrun" / file).read_text(), re.M), (file, name)
 
 
+@not_editable  # coverage makes calls of its own
 def test_prune_is_what_strace_shows(host, pod, busybox, tmp_path):
     host.run("join", "pause", "-d", "--name", "old", "--rootfs", busybox, "true")
     host.run("wait", "old")
@@ -298,12 +308,14 @@ def test_prune_is_what_strace_shows(host, pod, busybox, tmp_path):
     foretold(host, tmp_path, "pod", "prune")
 
 
+@not_editable  # coverage makes calls of its own
 def test_image_load_is_what_strace_shows(host, tmp_path):
     layout = Layout(tar(directory("a")), tar(directory("b")), name="box:1").write(tmp_path / "l")
     for _ in range(2):  # the second time all is there
         foretold(host, tmp_path, "image", "load", layout, threads=False)  # their number is that of the layers
 
 
+@not_editable  # coverage makes calls of its own
 def test_what_is_done_to_images_is_what_strace_shows(host, tmp_path):
     one, two = Layout(tar(directory("a")), tar(directory("b")), name="one:1"), Layout(tar(directory("c")), name="two:1")
     for number, layout in enumerate((one, two)):

@@ -17,7 +17,7 @@ here is for the few that nobody is seen to hold.  `pod prune` looks at all.
 from __future__ import annotations
 
 import os
-from _struct import pack
+from _struct import pack, unpack
 
 from nsrun import kernel
 from nsrun._protocol import REPLAY, REPLAY_BYTES
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 #: How many pods, and as many members, data and claims, one command looks at; and how many of them are looked into
 #: because no lock shows that they live.  Those are mostly members that have ended and wait for `nsrun rm`.
 LOOKED_AT, LOOKED_INTO = 32, 16
-#: What RUN/turn says: where in each directory the next command begins.
-_DIGITS = 20
+#: Bytes of RUN/turn, which says in eight for each directory where the next command begins.
+_MOST = 64
 
 
 class Sweeper:
@@ -419,8 +419,9 @@ class _Turn:
         self._before: list[int] = []
         try:
             with kernel.Fd(open_regular(path)) as fd:
-                words = os.read(fd, 8 * _DIGITS).split()
-            self._before = [int(word) & (1 << 63) - 1 if word.isdigit() else 0 for word in words]
+                data = os.read(fd, _MOST)
+            count = len(data) // 8
+            self._before = [number & (1 << 63) - 1 for number in unpack(f"={count}Q", data[: 8 * count])]
         except OSError:
             pass  # it begins where a directory begins
 
@@ -437,7 +438,7 @@ class _Turn:
             return  # all of it was looked at, as always where there is little
         try:
             with kernel.Fd(open_regular(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)) as fd:
-                os.write(fd, "".join(f"{position:{_DIGITS}}" for position in self.now).encode())
+                os.write(fd, pack(f"={len(self.now)}Q", *self.now))
         except OSError:
             pass  # the next command looks at the same part
 
