@@ -273,10 +273,12 @@ static long op_go(struct arg *a)
 	MUST(SYS3(write, a[0].i, &go, 1));
 	n = put_str(put_str(text, a[1].s), "\n") - text;
 	r = SYS3(write, 1, text, n);
-	if (r != n && r != -EPIPE)
-		say("nsrun: the member was started, but its name can't be written to standard output\n");
-	sys_exit(r == n ? 0 : r == -EPIPE ? 141
-	                                  : 1);
+	if (r == n)
+		sys_exit(0);
+	if (r == -EPIPE)
+		sys_exit(141); /* as Python does: 128 + SIGPIPE */
+	say("nsrun: the member was started, but its name can't be written to standard output\n");
+	sys_exit(1);
 }
 
 #endif

@@ -86,6 +86,17 @@ def test_one_plan_is_for_any_command(host, member):
     assert len(plans(host)) == 1
 
 
+def test_explain_tells_what_is_taken_for_granted(host, member):
+    told = " ".join(host.run("explain exec m true").stdout.split())
+    assert "There is a compiled plan" in told and f"{host.root}/run/members/m/note" in told and "$NSRUN_ROOT" in told
+    for words in ("explain exec -w / m true", "explain --format json exec m true"):
+        assert "compiled plan" not in host.run(words).stdout
+    (path,) = plans(host)
+    for content in (b"", path.read_bytes()[:200]):
+        path.write_bytes(content)
+        assert "compiled plan" not in host.run("explain exec m true").stdout
+
+
 def test_a_longer_line_that_begins_alike(host, member):
     """The plan of `exec m` is not for `exec m --`, which has one of its own."""
     assert not is_replayed(host, "exec", "m", "--", "true")

@@ -26,7 +26,24 @@ def explain(call: Call) -> int:
         return compare(call)
     form = call.options.get("format", "text")
     (say.page if form == "text" else say.script)(module.explain(plan_of(call.state, call.rest), call.rest, form))
+    if form == "text" and not call.state.uid:
+        _tell_compiled(call)
     return 0
+
+
+def _tell_compiled(call: Call) -> None:
+    """Print what a compiled plan for this line takes for granted, if there is one."""
+    from textwrap import wrap
+
+    from nsrun.cli import say
+    from nsrun.cli.commands import parse
+    from nsrun.run import replay
+
+    inner = parse(call.rest)
+    found = replay.granted(call.state, call.rest[: len(call.rest) - len(inner.rest)])
+    if found:
+        text = f"There is a compiled plan: the next time this is done without Python (docs/replay.md), as long as nothing has changed of {', '.join(found)}."
+        say.page("\n" + "".join(f"{line}\n" for line in wrap(text, 96, break_long_words=False, break_on_hyphens=False)))
 
 
 def compare(call: Call) -> int:

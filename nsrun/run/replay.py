@@ -9,7 +9,8 @@ compiled plan.  docs/replay.md tells what may be taken for granted, and what not
 from __future__ import annotations
 
 import os
-from struct import pack
+from struct import calcsize, pack, unpack_from
+from struct import error as struct_error
 
 from nsrun import kernel
 from nsrun._protocol import (
@@ -34,6 +35,7 @@ from nsrun._protocol import (
 from nsrun.plan import INIT, InitStep
 from nsrun.plan.process import Execute
 from nsrun.run import encode, monitor_arguments
+from nsrun.schema import open_regular
 from nsrun.state import codec
 
 TYPE_CHECKING = False
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     from nsrun.plan import Plan, Replayed
     from nsrun.run import Run
+    from nsrun.state import State
 
 #: Compiled plans that are kept in one state directory; the oldest ones go first.
 KEPT = 64
@@ -310,6 +313,36 @@ def leave(run: Run, asked: Asked) -> bool:
             raise
         return False
     return True
+
+
+def granted(state: State, words: Sequence[str]) -> list[str] | None:
+    """Return what the compiled plan for these words takes for granted, for people; None when there is no plan for them."""
+    try:
+        with open(open_regular(f"{state.run}/plans/{name_of(words)}"), "rb") as file:
+            data = file.read(REPLAY_BYTES)
+        magic, build, _, count = unpack_from(REPLAY_HEADER, data)
+        at, found, names = calcsize(REPLAY_HEADER), [], list(REPLAY)
+        for _ in range(count if (magic, build) == (REPLAY_MAGIC, BUILD) else 0):
+            (number,) = unpack_from("=I", data, at)
+            at += 4
+            values: list[str] = []
+            for kind in REPLAY[names[number]][1]:
+                (length,) = unpack_from("=I", data, at)
+                text = data[at + 4 : at + 4 + length]
+                values.append(os.fsdecode(text[:-1]) if kind == "s" else "")
+                at += 4 + length
+            if tell := _TOLD.get(names[number]):
+                found.append(tell.format(*values))
+    except (OSError, ValueError, IndexError, struct_error):
+        return None
+    return found or None
+
+
+#: What each witness is about, of its arguments.
+_TOLD = {
+    "same_file": "{0}", "same_text": "{0}", "same_link": "{0}", "same_inside": "{1} below {0}", "same_variable": "${0}",
+    "same_powers": "our capabilities", "input_is_a_terminal": "that the input is a terminal",
+}  # fmt: skip
 
 
 def _drop_oldest(directory: str) -> None:
