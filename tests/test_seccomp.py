@@ -119,12 +119,12 @@ def test_exec_and_restart_have_the_same_filter(host, pod, busybox):
 def test_a_damaged_filter_is_made_anew(host, pod, busybox):
     """Half of what is kept would filter half: it has a checksum, and ours is compiled again."""
     count = ("join", pod, "--rm", "--rootfs", busybox, "--", "grep", "Seccomp_filters", "/proc/self/status")
-    whole = host.run(*count).stdout
+    whole = host.run(*count).stdout  # and leaves a compiled plan, with a filter of its own
     (kept,) = (host.root / "lib/seccomp").iterdir()
     data = kept.read_bytes()
     for broken in (b"", data[:4], data[: len(data) // 2], data[:-8], data[:40] + bytes([data[40] ^ 1]) + data[41:]):
         kept.write_bytes(broken)
-        assert host.run(*count).stdout == whole
+        assert host.run(*count).stdout == whole == host.run(*count, env={"NSRUN_REPLAY": "0"}).stdout
         assert kept.read_bytes() == data
 
 
