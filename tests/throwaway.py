@@ -22,7 +22,8 @@ def make_accounts(users: dict[str, int], without_ids: Iterable[str], programs: I
         text = pathlib.Path(f"/etc/{file}").read_text() if os.path.exists(f"/etc/{file}") else ""
         # a machine of its own (test_machine.py) may have been started from a throwaway host
         lines = "".join(line for line in text.splitlines(True) if line.partition(":")[0] not in users)
-        pathlib.Path(f"/etc/{file}").touch()
+        if not os.path.exists(f"/etc/{file}"):
+            pathlib.Path(f"/etc/{file}").touch()  # something to mount over
         for number, (name, uid) in enumerate(users.items()):
             if file == "passwd":
                 lines += f"{name}:x:{uid}:{uid}::/nonexistent:/bin/sh\n"
