@@ -87,7 +87,7 @@ deb: .venv/.deps    ## dist/nsrun_VERSION_ARCH.deb (packaging/deb)
 test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 	@$(SUDO) rootfs/build busybox
 	@$(SUDO) rootfs/build --image busybox
-	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv/bin/pytest -n 4 $(PYTEST)
+	@$(SUDO) env CI="$(CI)" PATH="$$PATH" NSRUN_REPLAY="$(NSRUN_REPLAY)" .venv/bin/pytest -n 4 $(PYTEST)
 
 .venv-coverage/.built: .venv/.deps .venv/.tools $(COMPILED)
 	@$(call install_into,.venv-coverage,-e)

@@ -99,7 +99,7 @@ static long same(int is)
 
 static long nanoseconds(struct statx_timestamp t)
 {
-	return t.tv_sec * 1000000000L + t.tv_nsec;
+	return (long)((uint64_t)t.tv_sec * 1000000000 + t.tv_nsec); /* a filesystem may say what it likes */
 }
 
 /* Open a file below a root directory, out of which nothing leads. */
@@ -118,7 +118,7 @@ static long open_inside(const char *root, const char *path, unsigned long flags)
 static long start_of(long pid)
 {
 	char path[64], text[1024], *p;
-	long found = 0;
+	unsigned long found = 0;
 
 	*put_str(put_num(put_str(path, "/proc/"), (unsigned long)pid, 1), "/stat") = 0;
 	MUST(read_text(path, text, sizeof text));
@@ -130,8 +130,8 @@ static long start_of(long pid)
 		field += *p == ' ';
 	}
 	for (; *p >= '0' && *p <= '9'; p++)
-		found = found * 10 + (*p - '0');
-	return found;
+		found = found * 10 + (unsigned long)(*p - '0');
+	return (long)found;
 }
 
 #define MOST 32 /* numbers, or words */

@@ -29,6 +29,10 @@ class Interrupted(BaseException):
     """SIGTERM or SIGHUP arrived: undo what was begun and exit, as for Ctrl-C."""
 
 
+class HandOver(BaseException):
+    """A compiled plan was left behind: undo what was begun, and have the front replay it at once (NSRUN_REPLAY=always)."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status (docs/cli.md, "Exit status").
 
@@ -64,10 +68,22 @@ def _main(arguments: list[str]) -> int:
 
         give_up()
         return 141
+    except HandOver:
+        return _by_the_front(arguments)
     except Exception as error:
         if debug:
             raise
         return _failed(error, status_fd, arguments)
+
+
+def _by_the_front(arguments: list[str]) -> int:
+    """Execute the program beside our script, with the signals that Python ignores as they were."""
+    import _signal
+
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+    front = os.path.join(os.path.dirname(sys.argv[0]), "nsrun")
+    os.execve(front, ["nsrun", *arguments], {**os.environ, "NSRUN_REPLAY": "once"})
 
 
 def _fill_standard_descriptors() -> None:
@@ -301,7 +317,8 @@ def join(call: Call) -> int:
             trace(run)
 
     # a member that keeps its name is not joined by the same words again
-    again = {"rootfs", "image"} & call.options.keys() and ("name" not in call.options or call.options.get("rm"))
+    keeps_name = "name" in call.options and not call.options.get("rm") and os.environ.get("NSRUN_REPLAY") != "always"
+    again = {"rootfs", "image"} & call.options.keys() and not keeps_name
     note = join(
         call.state,
         call.operands[0],
@@ -362,8 +379,9 @@ def _leave(call: Call, replayed: set[str]) -> Any:
         words = call.words[: len(call.words) - len(call.rest)]
         variables = ["TERM"] if terminal else []
         asked = replay.Asked(words, call.rest, variables, terminal and bool(call.options.get("interactive")))
-        if _from_anywhere(call.options, run):
-            replay.leave(run, asked)
+        if _from_anywhere(call.options, run) and replay.leave(run, asked) and os.environ.get("NSRUN_REPLAY") == "always":
+            run.compiled = ""
+            raise HandOver
 
     return leave
 
