@@ -39,6 +39,8 @@ USERS = {"alice": 12001, "bob": 12002, "carol": 12003}
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x40000000
 IN_CI = os.environ.get("CI") in ("true", "1")
 ROOT = os.geteuid() == 0
+#: Signals that tests send, and that a caller might ignore.
+OURS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 # `sudo make test`: what root makes is root's, unless a test says otherwise
 for _name in ("NSRUN_ROOT", "SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
     os.environ.pop(_name, None)
@@ -46,10 +48,10 @@ for _name in ("NSRUN_ROOT", "SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test anything but this checkout: what is built is compared with the sources, by their contents."""
-    if (
-        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # a shell's job in the background, which would pass it on to nsrun
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # what a shell's job in the background or nohup(1) ignores would be passed on to nsrun, which leaves it so
+    for number in OURS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     if not hasattr(config, "workerinput") and (trouble := not_this_checkout()):
         raise pytest.UsageError(trouble)
     # the temporary files of a run are in a directory of its own, which others may pass through: two runs do not meet there

@@ -819,10 +819,9 @@ def test_serve_has_room_for_so_many(host, pod):
     """Connections that say nothing are closed when there are too many, and do not keep the others for long."""
     with served(host) as (url, process), contextlib.ExitStack() as open_:
         port = int(url.split(":")[2].split("/")[0])
-        for _ in range(80):
-            open_.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-        wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) >= 60)
-        assert len(os.listdir(f"/proc/{process.pid}/task")) <= 70
+        socks = [open_.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(80)]
+        assert socks[0].recv(1) == b"", "the first is closed for the last ones"
+        wait_for(lambda: 60 <= len(os.listdir(f"/proc/{process.pid}/task")) <= 70, 10, "the others have a thread each")
         assert answers(url), "of those who did not ask for anything, the first has to go"
         wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) < 10, 20, "the idle ones are let go")
 
