@@ -64,6 +64,8 @@ static long op_claim(struct arg *a)
 	MUST(make_directory(a[0].s));
 	*put_str(put_str(path, a[0].s), "/held") = 0;
 	MUST(move_to(SYS4(openat, AT_FDCWD, path, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), a[1].i));
+	if (made.n_locks < 2)
+		made.locks[made.n_locks++] = (int)a[1].i;
 	MUST(lock_role(a[1].i, MAKER)); /* not before it has its number: to close another descriptor of the file ends the lock */
 	MUST(SYS5(statx, a[1].i, "", AT_EMPTY_PATH, STATX_INO | STATX_NLINK | STATX_BTIME, &st));
 	if (a[2].i) {

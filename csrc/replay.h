@@ -38,6 +38,7 @@ static struct {
 	const char *data;         /* of what it writes */
 	const char *cgroup;       /* below the descriptor `above` */
 	int above;
+	int locks[2], n_locks; /* by which we hold the two directories */
 } made;
 
 static const char *variable(const char *name)

@@ -270,6 +270,8 @@ static long op_go(struct arg *a)
 
 	if (a[1].len > sizeof text - 1)
 		return -EBADMSG;
+	while (made.n_locks) /* the monitor may remove the member at once, which it can't while we hold it */
+		SYS1(close, made.locks[--made.n_locks]);
 	MUST(SYS3(write, a[0].i, &go, 1));
 	n = put_str(put_str(text, a[1].s), "\n") - text;
 	r = SYS3(write, 1, text, n);

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import time
 
 import pytest
-from conftest import NSRUN, USERS, kill, sh, wait_for
+from conftest import NSRUN, USERS, kill, need, sh, wait_for
 from images import Layout, directory, entry, tar
 
 pytestmark = pytest.mark.live
@@ -631,3 +632,12 @@ def test_everything_goes_with_the_pod(host, alice, box):
 def test_the_note_is_json_and_holds_no_secret(host, alice, owned):
     note = json.loads((host.root / "owned" / str(ALICE) / "pause.json").read_text())
     assert note["owner"] == "alice" and set(note["user"]) == {"uid", "gid", "maps"}
+
+
+def test_who_started_it_does_not_keep_what_is_removed(host, alice, owned, box):
+    """The member has ended, and its monitor removes it, before the nsrun in the foreground has become what follows it."""
+    need(shutil.which("strace"), "strace is missing", "apt-get install strace")
+    slow = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=execveat", "-e", "inject=execveat:delay_enter=1500000"]
+    before = host.snapshot()["notes"]
+    sh(*alice.words(*slow, NSRUN, "join", owned, "--rm", "--image", box, "true"), env=alice.env, cwd="/")
+    assert host.snapshot()["notes"] == before

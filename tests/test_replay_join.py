@@ -128,6 +128,19 @@ def test_detached(host, pod, root):
     assert host.run(*words, env=MUST).stdout.startswith("m-")
 
 
+@pytest.mark.parametrize("replay", ["0", "must"])
+def test_who_started_it_does_not_keep_what_is_removed(host, pod, root, replay):
+    """The member has ended, and its monitor removes it, before the nsrun that started it has exited."""
+    need(shutil.which("strace"), "strace is missing", "apt-get install strace")
+    words = [NSRUN, "join", "-d", "--rm", "pause", "--rootfs", root, "true"]
+    before = host.snapshot()["notes"]
+    host.run(*words[1:])
+    wait_for(lambda: host.snapshot()["notes"] == before)
+    slow = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=exit_group", "-e", "inject=exit_group:delay_enter=1500000"]
+    sh(*slow, *words, env={**host.env, "NSRUN_REPLAY": replay})
+    wait_for(lambda: host.snapshot()["notes"] == before)
+
+
 def test_detached_into_what_nobody_reads(host, pod, root):
     words = [NSRUN, "join", "-d", "pause", "--rootfs", root, "sleep", "1000"]
     host.run(*words[1:])

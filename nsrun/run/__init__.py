@@ -541,6 +541,8 @@ class Run:
     def hand_over(self, detach: bool) -> None:
         door = "monitor:pidfd" in self.handles
         if detach or door:
+            # its keeper may remove the member at once (--rm), which it can't while anybody else holds it
+            self.close("lock:held", "lock:data")
             self._go(self.handles.get("member:mnt", -1))
         if detach:
             return
