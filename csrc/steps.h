@@ -217,6 +217,7 @@ static long op_netlink(struct arg *a)
 	there = SYS2(setns, back, CLONE_NEWNET);
 	lost = there < 0;
 	SYS1(close, back);
+	MUST(there);
 	MUST(r);
 	return answer.head.nlmsg_type == NLMSG_ERROR ? answer.error : -EBADMSG;
 }
