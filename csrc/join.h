@@ -9,6 +9,52 @@
 
 #include "launch.h"
 
+/* ---- a network namespace without a process --------------------------------------------------------- */
+
+struct maker {
+	int user_fd;
+	long result;
+};
+
+static int make_netns(void *arg)
+{
+	struct maker *m = arg;
+	long r = m->user_fd >= 0 ? own_keyring() : 0;
+
+	if (r >= 0 && m->user_fd >= 0)
+		r = CALL(setns, m->user_fd, CLONE_NEWUSER, 0, 0, 0);
+	if (r >= 0)
+		r = CALL(unshare, CLONE_NEWNET, 0, 0, 0, 0);
+	m->result = r < 0 ? r : CALL(openat, AT_FDCWD, "/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC, 0, 0);
+	return 0;
+}
+
+/* Make one that belongs to the user namespace `user_fd` (-1: ours), by a child that shares our descriptors; returns one of it. */
+static long new_netns(int user_fd)
+{
+	struct maker m = {.user_fd = user_fd, .result = -ECHILD};
+	long child = spawn(make_netns, &m, CLONE_FILES, NULL, -1);
+
+	if (child < 0)
+		return child;
+	wait_for(child);
+	return m.result;
+}
+
+/* Enter one; returns a descriptor of the one before. */
+static long enter_netns(int fd)
+{
+	long r, old = CALL(openat, AT_FDCWD, "/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC, 0, 0);
+
+	MUST(old);
+	r = CALL(setns, fd, CLONE_NEWNET, 0, 0, 0);
+	if (r < 0)
+		CALL(close, old, 0, 0, 0, 0);
+	return r < 0 ? r : old;
+}
+
+/* ---- the launch ------------------------------------------------------------------------------------ */
+
 /* Give up what nsrun-init must not have; session.h. */
 static long before_exec(struct launch *l)
 {

@@ -270,40 +270,14 @@ static long nsrun_do_launch(nsrun_launch *l)
 
 /* ---- namespaces without a process --------------------------------------------------------------------- */
 
-struct maker {
-	int user_fd, fd;
-	long error;
-};
-
-static int make_netns(void *arg)
-{
-	struct maker *m = arg;
-
-	m->error = m->user_fd >= 0 ? own_keyring() : 0;
-	if (m->error >= 0 && m->user_fd >= 0)
-		m->error = result(setns(m->user_fd, CLONE_NEWUSER));
-	if (m->error >= 0)
-		m->error = result(unshare(CLONE_NEWNET));
-	if (m->error >= 0) {
-		m->fd = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-		m->error = m->fd < 0 ? -errno : 0;
-	}
-	return 0;
-}
-
-/* Make a network namespace that belongs to the user namespace `user_fd` (-1: ours), by a child that shares our descriptors. */
 static long nsrun_new_netns(int user_fd)
 {
-	struct maker m = {.user_fd = user_fd, .fd = -1};
-	long child;
+	long r;
 
 	hide(1);
-	child = spawn(make_netns, &m, CLONE_FILES, NULL, -1);
+	r = new_netns(user_fd);
 	hide(0);
-	if (child < 0)
-		return child;
-	wait_for(child);
-	return m.error < 0 ? m.error : m.fd;
+	return r;
 }
 
 /*
@@ -422,15 +396,7 @@ static long nsrun_enter_userns(int fd)
 /* Move the calling thread; returns the descriptor that leads back. */
 static long nsrun_enter_netns(int fd)
 {
-	int old = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-	if (old < 0)
-		return -errno;
-	if (setns(fd, CLONE_NEWNET) < 0) {
-		long r = -errno;
-		close(old);
-		return r;
-	}
-	return old;
+	return enter_netns(fd);
 }
 
 /*

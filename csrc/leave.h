@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * leave.h: the steps of a compiled plan that leave something on disk or make mounts of it: a new member's name, its notes and
- * what it writes.  nsrun/state tells what lies where; the notes are its, byte for byte, with holes that are filled here.
+ * leave.h: the steps of a compiled plan that leave something on disk or make mounts of it: the name of a new member or pod,
+ * its notes and what it writes.  nsrun/state tells what lies where; the notes are its, byte for byte, with holes that are filled here.
  */
 #ifndef NSRUN_LEAVE_H
 #define NSRUN_LEAVE_H
@@ -143,6 +143,17 @@ static char *put_hole(char *p, char kind)
 		return put_num(p, (unsigned long)member.since, 1);
 	case HOLE_CGROUP:
 		return put_num(p, (unsigned long)member.cgroup, 1);
+	case HOLE_NAMESPACES:
+		for (int i = 0; i < 7; i++) {
+			static const char *const names[] = {"net", "ipc", "uts", "pid", "mnt", "cgroup", "user"};
+			struct statx st = {0};
+			char path[64];
+			*put_str(put_str(put_num(put_str(path, "/proc/"), (unsigned long)member.pid, 1), "/ns/"), names[i]) = 0;
+			SYS5(statx, AT_FDCWD, path, 0, STATX_INO, &st);
+			p = put_str(put_str(put_str(p, i ? ", \"" : "{\""), names[i]), "\": ");
+			p = put_num(p, st.stx_ino, 1);
+		}
+		return put_str(p, "}");
 	default:
 		return p;
 	}
@@ -163,7 +174,8 @@ static long op_note(struct arg *a)
 		command += 6 * str_len(*word) + 4;
 	for (const char *c = a[1].s; *c; c++)
 		if (*c == HOLE)
-			size += c[1] == HOLE_COMMAND ? command : 48;
+			size += c[1] == HOLE_COMMAND ? command : c[1] == HOLE_NAMESPACES ? 256
+			                                                                 : 48;
 	if (!(text = map_memory(size)))
 		return -ENOMEM;
 	p = (char *)memcpy(text, head, n_head) + n_head;

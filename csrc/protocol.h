@@ -123,10 +123,13 @@ struct replay_header {
  *     document HEAD FIRST TAIL HANDLE      the same, for nsrun-init's plan: HEAD, the list of FIRST and the arguments of the
  *                                   command, TAIL
  *     pipe READ WRITE OWNED UID     OWNED is the end that belongs to UID
- *     null HANDLE                   /dev/null, to read
+ *     null HANDLE FLAGS             /dev/null; of open(2)
  *     terminal ROOT UID MASTER SLAVE       in the devpts below that directory
  *     cgroup PATH INODE HANDLE
- *     new_cgroup ABOVE INODE NAME HANDLE HANDLE    of the cgroup, and of the one above
+ *     new_cgroup ABOVE NAME HANDLE SHARED  ABOVE is a handle; 1: it may be there already, and is not ours to remove
+ *     offer CGROUP CONTROLLERS      CGROUP is a handle; "+…", as cgroup.subtree_control has it, unless it is offered already
+ *     new_netns HANDLE
+ *     netlink NETNS PROTOCOL MESSAGE       in that namespace; one that asks for an acknowledgement
  *     claim DIRECTORY HANDLE NOTED  make it, with its `held`, which we hold as MAKER; 1: the note says which file that is
  *     note PATH TEMPLATE            write a note (state/codec.py), and rename it into place
  *     file PATH BYTES
@@ -137,13 +140,13 @@ struct replay_header {
  *     tree PATH RECURSIVE ATTRS HANDLE     a private copy of the mount, or mounts
  *     channel ONE OTHER             a SOCK_SEQPACKET pair
  *     listen DIRECTORY HANDLE       at DIRECTORY/attach
- *     launch JOIN FLAGS CGROUP PROGRAM DOCUMENT CHANNEL PIDFD KEEP STDIO MONITOR WORDS KEEP LOCKS    KEEP, STDIO, LOCKS: int32_t[];
- *                                   MONITOR -1: we are to become it, and PIDFD is ours
- *     release                       let the program start
+ *     launch JOIN FLAGS CGROUP PROGRAM DOCUMENT CHANNEL PIDFD KEEP STDIO MONITOR WORDS KEEP LOCKS NEW    KEEP, STDIO, LOCKS: int32_t[];
+ *                                   MONITOR -1: there is none yet, and PIDFD is ours; NEW: CLONE_NEW…, of namespaces to be made
+ *     release READY                 let the program start; 1: it is pause, which says that it is ready
  *     open_directory PATH HANDLE
  *     lock HANDLE BYTE              F_SETLK, F_RDLCK
  *     become PROGRAM WORDS KEEP     become the monitor
- *     go HANDLE NAME                tell the monitor that all is done, print the name, and end
+ *     go HANDLE NAME                tell the monitor, if there is one (-1), that all is done; print the name, and end
  */
 #define REPLAY(DO) \
 	DO(words, "li") \
@@ -161,10 +164,13 @@ struct replay_header {
 	DO(memory, "sbi") \
 	DO(document, "bbbi") \
 	DO(pipe, "iiii") \
-	DO(null, "i") \
+	DO(null, "ii") \
 	DO(terminal, "siii") \
 	DO(cgroup, "sii") \
-	DO(new_cgroup, "sisii") \
+	DO(new_cgroup, "isii") \
+	DO(offer, "il") \
+	DO(new_netns, "i") \
+	DO(netlink, "iib") \
 	DO(claim, "sii") \
 	DO(note, "ss") \
 	DO(file, "sb") \
@@ -175,8 +181,8 @@ struct replay_header {
 	DO(tree, "siii") \
 	DO(channel, "ii") \
 	DO(listen, "si") \
-	DO(launch, "iiiiiiibbilbb") \
-	DO(release, "") \
+	DO(launch, "iiiiiiibbilbbi") \
+	DO(release, "i") \
 	DO(open_directory, "si") \
 	DO(lock, "ii") \
 	DO(become, "ilb") \
@@ -190,6 +196,7 @@ enum replay_hole {
 	HOLE_HELD = 'h',    /* inode of its `held` */
 	HOLE_SINCE = 's',   /* and when that was made, in nanoseconds */
 	HOLE_CGROUP = 'g',  /* inode of its cgroup */
+	HOLE_NAMESPACES = 'n', /* of the process: an object, with the inode of each */
 };
 
 enum replay_limits {

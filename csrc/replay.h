@@ -25,11 +25,11 @@ static int lost;             /* whether we could not come back from the namespac
 static sigbits mask;     /* the caller's */
 static int released;
 
-/* What the note of a new member says, and only the kernel knows. */
+/* What the note of a new member, or of a new pod, says, and only the kernel knows. */
 static struct {
 	long pid;         /* of its process */
 	long held, since; /* its `held`: inode, and when that was made, in nanoseconds since 1970 */
-	long cgroup;      /* inode */
+	long cgroup;      /* inode of its own: of a pod, that of all of it */
 } member;
 
 /* What has to be taken back if we do not come to the end, so that the next sweep finds only rubbish (nsrun/state/sweep.py). */
@@ -37,7 +37,8 @@ static struct {
 	const char *claim, *name; /* a directory below RUN/tmp that was renamed to a member's */
 	const char *data;         /* of what it writes */
 	const char *cgroup;       /* below the descriptor `above` */
-	int above;
+	const char *inner;        /* of a pod: the one of pause, below the descriptor `directory` */
+	int above, directory;
 	int locks[2], n_locks; /* by which we hold the two directories */
 } made;
 

@@ -11,6 +11,7 @@
 #include <asm/ioctls.h>
 #include <asm/statfs.h>
 #include <linux/magic.h>
+#include <linux/netlink.h>
 
 static long op_process(struct arg *a)
 {
@@ -87,7 +88,7 @@ static long op_pipe(struct arg *a)
 
 static long op_null(struct arg *a)
 {
-	return move_to(SYS3(openat, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC), a[0].i);
+	return move_to(SYS3(openat, AT_FDCWD, "/dev/null", a[1].i | O_CLOEXEC), a[0].i);
 }
 
 static long op_terminal(struct arg *a)
@@ -118,38 +119,107 @@ static long op_terminal(struct arg *a)
 	return SYS3(fchown, a[3].i, a[1].i, -1);
 }
 
-/* Open a cgroup that is still the one with this inode number, by that number of a descriptor. */
-static long open_cgroup(const char *path, long inode, long number)
+/* A cgroup that is there; the root of a cgroup2 has the inode number that the root of most file systems has. */
+static long op_cgroup(struct arg *a)
 {
 	struct statx st;
-	long fd = SYS3(openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	struct statfs fs;
+	long fd = SYS3(openat, AT_FDCWD, a[0].s, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 
 	MUST(fd);
-	if (SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_INO, &st) < 0 || (long)st.stx_ino != inode) {
+	if (SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_INO, &st) < 0 || (long)st.stx_ino != a[1].i || SYS2(fstatfs, fd, &fs) < 0 ||
+	    fs.f_type != CGROUP2_SUPER_MAGIC) {
 		SYS1(close, fd);
 		return -ESTALE;
 	}
-	return move_to(fd, number);
-}
-
-static long op_cgroup(struct arg *a)
-{
-	return open_cgroup(a[0].s, a[1].i, a[2].i);
+	return move_to(fd, a[2].i);
 }
 
 static long op_new_cgroup(struct arg *a)
 {
+	const int above = (int)a[0].i, shared = a[3].i != 0;
 	struct statx st;
+	long r = SYS3(mkdirat, above, a[1].s, 0755);
 
-	MUST(open_cgroup(a[0].s, a[1].i, a[4].i));
-	SYS3(unlinkat, a[4].i, a[2].s, AT_REMOVEDIR); /* what is left of an earlier member */
-	MUST(SYS3(mkdirat, a[4].i, a[2].s, 0755));
-	made.cgroup = a[2].s, made.above = (int)a[4].i;
-	MUST(SYS3(fchmodat, a[4].i, a[2].s, 0755)); /* whatever the umask is */
-	MUST(move_to(SYS3(openat, a[4].i, a[2].s, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), a[3].i));
-	MUST(SYS5(statx, a[3].i, "", AT_EMPTY_PATH, STATX_INO | STATX_UID, &st));
-	member.cgroup = (long)st.stx_ino;
+	if (r == -EEXIST && !shared) { /* what is left of an earlier member */
+		SYS3(unlinkat, above, a[1].s, AT_REMOVEDIR);
+		r = SYS3(mkdirat, above, a[1].s, 0755);
+	}
+	if (r >= 0 && !shared && made.cgroup)
+		made.inner = a[1].s, made.directory = above;
+	else if (r >= 0 && !shared)
+		made.cgroup = a[1].s, made.above = above;
+	if (r != -EEXIST || !shared) {
+		MUST(r);
+		MUST(SYS3(fchmodat, above, a[1].s, 0755)); /* whatever the umask is */
+	}
+	MUST(move_to(SYS3(openat, above, a[1].s, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), a[2].i));
+	MUST(SYS5(statx, a[2].i, "", AT_EMPTY_PATH, STATX_INO | STATX_UID, &st));
+	if (!made.inner)
+		member.cgroup = (long)st.stx_ino;
 	return same(st.stx_uid == 0); /* otherwise the pod's owner made it meanwhile */
+}
+
+/* Whether a word is among those of a text, with blanks between. */
+static int has_word(const char *text, const char *word)
+{
+	while (*text) {
+		const char *rest = str_after(text, word);
+		if (rest && (!*rest || *rest == ' ' || *rest == '\n'))
+			return 1;
+		while (*text && *text++ != ' ')
+			;
+	}
+	return 0;
+}
+
+/* To write what is offered already would wait for the cgroups that are dying below. */
+static long op_offer(struct arg *a)
+{
+	char there[1024];
+	const char *word = a[1].s, *end = a[1].s + a[1].len;
+	long n, fd = SYS3(openat, a[0].i, "cgroup.subtree_control", O_RDWR | O_CLOEXEC);
+
+	MUST(fd);
+	n = SYS3(read, fd, there, sizeof there - 1);
+	there[n > 0 ? n : 0] = 0;
+	for (; word < end; word += str_len(word) + 1)
+		if (!has_word(there, word + (*word == '+')))
+			SYS3(write, fd, word, str_len(word)); /* if it can't be had, a limit that needs it says so */
+	SYS1(close, fd);
+	return 0;
+}
+
+static long op_new_netns(struct arg *a)
+{
+	return move_to(new_netns(-1), a[0].i);
+}
+
+static long op_netlink(struct arg *a)
+{
+	const struct sockaddr_nl any = {.nl_family = AF_NETLINK};
+	struct {
+		struct nlmsghdr head;
+		int error;
+		char rest[512];
+	} answer = {.error = -EBADMSG};
+	long r, fd, there, back = enter_netns((int)a[0].i);
+
+	MUST(back);
+	r = fd = SYS3(socket, AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, a[1].i);
+	if (r >= 0)
+		r = SYS3(bind, fd, &any, sizeof any);
+	if (r >= 0)
+		r = SYS3(write, fd, a[2].s, a[2].len);
+	if (r >= 0)
+		r = SYS3(read, fd, &answer, sizeof answer);
+	SYS1(close, fd);
+	there = SYS2(setns, back, CLONE_NEWNET);
+	lost = there < 0;
+	SYS1(close, back);
+	MUST(there);
+	MUST(r);
+	return answer.head.nlmsg_type == NLMSG_ERROR ? answer.error : -EBADMSG;
 }
 
 /* The next record of nsrun-init's: of enum init_says, 0 at the end, or -errno. */
@@ -161,6 +231,8 @@ static long hear(void)
 
 	if (n <= 0)
 		return n;
+	if (n == 1)
+		return text[0]; /* pause's */
 	if ((size_t)n < sizeof record)
 		return -EBADMSG;
 	memcpy(&record, text, sizeof record);
@@ -204,7 +276,7 @@ static long op_launch(struct arg *a)
 	char text[2][24];
 	const char *words[] = {"nsrun-init", text[0], text[1], NULL}, *monitor_words[MOST + 1];
 	int keep[MOST], monitor_keep[MOST], locks[MOST], two[2];
-	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .cgroup = (int)a[2].i, .program = (int)a[3].i, .argv = words, .keep = keep, .monitor = (int)a[9].i, .monitor_argv = monitor_words, .monitor_envp = (const char **)envp_, .monitor_keep = monitor_keep, .pidfd_slot = (int)a[6].i, .locks = locks, .lock_byte = KEEPER};
+	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .clone_flags = (int)a[13].i, .cgroup = (int)a[2].i, .program = (int)a[3].i, .argv = words, .keep = keep, .monitor = (int)a[9].i, .monitor_argv = monitor_words, .monitor_envp = (const char **)envp_, .monitor_keep = monitor_keep, .pidfd_slot = (int)a[6].i, .locks = locks, .lock_byte = KEEPER};
 	long r;
 
 	*put_num(text[0], (unsigned long)a[4].i, 1) = 0;
@@ -217,7 +289,9 @@ static long op_launch(struct arg *a)
 	MUST(SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, two));
 	channel = two[0];
 	MUST(move_to(two[1], a[5].i));
+	sys_sigmask(SIG_SETMASK, ~(SIGBIT(32) | SIGBIT(33))); /* as kernel.c does: those two are a C library's own */
 	r = launch(&l);
+	sys_sigmask(SIG_SETMASK, mask);
 	monitor = l.monitor_pid;
 	lost = l.failed == STAGE_RETURN; /* we would execute Python half inside the pod */
 	child = l.pidfd;
@@ -240,12 +314,13 @@ static long op_release(struct arg *a)
 {
 	static const char go = GO;
 	long r;
-	(void)a;
 
 	sys_sigmask(SIG_SETMASK, ~0UL);
 	MUST(SYS3(write, channel, &go, 1));
 	r = hear();
-	if (r == 0)
+	if (a[0].i) /* pause may be begun once more */
+		r = r == PAUSE_READY ? hear() : -ENOENT;
+	else if (r == 0)
 		released = 1;
 	return r > 0 ? -ENOEXEC : r; /* the exec failed: Python says why */
 }
@@ -272,14 +347,15 @@ static long op_go(struct arg *a)
 		return -EBADMSG;
 	while (made.n_locks) /* the monitor may remove the member at once, which it can't while we hold it */
 		SYS1(close, made.locks[--made.n_locks]);
-	MUST(SYS3(write, a[0].i, &go, 1));
+	if (a[0].i >= 0)
+		MUST(SYS3(write, a[0].i, &go, 1));
 	n = put_str(put_str(text, a[1].s), "\n") - text;
 	r = SYS3(write, 1, text, n);
 	if (r == n)
 		sys_exit(0);
 	if (r == -EPIPE)
 		sys_exit(141); /* as Python does: 128 + SIGPIPE */
-	say("nsrun: the member was started, but its name can't be written to standard output\n");
+	say("nsrun: all is done, but the name can't be written to standard output\n");
 	sys_exit(1);
 }
 

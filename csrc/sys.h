@@ -37,7 +37,9 @@
 #define MNT_DETACH       2
 #define AF_UNIX          1
 #define AF_INET          2
+#define AF_NETLINK       16
 #define SOCK_DGRAM       2
+#define SOCK_RAW         3
 #define SOCK_SEQPACKET   5
 #define SOCK_CLOEXEC     O_CLOEXEC
 #define SCM_RIGHTS       1

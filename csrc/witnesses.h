@@ -41,9 +41,10 @@ static long op_same_file(struct arg *a)
 static long op_same_text(struct arg *a)
 {
 	char text[4096];
+	long n = read_text(a[0].s, text, sizeof text);
 
-	MUST(read_text(a[0].s, text, sizeof text));
-	return same(str_eq(text, a[1].s));
+	MUST(n);
+	return same(n + 1 == a[1].len && str_eq(text, a[1].s));
 }
 
 static long op_same_link(struct arg *a)

@@ -138,7 +138,7 @@ def test_what_has_ended_costs_little(host, pod, busybox, tmp_path, words, reads)
     for number in range(3):
         host.run("join", "pause", "--name", f"m{number}", "--rootfs", busybox, "true")
     file = tmp_path / "trace"
-    sh("strace", "-o", file, "-e", "trace=openat", NSRUN, *words, env=host.env)
+    sh("strace", "-o", file, "-e", "trace=openat", NSRUN, *words, env={**host.env, "NSRUN_REPLAY": "0"})
     for number in range(3):
         assert 0 < file.read_text().count(f"/members/m{number}/note") <= reads
     assert (host.root / "run/members/m0/note").stat().st_size < 1500

@@ -35,6 +35,12 @@ def start(host, name: str, rootfs: str, *command: str) -> None:
 
 
 @pytest.fixture
+def pod(host) -> str:
+    """A pod that Python has made, and of which it has left no compiled plan."""
+    return host.run("pod create --network none pause", env={"NSRUN_REPLAY": "0"}).stdout.strip()
+
+
+@pytest.fixture
 def member(host, pod, busybox):
     start(host, "m", busybox, "sleep", "1000")
     host.run("exec m true")

@@ -24,6 +24,12 @@ pytestmark = [pytest.mark.live, not_editable]
 
 
 @pytest.fixture
+def pod(host) -> str:
+    """A pod that Python has made, and of which it has left no compiled plan."""
+    return host.run("pod create --network none pause", env={"NSRUN_REPLAY": "0"}).stdout.strip()
+
+
+@pytest.fixture
 def root(host, rootfs):
     """A root of the test's own, which nobody has just changed."""
     for path in (rootfs / "etc/passwd", rootfs / "etc/group", rootfs):
@@ -189,7 +195,7 @@ def test_a_restart_policy(host, pod, root):
 
 def another_pod(host, root: str) -> None:
     host.run("pod rm -f pause")
-    host.run("pod create --network none pause")
+    host.run("pod create --network none pause", env={"NSRUN_REPLAY": "0"})
 
 
 STALE: dict[str, Callable[[object, str], object]] = {

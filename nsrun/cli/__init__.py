@@ -272,7 +272,8 @@ def create_pod(call: Call) -> int:
     from nsrun.spec.options import parse_ports, port_ranges
 
     name = {"name": call.operands[0]} if call.operands else {}
-    note = create_pod(call.state, {**call.options, **name}, _trace(call), last=True)
+    leave = _leave(call, _POD_REPLAYED, _POD_VARIABLES) if call.options.get("network") in ("none", "host") else None
+    note = create_pod(call.state, {**call.options, **name}, _trace(call), leave, last=True)
     if note.get("user") and not call.state.uid:
         err(
             f"the pod belongs to {note['owner']}: they join it without sudo (nsrun join {note['name']} …) and are root only inside it; --owner root makes it root's"
@@ -360,12 +361,26 @@ _JOIN_REPLAYED = _EXEC_REPLAYED - {"terminal", "env"} | {  # what -e says would 
     *("rootfs", "image", "entrypoint", "name", "detach", "rm", "restart", "stop_signal"),
     *("volume", "tmpfs", "read_only", "writable", "cap_add", "cap_drop", "ulimit", "oom_score_adj"),
 }
+_POD_REPLAYED = {
+    "network",
+    "hostname",
+    "add_host",
+    "dns",
+    "sysctl",
+    "shm_size",
+    "label",
+    "owner",
+    *("memory", "cpus", "pids_limit"),
+}
+#: The variables of the environment that pod create reads.
+_POD_VARIABLES = ("NSRUN_CGROUP", "NSRUN_SUBNET", "SUDO_UID", "DOAS_USER", "PKEXEC_UID")
 
 
-def _leave(call: Call, replayed: set[str]) -> Any:
+def _leave(call: Call, replayed: set[str], read: tuple[str, ...] = ()) -> Any:
     """Return what leaves the compiled plan of a command, by which the next one with these words needs no Python; None: nothing may.
 
-    The value of -e NAME stays the caller's: it is not to be found in a file.
+    `read`: the variables of the environment that it has read.  The value of -e NAME stays the caller's: it is not to be found in a
+    file.
     """
     if call.state.uid or call.general or not replayed.issuperset(call.options) or os.environ.get("NSRUN_REPLAY") == "0":
         return None
@@ -377,9 +392,13 @@ def _leave(call: Call, replayed: set[str]) -> Any:
 
         terminal = bool(call.options.get("terminal"))
         words = call.words[: len(call.words) - len(call.rest)]
-        variables = ["TERM"] if terminal else []
+        variables = [*read, *(["TERM"] if terminal else [])]
         asked = replay.Asked(words, call.rest, variables, terminal and bool(call.options.get("interactive")))
-        if _from_anywhere(call.options, run) and replay.leave(run, asked) and os.environ.get("NSRUN_REPLAY") == "always":
+        if (
+            _from_anywhere(call.options, run)
+            and replay.leave(run, asked)
+            and os.environ.get("NSRUN_REPLAY") == "always"
+        ):
             run.compiled = ""
             raise HandOver
 

@@ -379,17 +379,35 @@ def _offer(mount: str, parts: list[str], wanted: list[str]) -> None:
         os.close(here)
 
 
-def offer(path: str) -> None:
-    """Make the kernel count what each member of a pod uses: offer this machine's controllers down to its cgroup."""
+def offer(path: str, seen: dict[str, str | None]) -> list[str]:
+    """Make the kernel count what each member of a pod uses: offer this machine's controllers down to its cgroup.
+
+    Return which those are; `seen` gets the text that tells it.
+    """
     if not path:
-        return
+        return []
     mount, parts = _split(path)
-    for controller in _controllers(mount):
-        if controller in ("cpu", "memory", "pids"):
-            try:
-                _offer(mount, parts, [controller])
-            except OSError:
-                continue  # a limit that needs it will say so
+    with kernel.Fd(_open(mount)) as fd:
+        text = seen[f"{mount}/cgroup.controllers"] = _read(fd, "cgroup.controllers")
+    found = [controller for controller in text.split() if controller in ("cpu", "memory", "pids")]
+    for controller in found:
+        try:
+            _offer(mount, parts, [controller])
+        except OSError:
+            continue  # a limit that needs it will say so
+    return found
+
+
+def below_mount(path: str) -> tuple[str, list[str], tuple[str, ...]] | None:
+    """Return (the mount that the cgroup of a pod is below, the names from there on, mounts that would have come first).
+
+    None: it has none, or it is below one that was delegated.
+    """
+    if not base() or not path:
+        return None
+    mount, parts = _split(path)
+    others = MOUNTS[: MOUNTS.index(mount)]
+    return (mount, parts, others) if path.startswith(f"{mount}/{base()}/") else None
 
 
 def delegate(path: str, uid: int, gid: int) -> None:

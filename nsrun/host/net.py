@@ -381,9 +381,14 @@ def trust_no_router() -> None:
                 continue  # no IPv6 here
 
 
+def loopback_message() -> bytes:
+    """Return the message that brings lo up in the network namespace that we are in; its index is the same in all of them."""
+    return wire.encode("link_up", index=_socket.if_nametoindex("lo"))
+
+
 def loopback_up() -> None:
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
-        wire.talk(sock, [("ip link set lo up", wire.encode("link_up", index=_socket.if_nametoindex("lo")))])
+        wire.talk(sock, [("ip link set lo up", loopback_message())])
 
 
 def raise_open_files(more: int) -> None:

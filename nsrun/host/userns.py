@@ -52,13 +52,17 @@ def name_of(uid: int) -> str:
         return str(uid)
 
 
+#: What sudo(8), doas(1) and pkexec(1) call the user who called them.
+CALLERS = ("SUDO_UID", "DOAS_USER", "PKEXEC_UID")
+
+
 def caller_of(environ: dict[str, str]) -> str:
     """Return the caller of sudo(8), doas(1) or pkexec(1), a uid or a name; "0" when there is none.
 
     Root's environment names them.  Raise BadInput when two of its variables name different users, or one names no user.
     """
     found: dict[str, str] = {}
-    for variable in ("SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
+    for variable in CALLERS:
         word = environ.get(variable)
         if word is None:
             continue

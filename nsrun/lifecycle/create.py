@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     Options = Mapping[str, Any]
 
 
-def _host_resolv_conf() -> str:
+def _host_resolv_conf(seen: dict[str, str | None]) -> str:
     """Return the host's resolv.conf.  A server on loopback can't be reached from a pod: then systemd-resolved's upstream ones are used."""
     text = ""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        seen[path] = None
         try:
             with open(path, errors="surrogateescape", newline="\n") as file:
-                text = file.read(65536)
+                text = seen[path] = file.read(65536)
         except OSError:
             continue
         if not any(
@@ -46,11 +47,14 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
     from nsrun.host import cgroup, userns
 
     owner = userns.owner_of(options.get("owner"), dict(os.environ)) if not state.uid else userns.User(str(state.uid))
+    words = [options.get("owner")] if options.get("owner") is not None else map(os.environ.get, userns.CALLERS)
+    if not {None, "0", "root"}.issuperset(words):
+        state.unseen = "the account of the owner"
     facts: PodFacts = {
         "id": ident,
         "created": timestamp() if ident != NO_ID else "",
         "cgroup": cgroup.pod_path(name, ident, state.uid),
-        "resolv_conf": _host_resolv_conf(),
+        "resolv_conf": _host_resolv_conf(state.seen_text),
         "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
     }
@@ -113,18 +117,21 @@ def create_pod(
     state: State,
     options: Options,
     observe: Callable[[Run], None] | None = None,
+    leave: Callable[[Run], None] | None = None,
     last: bool = False,
     make: Callable[[Plan, State], Run] = Run,
 ) -> Mapping[str, Any]:
     """Create a pod and return its note.
 
-    `make`: what runs the plan.  `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
+    `make`: what runs the plan.  `leave` is called before pause starts.  `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
     interrupt never looks like a failure of what has succeeded.
     """
     if state.uid:
         _check_rootless(state, options)
     plan = plan_pod(state, options)
     run = make(plan, state)
+    if leave:
+        run.before_release = lambda: leave(run)
     try:
         run.execute()
     finally:

@@ -15,11 +15,11 @@ from errno import (
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.plan import COMMIT, HOST, Part, Step, sh_quote
-from nsrun.state import SPACE, life
+from nsrun.state import LISTED, SPACE, life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from nsrun.plan import Compiling, Context, Replayed
@@ -62,18 +62,17 @@ class ClaimName(Step):
         return "nsrun ls -a; nsrun pod ls"
 
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
-        if self.kind != "members":
-            return None
         new, target = f"{compiler.state.run}/tmp/{self.note['id']}", compiler.state.path(self.kind, self.name)
         notes = {"note": self.note, **compiler.files}
-        return [
+        found: list[Replayed] = [
             ("absent", target),
             ("claim", new, compiler.make("lock:held"), 1),
             *(("note", f"{new}/{file}", compiler.template(note)) for file, note in notes.items()),
-            ("file", f"{new}/exit.tmp", SPACE),
-            ("rename", new, target),
-            ("file", compiler.state.path("pods", self.note["pod"], f"m-{self.name}"), b""),
         ]
+        if self.kind == "pods":
+            return [*found, ("file", f"{new}/{LISTED}", b""), ("rename", new, target)]
+        listed = compiler.state.path("pods", self.note["pod"], f"m-{self.name}")
+        return [*found, ("file", f"{new}/exit.tmp", SPACE), ("rename", new, target), ("file", listed, b"")]
 
     def do(self, run: Context) -> None:
         def give_way(kind: str, name: str) -> None:
@@ -109,6 +108,31 @@ def _make(path: str, limits: dict[str, str]) -> list[str | Part]:
         Part([*offer, "mkdirat(parent, PART, 0755)"], when="it is missing", each=f"PART of {path}"),
         *(f'write("{LIMITS[key][1]}", "{value}")' for key, value in limits.items()),
     ]
+
+
+def _way(compiler: Compiling, path: str, wanted: Sequence[str]) -> list[Replayed] | None:
+    """What the front does to make the cgroup of a pod, or one in it, and what is missing above it.  None: it can't.
+
+    Each of those above offers the `wanted` controllers to what is below.  The handle of each is its path.
+    """
+    from nsrun.host import cgroup
+
+    where = cgroup.below_mount(path)
+    if where is None:
+        return None
+    here, names, others = where
+    found: list[Replayed] = []
+    shared = cgroup.base().count("/") + 1  # of the names, those that all pods have in common
+    if compiler.fd(here) < 0:
+        found += [("absent", other) for other in others]
+        found.append(("cgroup", here, os.stat(here).st_ino, compiler.make(here)))
+    for number, name in enumerate(names):
+        above, here = compiler.fd(here), f"{here}/{name}"
+        if wanted:
+            found.append(("offer", above, [f"+{controller}" for controller in wanted]))
+        if compiler.fd(here) < 0:
+            found.append(("new_cgroup", above, name, compiler.make(here), int(number < shared)))
+    return found
 
 
 class MakeCgroup(Step):
@@ -149,18 +173,29 @@ class MakeCgroup(Step):
         return f"cat {self.path}/cgroup.procs"
 
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
-        if not self.path or self.limits or self.whole or self.pod is None:
+        if self.whole and not self.limits:
+            return self._of_pod(compiler)
+        if not self.path or self.limits or self.pod is None:
             return None
         above, _, name = self.path.rpartition("/")
         inode, parent = compiler.inode("cgroup:parent"), compiler.make("cgroup:parent")
-        return [("new_cgroup", above, inode, name, compiler.make("cgroup:dir"), parent)]
+        return [("cgroup", above, inode, parent), ("new_cgroup", parent, name, compiler.make("cgroup:dir"), 0)]
+
+    def _of_pod(self, compiler: Compiling) -> list[Replayed] | None:
+        """The cgroup of the pod, that of pause in it, and what is offered to those of its members."""
+        found = _way(compiler, self.path, ())
+        if found is None:
+            return None
+        compiler.name("cgroup:dir", self.path)
+        offered = str(compiler.values["cgroup:offered"]).split()
+        return found + (_way(compiler, self.path, offered) or []) if offered else found
 
     def do(self, run: Context) -> None:
         from nsrun.host import cgroup
 
         directory = cgroup.make(self.path, self.limits, self.pod)
         if self.whole:
-            cgroup.offer(self.whole)
+            run.values["cgroup:offered"] = " ".join(cgroup.offer(self.whole, run.state.seen_text))
         if directory >= 0:
             run.hold("cgroup:dir", directory)
             above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
@@ -230,6 +265,17 @@ class LimitPod(Step):
     def check(self) -> str:
         return f"cat {self.path}/*.max"
 
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        from nsrun.host.cgroup import LIMITS
+
+        found = _way(compiler, self.path, sorted({LIMITS[key][0] for key in self.limits}))
+        if found is None:
+            return None
+        files = [(LIMITS[key][1], value) for key, value in self.limits.items()]
+        if "memory" in self.limits and os.path.exists(f"{self.path}/memory.swap.max"):
+            files.append(("memory.swap.max", "0"))
+        return [*found, *(("file", f"{self.path}/{name}", value.encode()) for name, value in files)]
+
     def do(self, run: Context) -> None:
         from nsrun.host import cgroup
 
@@ -277,16 +323,18 @@ class WriteNote(Step):
         return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"
 
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
-        if self.kind != "members":
-            return None
-        note, state = compiler.note, compiler.state
-        process = [compiler.hole("process"), *note["process"][2:]]
-        note = {**note, "process": process, "pidfd": max(map(compiler.fd, ("member:pidfd", "pidfd:slot")))}
+        note, state, pods = compiler.note, compiler.state, self.kind == "pods"
+        which, number = ("pause", "pause_fd") if pods else ("process", "pidfd")
+        process = [compiler.hole("process"), *note[which][2:]]
+        note = {**note, which: process, number: max(map(compiler.fd, ("member:pidfd", "pidfd:slot")))}
         note |= {
             "held": compiler.hole("held"),
             "held_since": compiler.hole("since"),
             "cgroup_id": compiler.hole("cgroup"),
         }
+        if pods:
+            note["namespaces"] = compiler.hole("namespaces")
+            return [("note", state.path(self.kind, self.name, "note"), compiler.template(note))]
         found: list[Replayed] = []
         if compiler.fd("lock:data") >= 0:
             found.append(

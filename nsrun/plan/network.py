@@ -11,7 +11,7 @@ from nsrun.spec.options import port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nsrun.plan import Context
+    from nsrun.plan import Compiling, Context, Replayed
 
 
 def netlink(command: str) -> str:
@@ -52,6 +52,9 @@ class NewNetns(Step):
 
     def check(self) -> str:
         return "readlink /proc/PID/ns/net"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        return None if self.user else [("new_netns", compiler.make(self.handle))]
 
     def do(self, run: Context) -> None:
         run.hold(self.handle, kernel.new_netns(run.fd(self.user) if self.user else -1))
@@ -229,6 +232,13 @@ class ConfigurePod(Step):
 
     def check(self) -> str:
         return "nsenter --target PID --net ip -br address"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.bridge:
+            return None
+        from nsrun.host import net, wire
+
+        return [("netlink", compiler.fd("net:fd"), wire.NETLINK_ROUTE, net.loopback_message())]
 
     def do(self, run: Context) -> None:
         from nsrun.host import net

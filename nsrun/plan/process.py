@@ -172,7 +172,7 @@ class OpenStdio(Step):
             ends = {end: compiler.make(f"{name}:{end}") for end in ("read", "write")}
             found.append(("pipe", *ends.values(), ends[owned], self.uid))
         if not self.stdin:
-            found.append(("null", compiler.make("in:read")))
+            found.append(("null", compiler.make("in:read"), os.O_RDONLY))
         compiler.stdio = ("in:read", "out:write", "err:write")
         return found
 
@@ -464,26 +464,28 @@ class Launch(Step):
         return "ls -l /proc/PID/ns"
 
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
-        if self.one_way or self.door or self.clone_flags:
+        if self.one_way or self.door or (self.clone_flags and compiler.stdio[0]):  # a member with namespaces of its own
             return None
-        head, first, tail, keep = compiler.document()
+        document, keep = compiler.document()
         pidfd = "pidfd:slot" if self.detach else "member:pidfd"
         plan, channel, slot = (compiler.make(name) for name in ("plan:fd", "channel:init", pidfd))
         join, cgroup, init = (compiler.fd(name) for name in (self.join, "cgroup:dir", "init:fd"))
-        stdio = [compiler.fd(name) for name in compiler.stdio]
         keep = sorted({*keep, plan, channel})
-        found: list[Replayed] = [("document", head, first, tail, plan)]
+        found: list[Replayed] = [(*document, plan)]
+        if not compiler.stdio[0]:
+            found.append(("null", compiler.make("null:fd"), os.O_RDWR))
+        stdio = [compiler.fd(name or "null:fd") for name in compiler.stdio]
         words: list[str] = []
         kept: list[int] = []
         if self.detach:
             go = [compiler.make(f"go:{end}") for end in ("read", "write")]
             found += [("open_directory", compiler.directory, compiler.make("directory:fd"))]
-            found += [("channel", *go), ("null", slot)]
+            found += [("channel", *go), ("null", slot, os.O_RDONLY)]
             words, kept = compiler.monitor({"pidfd": pidfd, "go": "go:read"})
         locks = [compiler.fd(name) for name in self.locks if compiler.fd(name) >= 0]
         numbers = (join, self.join_flags, cgroup, init, plan, channel, slot)
         program = compiler.fd("monitor:fd") if self.detach else -1
-        return [*found, ("launch", *numbers, keep, stdio, program, words, kept, locks)]
+        return [*found, ("launch", *numbers, keep, stdio, program, words, kept, locks, self.clone_flags)]
 
     def do(self, run: Context) -> None:
         run.launch(self)
@@ -840,11 +842,13 @@ class Release(Step):
 
     def replayed(self, compiler: Compiling) -> list[Replayed]:
         if not compiler.directory:
-            return [("release",)]
+            return [("release", 0)]
         found: list[Replayed] = []
+        if not compiler.stdio[0]:  # a pod: its name is all that there is to say
+            return [("release", 1), ("file", f"{compiler.directory}/started", b""), ("go", -1, compiler.note["name"])]
         if compiler.fd("directory:fd") < 0:  # after the release nothing may fail that can be done before it
             found.append(("open_directory", compiler.directory, compiler.make("directory:fd")))
-        return [*found, ("release",), ("file", f"{compiler.directory}/started", b"")]
+        return [*found, ("release", 0), ("file", f"{compiler.directory}/started", b"")]
 
     def do(self, run: Context) -> None:
         run.release()

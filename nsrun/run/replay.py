@@ -19,6 +19,7 @@ from nsrun._protocol import (
     HOLE_CGROUP,
     HOLE_COMMAND,
     HOLE_HELD,
+    HOLE_NAMESPACES,
     HOLE_PROCESS,
     HOLE_SINCE,
     OP_OF_STEP,
@@ -33,7 +34,7 @@ from nsrun._protocol import (
     REPLAY_WORDS,
 )
 from nsrun.plan import INIT, InitStep
-from nsrun.plan.process import Execute
+from nsrun.plan.process import Execute, ExecutePause
 from nsrun.run import encode, monitor_arguments
 from nsrun.schema import open_regular
 from nsrun.state import codec
@@ -53,7 +54,9 @@ KEPT = 64
 
 _HOLES = {
     "command": HOLE_COMMAND, "process": HOLE_PROCESS, "held": HOLE_HELD, "since": HOLE_SINCE, "cgroup": HOLE_CGROUP,
+    "namespaces": HOLE_NAMESPACES,
 }  # fmt: skip
+_TEXT = 4095  # bytes that the front reads of a text (csrc/witnesses.h)
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -90,6 +93,10 @@ class Compiler:
             raise CannotReplay(f"it has more than {REPLAY_HANDLES} handles")
         self.handles[name] = REPLAY_FIRST + len(self.handles)
         return self.handles[name]
+
+    def name(self, name: str, other: str) -> None:
+        """Let a name stand for the handle of another one."""
+        self.handles[name] = self.handles[other]
 
     def fd(self, name: str) -> int:
         number = self.handles.get(name, -1)
@@ -144,21 +151,24 @@ class Compiler:
             raise CannotReplay("what is executed does not end with the command")
         return list(words[:count])
 
-    def document(self) -> tuple[bytes, bytes, bytes, list[int]]:
-        """Return the plan of nsrun-init up to the arguments, those before the command, what follows, and the numbers that it names.
+    def document(self) -> tuple[Replayed, list[int]]:
+        """Return the step that makes the plan of nsrun-init, but for its handle, and the numbers that the plan names.
 
         Raise CannotReplay when it does not end with an exec.
         """
-        *steps, last = [step for step in self.plan.steps if isinstance(step, InitStep)]
+        *steps, last = whole = [step for step in self.plan.steps if isinstance(step, InitStep)]
+        self._asked.clear()
+        if isinstance(last, ExecutePause):
+            return ("memory", "plan", encode(whole, self)), sorted(self._asked - {-1})
         if not isinstance(last, Execute):
             raise CannotReplay("it executes no command")
-        self._asked.clear()
         head = (
             pack(PLAN_HEADER, PLAN_MAGIC, len(steps) + 1) + encode(steps, self)[len(pack(PLAN_HEADER, PLAN_MAGIC, 0)) :]
         )
         words, environment = last.args(self)  # type: ignore[arg-type]
         first = b"".join(os.fsencode(word) + b"\0" for word in self._first(words))
-        return head + pack("=I", OP_OF_STEP["Execute"]), first, argument("l", environment), sorted(self._asked - {-1})
+        head += pack("=I", OP_OF_STEP["Execute"])
+        return ("document", head, first, argument("l", environment)), sorted(self._asked - {-1})
 
     def monitor(self, fds: dict[str, str]) -> tuple[list[str], list[int]]:
         """Return the arguments of nsrun-monitor and the numbers that it keeps."""
@@ -203,7 +213,7 @@ def compiled(run: Run, asked: Asked) -> bytes:
     body = b"".join(_encoded(*step) for step in found)
     first: list[Replayed] = [("words", asked.words, int(bool(asked.command)))]
     if run.directory:
-        first.append(("fresh", _places(body, run.note["id"]), _places(body, run.note["started"])))
+        first.append(("fresh", _places(body, run.note["id"]), _places(body, run.note["created"])))
     body = b"".join(_encoded(*step) for step in first) + body
     data = pack(REPLAY_HEADER, REPLAY_MAGIC, BUILD, kernel.checksum(body), len(first) + len(found)) + body
     if len(data) > REPLAY_BYTES:
@@ -239,7 +249,8 @@ def witnesses(run: Run, asked: Asked) -> list[Replayed]:
     if run.directory:  # its note has the start time of the member, as the initial time namespace counts
         if kernel.time_offset() != 0:
             raise CannotReplay("this time namespace counts otherwise")
-        found.append(("same_link", "/proc/self/ns/time", os.readlink("/proc/self/ns/time")))
+        clock = "/proc/self/ns/time"  # of which some kernels have none
+        found.append(("same_link", clock, os.readlink(clock)) if os.path.lexists(clock) else ("absent", clock))
     found.append(("same_text", BOOT_ID, _boot_id()))
     powers = kernel.capability_sets()
     found.append(("same_powers", powers["CapEff"], powers["CapBnd"]))
@@ -247,7 +258,12 @@ def witnesses(run: Run, asked: Asked) -> list[Replayed]:
         value = os.environ.get(name)
         found.append(("same_variable", name, "" if value is None else f"={value}"))
     found += [("input_is_a_terminal",)] if asked.terminal else []
-    found += [same_file(path, st) for path, st in run.state.seen.items()]
+    # what was read below the name that is being taken has gone: nothing may be there
+    seen = {
+        path: st for path, st in run.state.seen.items() if not (run.directory and path.startswith(f"{run.directory}/"))
+    }
+    found += [same_file(path, st) for path, st in seen.items()]
+    found += [_same_text(path, text) for path, text in run.state.seen_text.items()]
     return found + [_same_inside(*seen) for seen in run.state.seen_inside]
 
 
@@ -258,6 +274,18 @@ def _boot_id() -> str:
     if found.strip() != kernel.boot_id().encode():
         raise CannotReplay("another file lies over boot_id")
     return found.decode()
+
+
+def _same_text(path: str, text: str | None) -> Replayed:
+    """Return the witness of a small file of the machine's that was read whole, wherever links lead; None: there was none.
+
+    Raise CannotReplay for what the front would read otherwise.
+    """
+    if text is None and os.path.lexists(path):
+        raise CannotReplay(f"{path} can't be read")
+    if text is not None and ("\0" in text or len(os.fsencode(text)) >= _TEXT):
+        raise CannotReplay(f"{path} is too large, or no text")
+    return ("absent", path) if text is None else ("same_text", path, text)
 
 
 def _same_inside(root: str, path: str, st: os.stat_result | None, when: int) -> Replayed:

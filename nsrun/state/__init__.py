@@ -173,6 +173,7 @@ class State:
         self.seen_inside: list[
             tuple[str, str, os.stat_result | None, int]
         ] = []  # a root directory, a file below it, as it was, when
+        self.seen_text: dict[str, str | None] = {}  # files of the machine's that were read whole; None: there was none
         self.unseen = ""  # something that was looked at, and that nobody can tell when it changes
         self._decoded: dict[str, tuple[tuple[int, ...] | None, Note]] = {}
         self._boot = ""
