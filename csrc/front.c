@@ -296,6 +296,29 @@ static long find_ourselves(char *path, size_t size)
 	return n;
 }
 
+/*
+ * Say in the environment what we have left below RUN/tmp and LIB/upper: Python sweeps it before it begins, and if nobody holds
+ * it any more, which it finds out as for all rubbish, the command leaves no more than if Python had begun.
+ */
+static void say_what_is_left(void)
+{
+	static char text[PATH_MAX + 16];
+	const char *ident = made.left, **variables, **v;
+	size_t n = 0;
+
+	while (envp_[n])
+		n++;
+	if (!ident || str_len(ident) >= PATH_MAX || !(v = variables = pointers(n + 1)))
+		return;
+	for (const char *c = ident; *c; c++)
+		ident = *c == '/' ? c + 1 : ident;
+	*put_str(put_str(text, "NSRUN_LEFT="), ident) = 0;
+	for (char **e = envp_; *e; e++)
+		*v++ = *e;
+	*v = text;
+	envp_ = (char **)variables;
+}
+
 /* Execute an interpreter with the script beside us and our words; returns -errno. */
 static long python(const char *directory, const char *where, size_t n_where, const char *flags)
 {
@@ -380,6 +403,7 @@ int main(int argc, char **argv, char **envp)
 	n = SYS4(readlinkat, AT_FDCWD, "/proc/self/exe", path, sizeof path - 1);
 	if (n <= 0)
 		n = find_ourselves(path, sizeof path - 1);
+	say_what_is_left();
 	if (n > 0 && to_directory(path, n))
 		n = any_python(path);
 	return give_up(n < 0 ? n : -ENOENT);

@@ -62,6 +62,7 @@ static long op_claim(struct arg *a)
 	if (a[0].len > sizeof path - 8)
 		return -ENAMETOOLONG;
 	MUST(make_directory(a[0].s));
+	made.left = a[0].s;
 	*put_str(put_str(path, a[0].s), "/held") = 0;
 	MUST(move_to(SYS4(openat, AT_FDCWD, path, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), a[1].i));
 	if (made.n_locks < 2)

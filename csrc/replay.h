@@ -39,7 +39,8 @@ static struct {
 	const char *cgroup;       /* below the descriptor `above` */
 	const char *inner;        /* of a pod: the one of pause, below the descriptor `directory` */
 	int above, directory;
-	int locks[2], n_locks; /* by which we hold the two directories */
+	const char *left;         /* the path of a directory that is rubbish then; it is named by the id of what we made */
+	int locks[2], n_locks;    /* by which we hold the two directories */
 } made;
 
 static const char *variable(const char *name)

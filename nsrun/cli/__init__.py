@@ -76,14 +76,24 @@ def _main(arguments: list[str]) -> int:
         return _failed(error, status_fd, arguments)
 
 
+def _front() -> str:
+    """Return the program that a script of ours is beside; "" when there is none."""
+    front = os.path.join(os.path.dirname(sys.argv[0]), "nsrun")
+    return front if os.path.basename(sys.argv[0]) == "nsrun-python" and os.path.exists(front) else ""
+
+
+def _is_at_once() -> bool:
+    """Return whether a compiled plan that we leave is to be replayed by this very command: for tests."""
+    return os.environ.get("NSRUN_REPLAY") == "always" and bool(_front())
+
+
 def _by_the_front(arguments: list[str]) -> int:
-    """Execute the program beside our script, with the signals that Python ignores as they were."""
+    """Execute the front, with the signals that Python ignores as they were."""
     import _signal
 
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)
-    front = os.path.join(os.path.dirname(sys.argv[0]), "nsrun")
-    os.execve(front, ["nsrun", *arguments], {**os.environ, "NSRUN_REPLAY": "once"})
+    os.execve(_front(), ["nsrun", *arguments], {**os.environ, "NSRUN_REPLAY": "once"})
 
 
 def _fill_standard_descriptors() -> None:
@@ -128,6 +138,10 @@ def _run(call: Call) -> int:
     from nsrun.state import State
 
     call.state = State(call.general.get("root", ""))
+    if "NSRUN_LEFT" in os.environ:  # the front began, and failed (front.c, say_what_is_left)
+        from nsrun.state.sweep import Sweeper
+
+        Sweeper(call.state).one(os.environ.pop("NSRUN_LEFT"))
     if command.of_members and not call.state.uid:
         _become_owner(call)
     if command.userns:
@@ -318,7 +332,7 @@ def join(call: Call) -> int:
             trace(run)
 
     # a member that keeps its name is not joined by the same words again
-    keeps_name = "name" in call.options and not call.options.get("rm") and os.environ.get("NSRUN_REPLAY") != "always"
+    keeps_name = "name" in call.options and not call.options.get("rm") and not _is_at_once()
     again = {"rootfs", "image"} & call.options.keys() and not keeps_name
     note = join(
         call.state,
@@ -394,11 +408,7 @@ def _leave(call: Call, replayed: set[str], read: tuple[str, ...] = ()) -> Any:
         words = call.words[: len(call.words) - len(call.rest)]
         variables = [*read, *(["TERM"] if terminal else [])]
         asked = replay.Asked(words, call.rest, variables, terminal and bool(call.options.get("interactive")))
-        if (
-            _from_anywhere(call.options, run)
-            and replay.leave(run, asked)
-            and os.environ.get("NSRUN_REPLAY") == "always"
-        ):
+        if _from_anywhere(call.options, run) and replay.leave(run, asked) and _is_at_once():
             run.compiled = ""
             raise HandOver
 

@@ -69,6 +69,12 @@ class Sweeper:
         turn.save()
         return found
 
+    def one(self, ident: str) -> None:
+        """Sweep what was left under this id by an nsrun that could not make a member or pod; what is held stays."""
+        if is_name(ident):
+            self._try(f"claim {ident}", self._claim, ident)
+            self._try(f"upper {ident}", self._data, ident)
+
     def _sweep(self, entries: Callable[[str], list[str]]) -> list[str]:
         state = self.state
         buried = False
