@@ -107,7 +107,7 @@ static void replay(void)
 	const char *root = variable("NSRUN_ROOT");
 	uint64_t hash = 0xcbf29ce484222325;
 
-	if (sizeof NSRUN_BUILD != sizeof((struct replay_header *)0)->build + 1 || SYS0(geteuid) != 0 || (root && *root && !fits(root)))
+	if (sizeof NSRUN_BUILD != sizeof((struct replay_header *)0)->build + 1 || SYS0(geteuid) != 0 || SYS0(getuid) != 0 || (root && *root && !fits(root)))
 		return;
 	replayed = 1;
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* until our child execs, it is in the pod with our memory: kernel.c, hide() */
@@ -167,37 +167,48 @@ static int is_marked(const char *mark)
 	return SYS3(faccessat, AT_FDCWD, path, 0) == 0;
 }
 
+/* Whether the cgroup of this name is still the one that we made: without a lock another may have made one. */
+static int is_our_cgroup(void)
+{
+	struct statx st;
+
+	return SYS5(statx, made.above, made.cgroup, AT_SYMLINK_NOFOLLOW, STATX_INO, &st) == 0 &&
+	       (!member.cgroup || (long)st.stx_ino == member.cgroup);
+}
+
 /* End what is in the cgroup that we made, and remove that; returns whether it is gone, in 5 s. */
 static int end_cgroup(void)
 {
 	const struct timespec pause = {.tv_nsec = 2000000};
-	char path[PATH_MAX];
-	long r = 0, fd;
+	long fd, killer;
+	int there;
 
 	if (!made.cgroup)
 		return 1;
-	if (str_len(made.cgroup) < sizeof path - 16) {
-		*put_str(put_str(path, made.cgroup), "/cgroup.kill") = 0;
-		fd = SYS3(openat, made.above, path, O_WRONLY | O_CLOEXEC);
-		if (fd >= 0) {
-			SYS3(write, fd, "1", 1);
-			SYS1(close, fd);
+	fd = SYS3(openat, made.above, made.cgroup, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd >= 0 && is_our_cgroup()) {
+		killer = SYS3(openat, fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
+		if (killer >= 0) {
+			SYS3(write, killer, "1", 1);
+			SYS1(close, killer);
 		}
 	}
+	SYS1(close, fd);
 	if (child >= 0) {
 		SYS4(pidfd_send_signal, child, SIGKILL, NULL, 0);
 		SYS5(waitid, P_PIDFD, child, NULL, WEXITED, NULL);
 		child = -1;
 	}
-	for (int tries = 0; tries < 2500; tries++) {
+	for (int tries = 0; (there = is_our_cgroup()) && tries < 2500; tries++) {
 		if (made.inner)
 			SYS3(unlinkat, made.directory, made.inner, AT_REMOVEDIR);
-		r = SYS3(unlinkat, made.above, made.cgroup, AT_REMOVEDIR);
-		if (r != -EBUSY)
+		if (SYS3(unlinkat, made.above, made.cgroup, AT_REMOVEDIR) != -EBUSY) {
+			there = is_our_cgroup();
 			break;
+		}
 		SYS2(nanosleep, &pause, NULL);
 	}
-	return r == 0 || r == -ENOENT;
+	return !there;
 }
 
 /*
@@ -218,13 +229,23 @@ static void take_back(void)
 	}
 }
 
+/* What we treat otherwise is as it was for our caller, since Python is to see that. */
+static void to_callers(void)
+{
+	if (replayed)
+		for (unsigned i = 0; i < sizeof ours / sizeof *ours; i++)
+			SYS4(rt_sigaction, ours[i].number, &ours[i].callers, NULL, sizeof(sigbits));
+	SYS4(rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
+}
+
 /*
  * What was begun ends: all processes of a new member or pod, and nsrun-init, if it was started.  Whatever can't be ended keeps its
  * notes and its data.  All of our descriptors end with the next exec; the caller's do not.  Returns whether somebody else has ended
- * it meanwhile, on purpose.
+ * it meanwhile, on purpose; and a signal that would have ended us in `by`.
  */
-static int undo(void)
+static int undo(long *by)
 {
+	uint32_t info[32]; /* struct signalfd_siginfo, which begins with the number */
 	int gone, ended = 0;
 
 	SYS1(close, channel);
@@ -247,10 +268,8 @@ static int undo(void)
 	} else if (gone) {
 		take_back();
 	}
-	if (replayed)
-		for (unsigned i = 0; i < sizeof ours / sizeof *ours; i++)
-			SYS4(rt_sigaction, ours[i].number, &ours[i].callers, NULL, sizeof(sigbits));
-	SYS4(rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
+	*by = heard >= 0 && SYS3(read, heard, info, sizeof info) == sizeof info ? info[0] : 0; /* it is not pending any more */
+	to_callers();
 	return ended;
 }
 
@@ -314,7 +333,8 @@ static void say_what_is_left(void)
 		ident = *c == '/' ? c + 1 : ident;
 	*put_str(put_str(text, "NSRUN_LEFT="), ident) = 0;
 	for (char **e = envp_; *e; e++)
-		*v++ = *e;
+		if (!str_after(*e, "NSRUN_LEFT="))
+			*v++ = *e;
 	*v = text;
 	envp_ = (char **)variables;
 }
@@ -360,6 +380,15 @@ static long any_python(const char *directory)
 	return r;
 }
 
+/* Have Python tell how it ended, which is not what the words say any more (nsrun/cli/internal.py, left). */
+static void tell(const char *why, const char *what)
+{
+	static char *words[5];
+
+	argc_ = 4, argv_ = words;
+	words[0] = "nsrun", words[1] = "_left", words[2] = (char *)why, words[3] = (char *)what;
+}
+
 static int give_up(long error)
 {
 	char text[64];
@@ -378,24 +407,31 @@ static int give_up(long error)
 int main(int argc, char **argv, char **envp)
 {
 	const char *wish;
-	char path[PATH_MAX];
+	char path[PATH_MAX], number[24];
 	long n;
 
 	argc_ = argc, argv_ = argv, envp_ = envp;
 	wish = variable("NSRUN_REPLAY");
 	if (!wish || !str_eq(wish, "0")) {
+		int ended;
+		long by;
 		SYS4(rt_sigprocmask, SIG_SETMASK, NULL, &mask, sizeof mask);
 		replay();
-		if (undo()) {
-			say("nsrun: it was ended before it had begun\n");
-			return 137;
-		}
-		if (released || lost) {
-			say(released ? "nsrun: the command was started, and killed again: what follows its start could not be done\n"
-			             : "nsrun: setns(2) back to our own namespaces failed\n");
+		if (unwritten) {
+			to_callers();
+			made.left = NULL;
+			tell("unwritten", unwritten);
+		} else if (ended = undo(&by), lost) {
+			say("nsrun: setns(2) back to our own namespaces failed\n"); /* so Python would be half in the pod */
 			return 125;
-		}
-		if (wish && str_eq(wish, "must")) {
+		} else if (released) {
+			tell("killed", "");
+		} else if (ended) {
+			tell("ended", made.inner ? "pod" : "member");
+		} else if (by) {
+			*put_num(number, (unsigned long)by, 1) = 0;
+			tell("interrupted", number);
+		} else if (wish && str_eq(wish, "must")) {
 			say("nsrun: nothing to replay\n");
 			return 125;
 		}

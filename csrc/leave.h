@@ -54,6 +54,25 @@ static long make_directory(const char *path)
 	return SYS3(fchmodat, AT_FDCWD, path, 0700);
 }
 
+/*
+ * From here on a signal that would end us is left pending: hear() and op_release() see it, what was made is taken back, and
+ * Python says so.
+ */
+static long hold_signals(void)
+{
+	static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+	struct action now;
+
+	if (heard >= 0)
+		return 0;
+	for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++)
+		if (SYS4(rt_sigaction, numbers[i], NULL, &now, sizeof(sigbits)) == 0 && now.handler == SIG_DFL)
+			ends |= SIGBIT(numbers[i]);
+	ends &= ~mask; /* a caller may have blocked one */
+	sys_sigmask(SIG_BLOCK, ends);
+	return heard = (int)SYS4(signalfd4, -1, &ends, sizeof ends, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
 static long op_claim(struct arg *a)
 {
 	struct statx st;
@@ -61,8 +80,9 @@ static long op_claim(struct arg *a)
 
 	if (a[0].len > sizeof path - 8)
 		return -ENAMETOOLONG;
-	MUST(make_directory(a[0].s));
+	MUST(hold_signals());
 	made.left = a[0].s;
+	MUST(make_directory(a[0].s));
 	*put_str(put_str(path, a[0].s), "/held") = 0;
 	MUST(move_to(SYS4(openat, AT_FDCWD, path, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600), a[1].i));
 	if (made.n_locks < 2)

@@ -23,7 +23,10 @@ static int monitor = -1; /* pid of nsrun-monitor, if it is not what we become */
 static int go[2] = {-1, -1}; /* the ends of the channel by which it hears from us: its own, and ours */
 static int lost;             /* whether we could not come back from the namespaces of the pod */
 static sigbits mask;     /* the caller's */
+static sigbits ends;     /* SIGINT, SIGTERM and SIGHUP, as far as they would end us: blocked while something is made */
+static int heard = -1;   /* signalfd of those */
 static int released;
+static const char *unwritten; /* the name, when all is done, and only that could not be printed */
 
 /* What the note of a new member, or of a new pod, says, and only the kernel knows. */
 static struct {

@@ -222,13 +222,26 @@ static long op_netlink(struct arg *a)
 	return answer.head.nlmsg_type == NLMSG_ERROR ? answer.error : -EBADMSG;
 }
 
-/* The next record of nsrun-init's: of enum init_says, 0 at the end, or -errno. */
+/* Whether a signal has come that would have ended us. */
+static int is_interrupted(void)
+{
+	struct pollfd p = {.fd = heard, .events = POLLIN};
+	struct timespec none = {0};
+	return heard >= 0 && SYS5(ppoll, &p, 1, &none, NULL, 0) > 0;
+}
+
+/* The next record of nsrun-init's: of enum init_says, 0 at the end, or -errno; -EINTR when a signal would have ended us. */
 static long hear(void)
 {
+	struct pollfd both[] = {{.fd = channel, .events = POLLIN}, {.fd = released ? -1 : heard, .events = POLLIN}};
 	struct init_record record;
 	char text[1024];
-	long n = SYS3(read, channel, text, sizeof text);
+	long n;
 
+	MUST(SYS5(ppoll, both, 2, NULL, NULL, 0));
+	if (both[1].revents)
+		return -EINTR;
+	n = SYS3(read, channel, text, sizeof text);
 	if (n <= 0)
 		return n;
 	if (n == 1)
@@ -291,7 +304,7 @@ static long op_launch(struct arg *a)
 	MUST(move_to(two[1], a[5].i));
 	sys_sigmask(SIG_SETMASK, ~(SIGBIT(32) | SIGBIT(33))); /* as kernel.c does: those two are a C library's own */
 	r = launch(&l);
-	sys_sigmask(SIG_SETMASK, mask);
+	sys_sigmask(SIG_SETMASK, mask | ends);
 	monitor = l.monitor_pid;
 	lost = l.failed == STAGE_RETURN; /* we would execute Python half inside the pod */
 	child = l.pidfd;
@@ -315,7 +328,11 @@ static long op_release(struct arg *a)
 	static const char go = GO;
 	long r;
 
+	if (is_interrupted())
+		return -EINTR;
 	sys_sigmask(SIG_SETMASK, ~0UL);
+	SYS1(close, heard); /* from here on a signal is the program's */
+	heard = -1;
 	MUST(SYS3(write, channel, &go, 1));
 	r = hear();
 	if (a[0].i) /* pause may be begun once more */
@@ -355,8 +372,8 @@ static long op_go(struct arg *a)
 		sys_exit(0);
 	if (r == -EPIPE)
 		sys_exit(141); /* as Python does: 128 + SIGPIPE */
-	say("nsrun: all is done, but the name can't be written to standard output\n");
-	sys_exit(1);
+	unwritten = a[1].s; /* Python says what is in the way */
+	return r < 0 ? r : -EIO;
 }
 
 #endif

@@ -47,6 +47,8 @@
 #define MSG_NOSIGNAL     0x4000
 #define MSG_CMSG_CLOEXEC 0x40000000
 #define IFF_UP           1
+#define SFD_CLOEXEC      O_CLOEXEC
+#define SFD_NONBLOCK     O_NONBLOCK
 #define R_OK             4
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77 /* Linux 6.5 */

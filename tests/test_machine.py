@@ -22,7 +22,7 @@ def test_limits_and_profiles_where_the_kernel_has_them():
         "user-mode Linux is missing",
         "apt-get install user-mode-linux kmod",
     )
-    command = f"cd {TOP} && exec {os.path.dirname(sys.executable)}/pytest -p no:cacheprovider -rs --timeout 200 tests/test_limits.py tests/test_class.py::test_limits_of_a_class tests/security/test_runtimes.py::test_apparmor_by_name"
+    command = f"cd {TOP} && exec {os.path.dirname(sys.executable)}/pytest -p no:cacheprovider -rs --timeout 200 tests/test_limits.py tests/test_replay_pod.py::test_limits tests/test_class.py::test_limits_of_a_class tests/security/test_runtimes.py::test_apparmor_by_name"
     done = sh(HERE / "machine", command, timeout=480, check=False, env={**os.environ, "SECONDS_": "460"})
     need(
         done.returncode != 125,

@@ -157,8 +157,27 @@ def test_detached_into_what_nobody_reads(host, pod, root):
     assert (done.returncode, done.stderr) == (141, b"")
     with open("/dev/full", "w") as full:
         done = subprocess.run(words, env={**host.env, **MUST}, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert done.returncode == 1 and b"can't be written" in done.stderr
+    assert done.returncode == 125 and b"can't be written: No space left" in done.stderr
     assert [member["status"] for member in host.json("ls")] == ["running"] * 3
+
+
+def test_another_of_the_name_lives_on(host, pod, root):
+    """The monitor is killed before it hears that all is done, the member is removed, and another gets its name and its cgroup."""
+    words = ["join", "-d", "--rm", "--name", "x", "pause", "--rootfs", root]
+    host.run(*words, "true")
+    wait_for(lambda: members(host) == [])
+    started = host.root / "run/members/x/started"  # made just before
+    slow = injected("-P", str(started), "-e", "trace=openat", "-e", "inject=openat:delay_exit=3000000")
+    begun = subprocess.Popen([*slow, NSRUN, *words, "sleep", "1000"], env={**host.env, **MUST}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    wait_for(started.exists, 10, "it is started")
+    first = host.member("x")
+    os.kill(int(pathlib.Path(f"/proc/{first['pid']}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    host.run("rm", "-f", "x", check=False)
+    host.run("rm", "-f", "x", check=False)
+    host.run("join", "-d", "--name", "x", "pause", "--rootfs", root, "sleep", "2000")
+    _, errors = begun.communicate(timeout=60)
+    assert begun.returncode == 125 and "killed again" in errors
+    assert host.member("x")["status"] == "running" and host.member("x")["id"] != first["id"]
 
 
 def test_a_name_is_free_again(host, pod, root):
@@ -241,7 +260,7 @@ def test_what_leaves_no_plan(host, pod, root, tmp_path):
         ["--security-opt", "seccomp=unconfined", "--rootfs", root],
         [],
     ):
-        host.run("join", "pause", *options, "true", check=False)
+        host.run("join", "pause", *options, "true", check=False, env={"NSRUN_REPLAY": ""})
         assert plans(host) == [], options
 
 

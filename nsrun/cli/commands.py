@@ -422,6 +422,7 @@ INTERNAL = (
         "_ended", (Operand("NAME"), Operand("STATUS")), "internal.ended", "", "",
         (O("--lead", "FD", ""), O("--held", "FD,FD", "")), sweeps=False,
     ),
+    Command("_left", (Operand("WHY"), Operand("WHAT")), "internal.left", "", "", sweeps=False),
     Command("_walk", (), "walking.inside", "", "", rest=Operand("ARGUMENT", many=True), sweeps=False),
     Command("_remove", (Operand("PATH", many=True, optional=True),), "internal.remove", "", "", userns=True, sweeps=False),
     Command("_whole", (Operand("LAYER"),), "internal.whole", "", "", userns=True, sweeps=False),

@@ -25,6 +25,24 @@ def ended(call: Call) -> int:
     return ended(call.state, name, int(status), int(call.options.get("lead", -1)), (held, data))
 
 
+def left(call: Call) -> int:
+    """The front executes this when it has ended what it began, and nothing is to be begun once more: tell why (front.c, tell)."""
+    from nsrun.cli.say import failure, out
+
+    why, what = call.operands
+    if why == "unwritten":  # all is done; what is in the way of its output is found once more
+        out(what)
+        return 0
+    if why == "interrupted":
+        failure("interrupted")
+        return 128 + int(what)
+    if why == "ended":
+        failure(f"the {what} was ended before it had begun")
+        return 137 if what == "member" else 125
+    failure("the command was started, and killed again: what follows its start could not be done")
+    return 125
+
+
 def remove(call: Call) -> int:
     """Remove directories whose files have ids of a user namespace."""
     from nsrun.state import remove_tree

@@ -111,7 +111,8 @@ class LoadProgram(Step):
         return "readlink /proc/PID/exe   # memfd: (deleted)"
 
     def replayed(self, compiler: Compiling) -> list[Replayed]:
-        return [("program", f"{kernel.LIBEXEC}/{self.program}", self.program, compiler.make(self.handle))]
+        path = f"{kernel.LIBEXEC}/{self.program}"
+        return [compiler.same_file(path), ("program", path, self.program, compiler.make(self.handle))]
 
     def do(self, run: Context) -> None:
         run.hold(self.handle, kernel.load_program(self.program))

@@ -111,6 +111,10 @@ class Compiler:
         fd = self.run.handles[name]
         return os.pread(fd, os.fstat(fd).st_size, 0)
 
+    def same_file(self, path: str) -> Replayed:
+        """Return the witness of a file of the installation."""
+        return same_file(path, os.stat(path))
+
     def process(self, name: str) -> tuple[int, int]:
         """Return (pid, start time in ticks) of the process of a pidfd of the run.  Raise CannotReplay when it has ended."""
         try:

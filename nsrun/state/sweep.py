@@ -74,6 +74,8 @@ class Sweeper:
         if is_name(ident):
             self._try(f"claim {ident}", self._claim, ident)
             self._try(f"upper {ident}", self._data, ident)
+            if not self._is_any_living():
+                self._try("cgroups", self._base)
 
     def _sweep(self, entries: Callable[[str], list[str]]) -> list[str]:
         state = self.state
