@@ -481,10 +481,10 @@ def test_killed_after_every_system_call(host, again):
         done = subprocess.run([*killer, NSRUN, *again], env={**host.env, **MUST}, capture_output=True, timeout=30, check=False)  # fmt: skip
         assert done.returncode == -signal.SIGKILL, (name, count, done)
         wait_for(lambda: processes() == before["processes"], 10, "no nsrun-init is left")
-        if alive := host.json("pod ls"):  # which sweeps; it was killed after the release
+        if host.json("pod ls"):  # which sweeps; it was killed after the release
             made += 1
-            assert [pod["status"] for pod in alive] == ["running"], (name, count)
-            host.run("pod kill x")
+            # a pause that finds nobody to tell that it is ready ends by itself, perhaps only now
+            host.run("pod kill x", check=False)
         wait_for(lambda: host.run("pod ls") and left(host) == [], 10, f"nothing of it is left: {name} {count}")
     assert len(calls) - begin > 80 and 0 < made < 10 and host.snapshot() == before
     assert is_replayed(host, again)
