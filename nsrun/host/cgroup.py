@@ -593,8 +593,9 @@ def remove(path: str, ident: int = 0, kill: bool = False) -> None:
     try:
         if kill:
             _kill(os.dup(top))
-        # but 1 once something lives on in one of them, which is not ours to end: we still remove the others
-        tries = 100
+        # What was killed dies, as fast as the machine can: a fork bomb that may use half a processor takes a while.  Once something
+        # lives on in one of them, which is not ours to end, one try each: we still remove the others.
+        tries = 2500 if kill else 100
         for above, name in _below(top):
             if not _rmdir(name, above, tries):
                 tries = 1
