@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _signal
 import os
 
 from nsrun.cli import say, text
@@ -41,11 +42,19 @@ def ls(call: Call) -> int:
     return text.table(["LAB", "STATUS", "TIME", "TITLE", "LACKING"], cells)
 
 
+_ENDS = {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP}
+
+
+def hold_signals() -> None:
+    """Have no signal interrupt what is left to do, so that a start that has succeeded never looks like one that failed."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _ENDS)
+
+
 def start(call: Call) -> int:
     lab = _lab(call)
     entry = progress.load(call.state)["labs"].get(str(lab.number), {})
     again = bool(call.options.get("shell") and entry.get("ready"))
-    work = sessions.work_of(call.state, lab) if again else sessions.start(call.state, lab)
+    work = sessions.work_of(call.state, lab) if again else sessions.start(call.state, lab, hold_signals)
     if not again:
         page = labtext.page_of(lab)
         say.page(f"{page.title}\n\n")
@@ -60,6 +69,7 @@ def start(call: Call) -> int:
         )
         return 0
     say.flush()
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _ENDS)
     return _shell(work)
 
 

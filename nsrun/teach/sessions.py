@@ -22,6 +22,7 @@ from nsrun.teach.lab import MARK, Lab, Row, Work, ancestors, values_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -112,19 +113,20 @@ def _nearest(path: str) -> str:
 # ---- start -----------------------------------------------------------------------------------------------------
 
 
-def start(state: State, lab: Lab) -> Work:
+def start(state: State, lab: Lab, made: Callable[[], None] = lambda: None) -> Work:
     """Make the scene of a lab.  Whatever goes wrong, Ctrl-C included, what was made is removed again.
 
+    `made` is called when the scene is there, and before it is recorded that it is.
     Raise BadInput when it is started already, or when this machine lacks what it needs.
     """
     if lacking := lab.lacking(state.uid):
         what, cure = lacking[0]
         raise BadInput(f"lab {lab.number} can't be done here: {what}", hint=cure)
     with _alone(state, lab):
-        return _start(state, lab)
+        return _start(state, lab, made)
 
 
-def _start(state: State, lab: Lab) -> Work:
+def _start(state: State, lab: Lab, made: Callable[[], None]) -> Work:
     with progress.changing(state) as found:
         entry = progress.entry(found, lab.number)
         if entry.get("id") and entry.get("ready"):
@@ -148,6 +150,7 @@ def _start(state: State, lab: Lab) -> Work:
             work.variables.update(lab.scene(work))
         if progress.class_note(state):
             _tell_class(work)
+        made()
     except BaseException:
         _remove(work)
         _end(work)
