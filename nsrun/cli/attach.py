@@ -28,7 +28,10 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
     import struct
 
     note = state.member(name)
-    if state.member_status(note)[0] not in ("running", "stopping"):
+    status = state.member_status(note)[0]
+    if status == "paused":
+        raise BadInput(f"member {note['name']!r} is paused", hint=f"nsrun unpause {note['name']}")
+    if status not in ("running", "stopping"):
         raise UnknownError(f"member {note['name']!r} is not running", hint="nsrun logs shows what it wrote")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     directory = os.open(state.path("members", note["name"]), os.O_PATH | os.O_DIRECTORY)

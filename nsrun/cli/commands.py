@@ -303,6 +303,12 @@ COMMANDS = (
     Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
     Command("kill", (MEMBERS,), "members.kill", "send a signal to the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,), plan="planning.kill"),
+    Command(
+        "pause", (MEMBERS,), "members.pause", "freeze all processes of members until unpause", "nsrun pause mysql",
+        about="The kernel freezes the member's cgroup, so nothing in it can ignore or notice that. stop, kill and rm -f end a member that is paused; exec and attach are refused.",
+        plan="planning.pause",
+    ),
+    Command("unpause", (MEMBERS,), "members.unpause", "let members that were paused go on", "nsrun unpause mysql", plan="planning.unpause"),
     Command("rm", (MEMBERS,), "members.rm", "remove stopped members and their writable layers", "nsrun rm -f mysql", (FORCE,), plan="planning.rm"),
     Command(
         "attach", (MEMBER,), "members.attach", "connect to the input, output and terminal of a detached member; Ctrl-P Ctrl-Q detaches", "nsrun attach mysql",

@@ -49,9 +49,11 @@ def inspect(call: Call) -> int:
 
 
 def stats(call: Call) -> int:
+    from nsrun.state import BEGUN
+
     state = call.state
     notes = [state.member(name) for name in call.operands] or state.all("members")
-    alive = [note for note in notes if state.member_status(note)[0] in ("running", "stopping")]
+    alive = [note for note in notes if state.member_status(note)[0] in BEGUN]
     for note in notes if call.operands else []:
         if note not in alive:
             raise UnknownError(f"member {note['name']!r} is not running", hint="nsrun ls -a")
@@ -142,6 +144,18 @@ def stop(call: Call) -> int:
     return each(call.operands, one)
 
 
+def pause(call: Call) -> int:
+    from nsrun.lifecycle.pause import pause_member
+
+    return each(call.operands, lambda name: pause_member(call.state, call.state.member(name)))
+
+
+def unpause(call: Call) -> int:
+    from nsrun.lifecycle.pause import unpause_member
+
+    return each(call.operands, lambda name: unpause_member(call.state, call.state.member(name)))
+
+
 def seconds_of(call: Call) -> float:
     """Return how long --time says to wait before SIGKILL."""
     text = call.options.get("time")
@@ -159,12 +173,13 @@ def say_killed(member: str, seconds: float) -> None:
 def kill(call: Call) -> int:
     from nsrun.lifecycle.stop import SIGKILL, signal_member, stop_member
     from nsrun.spec.options import parse_signal
+    from nsrun.state import BEGUN
 
     signal = parse_signal(call.options.get("signal", "KILL"))
 
     def one(name: str) -> None:
         note = call.state.member(name)
-        if signal == SIGKILL and call.state.member_status(note)[0] in ("running", "stopping", "restarting"):
+        if signal == SIGKILL and call.state.member_status(note)[0] in (*BEGUN, "restarting"):
             stop_member(call.state, note, 0, SIGKILL)
         else:
             signal_member(call.state, note, signal)

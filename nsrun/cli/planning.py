@@ -98,6 +98,18 @@ def stop(call: Call) -> Plan:
     return plan_stop(call.state, call.operands, seconds_of(call))
 
 
+def pause(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_pause
+
+    return plan_pause(call.state, call.operands, True)
+
+
+def unpause(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_pause
+
+    return plan_pause(call.state, call.operands, False)
+
+
 def kill(call: Call) -> Plan:
     from nsrun.lifecycle.foretell import plan_kill
 

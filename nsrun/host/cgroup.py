@@ -557,6 +557,68 @@ def usage(path: str, ident: int = 0) -> dict[str, Any]:
     return found
 
 
+# ---- freezing ------------------------------------------------------------------------------------------------
+
+
+def freeze(path: str, ident: int, wanted: bool) -> bool:
+    """Freeze or thaw what is in a cgroup and below it, by cgroup.freeze; do not wait for it.
+
+    Return False when there is no such cgroup any more.  The hybrid layout has the file, too: it is no controller's.  For
+    `ident` see open_pod.
+    """
+    fd = _find(path, ident)
+    if fd < 0:
+        return False
+    try:
+        _write(fd, "cgroup.freeze", "1" if wanted else "0")
+        return True
+    except OSError as error:
+        if error.errno in (ENOENT, ENODEV):  # it was removed meanwhile
+            return False
+        raise
+    finally:
+        os.close(fd)
+
+
+def is_frozen(path: str, ident: int = 0) -> bool:
+    """Return whether a cgroup is to be frozen, itself and not only one above it.  For `ident` see open_pod."""
+    fd = _find(path, ident)
+    if fd < 0:
+        return False
+    try:
+        return _read(fd, "cgroup.freeze").strip() == "1"
+    finally:
+        os.close(fd)
+
+
+def wait_frozen(path: str, ident: int, wanted: bool, seconds: float) -> bool:
+    """Wait until all of a cgroup's processes are frozen, or run again; return False when that takes longer than `seconds`.
+
+    A process in an uninterruptible sleep delays it.  The kernel tells of each change of cgroup.events: POLLPRI.
+    """
+    from select import POLLPRI, poll
+
+    directory, end = _find(path, ident), time.monotonic() + seconds
+    if directory < 0:
+        return True
+    try:
+        with kernel.Fd(os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)) as fd:
+            poller = poll()
+            poller.register(fd, POLLPRI)
+            while f"frozen {int(wanted)}\n".encode() not in os.pread(fd, 4096, 0):
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                poller.poll(min(left, 1) * 1000)
+            return True
+    except OSError as error:
+        if error.errno in (ENOENT, ENODEV):
+            return True  # it was removed meanwhile
+        raise
+    finally:
+        os.close(directory)
+
+
 # ---- ending --------------------------------------------------------------------------------------------------
 
 

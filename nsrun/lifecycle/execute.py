@@ -41,6 +41,8 @@ def gather(state: State, note: MemberNote, options: ExecOptions) -> tuple[Member
     Raise UnknownError when the member does not run.
     """
     status, _ = state.member_status(note)
+    if status == "paused":  # a process that begins in its cgroup would be frozen at once
+        raise BadInput(f"member {note['name']!r} is paused", hint=f"nsrun unpause {note['name']}")
     if status not in ("running", "stopping"):
         raise UnknownError(
             f"member {note['name']!r} is {status}", hint="nsrun ls -a; only a running member can execute something"

@@ -16,7 +16,7 @@ from nsrun.lifecycle.stop import SIGKILL, SIGTERM
 from nsrun.plan import HOST, Part, Plan, Step, sh_quote
 from nsrun.plan.network import netlink
 from nsrun.schema import is_there
-from nsrun.state import ALIVE
+from nsrun.state import ALIVE, BEGUN, PAUSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class StopMember(Deed):
     signal: int
     seconds: float
     thread: bool = False  # several are stopped at once
+    paused: bool = False
 
     @property
     def why(self) -> str:  # type: ignore[override]
@@ -83,7 +84,9 @@ class StopMember(Deed):
         if self.signal == SIGKILL:
             found += kill
         else:
-            found += [f"pidfd_send_signal(pidfd, {signal_name(self.signal)})", f"poll(pidfd, {self.seconds:g} s)"]
+            thaw = [f'write("{self.cgroup}/cgroup.freeze", "0")'] if self.paused else []
+            found += [f"pidfd_send_signal(pidfd, {signal_name(self.signal)})", *thaw]
+            found.append(f"poll(pidfd, {self.seconds:g} s)")
             found.append(Part(kill, when="it has not ended"))
         return self._by([*found, *monitor])
 
@@ -106,6 +109,33 @@ class StopMember(Deed):
 
     def check(self) -> str:
         return "nsrun ls -a"
+
+
+class FreezeMember(Deed):
+    man = "cgroups(7)"
+    why = "The kernel stops every process of the member where it is, whatever signals it ignores, and lets it go on later."
+    name: str
+    cgroup: str
+    frozen: bool
+
+    @property
+    def native(self) -> str:  # type: ignore[override]
+        return f"lifecycle/pause.py {'pause' if self.frozen else 'unpause'}_member"
+
+    def made(self) -> list[str | Part]:
+        write = f'write("{self.cgroup}/cgroup.freeze", "{int(self.frozen)}")'
+        wait = Part([f'poll("{self.cgroup}/cgroup.events", POLLPRI)'], when=f"frozen is not {int(self.frozen)} yet")
+        mark = [f'open("members/{self.name}/paused", O_CREAT)'] if self.frozen else []
+        return [*mark, write, wait]
+
+    def brief(self) -> str:
+        return f"{'pause' if self.frozen else 'unpause'} the member {self.name}"
+
+    def shell(self) -> str:
+        return f"echo {int(self.frozen)} >{sh_quote(self.cgroup)}/cgroup.freeze"
+
+    def check(self) -> str:
+        return f"cat {self.cgroup}/cgroup.events"
 
 
 class SendSignal(Deed):
@@ -341,7 +371,7 @@ def plan_kill(state: State, names: list[str], signal: int) -> Plan:
     """`nsrun kill`."""
     steps: list[Step] = []
     for note in map(state.member, names):
-        if signal == SIGKILL and state.member_status(note)[0] in ("running", "stopping", "restarting"):
+        if signal == SIGKILL and state.member_status(note)[0] in (*BEGUN, "restarting"):
             steps.append(_stop(state, note, SIGKILL, 0))
         else:
             pid = _pid_of(state, note)
@@ -349,6 +379,17 @@ def plan_kill(state: State, names: list[str], signal: int) -> Plan:
                 raise BadInput(f"member {note['name']!r} is not running", hint="nsrun ls -a")
             steps.append(SendSignal(f"member {note['name']}", pid, signal, "lifecycle/stop.py signal_member"))
     return Plan(f"kill {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_pause(state: State, names: list[str], frozen: bool) -> Plan:
+    """`nsrun pause` and `nsrun unpause`."""
+    from nsrun.lifecycle.pause import check
+
+    notes = [state.member(name) for name in names]
+    for note in notes:
+        check(state, note, frozen)
+    steps: list[Step] = [FreezeMember(note["name"], note["cgroup"], frozen) for note in notes]
+    return Plan(f"{'pause' if frozen else 'unpause'} {' '.join(names)}", [*steps, Sweep()])
 
 
 def plan_rm(state: State, names: list[str], force: bool) -> Plan:
@@ -439,8 +480,10 @@ def _pause_of(state: State, note: Note) -> int:
 
 
 def _stop(state: State, note: Note, signal: int, seconds: float, thread: bool = False) -> Step:
-    pid = _pid_of(state, note)
-    return StopMember(note["name"], pid, note.get("cgroup") or "", signal or note["stop_signal"], seconds, thread)
+    pid, paused = _pid_of(state, note), state.marked("members", note["name"], PAUSED)
+    return StopMember(
+        note["name"], pid, note.get("cgroup") or "", signal or note["stop_signal"], seconds, thread, paused
+    )
 
 
 def _upper(state: State, note: Note) -> str:

@@ -9,7 +9,7 @@ from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UnknownError
 from nsrun.schema import is_name, is_number
 from nsrun.spec import idmaps
-from nsrun.state import ALIVE, life
+from nsrun.state import ALIVE, BEGUN, life
 from nsrun.state.census import Seen, look
 from nsrun.state.orphans import unreadable
 
@@ -87,7 +87,7 @@ def _owners_members(state: State, pod: Note) -> list[str]:
 def member_json(state: State, note: Note) -> dict[str, Any]:
     status, code = state.member_status(note)
     recorded = state.exit_of(note["name"]) if code is not None else None
-    running = status in ("running", "stopping")
+    running = status in BEGUN
     pid = _pid(state.process, note) if running else 0
     orphaned = False
     if running:

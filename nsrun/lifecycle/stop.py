@@ -8,7 +8,7 @@ from errno import ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError
-from nsrun.state import life
+from nsrun.state import PAUSED, life
 from nsrun.state.sweep import Sweeper
 
 TYPE_CHECKING = False
@@ -117,6 +117,7 @@ def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0
             signal = signal or note["stop_signal"]
             if signal != SIGKILL:
                 send(fd, signal)
+                thaw(state, note)  # the signal is the first that it meets
             if signal == SIGKILL or not wait_dead(fd, seconds):
                 kill_member(note, fd)
                 killed, dead = signal != SIGKILL, wait_dead(fd, 10)
@@ -131,6 +132,19 @@ def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0
             hint=f"{'the member' if not dead else 'its monitor (nsrun-monitor)'} is frozen, or in disk sleep: ps -eo pid,ppid,stat,wchan,args",
         )
     return killed
+
+
+def thaw(state: State, note: Note) -> bool:
+    """Let a member that was paused go on; return whether it had been.  SIGKILL needs no thawing: it ends what is frozen."""
+    if not state.marked("members", note["name"], PAUSED):
+        return False
+    from nsrun.host import cgroup
+
+    where = note["cgroup"], note.get("cgroup_id", 0)
+    was = cgroup.is_frozen(*where)
+    cgroup.freeze(*where, False)
+    state.unmark("members", note["name"], PAUSED)  # only now: a mark without a frozen cgroup means nothing
+    return was
 
 
 def _monitor(state: State, note: Note) -> int:

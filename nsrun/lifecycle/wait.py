@@ -9,6 +9,7 @@ from errno import ENOENT
 from nsrun.errors import BadInput, UnknownError
 from nsrun.lifecycle.stop import settled, wait_dead, wait_monitor
 from nsrun.schema import open_regular
+from nsrun.state import BEGUN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def wait_member(state: State, name: str) -> int:
                 os.close(written)
         if code is not None:
             return code
-        if status in ("running", "stopping"):  # its monitor was killed: wait for the process itself
+        if status in BEGUN:  # its monitor was killed: wait for the process itself
             fd, _ = state.process(note)
             try:
                 wait_dead(fd, None if fd >= 0 else 0.01)

@@ -10,7 +10,7 @@ write-lock its `held`: so what is removed belongs to nobody, and is not somethin
 
     RUN/pods/NAME/      held, note, started, ended, released, removing    (of a pod without root: door, forward.pid, forward.log)
                         listed, m-MEMBER: which members to ask for, of a pod; a hint that may name others, too
-    RUN/members/NAME/   held, note, config.json, options.json, started, log, log.1, exit, stop, attach
+    RUN/members/NAME/   held, note, config.json, options.json, started, log, log.1, exit, stop, paused, attach
     RUN/tmp/ID/         a claim in the making, renamed into place; or what is being removed
     RUN/turn            where the next sweep begins (sweep.py)
     RUN/aside/          broken notes whose name was wanted for something else
@@ -53,7 +53,10 @@ if TYPE_CHECKING:
 
 
 #: The statuses of a member that has a process, or will have one again.
-ALIVE = ("created", "running", "restarting", "stopping")
+ALIVE = ("created", "running", "paused", "restarting", "stopping")
+
+#: The statuses of a member whose program has begun and has not ended.
+BEGUN = ("running", "paused", "stopping")
 
 
 def is_to_restart(note: Note, code: int) -> bool:
@@ -137,6 +140,9 @@ SPACE = b" " * 95 + b"\n"
 
 #: The mark beside the note of a pod whose members are written down there.
 LISTED = "listed"
+
+#: The mark beside the note of a member that was paused (lifecycle/pause.py).
+PAUSED = "paused"
 
 #: Nanoseconds after which a note that is written anew can't look like the one before, whatever its file system.
 SETTLED = 2_000_000_000
@@ -658,7 +664,7 @@ class State:
         return True
 
     def member_status(self, note: Note) -> tuple[str, int | None]:
-        """Return (created|running|restarting|stopping|stopped|lost, exit status), as the kernel says, not the note.
+        """Return (created|running|paused|restarting|stopping|stopped|lost, exit status), as the kernel says, not the note.
 
         restarting: it has ended with that status, and its keeper waits before it starts it again.
         lost: nobody keeps it, and nobody saw how it ended.
@@ -677,15 +683,23 @@ class State:
             if found.keeper and not life.held_lives(found.keeper, note.get("pidfd", -1)):
                 # its keeper is about to write `exit`, or to start it again
                 return ("stopping" if stop or not is_to_restart(note, 0) else "restarting"), None
-            return ("stopping" if stop else "running"), None
+            return ("stopping" if stop else self._running(note)), None
         if found.alive:
             return "created", None
         code = self.exit_of(name)
         if code:
             return "stopped", code[0]
         if note.get("process") and self._noted(note):  # its monitor was killed
-            return ("stopping" if self.marked("members", name, "stop") else "running"), None
+            return ("stopping" if self.marked("members", name, "stop") else self._running(note)), None
         return "lost", None
+
+    def _running(self, note: Note) -> str:
+        """Return paused or running.  The mark says that somebody paused it, and the kernel whether it is frozen."""
+        if not self.marked("members", note["name"], PAUSED):
+            return "running"
+        from nsrun.host import cgroup
+
+        return "paused" if cgroup.is_frozen(note["cgroup"], note.get("cgroup_id", 0)) else "running"
 
     def _waits_to_restart(self, note: Note, code: int) -> bool:
         now, found = self.note_and_life("members", note["name"])

@@ -10,14 +10,14 @@ by one, as always.  Nothing is ever ended or removed because of what is said her
 from __future__ import annotations
 
 from nsrun.schema import accepts, matcher
-from nsrun.state import codec, life
+from nsrun.state import PAUSED, codec, life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsrun.state import Note, State
 
 #: What speaks against a plain life, beside the note.
-MARKS = {"pods": ("removing",), "members": ("exit", "stop")}
+MARKS = {"pods": ("removing",), "members": ("exit", "stop", PAUSED)}
 
 
 #: The number of notes from which on it pays to compile what checks them.

@@ -282,7 +282,7 @@ class Sweeper:
             pod is not None
             and now.kept
             and pod["id"] != note["pod_id"]
-            and self.state.member_status(note)[0] != "running"
+            and self.state.member_status(note)[0] not in ("running", "paused")
         )
 
     def _member(self, name: str) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from nsrun.errors import BadInput, NsrunError, UnknownError
 from nsrun.host import cgroup
 from nsrun.schema import is_number
+from nsrun.state import BEGUN
 from nsrun.teach import facts
 
 TYPE_CHECKING = False
@@ -43,7 +44,7 @@ def known(state: State) -> dict[int, Whose]:
     found: dict[int, Whose] = {}
     for note in state.all("members"):
         try:
-            if state.member_status(note)[0] in ("running", "stopping"):
+            if state.member_status(note)[0] in BEGUN:
                 _member(found, note["pod"], note["name"], _pid(state.process, note), note)
         except (OSError, NsrunError):
             continue  # nsrun doctor reports it
