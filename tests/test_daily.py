@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
-from conftest import not_editable, wait_for
+from conftest import NSRUN, not_editable, wait_for
 from test_explain import foretold
 
 pytestmark = pytest.mark.live
@@ -147,3 +151,184 @@ def test_pausing_is_what_strace_shows(host, pod, busybox, tmp_path):
     foretold(host, tmp_path, "unpause", "m")
     foretold(host, tmp_path, "pause", "m")
     foretold(host, tmp_path, "stop", "m")
+
+
+# ---- start, restart, pod restart --------------------------------------------------------------------------------
+
+
+def test_a_restart_keeps_what_was_written(host, pod, busybox, tmp_path):
+    """The same member: its data, its log, its options, its environment; and another process."""
+    host.run(
+        "join pause -d --name m -e A=1 -e B --rootfs {} -u 5:6 -- sh -c {}",
+        busybox, "echo $A $B $(id -u) $(cat /tmp/x); echo y >/tmp/x; exec sleep 1000", env={"B": "two"},
+    )  # fmt: skip
+    before = host.member("m")
+    wait_for(lambda: host.run("logs", "m").stdout)
+    assert host.run("restart", "m", env={"B": "three"}, cwd="/").stdout == "m\n"
+    after = host.member("m")
+    assert after["id"] == before["id"] and after["created"] == before["created"]
+    assert after["status"] == "running" and after["pid"] != before["pid"] and after["restarts"] == 0
+    wait_for(lambda: len(host.run("logs", "m").stdout.splitlines()) == 2)
+    assert host.run("logs", "m").stdout.splitlines() == ["1 two 5", "1 two 5 y"]
+    assert host.run("exec", "m", "id", "-u").stdout == "5\n"
+
+
+def test_what_has_ended_is_started(host, pod, busybox):
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "sh", "-c", "exit 7", check=False)
+    assert host.member("m")["exit_code"] == 7
+    for verb in ("start", "restart"):
+        assert host.run(verb, "m").stdout == "m\n"
+        assert host.run("wait", "m").stdout == "7\n"
+    host.start("n", busybox, "sleep", "1000")
+    assert "nsrun restart n" in host.fails(125, "start", "n")
+    host.run("stop", "-t", "0", "n")
+    host.run("start", "n")
+    assert host.member("n")["status"] == "running" and host.run("exec", "n", "echo", "x").stdout == "x\n"
+    host.run("kill", "n")
+    host.run("rm", "m", "n")
+    assert host.json("ls", "-a") == []
+
+
+def test_a_restart_that_has_to_kill_says_so(host, pod, busybox):
+    host.start("m", busybox, "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
+    wait_for(lambda: host.run("logs", "m").stdout)
+    assert "was killed" in host.run("restart", "-t", "0.1", "m").stderr
+    assert host.member("m")["status"] == "running"
+
+
+def test_a_restart_policy_goes_on_after_a_restart(host, pod, busybox):
+    host.start("m", busybox, "sleep", "1000", options=["--restart", "always"])
+    host.run("restart", "-t", "0", "m")
+    pid = host.member("m")["pid"]
+    os.kill(pid, 9)
+    wait_for(lambda: host.member("m")["status"] == "running" and host.member("m")["pid"] not in (0, pid))
+    assert host.member("m")["restarts"] == 1
+    host.run("stop", "-t", "0", "m")
+    host.run("start", "m")
+    assert host.member("m")["status"] == "running"
+
+
+def test_a_start_that_fails_leaves_it_as_it_was(host, pod, rootfs):
+    host.run("join", pod, "--name", "m", "--rootfs", rootfs, "--", "/bin/sh", "-c", "exit 3", check=False)
+    before = host.member("m")
+    os.rename(rootfs / "bin", rootfs / "nib")
+    assert "/bin/sh" in host.fails(127, "start", "m")
+    assert host.member("m") == before
+    os.rename(rootfs / "nib", rootfs / "bin")
+    host.run("start", "m")
+    assert host.run("wait", "m").stdout == "3\n"
+
+
+def test_what_can_not_be_started(host, pod, busybox):
+    host.start("m", busybox, "sleep", "1000", options=["--rm"])
+    assert "--rm" in host.fails(125, "restart", "m")
+    assert host.member("m")["status"] == "running"
+    host.start("n", busybox, "sleep", "1000")
+    host.run("pod", "kill", "-s", "USR1", pod)
+    os.kill(host.pod()["pid"], 9)
+    wait_for(lambda: host.json("ls") == [])
+    assert "has ended" in host.fails(125, "start", "n")
+    assert "no member" in host.fails(125, "start", "nix")
+
+
+def test_relative_paths_mean_what_they_meant(host, pod, rootfs):
+    data = host.root / "data"
+    data.mkdir()
+    (data / "file").write_text("here")
+    words = ["join", pod, "-d", "--name", "m", "--rootfs", "./rootfs", "-v", "./data:/data", "--", "sh", "-c", "cat /data/file; echo; sleep 1000"]  # fmt: skip
+    host.run(*words, cwd=host.root)
+    host.run("restart", "-t", "0", "m", cwd="/")
+    wait_for(lambda: host.run("logs", "m").stdout == "here\nhere\n")
+
+
+def test_many_at_once_start_it_once(host, pod, busybox):
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "sh", "-c", "echo began; sleep 1", check=False)
+    words = [[NSRUN, "start", "m"]] * 6 + [[NSRUN, "rm", "m"]] * 2
+    running = [subprocess.Popen(w, env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for w in words]  # fmt: skip
+    done = [process.communicate(timeout=60) + (process.returncode,) for process in running]
+    started = sum(code == 0 for _, _, code in done[:6])
+    removed = sum(code == 0 for _, _, code in done[6:])
+    assert started + removed >= 1 and all("Traceback" not in told for _, told, _ in done), done
+    if removed:
+        assert host.json("ls", "-a") == []
+    else:
+        assert started == 1, done
+        host.run("wait", "m")
+        assert host.run("logs", "m").stdout == "began\n" * 2
+
+
+#: Starts the member m, and is killed after so many of the steps that are not nsrun-init's.
+DYING = """
+import functools, os, signal, sys
+from nsrun.lifecycle import again
+from nsrun.plan import INIT
+from nsrun.run import Run
+from nsrun.state import State
+class Dying(Run):
+    def execute(self):
+        steps = [step for step in self.plan if step.phase != INIT]
+        for number, step in enumerate(steps, 1):
+            step.do(self)
+            if number == int(sys.argv[1]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.exit(3)
+again.join = functools.partial(again.join, make=Dying)
+again.start_member(State(), State().member("m"))
+"""
+
+
+def test_a_start_that_is_killed_leaves_what_can_be_started(host, pod, busybox):
+    """At every step; what is left can be removed as well, and what was written is there."""
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "sh", "-c", "echo x >>/x; cat /x", check=False)
+    for number in range(1, 40):
+        words = [sys.executable, "-I", "-c", DYING, str(number)]
+        done = subprocess.run(words, env=host.env, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode == 3:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        wait_for(lambda: host.member("m")["status"] in ("stopped", "lost"))
+        host.run("start", "m")
+        host.run("wait", "m")
+    assert number > 10
+    assert host.run("logs", "--tail", "2", "m").stdout == "x\nx\n"
+    host.run("rm", "-f", "m")
+
+
+def test_a_pod_is_restarted_in_its_place(host, busybox):
+    host.run("pod", "create", "p")
+    for name in ("a", "b"):
+        host.run("join", "p", "-d", "--name", name, "--rootfs", busybox, "sh", "-c", "echo $0; sleep 1000", name)
+    host.run("join", "p", "--name", "c", "--rootfs", busybox, "true")
+    before, pids = host.pod("p"), {m["name"]: m["pid"] for m in host.json("ls", "-a")}
+    assert host.run("pod", "restart", "-t", "0", "p", check=False).stdout == "p\n"
+    after = host.pod("p")
+    assert after["pid"] == before["pid"] and after["network"] == before["network"]
+    now = {m["name"]: m for m in host.json("ls", "-a")}
+    assert all(now[name]["status"] == "running" and now[name]["pid"] != pids[name] for name in "ab")
+    assert host.run("wait", "c").stdout == "0\n" and now["c"]["started"] > now["c"]["created"]
+    host.run("join", "p", "-d", "--rm", "--name", "d", "--rootfs", busybox, "sleep", "1000")
+    assert "'d' was joined with --rm" in host.fails(125, "pod", "restart", "p")
+    assert {name: m["pid"] for name, m in now.items() if name != "c"} == {m["name"]: m["pid"] for m in host.json("ls") if m["name"] != "d"}  # fmt: skip
+
+
+def test_the_owner_restarts(host, alice, owned, box):
+    alice.run("join", owned, "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    pid = alice.member("m")["pid"]
+    alice.run("restart", "-t", "0", "m")
+    assert alice.member("m")["pid"] != pid and alice.member("m")["status"] == "running"
+    host.run("restart", "-t", "0", "m")
+    assert f"-u {alice.name} nsrun pod restart" in host.fails(125, "pod", "restart", owned)
+    pid = alice.member("m")["pid"]
+    alice.run("pod", "restart", "-t", "0", owned)
+    assert alice.member("m")["pid"] != pid and alice.member("m")["status"] == "running"
+
+
+@not_editable  # coverage makes calls of its own
+def test_a_restart_is_what_strace_shows(host, pod, busybox, tmp_path):
+    host.start("m", busybox, "sleep", "1000")
+    foretold(host, tmp_path, "restart", "-t", "0", "m")
+    host.run("stop", "-t", "0", "m")
+    foretold(host, tmp_path, "start", "m")
+    foretold(host, tmp_path, "pod", "restart", "-t", "0", "pause")
+    told = json.loads(host.run("explain", "--format", "json", "restart", "m").stdout)
+    assert [step["step"] for step in told["steps"]][:2] == ["StopMember", "StartMember"]

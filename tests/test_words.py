@@ -348,7 +348,10 @@ def test_no_command_is_known_by_name_outside_the_table():
 def test_what_the_table_says_of_a_command():
     """Root acts as the owner, a user namespace is entered, the dead are swept."""
     names = {flag: {name for name, command in BY_NAME.items() if getattr(command, flag)} for flag in ("of_members", "userns", "sweeps")}  # fmt: skip
-    assert names["of_members"] == {"exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach"}
+    assert names["of_members"] == {
+        *("exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach"),
+        *("start", "restart", "pause", "unpause"),
+    }
     assert names["userns"] == {f"image {name}" for name in ("load", "pull", "unpack", "rm", "prune", "tag")}
     assert BY_NAME.keys() - names["sweeps"] == {"exec", "explain", "help", "completion", "doctor", "map"} | {
         name for name in BY_NAME if name.startswith(("ns ", "lab "))

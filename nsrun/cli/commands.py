@@ -235,6 +235,11 @@ COMMANDS = (
         "What members wrote is removed with the pod. If pause ended in any other way it is kept until pod rm, pod prune, or the next pod of the same name.",
         plan="planning.pod_stop",
     ),
+    Command(
+        "pod restart", (PODS,), "pods.restart", "stop the members of pods and start them again, those that had ended, too; pause stays", "nsrun pod restart pause", (SECONDS,),
+        "The pod keeps its address, its ports and its namespaces. A pod whose pause has ended can't be restarted: pod create makes it anew.",
+        plan="planning.pod_restart",
+    ),
     Command("pod kill", (PODS,), "pods.kill", "send a signal to pause; when pause ends, every member ends at once", "nsrun pod kill pause", (SIGNAL,), plan="planning.pod_kill"),
     Command(
         "pod rm", (PODS,), "pods.rm", "remove pods", "nsrun pod rm -f pause", (FORCE,),
@@ -302,6 +307,14 @@ COMMANDS = (
     ),
     Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
+    Command(
+        "start", (MEMBERS,), "members.start", "start members that have ended once more, with what they wrote", "nsrun start mysql",
+        about="A member starts in the background, with the options, the image and the environment that join gave it.", plan="planning.start",
+    ),
+    Command(
+        "restart", (MEMBERS,), "members.restart", "stop members and start them again, with what they wrote", "nsrun restart -t 30 mysql", (SECONDS,),
+        "A member that has ended is only started. One with --rm is refused, because its end removes it.", plan="planning.restart",
+    ),
     Command("kill", (MEMBERS,), "members.kill", "send a signal to the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,), plan="planning.kill"),
     Command(
         "pause", (MEMBERS,), "members.pause", "freeze all processes of members until unpause", "nsrun pause mysql",

@@ -22,8 +22,6 @@ _JQ = "--json, and filter with jq"
 COMMANDS = {
     "run": _RUN,
     "create": _RUN,
-    "start": "a member that has ended is not started again: nsrun rm, then nsrun join; or use --restart",
-    "restart": "nsrun stop, nsrun rm, then nsrun join; or use --restart always",
     "ps": "nsrun ls lists members (-a: including those that have ended), nsrun pod ps POD lists their processes",
     "container": "for members: nsrun ls, inspect, logs, stop, rm …",
     "top": "nsrun pod ps POD lists the processes of a pod",
@@ -52,8 +50,7 @@ COMMANDS = {
     "port": "nsrun pod ls shows published ports, nsrun pod inspect POD prints them as JSON",
     "pod pause": "nsrun pause MEMBER...",
     "pod unpause": "nsrun unpause MEMBER...",
-    "pod start": "a pod that has ended is created again: nsrun pod create, then nsrun join for its members",
-    "pod restart": "nsrun pod stop, nsrun pod create, then nsrun join",
+    "pod start": "a pod that has ended is created again: nsrun pod create, then nsrun join for its members; nsrun start MEMBER in one that lives",
     "pod exists": "nsrun pod inspect POD",
     "pod list": "nsrun pod ls",
     "pod exec": "nsrun exec MEMBER",

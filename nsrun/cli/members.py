@@ -144,6 +144,24 @@ def stop(call: Call) -> int:
     return each(call.operands, one)
 
 
+def start(call: Call) -> int:
+    from nsrun.lifecycle.again import start_member
+
+    return each(call.operands, lambda name: start_member(call.state, call.state.member(name)))
+
+
+def restart(call: Call) -> int:
+    from nsrun.lifecycle.again import restart_member
+
+    seconds = seconds_of(call)
+
+    def one(name: str) -> None:
+        if restart_member(call.state, call.state.member(name), seconds):
+            say_killed(name, seconds)
+
+    return each(call.operands, one)
+
+
 def pause(call: Call) -> int:
     from nsrun.lifecycle.pause import pause_member
 

@@ -98,6 +98,26 @@ def stop(call: Call) -> Plan:
     return plan_stop(call.state, call.operands, seconds_of(call))
 
 
+def start(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_start
+
+    return plan_start(call.state, call.operands)
+
+
+def restart(call: Call) -> Plan:
+    from nsrun.cli.members import seconds_of
+    from nsrun.lifecycle.foretell import plan_start
+
+    return plan_start(call.state, call.operands, seconds_of(call))
+
+
+def pod_restart(call: Call) -> Plan:
+    from nsrun.cli.members import seconds_of
+    from nsrun.lifecycle.foretell import plan_pod_restart
+
+    return plan_pod_restart(call.state, call.operands, seconds_of(call))
+
+
 def pause(call: Call) -> Plan:
     from nsrun.lifecycle.foretell import plan_pause
 

@@ -99,6 +99,20 @@ def stop(call: Call) -> int:
     return each(call.operands, one)
 
 
+def restart(call: Call) -> int:
+    from nsrun.cli.members import say_killed, seconds_of
+    from nsrun.lifecycle.again import restart_pod
+
+    say.failures_of_threads()
+    seconds = seconds_of(call)
+
+    def one(name: str) -> None:
+        for member in restart_pod(call.state, name, seconds):
+            say_killed(member, seconds)
+
+    return each(call.operands, one)
+
+
 def kill(call: Call) -> int:
     from nsrun.lifecycle.stop import SIGKILL, kill_pod
 

@@ -13,7 +13,7 @@ import os
 from nsrun.errors import BadInput
 from nsrun.lifecycle.query import pod_status
 from nsrun.lifecycle.stop import SIGKILL, SIGTERM
-from nsrun.plan import HOST, Part, Plan, Step, sh_quote
+from nsrun.plan import HOST, INIT, Part, Plan, Step, sh_quote
 from nsrun.plan.network import netlink
 from nsrun.schema import is_there
 from nsrun.state import ALIVE, BEGUN, PAUSED
@@ -136,6 +136,34 @@ class FreezeMember(Deed):
 
     def check(self) -> str:
         return f"cat {self.cgroup}/cgroup.events"
+
+
+class StartMember(Deed):
+    man = "fcntl(2) F_SETLK"
+    native = "lifecycle/again.py start_member"
+    why = "Its name, its log and what it wrote are there: a lock keeps them from being removed, and a plan like that of join does the rest."
+    name: str
+    upper: str  # what it wrote; "": nothing
+    join: Plan  # as `join` would make it
+
+    def made(self) -> list[str | Part]:
+        found: list[str | Part] = [
+            'flock("names.lock", LOCK_EX)',
+            f'fcntl("members/{self.name}/held", F_SETLK, F_RDLCK)',
+        ]
+        found += [f'fcntl("{self.upper}/held", F_SETLK, F_RDLCK)'] if self.upper else []
+        exits = f'rename("members/{self.name}/exit", "members/{self.name}/exit.tmp")'
+        found.append(Part([exits], when="its end was seen"))
+        found.append("# the same as nsrun explain join shows, with these calls of nsrun:")
+        for step in self.join:
+            found += step.made() if step.phase != INIT else []
+        return found
+
+    def brief(self) -> str:
+        return f"start the member {self.name} once more"
+
+    def check(self) -> str:
+        return f"nsrun inspect {self.name}"
 
 
 class SendSignal(Deed):
@@ -379,6 +407,34 @@ def plan_kill(state: State, names: list[str], signal: int) -> Plan:
                 raise BadInput(f"member {note['name']!r} is not running", hint="nsrun ls -a")
             steps.append(SendSignal(f"member {note['name']}", pid, signal, "lifecycle/stop.py signal_member"))
     return Plan(f"kill {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_start(state: State, names: list[str], seconds: float = -1) -> Plan:
+    """`nsrun start`; with `seconds`, `nsrun restart`, which stops what runs."""
+    steps: list[Step] = []
+    for note in map(state.member, names):
+        steps += _again(state, note, seconds, False)
+    return Plan(f"{'start' if seconds < 0 else 'restart'} {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_pod_restart(state: State, names: list[str], seconds: float) -> Plan:
+    """`nsrun pod restart`."""
+    from nsrun.lifecycle.again import members_to_restart
+
+    steps: list[Step] = []
+    for notes in [members_to_restart(state, name) for name in names]:
+        several = [_again(state, note, seconds, True) for note in notes]
+        steps += [step for some in several for step in some[:-1]] + [some[-1] for some in several]
+    return Plan(f"pod restart {' '.join(names)}", [*steps, Sweep()])
+
+
+def _again(state: State, note: Note, seconds: float, thread: bool) -> list[Step]:
+    """The stop of a member, if it runs, and its start."""
+    from nsrun.lifecycle.again import check, plan_again
+
+    check(state, note, seconds >= 0)
+    stop = [_stop(state, note, 0, seconds, thread)] if state.member_status(note)[0] in ALIVE else []
+    return [*stop, StartMember(note["name"], _upper(state, note), plan_again(state, note))]
 
 
 def plan_pause(state: State, names: list[str], frozen: bool) -> Plan:

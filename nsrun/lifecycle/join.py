@@ -364,6 +364,12 @@ def _accounts(state: State, source: Source) -> tuple[str, str]:
     return users["passwd"], users["group"]
 
 
+def _is_from_here(options: Options) -> bool:
+    """Return whether a path among the options may be relative to the working directory, which a later start then needs."""
+    named = [options[key] for key in ("rootfs", "bundle") if key in options] + list(options.get("volume") or [])
+    return not all(str(one).startswith("/") for one in named) or bool({"mount", "security_opt"} & set(options))
+
+
 def join(
     state: State,
     pod: str,
@@ -431,6 +437,8 @@ def _join(
         run.after = nsrun_command(state.root, "_ended", note["name"])
     # what `exec` and a restart need to know again
     known = {key: value for key, value in options.items() if value is not None and key != "status_fd"}
+    if "cwd" not in known and _is_from_here(known):
+        known["cwd"] = os.getcwd()
     run.files = {"config.json": spec, "options.json": known}
     run.about = {
         "name": note["name"],

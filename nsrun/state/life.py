@@ -193,6 +193,23 @@ def _check_file_system(fd: int, path: str) -> None:
         )
 
 
+def take(path: str, byte: int) -> int:
+    """Open a file that is there and lock `byte` of it; return the descriptor, which `let_go` closes.
+
+    Raise OSError when it can't be opened, and BadInput when it is being removed, or we hold it already.
+    """
+    with _guard:
+        if _identity(path) in _ours:  # another descriptor of it, once closed, would end our locks
+            raise BadInput(f"{path} is held by this very process")
+        fd = os.open(path, _FLAGS)
+        try:
+            _own(fd, byte)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
 def adopt(fd: int) -> None:
     """Take over a descriptor whose KEEPER lock this very process took before its exec, when it was the monitor."""
     with _guard:
