@@ -332,3 +332,119 @@ def test_a_restart_is_what_strace_shows(host, pod, busybox, tmp_path):
     foretold(host, tmp_path, "pod", "restart", "-t", "0", "pause")
     told = json.loads(host.run("explain", "--format", "json", "restart", "m").stdout)
     assert [step["step"] for step in told["steps"]][:2] == ["StopMember", "StartMember"]
+
+
+# ---- rename -----------------------------------------------------------------------------------------------------
+
+
+def test_a_running_member_gets_another_name(host, pod, busybox):
+    """It goes on, and everything that asks for it by its new name finds it; the old one is free."""
+    host.start("a", busybox, "sh", "-c", "echo one; exec sleep 1000", options=["-v", "/data"])
+    before = host.member("a")
+    waiting = host.background("wait", "a", stdout=subprocess.PIPE, text=True)
+    follower = host.background("logs", "-f", "a", stdout=subprocess.PIPE, text=True)
+    assert follower.stdout.readline() == "one\n"
+    assert host.run("rename", "a", "b").stdout == "b\n"
+    assert host.member("b") == {**before, "name": "b"} and host.pod()["members"] == ["b"]
+    assert "no member" in host.fails(125, "exec", "a", "true")
+    assert host.run("exec", "b", "echo", "x").stdout == "x\n" and host.run("logs", "b").stdout == "one\n"
+    host.start("a", busybox, "sleep", "1000")  # blue and green
+    assert host.pod()["members"] == ["a", "b"] and host.member("a")["id"] != before["id"]
+    host.run("exec", "a", "true")
+    host.run("kill", "a")
+    assert host.member("b")["status"] == "running" and host.member("a")["status"] == "stopped"
+    host.run("kill", "b")
+    assert waiting.communicate(timeout=30)[0] == "137\n" and follower.wait(timeout=30) == 0
+    host.run("restart", "b")
+    assert host.member("b")["pid"] > 0 and host.run("exec", "b", "echo", "x").stdout == "x\n"
+    host.run("rm", "-f", "b", "a")
+    assert not list((host.root / "lib/upper").iterdir())
+
+
+def test_a_name_that_can_not_be_had(host, pod, busybox):
+    host.start("a", busybox, "sleep", "1000")
+    host.run("join", pod, "--name", "b", "--rootfs", busybox, "true")
+    before = host.json("ls", "-a")
+    assert "is taken" in host.fails(125, "rename", "a", "b")
+    assert "already" in host.fails(125, "rename", "a", "a")
+    for name in ("", "..", "x/y", "-x"):
+        assert host.run("rename", "--", "a", name, check=False).returncode in (2, 125)
+    assert host.json("ls", "-a") == before
+    host.run("rename", "b", "c")
+    assert host.member("c")["status"] == "stopped"
+
+
+def test_restart_and_rm_know_the_new_name(host, pod, busybox):
+    """Their monitors were told the old one when they began."""
+    host.start("a", busybox, "sleep", "1000", options=["--restart", "always"])
+    host.start("c", busybox, "sleep", "1000", options=["--rm"])
+    host.run("rename", "a", "b")
+    host.run("rename", "c", "d")
+    host.start("a", busybox, "sleep", "1000")  # and another has it
+    pid = host.member("b")["pid"]
+    os.kill(pid, 9)
+    wait_for(lambda: host.member("b")["status"] == "running" and host.member("b")["pid"] not in (0, pid))
+    assert host.member("b")["restarts"] == 1 and host.member("a")["restarts"] == 0
+    host.run("kill", "d")
+    wait_for(lambda: {m["name"] for m in host.json("ls", "-a")} == {"a", "b"})
+    host.run("pod", "kill", pod)
+    assert host.json("ls", "-a") == []
+
+
+RENAMING = """
+import os, signal, sys
+from nsrun.lifecycle import rename
+from nsrun.state import State
+left = int(sys.argv[1])
+def dying(name, made):
+    def call(*args, **kwargs):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made(*args, **kwargs)
+    setattr(os, name, call)
+for name in ("rename", "unlink", "open", "write"):
+    dying(name, getattr(os, name))
+rename.rename_member(State(), State().member(sys.argv[2]), sys.argv[3])
+"""
+
+
+def test_a_rename_that_is_killed_at_any_call(host, pod, busybox):
+    """It has one of the two names, is whole, and can be renamed once more."""
+    host.start("a", busybox, "sleep", "1000", options=["-v", "/data"])
+    before, old, new, number = host.member("a"), "a", "b", 0
+    while True:
+        number += 1
+        words = [sys.executable, "-I", "-c", RENAMING, str(number), old, new]
+        done = subprocess.run(words, env=host.env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        (now,) = host.json("ls", "-a")
+        assert now["name"] in (old, new) and {**now, "name": "a"} == before
+        if done.returncode == 0:
+            break
+        if now["name"] == new:
+            old, new = new, old
+    assert now["name"] == new and number > 10
+    host.run("exec", new, "true")
+    host.run("pod", "kill", pod)
+    assert host.json("ls", "-a") == [] and not list((host.root / "lib/upper").iterdir())
+
+
+def test_the_owner_renames(host, alice, owned, box):
+    alice.run("join", owned, "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    alice.run("rename", "m", "n")
+    host.run("rename", "n", "o")
+    assert [m["name"] for m in alice.json("ls")] == ["o"] == [m["name"] for m in host.json("ls")]
+    alice.run("exec", "o", "true")
+    alice.run("join", owned, "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    alice.run("exec", "m", "true")
+
+
+@not_editable  # coverage makes calls of its own
+def test_a_rename_is_what_strace_shows(host, pod, busybox, tmp_path):
+    host.start("a", busybox, "sleep", "1000")
+    foretold(host, tmp_path, "rename", "a", "b")
+    host.run("join", pod, "--name", "c", "--rootfs", busybox, "--read-only", "true")
+    foretold(host, tmp_path, "rename", "c", "a")
+    assert "is taken" in host.fails(125, "explain", "rename", "a", "b")

@@ -317,6 +317,10 @@ COMMANDS = (
     ),
     Command("kill", (MEMBERS,), "members.kill", "send a signal to the first process of members; KILL goes to all of their processes", "nsrun kill -s HUP mysql", (SIGNAL,), plan="planning.kill"),
     Command(
+        "rename", (MEMBER, Operand("NAME")), "members.rename", "give a member another name; it may run", "nsrun rename mysql mysql-old",
+        about="Its cgroup keeps the former name until it ends, so root sees that in pod ls for a member of a user's pod.", plan="planning.rename",
+    ),
+    Command(
         "pause", (MEMBERS,), "members.pause", "freeze all processes of members until unpause", "nsrun pause mysql",
         about="The kernel freezes the member's cgroup, so nothing in it can ignore or notice that. stop, kill and rm -f end a member that is paused; exec and attach are refused.",
         plan="planning.pause",

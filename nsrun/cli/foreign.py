@@ -59,7 +59,6 @@ COMMANDS = {
     "image list": "nsrun image ls",
     "image remove": "nsrun image rm",
     "image search": _TAGS,
-    "rename": "a member keeps its name; nsrun join --name chooses it",
     "update": "limits are set by pod create and join",
     "network": "a pod's network is chosen by nsrun pod create --network bridge|none|host",
     "volume": "-v NAME:DIR of nsrun join creates a named volume, or uses the one that exists",

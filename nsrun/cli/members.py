@@ -162,6 +162,14 @@ def restart(call: Call) -> int:
     return each(call.operands, one)
 
 
+def rename(call: Call) -> int:
+    from nsrun.lifecycle.rename import rename_member
+
+    rename_member(call.state, call.state.member(call.operands[0]), call.operands[1])
+    out(call.operands[1])
+    return 0
+
+
 def pause(call: Call) -> int:
     from nsrun.lifecycle.pause import pause_member
 

@@ -118,6 +118,12 @@ def pod_restart(call: Call) -> Plan:
     return plan_pod_restart(call.state, call.operands, seconds_of(call))
 
 
+def rename(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_rename
+
+    return plan_rename(call.state, *call.operands)
+
+
 def pause(call: Call) -> Plan:
     from nsrun.lifecycle.foretell import plan_pause
 

@@ -166,6 +166,27 @@ class StartMember(Deed):
         return f"nsrun inspect {self.name}"
 
 
+class RenameMember(Deed):
+    man = "rename(2)"
+    native = "lifecycle/rename.py rename_member"
+    why = "One rename(2) takes the name. Until then the note says which name it is about to have, so that it is right in between."
+    name: str
+    new: str
+    data: tuple[str, ...]  # the records beside what it wrote
+
+    def made(self) -> list[str | Part]:
+        old, new = f"members/{self.name}", f"members/{self.new}"
+        found: list[str | Part] = ['flock("names.lock", LOCK_EX)', f'rename("{old}/note.tmp", "{old}/note")']
+        found += [f'rename("{old}", "{new}")', f'rename("{new}/note.tmp", "{new}/note")']
+        return [*found, *(f'rename("{path}.tmp", "{path}")' for path in self.data)]
+
+    def brief(self) -> str:
+        return f"give the member {self.name} the name {self.new}"
+
+    def check(self) -> str:
+        return "nsrun ls -a"
+
+
 class SendSignal(Deed):
     man = "pidfd_send_signal(2)"
     what: str
@@ -407,6 +428,16 @@ def plan_kill(state: State, names: list[str], signal: int) -> Plan:
                 raise BadInput(f"member {note['name']!r} is not running", hint="nsrun ls -a")
             steps.append(SendSignal(f"member {note['name']}", pid, signal, "lifecycle/stop.py signal_member"))
     return Plan(f"kill {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_rename(state: State, name: str, new: str) -> Plan:
+    """`nsrun rename`."""
+    from nsrun.lifecycle.rename import check
+
+    note = state.member(name)
+    check(state, note, new)
+    paths = (f"{state.upper(note['id'])}/{file}" for file in ("committed", "about"))
+    return Plan(f"rename {name} {new}", [RenameMember(note["name"], new, tuple(filter(is_there, paths))), Sweep()])
 
 
 def plan_start(state: State, names: list[str], seconds: float = -1) -> Plan:

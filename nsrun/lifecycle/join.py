@@ -208,7 +208,7 @@ def gather(
         "passwd": passwd,
         "group": accounts,
         "environ": os.environ,
-        "cgroup": f"{group}/{'root' if pod.get('user') and not state.uid else 'm'}-{name}" if group else "",
+        "cgroup": _cgroup(state, pod, group, name, ident),
         "cgroup_v2": bool(group) or bool(cgroup.mount_point()),
     }
     if source.root == "/":  # nothing is made in the host's own tree: what is missing there is not covered, either
@@ -223,6 +223,20 @@ def gather(
     elif state.uid and not source.image and source.root != "/":
         _check_owner(source.root, pod)
     return facts
+
+
+def _cgroup(state: State, pod: PodNote, group: str, name: str, ident: str) -> str:
+    """Return the path of a member's cgroup; "" where the pod has none.
+
+    A cgroup keeps its name while its member is renamed, so another member of that name gets one with its id.
+    """
+    if not group:
+        return ""
+    path = f"{group}/{'root' if pod.get('user') and not state.uid else 'm'}-{name}"
+    if not os.path.isdir(path):
+        return path
+    others = (note for note in state.all("members") if note["cgroup"] == path)
+    return f"{path}.{ident}" if any(note["id"] != ident and note["name"] != name for note in others) else path
 
 
 def _filter(options: JoinOptions, facts: MemberFacts) -> tuple[str, str]:

@@ -99,6 +99,9 @@ def logs(
         yield from lines if tail is None else last_lines(lines, tail)
         while follow and not wanted.is_over():
             ended = state.member_status(note)[0] not in ALIVE
+            if ended and (now := state.same_member(note)) and now["name"] != note["name"]:
+                note, path = now, state.path("members", now["name"], "log")  # it was renamed
+                continue
             full = log is not None and life.identity(path) != life.identity(log.fd)
             if log and (lines := log.lines()):
                 yield from filter(wanted.takes, lines)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from nsrun.errors import NsrunError
 from nsrun.lifecycle.stop import SIGTERM
 from nsrun.state import State, is_to_restart, timestamp
@@ -12,7 +14,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from nsrun.state import Note
     from nsrun.types import MemberNote
+
+
+def _whose(state: State, name: str, held: int) -> Note | None:
+    """Return the note of the member whose `held` the monitor has locked: it may have been renamed since it began."""
+    note = state.read("members", name)
+    inode = os.fstat(held).st_ino if held >= 0 else 0
+    if not inode or (note and note.get("held", inode) == inode):
+        return note
+    return next((other for other in state.all("members") if other.get("held") == inode), None)
 
 
 def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, int] = (-1, -1)) -> int:
@@ -22,10 +34,11 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     `lead` is the nsrun in the foreground that waits for us, when the pod's door forked us.  `locks` are the files by
     whose locks others know that we keep the member and its data.
     """
-    found_note: Any = state.read("members", name)
+    found_note: Any = _whose(state, name, locks[0])
     if found_note is None:
         return code
     note: MemberNote = found_note
+    name = note["name"]
     if note["rm"]:
         try:
             remove_ended_member(state, note, its_cgroup=False)  # the monitor has removed the cgroup

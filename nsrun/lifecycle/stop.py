@@ -96,23 +96,34 @@ def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0
 
     Nothing else is signalled.  Return whether SIGKILL was needed.  Raise NsrunError when it does not end.
     """
+    killed = _stop_member(state, note, seconds, signal)
+    while killed is None:  # it was removed, or has another name by now
+        if (now := state.same_member(note)) is None or now["name"] == note["name"]:
+            return False
+        note = now
+        killed = _stop_member(state, note, seconds, signal)
+    return killed
+
+
+def _stop_member(state: State, note: Note, seconds: float, signal: int) -> bool | None:
+    """Do the same under the name that the note says; return None when the member has it no more."""
     killed, dead = False, True
     try:
         note = settled(state, "members", note)
     except UnknownError:
-        return killed
+        return None
     fd, _ = state.process(note)
     try:
         if fd >= 0:
             now = state.read("members", note["name"])
             if now is None or now["id"] != note["id"]:
-                return killed  # it has ended, and was removed
+                return None  # it has ended, and was removed
             note = now  # it may have been restarted, in another cgroup
             _may_end(fd, f"member {note['name']!r}", note, state.try_read("pods", note["pod"]))
         try:
             state.mark("members", note["name"], "stop")
         except FileNotFoundError:
-            return killed
+            return None
         if fd >= 0:
             signal = signal or note["stop_signal"]
             if signal != SIGKILL:

@@ -34,6 +34,8 @@ def wait_member(state: State, name: str) -> int:
         try:
             wait_monitor(state, settled(state, "members", note) if written >= 0 else note, None)
             now = state.read("members", note["name"])
+            if not (now and now["id"] == note["id"]):
+                now = state.same_member(note)  # it may have been renamed
             if now and now["id"] == note["id"]:
                 note = now
                 status, code = state.member_status(note)

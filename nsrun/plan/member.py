@@ -316,7 +316,9 @@ def exec_plan(spec: MemberSpec, note: MemberNote, pod: PodNote, request: Request
     steps += [
         *filters,
         _stdio(process, request, pod, "member:ns"),
-        OpenCgroup(spec["linux"]["cgroupsPath"], note.get("cgroup_id", 0)),
+        OpenCgroup(
+            note.get("cgroup", spec["linux"]["cgroupsPath"]), note.get("cgroup_id", 0)
+        ),  # a member that was renamed may begin in another
         Launch("member:ns", everything, door="door:fd" if door else "", nested=bool(nested)),
         Undumpable(),
         EnterMountNamespace("member:ns", "The member's own files and mounts, as it sees them."),

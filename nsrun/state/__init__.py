@@ -265,6 +265,8 @@ class State:
             found = self._load(path, kind)
             if found is None and is_there(self.path(kind, name)):
                 raise BrokenNote(path, "it is gone")
+        if found and kind == "members" and (new := found.pop("renamed", "")) == name:  # type: ignore[attr-defined]
+            found = {**found, "name": new}  # rename_member was killed, or is about to write the note anew
         if found and found["name"] != name:
             raise BrokenNote(self.path(kind, name), f"it is the note of {found['name']!r}")
         return found, path, held
@@ -358,6 +360,36 @@ class State:
             return  # it is not there; and a name too many is no harm
         if is_there(self.path("members", name)) and (another := self.try_read("members", name)):
             self._list(another)
+
+    def rename_member(self, note: Note, new: str) -> None:
+        """Give a member another name, which is taken by one rename(2).  The caller has the lock `names`.
+
+        Between any two steps both the name and the note are right: until the rename, the note says which name it is about to
+        have, and under that name it is read as if it had it already.  Raise BadInput when something has the name.
+        """
+        old, after = note["name"], {**note, "name": new}
+        self.save("members", old, {**note, "renamed": new})
+        self._list(after)  # before, so that the end of the pod finds it under one of the two
+        try:
+            os.rename(self.path("members", old), self.path("members", new))
+        except OSError as error:
+            self.save("members", old, note)
+            self.unlist(note["pod"], new)
+            if error.errno not in (EEXIST, ENOTEMPTY, ENOTDIR):
+                raise
+            raise BadInput(
+                f"member name {new!r} is taken", hint=f"choose another name, or: nsrun rm -f {new}"
+            ) from None
+        self.save("members", new, after)
+        data = self.upper(note["id"])
+        for file, shape in (("committed", "committed"), ("about", "about")):
+            if beside := self._load(f"{data}/{file}", shape):
+                self._write(f"{data}/{file}", {**beside, "name": new})
+        self.unlist(note["pod"], old)
+
+    def same_member(self, note: Note) -> Note | None:
+        """Return the note that a member has now, by its id, since it may have been renamed; None when it was removed."""
+        return next((now for now in self.all("members") if now["id"] == note["id"]), None)
 
     def door(self, note: Note) -> str:
         """Return the socket through which the owner of this pod starts processes in its cgroup (csrc/door.c)."""

@@ -227,7 +227,7 @@ class Sweeper:
                     left = left or error
         if left:
             raise left
-        _drop_plans(state, "pods", name)
+        drop_plans(state, "pods", name)
         if not state.remove_directory(state.path("pods", name)):
             return False
         self.removed.append(f"pod {name}")
@@ -515,14 +515,14 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
             f"can't remove what member {note['name']!r} wrote: {upper}",
             hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then try again",
         )
-    _drop_plans(state, "members", note["name"])
+    drop_plans(state, "members", note["name"])
     removed = state.remove_directory(state.path("members", note["name"]))
     if removed:
         state.unlist(note["pod"], note["name"])
     return removed
 
 
-def _drop_plans(state: State, kind: str, name: str) -> None:
+def drop_plans(state: State, kind: str, name: str) -> None:
     """Remove the compiled plans that are about a pod or member: each has its note as a witness (docs/replay.md)."""
     note = os.fsencode(state.path(kind, name, "note")) + b"\0"
     mark = pack("=II", REPLAY["same_file"][0], len(note)) + note
