@@ -353,7 +353,7 @@ def test_what_the_table_says_of_a_command():
         *("start", "restart", "rename", "pause", "unpause"),
     }
     assert names["userns"] == {f"image {name}" for name in ("load", "pull", "unpack", "rm", "prune", "tag")}
-    assert BY_NAME.keys() - names["sweeps"] == {"exec", "explain", "help", "completion", "doctor", "map"} | {
+    assert BY_NAME.keys() - names["sweeps"] == {"exec", "explain", "help", "completion", "doctor", "map", "cp"} | {
         name for name in BY_NAME if name.startswith(("ns ", "lab "))
     }
     for command in INTERNAL:

@@ -58,7 +58,7 @@ class Option:
 class Operand:
     """An argument that is not an option, by its place.
 
-    `kind` says what it names: a "pod" or "member" that exists, a "process" (a pid, or the name of a member or pod), an
+    `kind` says what it names: a "pod" or "member" that exists, an "end" of a copy (MEMBER:PATH or a file), a "process" (a pid, or the name of a member or pod), an
     "image" of the store, a "lab", a "line" (a command line of nsrun itself), a "command" (the program that a member
     executes), or "" for anything else.
     """
@@ -304,6 +304,16 @@ COMMANDS = (
     Command(
         "logs", (MEMBERS,), "members.logs", "print what members wrote; for several, ordered by time and with their names", "nsrun logs -f --tail 20 mysql", LOGS,
         "On a terminal, control characters are escaped; a pipe gets every byte unchanged. Of several members whole lines are printed: with -f, a line is held back until it ends.",
+    ),
+    Command(
+        "cp", (Operand("MEMBER:PATH|PATH|-", "end"), Operand("MEMBER:PATH|PATH|-", "end")), "files.cp",
+        "copy files or directories between a member and this host, or as a tar through - (standard input or output)", "nsrun cp mysql:/etc/mysql ./config",
+        (
+            O("-a, --archive", "", "to this host, as an ordinary user: keep the owners, which are subordinate ids here (root always keeps them)"),
+            O("-L, --follow-link", "", "copy what a link at the end of the source leads to, and not the link"),
+        ),
+        "A path of a member is resolved in its root, and no link leads out of it. A member that has ended is copied from and to as well, without its volumes. PATH/. is what is in a directory. Devices, sockets and extended attributes are left out; a file copied to this host loses its set-user-ID bit. For a member of a user's pod, root acts as that user, for the files of this host, too.",
+        sweeps=False, plan="planning.cp",
     ),
     Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),

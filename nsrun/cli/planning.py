@@ -136,6 +136,12 @@ def unpause(call: Call) -> Plan:
     return plan_pause(call.state, call.operands, False)
 
 
+def cp(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_cp
+
+    return plan_cp(call.state, *call.operands)
+
+
 def kill(call: Call) -> Plan:
     from nsrun.lifecycle.foretell import plan_kill
 

@@ -15,7 +15,7 @@ from nsrun.errors import NsrunError, printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, TextIO
+    from typing import IO, Any, TextIO
 
 
 def out(line: str) -> None:
@@ -98,6 +98,16 @@ def raw(fd: int, data: bytes) -> None:
         stream.flush()
         stream.buffer.write(data)
         stream.buffer.flush()
+
+
+def stream(instead: str) -> IO[bytes]:
+    """Return standard output for bytes of a command.  Raise UsageError for a terminal; `instead` is what to do."""
+    if not sys.stdout or sys.stdout.isatty():
+        from nsrun.errors import UsageError
+
+        raise UsageError("standard output is a terminal, and not a pipe or a file", hint=instead)
+    sys.stdout.flush()
+    return sys.stdout.buffer
 
 
 def member_output(fd: int, text: str, as_it_is: bool) -> None:

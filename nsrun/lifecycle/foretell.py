@@ -187,6 +187,41 @@ class RenameMember(Deed):
         return "nsrun ls -a"
 
 
+class CopyFiles(Deed):
+    man = "openat2(2) RESOLVE_IN_ROOT"
+    native = "lifecycle/copy.py copy"
+    why = "The kernel resolves the paths in the member's root, so no link leads out of it; from there on each call takes one name."
+    source: tuple[str, str]  # the member ("": this host), and the path
+    target: tuple[str, str]
+    pids: tuple[int, ...]  # of the members; 0: it has ended
+
+    def made(self) -> list[str | Part]:
+        found: list[str | Part] = []
+        for pid in self.pids:
+            found.append(f'root = open("/proc/{pid}/root", O_PATH|O_DIRECTORY)' if pid else "root = fsmount(overlay)")
+        calls = ["there = openat(directory, NAME, O_PATH|O_NOFOLLOW)"]
+        if self.target[1] == "-" and not self.target[0]:
+            calls.append("write(1, a tar)")
+        else:
+            calls.append('openat(target, ".nsrun-RANDOM", O_CREAT|O_EXCL|O_NOFOLLOW, 0600)')
+            calls += ["fchown(file, UID, GID)", 'renameat(target, ".nsrun-RANDOM", target, NAME)']
+        found += [f'openat2(root, "{path}", RESOLVE_IN_ROOT)' for name, path in (self.source, self.target) if name]
+        return [*found, Part(calls, each="NAME that is copied")]
+
+    def brief(self) -> str:
+        return f"copy {':'.join(filter(None, self.source))} to {':'.join(filter(None, self.target))}"
+
+    def shell(self) -> str:
+        (source, target), pids = (self.source, self.target), list(self.pids)
+        words = [f"/proc/{pids.pop(0)}/root{'/' if path[:1] != '/' else ''}{path}" if name else path for name, path in (source, target)]  # fmt: skip
+        return "" if 0 in self.pids or "-" in words else f"cp -a {sh_quote(words[0])} {sh_quote(words[1])}"
+
+    approx = "links of the member would lead out of it"
+
+    def check(self) -> str:
+        return "ls -l"
+
+
 class SendSignal(Deed):
     man = "pidfd_send_signal(2)"
     what: str
@@ -428,6 +463,16 @@ def plan_kill(state: State, names: list[str], signal: int) -> Plan:
                 raise BadInput(f"member {note['name']!r} is not running", hint="nsrun ls -a")
             steps.append(SendSignal(f"member {note['name']}", pid, signal, "lifecycle/stop.py signal_member"))
     return Plan(f"kill {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_cp(state: State, source: str, target: str) -> Plan:
+    """`nsrun cp`."""
+    from nsrun.lifecycle.copy import parse_end, parse_ends
+
+    parse_ends(source, target)
+    ends = parse_end(source), parse_end(target)
+    pids = tuple(_pid_of(state, state.member(name)) for name, _ in ends if name)
+    return Plan(f"cp {source} {target}", [CopyFiles(*ends, pids)])
 
 
 def plan_rename(state: State, name: str, new: str) -> Plan:

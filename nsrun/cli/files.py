@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that are about the files of members."""
+
+from __future__ import annotations
+
+from nsrun.cli import say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.cli.commands import Call
+
+
+def cp(call: Call) -> int:
+    from nsrun.lifecycle.copy import copy, parse_ends
+
+    source, target = call.operands
+    for name in parse_ends(source, target):
+        if not call.state.uid and not call.state.has_member(name):
+            from nsrun.cli.owner import become
+
+            become(call, name)
+            break
+    follow, archive = bool(call.options.get("follow_link")), bool(call.options.get("archive"))
+    output = say.stream(f"nsrun cp {source} - | tar -tv") if target == "-" else None
+    for line in copy(call.state, source, target, follow, archive, output):
+        say.err(f"nsrun: left out: {line}")
+    return 0
