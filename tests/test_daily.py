@@ -448,3 +448,46 @@ def test_a_rename_is_what_strace_shows(host, pod, busybox, tmp_path):
     host.run("join", pod, "--name", "c", "--rootfs", busybox, "--read-only", "true")
     foretold(host, tmp_path, "rename", "c", "a")
     assert "is taken" in host.fails(125, "explain", "rename", "a", "b")
+
+
+# ---- top, port --------------------------------------------------------------------------------------------------
+
+
+def test_the_processes_of_a_member(host, pod, busybox, tmp_path):
+    host.start("m", busybox, "sh", "-c", "sleep 1000 & exec sleep 2000", options=["-u", "5"])
+    host.start("other", busybox, "sleep", "3000")
+    wait_for(
+        lambda: len(host.json("top", "m")) == 2 and all("sleep" in row["command"] for row in host.json("top", "m"))
+    )
+    rows = host.json("top", "m")
+    assert sorted(row["command"] for row in rows) == ["sleep 1000", "sleep 2000"] and {row["uid"] for row in rows} == {
+        5
+    }
+    assert [row for row in host.json("pod", "ps", pod) if row["member"] == "m"] == rows
+    assert host.run("top", "m").stdout.splitlines()[0].split() == ["PID", "HOSTPID", "UID", "MEMBER", "COMMAND"]
+    host.run("kill", "m")
+    assert "is stopped" in host.fails(125, "top", "m") and "no member" in host.fails(125, "top", "nix")
+
+
+def test_the_processes_of_an_owners_member(host, alice, owned, box):
+    alice.run("join", owned, "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    assert [row["uid"] for row in alice.json("top", "m")] == [0] == [row["uid"] for row in host.json("top", "m")]
+
+
+def test_published_ports(host, alice, busybox, box):
+    host.run("pod", "create", "-p", "127.0.0.1:20480:80", "-p", "20481:80", "-p", "20482:443", "p")
+    host.run("join", "p", "-d", "--name", "m", "--rootfs", busybox, "sleep", "1000")
+    told = ["80/tcp -> 127.0.0.1:20480", "80/tcp -> 0.0.0.0:20481", "443/tcp -> 0.0.0.0:20482"]
+    assert sorted(host.run("port", "p").stdout.splitlines()) == sorted(told)
+    assert host.run("port", "m").stdout == host.run("port", "p").stdout
+    assert host.run("port", "m", "443").stdout == "0.0.0.0:20482\n" == host.run("port", "p", "443/tcp").stdout
+    assert [p["host_port"] for p in host.json("port", "p", "443")] == [20482]
+    assert "not published" in host.fails(125, "port", "p", "81") and "not published" in host.fails(
+        125, "port", "p", "80/udp"
+    )
+    for word in ("x", "0", "65536", "80/sctp", "80/"):
+        assert host.run("port", "p", word, check=False).returncode == 2
+    assert "no member" in host.fails(125, "port", "nix")
+    host.run("pod", "create", "--network", "none", "q", env={"SUDO_UID": str(alice.uid)})
+    alice.run("join", "q", "-d", "--name", "n", "--image", box, "--", "sleep", "1000")
+    assert host.run("port", "n").stdout == "" == host.run("port", "q").stdout

@@ -350,7 +350,7 @@ def test_what_the_table_says_of_a_command():
     names = {flag: {name for name, command in BY_NAME.items() if getattr(command, flag)} for flag in ("of_members", "userns", "sweeps")}  # fmt: skip
     assert names["of_members"] == {
         *("exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach"),
-        *("start", "restart", "rename", "pause", "unpause"),
+        *("start", "restart", "rename", "pause", "unpause", "top"),
     }
     assert names["userns"] == {f"image {name}" for name in ("load", "pull", "unpack", "rm", "prune", "tag")}
     assert BY_NAME.keys() - names["sweeps"] == {"exec", "explain", "help", "completion", "doctor", "map", "cp"} | {

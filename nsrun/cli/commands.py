@@ -300,6 +300,12 @@ COMMANDS = (
         "stats", (Operand("MEMBER", "member", many=True, optional=True),), "members.stats",
         "print the processor, memory and process usage of running members, and their limits", "nsrun stats mysql", (JSON,),
     ),
+    Command("top", (MEMBER,), "members.top", "list the processes of a member, as the host sees them", "nsrun top mysql", (JSON,)),
+    Command(
+        "port", (Operand("POD|MEMBER", "process"), Operand("PORT[/tcp]", optional=True)), "members.port",
+        "list the published ports of a pod, or of a member's pod; of one port, only where it is published", "nsrun port mysql 80", (JSON,),
+        "Members of a pod share its ports. The process that listens is shown by ss -lntp, or nsrun exec.",
+    ),
     Command("inspect", (MEMBERS,), "members.inspect", "print everything about members as JSON", "nsrun inspect mysql", (JSON,)),
     Command(
         "logs", (MEMBERS,), "members.logs", "print what members wrote; for several, ordered by time and with their names", "nsrun logs -f --tail 20 mysql", LOGS,

@@ -58,10 +58,15 @@ def inspect(call: Call) -> int:
 
 
 def ps(call: Call) -> int:
-    from nsrun.cli import text
     from nsrun.lifecycle.query import processes
 
-    rows = processes(call.state, call.operands[0])
+    return print_processes(call, processes(call.state, call.operands[0]))
+
+
+def print_processes(call: Call, rows: list[dict[str, Any]]) -> int:
+    """Print the processes of a pod or of a member."""
+    from nsrun.cli import text
+
     if call.options.get("json"):
         return text.json(rows)
     cells = [

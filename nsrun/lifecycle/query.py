@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from nsrun import kernel
-from nsrun.errors import BadInput, NsrunError, UnknownError
+from nsrun.errors import BadInput, NsrunError, UnknownError, UsageError
 from nsrun.schema import is_name, is_number
 from nsrun.spec import idmaps
 from nsrun.state import ALIVE, BEGUN, life
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from nsrun.state import Note, State
     from nsrun.state.life import Life
+    from nsrun.types import Maps
 
 SIGKILL, SIGTERM, SIGCONT = 9, 15, 18
 
@@ -249,6 +250,34 @@ def pod_note(state: State, name: str) -> Note:
     return note if note else state.pod(name)
 
 
+def ports_of(state: State, name: str, wanted: str = "") -> list[dict[str, Any]]:
+    """Return the published ports of a pod, or of the pod of a member; with `wanted`, those of one port of the pod.
+
+    Raise UnknownError when that one is not published, and UsageError when it is not a port.
+    """
+    from nsrun.spec.options import parse_count
+
+    if is_name(name) and state.has_pod(name):
+        pod: Note = state.pod(name)
+    else:
+        member = state.member(name)
+        pod = state.pod(member["pod"])
+        if pod["id"] != member["pod_id"]:
+            raise UnknownError(f"the pod {member['pod']!r} of member {name!r} has ended", hint="nsrun pod ls")
+    ports: list[dict[str, Any]] = list(pod.get("ports", []))
+    if wanted:
+        number, slash, protocol = wanted.partition("/")
+        if slash and protocol not in ("tcp", "udp"):
+            raise UsageError(f"{wanted!r} is not a port", hint="80, or 80/tcp")
+        port = parse_count(number, wanted, "a port", 1, 65535)
+        ports = [p for p in ports if p["pod_port"] == port and p["protocol"] == (protocol or "tcp")]
+        if not ports:
+            raise UnknownError(
+                f"port {port}/{protocol or 'tcp'} of pod {pod['name']!r} is not published", hint="nsrun pod ls"
+            )
+    return ports
+
+
 def processes(state: State, name: str) -> list[dict[str, Any]]:
     """Return every process in the pod's PID namespace and every process of its members, read from the host's /proc.
 
@@ -257,26 +286,44 @@ def processes(state: State, name: str) -> list[dict[str, Any]]:
     """
 
     note = state.pod(name)
-    maps = idmaps.maps_in(note)
     fd, pause = state.pause(note)
     if fd < 0:
         raise UnknownError(f"pod {name!r} has just ended", hint="nsrun pod ls -a")
     os.close(fd)
     wanted = kernel.namespace_ids(pause).get("pid") or note.get("namespaces", {}).get("pid")
     owners: dict[int, str] = {pause: "pause"}
+    for member in state.members_of(note):
+        owners |= dict.fromkeys(_pids_of(state, member), str(member["name"]))
+    return _rows(owners, idmaps.maps_in(note), wanted)
+
+
+def member_processes(state: State, note: Note) -> list[dict[str, Any]]:
+    """Return the same of one member.  Raise UnknownError when it does not run."""
+    status = state.member_status(note)[0]
+    if status not in BEGUN:
+        raise UnknownError(f"member {note['name']!r} is {status}", hint="nsrun ls -a")
+    pod = state.try_read("pods", note["pod"])
+    maps = idmaps.maps_in(pod) if pod and pod["id"] == note["pod_id"] else None
+    return _rows(dict.fromkeys(_pids_of(state, note), str(note["name"])), maps, None)
+
+
+def _pids_of(state: State, member: Note) -> list[int]:
+    """Return the processes in a member's cgroup; its first process where it has none."""
     from nsrun.host import cgroup
 
-    for member in state.members_of(note):
-        group = member["cgroup"]
-        for pid in cgroup.pids(group, member.get("cgroup_id", 0)) if group else [_pid(state.process, member)]:
-            owners[pid] = member["name"]
+    group = member["cgroup"]
+    return cgroup.pids(group, member.get("cgroup_id", 0)) if group else [_pid(state.process, member)]
+
+
+def _rows(owners: dict[int, str], maps: Maps | None, wanted: int | None) -> list[dict[str, Any]]:
+    """Describe these processes, and all others in the PID namespace `wanted`."""
     rows = []
-    for entry in os.listdir("/proc"):
+    for entry in os.listdir("/proc") if wanted else map(str, owners):
         if not is_number(entry):
             continue
         pid = int(entry)
         try:
-            if os.stat(f"/proc/{pid}/ns/pid").st_ino != wanted and pid not in owners:
+            if pid not in owners and os.stat(f"/proc/{pid}/ns/pid").st_ino != wanted:
                 continue
             with open(f"/proc/{pid}/status", errors="surrogateescape", newline="\n") as file:
                 status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
