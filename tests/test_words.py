@@ -350,12 +350,19 @@ def test_what_the_table_says_of_a_command():
     names = {flag: {name for name, command in BY_NAME.items() if getattr(command, flag)} for flag in ("of_members", "userns", "sweeps")}  # fmt: skip
     assert names["of_members"] == {
         *("exec", "stats", "inspect", "logs", "wait", "stop", "kill", "rm", "attach"),
-        *("start", "restart", "rename", "pause", "unpause", "top"),
+        *("start", "restart", "rename", "pause", "unpause", "top", "diff"),
     }
     assert names["userns"] == {f"image {name}" for name in ("load", "pull", "unpack", "rm", "prune", "tag")}
-    assert BY_NAME.keys() - names["sweeps"] == {"exec", "explain", "help", "completion", "doctor", "map", "cp"} | {
-        name for name in BY_NAME if name.startswith(("ns ", "lab "))
-    }
+    assert BY_NAME.keys() - names["sweeps"] == {
+        "exec",
+        "explain",
+        "help",
+        "completion",
+        "doctor",
+        "map",
+        "cp",
+        "diff",
+    } | {name for name in BY_NAME if name.startswith(("ns ", "lab "))}
     for command in INTERNAL:
         assert callable(function(command.handler)) and not command.sweeps and not command.of_members
         assert command.name not in help.manual()

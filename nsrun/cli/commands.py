@@ -321,6 +321,10 @@ COMMANDS = (
         "A path of a member is resolved in its root, and no link leads out of it. A member that has ended is copied from and to as well, without its volumes. PATH/. is what is in a directory. Devices, sockets and extended attributes are left out; a file copied to this host loses its set-user-ID bit. For a member of a user's pod, root acts as that user, for the files of this host, too.",
         sweeps=False, plan="planning.cp",
     ),
+    Command(
+        "diff", (MEMBER,), "files.diff", "list what a member has added (A), changed (C) and deleted (D) in its root", "nsrun diff mysql", (JSON,),
+        "It lists what is in the member's own layer: a file that was opened for writing counts as changed. Volumes are not part of it.", sweeps=False,
+    ),
     Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
     Command(

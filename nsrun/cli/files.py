@@ -25,3 +25,15 @@ def cp(call: Call) -> int:
     for line in copy(call.state, source, target, follow, archive, output):
         say.err(f"nsrun: left out: {line}")
     return 0
+
+
+def diff(call: Call) -> int:
+    from nsrun.cli import text
+    from nsrun.lifecycle.diff import changes
+
+    found = changes(call.state, call.state.member(call.operands[0]))
+    if call.options.get("json"):
+        return text.json([{"kind": kind, "path": path} for kind, path in found])
+    for kind, path in found:
+        say.out(f"{kind} {path}")
+    return 0

@@ -25,7 +25,6 @@ COMMANDS = {
     "ps": "nsrun ls lists members (-a: including those that have ended), nsrun pod ps POD lists their processes",
     "container": "for members: nsrun ls, inspect, logs, stop, rm …",
     "pod top": "nsrun pod ps POD",
-    "diff": "what a member wrote is in the upper directory of its overlay: nsrun inspect shows its id, nsrun doctor the directory",
     "commit": _BUILD,
     "export": "nsrun cp MEMBER:/ - >FILE",
     "images": "nsrun image ls",
