@@ -59,7 +59,7 @@ class Operand:
     """An argument that is not an option, by its place.
 
     `kind` says what it names: a "pod" or "member" that exists, an "end" of a copy (MEMBER:PATH or a file), a "process" (a pid, or the name of a member or pod), an
-    "image" of the store, a "lab", a "line" (a command line of nsrun itself), a "command" (the program that a member
+    "image" of the store, a "volume", a "lab", a "line" (a command line of nsrun itself), a "command" (the program that a member
     executes), or "" for anything else.
     """
 
@@ -199,6 +199,7 @@ BUDGET = (
 
 POD, PODS = Operand("POD", "pod"), Operand("POD", "pod", many=True)
 MEMBER, MEMBERS = Operand("MEMBER", "member"), Operand("MEMBER", "member", many=True)
+VOLUMES = Operand("VOLUME", "volume", many=True)
 REF, REFS = Operand("REF", "image"), Operand("REF", "image", many=True)
 LAB, LAB_IF_ANY = Operand("LAB", "lab"), Operand("LAB", "lab", optional=True)
 COMMAND = "CMD [ARG...]"
@@ -378,6 +379,16 @@ COMMANDS = (
         "An image that a running member uses is not removed.", userns=True, plan="planning.image_rm",
     ),
     Command("image prune", (), "images.prune", "remove images without a name, and what crashes left behind, and print how much was freed", "sudo nsrun image prune", (O("-a, --all", "", "remove all images that no running member uses"),), userns=True, plan="planning.image_prune"),
+    Command("volume ls", (), "volumes.ls", "list named volumes, and the members that use them", "nsrun volume ls", (O("-q, --quiet", "", "print only the names"), JSON)),
+    Command("volume inspect", (VOLUMES,), "volumes.inspect", "print everything about volumes as JSON", "nsrun volume inspect data", (JSON,)),
+    Command(
+        "volume rm", (VOLUMES,), "volumes.rm", "remove volumes and what is in them", "nsrun volume rm data",
+        about="A volume that a member uses is refused, also when the member has ended: nsrun rm removes the member first.", plan="planning.volume_rm",
+    ),
+    Command(
+        "volume prune", (), "volumes.prune", "remove all volumes that no member uses", "nsrun volume prune --all",
+        (O("-a, --all", "", "say that you mean volumes with names; there are no others without a member"),), plan="planning.volume_prune",
+    ),
     Command(
         "explain", (), "teaching.explain", "print what a command would do, step by step; nothing is done",
         "nsrun explain --format shell pod create -p 8080:80",

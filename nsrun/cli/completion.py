@@ -71,6 +71,10 @@ def _names(state: State, kind: str) -> list[str]:
         return [lab.name for lab in labs.every()]
     if kind == "process":
         return sorted({*state.names("pods"), *state.names("members")})
+    if kind == "volume":
+        from nsrun.lifecycle import volumes
+
+        return volumes.names(state)
     if kind == "end":
         return [f"{name}:" for name in state.names("members")]
     return state.names(f"{kind}s") if kind in ("pod", "member") else []

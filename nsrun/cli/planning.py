@@ -142,6 +142,18 @@ def cp(call: Call) -> Plan:
     return plan_cp(call.state, *call.operands)
 
 
+def volume_rm(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_volume_rm
+
+    return plan_volume_rm(call.state, call.operands)
+
+
+def volume_prune(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell import plan_volume_rm
+
+    return plan_volume_rm(call.state, None)
+
+
 def kill(call: Call) -> Plan:
     from nsrun.lifecycle.foretell import plan_kill
 

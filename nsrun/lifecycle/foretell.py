@@ -222,6 +222,25 @@ class CopyFiles(Deed):
         return "ls -l"
 
 
+class RemoveVolume(Deed):
+    man = "rename(2), unlinkat(2)"
+    native = "lifecycle/volumes.py remove"
+    why = "One rename(2) frees the name; a member that is made meanwhile is seen, or gets a new volume."
+    path: str
+
+    def made(self) -> list[str | Part]:
+        return [f'rename("{self.path}", "volumes/.gone-ID")', "# rm -r volumes/.gone-ID"]
+
+    def brief(self) -> str:
+        return f"remove the volume {self.path}"
+
+    def shell(self) -> str:
+        return f"rm -r {sh_quote(self.path)}"
+
+    def check(self) -> str:
+        return "nsrun volume ls"
+
+
 class SendSignal(Deed):
     man = "pidfd_send_signal(2)"
     what: str
@@ -473,6 +492,17 @@ def plan_cp(state: State, source: str, target: str) -> Plan:
     ends = parse_end(source), parse_end(target)
     pids = tuple(_pid_of(state, state.member(name)) for name, _ in ends if name)
     return Plan(f"cp {source} {target}", [CopyFiles(*ends, pids)])
+
+
+def plan_volume_rm(state: State, names: list[str] | None) -> Plan:
+    """`nsrun volume rm`; None: `nsrun volume prune --all`."""
+    from nsrun.lifecycle import volumes
+
+    found = volumes.describe(state, volumes.unused(state) if names is None else names)
+    if used := [volume for volume in found if volume["members"]]:
+        raise BadInput(f"volume {used[0]['name']!r} is used by {', '.join(used[0]['members'])}", hint="nsrun volume ls")
+    title = "volume prune" if names is None else f"volume rm {' '.join(names)}"
+    return Plan(title, [*(RemoveVolume(volume["path"]) for volume in found), Sweep()])
 
 
 def plan_rename(state: State, name: str, new: str) -> Plan:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun volume`: the named volumes, and which members use them.
+
+A volume is a directory, LIB/volumes/NAME, and nothing is written down about it: a member uses it if the mounts in its
+config.json say so, whether it runs or has ended, because it can be started again.  A note that can't be read may speak of
+any volume, so then none is removed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nsrun import kernel
+from nsrun.errors import BadInput, NsrunError, UnknownError
+from nsrun.schema import is_directory, is_name, is_there
+from nsrun.state import new_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.state import State
+
+_GONE = ".gone-"  # what is being removed; no volume can have such a name
+
+
+def _path(state: State, name: str) -> str:
+    if not is_name(name) or not is_directory(f"{state.lib}/volumes/{name}"):
+        known = ", ".join(names(state))
+        raise UnknownError(
+            f"no volume {name!r}", hint=f"known volumes: {known}" if known else "nsrun join -v NAME:DIR makes one"
+        )
+    return f"{state.lib}/volumes/{name}"
+
+
+def names(state: State) -> list[str]:
+    """Return the names of the volumes."""
+    try:
+        return sorted(filter(is_name, os.listdir(f"{state.lib}/volumes")))
+    except FileNotFoundError:
+        return []
+
+
+def users(state: State) -> dict[str, list[str]]:
+    """Return the members that use each volume.  Raise BadInput when a note can't be read, which may be about one."""
+    found: dict[str, list[str]] = {}
+    within = f"{state.lib}/volumes/"
+    for note in state.all("members"):
+        spec = state.try_read("members", note["name"], "config.json")
+        for mount in spec.get("mounts", []) if spec else []:
+            source = str(mount.get("source", ""))
+            if source.startswith(within):
+                name = source[len(within) :].partition("/")[0]
+                if note["name"] not in found.setdefault(name, []):
+                    found[name].append(note["name"])
+    if state.broken:
+        path, why = next(iter(state.broken.items()))
+        raise BadInput(
+            f"{path}: {why}: it may be about a member that uses a volume", hint="nsrun doctor; nsrun pod prune"
+        )
+    return found
+
+
+def _when(path: str) -> str:
+    import time
+
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(kernel.birth(path) // 10**9 or os.stat(path).st_mtime))
+
+
+def describe(state: State, wanted: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return what there is to say of volumes (None: of all).  Raise UnknownError for one that does not exist."""
+    paths = {name: _path(state, name) for name in (names(state) if wanted is None else wanted)}
+    used = users(state)
+    return [
+        {"name": name, "path": path, "created": _when(path), "members": used.get(name, [])}
+        for name, path in paths.items()
+    ]
+
+
+def remove(state: State, name: str, used: dict[str, list[str]] | None = None) -> None:
+    """Remove a volume that no member uses.  Raise BadInput when one does.
+
+    It is renamed first, and then asked once more: a member that is being made has said what it uses before it opens or makes
+    that, so whoever comes later gets a new volume, and whoever came before is seen.
+    """
+    path = _path(state, name)
+    _refuse_used(name, users(state) if used is None else used)
+    gone = f"{state.lib}/volumes/{_GONE}{new_id()}"
+    os.rename(path, gone)
+    try:
+        _refuse_used(name, users(state))
+    except BaseException:
+        if not is_there(path):
+            os.rename(gone, path)
+        raise
+    state.remove_written(gone)
+    if is_there(gone):
+        raise NsrunError(
+            f"can't remove all of volume {name!r}: {gone}",
+            hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then nsrun volume prune",
+        )
+
+
+def _refuse_used(name: str, used: dict[str, list[str]]) -> None:
+    if members := used.get(name):
+        raise BadInput(
+            f"volume {name!r} is used by member{'s' if len(members) > 1 else ''} {', '.join(members)}",
+            hint=f"nsrun rm {' '.join(members)}",
+        )
+
+
+def unused(state: State) -> list[str]:
+    """Return the volumes that no member uses."""
+    used = users(state)
+    return [name for name in names(state) if name not in used]
+
+
+def finish(state: State) -> None:
+    """Remove what commands that were killed have left half removed."""
+    try:
+        entries = os.listdir(f"{state.lib}/volumes")
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.startswith(_GONE):
+            state.remove_written(f"{state.lib}/volumes/{entry}")

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nsrun volume: what there is, who uses it, and that nothing that is used is removed."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from conftest import not_editable, wait_for
+from test_explain import foretold
+
+from nsrun.lifecycle import volumes
+from nsrun.state import State
+
+pytestmark = pytest.mark.live
+
+
+def test_volumes_and_who_uses_them(host, pod, busybox):
+    assert host.json("volume", "ls") == [] and host.run("volume", "ls", "-q").stdout == ""
+    host.start("m", busybox, "sh", "-c", "echo x >/a/x; exec sleep 1000", options=["-v", "one:/a", "-v", "/anonymous"])
+    host.start("n", busybox, "sleep", "1000", options=["--mount", "type=volume,source=one,target=/b", "-v", "two:/c"])
+    assert host.run("volume", "ls", "-q").stdout.split() == ["one", "two"]
+    found = {v["name"]: v for v in host.json("volume", "ls")}
+    assert found["one"]["members"] == ["m", "n"] and found["two"]["members"] == ["n"]
+    assert found["one"]["path"] == str(host.root / "lib/volumes/one") and found["one"]["created"].endswith("Z")
+    assert host.json("volume", "inspect", "two") == [found["two"]]
+    assert "one" in host.run("volume", "ls").stdout
+    assert host.run("_complete", "volume", "rm", "o").stdout == "one\n"
+
+
+def test_a_volume_that_is_used_is_refused(host, pod, busybox):
+    """By a member that runs, and by one that has ended, because it can start again."""
+    host.start("m", busybox, "sh", "-c", "echo x >/a/x; exec sleep 1000", options=["-v", "one:/a"])
+    wait_for(lambda: (host.root / "lib/volumes/one/x").exists())
+    for _ in range(2):
+        for command in (["volume", "rm", "one"], ["explain", "volume", "rm", "one"]):
+            assert "used by" in host.fails(125, *command)
+        assert host.run("volume", "prune", "--all").stdout == ""
+        assert (host.root / "lib/volumes/one/x").read_text() == "x\n"
+        host.run("stop", "-t", "0", "m")
+    host.run("rm", "m")
+    assert "--all" in host.fails(2, "volume", "prune")
+    assert host.run("volume", "rm", "one").stdout == "one\n"
+    assert list((host.root / "lib/volumes").iterdir()) == []
+    for name in ("one", "..", "", "/etc", ".gone-1"):
+        assert "no volume" in host.fails(125, "volume", "rm", name)
+        assert "no volume" in host.fails(125, "volume", "inspect", name)
+
+
+def test_prune_removes_those_that_nobody_uses(host, pod, busybox):
+    for name in ("a", "b", "c"):
+        host.run(
+            "join",
+            pod,
+            "--rm",
+            "-v",
+            f"{name}:/v",
+            "--rootfs",
+            busybox,
+            "--",
+            "sh",
+            "-c",
+            "mkdir -p /v/d; echo >/v/d/x",
+        )
+    host.start("m", busybox, "sleep", "1000", options=["-v", "b:/v"])
+    (host.root / "lib/volumes/.gone-0123").mkdir()  # of a command that was killed
+    assert host.run("volume", "prune", "-a").stdout == "a\nc\n"
+    assert [p.name for p in (host.root / "lib/volumes").iterdir()] == ["b"]
+
+
+def test_a_note_that_can_not_be_read_may_use_any(host, pod, busybox):
+    host.run("join", pod, "--rm", "-v", "one:/v", "--rootfs", busybox, "--", "true")
+    host.start("m", busybox, "sleep", "1000")
+    note = host.root / "run/members/m/config.json"
+    text = note.read_text()
+    note.write_text("rubbish")
+    assert "may be about" in host.fails(125, "volume", "rm", "one")
+    assert "may be about" in host.fails(125, "volume", "prune", "--all")
+    assert (host.root / "lib/volumes/one").is_dir()
+    note.write_text(text)
+    host.run("volume", "rm", "one")
+
+
+def test_a_member_that_is_made_meanwhile(host, pod, busybox, monkeypatch):
+    """It is seen after the rename, and the volume is there again."""
+    host.run("join", pod, "--rm", "-v", "one:/v", "--rootfs", busybox, "--", "touch", "/v/x")
+    answers = iter([{}, {"one": ["late"]}])
+    monkeypatch.setattr(volumes, "users", lambda state: next(answers))
+    with pytest.raises(volumes.BadInput, match="late"):
+        volumes.remove(State(str(host.root)), "one")
+    assert pathlib.Path(host.root, "lib/volumes/one/x").exists()
+
+
+def test_the_owners_volumes_are_theirs(host, alice, owned, box):
+    """Their files have subordinate ids, and go with the volume."""
+    alice.run("join", owned, "--rm", "-v", "one:/v", "--image", box, "--", "sh", "-c", "mkdir /v/d; touch /v/d/x; chown 5:5 /v/d /v/d/x; chmod 0 /v/d")  # fmt: skip
+    assert alice.run("volume", "ls", "-q").stdout == "one\n" and host.run("volume", "ls", "-q").stdout == ""
+    assert alice.run("volume", "rm", "one").stdout == "one\n" and alice.json("volume", "ls") == []
+    assert not list((host.root / f"users/{alice.uid}/lib/volumes").iterdir())
+
+
+@not_editable  # coverage makes calls of its own
+def test_removing_a_volume_is_what_strace_shows(host, pod, busybox, tmp_path):
+    for name in ("one", "two"):
+        host.run("join", pod, "--rm", "-v", f"{name}:/v", "--rootfs", busybox, "--", "true")
+    foretold(host, tmp_path, "volume", "rm", "one")
+    foretold(host, tmp_path, "volume", "prune", "--all")
