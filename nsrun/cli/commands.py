@@ -167,6 +167,14 @@ GLOBAL = (
 )  # fmt: skip
 
 JSON = O("--json", "", "print JSON")
+SHAPES = (
+    O("-q, --quiet", "", "print only the names"),
+    O(
+        "--format",
+        "TEMPLATE",
+        "print a line for each: '{{.Name}}\\t{{.Status}}', with a head: 'table {{.Name}}', or json",
+    ),
+)
 LIMITS = (
     O("--memory", "SIZE", "limit memory (cgroup v2): 512m, 1g"),
     O("--cpus", "N", "limit the number of processors (cgroup v2): 1.5"),
@@ -226,7 +234,13 @@ COMMANDS = (
         "A port without an address is published on all addresses of this host, and the INPUT rules of most firewalls do not apply to it; NSRUN_PUBLISH_IP changes the default address.",
         plan="planning.pod_create", walk="walking.PodCreate",
     ),
-    Command("pod ls", (), "pods.ls", "list pods", "nsrun pod ls --json", (O("-a, --all", "", "include pods that have ended and were not removed"), JSON)),
+    Command(
+        "pod ls", (), "pods.ls", "list pods", "nsrun pod ls --json",
+        (
+            O("-a, --all", "", "include pods that have ended and were not removed"),
+            O("-f, --filter", "KEY=VALUE", "only pods to which it applies: name, id, status, label, network, ctr-names; several of a key are alternatives", many=True), *SHAPES, JSON,
+        ),
+    ),
     Command("pod inspect", (PODS,), "pods.inspect", "print everything about pods as JSON", "nsrun pod inspect pause", (JSON,)),
     Command("pod ps", (POD,), "pods.ps", "list the processes of a pod, as the host sees them", "nsrun pod ps pause", (JSON,)),
     Command("pod logs", (POD,), "pods.logs", "print what the members of a pod wrote, ordered by time", "nsrun pod logs -f pause", LOGS),
@@ -296,7 +310,13 @@ COMMANDS = (
         "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",
         (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False, plan="planning.execute", walk="walking.Execute",
     ),
-    Command("ls", (), "members.ls", "list members", "nsrun ls -a", (O("-a, --all", "", "include members that have ended"), JSON)),
+    Command(
+        "ls", (), "members.ls", "list members", "nsrun ls -a",
+        (
+            O("-a, --all", "", "include members that have ended"),
+            O("-f, --filter", "KEY=VALUE", "only members to which it applies: name, id, status, label, pod, ancestor, exited; several of a key are alternatives", many=True), *SHAPES, JSON,
+        ),
+    ),
     Command(
         "stats", (Operand("MEMBER", "member", many=True, optional=True),), "members.stats",
         "print the processor, memory and process usage of running members, and their limits", "nsrun stats mysql", (JSON,),

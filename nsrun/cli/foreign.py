@@ -143,7 +143,7 @@ OPTIONS = {
         "-l": "--label",
         "--dns-search": "names are resolved as the host's /etc/resolv.conf says; mount another file over it with nsrun join -v",
     },
-    "pod ls": {"-q, --quiet": _LIST.format("pod ls", "name"), "--format": "--json", "-f, --filter": _JQ},
+    "pod ls": {"--no-trunc": "not needed: nothing is cut", "--ctr-names": "not needed: members are listed"},
     "pod inspect": {"-f, --format": "nsrun pod inspect POD | jq"},
     "pod stop": {"-a, --all": "give their names: nsrun pod ls"},
     "pod kill": {"-a, --all": "give their names: nsrun pod ls"},
@@ -154,7 +154,11 @@ OPTIONS = {
         "--privileged": "a command has no more capabilities than its member",
         "--tty": "-t, --terminal",
     },
-    "ls": {"-q, --quiet": _LIST.format("ls", "name"), "--format": "--json", "-f, --filter": _JQ},
+    "ls": {
+        "--no-trunc": "not needed: nothing is cut",
+        "-n, --last, -l, --latest": "--json has the times, and jq sorts by them",
+        "-s, --size": "nsrun stats MEMBER shows memory; nsrun diff MEMBER what was written",
+    },
     "inspect": {"-f, --format": "nsrun inspect MEMBER | jq"},
     "logs": {"-n": "--tail", "--details": "nsrun inspect MEMBER"},
     "stats": {
@@ -163,14 +167,14 @@ OPTIONS = {
         "--format": "--json",
     },
     "stop": {
-        "-a, --all": "nsrun stop $(nsrun ls --json | jq -r '.[].name')",
+        "-a, --all": "nsrun stop $(nsrun ls -q)",
         "--timeout": "-t, --time",
         "-s, --signal": "nsrun kill -s SIGNAL MEMBER; or --stop-signal of nsrun join",
     },
     "kill": {"-9": "-s 9", "-HUP, -H": "-s HUP", "-a, --all": "give their names: nsrun ls"},
     "rm": {
         "-v, --volumes": "not needed: volumes without a name are removed with their member",
-        "-a, --all": f"{_ENDED}; nsrun rm -f $(nsrun ls -a --json | jq -r '.[].name') removes all",
+        "-a, --all": f"{_ENDED}; nsrun rm -f $(nsrun ls -a -q) removes all",
         "-t, --time": "nsrun stop -t SECONDS, then nsrun rm",
     },
     "attach": {

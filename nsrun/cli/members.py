@@ -15,18 +15,22 @@ if TYPE_CHECKING:
 
 
 def ls(call: Call) -> int:
-    from nsrun.cli import text
+    from nsrun.cli import lists, text
     from nsrun.lifecycle.query import members
     from nsrun.state import ALIVE
 
-    state, everything = call.state, call.options.get("all")
-    found, owned = members(state, bool(everything), bool(call.options.get("json")))
+    shape = lists.Shape(call, lists.MEMBER_FILTERS, lists.MEMBER_FIELDS)
+    state, everything = call.state, bool(call.options.get("all")) or shape.everything
+    found, owned = members(state, everything, shape.json)
     if not state.uid and owned:
         from nsrun.lifecycle import owners
 
         found += [m for m in owners.members(state) if everything or m["status"] in ALIVE]
-    if call.options.get("json"):
+    found = list(filter(shape.takes, found))
+    if shape.json:
         return text.json(found)
+    if shape.show(found):
+        return 0
     rows = []
     for m in found:
         status = (
@@ -92,6 +96,18 @@ def print_usage(call: Call, notes: list[Any]) -> int:
     return text.table(["NAME", "CPU", "MEMORY", "PROCESSES", "CPU TIME"], cells)
 
 
+def print_processes(call: Call, rows: list[dict[str, Any]]) -> int:
+    """Print the processes of a pod or of a member."""
+    from nsrun.cli import text
+
+    if call.options.get("json"):
+        return text.json(rows)
+    cells = [
+        [str(r["pid_in_pod"] or "-"), str(r["pid"]), str(r["uid"]), r["member"] or "-", r["command"]] for r in rows
+    ]
+    return text.table(["PID", "HOSTPID", "UID", "MEMBER", "COMMAND"], cells)
+
+
 def logs(call: Call) -> int:
     from nsrun.lifecycle import logs as module
     from nsrun.spec.options import parse_count
@@ -145,7 +161,6 @@ def stop(call: Call) -> int:
 
 
 def top(call: Call) -> int:
-    from nsrun.cli.pods import print_processes
     from nsrun.lifecycle.query import member_processes
 
     return print_processes(call, member_processes(call.state, call.state.member(call.operands[0])))

@@ -29,12 +29,16 @@ def warn_without_cgroup(state: State) -> None:
 
 
 def ls(call: Call) -> int:
-    from nsrun.cli import text
+    from nsrun.cli import lists, text
     from nsrun.lifecycle.query import pods
 
-    found = pods(call.state, bool(call.options.get("all")), bool(call.options.get("json")))
-    if call.options.get("json"):
+    shape = lists.Shape(call, lists.POD_FILTERS, lists.POD_FIELDS)
+    found = pods(call.state, bool(call.options.get("all")) or shape.everything, shape.json)
+    found = list(filter(shape.takes, found))
+    if shape.json:
         return text.json(found)
+    if shape.show(found):
+        return 0
     rows = [
         [p["name"], p["status"], str(p["pid"] or "-"), p["network"]["ip"] or p["network"]["mode"], _ports(p["ports"]), ",".join(p["members"]) or "-"]
         for p in found
@@ -58,21 +62,10 @@ def inspect(call: Call) -> int:
 
 
 def ps(call: Call) -> int:
+    from nsrun.cli.members import print_processes
     from nsrun.lifecycle.query import processes
 
     return print_processes(call, processes(call.state, call.operands[0]))
-
-
-def print_processes(call: Call, rows: list[dict[str, Any]]) -> int:
-    """Print the processes of a pod or of a member."""
-    from nsrun.cli import text
-
-    if call.options.get("json"):
-        return text.json(rows)
-    cells = [
-        [str(r["pid_in_pod"] or "-"), str(r["pid"]), str(r["uid"]), r["member"] or "-", r["command"]] for r in rows
-    ]
-    return text.table(["PID", "HOSTPID", "UID", "MEMBER", "COMMAND"], cells)
 
 
 def logs(call: Call) -> int:

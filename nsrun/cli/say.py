@@ -28,9 +28,9 @@ def err(line: str) -> None:
     _write(sys.stderr, printable(line) + "\n")
 
 
-def page(text: str) -> None:
-    """Print lines that nsrun made, in which text from elsewhere has no line ends any more."""
-    _write(sys.stdout, printable(text, keep="\n"))
+def page(text: str, keep: str = "\n") -> None:
+    """Print lines that nsrun made, in which text from elsewhere has no line ends any more, and nothing else to `keep`."""
+    _write(sys.stdout, printable(text, keep=keep))
 
 
 def err_page(text: str) -> None:
