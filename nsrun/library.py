@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 #: Options of `nsrun join` that are parameters here, or make no sense outside a command line.
-_NOT_OF_JOIN = ("detach", "status_fd")
+_NOT_OF_JOIN = ("detach", "status_fd", "cidfile")
 
 
 class Result:
@@ -90,7 +90,7 @@ class Member:
 
     def exec(self, command: Sequence[str], *, input: bytes = b"", **options: Any) -> Result:
         """Execute a command in the member, wait for it, and return its output.  Options: env, workdir, user."""
-        command, options = _command(command), checked("exec", options)
+        command, options = _command(command), checked("exec", options, ("detach",))
         if _in_child(self._state, pod_of(self._state, self.name)):
             return _run(self._state, ["exec", "-i", *_arguments(options), self.name, "--", *command], input)
         return _collect(
@@ -111,8 +111,8 @@ class Member:
         """Send a signal to its first process, by pidfd."""
         signal_member(self._state, self._note(), number)
 
-    def stop(self, seconds: float = 10) -> bool:
-        """Send its stop signal, and after `seconds` SIGKILL to its cgroup; return whether that was needed."""
+    def stop(self, seconds: float | None = None) -> bool:
+        """Send its stop signal, and after `seconds` (stop_timeout, or 10) SIGKILL to its cgroup; return whether that was needed."""
         return stop_member(self._state, self._note(), seconds)
 
     def remove(self, force: bool = False) -> None:
@@ -190,7 +190,7 @@ class Pod:
             for note in notes:
                 remove_member(self._state, note, True)
 
-    def stop(self, seconds: float = 10) -> None:
+    def stop(self, seconds: float | None = None) -> None:
         """Stop the members first, and pause last."""
         stop_pod(self._state, self.name, seconds)
 

@@ -59,6 +59,7 @@ class PodOptions(TypedDict, total=False):
 
 class ExecOptions(TypedDict, total=False):
     command: Sequence[str]
+    detach: bool
     interactive: bool
     terminal: bool
     env: list[str]
@@ -73,7 +74,6 @@ class JoinOptions(ExecOptions, total=False):
     image: str
     bundle: str
     entrypoint: str
-    detach: bool
     rm: bool
     restart: str
     writable: bool
@@ -96,6 +96,14 @@ class JoinOptions(ExecOptions, total=False):
     cpus: str
     pids_limit: str
     stop_signal: str
+    stop_timeout: str
+    hostname: str
+    label: list[str]
+    group_add: list[str]
+    init: bool
+    tz: str
+    cpuset_cpus: str
+    cidfile: str
 
 
 # ---- a pod ------------------------------------------------------------------------------------------------------------
@@ -336,6 +344,8 @@ class MemberNote(TypedDict):
     image: NotRequired[str]
     image_id: NotRequired[str]
     layers: NotRequired[list[str]]
+    labels: NotRequired[dict[str, str]]
+    stop_timeout: NotRequired[int]
     process: NotRequired[list[Any]]  # State.identify
     pidfd: NotRequired[int]
     held: NotRequired[int]  # life.describe

@@ -49,7 +49,7 @@ def used(tool: int) -> set[tuple[str, str]]:
     for name, commands in compare.COMMANDS.items():
         head = commands[tool][0].split()
         words = [word for word in head[1:] if not word.startswith(("-", "{")) and word.islower()]
-        subcommand = " ".join(words[: 2 if words[:1] in (["pod"], ["container"], ["image"]) else 1])
+        subcommand = " ".join(words[: 2 if words[:1] in (["pod"], ["container"], ["image"], ["volume"]) else 1])
         entries = [entry[tool] for entry in compare.OPTIONS.get(name, {}).values()]
         templates = [t for e in entries for t in (e.values() if isinstance(e, dict) else [e])] if head else []
         for text in (commands[tool][0], *(t for t in templates if t.startswith("-"))):

@@ -326,26 +326,45 @@ def join(call: Call) -> int:
     _check_terminal(call, detach)
     trace = _trace(call)
 
+    cidfile = _new_file(call.options["cidfile"]) if "cidfile" in call.options else -1
+
     def observe(run: Run) -> None:
         _warn_of_plan(run)
         if trace:
             trace(run)
+        if cidfile >= 0 and run.note:
+            os.write(cidfile, run.note["id"].encode())
 
     # a member that keeps its name is not joined by the same words again
     keeps_name = "name" in call.options and not call.options.get("rm") and not _is_at_once()
     again = {"rootfs", "image"} & call.options.keys() and not keeps_name
-    note = join(
-        call.state,
-        call.operands[0],
-        {**call.options, "command": call.rest},
-        detach=detach,
-        status_fd=_status_fd(call.options),
-        observe=observe,
-        leave=_leave(call, _JOIN_REPLAYED) if again else None,
-        last=True,
-    )
+    try:
+        note = join(
+            call.state,
+            call.operands[0],
+            {**call.options, "command": call.rest},
+            detach=detach,
+            status_fd=_status_fd(call.options),
+            observe=observe,
+            leave=_leave(call, _JOIN_REPLAYED) if again else None,
+            last=True,
+        )
+    except BaseException:
+        if cidfile >= 0:
+            os.unlink(call.options["cidfile"])
+        raise
     out(note["name"])
     return 0
+
+
+def _new_file(path: str) -> int:
+    """Make the file of --cidfile, which must not exist.  Raise BadInput."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        from nsrun.errors import BadInput
+
+        raise BadInput(f"--cidfile {path!r}: {error.strerror}", hint="it has to be a new file") from None
 
 
 def _warn_of_plan(run: Run) -> None:
@@ -363,7 +382,7 @@ def _warn_of_plan(run: Run) -> None:
 def execute(call: Call) -> int:
     from nsrun.lifecycle.execute import execute
 
-    _check_terminal(call, False)
+    _check_terminal(call, bool(call.options.get("detach")))
     options = {**call.options, "command": call.rest}
     execute(call.state, call.operands[0], options, observe=_trace(call), leave=_leave(call, _EXEC_REPLAYED))
     return 0

@@ -8,7 +8,7 @@ import socket
 
 from nsrun._protocol import ATTACH_CLOSE, ATTACH_ERR, ATTACH_EXIT, ATTACH_FULL, ATTACH_INPUT, ATTACH_SIZE
 from nsrun.cli import say
-from nsrun.errors import BadInput, UnknownError
+from nsrun.errors import BadInput, UnknownError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,24 @@ if TYPE_CHECKING:
 LEAVE = b"\x10\x11"  # Ctrl-P Ctrl-Q, as in Docker
 
 
-def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = False) -> int:
+def parse_keys(text: str) -> bytes:
+    """Return the bytes of --detach-keys: characters and ctrl-X, with commas between them.  Raise UsageError."""
+    found = b""
+    for key in text.split(",") if text else []:
+        control = key[5:].lower() if key.lower().startswith("ctrl-") else ""
+        if len(key) == 1 and key.isascii() and key.isprintable():
+            found += key.encode()
+        elif len(control) == 1 and control in "abcdefghijklmnopqrstuvwxyz@[\\]^_":
+            found += bytes((ord(control.upper()) & 0x1F,))
+        else:
+            raise UsageError(
+                f"--detach-keys {text!r}: {key!r} is not a key",
+                hint="for example ctrl-p,ctrl-q, or ctrl-], or empty for none",
+            )
+    return found
+
+
+def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = False, leave: bytes = LEAVE) -> int:
     """Relay input and output until the member ends; return its exit status, or 0 if we detached before.
 
     We detach when the user types the keys for it, or when our terminal hangs up.  `stdin`: pass our input on;
@@ -95,7 +112,7 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
                 if packet[0] == ATTACH_FULL:
                     raise BadInput(
                         f"too many clients are attached to {note['name']!r}",
-                        hint="detach one of them (Ctrl-P Ctrl-Q); nsrun logs -f shows the output to any number of readers",
+                        hint="detach one of them (Ctrl-P Ctrl-Q, or what --detach-keys says); nsrun logs -f shows the output to any number of readers",
                     )
                 if packet[0] == ATTACH_EXIT:
                     return int(packet[1:])
@@ -113,9 +130,10 @@ def attach(state: State, name: str, stdin: bool = True, close_stdin: bool = Fals
                         return 0
                     continue
                 data = held + data
-                if terminal and LEAVE in data:
+                if terminal and leave and leave in data:
                     return 0
-                held = LEAVE[:1] if terminal and data.endswith(LEAVE[:1]) else b""  # until the next key tells
+                sizes = range(len(leave) - 1, 0, -1) if terminal else ()
+                held = next((leave[:size] for size in sizes if data.endswith(leave[:size])), b"")  # the next key tells
                 if data := data.removesuffix(held):
                     packets.append(bytes((ATTACH_INPUT,)) + data)
     finally:

@@ -299,6 +299,14 @@ COMMANDS = (
             O("--ulimit", "NAME=SOFT[:HARD]", "set a resource limit: nofile=1024:2048", many=True),
             O("--oom-score-adj", "N", "prefer (to 1000) or spare (to -1000) it when the machine is out of memory"),
             O("--stop-signal", "SIGNAL", "the signal that stop sends (default: TERM)"),
+            O("--stop-timeout", "SECONDS", "how long stop waits before SIGKILL, unless it is told (default: 10)"),
+            O("--hostname", "NAME", "hostname of a UTS namespace of the member's own (with --uts own; default: the member's name)", empty=True),
+            O("--label", "KEY=VALUE", "attach a label, which inspect shows and ls --filter finds", many=True),
+            O("--group-add", "GROUP", "add a supplementary group: a name from the rootfs's group file, or a number", many=True),
+            O("--init", "", "have orphans reaped; pause does so in any case, so this needs the pod's PID namespace"),
+            O("--tz", "ZONE", "the time zone at /etc/localtime: Europe/Berlin, or local for this host's"),
+            O("--cpuset-cpus", "LIST", "run on these processors only (cgroup v2): 0-2,4"),
+            O("--cidfile", "FILE", "write the member's id to a new file"),
             O("--restart", "no|on-failure[:N]|always", "when to restart the member after it ends; delays double from 0.1 s to 1 min", also=("unless-stopped",)),
             *LIMITS,
             O("--status-fd", "N", "write JSON lines about start, error and end to this file descriptor"),
@@ -308,7 +316,7 @@ COMMANDS = (
     ),
     Command(
         "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",
-        (INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False, plan="planning.execute", walk="walking.Execute",
+        (O("-d, --detach", "", "run in the background; what it writes is discarded"), INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False, plan="planning.execute", walk="walking.Execute",
     ),
     Command(
         "ls", (), "members.ls", "list members", "nsrun ls -a",
@@ -370,7 +378,7 @@ COMMANDS = (
     Command("rm", (MEMBERS,), "members.rm", "remove stopped members and their writable layers", "nsrun rm -f mysql", (FORCE,), plan="planning.rm"),
     Command(
         "attach", (MEMBER,), "members.attach", "connect to the input, output and terminal of a detached member; Ctrl-P Ctrl-Q detaches", "nsrun attach mysql",
-        (O("--no-stdin", "", "only show output"), O("--close-stdin", "", "close the member's input when ours ends: echo 'SELECT 1' | nsrun attach --close-stdin …")),
+        (O("--no-stdin", "", "only show output"), O("--detach-keys", "KEYS", "the keys that detach: characters and ctrl-X, with commas between them; empty: none (default: ctrl-p,ctrl-q)", empty=True), O("--close-stdin", "", "close the member's input when ours ends: echo 'SELECT 1' | nsrun attach --close-stdin …")),
         "A member outlives those who are attached to it: the end of a terminal (Ctrl-D, hang-up) only detaches, and after the end of piped input the output is still shown.",
     ),
     Command(

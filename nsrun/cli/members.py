@@ -222,18 +222,19 @@ def unpause(call: Call) -> int:
     return each(call.operands, lambda name: unpause_member(call.state, call.state.member(name)))
 
 
-def seconds_of(call: Call) -> float:
-    """Return how long --time says to wait before SIGKILL."""
+def seconds_of(call: Call) -> float | None:
+    """Return how long --time says to wait before SIGKILL; None: as long as each member says."""
     text = call.options.get("time")
     if text is None:
-        return 10
+        return None
     from nsrun.spec.options import parse_fraction
 
     return parse_fraction(text, "-t", "a number of seconds", 0, 86400)
 
 
-def say_killed(member: str, seconds: float) -> None:
-    err(f"nsrun: member {member!r} had not ended {seconds:g} s after its stop signal, and was killed")
+def say_killed(member: str, seconds: float | None) -> None:
+    after = "in time" if seconds is None else f"{seconds:g} s"
+    err(f"nsrun: member {member!r} had not ended {after} after its stop signal, and was killed")
 
 
 def kill(call: Call) -> int:
@@ -260,10 +261,11 @@ def rm(call: Call) -> int:
 
 
 def attach(call: Call) -> int:
+    from nsrun.cli.attach import LEAVE, parse_keys
     from nsrun.cli.attach import attach as connect
 
     if call.options.get("no_stdin") and call.options.get("close_stdin"):
         raise UsageError("--no-stdin and --close-stdin contradict each other")
-    return connect(
-        call.state, call.operands[0], not call.options.get("no_stdin"), bool(call.options.get("close_stdin"))
-    )
+    keys = parse_keys(call.options["detach_keys"]) if "detach_keys" in call.options else LEAVE
+    stdin, close = not call.options.get("no_stdin"), bool(call.options.get("close_stdin"))
+    return connect(call.state, call.operands[0], stdin, close, keys)

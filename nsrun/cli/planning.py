@@ -57,7 +57,8 @@ def execute(call: Call) -> Plan:
     from nsrun.lifecycle.execute import plan_exec
     from nsrun.plan.member import Request
 
-    request = Request(interactive=bool(call.options.get("interactive")))
+    options = call.options
+    request = Request(detach=bool(options.get("detach")), interactive=bool(options.get("interactive")))
     return plan_exec(call.state, call.operands[0], {**call.options, "command": call.rest}, request)
 
 
@@ -108,7 +109,7 @@ def restart(call: Call) -> Plan:
     from nsrun.cli.members import seconds_of
     from nsrun.lifecycle.foretell import plan_start
 
-    return plan_start(call.state, call.operands, seconds_of(call))
+    return plan_start(call.state, call.operands, True, seconds_of(call))
 
 
 def pod_restart(call: Call) -> Plan:

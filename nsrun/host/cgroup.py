@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
-LIMITS = {"memory": ("memory", "memory.max"), "cpus": ("cpu", "cpu.max"), "pids": ("pids", "pids.max")}
+LIMITS = {"memory": ("memory", "memory.max"), "cpus": ("cpu", "cpu.max"), "pids": ("pids", "pids.max"), "cpuset": ("cpuset", "cpuset.cpus")}  # fmt: skip
 MAX_BELOW = 1000  # cgroups that an owner may make in their pod's; root has to walk them when it removes the pod's
 MAX_DEPTH = 32  # levels that an owner may nest them
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

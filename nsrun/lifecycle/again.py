@@ -135,7 +135,7 @@ def start_member(state: State, note: Note) -> None:
             life.let_go_of(path)
 
 
-def restart_member(state: State, note: Note, seconds: float) -> bool:
+def restart_member(state: State, note: Note, seconds: float | None) -> bool:
     """Stop a member, unless it has ended, and start it again; return whether it had to be killed."""
     check(state, note, True)
     options_of(state, note)
@@ -165,7 +165,7 @@ def members_to_restart(state: State, name: str) -> list[Note]:
     return notes
 
 
-def restart_pod(state: State, name: str, seconds: float) -> list[str]:
+def restart_pod(state: State, name: str, seconds: float | None) -> list[str]:
     """Stop the members of a pod, all at once, and start each again; return the names of those that had to be killed.
 
     Each is tried; raise the first error.

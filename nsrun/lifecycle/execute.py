@@ -118,10 +118,13 @@ def execute(
     pod = pod_of(state, member)
     check_allowed(state, pod)
     check_parent(state, pod, fds)
-    request = Request(interactive=bool(options.get("interactive")), fds=fds)
+    detach = bool(options.get("detach"))
+    request = Request(detach=detach, interactive=bool(options.get("interactive")), fds=fds)
     plan = plan_exec(state, member, options, request)
     run = make(plan, state)
-    run.monitor_options = {"foreground": 1, "stdin": int(bool(options.get("interactive"))), "own_cgroup": False}
+    run.monitor_options = {"own_cgroup": False}
+    if not detach:
+        run.monitor_options |= {"foreground": 1, "stdin": int(request.interactive)}
     if observe:
         run.before_handover = lambda: observe(run)
     if leave:

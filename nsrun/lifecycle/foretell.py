@@ -12,7 +12,7 @@ import os
 
 from nsrun.errors import BadInput
 from nsrun.lifecycle.query import pod_status
-from nsrun.lifecycle.stop import SIGKILL, SIGTERM
+from nsrun.lifecycle.stop import SIGKILL, SIGTERM, patience
 from nsrun.plan import HOST, INIT, Part, Plan, Step, sh_quote
 from nsrun.plan.network import netlink
 from nsrun.schema import is_there
@@ -463,7 +463,7 @@ class RemoveData(Deed):
 # ---- the plans ---------------------------------------------------------------------------------------------------
 
 
-def plan_stop(state: State, names: list[str], seconds: float) -> Plan:
+def plan_stop(state: State, names: list[str], seconds: float | None) -> Plan:
     """`nsrun stop`."""
     notes = [state.member(name) for name in names]
     steps = [_stop(state, note, 0, seconds, thread=True) for note in notes]
@@ -515,30 +515,30 @@ def plan_rename(state: State, name: str, new: str) -> Plan:
     return Plan(f"rename {name} {new}", [RenameMember(note["name"], new, tuple(filter(is_there, paths))), Sweep()])
 
 
-def plan_start(state: State, names: list[str], seconds: float = -1) -> Plan:
-    """`nsrun start`; with `seconds`, `nsrun restart`, which stops what runs."""
+def plan_start(state: State, names: list[str], stop: bool = False, seconds: float | None = None) -> Plan:
+    """`nsrun start`; with `stop`, `nsrun restart`, which stops what runs."""
     steps: list[Step] = []
     for note in map(state.member, names):
-        steps += _again(state, note, seconds, False)
-    return Plan(f"{'start' if seconds < 0 else 'restart'} {' '.join(names)}", [*steps, Sweep()])
+        steps += _again(state, note, stop, seconds, False)
+    return Plan(f"{'restart' if stop else 'start'} {' '.join(names)}", [*steps, Sweep()])
 
 
-def plan_pod_restart(state: State, names: list[str], seconds: float) -> Plan:
+def plan_pod_restart(state: State, names: list[str], seconds: float | None) -> Plan:
     """`nsrun pod restart`."""
     from nsrun.lifecycle.again import members_to_restart
 
     steps: list[Step] = []
     for notes in [members_to_restart(state, name) for name in names]:
-        several = [_again(state, note, seconds, True) for note in notes]
+        several = [_again(state, note, True, seconds, True) for note in notes]
         steps += [step for some in several for step in some[:-1]] + [some[-1] for some in several]
     return Plan(f"pod restart {' '.join(names)}", [*steps, Sweep()])
 
 
-def _again(state: State, note: Note, seconds: float, thread: bool) -> list[Step]:
+def _again(state: State, note: Note, may_stop: bool, seconds: float | None, thread: bool) -> list[Step]:
     """The stop of a member, if it runs, and its start."""
     from nsrun.lifecycle.again import check, plan_again
 
-    check(state, note, seconds >= 0)
+    check(state, note, may_stop)
     stop = [_stop(state, note, 0, seconds, thread)] if state.member_status(note)[0] in ALIVE else []
     return [*stop, StartMember(note["name"], _upper(state, note), plan_again(state, note))]
 
@@ -567,7 +567,7 @@ def plan_rm(state: State, names: list[str], force: bool) -> Plan:
     return Plan(f"rm {' '.join(names)}", [*steps, Sweep()])
 
 
-def plan_pod_stop(state: State, names: list[str], seconds: float) -> Plan:
+def plan_pod_stop(state: State, names: list[str], seconds: float | None) -> Plan:
     """`nsrun pod stop`."""
     steps: list[Step] = []
     for note in map(state.pod, names):
@@ -641,10 +641,16 @@ def _pause_of(state: State, note: Note) -> int:
     return pid if fd >= 0 else 0
 
 
-def _stop(state: State, note: Note, signal: int, seconds: float, thread: bool = False) -> Step:
+def _stop(state: State, note: Note, signal: int, seconds: float | None, thread: bool = False) -> Step:
     pid, paused = _pid_of(state, note), state.marked("members", note["name"], PAUSED)
     return StopMember(
-        note["name"], pid, note.get("cgroup") or "", signal or note["stop_signal"], seconds, thread, paused
+        note["name"],
+        pid,
+        note.get("cgroup") or "",
+        signal or note["stop_signal"],
+        patience(note, seconds),
+        thread,
+        paused,
     )
 
 

@@ -35,6 +35,7 @@ from nsrun.spec.member import (
     refused_capabilities,
     security_options,
 )
+from nsrun.spec.options import parse_count, parse_labels
 from nsrun.state import State, new_id, timestamp
 
 TYPE_CHECKING = False
@@ -316,6 +317,10 @@ def _note(
         "detached": request.detach or request.background,
         "restarts": former.note["restarts"] + 1 if former else 0,
     }
+    if options.get("label"):
+        note["labels"] = parse_labels(options["label"])
+    if "stop_timeout" in options:
+        note["stop_timeout"] = parse_count(options["stop_timeout"], "--stop-timeout", "a number of seconds", 0, 86400)
     if source.image:
         note["image"], note["image_id"], note["layers"] = options["image"], source.image["id"], source.image["layers"]
     return note
@@ -450,7 +455,7 @@ def _join(
         run.monitor_options["delay"] = min(100 << min(note["restarts"], 10), 60000) if restarts else 0
         run.after = nsrun_command(state.root, "_ended", note["name"])
     # what `exec` and a restart need to know again
-    known = {key: value for key, value in options.items() if value is not None and key != "status_fd"}
+    known = {key: value for key, value in options.items() if value is not None and key not in ("status_fd", "cidfile")}
     if "cwd" not in known and _is_from_here(known):
         known["cwd"] = os.getcwd()
     run.files = {"config.json": spec, "options.json": known}

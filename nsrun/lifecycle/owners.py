@@ -164,7 +164,14 @@ def _shown(member: dict[str, Any]) -> dict[str, Any]:
     """Return what root prints and passes to programs: no control characters, nothing nested deeper than expected."""
     flat = {key: member[key] for key in _KEPT if key in member and isinstance(member[key], (str, int, type(None)))}
     command = ["".join(c if c.isprintable() else "?" for c in word) for word in member["command"]]
-    return {**flat, "command": command, "namespaces": member.get("namespaces", {})}
+    return {**flat, "command": command, "labels": _labels(member), "namespaces": member.get("namespaces", {})}
+
+
+def _labels(member: dict[str, Any]) -> dict[str, str]:
+    """Return the labels that an owner says a member has: a flat table of texts, or none."""
+    found = member.get("labels")
+    texts = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    return dict(found) if texts and found else {}
 
 
 def _is_sound(member: dict[str, Any]) -> bool:

@@ -124,6 +124,7 @@ def _member_json(
         "command": note["command"],
         **({"image": note["image"], "image_id": note["image_id"]} if note.get("image") else {"rootfs": note["rootfs"]}),
         "restarts": note["restarts"],
+        "labels": note.get("labels", {}),
         "namespaces": spaces,
     }
 
@@ -240,7 +241,7 @@ _DAMAGED_POD: dict[str, Any] = {
 }  # fmt: skip
 _DAMAGED_MEMBER: dict[str, Any] = {
     **_DAMAGED, "pod": "", "orphaned": False, "pid_in_pod": 0, "exit_code": None, "oom_killed": False, "started": None,
-    "finished": None, "command": [], "rootfs": "", "restarts": 0,
+    "finished": None, "command": [], "rootfs": "", "restarts": 0, "labels": {},
 }  # fmt: skip
 
 

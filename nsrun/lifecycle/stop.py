@@ -91,7 +91,12 @@ def signal_member(state: State, note: Note, signal: int) -> None:
         os.close(fd)
 
 
-def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0) -> bool:
+def patience(note: Note, seconds: float | None) -> float:
+    """Return how long a stop waits before SIGKILL: what the caller says, or --stop-timeout of the member."""
+    return float(note.get("stop_timeout", 10)) if seconds is None else seconds
+
+
+def stop_member(state: State, note: Note, seconds: float | None = None, signal: int = 0) -> bool:
     """Send a member its stop signal (or another), after `seconds` SIGKILL to its cgroup, and wait until it has ended.
 
     Nothing else is signalled.  Return whether SIGKILL was needed.  Raise NsrunError when it does not end.
@@ -105,7 +110,7 @@ def stop_member(state: State, note: Note, seconds: float = 10.0, signal: int = 0
     return killed
 
 
-def _stop_member(state: State, note: Note, seconds: float, signal: int) -> bool | None:
+def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -> bool | None:
     """Do the same under the name that the note says; return None when the member has it no more."""
     killed, dead = False, True
     try:
@@ -129,7 +134,7 @@ def _stop_member(state: State, note: Note, seconds: float, signal: int) -> bool 
             if signal != SIGKILL:
                 send(fd, signal)
                 thaw(state, note)  # the signal is the first that it meets
-            if signal == SIGKILL or not wait_dead(fd, seconds):
+            if signal == SIGKILL or not wait_dead(fd, patience(note, seconds)):
                 kill_member(note, fd)
                 killed, dead = signal != SIGKILL, wait_dead(fd, 10)
         else:
@@ -231,7 +236,7 @@ def end_monitor(state: State, note: Note) -> bool:
     return False
 
 
-def stop_members(state: State, notes: list[Note], seconds: float) -> list[bool | OSError | NsrunError]:
+def stop_members(state: State, notes: list[Note], seconds: float | None) -> list[bool | OSError | NsrunError]:
     """Stop several members at the same time; for each, return whether SIGKILL was needed, or why it does not end."""
     from threading import Thread
 
@@ -251,7 +256,7 @@ def stop_members(state: State, notes: list[Note], seconds: float) -> list[bool |
     return found
 
 
-def stop_pod(state: State, name: str, seconds: float = 10.0) -> list[str]:
+def stop_pod(state: State, name: str, seconds: float | None = None) -> list[str]:
     """Stop a pod: its members by their stop signals, all at the same time, then pause.
 
     Return the names of those that needed SIGKILL.  Raise NsrunError when something does not end.

@@ -164,7 +164,7 @@ class MakeCgroup(Step):
             return "CGROUP=   # there are none here"
         lines = [f'CGROUP={sh_quote(self.path + ".shell")}; mkdir -p "$CGROUP"']
         lines += [
-            f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max"}[k] }"'
+            f'echo {sh_quote(v)} >"$CGROUP/{ {"memory": "memory.max", "cpus": "cpu.max", "pids": "pids.max", "cpuset": "cpuset.cpus"}[k] }"'
             for k, v in self.limits.items()
         ]
         return "\n".join(lines)

@@ -319,12 +319,12 @@ def exec_plan(spec: MemberSpec, note: MemberNote, pod: PodNote, request: Request
         OpenCgroup(
             note.get("cgroup", spec["linux"]["cgroupsPath"]), note.get("cgroup_id", 0)
         ),  # a member that was renamed may begin in another
-        Launch("member:ns", everything, door="door:fd" if door else "", nested=bool(nested)),
+        Launch("member:ns", everything, detach=request.detach, door="door:fd" if door else "", nested=bool(nested)),
         Undumpable(),
         EnterMountNamespace("member:ns", "The member's own files and mounts, as it sees them."),
         *_ends(process, bool(filters), nested),
         Release(),
     ]
     if monitored:
-        steps.append(HandOver(False))
+        steps.append(HandOver(request.detach))
     return Plan(f"exec {note['name']}", steps, {"spec": spec})

@@ -16,9 +16,12 @@ from nsrun.spec.options import (
     parse_device,
     parse_directory,
     parse_environment,
+    parse_groups,
+    parse_hostname,
     parse_limits,
     parse_mount,
     parse_oom_score,
+    parse_processors,
     parse_restart,
     parse_signal,
     parse_sysctls,
@@ -27,6 +30,7 @@ from nsrun.spec.options import (
     parse_ulimit,
     parse_user,
     parse_volume,
+    parse_zone,
 )
 
 TYPE_CHECKING = False
@@ -140,7 +144,13 @@ def member_spec(options: JoinOptions, facts: MemberFacts) -> MemberSpec:
     if not options.get("user") and given.get("additionalGids"):
         groups = sorted({gid, *given["additionalGids"]})
 
+    if options.get("group_add"):
+        groups = sorted({*groups, *parse_groups(options["group_add"], facts.get("group", ""))})
+    _check_init(options)
+
     hostname = facts["name"] if ways["uts"] == "make" else pod["hostname"]
+    if "hostname" in options:
+        hostname = _own_hostname(options["hostname"], ways["uts"])
     environ = facts.get("environ", {})
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if terminal:
@@ -189,7 +199,7 @@ def member_spec(options: JoinOptions, facts: MemberFacts) -> MemberSpec:
         "linux": {
             "namespaces": _namespaces(ways, (pod.get("pause") or [0])[0]),
             "cgroupsPath": facts.get("cgroup", ""),
-            "resources": parse_limits(options),
+            "resources": {**parse_limits(options), **_processors(options)},
             "sysctl": parse_sysctls(options.get("sysctl") or [], own["net"], own["ipc"], own["uts"], "the member's"),
             "maskedPaths": MASKED,
             "readonlyPaths": READONLY,
@@ -205,6 +215,29 @@ def member_spec(options: JoinOptions, facts: MemberFacts) -> MemberSpec:
             "nsrun.seccomp": facts.get("filter", security.seccomp),
         },
     }  # fmt: skip
+
+
+def _own_hostname(text: str, way: str) -> str:
+    """Return --hostname.  Raise UsageError where the member has the hostname of its pod."""
+    if way != "make":
+        raise UsageError(
+            "--hostname: the members of a pod share its hostname",
+            hint="--uts own, for one of the member's own; or nsrun pod create --hostname, for all",
+        )
+    return parse_hostname(text)
+
+
+def _processors(options: JoinOptions) -> dict[str, str]:
+    return {"cpuset": parse_processors(options["cpuset_cpus"])} if "cpuset_cpus" in options else {}
+
+
+def _check_init(options: JoinOptions) -> None:
+    """Raise UsageError where --init asks for what pause does not do: the member is process 1 of its own PID namespace."""
+    if options.get("init") and (options.get("pid") or "pod") != "pod":
+        raise UsageError(
+            f"--init: with --pid {options['pid']} the member is process 1, and pause reaps nothing in there",
+            hint="an init from the image: --entrypoint /sbin/tini",
+        )
 
 
 def _command(options: JoinOptions, image: ImageConfig, process: BundleProcess) -> list[str]:
@@ -310,6 +343,8 @@ def asked_mounts(options: JoinOptions, facts: MemberFacts) -> list[Mount]:
     asked += [parse_mount(text) for text in options.get("mount") or []]
     asked += [parse_tmpfs(text) for text in options.get("tmpfs") or []]
     asked += [parse_device(text) for text in options.get("device") or []]
+    if "tz" in options:
+        asked.append(parse_volume(f"{parse_zone(options['tz'])}:/etc/localtime:ro"))
     image: ImageConfig = facts.get("image") or {}
     if image.get("Volumes"):
         taken = {m["destination"] for m in [*given_mounts(options, facts), *asked]}

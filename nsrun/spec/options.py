@@ -203,6 +203,60 @@ def capabilities(add: Sequence[str], drop: Sequence[str]) -> list[str]:
     return [name for name in CAPABILITIES if name in result]
 
 
+def parse_labels(words: Sequence[str]) -> dict[str, str]:
+    """Return the labels of --label KEY=VALUE; KEY alone has the empty value."""
+    labels = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if not key:
+            raise UsageError(f"--label {word!r}: not KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def parse_hostname(text: str) -> str:
+    """Return a hostname.  Raise UsageError for what hostname(7) does not allow."""
+    if not text or len(text) > 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in text):
+        raise UsageError(f"--hostname {text!r}", hint="letters, digits, '-' and '.', at most 63; hostname(7)")
+    return text
+
+
+def parse_processors(text: str) -> str:
+    """Return a list of processors as cpuset.cpus takes it: "0-2,4"."""
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        numbers = [first, last] if dash else [first]
+        if not all(is_number(number) and len(number) < 6 for number in numbers) or (dash and int(first) > int(last)):
+            raise UsageError(
+                f"--cpuset-cpus {text!r}", hint="numbers and ranges: 0-2,4; nproc tells how many there are"
+            )
+    return text
+
+
+def parse_zone(text: str) -> str:
+    """Return the file of a time zone: that of this host for "local", else below /usr/share/zoneinfo."""
+    if text == "local":
+        return "/etc/localtime"
+    parts = text.split("/")
+    if not all(part and part.isascii() and part[0].isalnum() and all(c.isalnum() or c in "+-_" for c in part) for part in parts):  # fmt: skip
+        raise UsageError(f"--tz {text!r}", hint="for example Europe/Berlin, UTC, or local; ls /usr/share/zoneinfo")
+    return f"/usr/share/zoneinfo/{text}"
+
+
+def parse_groups(words: Sequence[str], group: str) -> list[int]:
+    """Return the ids of groups, names or numbers, by the text of a group file.  Raise BadInput for an unknown name."""
+    found = []
+    for word in words:
+        number = _number(word) if word else None
+        if number is None:
+            row = next((r for r in _lines(group, 3) if r[0] == word), None)
+            if row is None:
+                raise BadInput(f"no group {word!r} in the rootfs's /etc/group", hint="a number works too")
+            number = int(row[2])
+        found.append(number)
+    return found
+
+
 def parse_limits(options: JoinOptions | PodOptions) -> dict[str, str]:
     """Return --memory, --cpus and --pids-limit as cgroup v2 takes them."""
     limits = {}

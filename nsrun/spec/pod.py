@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from nsrun.errors import UsageError
 from nsrun.spec.options import (
+    parse_hostname,
     parse_ipv4,
+    parse_labels,
     parse_limits,
     parse_ports,
     parse_size,
@@ -46,9 +48,7 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     for flag, value in (("ip", options.get("ip")), ("subnet", options.get("subnet"))):
         if value and mode != "bridge":
             raise UsageError(f"--{flag} needs --network bridge")
-    hostname = options.get("hostname") or name
-    if not hostname or len(hostname) > 63 or not all(c.isascii() and (c.isalnum() or c in "-._") for c in hostname):
-        raise UsageError(f"--hostname {hostname!r}", hint="letters, digits, '-' and '.', at most 63; hostname(7)")
+    hostname = parse_hostname(options.get("hostname") or name)
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
     for word in options.get("add_host") or []:
@@ -62,12 +62,7 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     if options.get("dns"):
         resolv = "".join(f"nameserver {parse_ipv4(a, '--dns')}\n" for a in options["dns"])
     sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
-    labels = {}
-    for word in options.get("label") or []:
-        key, _, value = word.partition("=")
-        if not key:
-            raise UsageError(f"--label {word!r}: not KEY=VALUE")
-        labels[key] = value
+    labels = parse_labels(options.get("label") or [])
     network: Network = {"mode": mode}
     if mode == "bridge":
         network["bridge"] = "nsrun0"
