@@ -362,6 +362,7 @@ def test_what_the_table_says_of_a_command():
         "map",
         "cp",
         "diff",
+        "events",
     } | {name for name in BY_NAME if name.startswith(("ns ", "lab "))}
     for command in INTERNAL:
         assert callable(function(command.handler)) and not command.sweeps and not command.of_members

@@ -354,6 +354,14 @@ COMMANDS = (
         "diff", (MEMBER,), "files.diff", "list what a member has added (A), changed (C) and deleted (D) in its root", "nsrun diff mysql", (JSON,),
         "It lists what is in the member's own layer: a file that was opened for writing counts as changed. Volumes are not part of it.", sweeps=False,
     ),
+    Command(
+        "events", (), "events.show", "print what happens to pods and members, as lines of JSON, until Ctrl-C", "nsrun events -f event=die",
+        (
+            O("-f, --filter", "KEY=VALUE", "only events to which it applies: type (pod, member), event (create, start, pause, unpause, rename, oom, die, remove), pod, member, label; several of a key are alternatives", many=True),
+            O("-a, --all", "", "first tell of what there is, as if it had just come"),
+        ),
+        "The kernel says when to look, and no daemon is needed; so what happened before is not told, but for --all. Root is told of its own members, and an owner of theirs.", sweeps=False,
+    ),
     Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
     Command(

@@ -62,7 +62,6 @@ COMMANDS = {
     "system": "nsrun doctor, nsrun pod prune, nsrun image prune",
     "version": "nsrun --version",
     "info": "nsrun doctor",
-    "events": "--status-fd of nsrun join writes events; nsrun wait waits until a member ends",
     "compose": "one nsrun join for each service, in one pod",
     "kube": _MEMBERS,
     "play": _MEMBERS,

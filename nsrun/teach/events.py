@@ -89,6 +89,10 @@ class Events:
             self.sockets.append(sock)
             self._add(sock.fileno(), "network")
 
+    def reader(self, fd: int) -> None:
+        """Follow whether somebody reads what is written to a pipe: poll(2) tells of POLLERR without being asked."""
+        self._add(os.dup(fd), "reader", 0)
+
     def names(self) -> None:
         """Follow the hostnames."""
         try:
