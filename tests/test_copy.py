@@ -400,3 +400,24 @@ def test_completion_offers_members(host, pod, busybox):
     assert host.run("_complete", "cp", "my").stdout.split() == ["mysql:"]
     assert "openat2" in host.run("explain", "cp", "mysql:/etc", "x").stdout
     assert USERS and sys.executable
+
+
+@live
+def test_a_pod_that_a_user_made_without_root(alice, box):
+    """Files go in and out, what was written is told, and it starts again; without a cgroup it can't be paused."""
+    alice.run("pod", "create", "--network", "none", "mine")
+    alice.run("join", "mine", "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    (alice.home / "in").write_text("hers")
+    os.chown(alice.home / "in", alice.uid, alice.uid)
+    alice.run("cp", alice.home / "in", "m:/in")
+    assert alice.run("exec", "m", "stat", "-c", "%u %g", "/in").stdout == "0 0\n"
+    assert alice.run("diff", "m").stdout == "A /in\n"
+    pid = alice.member("m")["pid"]
+    alice.run("restart", "-t", "0", "m")
+    assert alice.member("m")["pid"] not in (0, pid)
+    alice.run("rename", "m", "n")
+    alice.run("cp", "n:/in", alice.home / "out")
+    assert (alice.home / "out").read_text() == "hers" and (alice.home / "out").stat().st_uid == alice.uid
+    done = alice.run("pause", "n", check=False)
+    assert done.returncode == 0 or "no cgroup" in done.stderr
+    alice.run("rm", "-f", "n")

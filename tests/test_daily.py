@@ -242,7 +242,19 @@ def test_relative_paths_mean_what_they_meant(host, pod, rootfs):
 
 
 def test_many_at_once_start_it_once(host, pod, busybox):
-    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "sh", "-c", "echo began; sleep 1", check=False)
+    host.run(
+        "join",
+        pod,
+        "--name",
+        "m",
+        "--rootfs",
+        busybox,
+        "--",
+        "sh",
+        "-c",
+        "echo began; [ -e /x ] && exec sleep 1000; touch /x",
+        check=False,
+    )
     words = [[NSRUN, "start", "m"]] * 6 + [[NSRUN, "rm", "m"]] * 2
     running = [subprocess.Popen(w, env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for w in words]  # fmt: skip
     done = [process.communicate(timeout=60) + (process.returncode,) for process in running]
@@ -253,7 +265,7 @@ def test_many_at_once_start_it_once(host, pod, busybox):
         assert host.json("ls", "-a") == []
     else:
         assert started == 1, done
-        host.run("wait", "m")
+        wait_for(lambda: len(host.run("logs", "m").stdout.splitlines()) == 2)
         assert host.run("logs", "m").stdout == "began\n" * 2
 
 
@@ -491,3 +503,15 @@ def test_published_ports(host, alice, busybox, box):
     host.run("pod", "create", "--network", "none", "q", env={"SUDO_UID": str(alice.uid)})
     alice.run("join", "q", "-d", "--name", "n", "--image", box, "--", "sleep", "1000")
     assert host.run("port", "n").stdout == "" == host.run("port", "q").stdout
+
+
+def test_roots_member_of_an_owned_pod(host, alice, owned, busybox):
+    """It is paused, restarted and renamed as any other of root's; the owner does not see it."""
+    host.run("join", owned, "-d", "--name", "r", "--rootfs", busybox, "--", "sleep", "1000")
+    pid = host.member("r")["pid"]
+    host.run("pause", "r")
+    host.run("restart", "-t", "0", "r")
+    assert host.member("r")["status"] == "running" and host.member("r")["pid"] not in (0, pid)
+    host.run("rename", "r", "s")
+    assert host.run("exec", "s", "echo", "x").stdout == "x\n"
+    assert "no member" in alice.fails(125, "pause", "s")

@@ -167,3 +167,14 @@ def test_a_follower_that_was_stopped_while_logs_were_full(host, pod, busybox):
             assert "before they could be read" in err and len(numbers) < lines
         else:
             assert err == "" and numbers == list(range(1, lines + 1))
+
+
+def test_names_have_colours_on_a_terminal_only(host, pod, busybox, terminal):
+    """And what a member wrote has none, whatever it wrote."""
+    for name in ("a", "b"):
+        host.run("join", pod, "--name", name, "--rootfs", busybox, "--", "printf", f"\\033[31m{name}\\n")
+    at = terminal("pod", "logs", pod)
+    at.expect(r"\x1b\[31ma \| \x1b\[0m\\x1b\[31ma")
+    at.expect(r"\x1b\[32mb \| \x1b\[0m\\x1b\[31mb")
+    piped = host.run("pod", "logs", pod).stdout
+    assert piped == "a | \x1b[31ma\nb | \x1b[31mb\n"

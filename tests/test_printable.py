@@ -125,7 +125,14 @@ def test_what_an_owner_answers_is_flat():
     for key in ("command", "namespaces", "pod", "name", "exit_code"):
         assert not owners._is_sound({**sound, key: deep}), key
     assert not owners._is_sound({**sound, "command": ["a", deep]}) and not owners._is_sound({**sound, "namespaces": {"net": deep}})  # fmt: skip
-    assert owners._shown({**sound, "created": deep, "unknown": deep, "image": "i"}) == {**sound, "image": "i"}
+    assert owners._shown({**sound, "created": deep, "unknown": deep, "image": "i"}) == {
+        **sound,
+        "image": "i",
+        "labels": {},
+    }
+    for labels in (deep, {"a": deep}, {"a": 1}, "x", None):
+        assert owners._shown({**sound, "labels": labels})["labels"] == {}, labels
+    assert owners._shown({**sound, "labels": {"a": "1"}})["labels"] == {"a": "1"}
 
 
 @pytest.mark.live

@@ -127,8 +127,8 @@ def logs(call: Call) -> int:
         return 0
     width = max(map(len, names), default=0)
     for name, (time, stream, text) in module.together(sources, follow):
-        head = f"{name:{width}} | " + (f"{time} " if stamps else "")
-        say.member_output(2 if stream == "stderr" else 1, head + text, raw)
+        line = (f"{time} " if stamps else "") + text
+        say.member_output(2 if stream == "stderr" else 1, line, raw, f"{name:{width}} | ", names.index(name))
     return 0
 
 

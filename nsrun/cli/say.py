@@ -110,12 +110,17 @@ def stream(instead: str) -> IO[bytes]:
     return sys.stdout.buffer
 
 
-def member_output(fd: int, text: str, as_it_is: bool) -> None:
-    """Write logged output of a member: unchanged into a pipe or a file, escaped on a terminal unless `as_it_is`."""
+def member_output(fd: int, text: str, as_it_is: bool, head: str = "", colour: int = 0) -> None:
+    """Write logged output of a member: unchanged into a pipe or a file, escaped on a terminal unless `as_it_is`.
+
+    `head` is put before it, on a terminal in one of six colours (with NO_COLOR, in none: no-color.org).
+    """
     stream = sys.stderr if fd == 2 else sys.stdout
-    if stream and stream.isatty() and not as_it_is:
-        text = printable(text, keep="\n\t")
-    raw(fd, text.encode("utf-8", "surrogateescape"))
+    if stream and stream.isatty():
+        text = text if as_it_is else printable(text, keep="\n\t")
+        if head and not os.environ.get("NO_COLOR"):
+            head = f"\033[3{1 + colour % 6}m{head}\033[0m"
+    raw(fd, (head + text).encode("utf-8", "surrogateescape"))
 
 
 def flush() -> None:
