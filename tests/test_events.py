@@ -19,7 +19,7 @@ from nsrun.errors import UsageError
 
 def member(status: str, **more) -> dict:
     started = None if status == "created" else "T1"
-    base = {"id": "m1", "name": "m", "pod": "p", "status": status, "pid": 7 if status == "running" else 0, "created": "T0", "started": started, "finished": None, "exit_code": None, "labels": {}, "oom_killed": False}  # fmt: skip
+    base: dict = {"id": "m1", "name": "m", "pod": "p", "status": status, "pid": 7 if status == "running" else 0, "created": "T0", "started": started, "finished": None, "exit_code": None, "labels": {}, "oom_killed": False}  # fmt: skip
     return {**base, **more}
 
 

@@ -138,10 +138,10 @@ def every_line(busybox: str) -> list[list[str]]:
 
 @pytest.mark.live
 @pytest.mark.timeout(400)
-def test_every_command_with_odd_words(host, pod, busybox):
+def test_every_command_with_odd_words(host, pod, busybox, tmp_path):
     def one(words: list[str]) -> None:
         done = subprocess.run(
-            [NSRUN, *words], capture_output=True, stdin=subprocess.DEVNULL, env={**host.env, "LC_ALL": "C"}, timeout=60, cwd="/", check=False,
+            [NSRUN, *words], capture_output=True, stdin=subprocess.DEVNULL, env={**host.env, "LC_ALL": "C"}, timeout=60, cwd=tmp_path, check=False,
         )  # fmt: skip
         clean(done.stdout)
         told(done, words)
