@@ -203,7 +203,11 @@ def _owner_table() -> str:
             ip, _, table = net.connect(sock, netns, gateway, index, "", "d0c70e000000")
             with table:
                 net.publish(
-                    table.fileno(), "d0c70e000000", ip, gateway, [{"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1}]
+                    table.fileno(),
+                    "d0c70e000000",
+                    ip,
+                    gateway,
+                    [{"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1, "protocol": "tcp"}],
                 )
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge, veth, ingress filters"
 

@@ -29,6 +29,7 @@ from nsrun.spec.pod import pod_spec
         ("127.0.0.1::80/tcp", [("127.0.0.1", 0, 80)]),
         ("8000-8002:9000-9002", [("0.0.0.0", 8000 + i, 9000 + i) for i in range(3)]),
         ("65535:1", [("0.0.0.0", 65535, 1)]),
+        ("127.0.0.1:53:53/udp", [("127.0.0.1", 53, 53)]),
     ],
 )
 def test_ports(word, expected):
@@ -47,7 +48,7 @@ def test_ports(word, expected):
         "5-4:5-4",
         "1.2.3:80:80",
         "1.2.3.256:80:80",
-        "80:80/udp",
+        "80:80/UDP",
         "80:80/sctp",
         "-1:80",
         "1:2:3:4",
@@ -64,6 +65,15 @@ def test_ports_refused(word):
 def test_a_port_twice_is_refused():
     with pytest.raises(UsageError, match="published twice"):
         words.parse_ports(["8080:80", "8080:81"])
+    with pytest.raises(UsageError, match="53/udp is published twice"):
+        words.parse_ports(["53:53/udp", "53:53/tcp", "127.0.0.1:53:54/udp"])
+    ports = words.parse_ports(["53-54:53-54/udp", "53:53", "127.0.0.1:55:55/udp"])
+    assert [port["protocol"] for port in ports] == ["udp", "udp", "tcp", "udp"]
+    assert words.port_ranges(words.published(ports)) == [
+        ("0.0.0.0", "53-54", "53-54/udp"),
+        ("0.0.0.0", "53", "53"),
+        ("127.0.0.1", "55", "55/udp"),
+    ]
 
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nmysql:x:999:998:MySQL:/var/lib/mysql:/bin/false\nbad:x:4294967296:0::/:\nnohome:x:7:7::relative:/bin/sh\n"

@@ -283,7 +283,7 @@ def _trace(call: Call) -> Any:
 def create_pod(call: Call) -> int:
     from nsrun.cli.say import err, out
     from nsrun.lifecycle.create import create_pod
-    from nsrun.spec.options import parse_ports, port_ranges
+    from nsrun.spec.options import parse_ports, port_ranges, published
 
     name = {"name": call.operands[0]} if call.operands else {}
     leave = _leave(call, _POD_REPLAYED, _POD_VARIABLES) if call.options.get("network") in ("none", "host") else None
@@ -296,13 +296,9 @@ def create_pod(call: Call) -> int:
         from nsrun.cli.pods import warn_without_cgroup
 
         warn_without_cgroup(call.state)
-    asked = [(p["host_ip"], p["host_port"]) for p in parse_ports(call.options.get("publish") or [])]
-    for ip, host, pod in port_ranges(
-        (p["host_ip"], p["host_port"], p["pod_port"])
-        for p in note["ports"]
-        if p["host_ip"] != "127.0.0.1" or (p["host_ip"], p["host_port"]) not in asked
-    ):
-        err(f"published {ip}:{host} → {pod}/tcp")
+    asked = [p[:2] for p in published(parse_ports(call.options.get("publish") or []))]
+    for ip, host, pod in port_ranges(p for p in published(note["ports"]) if p[0] != "127.0.0.1" or p[:2] not in asked):
+        err(f"published {ip}:{host} → {pod if '/' in pod else pod + '/tcp'}")
     if note["network"]["mode"] == "bridge":
         from nsrun.host import net
 

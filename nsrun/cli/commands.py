@@ -218,7 +218,7 @@ COMMANDS = (
         "create a pod, with pause holding its namespaces open, and print its name (default: pause)",
         "sudo nsrun pod create -p 8080:80 web",
         (
-            O("-p, --publish", "[IP:][HOST]:POD[/tcp]", "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port)", many=True),
+            O("-p, --publish", "[IP:][HOST]:POD[/tcp|/udp]", "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port), 53:53/udp", many=True),
             O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge", also=("pasta",)),
             O("--ip", "ADDR", "the pod's address in the bridge's network"),
             O("--subnet", "ADDR/24", "the bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),

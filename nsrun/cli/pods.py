@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from nsrun.cli.commands import Call
     from nsrun.state import State
+    from nsrun.types import Port
 
 
 def warn_without_cgroup(state: State) -> None:
@@ -46,10 +47,10 @@ def ls(call: Call) -> int:
     return text.table(["NAME", "STATUS", "PID", "ADDRESS", "PORTS", "MEMBERS"], rows)
 
 
-def _ports(ports: list[dict[str, Any]]) -> str:
-    from nsrun.spec.options import port_ranges
+def _ports(ports: list[Port]) -> str:
+    from nsrun.spec.options import port_ranges, published
 
-    ranges = port_ranges((p["host_ip"], p["host_port"], p["pod_port"]) for p in ports)
+    ranges = port_ranges(published(ports))
     return ",".join(f"{'' if ip == '0.0.0.0' else ip + ':'}{host}->{pod}" for ip, host, pod in ranges) or "-"
 
 

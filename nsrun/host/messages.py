@@ -15,6 +15,7 @@ import socket
 import struct
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, nla, nlmsg
+from pyroute2.netlink.nfnetlink.nfctsocket import FILTER_FLAG_CTA_IP_SRC, nfct_msg
 from pyroute2.netlink.nfnetlink.nftsocket import (
     nft_chain_msg,
     nft_rule_msg,
@@ -313,6 +314,24 @@ def get_chains() -> bytes:
     return _finish(msg, NFT | 4, 0x300)  # NLM_F_DUMP
 
 
+def flows() -> bytes:
+    """Dump all entries of the connection tracking, of IPv4."""
+    msg = nfct_msg()
+    msg["nfgen_family"] = socket.AF_INET
+    return _finish(msg, 1 << 8 | 1, 0x300)  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET; NLM_F_DUMP
+
+
+def flows_to(pod_ip: str) -> bytes:
+    """Dump the entries for which an address answers; the kernel selects them (Linux 5.8)."""
+    msg = nfct_msg()
+    msg["nfgen_family"] = socket.AF_INET
+    msg["attrs"] = [
+        ("CTA_TUPLE_REPLY", {"attrs": [("CTA_TUPLE_IP", {"attrs": [("CTA_IP_V4_SRC", pod_ip)]})]}),
+        ("CTA_FILTER", {"attrs": [("CTA_FILTER_REPLY_FLAGS", FILTER_FLAG_CTA_IP_SRC)]}),
+    ]
+    return _finish(msg, 1 << 8 | 1, 0x300)
+
+
 # A rule is a list of expressions over register 1 (and 2): load, compare, act.
 
 
@@ -446,14 +465,19 @@ def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
     return _nft(msg, NEWRULE, NLM_F_ACK | NLM_F_CREATE | 0x800)  # NLM_F_APPEND
 
 
-# Published ports are two maps, so that a thousand cost a packet as much as one: "ports" of those that are published on
-# every address of the host, "addresses" of those on one.  Name → (number in the batch, length of the key in bytes,
-# nft's number for the key's type); a map's value is an address and a port.
-MAPS = {"ports": (1, 2, 13), "addresses": (2, 8, 7 << 6 | 13)}
+# The published ports of a protocol are two maps, so that a thousand cost a packet as much as one: "ports" of those that are
+# published on every address of the host, "addresses" of those on one.  Name → (number in the batch, length of the key in
+# bytes, nft's number for the key's type, number of the protocol); a map's value is an address and a port.
+MAPS = {
+    "ports": (1, 2, 13, 6),
+    "addresses": (2, 8, 7 << 6 | 13, 6),
+    "udp-ports": (3, 2, 13, 17),
+    "udp-addresses": (4, 8, 7 << 6 | 13, 17),
+}
 
 
 def new_map(table: str, name: str) -> bytes:
-    number, length, kind = MAPS[name]
+    number, length, kind, _ = MAPS[name]
     msg = nft_set_msg()
     msg["attrs"] = [
         ("NFTA_SET_TABLE", table),
@@ -471,7 +495,7 @@ def new_map(table: str, name: str) -> bytes:
 def map_elements(table: str, name: str, host_ip: str, port: int, pod_ip: str, pod_port: int) -> bytes:
     """Add one element; wire.py repeats it, so the list is the last attribute."""
     key = port.to_bytes(2, "big")
-    if name == "addresses":
+    if name.endswith("addresses"):
         key = socket.inet_aton(host_ip) + key + bytes(2)
     value = socket.inet_aton(pod_ip) + pod_port.to_bytes(2, "big") + bytes(2)
     element = {
@@ -494,11 +518,11 @@ SECOND = 9  # NFT_REG32_01: the second word of register 1
 
 
 def rule_publish(table: str, chain: str, name: str) -> bytes:
-    """Send TCP for a port of this host to the pod, as a map says."""
-    port = _payload(2, 2, 2)
-    key = [*_local(), *_meta(16, b"\x06"), port]
-    if name == "addresses":
-        key = [*_meta(16, b"\x06"), _payload(1, DADDR, 4), _payload(2, 2, 2, SECOND)]
+    """Send what a protocol brings for a port of this host to the pod, as a map says."""
+    port, protocol = _payload(2, 2, 2), MAPS[name][3].to_bytes(1, "big")
+    key = [*_local(), *_meta(16, protocol), port]
+    if name.endswith("addresses"):
+        key = [*_meta(16, protocol), _payload(1, DADDR, 4), _payload(2, 2, 2, SECOND)]
     lookup = _expr(
         "lookup",
         ("NFTA_LOOKUP_SET", name),
@@ -635,6 +659,8 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "default_route": (default_route, ("gateway",)),
     "get_tables": (get_tables, ()),
     "get_chains": (get_chains, ()),
+    "flows": (flows, ()),
+    "flows_to": (flows_to, ("pod_ip",)),
     "batch_begin": (batch, (True,)),
     "batch_end": (batch, (False,)),
     "new_table": (new_table, ("table",)),

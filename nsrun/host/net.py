@@ -31,12 +31,15 @@ from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
 from nsrun.schema import is_number
-from nsrun.spec.options import ip_number, ip_text, parse_subnet
+from nsrun.spec.options import PROTOCOLS, ip_number, ip_text, parse_subnet, published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
+
+    from nsrun.spec.options import Published
+    from nsrun.types import Port
 
 
 BRIDGE = "nsrun0"
@@ -244,6 +247,8 @@ def connect(
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
     veth are gone.  Raise BadInput when the wanted one is taken, or all are.
     """
+    from nsrun.host.conntrack import forget_address
+
     net = ip_number(gateway) & 0xFFFFFF00
     if wanted_ip:
         number = ip_number(wanted_ip)
@@ -259,6 +264,7 @@ def connect(
         if table is None:
             continue
         try:
+            forget_address(ip)
             index = _make_port(sock, netns, bridge_index, ip, ident)
         except BaseException:
             table.close()
@@ -402,24 +408,27 @@ def raise_open_files(more: int) -> None:
 
 
 def hold_port(
-    host_ip: str, port: int, holder: Callable[[str, int], str], to_listen: bool = False
+    host_ip: str, port: int, protocol: str, holder: Callable[[str, int, str], str], to_listen: bool = False
 ) -> tuple[_socket.socket, int]:
-    """Return a bound TCP socket: while it is open, no other program and no other pod can have this port (moby#13024).
+    """Return a bound socket: while it is open, no other program and no other pod can have this port (moby#13024).
 
     With `to_listen`, only check whether another process could bind it with SO_REUSEADDR and listen (socket(7)): then
     connections that ended in the last minute do not count.
     """
-    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    if to_listen:
-        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+    kind = _socket.SOCK_DGRAM if protocol == "udp" else _socket.SOCK_STREAM
+    sock = _socket.socket(_socket.AF_INET, kind | _socket.SOCK_CLOEXEC)
     try:
+        if protocol == "udp":
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, 0)  # nobody reads from it: keep next to nothing
+        elif to_listen:
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         sock.bind((host_ip, port))
     except OSError as error:
         sock.close()
         if error.errno == EADDRINUSE:
             raise BadInput(
-                f"port {host_ip}:{port}/tcp is taken",
-                hint=holder(host_ip, port) or _who_has(port),
+                f"port {host_ip}:{port}/{protocol} is taken",
+                hint=holder(host_ip, port, protocol) or _who_has(port, protocol),
                 errno=EADDRINUSE,
             ) from None
         if error.errno == EADDRNOTAVAIL:
@@ -433,7 +442,19 @@ def hold_port(
 CHAINS = ("prerouting", "output", "postrouting", "guard", "forward")
 
 
-def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
+def ports_by_map(ports: Iterable[Published]) -> list[tuple[str, str, list[Published]]]:
+    """Return (map of the pod's table, protocol, its ports) for each map that has some; messages.py, MAPS."""
+    found: dict[tuple[str, bool], list[Published]] = {(p, every): [] for p in PROTOCOLS for every in (True, False)}
+    for port in ports:
+        found[port[3], port[0] == "0.0.0.0"].append(port)
+    return [
+        (("" if protocol == "tcp" else f"{protocol}-") + ("ports" if every else "addresses"), protocol, some)
+        for (protocol, every), some in found.items()
+        if some
+    ]
+
+
+def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[Port]) -> list[tuple[str, bytes]]:
     """Return the content of the pod's own nf_tables table as (nft command, message) …"""
     requests = [("nft batch", wire.encode("batch_begin"))]
     for chain in CHAINS:
@@ -455,16 +476,13 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[st
         ("forward", wire.encode("forward_closed", **on_bridge)),
     ):
         requests.append((f"nft add rule ip {table} {text}", data))
-    for name in ("ports", "addresses"):
-        some = [port for port in ports if (port["host_ip"] == "0.0.0.0") == (name == "ports")]
-        if not some:
-            continue
+    for name, _, some in ports_by_map(published(ports)):
         requests.append((f"nft add map ip {table} {name}", wire.encode(f"map_{name}", table=table)))
         for first in range(0, len(some), 1000):  # an attribute holds 64 KiB
             items: list[dict[str, object]] = [
-                {"port": port["host_port"], "pod_ip": pod_ip, "pod_port": port["pod_port"]}
-                | ({"host_ip": port["host_ip"]} if name == "addresses" else {})
-                for port in some[first : first + 1000]
+                {"port": host, "pod_ip": pod_ip, "pod_port": pod}
+                | ({"host_ip": ip} if name.endswith("addresses") else {})
+                for ip, host, pod, _ in some[first : first + 1000]
             ]
             text = f"nft add element ip {table} {name}"
             requests.append((text, wire.encode_list(f"elements_{name}", items, table=table)))
@@ -475,16 +493,16 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[dict[st
     return requests
 
 
-def _who_has(port: int) -> str:
+def _who_has(port: int, protocol: str) -> str:
     """Return which program has a port that no pod of ours has, as far as the kernel's tables show."""
     inodes, lingers = set(), False
-    for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for file in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
         try:
             with open(file, errors="surrogateescape") as lines:
                 for fields in (line.split() for line in list(lines)[1:]):
                     if int(fields[1].rpartition(":")[2], 16) == port:
-                        lingers |= fields[3] == "06"  # TIME_WAIT
-                        if fields[3] == "0A":  # LISTEN
+                        lingers |= (protocol, fields[3]) == ("tcp", "06")  # TIME_WAIT
+                        if protocol == "udp" or fields[3] == "0A":  # LISTEN
                             inodes.add(f"socket:[{fields[9]}]")
         except OSError:
             continue
@@ -497,17 +515,21 @@ def _who_has(port: int) -> str:
         except OSError:
             continue
     if inodes:
-        return f"by a program of another user: sudo ss -ltnp 'sport = {port}'"
+        return f"by a program of another user: sudo ss -ln{protocol[0]}p 'sport = {port}'"
     if lingers:
         return "by connections that have just ended (TIME_WAIT): try again in a minute, or take another port"
     return "by a socket that is bound and does not listen: perhaps of another user's pod, or one of another --root (sudo nsrun pod ls)"
 
 
-def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[dict[str, Any]]) -> None:
+def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[Port]) -> None:
     """Fill the pod's table; `table` is a descriptor of the lease, since only its owner can change the table."""
     with wire.Socket(fileno=os.dup(table)) as sock:
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1 << 20)
         wire.talk(sock, rules(table_name(pod_ip), ident, pod_ip, gateway, ports))
+    if any(port["protocol"] == "udp" for port in ports):
+        from nsrun.host.conntrack import forget_ports
+
+        forget_ports(ports, gateway)  # whoever has sent before, and still sends, reaches the pod from now on
 
 
 def remove_veth(note: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, dataclass_transform
 
     from nsrun.state import State
+    from nsrun.types import Port
 
     class Launching(Protocol):
         """What the run has to know of the step that starts nsrun-init: nsrun.plan.process.Launch."""
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
         state: State
         handles: dict[str, int]  # descriptors by name
         values: dict[str, str | int]  # what became known on the way: a leased address, a pid
-        ports: list[dict[str, Any]]
+        ports: list[Port]
         files: Mapping[str, Mapping[str, Any]]
         again: bool  # a member begins once more
         stdio: tuple[str, str, str]

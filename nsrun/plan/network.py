@@ -7,11 +7,14 @@ from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
 from nsrun.plan import HOST, OWN_KEYRING, InitStep, Part, Step
-from nsrun.spec.options import port_ranges
+from nsrun.spec.options import PROTOCOLS, port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nsrun.plan import Compiling, Context, Replayed
+    from nsrun.spec.options import Published
 
 
 def netlink(command: str) -> str:
@@ -122,6 +125,7 @@ class ConnectPod(Step):
             Part([*bridge, 'write("/proc/sys/net/ipv4/ip_forward", "1")'], when="there is no bridge nsrun0"),
             Part([netlink("nft create table ip nsrun-all-pods …")], when="there is no such table"),
             netlink("nft add table ip nsrun-… { flags owner; }") + f"   /* pod:ip: {which} */",
+            netlink("conntrack -D --reply-src pod:ip") + "   /* what a dead pod has left of the address */",
             netlink("ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"),
             netlink("tc filter add dev nsr… ingress bpf …; bridge fdb …; ip neighbour …; ip link set nsr… up"),
         ]
@@ -156,6 +160,7 @@ class ConnectPod(Step):
                 choose,
                 f"HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; MAC={mac.format('$IP')}",
                 "nft create table ip nsrun-$HEX",
+                "conntrack -D -f ipv4 --reply-src $IP 2>/dev/null || :",
                 "ip link add $VETH type veth peer name eth0 address $MAC netns $NET; ip link set $VETH master nsrun0",
                 f'tc qdisc add dev $VETH ingress; tc filter add dev $VETH ingress bpf direct-action bytecode "{tc_bytecode("$((0x$HEX))")}"',
                 "bridge fdb replace $MAC dev $VETH master static sticky; ip neighbour replace $IP lladdr $MAC dev nsrun0 nud permanent",
@@ -251,23 +256,39 @@ class ConfigurePod(Step):
                 net.loopback_up()
 
 
+def binding(ports: Sequence[Published], purpose: str = "") -> list[str | Part]:
+    """Return the calls by which ports of the host are bound (net.hold_port), protocol by protocol; `purpose` says why."""
+    found: list[str | Part] = []
+    for protocol in PROTOCOLS:
+        some = [port for port in ports if port[3] == protocol]
+        each = purpose or "PORT of " + ", ".join(
+            f"{ip}:{'any free port' if host == 'free' else host}" for ip, host, _ in port_ranges(some)
+        )
+        calls = ["fd = socket(AF_INET, SOCK_STREAM)", "bind(fd, PORT)"]
+        if protocol == "udp":
+            keep = "setsockopt(fd, SOL_SOCKET, SO_RCVBUF, 0)"
+            calls = ["fd = socket(AF_INET, SOCK_DGRAM)", keep, "bind(fd, PORT)"]
+        if some:
+            found.append(Part(calls, each=each, times=len(some)))
+    return found
+
+
 class HoldPorts(Step):
     phase = HOST
     why = "Pause keeps these bound sockets, so that another pod or program gets EADDRINUSE from the kernel."
     man = "bind(2)"
-    ports: tuple[tuple[str, int, int], ...]
+    ports: tuple[Published, ...]
     hints = {EMFILE: "more ports than descriptors: ulimit -n"}
 
     @property
     def handles(self) -> list[str]:
-        return [f"port:{ip}:{host or 'free'}:{pod}" for ip, host, pod in self.ports]
+        return [
+            f"port:{'' if protocol == 'tcp' else protocol + ':'}{ip}:{host or 'free'}:{pod}"
+            for ip, host, pod, protocol in self.ports
+        ]
 
     def made(self) -> list[str | Part]:
-        ports = ", ".join(
-            f"{ip}:{'any free port' if host == 'free' else host}" for ip, host, _ in port_ranges(self.ports)
-        )
-        calls = ["fd = socket(AF_INET, SOCK_STREAM)", "bind(fd, PORT)"]
-        return [Part(calls, each=f"PORT of {ports}", times=len(self.ports))]
+        return binding(self.ports)
 
     def makes(self) -> tuple[str, ...]:
         return tuple(self.handles)
@@ -275,17 +296,19 @@ class HoldPorts(Step):
     approx = "no shell tool binds without listening: no port is held"
 
     def check(self) -> str:
-        return f"nsrun pod ls; curl http://127.0.0.1:{self.ports[0][1] or 'PORT'}/"
+        _, host, _, protocol = self.ports[0]
+        ask = "nc -u 127.0.0.1 {}" if protocol == "udp" else "curl http://127.0.0.1:{}/"
+        return "nsrun pod ls; " + ask.format(host or "PORT")
 
     def do(self, run: Context) -> None:
         from nsrun.host import net
 
         if len(self.ports) > 1:
             net.raise_open_files(len(self.ports))
-        for handle, (ip, host, pod) in zip(self.handles, self.ports, strict=True):
-            sock, port = net.hold_port(ip, host, run.state.pod_with_port)
+        for handle, (ip, host, pod, protocol) in zip(self.handles, self.ports, strict=True):
+            sock, port = net.hold_port(ip, host, protocol, run.state.pod_with_port)
             run.hold(handle, sock.detach())
-            run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": "tcp"})
+            run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": protocol})
 
 
 class PublishTable(Step):
@@ -293,7 +316,7 @@ class PublishTable(Step):
     why = "All rules are in a table of the pod's own, which has an owner: when pause dies, even by SIGKILL, the kernel removes it."
     man = "nft(8)"
     ident: str
-    ports: tuple[tuple[str, int, int], ...] = ()
+    ports: tuple[Published, ...] = ()
     handle: str = "table:fd"
     hints = {
         EOPNOTSUPP: "this kernel lacks nf_tables nat, fib or masquerade: modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq",
@@ -303,7 +326,9 @@ class PublishTable(Step):
 
     def made(self) -> list[str | Part]:
         ports = ", ".join(f"{ip}:{host}→{pod}" for ip, host, pod in port_ranges(self.ports))
-        return [netlink("nft add chain …, rule …" + (f" {ports}" if ports else ""))]
+        udp = any(protocol == "udp" for *_, protocol in self.ports)
+        stale = [netlink("conntrack -D -p udp --orig-port-dst PORT") + "   /* of what led to a pod or this host */"]
+        return [netlink("nft add chain …, rule …" + (f" {ports}" if ports else "")), *(stale if udp else [])]
 
     def needs(self) -> tuple[str, ...]:
         return (self.handle, "pod:ip")
@@ -314,18 +339,16 @@ class PublishTable(Step):
     )
 
     def shell(self) -> str:
+        from nsrun.host.net import ports_by_map
+
         maps, rules = "", ""
-        for name, type_, key, way in (
-            ("ports", "inet_service", "tcp dport", "fib daddr type local "),
-            ("addresses", "ipv4_addr . inet_service", "ip daddr . tcp dport", ""),
-        ):
-            some = [(ip, host, pod) for ip, host, pod in self.ports if (ip == "0.0.0.0") == (name == "ports")]
-            if some:
-                elements = ", ".join(
-                    f"{ip + ' . ' if name == 'addresses' else ''}{host} : $IP . {pod}" for ip, host, pod in some
-                )
-                maps += f" map {name} {{ type {type_} : ipv4_addr . inet_service; elements = {{ {elements} }}\n }}\n"
-                rules += f"  {way}meta l4proto tcp dnat ip addr . port to {key} map @{name}\n"
+        for name, protocol, some in ports_by_map(self.ports):
+            one = not name.endswith("addresses")  # keyed by the port alone
+            key, way = (f"{protocol} dport", "fib daddr type local ") if one else (f"ip daddr . {protocol} dport", "")
+            elements = ", ".join(f"{'' if one else ip + ' . '}{host} : $IP . {pod}" for ip, host, pod, _ in some)
+            type_ = "inet_service" if one else "ipv4_addr . inet_service"
+            maps += f" map {name} {{ type {type_} : ipv4_addr . inet_service; elements = {{ {elements} }}\n }}\n"
+            rules += f"  {way}meta l4proto {protocol} dnat ip addr . port to {key} map @{name}\n"
         return f"""LABEL=$(($(od -An -N1 -tu1 /dev/urandom) % 128))
 
 

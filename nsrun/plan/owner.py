@@ -9,14 +9,16 @@ from errno import EACCES, EAGAIN, ECONNREFUSED, EINVAL, ENOENT, ENOSPC, EOPNOTSU
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.plan import COMMIT, HOST, OPEN, OWN_KEYRING, Part, Step
+from nsrun.plan.network import binding
 from nsrun.state.life import HOLDER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from nsrun.plan import Context
+    from nsrun.spec.options import Published
 
 _GONE = "the pod's nsrun-door has ended (killed?): its members live on; to start more, make the pod anew"
 
@@ -395,9 +397,9 @@ class ForwardPorts(Step):
     phase = COMMIT
     why = "Without root there is no bridge and no veth, so pasta copies between the network of the pod and sockets of the owner."
     man = "pasta(1)"
-    ports: tuple[tuple[str, int, int], ...]
+    ports: tuple[Published, ...]
 
-    def words(self, pause: object, ports: list[tuple[str, int, int]]) -> list[str]:
+    def words(self, pause: object, ports: Sequence[Published]) -> list[str]:
         """pasta's command line; the pod's network namespace by pause."""
         words = ["pasta", "--foreground", "--quiet", "--config-net", "--ns-ifname", "eth0", "--no-map-gw"]
         words += [
@@ -405,40 +407,32 @@ class ForwardPorts(Step):
             f"/proc/{pause}/ns/user",
             "--netns",
             f"/proc/{pause}/ns/net",
-            "-T",
-            "none",
-            "-u",
-            "none",
-            "-U",
-            "none",
         ]
-        for ip, host, pod in ports:
-            words += ["-t", f"{'' if ip == '0.0.0.0' else ip + '/'}{host}:{pod}"]
-        return words + ([] if ports else ["-t", "none"])
+        for outwards, inwards, protocol in (("-T", "-u", "udp"), ("-U", "-t", "tcp")):
+            words += [outwards, "none"]
+            some = [port for port in ports if port[3] == protocol]
+            for ip, host, pod, _ in some:
+                words += [inwards, f"{'' if ip == '0.0.0.0' else ip + '/'}{host}:{pod}"]
+            words += [] if some else [inwards, "none"]
+        return words
 
     def made(self) -> list[str | Part]:
-        words = " ".join(self.words("PAUSE", list(self.ports)))
-        found: list[str | Part] = []
-        if self.ports:
-            each = "PORT, which says whether it is free; then it is closed"
-            found.append(
-                Part(["fd = socket(AF_INET, SOCK_STREAM)", "bind(fd, PORT)"], each=each, times=len(self.ports))
-            )
+        words = " ".join(self.words("PAUSE", self.ports))
         return [
-            *found,
+            *binding(self.ports, "PORT, which says whether it is free; then it is closed"),
             "fork()",
             Part(["setsid()", f"execve(pasta: {words})"], by="the child, which becomes pasta"),
             "forward:pidfd = pidfd_open(pasta, 0)",
         ]
 
     def brief(self) -> str:
-        return " ".join(self.words("PAUSE", list(self.ports)))
+        return " ".join(self.words("PAUSE", self.ports))
 
     def makes(self) -> tuple[str, ...]:
         return ("forward:pidfd",)
 
     def shell(self) -> str:
-        return " ".join(self.words("$POD", list(self.ports))) + " &"
+        return " ".join(self.words("$POD", self.ports)) + " &"
 
     def check(self) -> str:
         return "pgrep -a pasta; cat /proc/PID/net/dev"
@@ -446,14 +440,12 @@ class ForwardPorts(Step):
     def do(self, run: Context) -> None:
         from nsrun.host import net, pasta
 
-        ports = []
-        for ip, host, pod in self.ports:
-            sock, port = net.hold_port(
-                ip, host, run.state.pod_with_port, to_listen=True
-            )  # is it free?  pasta binds it itself
+        ports: list[Published] = []
+        for ip, host, pod, protocol in self.ports:  # is it free?  pasta binds it itself
+            sock, port = net.hold_port(ip, host, protocol, run.state.pod_with_port, to_listen=True)
             sock.close()
-            ports.append((ip, port, pod))
-            run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": "tcp"})
+            ports.append((ip, port, pod, protocol))
+            run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": protocol})
         pid, fd = pasta.start(self.words(run.pid, ports), run.directory)
         run.hold("forward:pidfd", fd)
         run.values["forward:pid"] = pid

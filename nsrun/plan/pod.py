@@ -30,6 +30,7 @@ from nsrun.plan.process import (
     SetUser,
     Undumpable,
 )
+from nsrun.spec.options import published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ def pod_plan(spec: PodSpec) -> Plan:
     if user:  # a pod of root's does not pay for importing them
         from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor, ShowOwner
     name, network, ident = spec["name"], spec["network"], spec["id"]
-    ports = spec["ports"]
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
     by_root = not user or spec["by_root"]
     owned = "user:fd" if user else ""
@@ -67,7 +67,7 @@ def pod_plan(spec: PodSpec) -> Plan:
     if user and by_root:
         steps.append(DelegateCgroup(spec["cgroup"], user["uid"], user["gid"]))
     held: list[str] = []
-    published = tuple((p["host_ip"], p["host_port"], p["pod_port"]) for p in ports)
+    forwarded = published(spec["ports"])
     if user:
         steps.append(NewUserNamespace(spec["owner"], user["uid"], user["gid"], user["maps"], spec["by_root"]))
     if own_net:
@@ -77,9 +77,9 @@ def pod_plan(spec: PodSpec) -> Plan:
     if own_net and outside:
         steps.append(ConfigurePod(bridge))
     if bridge:
-        ports_step, table_step = HoldPorts(published), PublishTable(ident, published)
+        ports_step, table_step = HoldPorts(forwarded), PublishTable(ident, forwarded)
         held = [*ports_step.handles, table_step.handle]
-        steps += [*([ports_step] if published else []), table_step]
+        steps += [*([ports_step] if forwarded else []), table_step]
 
     uid = PAUSE_UID
     if within := user or nested:
@@ -140,7 +140,7 @@ def pod_plan(spec: PodSpec) -> Plan:
         ExecutePause("pause:fd", (lock, "alive:write") if user and by_root else (lock, *held)),
     ]
     if network["mode"] == "pasta":
-        steps.append(ForwardPorts(published))
+        steps.append(ForwardPorts(forwarded))
     if user and by_root:
         steps.append(HoldForPod(holder_cgroup(spec["cgroup"]), tuple(held)))
     if user:

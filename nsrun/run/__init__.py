@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from nsrun.plan import Launching, Plan, Step
     from nsrun.state import State
+    from nsrun.types import Port
 
 _SIGINT, _SIGTERM, _SIGHUP = 2, 15, 1
 
@@ -133,7 +134,7 @@ class Run:
         self.plan, self.state = plan, state
         self.handles: dict[str, int] = {}
         self.values: dict[str, str | int] = {}
-        self.ports: list[dict[str, Any]] = []
+        self.ports: list[Port] = []
         self.files: Mapping[str, Mapping[str, Any]] = {}  # the files beside the note
         self.about: dict[str, Any] = {}  # `about`, beside what the member writes
         self.stdio: tuple[str, str, str] = ("", "", "")

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 
     from nsrun.types import JoinOptions, Mount, PodOptions, Port, RLimit
 
+    Published = tuple[str, int, int, str]  # address and port of the host, port of the pod, protocol
+
 #: Docker's fourteen.
 DEFAULT_CAPABILITIES = (
     "chown dac_override fsetid fowner mknod net_raw setgid setuid setfcap setpcap net_bind_service sys_chroot kill audit_write"
 ).split()
+
+
+#: What can be forwarded to a pod.
+PROTOCOLS = ("tcp", "udp")
 
 
 def parse_count(text: str, flag: str, what: str, low: int = 0, high: int = (1 << 63) - 1) -> int:
@@ -50,17 +56,17 @@ def parse_size(text: str, flag: str) -> int:
 
 
 def parse_ports(words: Sequence[str]) -> list[Port]:
-    """Return the ports of values of the form [IP:][HOST]:POD[/tcp], where HOST and POD may be ranges."""
+    """Return the ports of values of the form [IP:][HOST]:POD[/tcp|/udp], where HOST and POD may be ranges."""
     ports: list[Port] = []
     for word in words:
         body, slash, protocol = word.partition("/")
-        if slash and protocol in ("udp", "sctp"):
+        if slash and protocol == "sctp":
             raise UsageError(
-                f"-p {word}: nsrun can't forward {protocol.upper()} yet, only TCP",
+                f"-p {word}: nsrun can't forward SCTP, only TCP and UDP",
                 hint="--network host gives the pod this host's own network, where it can be listened to",
             )
-        if slash and protocol != "tcp":
-            raise UsageError(f"-p {word}: {protocol!r} is no protocol", hint="tcp, which may be left out")
+        if slash and protocol not in PROTOCOLS:
+            raise UsageError(f"-p {word}: {protocol!r} is no protocol", hint="tcp, which may be left out, or udp")
         if "[" in body:
             raise UsageError(
                 f"-p {word}: only IPv4 addresses can be published on", hint="write 127.0.0.1 or leave the address out"
@@ -85,13 +91,15 @@ def parse_ports(words: Sequence[str]) -> list[Port]:
         if len(host) != len(pod):
             raise UsageError(f"-p {word}: the two ranges differ in length")
         for a, b in zip(host, pod, strict=True):
-            ports.append({"host_ip": host_ip, "host_port": a, "pod_port": b, "protocol": "tcp"})
-    seen: dict[int, set[str]] = {}
+            ports.append({"host_ip": host_ip, "host_port": a, "pod_port": b, "protocol": protocol or "tcp"})
+    seen: dict[tuple[str, int], set[str]] = {}
     for port in ports:
-        ip, number = port["host_ip"], port["host_port"]
-        others = seen.setdefault(number, set())
+        ip, number, protocol = port["host_ip"], port["host_port"], port["protocol"]
+        others = seen.setdefault((protocol, number), set())
         if number and others and (ip in others or "0.0.0.0" in {ip, *others}):
-            raise UsageError(f"port {ip}:{number} is published twice", hint="0.0.0.0 means every address of this host")
+            raise UsageError(
+                f"port {ip}:{number}/{protocol} is published twice", hint="0.0.0.0 means every address of this host"
+            )
         others.add(ip)
     return ports
 
@@ -104,20 +112,28 @@ def _port_range(text: str, word: str) -> list[int]:
     return list(range(int(numbers[0]), int(numbers[1]) + 1))
 
 
-def port_ranges(ports: Iterable[tuple[str, int, int]]) -> list[tuple[str, str, str]]:
-    """Return (address, host's ports, pod's ports) for each run of consecutive ports, as "8000-8010"; port 0 of the host is "free"."""
-    found: list[tuple[str, int, int, int, int]] = []  # address, first and last port of the host, and of the pod
-    for ip, host, pod in ports:
-        last = found[-1] if found else ("", 0, 0, 0, 0)
-        if last[0] == ip and host and (host, pod) == (last[2] + 1, last[4] + 1):
-            found[-1] = (ip, last[1], host, last[3], pod)
+def published(ports: Iterable[Port]) -> tuple[Published, ...]:
+    """Return ports as (address, port of the host, port of the pod, protocol)."""
+    return tuple((p["host_ip"], p["host_port"], p["pod_port"], p["protocol"]) for p in ports)
+
+
+def port_ranges(ports: Iterable[Published]) -> list[tuple[str, str, str]]:
+    """Return (address, host's ports, pod's ports) for each run of consecutive ports, as "8000-8010"; port 0 of the host is "free".
+
+    The pod's ports end with "/udp" when they are UDP's.
+    """
+    found: list[tuple[str, int, int, int, int, str]] = []  # address, first and last of the host, of the pod, protocol
+    for ip, host, pod, protocol in ports:
+        last = found[-1] if found else ("", 0, 0, 0, 0, "")
+        if (last[0], last[5]) == (ip, protocol) and host and (host, pod) == (last[2] + 1, last[4] + 1):
+            found[-1] = (ip, last[1], host, last[3], pod, protocol)
         else:
-            found.append((ip, host, host, pod, pod))
+            found.append((ip, host, host, pod, pod, protocol))
 
     def text(first: int, last: int) -> str:
         return f"{first}-{last}" if first != last else str(first or "free")
 
-    return [(ip, text(a, b), text(c, d)) for ip, a, b, c, d in found]
+    return [(ip, text(a, b), text(c, d) + ("" if p == "tcp" else f"/{p}")) for ip, a, b, c, d, p in found]
 
 
 def parse_environment(words: Sequence[str], caller: Mapping[str, str]) -> dict[str, str]:

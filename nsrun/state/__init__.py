@@ -653,10 +653,11 @@ class State:
             raise UnknownError(f"pod {name!r} is dead: its PID 1 has ended", hint=f"{known}; nsrun pod create {name}")
         raise UnknownError(f"no pod {name!r}", hint=f"{known}; nsrun pod create makes one")
 
-    def pod_with_port(self, host_ip: str, port: int) -> str:
+    def pod_with_port(self, host_ip: str, port: int, protocol: str) -> str:
         """Return a hint that names the living pod which has this port of the host; "" when no note of ours has it."""
         for note in self.all("pods"):
-            same = [p["host_ip"] for p in note.get("ports", ()) if p["host_port"] == port]
+            ports = note.get("ports", ())
+            same = [p["host_ip"] for p in ports if (p["host_port"], p["protocol"]) == (port, protocol)]
             if any(ip in (host_ip, "0.0.0.0") or host_ip == "0.0.0.0" for ip in same) and self.pod_life(note).alive:
                 return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
         return ""

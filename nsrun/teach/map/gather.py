@@ -490,7 +490,19 @@ def _way(look: _Look, pid: int, note: Note | None) -> list[Stop]:
     if str(place) == look.machine.get("net"):
         return [Stop("this machine's network", [])]
     mode, ports = (note["network"]["mode"], note.get("ports", [])) if note else ("", [])
-    way = [Stop("ports", [f"{p['host_ip']}:{p['host_port']} → {p['pod_port']}" for p in ports])] if ports else []
+    way = (
+        [
+            Stop(
+                "ports",
+                [
+                    f"{p['host_ip']}:{p['host_port']} → {p['pod_port']}{'/udp' if p['protocol'] == 'udp' else ''}"
+                    for p in ports
+                ],
+            )
+        ]
+        if ports
+        else []
+    )
     interfaces = facts.interfaces(pid)
     if mode in ("bridge", ""):
         way += _bridges(look, pid, interfaces, (note["network"].get("gateway", "") if note else ""))

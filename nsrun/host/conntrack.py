@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remove entries of the connection tracking that lead where a published port does not lead any more.
+
+UDP has no end of a connection: an entry lives as long as somebody keeps sending, and all that belongs to it goes where the
+first datagram went.  So a client that keeps its socket would be stuck on a pod that is gone, or, when it sent while no pod was
+there, on this host itself (moby#8795).  And an entry that leads to an address must not lead to the next pod that has it.
+
+We list, and delete what matches one by one, by its own words and its id: a kernel that did not know the filter of a deletion
+would delete everything.  One without nf_conntrack_netlink can't be asked; then entries end by themselves, 30 to 120 seconds
+after the last datagram.
+"""
+
+from __future__ import annotations
+
+import _socket
+import struct
+from errno import EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT
+
+from nsrun.errors import KernelError
+from nsrun.host import wire
+from nsrun.spec.options import ip_number
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from nsrun.types import Port
+
+DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
+ORIGINAL, REPLY, IDENT, ZONE = 1, 2, 12, 18  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE
+UDP = 17
+MAX = 100_000  # entries that one command deletes
+
+
+class Flow:
+    """An entry: from whom to whom its first packet went, and who answers.  Addresses are in network byte order."""
+
+    def __init__(self, body: bytes) -> None:
+        self.raw = wire.attributes(body[4:])
+        _, self.to, self.protocol, self.port = _tuple(self.raw.get(ORIGINAL, b""))
+        self.answers, _, _, _ = _tuple(self.raw.get(REPLY, b""))
+
+
+def _tuple(data: bytes) -> tuple[bytes, bytes, int, int]:
+    """Return (source, destination, protocol, port of the destination); 0 where there are no ports."""
+    both = wire.attributes(data)
+    address, protocol = wire.attributes(both.get(1, b"")), wire.attributes(both.get(2, b""))
+    port = int.from_bytes(protocol.get(3, b""), "big")
+    return address.get(1, b""), address.get(2, b""), (protocol.get(1, b"") + b"\0")[0], port
+
+
+def forget_address(ip: str) -> None:
+    """Delete all entries that lead to an address of the bridge.  The caller has just leased it, so they are a dead pod's."""
+    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
+        wanted = _socket.inet_aton(ip)
+        _delete(sock, (flow for flow in _flows(sock, wire.encode("flows_to", pod_ip=ip)) if flow.answers == wanted))
+
+
+def forget_ports(ports: Iterable[Port], gateway: str) -> None:
+    """Delete what is tracked of UDP to published ports, and leads to a pod or to this host.
+
+    What goes through this host to another one, and has the same port, is left alone.
+    """
+    asked = {(port["host_ip"], port["host_port"]) for port in ports if port["protocol"] == "udp"}
+    network = ip_number(gateway) & 0xFFFFFF00
+    local: dict[bytes, bool] = {}
+
+    def leads_nowhere(flow: Flow) -> bool:
+        if flow.protocol != UDP or len(flow.to) != 4 or len(flow.answers) != 4:
+            return False
+        if not {("0.0.0.0", flow.port), (_socket.inet_ntoa(flow.to), flow.port)} & asked:
+            return False
+        if flow.answers != flow.to:
+            return int.from_bytes(flow.answers, "big") & 0xFFFFFF00 == network
+        if flow.to not in local:
+            local[flow.to] = _is_local(flow.to)
+        return local[flow.to]
+
+    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
+        _delete(sock, (flow for flow in _flows(sock, wire.encode("flows")) if leads_nowhere(flow)))
+
+
+def _flows(sock: wire.Socket, request: bytes) -> list[Flow]:
+    try:
+        return [Flow(body) for body in wire.ask(sock, "conntrack -L", request)]
+    except KernelError as error:
+        if error.errno in (EINVAL, EOPNOTSUPP, EPROTONOSUPPORT):
+            return []  # no connection tracking here, or none that can be asked
+        raise
+
+
+def _is_local(address: bytes) -> bool:
+    """Return whether this host has an address: only then a socket can be bound to it.  ip(7)"""
+    with wire.Socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.bind((_socket.inet_ntoa(address), 0))
+        except OSError:
+            return False
+        return True
+
+
+def _delete(sock: wire.Socket, flows: Iterator[Flow]) -> None:
+    for _, flow in zip(range(MAX), flows, strict=False):
+        body = struct.pack("=BBH", _socket.AF_INET, 0, 0)
+        for kind in (ORIGINAL, IDENT, ZONE):  # the id, so that an entry made meanwhile by the same words is left
+            if data := flow.raw.get(kind, b""):
+                nested = 0x8000 if kind == ORIGINAL else 0  # NLA_F_NESTED
+                body += struct.pack("=HH", 4 + len(data), kind | nested) + data + bytes(-len(data) % 4)
+        request = struct.pack("=LHHLL", 16 + len(body), DELETE, 5, 0, 0) + body  # NLM_F_REQUEST | NLM_F_ACK
+        try:
+            wire.talk(sock, [("conntrack -D", request)])
+        except KernelError as error:
+            if error.errno != ENOENT:  # it has ended
+                raise
