@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from nsrun.oci.resources import Setting
 
+_CGROUP_MAGIC = 0x27E0EB
 _V2 = "0"  # the key of the v2 hierarchy, as in cgroups(7), /proc/PID/cgroup
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -63,12 +64,21 @@ def parse_mounts(text: str) -> list[Hierarchy]:
     return list(found.values())
 
 
+def _is_visible(one: Hierarchy) -> bool:
+    """Return whether a mount is what its mount point leads to: something else may be mounted over it."""
+    try:
+        with kernel.Fd(os.open(one.mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            return kernel.fs_magic(fd) == (kernel.CGROUP2_MAGIC if one.unified else _CGROUP_MAGIC)
+    except OSError:
+        return False
+
+
 class Machine:
     """The hierarchies that are mounted here, and where we are in each."""
 
     def __init__(self) -> None:
         with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as file:
-            self.hierarchies = parse_mounts(file.read())
+            self.hierarchies = [one for one in parse_mounts(file.read()) if _is_visible(one)]
         self.unified = bool(self.hierarchies) and all(one.unified for one in self.hierarchies)
         with open("/proc/self/cgroup", errors="surrogateescape", newline="\n") as file:
             self._own = parse_own(file.read())

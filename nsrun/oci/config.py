@@ -358,9 +358,8 @@ class MountOptions:
                 self.own.add(option)
             elif option not in _IGNORED and option:
                 self.data.append(option)
-        for option in ("remount", "tmpcopyup"):
-            if option in self.own:
-                raise BadInput(f"config.json: mounts: {where}: the option {option!r} is not done by nsrun-oci")
+        if "remount" in self.own:
+            raise BadInput(f"config.json: mounts: {where}: the option 'remount' is not done by nsrun-oci")
 
     @property
     def bind(self) -> bool:

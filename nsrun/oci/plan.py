@@ -32,6 +32,7 @@ from nsrun.oci.steps import (
     OpenTerminalInside,
     OpenTree,
     Proceed,
+    SeedTmpfs,
     SendTerminal,
     SetCapabilitySets,
     SetDomainname,
@@ -47,7 +48,7 @@ from nsrun.oci.steps import (
     WritePidFile,
     WriteState,
 )
-from nsrun.plan import Plan, Step
+from nsrun.plan import HOST, OPEN, Plan, Step
 from nsrun.plan.mounts import (
     AttachRoot,
     EnterMountNamespace,
@@ -165,7 +166,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     inherited = kernel.MS_PRIVATE if propagation & (_MS_PRIVATE | words.MS_UNBINDABLE) else words.MS_SLAVE
     steps.append(OpenTree(facts.rootfs, "rootfs:fd", True, propagation=inherited | MS_REC))
     opened, inner = _mounts(config, facts, maps, own_cgroup)
-    steps += opened
+    steps += [step for step in opened if step.phase == OPEN]
     nodes, node_opened = _devices(config, facts, maps)
     steps += node_opened
     filters = _filter(linux, process, facts)
@@ -177,6 +178,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
 
     # 2 Host
     steps.append(MakeCgroups(facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack))
+    steps += [step for step in opened if step.phase == HOST]
     if new_user:
         steps.append(MakeUserNamespace(maps, "user:fd"))
         joins.append("user:fd")
@@ -373,6 +375,11 @@ def _mounts(config: Config, facts: Facts, maps: Mapping[str, Any], own_cgroup: b
                 OpenContainerTerminal(_devpts(options, maps), options.set, _first_uid(process, maps), _size(process))
             )
             inner.append(MountTree("devpts:fd", target, "devpts"))
+        elif "tmpcopyup" in options.own:
+            if kind != "tmpfs":
+                raise BadInput(f"config.json: mounts: {target}: tmpcopyup is for a tmpfs")
+            opened.append(SeedTmpfs(target, tuple(options.data), options.set, handle))
+            inner.append(MountTree(handle, target, "tmpfs"))
         elif not kind:
             raise BadInput(f"config.json: mounts: {target}: type is missing")
         else:
@@ -468,7 +475,7 @@ def _cgroup_mounts(
 class OpenCgroupTree(OpenTree):
     """The directory of a container in a hierarchy, which is there only when MakeCgroups has made it: phase 2."""
 
-    phase = 1
+    phase = HOST
 
     def __init__(self, path: str, handle: str, attrs: int) -> None:
         super().__init__(path, handle, False, attrs)

@@ -128,6 +128,65 @@ class OpenTree(Step):
             kernel.mount_setattr(fd, *self.below, recursive=True)
 
 
+class SeedTmpfs(Step):
+    """A tmpfs with what the root has at its place: the option tmpcopyup."""
+
+    why = "A tmpfs that begins with what it covers is filled on the host, before anything runs inside; no link of the root is followed."
+    man = "tmpfs(5), fsopen(2)"
+    target: str
+    options: tuple[str, ...]
+    attrs: int
+    handle: str
+    hints = {ENOSPC: "the tmpfs is too small for what it covers", ENODEV: "this kernel has no tmpfs"}
+
+    def made(self) -> list[str | Part]:
+        sets = [f'fsconfig(fs, "{option}")' for option in self.options]
+        found: list[str | Part] = ['fs = fsopen("tmpfs", FSOPEN_CLOEXEC)', *sets, f"{self.handle} = fsmount(fs)"]
+        return [*found, Part([f"# cp -a rootfs:fd{self.target}/. {self.handle}"], when="something is there")]
+
+    def brief(self) -> str:
+        return f"a tmpfs for {self.target}"
+
+    def thing(self) -> str:
+        return self.target
+
+    def needs(self) -> tuple[str, ...]:
+        return ("rootfs:fd",)
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
+
+    def do(self, run: Context) -> None:
+        options = [(key, value) for key, _, value in (option.partition("=") for option in self.options)]
+        fd = run.hold(self.handle, kernel.mount_new("tmpfs", options, 0))
+        root = run.fd("rootfs:fd")
+        try:
+            source = kernel.open_in_root(root, self.target, os.O_RDONLY | os.O_DIRECTORY)
+        except KernelError as error:
+            if error.errno != ENOENT:
+                raise
+        else:
+            with kernel.Fd(source):
+                self._fill(root, source, f"/proc/{os.getpid()}/fd/{fd}")
+        kernel.mount_setattr(fd, set=self.attrs)
+
+    def _fill(self, root: int, source: int, target: str) -> None:
+        with os.scandir(source) as entries:
+            empty = next(entries, None) is None
+        if not empty:
+            from nsrun.host.copy import copy_tree
+
+            kernel.mount_setattr(root, set=kernel.MOUNT_ATTR_NOSYMFOLLOW)
+            try:
+                copy_tree(source, target)
+            finally:
+                kernel.mount_setattr(root, clear=kernel.MOUNT_ATTR_NOSYMFOLLOW)
+        st = os.fstat(source)
+        os.chown(target, st.st_uid, st.st_gid)
+        if not any(option.startswith("mode=") for option in self.options):
+            os.chmod(target, st.st_mode & 0o7777)
+
+
 class OpenNamespace(Step):
     why = "A namespace of somebody else's is joined by a descriptor, of which the kernel says what kind it is."
     man = "namespaces(7), ioctl_ns(2)"
@@ -571,7 +630,10 @@ class SetReadonly(InitStep):
         return (self.path,)
 
     def made(self) -> list[str | Part]:
-        return [f'at = openat2(rootfs, "{self.path}", O_PATH)', 'mount_setattr(at, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY)']
+        return [
+            f'at = openat2(rootfs, "{self.path}", O_PATH)',
+            'mount_setattr(at, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY)',
+        ]
 
 
 class SetDomainname(InitStep):
