@@ -43,7 +43,16 @@ def test_podman_runs_a_container(podman):
 
 
 def test_podman_execs_stops_and_kills(podman):
-    podman.podman("run", "--detach", "--name=one", *OPTIONS, "busybox", "sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done")
+    podman.podman(
+        "run",
+        "--detach",
+        "--name=one",
+        *OPTIONS,
+        "busybox",
+        "sh",
+        "-c",
+        "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done",
+    )
     wait_for(lambda: podman.podman("logs", "one") == "up")
     done = podman.call("exec", "one", "sh", "-c", "cat /proc/1/comm; exit 4", check=False)
     assert (done.returncode, done.stdout) == (4, "sh\n"), done
