@@ -13,6 +13,9 @@
 #ifndef NSRUN_HOME /* the directory of the interpreter; "": beside this program */
 #define NSRUN_HOME ""
 #endif
+#ifndef NSRUN_FLAGS /* how it is executed */
+#define NSRUN_FLAGS "-I"
+#endif
 
 static int argc_;
 static char **argv_, **envp_;

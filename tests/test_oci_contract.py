@@ -39,8 +39,13 @@ def code(r: Runtime, *words: object, **kwargs) -> int:
 
 # ---- ids ----------------------------------------------------------------------------------------------------------
 
+
+def _of_nobody(verb: str) -> Callable[[Runtime], object]:
+    return lambda r: code(r, verb, "nobody")
+
+
 for _verb in ("state", "start", "delete", "kill"):
-    CASES[f"{_verb} of an unknown id"] = lambda r, verb=_verb: code(r, verb, "nobody")
+    CASES[f"{_verb} of an unknown id"] = _of_nobody(_verb)
 CASES["exec in an unknown id"] = lambda r: code(r, "exec", "nobody", "true")
 CASES["delete --force of an unknown id"] = lambda r: code(r, "delete", "--force", "nobody")
 
@@ -135,7 +140,8 @@ def _(r: Runtime) -> object:
             continue
         if f"pipe:[{inode}]" in links and int(entry) != os.getpid():
             holders.append(int(entry))
-    os.close(read), os.close(write)
+    os.close(read)
+    os.close(write)
     return "its process alone" if holders == [pid] else holders
 
 

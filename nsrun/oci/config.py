@@ -126,14 +126,8 @@ REFUSED = {
 }
 
 
-def load(text: str, what: str) -> Config:
-    """Return the document of a config.json.  Raise BadInput when it is none, or names what is not done."""
-    from nsrun.state import codec
-
-    try:
-        document: Config = codec.loads(text)
-    except ValueError:
-        raise BadInput(f"{what} is not JSON") from None
+def load(document: Config, what: str) -> Config:
+    """Return the document of a config.json.  Raise BadInput when it has another shape, or names what is not done."""
     check(document, SHAPE, what)
     version = document["ociVersion"]
     major, dot, rest = version.partition(".")
@@ -147,14 +141,8 @@ def load(text: str, what: str) -> Config:
     return document
 
 
-def load_process(text: str, what: str) -> Config:
+def load_process(document: Config, what: str) -> Config:
     """Return the document of an `exec --process` file.  Raise BadInput."""
-    from nsrun.state import codec
-
-    try:
-        document: Config = codec.loads(text)
-    except ValueError:
-        raise BadInput(f"{what} is not JSON") from None
     check(document, PROCESS, what)
     if document.get("execCPUAffinity"):
         raise BadInput(f"{what}: execCPUAffinity: {REFUSED['process.execCPUAffinity']}")

@@ -126,7 +126,7 @@ def write_spec(bundle: str, rootless: bool) -> None:
 
     path = os.path.join(bundle, "config.json")
     try:
-        with open(path, "x") as file:
-            file.write(json.dumps(default_spec(rootless), indent="\t") + "\n")
+        with open(path, "xb") as file:
+            file.write(json.dumps(default_spec(rootless), indent="\t").encode() + b"\n")
     except FileExistsError:
         raise BadInput(f"{path} exists already") from None

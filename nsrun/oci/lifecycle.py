@@ -43,15 +43,27 @@ def _bundle(words: Words) -> tuple[str, Config]:
         raise UsageError("--bundle is empty")
     bundle = _absolute(given)
     path = words.value("config") or f"{bundle}/config.json"
+    return bundle, config.load(_document(path), path)
+
+
+def _document(path: str) -> Any:
+    """Return the JSON document in a file ("-": standard input).  Raise BadInput."""
+    from nsrun.state import codec
+
     try:
-        data = read_document(path, config.MAX_CONFIG)
+        if path == "-":
+            with open(0, "rb", closefd=False) as file:
+                data = file.read(config.MAX_CONFIG)
+        else:
+            data = read_document(path, config.MAX_CONFIG)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     try:
-        text = data.decode()
+        return codec.loads(data.decode())
     except UnicodeDecodeError:
         raise BadInput(f"{path} is not UTF-8") from None
-    return bundle, config.load(text, path)
+    except ValueError:
+        raise BadInput(f"{path} is not JSON") from None
 
 
 def _check_console(process: Config, console: str, detach: bool) -> None:
@@ -216,6 +228,9 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
     _check_console(document["process"], words.value("console-socket"), detach)
     facts = _facts(words, root, ident, bundle, document, detach)
     run = ContainerRun(create_plan(document, facts))
+    run.call_hook = lambda kind, hook: hooks.call(
+        kind, hook, hooks.state_of(facts.note, run.pid, "creating"), run.pid, run.cgroups
+    )
     master: list[int] = []
     run.before_release = lambda: master.extend([os.dup(run.fd("tty:master"))] if "tty:master" in run.handles else [])
     try:
@@ -464,11 +479,7 @@ def _exec_process(words: Words, document: Config) -> Config:
     if path := words.value("process"):
         if words.arguments[1:]:
             raise UsageError("--process and a command exclude each other")
-        try:
-            text = read_document(path, config.MAX_CONFIG).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: {getattr(error, 'strerror', '') or 'not UTF-8'}") from None
-        process = config.load_process(text, path)
+        process = config.load_process(_document(path), path)
         for name in ("capabilities", "apparmorProfile", "selinuxLabel", "rlimits"):
             if not process.get(name) and own.get(name):
                 process[name] = own[name]
@@ -600,22 +611,11 @@ def _number(name: str, text: str) -> int:
 
 def update(words: Words, root: str) -> None:
     from nsrun.schema import check
-    from nsrun.state import codec
 
     ident = container_id(words)
     asked: Config = {}
     if path := words.value("resources"):
-        try:
-            if path == "-":
-                with open(0, "rb", closefd=False) as file:
-                    text = file.read(config.MAX_CONFIG).decode()
-            else:
-                text = read_document(path, config.MAX_CONFIG).decode()
-            asked = codec.loads(text)
-        except OSError as error:
-            raise BadInput(f"{path}: {error.strerror}") from None
-        except ValueError:
-            raise BadInput(f"--resources {path}: not JSON") from None
+        asked = _document(path)
         check(asked, config.RESOURCE_SHAPE, "--resources")
     for name, (group, key) in _UPDATE.items():
         if text := words.value(name):

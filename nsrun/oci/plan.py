@@ -93,6 +93,8 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
     ("pts/ptmx", "/dev/ptmx"),
 )
+_SYSCTL = "A setting of the kernel that belongs to a namespace of the container (linux.sysctl)."
+_LABEL = "SELinux gives the program this label when it is executed (process.selinuxLabel)."
 _S_IFCHR, _S_IFBLK, _S_IFIFO = 0o020000, 0o060000, 0o010000
 _MS_PRIVATE = kernel.MS_PRIVATE
 
@@ -212,7 +214,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         steps.append(Wait())
     steps.append(MakeDirectory(process["cwd"]))
     steps += [
-        WriteProc(f"/proc/sys/{key if '/' in key else key.replace('.', '/')}", value, "linux.sysctl")
+        WriteProc(f"/proc/sys/{key if '/' in key else key.replace('.', '/')}", value, _SYSCTL)
         for key, value in (linux.get("sysctl") or {}).items()
     ]
     steps += [ReadonlyPath(path) for path in linux.get("readonlyPaths") or []]
@@ -316,7 +318,7 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool) ->
     if process.get("selinuxLabel"):
         if not facts.selinux:
             raise BadInput("process.selinuxLabel: this kernel has no SELinux, or it is disabled")
-        steps.append(WriteProc("/proc/self/attr/exec", process["selinuxLabel"], "process.selinuxLabel"))
+        steps.append(WriteProc("/proc/self/attr/exec", process["selinuxLabel"], _LABEL))
     steps.append(ChangeDirectory(process["cwd"]))
     if seccomp and not late:
         steps.append(SetFilterFlags(flags))

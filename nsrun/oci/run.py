@@ -12,6 +12,7 @@ from nsrun.run import Run, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from nsrun.oci.state import Container
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 
 class ContainerRun(Run):
-    """One run of one plan.  container: whose directory we hold; cgroups: those that were made, or found."""
+    """One run of one plan.  container: whose directory we hold; cgroups: those that were made, or found; call_hook: see hooks.py."""
 
     def __init__(self, plan: Plan, container: Container | None = None) -> None:
         nothing: Any = None
         super().__init__(plan, nothing)
         self.container = container
         self.cgroups: dict[str, str] = {}
+        self.call_hook: Callable[[str, Mapping[str, Any]], None] = lambda kind, hook: None
 
     def launch(self, step: Launching) -> None:
         """Start nsrun-init with the namespaces of the step, and wait until it waits."""

@@ -864,13 +864,8 @@ class CallHooks(Step):
         return f"hooks.{self.kind}"
 
     def do(self, run: Context) -> None:
-        from nsrun.oci import hooks
-
-        own = _own(run)
-        assert own.container
-        document = hooks.state_of(own.container.note(), run.pid, "creating")
         for hook in self.hooks:
-            hooks.call(self.kind, hook, document, run.pid, own.cgroups)
+            _own(run).call_hook(self.kind, hook)
 
 
 class WriteState(Step):
