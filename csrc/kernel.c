@@ -24,6 +24,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <linux/ethtool.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
@@ -568,6 +569,24 @@ static long nsrun_carrier(const char *name)
 	snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", name);
 	r = ioctl(fd, SIOCETHTOOL, &request) < 0 ? -errno : value.data != 0;
 	close(fd);
+	return r;
+}
+
+/*
+ * Attach a program of `n` bytes, instructions of eBPF, to a cgroup of v2: the kernel asks it before a process in it opens or
+ * makes a device.  It lives as long as the cgroup.  bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE.
+ */
+static long nsrun_device_filter(int cgroup, const char *code, unsigned n)
+{
+	union bpf_attr load = {.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE, .insns = (uintptr_t)code, .insn_cnt = n / 8, .license = (uintptr_t)"GPL"};
+	union bpf_attr attach = {.target_fd = (unsigned)cgroup, .attach_type = BPF_CGROUP_DEVICE, .attach_flags = BPF_F_ALLOW_MULTI};
+	long r, program = CALL(bpf, BPF_PROG_LOAD, &load, sizeof(load), 0, 0);
+
+	if (program < 0)
+		return program;
+	attach.attach_bpf_fd = (unsigned)program;
+	r = CALL(bpf, BPF_PROG_ATTACH, &attach, sizeof(attach), 0, 0);
+	close((int)program);
 	return r;
 }
 

@@ -243,6 +243,11 @@ def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, resolve: int = 
     return _check(lib.nsrun_openat2(root, os.fsencode(path), flags, how), f'openat2(root, "{path}", RESOLVE_IN_ROOT)')
 
 
+def device_filter(cgroup: int, code: bytes) -> None:
+    """bpf(2): attach a program of eBPF to a cgroup of v2, which decides about devices as long as the cgroup is there."""
+    _check(lib.nsrun_device_filter(cgroup, code, len(code)), "bpf(BPF_PROG_ATTACH, BPF_CGROUP_DEVICE)")
+
+
 MAX_SMALL = 1 << 20  # bytes of a file that read_in_root reads
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import struct
 import subprocess
 from typing import Any
 
@@ -287,6 +288,64 @@ def test_resources_on_v2():
 def test_resources_that_are_refused(wanted, unified, field):
     with pytest.raises(BadInput, match=re.escape(f"linux.resources.{field}")):
         resources.settings(wanted, unified)
+
+
+RULES = [
+    [{"allow": False}],
+    [{"allow": True}],
+    [{"allow": False}, {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "r"}, {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "w"}],
+    [{"allow": True}, {"allow": False, "type": "b", "major": 8, "access": "w"}, {"allow": False, "type": "c", "major": 7}],
+    [{"allow": False}, {"allow": True, "type": "b", "access": "r"}, {"allow": False, "type": "b", "access": "r"}],
+    WANTED["devices"],
+]  # fmt: skip
+
+
+def interpreted(code: bytes, kind: str, major: int, minor: int, access: str) -> int:
+    """What the kernel's interpreter makes of a program: eBPF's instructions, as far as it has them."""
+    letters = {"m": 1, "r": 2, "w": 4}
+    context = {0: (2 if kind == "c" else 1) | sum(letters[a] for a in access) << 16, 4: major, 8: minor}
+    r, at = [0] * 11, 0
+    for _ in range(10000):
+        op, registers, off, imm = struct.unpack_from("=BBhi", code, at * 8)
+        dst, src, at = registers & 15, registers >> 4, at + 1
+        if op == 0x95:
+            return r[0]
+        if op == 0x55:
+            at += off if r[dst] != imm else 0
+        elif op == 0x15:
+            at += off if r[dst] == imm else 0
+        elif op == 0x61:
+            r[dst] = context[off]
+        elif op == 0xBF:
+            r[dst] = r[src]
+        elif op == 0x54:
+            r[dst] &= imm
+        elif op == 0x74:
+            r[dst] >>= imm
+        else:
+            assert op == 0xB7
+            r[dst] = imm
+    raise AssertionError("it does not end")
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_the_program_for_devices_decides_as_the_rules_do(rules):
+    found = resources.DeviceRules(rules)
+    code = found.program()
+    for kind, major, minor in (
+        ("c", 1, 3),
+        ("c", 10, 200),
+        ("c", 7, 0),
+        ("b", 8, 0),
+        ("b", 8, 1),
+        ("c", 136, 5),
+        ("c", 4, 4),
+    ):
+        for access in ("r", "w", "m", "rw", "rwm"):
+            assert interpreted(code, kind, major, minor, access) == found.permits(kind, major, minor, access), (kind, major, minor, access)  # fmt: skip
+    assert found.permits("c", 1, 3, "rwm") and found.permits("b", 99, 99, "m")
+    if rules[0]["allow"] is False:
+        assert not found.permits("b", 8, 0, "w") and not found.permits("c", 4, 4, "r")
 
 
 def test_unlimited_resources():

@@ -170,6 +170,7 @@ def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, d
         cgroups=paths,
         settings=settings,
         unified=machine.unified,
+        devices=resources.DeviceRules(asked["devices"]).program() if machine.unified and asked.get("devices") else b"",
         hierarchies=[(one.key, one.mount) for one in machine.hierarchies],
         may_lack=not settings and (bool(os.geteuid()) or nested),
         nodes=not nested and "user" not in kinds and bool(kernel.capability_sets()["CapEff"] >> _CAP_MKNOD & 1),
@@ -625,6 +626,8 @@ def update(words: Words, root: str) -> None:
         if status == "stopped":
             raise BadInput(f"container {ident!r} is stopped")
         machine = cgroups.Machine()
+        if machine.unified and asked.get("devices"):
+            raise BadInput("linux.resources.devices: on cgroup v2 they can't be changed later")
         cgroups.apply(container.note()["cgroups"], resources.settings(asked, machine.unified), machine.unified)
 
 

@@ -104,7 +104,7 @@ class Facts:
 
     root, ident: of the state.  note: what the state says at first.  rootfs: absolute.  env: of the process, with HOME.
     cgroups: the paths by hierarchy; settings: what is written there; unified: whether all of it is v2; hierarchies: of v1,
-    (controllers, mount point) in order.  nodes: whether we may make device nodes.
+    (controllers, mount point) in order; devices: a program for v2.  nodes: whether we may make device nodes.
     """
 
     def __init__(self, **known: Any) -> None:
@@ -118,6 +118,7 @@ class Facts:
         self.unified = False
         self.hierarchies: Sequence[tuple[str, str]] = ()
         self.may_lack = False
+        self.devices = b""
         self.nodes = True
         self.selinux = False
         self.keep_groups = False
@@ -179,7 +180,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         steps.append(GiveStdio(user_uid))
 
     # 2 Host
-    steps.append(MakeCgroups(facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack))
+    steps.append(MakeCgroups(facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack, facts.devices))
     steps += [step for step in opened if step.phase == HOST]
     if new_user:
         steps.append(MakeUserNamespace(maps, "user:fd"))

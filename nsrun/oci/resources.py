@@ -10,6 +10,7 @@ from nsrun.errors import BadInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     Resources = dict[str, Any]
@@ -53,6 +54,67 @@ def rule(entry: dict[str, Any]) -> str:
     if set(access) - set("rwm"):
         raise BadInput(f"linux.resources.devices: access {access!r} is not of r, w and m")
     return "a *:* rwm" if kind == "a" else f"{'c' if kind == 'u' else kind} {':'.join(numbers)} {access}"
+
+
+class DeviceRules:
+    """The rules of a device cgroup as the kernel of v1 keeps them: what is allowed by default, and exceptions from it."""
+
+    def __init__(self, rules: Sequence[dict[str, Any]]) -> None:
+        self.allowed = True
+        self.exceptions: dict[tuple[str, int | None, int | None], set[str]] = {}
+        for entry in rules:
+            self._add(bool(entry.get("allow")), *rule(entry).split(" "))
+        for text in ALWAYS:
+            self._add(True, *text.split(" "))
+
+    def _add(self, allow: bool, kind: str, numbers: str, access: str) -> None:
+        if kind == "a":
+            self.allowed, self.exceptions = allow, {}
+            return
+        major, minor = (None if word == "*" else int(word) for word in numbers.split(":"))
+        there = self.exceptions.setdefault((kind, major, minor), set())
+        if allow == self.allowed:
+            there.difference_update(access)
+        else:
+            there.update(access)
+
+    def permits(self, kind: str, major: int, minor: int, access: str) -> bool:
+        """Return what the program decides."""
+        for (k, one, two), rwm in self.exceptions.items():
+            if k == kind and one in (None, major) and two in (None, minor):
+                if (set(access) <= rwm) if not self.allowed else (set(access) & rwm):
+                    return not self.allowed
+        return self.allowed
+
+    def program(self) -> bytes:
+        """Return the same as eBPF, for cgroup v2: bpf-helpers(7); struct bpf_cgroup_dev_ctx of linux/bpf.h."""
+        from struct import pack
+
+        def op(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
+            return pack("=BBhi", code, dst | src << 4, off, imm)
+
+        load, move, exit = 0x61, 0xBF, op(0x95)
+        code = op(load, 2, 1, 0) + op(move, 3, 2) + op(0x54, 2, imm=0xFFFF) + op(0x74, 3, imm=16)
+        code += op(load, 4, 1, 4) + op(load, 5, 1, 8)
+        bits = {"m": 1, "r": 2, "w": 4}
+        for (kind, major, minor), access in self.exceptions.items():
+            if not access:
+                continue
+            mask = sum(bits[letter] for letter in access)
+            tests = [(0x55, 2, 2 if kind == "c" else 1)]  # type
+            tests += [(0x55, 4, major)] if major is not None else []
+            tests += [(0x55, 5, minor)] if minor is not None else []
+            result = op(0xB7, 0, imm=int(not self.allowed)) + exit
+            if self.allowed:  # any of it is refused
+                last = op(move, 6, 3) + op(0x54, 6, imm=mask) + op(0x15, 6, off=2, imm=0)
+            else:  # all of it has to be allowed
+                last = op(move, 6, 3) + op(0x54, 6, imm=~mask & 7) + op(0x55, 6, off=2, imm=0)
+            rest = last + result
+            for number, (jump, register, value) in enumerate(tests):
+                left = len(tests) - number - 1
+                code += op(jump, register, off=left + len(rest) // 8, imm=value)
+            code += rest
+        return code + op(0xB7, 0, imm=int(self.allowed)) + exit
 
 
 def _v1(resources: Resources) -> list[Setting]:

@@ -375,11 +375,13 @@ class MakeCgroups(Step):
     settings: tuple[Setting, ...]
     unified: bool
     may_lack: bool
+    devices: bytes = b""  # a program for the device cgroup of v2
     hints = {EACCES: "needs root, or a path below a cgroup that was delegated", ENOSPC: "cpuset.cpus of the cgroup above is empty"}  # fmt: skip
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = [f'mkdir("{path}", 0755)' for path in self.paths.values()]
-        return found + [f'write("{one.file}", "{one.text}")' for one in self.settings]
+        found += [f'write("{one.file}", "{one.text}")' for one in self.settings]
+        return found + (["bpf(BPF_PROG_LOAD)", "bpf(BPF_PROG_ATTACH, BPF_CGROUP_DEVICE)"] if self.devices else [])
 
     def brief(self) -> str:
         return "mkdir of the container's cgroups"
@@ -396,6 +398,13 @@ class MakeCgroups(Step):
         fd = cgroups.open_v2(own.cgroups)
         if fd >= 0:
             run.hold("cgroup:dir", fd)
+        if self.devices:
+            if fd < 0:
+                raise BadInput("linux.resources.devices: there is no cgroup for them")
+            try:
+                kernel.device_filter(fd, self.devices)
+            except KernelError as error:
+                raise BadInput(f"linux.resources.devices: {error}", errno=error.errno or 0) from None
 
     def undo(self, run: Context) -> None:
         if paths := _own(run).cgroups:
