@@ -68,7 +68,9 @@ static long before_exec(struct launch *l)
 	 * clone3: CLONE_INTO_CGROUP is checked against the caller's ids.
 	 */
 	if (l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER || l->joins_user) {
-		MUST(CALL(setgroups, 0, NULL, 0, 0, 0));
+		long r = CALL(setgroups, 0, NULL, 0, 0, 0);
+		if (r < 0 && !(l->plain && r == -EPERM)) /* with one id alone, the user namespace denies it (user_namespaces(7)) */
+			return r;
 		MUST(CALL(setresgid, 0, 0, 0, 0, 0));
 		MUST(CALL(setresuid, 0, 0, 0, 0, 0));
 	}

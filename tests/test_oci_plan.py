@@ -431,7 +431,7 @@ def facts(document: Any, **known: Any) -> Facts:
     paths = {"cpu,cpuacct": "/sys/fs/cgroup/cpu,cpuacct/box", "0": "/sys/fs/cgroup/unified/box"}
     return Facts(**{
         "root": "/STATE", "ident": "ID", "note": {}, "rootfs": "/ROOTFS", "bundle": "/BUNDLE", "cgroups": paths, "settings": [],
-        "hierarchies": [("cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct"), ("0", "/sys/fs/cgroup/unified")], "selinux": True,
+        "hierarchies": [("cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct", "/OWN"), ("0", "/sys/fs/cgroup/unified", "/OWN")], "selinux": True,
         "console": "/CONSOLE", "pid_file": "/PIDFILE", **known,
     })  # fmt: skip
 
@@ -455,6 +455,9 @@ PLANS = {
     "oci-create-everything": lambda: create_plan(config.load(everything(), "c"), facts({}, pivot=False)),
     "oci-create-late-filter": lambda: simple(linux__seccomp=SECCOMP, process__noNewPrivileges=True),
     "oci-create-early-filter": lambda: simple(linux__seccomp=SECCOMP, process__noNewPrivileges=False),
+    "oci-create-rootless": lambda: create_plan(
+        config.load(describe.default_spec(True), "c"), facts({}, rootless=True, nodes=False, cgroups={})
+    ),
     "oci-exec": make_exec,
     "oci-hook": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"]),  # type: ignore[arg-type]
 }

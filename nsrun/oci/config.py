@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     Config = dict[str, Any]
 
 SPEC_VERSION = "1.2.0"
-MAX_CONFIG = 64 << 20
 
 _ID, _COUNT, _ANY = Number(0, MAX_ID), Number(), Number(-(1 << 63), (1 << 64) - 1)
 _PATH = Text("a path", 4095, raw=True)

@@ -12,6 +12,7 @@ from nsrun.oci.commands import COMMANDS, FLAG, GLOBAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 
@@ -29,14 +30,40 @@ def version() -> str:
     return f"nsrun-oci version {number()}\nspec: {config.SPEC_VERSION}\n"
 
 
+#: What each command does.
+ABOUT = {
+    "create": "make a container, whose first process waits for start",
+    "run": "create and start a container, stay with it, and remove it",
+    "start": "let the first process of a created container become its program",
+    "state": "print what a container is, as JSON",
+    "kill": "send a signal (by default TERM) to the first process of a container, or to all",
+    "delete": "remove a stopped or created container, or any with --force",
+    "exec": "execute a command in a container",
+    "list": "list containers",
+    "ps": "list the processes of a container",
+    "pause": "freeze the processes of a container",
+    "resume": "let them go on",
+    "update": "change the limits of a container",
+    "events": "print what a container uses",
+    "features": "print what config.json may ask for, as JSON",
+    "spec": "write a config.json to begin with",
+}
+
+
+def option_words(options: Mapping[str, str]) -> list[str]:
+    """Return options as they are typed."""
+    return [f"--{name}{'' if kind == FLAG else ' VALUE'}" for name, kind in sorted(options.items())]
+
+
 def usage(command: str = "") -> str:
     """Return the commands, or the options of one."""
     if command:
-        table, head = {**COMMANDS[command]}, f"nsrun-oci [OPTION...] {command} [OPTION...] ID"
+        lines = [f"Usage: nsrun-oci [OPTION...] {command} [OPTION...] ID", "", f"{ABOUT[command].capitalize()}."]
     else:
-        table, head = dict(GLOBAL), f"nsrun-oci [OPTION...] COMMAND [OPTION...] ID\n\nCommands: {' '.join(COMMANDS)}"
-    lines = [f"  --{name}{'' if kind == FLAG else ' VALUE'}" for name, kind in sorted(table.items())]
-    return "\n".join([f"Usage: {head}", "", "Options:", *lines, ""])
+        lines = ["Usage: nsrun-oci [OPTION...] COMMAND [OPTION...] ID", "", "Commands:"]
+        lines += [f"  {name:<9} {about}" for name, about in ABOUT.items()]
+    table = COMMANDS[command] if command else GLOBAL
+    return "\n".join([*lines, "", "Options:", *(f"  {word}" for word in option_words(table)), ""])
 
 
 def features() -> dict[str, Any]:

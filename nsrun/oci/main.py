@@ -89,11 +89,16 @@ def _check_systemd(words: Words) -> None:
 
 
 def _on_containers(words: Words, root: str, log: say.Log) -> int:
-    from nsrun.oci import lifecycle, state
+    from nsrun.oci import state
 
     name = words.command
     if name == "list":
         return _list(words, root)
+    if name == "state":
+        say.out(say.document(state.look(root, container_id(words)).document()))
+        return 0
+    from nsrun.oci import lifecycle
+
     if name == "create":
         lifecycle.create(words, root, log)
     elif name == "run":
@@ -111,8 +116,6 @@ def _on_containers(words: Words, root: str, log: say.Log) -> int:
     elif name == "start":
         with state.find(root, container_id(words)) as container:
             lifecycle.start(container, log)
-    elif name == "state":
-        say.out(say.document(state.look(root, container_id(words)).document()))
     elif name == "ps":
         return _ps(words, root)
     elif name == "events":

@@ -13,6 +13,7 @@ from nsrun.oci.steps import (
     BindInside,
     CallHooks,
     ClaimContainer,
+    EnterOwnUserNamespace,
     ExecuteContainer,
     GiveStdio,
     JoinCgroups,
@@ -26,6 +27,7 @@ from nsrun.oci.steps import (
     MoveRoot,
     NewMount,
     OpenCgroups,
+    OpenCgroupTree,
     OpenContainer,
     OpenContainerTerminal,
     OpenNamespace,
@@ -104,7 +106,8 @@ class Facts:
 
     root, ident: of the state.  note: what the state says at first.  rootfs: absolute.  env: of the process, with HOME.
     cgroups: the paths by hierarchy; settings: what is written there; unified: whether all of it is v2; hierarchies: of v1,
-    (controllers, mount point) in order; devices: a program for v2.  nodes: whether we may make device nodes.
+    (controllers, mount point, our own cgroup) in order; devices: a program for v2.
+    rootless: we are an ordinary user.  nodes: whether we may make device nodes.
     """
 
     def __init__(self, **known: Any) -> None:
@@ -116,9 +119,10 @@ class Facts:
         self.cgroups: Mapping[str, str] = {}
         self.settings: Sequence[Setting] = ()
         self.unified = False
-        self.hierarchies: Sequence[tuple[str, str]] = ()
+        self.hierarchies: Sequence[tuple[str, str, str]] = ()
         self.may_lack = False
         self.devices = b""
+        self.rootless = False
         self.nodes = True
         self.selinux = False
         self.keep_groups = False
@@ -140,6 +144,9 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     namespaces = {entry["type"]: entry.get("path") or "" for entry in linux.get("namespaces") or []}
     new_user = "user" in namespaces and not namespaces["user"]
     maps = words.maps_of(linux) if new_user else facts.host_maps if "user" in namespaces else {}
+    entered = facts.rootless and new_user  # then we are in it, and have its ids, before anything else is opened
+    if facts.rootless and not new_user:
+        raise BadInput("linux.namespaces: an ordinary user needs a new user namespace, or is root of one already")
     hooks = config.get("hooks") or {}
     uid_maps, gid_maps = maps.get("uid", ()), maps.get("gid", ())
     user_uid = to_host(uid_maps, (process.get("user") or {}).get("uid") or 0)
@@ -147,6 +154,9 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         raise BadInput("process.user.uid: linux.uidMappings does not map it")
     if to_host(gid_maps, (process.get("user") or {}).get("gid") or 0) < 0:
         raise BadInput("process.user.gid: linux.gidMappings does not map it")
+    own_maps, new_user = maps, new_user and not entered
+    if entered:
+        maps, user_uid = {}, (process.get("user") or {}).get("uid") or 0
     flags = sum(
         NAMESPACE_FLAGS[kind] for kind, path in namespaces.items() if not path and kind not in ("user", "cgroup")
     )
@@ -157,6 +167,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     # 1 Open
     steps: list[Step] = [ClaimContainer(facts.root, facts.ident, facts.note, config), MakeFifos()]
     steps.append(LoadProgram("nsrun-init", "init:fd"))
+    steps += [EnterOwnUserNamespace(own_maps)] if entered else []
     joins = []
     for kind, path in namespaces.items():
         if path and kind != "mount":
@@ -187,7 +198,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         joins.append("user:fd")
     elif namespaces.get("user"):
         joins.append("ns:user")
-    user = joins[-1] if "user" in namespaces else ""
+    user = joins[-1] if "user" in namespaces and not entered else ""
 
     # 3 Join
     steps.append(
@@ -454,7 +465,7 @@ def _cgroup_mounts(
         return [MountTree(handle, target, "/sys/fs/cgroup")]
     attrs = options.set & ~kernel.MOUNT_ATTR_RDONLY
     steps: list[Step] = [NewMount("tmpfs", "tmpfs", target, ("mode=755",), attrs)]
-    for number, (controllers, mount) in enumerate(facts.hierarchies):
+    for number, (controllers, mount, ours) in enumerate(facts.hierarchies):
         name = mount.rpartition("/")[2]
         place = f"{target.rstrip('/')}/{name}"
         path = facts.cgroups.get(controllers, "")
@@ -466,22 +477,13 @@ def _cgroup_mounts(
             data = [] if controllers == "0" else [word for some in named for word in some]
             steps.append(NewMount(kind, "cgroup", place, tuple(data), readonly))
         elif path:
-            opened.append(OpenCgroupTree(path, f"{handle}{number}", options.set))
+            opened.append(OpenCgroupTree(path, f"{handle}{number}", set=options.set, otherwise=ours))
             steps.append(MountTree(f"{handle}{number}", place, path))
         for word in controllers.split(",") if "," in controllers else []:
             steps.append(MakeLink(name, f"{target.rstrip('/')}/{word}"))
     if options.set & kernel.MOUNT_ATTR_RDONLY:
         steps.append(SetReadonly(target))
     return steps
-
-
-class OpenCgroupTree(OpenTree):
-    """The directory of a container in a hierarchy, which is there only when MakeCgroups has made it: phase 2."""
-
-    phase = HOST
-
-    def __init__(self, path: str, handle: str, attrs: int) -> None:
-        super().__init__(path, handle, False, attrs)
 
 
 # ---- devices ------------------------------------------------------------------------------------------------------

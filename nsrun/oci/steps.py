@@ -128,6 +128,20 @@ class OpenTree(Step):
             kernel.mount_setattr(fd, *self.below, recursive=True)
 
 
+class OpenCgroupTree(OpenTree):
+    """The directory of a container in a hierarchy, which MakeCgroups has made."""
+
+    phase = HOST
+    otherwise: str = ""  # where we may make none, the container stays in our own
+
+    def do(self, run: Context) -> None:
+        if os.path.isdir(self.source):
+            super().do(run)
+            return
+        fd = run.hold(self.handle, kernel.open_tree(self.otherwise))
+        kernel.mount_setattr(fd, self.set, propagation=kernel.MS_PRIVATE)
+
+
 class SeedTmpfs(Step):
     """A tmpfs with what the root has at its place: the option tmpcopyup."""
 
@@ -380,6 +394,7 @@ class MakeCgroups(Step):
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = [f'mkdir("{path}", 0755)' for path in self.paths.values()]
+        found = found or ["# there are no cgroups here"]
         found += [f'write("{one.file}", "{one.text}")' for one in self.settings]
         return found + (["bpf(BPF_PROG_LOAD)", "bpf(BPF_PROG_ATTACH, BPF_CGROUP_DEVICE)"] if self.devices else [])
 
@@ -458,6 +473,28 @@ class MakeUserNamespace(Step):
 
     def do(self, run: Context) -> None:
         run.hold(self.handle, new_userns(self.maps))
+
+
+class EnterOwnUserNamespace(Step):
+    why = "An ordinary user has power over mounts only as root of a user namespace: so we enter the container's own, and what follows is made there."
+    man = "user_namespaces(7), newuidmap(1)"
+    native = "kernel.c nsrun_enter_userns"
+    maps: Mapping[str, Sequence[Sequence[int]]]
+    hints = {
+        ENOSPC: "the limit on user namespaces is reached: /proc/sys/user/max_user_namespaces",
+        EPERM: "only one's own id can be mapped, and newuidmap(1) maps those of /etc/subuid",
+    }
+
+    def made(self) -> list[str | Part]:
+        maps = [f'write("/proc/PID/{kind}_map")' for kind in ("gid", "uid")]
+        return ["fork()", Part(["unshare(CLONE_NEWUSER)"], by="a child"), *maps, "setns(user, CLONE_NEWUSER)", "unshare(CLONE_NEWNS)"]  # fmt: skip
+
+    def brief(self) -> str:
+        return "unshare(CLONE_NEWUSER) and its maps"
+
+    def do(self, run: Context) -> None:
+        with kernel.Fd(new_userns(self.maps)) as fd:
+            kernel.enter_userns(fd)
 
 
 def new_userns(maps: Mapping[str, Sequence[Sequence[int]]]) -> int:
