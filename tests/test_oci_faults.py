@@ -26,7 +26,7 @@ def r(host, busybox):
 
 def descendants_in(r: Runtime) -> list[int]:
     """The processes in any cgroup of the test's."""
-    found = set()
+    found: set[int] = set()
     for top in pathlib.Path("/sys/fs/cgroup").glob(f"*/{GROUP}"):
         for file in top.rglob("cgroup.procs"):
             found.update(map(int, file.read_text().split()))

@@ -103,7 +103,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return document
 
 
-REFUSED = {
+REFUSED: dict[str, list[dict[str, Any]]] = {
     "ociVersion": [{"ociVersion": "2.0.0"}, {"ociVersion": "x"}, {"ociVersion": None}, {"ociVersion": 1}],
     "root": [{"root": None}, {"root": {"path": 1}}],
     "process.args": [{"process__args": []}, {"process__args": None}, {"process__args": "sh"}],

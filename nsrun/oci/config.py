@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nsrun.errors import BadInput
 from nsrun.linux import CAPABILITIES, MAX_ID, RESOURCES, UNLIMITED
-from nsrun.schema import FLAG, STRING, WORD, Number, OneOf, Text, check
+from nsrun.schema import FLAG, STRING, WORD, Number, OneOf, Text, check, is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def load(document: Config, what: str) -> Config:
     check(document, SHAPE, what)
     version = document["ociVersion"]
     major, dot, rest = version.partition(".")
-    if major != "1" or not dot or not rest[:1].isdigit():
+    if major != "1" or not dot or not is_number(rest[:1]):
         raise BadInput(f"{what}: ociVersion {version!r} is not supported: this is {SPEC_VERSION}")
     for path, why in REFUSED.items():
         if _at(document, path):

@@ -647,7 +647,10 @@ def statistics(paths: dict[str, str]) -> Config:
             cgroups.path_with(paths, controller) if controller in ",".join(paths).split(",") else cgroups.v2_of(paths)
         )
         word = cgroups.read(f"{directory}/{file}").strip() if directory else ""
-        return int(word) if word.isascii() and word.isdigit() else None  # 2^63 - 1 and less
+        try:
+            return int(word)  # "max" is none
+        except ValueError:
+            return None
 
     v1 = bool(set(paths) - {"0"})
     data: Config = {}

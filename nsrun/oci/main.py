@@ -185,12 +185,13 @@ def _events(words: Words, root: str) -> int:
     from time import sleep
 
     from nsrun.oci import lifecycle, state
+    from nsrun.schema import is_number
     from nsrun.state import codec
 
     ident = container_id(words)
     text = words.value("interval", "5s")
     seconds = text.removesuffix("s")
-    if not seconds.replace(".", "", 1).isdigit() or not float(seconds):
+    if not is_number(seconds.replace(".", "", 1)) or not float(seconds):
         raise UsageError(f"--interval: {text!r} is no number of seconds")
     while True:
         container = state.look(root, ident)

@@ -78,6 +78,7 @@ from nsrun.plan.process import (
     Undumpable,
     Unshare,
 )
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -421,7 +422,7 @@ def _devpts(options: MountOptions, maps: Mapping[str, Any]) -> tuple[str, ...]:
     found = ["newinstance"]
     for option in options.data:
         key, equals, value = option.partition("=")
-        if key in ("uid", "gid") and value.isdigit():
+        if key in ("uid", "gid") and is_number(value):
             ident = to_host(maps.get(key, ()), int(value))
             if ident < 0:
                 continue  # such an id does not exist in the container

@@ -7,6 +7,7 @@ https://docs.kernel.org/admin-guide/cgroup-v1/ and https://docs.kernel.org/admin
 from __future__ import annotations
 
 from nsrun.errors import BadInput
+from nsrun.schema import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _v2(resources: Resources) -> list[Setting]:
 
 def _size(entry: dict[str, Any]) -> str:
     size = str(entry["pageSize"])
-    if not size[:-2].isdigit() or size[-2:] not in ("KB", "MB", "GB"):
+    if not is_number(size[:-2]) or size[-2:] not in ("KB", "MB", "GB"):
         raise BadInput(f"linux.resources.hugepageLimits: {size!r} is no size such as 2MB")
     return size
 
