@@ -43,10 +43,18 @@ def run(r: Runtime, script: str, *, name: str = "c", code: int = 0, **changes) -
 
 def test_user_groups_umask_and_home(r):
     user = {"uid": 1000, "gid": 1001, "umask": 0o27, "additionalGids": [5, 6]}
-    text = run(r, "id -u; id -g; id -G; umask; echo $HOME; stat -c %u /proc/self/fd/1", process__user=user)
-    assert text.split("\n") == ["1000", "1001", "1001 5 6", "0027", "/", "1000"]
+    text = run(r, "id -u; id -g; id -G; umask; echo $HOME", process__user=user)
+    assert text.split("\n") == ["1000", "1001", "1001 5 6", "0027", "/"]
     assert run(r, "umask; echo $HOME").split() == ["0022", "/root"]
     assert run(r, "echo $HOME", process__env=["PATH=/bin", "HOME=/x"]) == "/x"
+
+
+def test_a_pipe_belongs_to_the_user_and_a_file_stays_whose_it_is(r):
+    document = r.config("sh", "-c", "stat -L -c '%u %F' /proc/self/fd/1 /proc/self/fd/2; echo again >/dev/stdout", user={"uid": 7, "gid": 7})  # fmt: skip
+    command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("c", document), "c")
+    with open(r.base / "errors", "w") as file:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True, env=r.env, timeout=30, check=True)  # fmt: skip
+    assert done.stdout.split("\n")[:3] == ["7 fifo", "0 regular empty file", "again"]
 
 
 def test_capabilities_with_ambient_and_inheritable(r):
@@ -448,6 +456,13 @@ def test_a_cgroup_that_others_are_in_is_refused(r):
     text = run(r, "true", name="second", code=1, linux__cgroupsPath=f"/{GROUP}/first")
     assert "linux.cgroupsPath" in text
     assert r.status("first")["status"] == "running"
+
+
+def test_a_cgroup_above_others_is_refused(r):
+    """`delete` would end all that is below it."""
+    r.running("first")
+    text = run(r, "true", name="second", code=1, linux__cgroupsPath=f"/{GROUP}")
+    assert "linux.cgroupsPath" in text and r.status("first")["status"] == "running"
 
 
 def test_systemd_cgroup_without_systemd(r):

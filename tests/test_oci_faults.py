@@ -387,6 +387,24 @@ def test_delete_ends_what_the_container_left(r):
     assert not r.cgroups("c")
 
 
+def test_a_fork_bomb_without_a_pid_namespace(r):
+    document = r.config("sh", "-c", "bomb() { while :; do (:) & (:) & done; }; bomb & bomb & bomb & bomb & bomb")
+    document["linux"]["namespaces"] = [entry for entry in document["linux"]["namespaces"] if entry["type"] != "pid"]
+    document["linux"]["resources"] = {"pids": {"limit": 100}}
+    r.create("c", document)
+    r.ok("start", "c")
+    wait_for(lambda: len(descendants_in(r)) > 5)
+    nothing_left(r)
+
+
+def test_a_root_for_the_state_that_belongs_to_somebody(r):
+    (r.base / "theirs").mkdir()
+    os.chown(r.base / "theirs", 12345, 12345)
+    r.state = r.base / "theirs"
+    done = r.call("create", "--bundle", r.bundle("c"), "c")
+    assert done.returncode == 1 and "belongs to uid 12345" in done.stderr
+
+
 def test_a_cgroup_that_the_container_made_is_removed_with_it(r):
     r.running("c")
     inner = pathlib.Path(f"/sys/fs/cgroup/pids/{GROUP}/c/inner/most")

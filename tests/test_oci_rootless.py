@@ -84,6 +84,14 @@ def test_limits_need_a_cgroup(alice, bundle):
     assert call(alice, "list", "-q").stdout == ""
 
 
+def test_the_place_of_the_state(alice, host):
+    """Without --root it is below XDG_RUNTIME_DIR, and never in a directory that everybody can write to."""
+    done = alice.sh("env", "--unset=XDG_RUNTIME_DIR", OCI, "state", "c", check=False)
+    assert done.returncode == 1 and "XDG_RUNTIME_DIR" in done.stderr
+    done = alice.sh("env", f"XDG_RUNTIME_DIR={alice.home}", OCI, "list", "-q")
+    assert done.stdout == ""
+
+
 def test_what_others_own_is_not_reached(alice, bundle):
     change(bundle, "true", uidMappings=[{"containerID": 0, "hostID": 0, "size": 1}])
     done = call(alice, "create", "--bundle", bundle, "c", check=False)

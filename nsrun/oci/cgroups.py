@@ -303,14 +303,21 @@ def end(paths: dict[str, str], seconds: float = 10) -> bool:
             except OSError:
                 pass
         if not done:
+            freezer = path_with(paths, "freezer")
+            _set_freezer(freezer, "FROZEN")  # so that nothing is forked between the list and the signals
             signal_all(paths, 9)
-            if (freezer := _freezer(paths)) and freezer != v2:
-                try:
-                    _write(f"{freezer}/freezer.state", "THAWED")  # what is frozen on v1 does not die
-                except OSError:
-                    pass
+            _set_freezer(freezer, "THAWED")  # what is frozen on v1 does not die
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
+
+
+def _set_freezer(directory: str, state: str) -> None:
+    """Freeze or thaw what is in a cgroup of v1, if there is one and it can be done."""
+    try:
+        if directory:
+            _write(f"{directory}/freezer.state", state)
+    except OSError:
+        pass
 
 
 def remove(paths: dict[str, str]) -> list[str]:
@@ -374,9 +381,9 @@ def exists(paths: dict[str, str]) -> bool:
 
 
 def check_empty(paths: dict[str, str]) -> None:
-    """Raise BadInput when a process is in a cgroup that is to be a new container's."""
-    for path in paths.values():
-        if os.path.isdir(path) and _read(f"{path}/cgroup.procs").strip():
+    """Raise BadInput when a process is in a cgroup that is to be a new container's, or below it: `delete` would end it."""
+    for key, path in paths.items():
+        if os.path.isdir(path) and pids({key: path}):
             raise BadInput(f"linux.cgroupsPath: processes are in {path} already")
 
 

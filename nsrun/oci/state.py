@@ -18,7 +18,7 @@ from errno import EEXIST, ENOENT, ENOTDIR
 from stat import S_ISDIR
 
 from nsrun import kernel
-from nsrun.errors import BadInput, UnknownError
+from nsrun.errors import BadInput, UnknownError, UsageError
 from nsrun.schema import STRING, WORD, Number, open_regular, read_document
 from nsrun.state import codec
 
@@ -37,11 +37,13 @@ _INIT = "/memfd:nsrun-init (deleted)"
 
 
 def default_root() -> str:
-    """Return where the state is without --root."""
-    if os.geteuid() == 0 and not kernel.in_userns():
-        return "/run/nsrun-oci"
+    """Return where the state is without --root: a directory that nobody else can make before us.  Raise UsageError."""
     base = os.environ.get("XDG_RUNTIME_DIR") or ""
-    return f"{base}/nsrun-oci" if base.startswith("/") else f"/tmp/nsrun-oci-{os.geteuid()}"
+    if base.startswith("/") and (os.geteuid() or kernel.in_userns()):
+        return f"{base}/nsrun-oci"
+    if os.geteuid():
+        raise UsageError("XDG_RUNTIME_DIR is not set: --root says where the state is")
+    return "/run/nsrun-oci"
 
 
 def boot_id() -> str:
@@ -244,6 +246,9 @@ def claim(root: str, ident: str) -> Container:
     from fcntl import LOCK_EX, LOCK_NB, flock
 
     os.makedirs(root, 0o711, exist_ok=True)
+    owner = os.stat(root).st_uid
+    if owner not in (0, os.geteuid()):
+        raise BadInput(f"--root {root} belongs to uid {owner}, who could change what is written there")
     path = f"{root}/{ident}"
     try:
         os.mkdir(path, 0o700)

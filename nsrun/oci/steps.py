@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, EINVAL, ELOOP, ENODEV, ENOENT, ENOSPC, ENOTDIR, EPERM
+from stat import S_ISFIFO
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
@@ -366,13 +367,13 @@ class GiveStdio(Step):
     uid: int  # of the host
 
     def made(self) -> list[str | Part]:
-        return [Part([f"fchown(FD, {self.uid}, -1)"], each="FD of 0, 1 and 2 that is not /dev/null")]
+        return [Part([f"fchown(FD, {self.uid}, -1)"], each="FD of 0, 1 and 2 that is a pipe or a terminal")]
 
     def do(self, run: Context) -> None:
         for fd in (0, 1, 2):
             try:
                 st = os.fstat(fd)
-                if st.st_uid != self.uid and st.st_rdev != os.makedev(1, 3):
+                if st.st_uid != self.uid and (S_ISFIFO(st.st_mode) or os.isatty(fd)):  # a file stays whose it is
                     os.fchown(fd, self.uid, -1)
             except OSError:
                 continue  # it is closed, or on a file system that has other ids
