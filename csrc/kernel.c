@@ -281,6 +281,51 @@ static long nsrun_new_netns(int user_fd)
 	return r;
 }
 
+struct clocks {
+	int user_fd;
+	const char *offsets;
+	long result;
+};
+
+static int make_timens(void *arg)
+{
+	struct clocks *c = arg;
+	long r = c->user_fd >= 0 ? own_keyring() : 0;
+	int fd;
+
+	if (r >= 0 && c->user_fd >= 0)
+		r = result(setns(c->user_fd, CLONE_NEWUSER));
+	if (r >= 0)
+		r = result(unshare(CLONE_NEWTIME)); /* for the children, so that its clocks can still be set */
+
+	if (r >= 0 && *c->offsets) {
+		fd = open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC);
+		r = fd < 0 ? -errno : result((int)write(fd, c->offsets, strlen(c->offsets)));
+		if (fd >= 0)
+			close(fd);
+	}
+	c->result = r < 0 ? r : result(open("/proc/self/ns/time_for_children", O_RDONLY | O_CLOEXEC));
+	return 0;
+}
+
+/*
+ * Make a time namespace that belongs to the user namespace `user_fd` (-1: ours), whose clocks have these offsets: lines of
+ * time_namespaces(7), /proc/PID/timens_offsets.
+ */
+static long nsrun_new_timens(int user_fd, const char *offsets)
+{
+	struct clocks c = {.user_fd = user_fd, .offsets = offsets, .result = -ECHILD};
+	long child;
+
+	hide(1);
+	child = spawn(make_timens, &c, CLONE_FILES, NULL, -1);
+	hide(0);
+	if (child < 0)
+		return child;
+	wait_for(child);
+	return c.result;
+}
+
 /*
  * Start a process in a new user namespace, which belongs to `uid` (-1: to us).  It waits until *hold is closed, so that its
  * maps can be written meanwhile.  It is a real fork, so that the parent can go on.  The user may signal it, so the parent

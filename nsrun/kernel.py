@@ -450,6 +450,14 @@ def new_netns(user_fd: int = -1) -> int:
     return _check(lib.nsrun_new_netns(user_fd), "unshare(CLONE_NEWNET)")
 
 
+def new_timens(offsets: str, user_fd: int = -1) -> int:
+    """Return a descriptor of a new time namespace in which no process is; `offsets` are lines of time_namespaces(7).
+
+    It belongs to the user namespace `user_fd`, or to ours.
+    """
+    return _check(lib.nsrun_new_timens(user_fd, offsets.encode()), "unshare(CLONE_NEWTIME)")
+
+
 def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None]) -> int:
     """Return a descriptor of a new user namespace in which no process is; user_namespaces(7).
 

@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 
 import pytest
-from conftest import sh, wait_for
+from conftest import need, sh, wait_for
 from oci import GROUP, SLEEP, Runtime, runtime
 
 pytestmark = pytest.mark.live
@@ -145,6 +145,28 @@ def test_namespaces_by_path_new_and_inherited(r):
     assert text.split("\n")[:4] == holder[:4] and text.split("\n")[4] != holder[4]
 
 
+def test_a_time_namespace(r):
+    need(os.path.exists("/proc/self/ns/time"), "this kernel has no time namespaces", "Linux 5.6")
+    kinds = [*r.config()["linux"]["namespaces"], {"type": "time"}]
+    offsets = {"boottime": {"secs": 1_000_000, "nanosecs": 5}, "monotonic": {"secs": 7}}
+    document = r.config("sh", "-c", "cat /proc/uptime; sleep 1000")
+    document["linux"].update(namespaces=kinds, timeOffsets=offsets)
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    here = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+    for options in ((), ("--user", "7:7")):
+        there = float(r.ok("exec", *options, "c", "cat", "/proc/uptime").split()[0])
+        assert 999_990 < there - here < 1_000_100
+    text = pathlib.Path(f"/proc/{pid}/timens_offsets").read_text().split()
+    assert text == ["monotonic", "7", "0", "boottime", "1000000", "5"]
+    joined = [*r.config()["linux"]["namespaces"], {"type": "time", "path": f"/proc/{pid}/ns/time"}]
+    assert float(run(r, "cat /proc/uptime", name="d", linux__namespaces=joined).split()[0]) > 1_000_000
+    text = run(
+        r, "true", name="e", code=1, linux__namespaces=kinds, linux__timeOffsets={"boottime": {"secs": -(1 << 40)}}
+    )
+    assert "unshare(CLONE_NEWTIME)" in text
+
+
 def test_a_path_of_another_kind_is_refused(r):
     text = run(
         r,
@@ -197,6 +219,8 @@ def test_exec_in_a_user_namespace(r, root):
     document = r.config(*SLEEP)
     document["root"] = {"path": str(root)}
     document["linux"].update(namespaces=OWN, uidMappings=MAPS, gidMappings=MAPS)
+    if os.path.exists("/proc/self/ns/time"):  # which belongs to the user namespace then
+        document["linux"].update(namespaces=[*OWN, {"type": "time"}], timeOffsets={"boottime": {"secs": 5}})
     pid = r.create("c", document)
     r.ok("start", "c")
     text = r.ok("exec", "--user", "1000:7", "c", "sh", "-c", "id -u; readlink /proc/self/ns/user")

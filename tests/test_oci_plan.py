@@ -123,7 +123,6 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"linux__namespaces": [{"type": "mount"}, {"type": "mount"}]},
         {"linux__namespaces": [{"type": "pid"}]},
         {"linux__namespaces": [{"type": "nope"}]},
-        {"linux__namespaces": [{"type": "mount"}, {"type": "time"}]},
         {"linux__namespaces": [{"type": "mount"}, {"type": "pid", "path": "ns"}], "hostname": ""},
     ],
     "hostname": [{"linux__namespaces": [{"type": "mount"}]}],
@@ -135,7 +134,11 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "linux.intelRdt": [{"linux__intelRdt": {"closID": "x"}}],
     "linux.memoryPolicy": [{"linux__memoryPolicy": {"mode": "MPOL_BIND"}}],
     "linux.netDevices": [{"linux__netDevices": {"eth0": {}}}],
-    "linux.timeOffsets": [{"linux__timeOffsets": {"boottime": {"secs": 1}}}],
+    "linux.timeOffsets": [
+        {"linux__timeOffsets": {"boottime": {"secs": 1}}},
+        {"linux__namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "time"}], "linux__timeOffsets": {"realtime": {"secs": 1}}},
+        {"linux__namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "time"}], "linux__timeOffsets": {"boottime": {"nanosecs": 1000000000}}},
+    ],
     "linux.seccomp.listenerPath": [{"linux__seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}}],
     "linux.rootfsPropagation": [{"linux__rootfsPropagation": "nope"}],
     "linux.maskedPaths": [{"linux__maskedPaths": ["proc"]}],
@@ -408,6 +411,7 @@ def everything() -> dict[str, Any]:
         linux__resources=copy.deepcopy(WANTED),
         linux__sysctl={"net.ipv4.ip_forward": "1"},
         linux__seccomp={"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"], "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]}]},
+        linux__timeOffsets={"monotonic": {"secs": 5}, "boottime": {"secs": -3, "nanosecs": 7}},
         linux__rootfsPropagation="rslave",
         linux__maskedPaths=["/proc/kcore"],
         linux__readonlyPaths=["/proc/sys"],
@@ -416,7 +420,7 @@ def everything() -> dict[str, Any]:
         linux__devices=[{"type": "c", "path": "/dev/fuse", "major": 10, "minor": 229, "fileMode": 0o600, "uid": 1, "gid": 2}],
         linux__uidMappings=maps,
         linux__gidMappings=maps,
-        linux__namespaces=[{"type": kind} for kind in config.NAMESPACES if kind not in ("time", "ipc")] + [{"type": "ipc", "path": "/proc/1/ns/ipc"}],
+        linux__namespaces=[{"type": kind} for kind in config.NAMESPACES if kind != "ipc"] + [{"type": "ipc", "path": "/proc/1/ns/ipc"}],
     )  # fmt: skip
     document["mounts"] += [
         {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind", "rro", "rslave", "nosuid"]},

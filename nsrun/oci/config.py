@@ -109,7 +109,7 @@ SHAPE: dict[str, Any] = {
         "maskedPaths?": [_PATH],
         "readonlyPaths?": [_PATH],
         "mountLabel?": STRING,
-        "timeOffsets?": {str: {"secs?": _ANY, "nanosecs?": _COUNT}},
+        "timeOffsets?": {str: {"secs?": Number(-(1 << 40), 1 << 40), "nanosecs?": Number(0, 999_999_999)}},
         "personality?": {"domain": OneOf("LINUX", "LINUX32"), "flags?": [STRING]},
     },
 }  # fmt: skip
@@ -121,7 +121,6 @@ REFUSED = {
     "linux.netDevices": "devices of the network are not moved by nsrun-oci",
     "process.execCPUAffinity": "the affinity of an exec is not set by nsrun-oci",
     "linux.seccomp.listenerPath": "a filter that asks a listener is not set by nsrun-oci",
-    "linux.timeOffsets": "time namespaces are neither made nor joined by nsrun-oci",
 }
 
 
@@ -185,8 +184,12 @@ def _check_linux(document: Config, what: str) -> None:
     for entry in linux.get("namespaces") or []:
         if entry.get("path") and not entry["path"].startswith("/"):
             raise BadInput(f"{what}: linux.namespaces: the path of {entry['type']} is not absolute")
-        if entry["type"] == "time":
-            raise BadInput(f"{what}: linux.namespaces: time: {REFUSED['linux.timeOffsets']}")
+    new_time = any(entry["type"] == "time" and not entry.get("path") for entry in linux.get("namespaces") or [])
+    for clock in linux.get("timeOffsets") or {}:
+        if not new_time:
+            raise BadInput(f"{what}: linux.timeOffsets needs a new time namespace")
+        if clock not in ("monotonic", "boottime"):
+            raise BadInput(f"{what}: linux.timeOffsets: {clock!r} is no clock that can be set")
     if "mount" not in kinds:
         raise BadInput(f"{what}: linux.namespaces: without a mount namespace the host's own mounts would be changed")
     for name in ("hostname", "domainname"):

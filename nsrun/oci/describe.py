@@ -80,7 +80,7 @@ def features() -> dict[str, Any]:
         "hooks": list(config.HOOKS),
         "mountOptions": own,
         "linux": {
-            "namespaces": sorted(set(config.NAMESPACES) - {"time"}),
+            "namespaces": sorted(config.NAMESPACES),
             "capabilities": [f"CAP_{name.upper()}" for name in CAPABILITIES],
             "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
             "seccomp": {

@@ -84,7 +84,9 @@ def _inside(hook: Mapping[str, Any], state: int, said: int, pid: int, cgroups: M
 def foreign(pid: int) -> int:
     """Return the flags of the namespaces that a process has and we have not."""
     found = 0
-    for name, flag in kernel.NAMESPACES.items():
+    for name, flag in {**kernel.NAMESPACES, "time": kernel.CLONE_NEWTIME}.items():
+        if name == "time" and not os.path.exists("/proc/self/ns/time"):
+            continue  # this kernel has none
         if os.stat(f"/proc/{pid}/ns/{name}").st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
             found |= flag
     return found

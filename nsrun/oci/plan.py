@@ -23,6 +23,7 @@ from nsrun.oci.steps import (
     MakeFifos,
     MakeLink,
     MakeNode,
+    MakeTimeNamespace,
     MakeUserNamespace,
     MoveRoot,
     NewMount,
@@ -96,6 +97,7 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
     ("pts/ptmx", "/dev/ptmx"),
 )
+_CLOCKS = "A process enters a time namespace by itself, alone in its memory: what the vDSO shows is mapped anew."
 _SYSCTL = "A setting of the kernel that belongs to a namespace of the container (linux.sysctl)."
 _LABEL = "SELinux gives the program this label when it is executed (process.selinuxLabel)."
 _S_IFCHR, _S_IFBLK, _S_IFIFO = 0o020000, 0o060000, 0o010000
@@ -159,7 +161,9 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     if entered:
         maps, user_uid = {}, (process.get("user") or {}).get("uid") or 0
     flags = sum(
-        NAMESPACE_FLAGS[kind] for kind, path in namespaces.items() if not path and kind not in ("user", "cgroup")
+        NAMESPACE_FLAGS[kind]
+        for kind, path in namespaces.items()
+        if not path and kind not in ("user", "cgroup", "time")
     )
     own_cgroup = "cgroup" in namespaces and not namespaces["cgroup"]
     moved = bool(set(facts.cgroups) - {"0"})  # a cgroup of v1: nobody can be born there
@@ -173,7 +177,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     for kind, path in namespaces.items():
         if path and kind != "mount":
             steps.append(OpenNamespace(kind, path, f"ns:{kind}"))
-            joins += [f"ns:{kind}"] if kind != "user" else []
+            joins += [f"ns:{kind}"] if kind not in ("user", "time") else []
     mount_ns = namespaces.get("mount", "")
     if mount_ns:
         raise BadInput("linux.namespaces: mount: nsrun-oci makes a new one always, and joins none by path")
@@ -201,6 +205,9 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         joins.append("ns:user")
     user = joins[-1] if "user" in namespaces and not entered else ""
 
+    if "time" in namespaces and not namespaces["time"]:
+        steps.append(MakeTimeNamespace(_offsets(linux), user))
+
     # 3 Join
     steps.append(
         LaunchContainer(
@@ -210,6 +217,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
 
     # 4 Init
     steps += [Undumpable(), MakePrivate()]
+    steps += [EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME)] if "time" in namespaces else []
     if own_cgroup:
         steps += [*([Wait()] if waits_for_cgroups else []), Unshare(kernel.CLONE_NEWCGROUP)]
     steps.append(AttachRoot("rootfs:fd", "/" if "user" in namespaces else facts.rootfs))
@@ -250,6 +258,12 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     return Plan(f"create {facts.ident}", steps)
 
 
+def _offsets(linux: Config) -> str:
+    """Return linux.timeOffsets as the kernel reads it."""
+    found = linux.get("timeOffsets") or {}
+    return "".join(f"{clock} {one.get('secs') or 0} {one.get('nanosecs') or 0}\n" for clock, one in found.items())
+
+
 def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], flags: int, facts: Facts) -> Plan:
     """Return the plan of one more process in a container; `flags` are the namespaces that are not ours."""
     steps: list[Step] = [OpenContainer(note["pid"], note["start"]), LoadProgram("nsrun-init", "init:fd")]
@@ -262,10 +276,20 @@ def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], 
         steps.append(OpenTerminalInside(uid, _size(process)))
     else:
         steps.append(GiveStdio(uid))
+    clocks: list[Step] = []
+    if flags & kernel.CLONE_NEWTIME:
+        steps.append(OpenNamespace("time", f"/proc/{note['pid']}/ns/time", "ns:time"))
+        clocks.append(EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME))
     steps += [
         OpenCgroups(note["cgroups"]),
-        LaunchContainer("member:ns", flags & ~kernel.CLONE_NEWNS, preserve=facts.preserve, keep_keys=facts.keep_keys),
+        LaunchContainer(
+            "member:ns",
+            flags & ~(kernel.CLONE_NEWNS | kernel.CLONE_NEWTIME),
+            preserve=facts.preserve,
+            keep_keys=facts.keep_keys,
+        ),
         Undumpable(),
+        *clocks,
         EnterMountNamespace("member:ns", "The container's own files and mounts, as it sees them."),
         *_ends(process, facts, seccomp, waits=False),
     ]
@@ -281,7 +305,7 @@ def hook_plan(hook: Config, pid: int, start: int, flags: int, cgroups: Mapping[s
         OpenContainer(pid, start),
         LoadProgram("nsrun-init", "init:fd"),
         OpenCgroups(cgroups),
-        LaunchContainer("member:ns", flags & ~kernel.CLONE_NEWNS),
+        LaunchContainer("member:ns", flags & ~(kernel.CLONE_NEWNS | kernel.CLONE_NEWTIME)),
         Undumpable(),
         EnterMountNamespace("member:ns", "A hook sees the mounts of the container."),
         ExecuteContainer(tuple(hook.get("args") or [hook["path"]]), tuple(hook.get("env") or ()), program=hook["path"]),

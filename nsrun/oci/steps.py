@@ -476,6 +476,34 @@ class MakeUserNamespace(Step):
         run.hold(self.handle, new_userns(self.maps))
 
 
+class MakeTimeNamespace(Step):
+    phase = HOST
+    why = "Clocks of the container have other values than the host's; they can be set only before a process is in the namespace."
+    man = "time_namespaces(7)"
+    native = "kernel.c nsrun_new_timens"
+    offsets: str
+    user: str = ""  # the user namespace that it belongs to
+    handle: str = "ns:time"
+    hints = {EINVAL: "this kernel has no time namespaces (Linux 5.6, CONFIG_TIME_NS)", 34: "linux.timeOffsets: a clock would be below 0"}  # fmt: skip
+
+    def made(self) -> list[str | Part]:
+        join = [f"setns({self.user}, CLONE_NEWUSER)"] if self.user else []
+        write = ['write("/proc/self/timens_offsets")'] if self.offsets else []
+        return ["clone3()", Part([*join, "unshare(CLONE_NEWTIME)", *write, f'{self.handle} = open("/proc/self/ns/time_for_children")'], by="a child")]  # fmt: skip
+
+    def brief(self) -> str:
+        return "unshare(CLONE_NEWTIME) and its offsets"
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.user,) if self.user else ()
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
+
+    def do(self, run: Context) -> None:
+        run.hold(self.handle, kernel.new_timens(self.offsets, run.fd(self.user) if self.user else -1))
+
+
 class EnterOwnUserNamespace(Step):
     why = "An ordinary user has power over mounts only as root of a user namespace: so we enter the container's own, and what follows is made there."
     man = "user_namespaces(7), newuidmap(1)"
@@ -538,7 +566,9 @@ class LaunchContainer(Launch):
 
     @property
     def one_way(self) -> bool:
-        return bool(self.joins) or super().one_way
+        return (
+            bool(self.joins or self.join_flags & kernel.CLONE_NEWTIME) or super().one_way
+        )  # nobody comes back in time
 
     def made(self) -> list[str | Part]:
         if not self.joins:
