@@ -439,6 +439,28 @@ def test_resources(r):
 
 
 @v1
+def test_memory_is_checked_before_an_update(r):
+    document = r.config("sh", "-c", "head -c 20000000 /dev/zero >/dev/shm/x; sleep 1000")
+    document["linux"]["resources"] = {"memory": {"limit": 60 << 20}}
+    r.create("c", document)
+    r.ok("start", "c")
+    wait_for(lambda: json.loads(r.ok("events", "--stats", "c"))["data"]["memory"]["usage"]["usage"] > 15 << 20)
+    (r.base / "less").write_text(json.dumps({"memory": {"limit": 10 << 20, "checkBeforeUpdate": True}}))
+    done = r.call("update", "--resources", r.base / "less", "c")
+    assert done.returncode == 1 and "in use" in done.stderr
+    assert r.status("c")["status"] == "running"
+
+
+def test_without_cgroups(r):
+    document = r.config("cat", "/proc/self/cgroup")
+    text = r.ok("--cgroup-manager=disabled", "run", "--bundle", r.bundle("c", document), "c")
+    assert GROUP not in text and not r.cgroups("c")
+    document["linux"]["resources"] = {"pids": {"limit": 5}}
+    done = r.call("--cgroup-manager=disabled", "run", "--bundle", r.bundle("c", document), "c")
+    assert done.returncode == 1 and "linux.resources.pids.limit" in done.stderr
+
+
+@v1
 def test_device_rules(r):
     rules = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "r"}]
     caps = {name: ["CAP_MKNOD"] for name in ("bounding", "effective", "permitted")}

@@ -287,6 +287,8 @@ def test_resources_on_v2():
     ({"network": {"classID": 5}}, True, "network.classID"),
     ({"hugepageLimits": [{"pageSize": "../2MB", "limit": 1}]}, False, "hugepageLimits"),
     ({"devices": [{"allow": True, "access": "x"}]}, False, "devices"),
+    ({"memory": {"kernel": 1}}, False, "memory.kernel"),
+    ({"memory": {"kernel": 1}}, True, "memory.kernel"),
 ])  # fmt: skip
 def test_resources_that_are_refused(wanted, unified, field):
     with pytest.raises(BadInput, match=re.escape(f"linux.resources.{field}")):

@@ -137,7 +137,7 @@ def make(machine: Machine, paths: dict[str, str], may_lack: bool) -> dict[str, s
     `may_lack`: nothing was asked of them, so one that we may not make is left out.  Raise OSError.
     """
     found = {}
-    for one in machine.hierarchies:
+    for one in (one for one in machine.hierarchies if one.key in paths):
         path = paths[one.key]
         try:
             _make_one(one, path)

@@ -51,7 +51,7 @@ COMMANDS: dict[str, Mapping[str, str]] = {
     "run": {**_MAKE, "detach": FLAG, "keep": FLAG},
     "start": {},
     "state": {},
-    "kill": {"all": FLAG, "regex": FLAG},
+    "kill": {"all": FLAG},
     "delete": {"force": FLAG},
     "exec": {
         "additional-gids": LIST,
@@ -93,7 +93,7 @@ _SHORT = {
     "h": ("help",),
     "p": ("process",),
     "q": ("quiet",),
-    "r": ("resources", "regex"),
+    "r": ("resources",),
     "t": ("tty",),
     "u": ("user",),
     "v": ("version",),

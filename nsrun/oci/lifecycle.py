@@ -140,6 +140,8 @@ def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, d
     if rootfs == "/":
         raise BadInput("root.path is the host's own root")
     machine = cgroups.Machine()
+    if words.value("cgroup-manager") == "disabled":
+        machine.hierarchies = []  # the container stays in our cgroups; a limit finds no controller
     asked = linux.get("resources") or {}
     settings = resources.settings(asked, machine.unified)
     paths = machine.paths(linux.get("cgroupsPath") or "", ident)
@@ -636,7 +638,17 @@ def update(words: Words, root: str) -> None:
         machine = cgroups.Machine()
         if machine.unified and asked.get("devices"):
             raise BadInput("linux.resources.devices: on cgroup v2 they can't be changed later")
+        _check_memory(container.note()["cgroups"], asked.get("memory") or {})
         cgroups.apply(container.note()["cgroups"], resources.settings(asked, machine.unified), machine.unified)
+
+
+def _check_memory(paths: dict[str, str], memory: Config) -> None:
+    """Raise BadInput when more memory is used than is to be allowed, and memory.checkBeforeUpdate wants that checked."""
+    limit = memory.get("limit") or 0
+    if memory.get("checkBeforeUpdate") and limit > 0:
+        used = statistics(paths)["memory"]["usage"].get("usage") or 0
+        if used > limit:
+            raise BadInput(f"linux.resources.memory.limit: {limit} is less than the {used} in use")
 
 
 def statistics(paths: dict[str, str]) -> Config:

@@ -36,6 +36,8 @@ class Setting:
 
 def settings(resources: Resources, unified: bool) -> list[Setting]:
     """Return what is to be written, in an order that the kernel takes.  Raise BadInput for what this layout can't do."""
+    if ((resources.get("memory") or {}).get("kernel") or 0) > 0:
+        raise BadInput("linux.resources.memory.kernel: no kernel limits it any more; memory.limit counts it, too")
     found = _v2(resources) if unified else _v1(resources)
     if resources.get("unified"):
         if not unified:
