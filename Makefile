@@ -8,9 +8,9 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 PYTHON ?= python3
 PREFIX ?= /usr/local
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' | grep -v -e _templates -e _protocol) setup.py pyproject.toml nsrun/cli/nsrun-python $(wildcard docs/labs/*.md)
+SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' | grep -v -e _templates -e _protocol) setup.py pyproject.toml nsrun/cli/nsrun-python nsrun/oci/nsrun-oci-python $(wildcard docs/labs/*.md)
 
-COMPILED := $(wildcard csrc/*.[chp]*) nsrun/host/messages.py setup.py pyproject.toml nsrun/cli/nsrun-python
+COMPILED := $(wildcard csrc/*.[chp]*) nsrun/host/messages.py setup.py pyproject.toml nsrun/cli/nsrun-python nsrun/oci/nsrun-oci-python
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -72,11 +72,12 @@ endef
 install: .venv/.deps   ## install for everybody, where sudo finds it (PREFIX=/usr/local)
 	@$(call install_into,$(PREFIX)/lib/nsrun)
 	@mkdir -p $(PREFIX)/bin && ln -sf ../lib/nsrun/bin/nsrun $(PREFIX)/bin/nsrun
+	@ln -sf ../lib/nsrun/bin/nsrun-oci $(PREFIX)/bin/nsrun-oci
 	@$(PREFIX)/lib/nsrun/bin/python -I -m nsrun.cli.man $(PREFIX)/share
 	@echo "installed $(PREFIX)/bin/nsrun, its manual pages and completions"
 
 uninstall:      ## remove what install made
-	rm -rf $(PREFIX)/lib/nsrun $(PREFIX)/bin/nsrun
+	rm -rf $(PREFIX)/lib/nsrun $(PREFIX)/bin/nsrun $(PREFIX)/bin/nsrun-oci
 	rm -f $(PREFIX)/share/man/man1/nsrun.1 $(PREFIX)/share/man/man1/nsrun-*.1 $(PREFIX)/share/bash-completion/completions/nsrun \
 		$(PREFIX)/share/zsh/site-functions/_nsrun $(PREFIX)/share/fish/vendor_completions.d/nsrun.fish
 

@@ -85,7 +85,7 @@ class BuildExt(build_ext):
 
 
 class BuildScripts(build_scripts):
-    """Compile the command nsrun: the front (csrc/front.c), which executes Python with nsrun-python, beside it, if need be.
+    """Compile the commands: nsrun, the front (csrc/front.c), which executes Python with nsrun-python, beside it, if need be; and nsrun-oci.
 
     -I keeps the caller's variables and directory out; -S does without site, which would cost 2 ms of every command.
     """
@@ -100,6 +100,7 @@ class BuildScripts(build_scripts):
         # what is installed editable changes without being built: there nothing is replayed
         build = "" if self.editable_mode else built.digest(HERE, built.EVERYTHING)
         compile_program("front", out / "nsrun", NSRUN_HOME=home, NSRUN_FLAGS=flags, NSRUN_BUILD=build)
+        compile_program("oci", out / "nsrun-oci", NSRUN_HOME=home, NSRUN_FLAGS=flags)
 
 
 class BuildPrograms(Command):
@@ -119,6 +120,6 @@ class BuildPrograms(Command):
 setup(
     cffi_modules=["csrc/kernel_build.py:ffi"],
     cmdclass={"build_ext": BuildExt, "build_programs": BuildPrograms, "build_scripts": BuildScripts},
-    scripts=["nsrun/cli/nsrun-python"],
+    scripts=["nsrun/cli/nsrun-python", "nsrun/oci/nsrun-oci-python"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # the extension keeps to the stable ABI: one wheel for all
 )

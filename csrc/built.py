@@ -14,7 +14,7 @@ INPUTS = ("csrc/*", "nsrun/host/messages.py", "pyproject.toml", "setup.py")
 
 
 #: All from which one build differs from another: a compiled plan is replayed only by the front of the same build.
-EVERYTHING = (*INPUTS, "nsrun/**/*.py", "nsrun/**/*.json", "nsrun/cli/nsrun-python")
+EVERYTHING = (*INPUTS, "nsrun/**/*.py", "nsrun/**/*.json", "nsrun/cli/nsrun-python", "nsrun/oci/nsrun-oci-python")
 #: What a build makes below nsrun/.
 _MADE = ("_protocol.py", "_templates.py")
 

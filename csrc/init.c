@@ -531,15 +531,15 @@ static long op_no_new_privileges(struct arg *a)
 	return SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-/* Install filters, one after the other: u32 length, struct sock_filter[length]. */
-static long op_set_filter(struct arg *a)
+/* Install filters, one after the other, with flags of seccomp(2): u32 length, struct sock_filter[length]. */
+static long install_filters(int fd, long flags)
 {
 	struct statx st;
 	const char *p, *end;
 	long map;
 
-	TRY(SYS5(statx, a[0].i, "", AT_EMPTY_PATH, STATX_SIZE, &st));
-	map = TRY(SYS(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE, a[0].i, 0));
+	TRY(SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_SIZE, &st));
+	map = TRY(SYS(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE, fd, 0));
 	p = (const char *)map;
 	end = p + st.stx_size;
 	while (p < end) {
@@ -552,10 +552,15 @@ static long op_set_filter(struct arg *a)
 		if (length > MAX_FILTER || (size_t)(end - p) < length * sizeof(struct sock_filter))
 			return -EINVAL;
 		program = (struct sock_fprog){.len = (unsigned short)length, .filter = (struct sock_filter *)(uintptr_t)p};
-		TRY(SYS3(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program));
+		TRY(SYS3(seccomp, SECCOMP_SET_MODE_FILTER, flags, &program));
 		p += length * sizeof(struct sock_filter);
 	}
 	return 0;
+}
+
+static long op_set_filter(struct arg *a)
+{
+	return install_filters((int)a[0].i, 0);
 }
 
 static long op_undumpable(struct arg *a)
@@ -686,6 +691,286 @@ static long op_execute_pause(struct arg *a)
 		SYS3(fcntl, str_num(p, -1), F_SETFD, 0);
 	SYS3(fcntl, channel, F_SETFD, 0);
 	return SYS5(execveat, a[0].i, "", argv, none, AT_EMPTY_PATH);
+}
+
+/* ---- for nsrun-oci alone ------------------------------------------------------------------------- */
+
+/* Open the directory in which the last component of `path` is, inside the root, making what is missing; *name is that one. */
+static long open_parent(const char *path, const char **name)
+{
+	char above[PATH_MAX];
+	size_t n = str_len(path);
+
+	if (n >= sizeof above)
+		return -ENAMETOOLONG;
+	while (n > 0 && path[n - 1] != '/')
+		n--;
+	*name = path + n;
+	if (!**name || str_eq(*name, ".") || str_eq(*name, ".."))
+		return -EINVAL;
+	memcpy(above, path, n);
+	above[n] = 0;
+	return n ? open_or_make(above, 1, IN_ROOT, 0) : open_in(root_fd, "/", O_PATH | O_DIRECTORY, 0, IN_ROOT);
+}
+
+/* A new file system, with its source, and a list of options of any length.  A tmpfs without a mode gets that of its place. */
+static long op_new_mount(struct arg *a)
+{
+	const char *const type = a[0].s, *const source = a[1].s, *const target = a[2].s;
+	/* procfs and sysfs where a link leads would be anywhere else than where those who look for them find them (CVE-2019-19921) */
+	const uint64_t resolve = str_eq(type, "proc") || str_eq(type, "sysfs") ? STRICT : IN_ROOT;
+	const char *end = a[3].s + a[3].len;
+	int has_mode = !str_eq(type, "tmpfs");
+	char key[256], mode[8];
+	long r, mnt, fs = TRY(SYS2(fsopen, type, FSOPEN_CLOEXEC));
+
+	about(type);
+	TRY(SYS5(fsconfig, fs, FSCONFIG_SET_STRING, "source", source, 0));
+	for (const char *p = a[3].s; p < end; p += str_len(p) + 1) {
+		size_t n = 0;
+		while (p[n] && p[n] != '=')
+			n++;
+		if (n >= sizeof key)
+			return -ENAMETOOLONG;
+		memcpy(key, p, n);
+		key[n] = 0;
+		about(p);
+		has_mode |= str_eq(key, "mode");
+		TRY(p[n] ? SYS5(fsconfig, fs, FSCONFIG_SET_STRING, key, p + n + 1, 0)
+		         : SYS5(fsconfig, fs, FSCONFIG_SET_FLAG, key, NULL, 0));
+	}
+	if (!has_mode) {
+		struct statx st;
+		long at = open_in(root_fd, target, O_PATH, 0, resolve);
+		if (at >= 0 && SYS5(statx, at, "", AT_EMPTY_PATH, STATX_MODE, &st) >= 0) {
+			char *p = mode;
+			for (int shift = 9; shift >= 0; shift -= 3)
+				*p++ = (char)('0' + (st.stx_mode >> shift & 7));
+			*p = 0;
+			TRY(SYS5(fsconfig, fs, FSCONFIG_SET_STRING, "mode", mode, 0));
+		}
+		if (at >= 0)
+			SYS1(close, at);
+	}
+	about(type);
+	TRY(SYS5(fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0));
+	mnt = TRY(SYS3(fsmount, fs, FSMOUNT_CLOEXEC, a[4].i));
+	SYS1(close, fs);
+	r = attach((int)mnt, target, resolve);
+	if (r >= 0 && a[5].i) {
+		struct mount_attr attr = {.propagation = (uint64_t)a[5].i};
+		r = SYS5(mount_setattr, mnt, "", AT_EMPTY_PATH, &attr, sizeof attr);
+	}
+	SYS1(close, mnt);
+	return r;
+}
+
+/* A mount of a file or directory of the new root at another place in it: the terminal as /dev/console. */
+static long op_bind_inside(struct arg *a)
+{
+	long r, tree, at = TRY(open_in(root_fd, a[0].s, O_PATH, 0, IN_ROOT));
+
+	tree = SYS3(open_tree, at, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+	SYS1(close, at);
+	TRY(tree);
+	r = attach((int)tree, a[1].s, STRICT);
+	SYS1(close, tree);
+	return r;
+}
+
+/* A device node, a FIFO or a file; one that is there and is the same stays. */
+static long op_make_node(struct arg *a)
+{
+	const char *name;
+	long r, parent = TRY(open_parent(a[0].s, &name));
+	struct statx st;
+
+	about(a[0].s);
+	r = SYS4(mknodat, parent, name, a[1].i, (a[2].i & 0xfff) << 8 | (a[3].i & 0xff) | (a[3].i & ~0xffL) << 12);
+	if (r == -EEXIST) {
+		TRY(SYS5(statx, parent, name, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st));
+		return (st.stx_mode & S_IFMT) == (a[1].i & S_IFMT) && st.stx_rdev_major == a[2].i && st.stx_rdev_minor == a[3].i ? 0 : r;
+	}
+	TRY(r);
+	TRY(SYS5(fchownat, parent, name, a[4].i, a[5].i, AT_SYMLINK_NOFOLLOW));
+	TRY(SYS3(fchmodat, parent, name, a[1].i & 07777)); /* we have made it, and it is no link */
+	SYS1(close, parent);
+	return 0;
+}
+
+/* A symlink anywhere in the root; what has its name already stays. */
+static long op_make_link(struct arg *a)
+{
+	const char *name;
+	long r, parent = TRY(open_parent(a[1].s, &name));
+
+	about(a[1].s);
+	r = SYS3(symlinkat, a[0].s, parent, name);
+	SYS1(close, parent);
+	return r == -EEXIST ? 0 : r;
+}
+
+/* Instead of pivot_root(2), which can't be had on the initial ramfs: the new root is moved over /. */
+static long op_move_root(struct arg *a)
+{
+	(void)a;
+	TRY(SYS1(fchdir, root_fd));
+	TRY(SYS5(mount, ".", "/", NULL, MS_MOVE, NULL));
+	TRY(SYS1(chroot, "."));
+	return SYS1(chdir, "/");
+}
+
+static long op_set_propagation(struct arg *a)
+{
+	(void)a;
+	about("/");
+	return SYS5(mount, NULL, "/", NULL, a[0].i, NULL);
+}
+
+/* Make one mount read-only, after something was mounted below it. */
+static long op_set_readonly(struct arg *a)
+{
+	long r, at = TRY(open_in(root_fd, a[0].s, O_PATH, 0, IN_ROOT));
+
+	r = set_attr((int)at, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY);
+	SYS1(close, at);
+	return r;
+}
+
+static long op_set_domainname(struct arg *a)
+{
+	about(a[0].s);
+	return SYS2(setdomainname, a[0].s, str_len(a[0].s));
+}
+
+static long op_set_umask(struct arg *a)
+{
+	SYS1(umask, a[0].i);
+	return 0;
+}
+
+static long op_set_personality(struct arg *a)
+{
+	return SYS1(personality, a[0].i);
+}
+
+static long op_set_io_priority(struct arg *a)
+{
+	return SYS3(ioprio_set, IOPRIO_WHO_PROCESS, 0, a[0].i);
+}
+
+static long op_set_scheduler(struct arg *a)
+{
+	struct schedule s = {.size = sizeof s, .policy = (uint32_t)a[0].i, .flags = (uint64_t)a[1].i, .nice = (int32_t)a[2].i, .priority = (uint32_t)a[3].i, .runtime = (uint64_t)a[4].i, .deadline = (uint64_t)a[5].i, .period = (uint64_t)a[6].i};
+	return SYS3(sched_setattr, 0, &s, 0);
+}
+
+/* All sets but the bounding one, which set_user has cut: effective, permitted, inheritable, ambient. */
+static long op_set_capability_sets(struct arg *a)
+{
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct d[2] = {{0}};
+
+	SYS5(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	for (int i = 0; i < 2; i++) {
+		d[i].effective = (uint32_t)((uint64_t)a[0].i >> (32 * i));
+		d[i].permitted = (uint32_t)((uint64_t)a[1].i >> (32 * i));
+		d[i].inheritable = (uint32_t)((uint64_t)a[2].i >> (32 * i));
+	}
+	TRY(SYS2(capset, &head, d));
+	for (int cap = 0; cap < 64; cap++)
+		if ((uint64_t)a[3].i >> cap & 1)
+			TRY(SYS5(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0));
+	return 0;
+}
+
+static long op_set_filter_flags(struct arg *a)
+{
+	return install_filters((int)a[0].i, a[1].i);
+}
+
+/*
+ * Find the file that execve(2) is to be given, as the user whom we have become: -ENOENT when there is none, -EACCES when all
+ * that there are may not be executed.
+ */
+static long find_program(const char *name, const char **envp, char *path)
+{
+	const char *search = DEFAULT_PATH;
+	long r, found = -ENOENT;
+
+	about(name);
+	if (!*name)
+		return -ENOENT;
+	for (const char *p = name; *p; p++)
+		if (*p == '/') {
+			struct statx st;
+			if (str_len(name) >= PATH_MAX)
+				return -ENAMETOOLONG;
+			*put_str(path, name) = 0;
+			TRY(SYS5(statx, AT_FDCWD, name, 0, STATX_TYPE, &st));
+			return (st.stx_mode & S_IFMT) == S_IFDIR ? -EACCES : SYS3(faccessat, AT_FDCWD, name, 1);
+		}
+	for (int i = 0; envp[i]; i++)
+		if (str_after(envp[i], "PATH="))
+			search = str_after(envp[i], "PATH=");
+	while (*search) {
+		const char *dir = search;
+		char *end;
+		while (*search && *search != ':')
+			search++;
+		if ((size_t)(search - dir) + str_len(name) + 3 <= PATH_MAX) {
+			end = (char *)memcpy(path, dir, (size_t)(search - dir)) + (search - dir);
+			if (end == path)
+				*end++ = '.';
+			*end++ = '/';
+			*put_str(end, name) = 0;
+			r = executable(path);
+			if (r == 0)
+				return 0;
+			if (r == -EACCES)
+				found = r;
+		}
+		if (*search)
+			search++;
+	}
+	return found;
+}
+
+/*
+ * Become the program of a container, or one more in it: a[0], or the first of the arguments in a[1].  Whether there is such a
+ * program is found out before we say that all is done.  a[3]: descriptors from this one on are closed.  a[4], a[5]: two FIFOs,
+ * of a container that waits for `start`: through the first one comes GO, and into the second goes what fails; its end of file
+ * tells that the exec succeeded.  Nothing but read(2) and write(2) is needed there, because a filter may be in force.
+ * a[6], a[7]: a filter that is set last of all.
+ */
+static long op_execute_container(struct arg *a)
+{
+	static char path[PATH_MAX];
+	const char **argv, **envp;
+	char go = 0;
+	long r;
+
+	TRY(unpack(&a[1], &argv));
+	TRY(unpack(&a[2], &envp));
+	if (!argv[0])
+		return -EINVAL;
+	TRY(find_program(*a[0].s ? a[0].s : argv[0], envp, path));
+	wait_for_go();
+	SYS3(close_range, a[3].i, ~0U, CLOSE_RANGE_CLOEXEC);
+	if (a[4].i >= 0) {
+		SYS1(close, channel);
+		channel = (int)a[5].i;
+		do
+			r = SYS3(read, a[4].i, &go, 1);
+		while (r == -EINTR);
+		if (r != 1 || go != GO)
+			sys_exit(125);
+	}
+	about(path);
+	sys_sigmask(SIG_SETMASK, 0);
+	if (a[6].i >= 0)
+		TRY(install_filters((int)a[6].i, a[7].i));
+	return SYS3(execve, path, argv, envp);
 }
 
 /* ---- the decoder --------------------------------------------------------------------------------- */

@@ -61,14 +61,16 @@ static long before_exec(struct launch *l)
 	if (l->monitor < 0)
 		MUST(take_locks(l));
 	CALL(setsid, 0, 0, 0, 0, 0); /* no controlling terminal: /dev/tty would be the caller's */
-	if (!l->one_way) /* otherwise before_join() has done it */
+	if (!l->one_way && !l->keep_keys) /* otherwise before_join() has done it */
 		MUST(own_keyring());
 	/*
 	 * Become root of the joined user namespace, since ids that are not mapped there can't create files.  Do so only after
 	 * clone3: CLONE_INTO_CGROUP is checked against the caller's ids.
 	 */
-	if (l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER) {
-		MUST(CALL(setgroups, 0, NULL, 0, 0, 0));
+	if (l->user_fd >= 0 || l->join_flags & CLONE_NEWUSER || l->joins_user) {
+		long r = CALL(setgroups, 0, NULL, 0, 0, 0);
+		if (r < 0 && !(l->plain && r == -EPERM)) /* with one id alone, the user namespace denies it (user_namespaces(7)) */
+			return r;
 		MUST(CALL(setresgid, 0, 0, 0, 0, 0));
 		MUST(CALL(setresuid, 0, 0, 0, 0, 0));
 	}
@@ -77,9 +79,9 @@ static long before_exec(struct launch *l)
 
 static long before_join(struct launch *l)
 {
-	(void)l;
-	MUST(own_keyring());
-	return CALL(geteuid, 0, 0, 0, 0, 0) == 0 ? plain_priorities(0) : 0;
+	if (!l->keep_keys)
+		MUST(own_keyring());
+	return !l->plain && CALL(geteuid, 0, 0, 0, 0, 0) == 0 ? plain_priorities(0) : 0;
 }
 
 /* With a PID namespace inside the pod's, when we are in the pod already: launch.h. */

@@ -24,6 +24,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <linux/ethtool.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
@@ -278,6 +279,51 @@ static long nsrun_new_netns(int user_fd)
 	r = new_netns(user_fd);
 	hide(0);
 	return r;
+}
+
+struct clocks {
+	int user_fd;
+	const char *offsets;
+	long result;
+};
+
+static int make_timens(void *arg)
+{
+	struct clocks *c = arg;
+	long r = c->user_fd >= 0 ? own_keyring() : 0;
+	int fd;
+
+	if (r >= 0 && c->user_fd >= 0)
+		r = result(setns(c->user_fd, CLONE_NEWUSER));
+	if (r >= 0)
+		r = result(unshare(CLONE_NEWTIME)); /* for the children, so that its clocks can still be set */
+
+	if (r >= 0 && *c->offsets) {
+		fd = open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC);
+		r = fd < 0 ? -errno : result((int)write(fd, c->offsets, strlen(c->offsets)));
+		if (fd >= 0)
+			close(fd);
+	}
+	c->result = r < 0 ? r : result(open("/proc/self/ns/time_for_children", O_RDONLY | O_CLOEXEC));
+	return 0;
+}
+
+/*
+ * Make a time namespace that belongs to the user namespace `user_fd` (-1: ours), whose clocks have these offsets: lines of
+ * time_namespaces(7), /proc/PID/timens_offsets.
+ */
+static long nsrun_new_timens(int user_fd, const char *offsets)
+{
+	struct clocks c = {.user_fd = user_fd, .offsets = offsets, .result = -ECHILD};
+	long child;
+
+	hide(1);
+	child = spawn(make_timens, &c, CLONE_FILES, NULL, -1);
+	hide(0);
+	if (child < 0)
+		return child;
+	wait_for(child);
+	return c.result;
 }
 
 /*
@@ -568,6 +614,24 @@ static long nsrun_carrier(const char *name)
 	snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", name);
 	r = ioctl(fd, SIOCETHTOOL, &request) < 0 ? -errno : value.data != 0;
 	close(fd);
+	return r;
+}
+
+/*
+ * Attach a program of `n` bytes, instructions of eBPF, to a cgroup of v2: the kernel asks it before a process in it opens or
+ * makes a device.  It lives as long as the cgroup.  bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE.
+ */
+static long nsrun_device_filter(int cgroup, const char *code, unsigned n)
+{
+	union bpf_attr load = {.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE, .insns = (uintptr_t)code, .insn_cnt = n / 8, .license = (uintptr_t)"GPL"};
+	union bpf_attr attach = {.target_fd = (unsigned)cgroup, .attach_type = BPF_CGROUP_DEVICE, .attach_flags = BPF_F_ALLOW_MULTI};
+	long r, program = CALL(bpf, BPF_PROG_LOAD, &load, sizeof(load), 0, 0);
+
+	if (program < 0)
+		return program;
+	attach.attach_bpf_fd = (unsigned)program;
+	r = CALL(bpf, BPF_PROG_ATTACH, &attach, sizeof(attach), 0, 0);
+	close((int)program);
 	return r;
 }
 

@@ -46,6 +46,15 @@ struct launch {
 	int *locks;     /* the process that stays, the monitor or the program, locks lock_byte of these descriptors */
 	int n_locks;
 	int lock_byte;
+	/*
+	 * For nsrun-oci, whose containers take namespaces from anywhere: these are joined one by one, in a helper (one_way); with
+	 * joins_user, the last is a user namespace, and nsrun-init becomes root of it.
+	 */
+	int *joins;
+	int n_joins;
+	int joins_user;
+	int plain;       /* nothing of the caller's is changed: no priority, and with keep_keys no keyring */
+	int keep_keys;
 	int pid;         /* out */
 	int pidfd;       /* out; without a monitor */
 	int monitor_pid; /* out */
@@ -260,6 +269,27 @@ static long outcome(const struct launch *l)
 	return l->error == 0 && l->pid > 0 ? l->pid : -ECHILD; /* the helper was killed */
 }
 
+/* Join them; what refuses us before the user namespace is joined is joined after it (its owner may have made it). */
+static long join_each(struct launch *l)
+{
+	int last = l->n_joins - (l->joins_user != 0);
+	uint64_t later = 0;
+
+	for (int i = 0; i < last; i++) {
+		long r = CALL(setns, l->joins[i], 0, 0, 0, 0);
+		if (r == -EPERM && l->joins_user && i < 64)
+			later |= (uint64_t)1 << i;
+		else
+			MUST(r);
+	}
+	if (l->joins_user)
+		MUST(CALL(setns, l->joins[last], CLONE_NEWUSER, 0, 0, 0));
+	for (int i = 0; i < last; i++)
+		if (i < 64 && later >> i & 1)
+			MUST(CALL(setns, l->joins[i], 0, 0, 0, 0));
+	return 0;
+}
+
 static int become_helper(void *arg)
 {
 	struct launch *l = arg;
@@ -273,6 +303,8 @@ static int become_helper(void *arg)
 			r = CALL(setns, l->user_fd, CLONE_NEWUSER, 0, 0, 0);
 		if (r >= 0 && l->join_fd >= 0)
 			r = CALL(setns, l->join_fd, l->join_flags, 0, 0, 0);
+		if (r >= 0)
+			r = join_each(l);
 	}
 	if (r >= 0) {
 		/* New credentials have set it to fs.suid_dumpable, and the clone is visible in the pod before it is nsrun-init. */

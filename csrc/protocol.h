@@ -53,7 +53,8 @@ struct plan_header {
 /*
  * The ops of nsrun-init in the order of their numbers, and their arguments: i = 64-bit integer, s = string, l = list of
  * strings.  Each is named after its step class in nsrun/plan: mount_tree is the step MountTree, and
- * op_mount_tree() in init.c carries it out.  No plan has a wait: nsrun/teach/steps.py puts them between the steps.
+ * op_mount_tree() in init.c carries it out.  No plan of a pod has a wait: nsrun/teach/steps.py puts them between the steps.
+ * Those from new_mount on are in the plans of nsrun-oci alone (nsrun/oci/steps.py).
  */
 #define OPS(OP) \
 	OP(enter_mount_namespace, "ii") \
@@ -87,7 +88,22 @@ struct plan_header {
 	OP(change_directory, "s") \
 	OP(wait, "") \
 	OP(execute, "ll") \
-	OP(execute_pause, "ill")
+	OP(execute_pause, "ill") \
+	OP(new_mount, "ssslii") \
+	OP(bind_inside, "ss") \
+	OP(make_node, "siiiii") \
+	OP(make_link, "ss") \
+	OP(move_root, "") \
+	OP(set_propagation, "i") \
+	OP(set_readonly, "s") \
+	OP(set_domainname, "s") \
+	OP(set_umask, "i") \
+	OP(set_personality, "i") \
+	OP(set_io_priority, "i") \
+	OP(set_scheduler, "iiiiiii") \
+	OP(set_capability_sets, "iiii") \
+	OP(set_filter_flags, "ii") \
+	OP(execute_container, "slliiiii")
 
 /* ---- nsrun → nsrun's front, the next time: a compiled plan ------------------------------------------ */
 

@@ -11,10 +11,9 @@
 #include "decode.h"
 #include "join.h"
 #include "protocol.h"
+#include "python.h"
 #include "sealed.h"
 
-static int argc_;
-static char **argv_, **envp_;
 static int n_words;     /* of our words, those that the plan is for */
 static char plan_path[PATH_MAX], *plan_begin, *plan_end;
 static int channel = -1; /* of nsrun-init */
@@ -45,16 +44,6 @@ static struct {
 	const char *left;         /* the path of a directory that is rubbish then; it is named by the id of what we made */
 	int locks[2], n_locks;    /* by which we hold the two directories */
 } made;
-
-static const char *variable(const char *name)
-{
-	for (char **e = envp_; *e; e++) {
-		const char *value = str_after(*e, name);
-		if (value && *value == '=')
-			return value + 1;
-	}
-	return NULL;
-}
 
 /* ---- descriptors ----------------------------------------------------------------------------------- */
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn
 
+CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -242,6 +243,11 @@ def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, resolve: int = 
     return _check(lib.nsrun_openat2(root, os.fsencode(path), flags, how), f'openat2(root, "{path}", RESOLVE_IN_ROOT)')
 
 
+def device_filter(cgroup: int, code: bytes) -> None:
+    """bpf(2): attach a program of eBPF to a cgroup of v2, which decides about devices as long as the cgroup is there."""
+    _check(lib.nsrun_device_filter(cgroup, code, len(code)), "bpf(BPF_PROG_ATTACH, BPF_CGROUP_DEVICE)")
+
+
 MAX_SMALL = 1 << 20  # bytes of a file that read_in_root reads
 
 
@@ -444,6 +450,14 @@ def new_netns(user_fd: int = -1) -> int:
     return _check(lib.nsrun_new_netns(user_fd), "unshare(CLONE_NEWNET)")
 
 
+def new_timens(offsets: str, user_fd: int = -1) -> int:
+    """Return a descriptor of a new time namespace in which no process is; `offsets` are lines of time_namespaces(7).
+
+    It belongs to the user namespace `user_fd`, or to ours.
+    """
+    return _check(lib.nsrun_new_timens(user_fd, offsets.encode()), "unshare(CLONE_NEWTIME)")
+
+
 def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None]) -> int:
     """Return a descriptor of a new user namespace in which no process is; user_namespaces(7).
 
@@ -610,13 +624,19 @@ def launch(
     pidfd_slot: int = -1,
     locks: Sequence[int] = (),
     lock_byte: int = 0,
+    joins: Sequence[int] = (),
+    joins_user: bool = False,
+    plain: bool = False,
+    keep_keys: bool = False,
 ) -> tuple[int, int, int]:
     """Join the namespaces of `join_fd`, clone `program` into them, and leave them; return (pid, pidfd, monitor's pid).
 
     `user_fd` is a user namespace to join first, which needs `one_way` (see csrc/kernel.c, which also tells the order).
     With `monitor`, that program becomes the parent instead of the caller and finds the pidfd at `pidfd_slot`.  The
     process that stays, the monitor or else the program, locks `lock_byte` of the files `locks` (nsrun/state/life.py).
-    ENOMEM from the clone means that PID 1 of the PID namespace is dead.
+    ENOMEM from the clone means that PID 1 of the PID namespace is dead.  `joins` are namespaces from anywhere, of which
+    the last is a user namespace with `joins_user`; with `plain` the priorities stay the caller's, and with `keep_keys`
+    the keyring.
     """
     launch = ffi.new("nsrun_launch *")
     args, _a = _strings(argv)
@@ -624,7 +644,7 @@ def launch(
     env, _c = _strings([f"{k}={v}" for k, v in os.environ.items()] if monitor >= 0 else [])
     keeps, m_keeps = ffi.new("int[]", list(keep)), ffi.new("int[]", list(monitor_keep))
     launch.join_fd, launch.join_flags, launch.clone_flags = join_fd, join_flags, clone_flags
-    one_way = one_way or user_fd >= 0 or bool(join_flags & CLONE_NEWUSER) or in_userns()
+    one_way = one_way or user_fd >= 0 or bool(join_flags & CLONE_NEWUSER) or bool(joins) or in_userns()
     launch.user_fd, launch.one_way = user_fd, int(one_way)
     launch.cgroup, launch.program, launch.argv, launch.stdio = cgroup, program, args, list(stdio)
     launch.keep, launch.n_keep = keeps, len(keep)
@@ -632,6 +652,9 @@ def launch(
     launch.monitor_keep, launch.n_monitor_keep, launch.pidfd_slot = m_keeps, len(monitor_keep), pidfd_slot
     lock_fds = ffi.new("int[]", list(locks))
     launch.locks, launch.n_locks, launch.lock_byte = lock_fds, len(locks), lock_byte
+    joined = ffi.new("int[]", list(joins))
+    launch.joins, launch.n_joins, launch.joins_user = joined, len(joins), int(joins_user)
+    launch.plain, launch.keep_keys = int(plain), int(keep_keys)
     result = lib.nsrun_do_launch(launch)
     if result < 0:
         raise KernelError(-result, _LAUNCH_STAGE.get(launch.failed, "launch"))

@@ -32,6 +32,7 @@ LAYERS = (
     ("plan",),  # what is to be done
     ("run",),  # and doing it
     ("lifecycle",),
+    ("oci",),  # containers, for engines
     ("explain", "doctor", "teach"),
     ("cli",),
     ("library",),
@@ -47,6 +48,9 @@ PURE = (
     "cli.commands",
     "cli.parse",
     "cli.foreign",
+    "oci.commands",
+    "oci.config",
+    "oci.resources",
     "image.documents",
     "image.references",
 )

@@ -18,6 +18,7 @@ from conftest import need, not_editable
 
 from nsrun.cli import man
 from nsrun.cli.commands import COMMANDS, GLOBAL
+from nsrun.oci.commands import COMMANDS as OCI
 
 TOP = pathlib.Path(__file__).parent.parent
 
@@ -179,6 +180,8 @@ def test_a_manual_page_for_every_command_and_every_option():
         assert f"nsrun-{command.name.replace(' ', '-')} (1)" in files["man/man1/nsrun.1"].replace("\\-", "-")
     for option in GLOBAL:
         assert option.flags[-1] in files["man/man1/nsrun.1"].replace("\\-", "-")
+    page = files["man/man1/nsrun-oci.1"].replace("\\-", "-")
+    assert all(name in page and all(f"--{option}" in page for option in options) for name, options in OCI.items())
 
 
 def test_manual_pages_are_right_for_roff_and_for_whatis(tmp_path):
@@ -208,6 +211,7 @@ def test_uninstall_removes_what_install_made(tmp_path):
     (tmp_path / "lib/nsrun/bin").mkdir(parents=True)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/nsrun").symlink_to("../lib/nsrun/bin/nsrun")
+    (tmp_path / "bin/nsrun-oci").symlink_to("../lib/nsrun/bin/nsrun-oci")
     call("make", "-s", "uninstall", f"PREFIX={tmp_path}", cwd=TOP)
     assert [p.name for p in tmp_path.rglob("*") if not p.is_dir()] == ["other.1"]
 
@@ -223,6 +227,8 @@ def test_lintian_accepts_the_debian_package(tmp_path):
     names = call("dpkg-deb", "--contents", package)
     for name in (
         "usr/bin/nsrun ",
+        "usr/bin/nsrun-oci ",
+        "man1/nsrun-oci.1.gz",
         "usr/lib/nsrun/bin/nsrun",
         "man1/nsrun-join.1.gz",
         "completions/nsrun",

@@ -92,11 +92,40 @@ def _overview() -> str:
     return "\n".join([*lines, *_see_also(COMMANDS)]) + "\n"
 
 
+def _oci() -> str:
+    """The page of nsrun-oci, whose table is its own: nsrun/oci/commands.py."""
+    from nsrun.oci import describe
+    from nsrun.oci.commands import COMMANDS as OCI
+    from nsrun.oci.commands import GLOBAL as OCI_GLOBAL
+
+    lines = [
+        '.\\" Generated from nsrun/oci/commands.py; do not edit.',
+        f'.TH NSRUN\\-OCI 1 "" "nsrun {_roff(help.version())}" "User Commands"',
+        ".SH NAME",
+        "nsrun\\-oci \\- an OCI runtime, in place of runc or crun",
+        ".SH SYNOPSIS",
+        f"\\fBnsrun\\-oci\\fP {_roff('[OPTION...] COMMAND [OPTION...] [ID]')}",
+        ".SH DESCRIPTION",
+        "Engines such as podman and containerd call it to create, start and delete containers from bundles.",
+        "Options may stand on either side of the id.",
+        ".SH OPTIONS",
+        _roff(", ".join(describe.option_words(OCI_GLOBAL))),
+        ".SH COMMANDS",
+    ]
+    for name, options in OCI.items():
+        lines += [".TP", f"\\fB{_roff(name)}\\fP", _roff(_sentence(describe.ABOUT[name]))]
+        if options:
+            lines += [".br", _roff(", ".join(describe.option_words(options)))]
+    lines += [".SH EXIT STATUS", "0, the status of the command for run and exec, or 1; 255 where exec itself failed."]
+    return "\n".join([*lines, *_see_also([None])]) + "\n"
+
+
 def files() -> dict[str, str]:
     """Return what to install, by its path below share/."""
     pages = {f"man/man1/{_page(command)}.1": _command(command) for command in COMMANDS}
     return {
         "man/man1/nsrun.1": _overview(),
+        "man/man1/nsrun-oci.1": _oci(),
         **pages,
         "bash-completion/completions/nsrun": completion.SCRIPTS["bash"],
         "zsh/site-functions/_nsrun": completion.SCRIPTS["zsh"],

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks: programs that config.json names, called with the state of the container on standard input."""
+
+from __future__ import annotations
+
+import os
+
+from nsrun import kernel
+from nsrun.errors import BadInput, NsrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+#: Those that are called in the container's namespaces.
+INSIDE = ("createContainer", "startContainer")
+
+
+def state_of(note: Mapping[str, Any], pid: int, status: str) -> dict[str, Any]:
+    """Return the state as hooks read it."""
+    found: dict[str, Any] = {
+        "ociVersion": note["ociVersion"],
+        "id": note["id"],
+        "status": status,
+        "bundle": note["bundle"],
+    }
+    if pid:
+        found["pid"] = pid
+    if note["annotations"]:
+        found["annotations"] = note["annotations"]
+    return found
+
+
+def call(kind: str, hook: Mapping[str, Any], document: Mapping[str, Any], pid: int, cgroups: Mapping[str, str]) -> None:
+    """Call one hook and wait for it.  Raise BadInput when it fails, or takes longer than its timeout."""
+    from nsrun.state import codec
+
+    what = f"hooks.{kind}: {hook['path']}"
+    with kernel.Fd(os.memfd_create("state", os.MFD_CLOEXEC)) as state, kernel.Fd(os.memfd_create("said", os.MFD_CLOEXEC)) as said:  # fmt: skip
+        os.write(state, codec.dumps(document).encode())
+        os.lseek(state, 0, os.SEEK_SET)
+        try:
+            child = (_inside if kind in INSIDE else _outside)(hook, state, said, pid, cgroups)
+        except (OSError, NsrunError) as error:
+            raise BadInput(f"{what}: {getattr(error, 'message', '') or error}") from None
+        status = _wait(child, hook.get("timeout") or 0)
+        if status == 0:
+            return
+        text = "; ".join(filter(None, os.fsdecode(os.pread(said, 2000, 0)).split("\n")))
+    why = (
+        f"no end within {hook['timeout']} s"
+        if status is None
+        else f"signal {-status}"
+        if status < 0
+        else f"exit status {status}"
+    )
+    raise BadInput(f"{what}: {why}" + (f": {text}" if text else ""))
+
+
+def _outside(hook: Mapping[str, Any], state: int, said: int, pid: int, cgroups: Mapping[str, str]) -> int:
+    """Start a hook on the host."""
+    environment = os.environ if hook.get("env") is None else dict(word.partition("=")[::2] for word in hook["env"])
+    actions = [(os.POSIX_SPAWN_DUP2, state, 0), (os.POSIX_SPAWN_DUP2, said, 1), (os.POSIX_SPAWN_DUP2, said, 2)]
+    arguments = hook.get("args") or [hook["path"]]
+    return os.posix_spawn(hook["path"], arguments, environment, file_actions=actions, setsigdef=[13, 25], setsigmask=[])
+
+
+def _inside(hook: Mapping[str, Any], state: int, said: int, pid: int, cgroups: Mapping[str, str]) -> int:
+    """Start a hook in the namespaces of a container."""
+    from nsrun.oci.plan import hook_plan
+    from nsrun.oci.run import ContainerRun
+
+    run = ContainerRun(hook_plan(dict(hook), pid, kernel.process_start(pid), foreign(pid), cgroups))
+    run.hold("in:read", os.dup(state)), run.hold("out:write", os.dup(said)), run.hold("err:write", os.dup(said))
+    run.stdio = ("in:read", "out:write", "err:write")
+    try:
+        run.execute()
+    finally:
+        run.restore_signals()
+    return run.pid
+
+
+def foreign(pid: int) -> int:
+    """Return the flags of the namespaces that a process has and we have not."""
+    found = 0
+    for name, flag in {**kernel.NAMESPACES, "time": kernel.CLONE_NEWTIME}.items():
+        if name == "time" and not os.path.exists("/proc/self/ns/time"):
+            continue  # this kernel has none
+        if os.stat(f"/proc/{pid}/ns/{name}").st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+            found |= flag
+    return found
+
+
+def _wait(child: int, seconds: float) -> int | None:
+    """Return the exit status of a child, negative for a signal; None when it was killed because it took too long."""
+    from select import poll
+
+    with kernel.Fd(kernel.pidfd_open(child)) as fd:
+        poller = poll()
+        poller.register(fd, 1)
+        late = not poller.poll(seconds * 1000 if seconds else None)
+        if late:
+            kernel.pidfd_send_signal(fd, 9)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None if late else status

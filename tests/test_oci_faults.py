@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nsrun-oci when things go wrong: killed at any moment, a state that is damaged, links, other boots, bundles of anybody's."""
+
+import json
+import os
+import pathlib
+import re
+import resource
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from conftest import sh, wait_for
+from oci import GROUP, SLEEP, Runtime, runtime
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture
+def r(host, busybox):
+    with runtime(host, busybox, "nsrun-oci", hybrid=True) as made:
+        yield made
+
+
+def descendants_in(r: Runtime) -> list[int]:
+    """The processes in any cgroup of the test's."""
+    found: set[int] = set()
+    for top in pathlib.Path("/sys/fs/cgroup").glob(f"*/{GROUP}"):
+        for file in top.rglob("cgroup.procs"):
+            found.update(map(int, file.read_text().split()))
+    return sorted(found)
+
+
+def gone(r: Runtime) -> bool:
+    r._reap_all()
+    return not descendants_in(r)
+
+
+def nothing_left(r: Runtime, name: str = "c") -> None:
+    """After delete --force: no process, no cgroup, no directory."""
+    r.ok("delete", "--force", name)
+    wait_for(lambda: gone(r))
+    assert not r.cgroups(name) and not (r.state / name).exists()
+    assert r.call("state", name).returncode == 1
+
+
+def inits() -> list[int]:
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if pathlib.Path(f"/proc/{entry}/comm").read_text() == "nsrun-init\n" and os.path.dirname(os.readlink(f"/proc/{entry}/ns/net")):  # fmt: skip
+                found.append(int(entry))
+        except OSError:
+            continue
+    return found
+
+
+#: Runs nsrun-oci and dies by SIGKILL before the step, or after it: `python -c KILL PLACE ARGUMENTS…`
+KILL = """
+import os, sys
+place, sys.argv = int(sys.argv[1]), sys.argv[1:]
+from nsrun import run
+from nsrun.oci import run as own
+from nsrun.plan import INIT
+from nsrun.oci.main import main
+execute, count = run.Run.execute, [0]
+def watched(self):
+    for step in self.plan.steps:
+        if step.phase != INIT:
+            def do(run, step=step):
+                for half in (0, 1):
+                    if count[0] == place:
+                        os.kill(os.getpid(), 9)
+                    count[0] += 1
+                    if not half:
+                        type(step).do(step, run)
+            object.__setattr__(step, "do", do)
+    execute(self)
+run.Run.execute = watched
+code = main(sys.argv[1:])
+os._exit(code)
+"""
+
+
+def killed_at(r: Runtime, place: int, *words: object) -> int:
+    import sys
+
+    command = r.words(sys.executable, "-I", "-c", KILL, place, f"--root={r.state}", *words)
+    null = subprocess.DEVNULL
+    done = subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=60, check=False, env=r.env)
+    return done.returncode
+
+
+def test_create_killed_at_every_step(r):
+    document = r.config(*SLEEP)
+    document["linux"]["namespaces"].append({"type": "cgroup"})
+    document["linux"]["resources"] = {"pids": {"limit": 50}}
+    document["hooks"] = {"createRuntime": [{"path": "/bin/true"}]}
+    bundle = r.bundle("c", document)
+    for place in range(100):
+        code = killed_at(r, place, "create", "--bundle", bundle, "c")
+        if code == 0:
+            break
+        assert code == -9
+        nothing_left(r)
+        assert r.call("list").returncode == 0
+    assert place > 20, "the plan has more steps than that"
+    r.pids.append(r.status("c")["pid"])
+    nothing_left(r)
+
+
+def test_exec_killed_at_every_step(r):
+    r.running("c")
+    for place in range(60):
+        code = killed_at(r, place, "exec", "c", "true")
+        if code == 0:
+            break
+        assert code == -9
+        wait_for(lambda: "nsrun-init" not in r.ok("ps", "c"))
+        assert r.ok("exec", "c", "echo", "lives") == "lives\n"
+    assert place > 5
+    nothing_left(r)
+
+
+@pytest.mark.parametrize("verb", ["start", "delete", "run"])
+def test_killed_at_any_moment(r, verb):
+    bundle = r.bundle("c", None, *SLEEP)
+    words = {"start": ["start", "c"], "delete": ["delete", "--force", "c"], "run": ["run", "--bundle", bundle, "c"]}[
+        verb
+    ]
+    null = subprocess.DEVNULL
+    for number in range(12):
+        if verb != "run":
+            r.create("c", None, *SLEEP)
+        child = subprocess.Popen(r.words(r.program, f"--root={r.state}", *words), stdin=null, stdout=null, stderr=null, env=r.env)  # fmt: skip
+        time.sleep(0.01 + 0.006 * number)
+        child.kill()
+        child.wait()
+        nothing_left(r)
+
+
+def test_a_create_whose_caller_dies(r):
+    """Its orphan is ours, and is deleted as any other."""
+    pid = r.create("c", None, *SLEEP)
+    assert r.status("c")["status"] == "created"
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: r.status("c")["status"] == "stopped")
+    assert r.call("start", "c").returncode == 1
+    nothing_left(r)
+
+
+# ---- the state ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00" * 100, b'{"crc": "00000000", "id": 1}\n', b"x" * 100000])
+def test_a_damaged_state(r, content):
+    pid = r.running("c")
+    (r.state / "c/state").write_bytes(content)
+    for words in (
+        ("state", "c"),
+        ("kill", "c"),
+        ("delete", "c"),
+        ("pause", "c"),
+        ("exec", "c", "true"),
+        ("start", "c"),
+    ):
+        done = r.call(*words)
+        assert done.returncode in (1, 255) and "damaged" in done.stderr and "bug" not in done.stderr, done
+    assert "c" not in r.ok("list").split("\n", 1)[1]
+    assert os.path.exists(f"/proc/{pid}")
+    nothing_left(r)
+
+
+def test_a_flipped_bit_is_noticed(r):
+    r.running("c")
+    path = r.state / "c/state"
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"pid"') + 8] ^= 1
+    path.write_bytes(data)
+    assert "damaged" in r.call("state", "c").stderr
+    nothing_left(r)
+
+
+@pytest.mark.parametrize("name", ["state", "config", "start", "told"])
+def test_links_in_the_state_are_not_followed(r, name):
+    r.create("c", None, *SLEEP)
+    victim = r.base / "victim"
+    victim.write_text("mine")
+    (r.state / "c" / name).unlink()
+    (r.state / "c" / name).symlink_to(victim)
+    assert r.call("start", "c").returncode == 1
+    r.call("delete", "--force", "c")
+    assert victim.read_text() == "mine" and not (r.state / "c").exists()
+    wait_for(lambda: gone(r))
+
+
+def test_a_link_or_a_file_in_place_of_a_container(r):
+    r.state.mkdir(mode=0o711)
+    target = r.base / "target"
+    target.mkdir()
+    (r.state / "link").symlink_to(target)
+    (r.state / "file").write_text("mine")
+    for name in ("link", "file"):
+        for words in (("state",), ("start",), ("kill",), ("delete",), ("delete", "--force")):
+            done = r.call(*words, name)
+            assert done.returncode == 1 and "bug" not in done.stderr, done
+        assert r.call("create", "--bundle", r.bundle(name), name).returncode == 1
+    assert r.ok("list", "-q") == "" and list(target.iterdir()) == [] and (r.state / "file").read_text() == "mine"
+    (r.state / "link").unlink(), (r.state / "file").unlink()
+
+
+def rewrite(r: Runtime, **changes) -> None:
+    """What another boot, or another process with the same pid, has left."""
+    from nsrun.state import codec
+
+    path = r.state / "c/state"
+    note = json.loads(path.read_bytes())
+    del note["crc"]
+    path.write_bytes(codec.encode({**note, **changes}))
+
+
+def test_a_state_of_another_boot(r):
+    pid = r.running("c")
+    rewrite(r, boot="another")
+    assert (r.status("c")["status"], r.status("c")["pid"]) == ("stopped", 0)
+    assert r.call("kill", "c").returncode == 1 and r.call("exec", "c", "true").returncode == 255
+    r.ok("delete", "c")
+    assert os.path.exists(f"/proc/{pid}"), "what runs now is no container of that boot"
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: gone(r))
+
+
+def test_a_pid_that_was_reused(r):
+    r.running("c")
+    start = json.loads((r.state / "c/state").read_bytes())["start"]
+    rewrite(r, start=start - 1)
+    assert r.status("c")["status"] == "stopped"
+    assert r.call("kill", "c", "KILL").returncode == 1
+    rewrite(r, start=start)
+    nothing_left(r)
+
+
+def test_modes_of_the_state(r):
+    r.create("c", None, *SLEEP)
+    assert (r.state / "c").stat().st_mode & 0o777 == 0o700
+    r.ok("start", "c")
+    assert sorted(os.listdir(r.state / "c")) == ["config", "started", "state"]
+
+
+# ---- bundles ------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_and_a_deep_config(r):
+    bundle = r.bundle("c")
+    document = r.config("true")
+    document["annotations"] = {f"key{n}": "x" * 1000 for n in range(11000)}
+    r.bundle("c", document)
+    assert (bundle / "config.json").stat().st_size > 10 << 20
+    r.ok("run", "--bundle", bundle, "c")
+    (bundle / "config.json").write_text("[" * 200000)
+    done = r.call("create", "--bundle", bundle, "c")
+    assert done.returncode == 1 and "is not JSON" in done.stderr
+    (bundle / "config.json").write_text('{"a":' * 100000 + "1" + "}" * 100000)
+    assert r.call("create", "--bundle", bundle, "c").returncode == 1
+    (bundle / "config.json").unlink()
+    os.mkfifo(bundle / "config.json")
+    assert r.call("create", "--bundle", bundle, "c").returncode == 1
+    (bundle / "config.json").unlink()
+    (bundle / "config.json").write_bytes(b'{"ociVersion": "\xff"}')
+    assert "not UTF-8" in r.call("create", "--bundle", bundle, "c").stderr
+    assert not (r.state / "c").exists()
+
+
+@pytest.mark.parametrize("path, told", [("/nosuch", "no such directory"), ("config.json", "not a directory"), ("/", "host's own root")])  # fmt: skip
+def test_a_root_that_is_none(r, path, told):
+    document = r.config("true")
+    document["root"]["path"] = path
+    done = r.call("create", "--bundle", r.bundle("c", document), "c")
+    assert done.returncode == 1 and "root.path" in done.stderr and told in done.stderr
+
+
+def test_a_relative_root_and_another_directory(r):
+    document = r.config("cat", "/etc/passwd")
+    document["root"]["path"] = "rootfs"
+    bundle = r.bundle("c", document)
+    (bundle / "rootfs").symlink_to(r.rootfs)
+    assert "root" in r.ok("run", "--bundle", bundle, "c")
+    words = r.words
+    r.words = lambda *some: words("env", f"--chdir={bundle}", *some)  # type: ignore[method-assign]
+    assert "root" in r.ok("run", "c")
+
+
+# ---- circumstances ------------------------------------------------------------------------------------------------
+
+
+def test_a_console_socket_that_nobody_reads(r):
+    document = r.config(*SLEEP, terminal=True)
+    bundle, path = r.bundle("c", document), r.base / "console"
+    done = r.call("create", "--console-socket", path, "--bundle", bundle, "c")
+    assert done.returncode == 1 and "console" in done.stderr
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        done = r.call("create", "--console-socket", path, "--bundle", bundle, "c")
+        assert done.returncode == 1 and "nobody listens" in done.stderr
+        server.listen()
+        r.create("c", document, options=("--console-socket", path))  # it is in the queue
+    assert r.call("start", "c").returncode == 0
+    nothing_left(r)
+
+
+def test_a_console_socket_with_a_long_path(r):
+    directory = r.base / ("x" * 100) / ("y" * 100)
+    directory.mkdir(parents=True)
+    here = os.open(directory, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"/proc/self/fd/{here}/console")
+        server.listen()
+        r.create("c", r.config(*SLEEP, terminal=True), options=("--console-socket", directory / "console"))
+    os.close(here)
+
+
+def test_a_full_disk(r):
+    small = r.base / "small"
+    small.mkdir()
+    r.run("mount", "-t", "tmpfs", "-o", "size=8k,nr_inodes=40", "small", small)
+    r.state = small / "state"
+    r.run("sh", "-c", f"head -c 20000 /dev/zero >{small}/full || true")
+    done = r.call("create", "--bundle", r.bundle("c", None, *SLEEP), "c")
+    assert done.returncode == 1 and "No space left" in done.stderr, done
+    assert r.run("ls", small).stdout.split() == ["full", "state"] and r.run("ls", "-A", r.state).stdout == ""
+    assert not r.cgroups("c")
+
+
+def test_few_descriptors(r):
+    bundle = r.bundle("c", None, *SLEEP)
+    for most in (5, 7, 9, 11):
+        command = ["prlimit", f"--nofile={most}", r.program, f"--root={r.state}", "create", "--bundle", bundle, "c"]
+        null = subprocess.DEVNULL
+        done = subprocess.run(r.words(*command), stdin=null, stdout=null, stderr=subprocess.PIPE, text=True, timeout=30, check=False, env=r.env)  # fmt: skip
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done
+        nothing_left(r)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 16
+
+
+def test_the_log_is_appended_and_each_error_is_one_line(r):
+    log = r.base / "log"
+    for _ in range(2):
+        r.call("--log", log, "--log-format", "json", "state", "nobody")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["level"] for line in lines] == ["error", "error"] and "does not exist" in lines[0]["msg"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", lines[0]["time"])
+    r.call("--log", r.base / "text", "state", "no\nbody")
+    assert (r.base / "text").read_text().count("\n") == 1 and "level=error" in (r.base / "text").read_text()
+    assert r.call("--log", "/nosuch/log", "state", "nobody").returncode == 1
+
+
+def test_a_program_that_can_not_be_executed_is_told_by_start(r):
+    root = r.base / "root"
+    sh("cp", "-a", r.rootfs, root)
+    (root / "script").write_text("#!/nosuch/interpreter\n")
+    (root / "script").chmod(0o755)
+    (root / "rubbish").write_text("rubbish")
+    (root / "rubbish").chmod(0o755)
+    for name, told in (("/script", "executable file not found"), ("/rubbish", "exec format error")):
+        document = r.config(name)
+        document["root"] = {"path": str(root)}
+        r.create("c", document)
+        done = r.call("start", "c")
+        assert done.returncode == 1 and told in done.stderr, done
+        wait_for(lambda: r.status("c")["status"] == "stopped")
+        nothing_left(r)
+
+
+def test_delete_ends_what_the_container_left(r):
+    """A process that outlives the first one, in a PID namespace that is not the container's own."""
+    document = r.config("sh", "-c", "sleep 1000 & sleep 1001 & echo")
+    document["linux"]["namespaces"] = [entry for entry in document["linux"]["namespaces"] if entry["type"] != "pid"]
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    r.reap(pid)
+    assert r.status("c")["status"] == "stopped" and len(descendants_in(r)) == 2
+    r.ok("kill", "--all", "c", "KILL")
+    wait_for(lambda: gone(r))
+    r.ok("delete", "c")
+    assert not r.cgroups("c")
+
+
+def test_a_fork_bomb_without_a_pid_namespace(r):
+    document = r.config("sh", "-c", "bomb() { while :; do (:) & (:) & done; }; bomb & bomb & bomb & bomb & bomb")
+    document["linux"]["namespaces"] = [entry for entry in document["linux"]["namespaces"] if entry["type"] != "pid"]
+    document["linux"]["resources"] = {"pids": {"limit": 100}}
+    r.create("c", document)
+    r.ok("start", "c")
+    wait_for(lambda: len(descendants_in(r)) > 5)
+    nothing_left(r)
+
+
+def test_a_root_for_the_state_that_belongs_to_somebody(r):
+    (r.base / "theirs").mkdir()
+    os.chown(r.base / "theirs", 12345, 12345)
+    r.state = r.base / "theirs"
+    done = r.call("create", "--bundle", r.bundle("c"), "c")
+    assert done.returncode == 1 and "belongs to uid 12345" in done.stderr
+
+
+def test_a_cgroup_that_the_container_made_is_removed_with_it(r):
+    r.running("c")
+    inner = pathlib.Path(f"/sys/fs/cgroup/pids/{GROUP}/c/inner/most")
+    inner.mkdir(parents=True)
+    nothing_left(r)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""podman with nsrun-oci as its runtime, on a machine of its own (engines.py)."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import pytest
+from conftest import NSRUN, Host, need, wait_for
+from engines import GROUP, PATH, Podman, engine
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+OCI = os.path.join(os.path.dirname(NSRUN), "nsrun-oci")
+
+
+class OciPodman(Podman):
+    """podman as engines.py has it, but what runs the containers is nsrun-oci."""
+
+    def call(self, *words: object, **kwargs):
+        places = [f"--{name}={self.base}/{name}" for name in ("root", "runroot", "tmpdir")]
+        return self.run("podman", *places, "--cgroup-manager=cgroupfs", f"--runtime={OCI}", *words, **kwargs)
+
+
+@pytest.fixture
+def podman(host: Host, busybox):
+    need(shutil.which("conmon", path=PATH), "conmon is missing", "apt-get install podman")
+    with engine(OciPodman, host, pathlib.Path(busybox)) as made:
+        yield made
+
+
+OPTIONS = ("--network=none", f"--cgroup-parent=/{GROUP}")
+
+
+def test_podman_runs_a_container(podman):
+    done = podman.call("run", "--rm", *OPTIONS, "busybox", "sh", "-c", "hostname; echo err >&2; exit 7", check=False)
+    assert done.returncode == 7 and done.stdout and done.stderr == "err\n", done
+    missing = podman.call("run", "--rm", *OPTIONS, "busybox", "nosuch", check=False)
+    assert missing.returncode == 127 and "executable file not found" in missing.stderr, missing
+    denied = podman.call("run", "--rm", *OPTIONS, "busybox", "/etc/passwd", check=False)
+    assert denied.returncode == 126 and "permission denied" in denied.stderr, denied
+    assert podman.podman("ps", "--all", "--quiet") == ""
+
+
+def test_podman_execs_stops_and_kills(podman):
+    podman.podman(
+        "run",
+        "--detach",
+        "--name=one",
+        *OPTIONS,
+        "busybox",
+        "sh",
+        "-c",
+        "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done",
+    )
+    wait_for(lambda: podman.podman("logs", "one") == "up")
+    done = podman.call("exec", "one", "sh", "-c", "cat /proc/1/comm; exit 4", check=False)
+    assert (done.returncode, done.stdout) == (4, "sh\n"), done
+    assert podman.call("exec", "one", "nosuch", check=False).returncode == 127
+    assert podman.call("exec", "--user=1000", "one", "id", "-u").stdout == "1000\n"
+    podman.podman("pause", "one")
+    assert podman.podman("inspect", "--format={{.State.Status}}", "one") == "paused"
+    podman.podman("unpause", "one")
+    podman.podman("stop", "one")
+    assert json.loads(podman.podman("inspect", "one"))[0]["State"]["ExitCode"] == 5
+    podman.podman("start", "one")
+    podman.podman("kill", "one")
+    assert podman.podman("wait", "one") == "137"
+    podman.podman("rm", "one")
+
+
+def test_podman_runs_at_a_terminal(podman):
+    done = podman.call("run", "--rm", "--tty", *OPTIONS, "busybox", "sh", "-c", "tty; ls -l /dev/console")
+    first, second = done.stdout.splitlines()
+    assert first == "/dev/pts/0" and second.startswith("crw"), done
+
+
+def test_podman_pods_share_a_pid_namespace(podman):
+    podman.pod("--share=net,ipc,uts,pid", "--network=none")
+    podman.container("member", "sleep", "1000")
+    assert "sleep 1000" in podman.podman("exec", "member", "ps")
+    assert podman.podman("exec", "member", "cat", "/proc/1/comm") == "sleep"
+
+
+def test_podman_limits(podman):
+    text = podman.podman("run", "--rm", "--memory=64m", "--pids-limit=50", "--cpus=0.5", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--user=1000:1000", "--ulimit=nofile=100:200", "--ulimit=nproc=500:500", "--sysctl=net.ipv4.ip_forward=1", "--tmpfs=/tmp", "-v", f"{podman.base}:/data:ro", *OPTIONS, "busybox", "sh", "-c", "grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; ulimit -n; cat /proc/sys/net/ipv4/ip_forward; touch /tmp/x /x /data/x; ls /data | head -1; id -u")  # fmt: skip
+    assert "CapEff:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n100\n1\n" in text, text
+    assert text.endswith("\n1000"), text
