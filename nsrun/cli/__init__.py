@@ -18,6 +18,7 @@ from nsrun.errors import NsrunError, UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
     from typing import Any
 
     from nsrun.cli.commands import Call
@@ -109,12 +110,20 @@ def _take_signals() -> None:
     """Have SIGINT, SIGTERM and SIGHUP raise an exception, unless our caller ignores them; and have children to wait for."""
     import _signal
 
-    def interrupted(number: int, _: object) -> None:
-        raise Interrupted(number)
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        error = KeyboardInterrupt() if number == _signal.SIGINT else Interrupted(number)
+        while frame:
+            if frame.f_code is _unraisable.__code__:  # nothing propagates from there
+                from nsrun.cli.interrupts import raise_later
+
+                raise_later(error, frame.f_code)
+                return
+            frame = frame.f_back
+        raise error
 
     sys.unraisablehook = _unraisable
-    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
-        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    if _signal.getsignal(_signal.SIGINT) in (_signal.SIG_DFL, _signal.default_int_handler):
+        _signal.signal(_signal.SIGINT, interrupted)
     if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:  # the kernel would reap our children: wait(2), ECHILD
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     for number in (_signal.SIGTERM, _signal.SIGHUP):

@@ -5,7 +5,7 @@ Ctrl-C, SIGTERM and SIGHUP are raised as exceptions wherever the interpreter is.
 callback of a weak reference (each import has one), and what is raised there can't propagate: Python would print
 "Exception ignored in …" and continue as if nobody had pressed Ctrl-C.  It calls sys.unraisablehook instead, from which
 nothing propagates either.  So the hook installs a profiler: the interpreter calls that at the next call or return, and
-what a profiler raises does propagate.
+what a profiler raises does propagate.  A signal that arrives while the hook is running is raised in the same way.
 """
 
 from __future__ import annotations
@@ -29,9 +29,18 @@ def take_up(unraisable: Any, signals: tuple[type[BaseException], ...], hook: Cod
 
             say.failure_in_passing(error)
         return
+    raise_later(error, hook)
+
+
+def raise_later(error: BaseException, hook: CodeType) -> None:
+    """Raise an exception as soon as we are out of `hook`."""
 
     def again(frame: Any, event: str, _: object) -> None:
-        if frame.f_code not in (take_up.__code__, hook):
-            raise error  # which also removes the profiler
+        at = frame
+        while at:
+            if at.f_code is hook:
+                return
+            at = at.f_back
+        raise error  # which also removes the profiler
 
     sys.setprofile(again)
