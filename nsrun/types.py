@@ -104,6 +104,7 @@ class JoinOptions(ExecOptions, total=False):
     tz: str
     cpuset_cpus: str
     cidfile: str
+    ends_pod: bool  # of `run`: the pod ends with this member
 
 
 # ---- a pod ------------------------------------------------------------------------------------------------------------
@@ -346,6 +347,7 @@ class MemberNote(TypedDict):
     layers: NotRequired[list[str]]
     labels: NotRequired[dict[str, str]]
     stop_timeout: NotRequired[int]
+    ends_pod: NotRequired[bool]
     process: NotRequired[list[Any]]  # State.identify
     pidfd: NotRequired[int]
     held: NotRequired[int]  # life.describe

@@ -36,7 +36,10 @@ def test_what_a_hint_names_exists(hint):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("container run x", "nsrun pod create"),
+        ("container run x", "nsrun run"),
+        ("container create x", "nsrun pod create"),
+        ("run --net host x", "--network"),
+        ("run --privileged x", "--cap-add ALL"),
         ("container ls", "nsrun ls"),
         ("pod list", "nsrun pod ls"),
         ("join p --tty true", "--terminal"),

@@ -290,13 +290,21 @@ def _trace(call: Call) -> Any:
 
 
 def create_pod(call: Call) -> int:
-    from nsrun.cli.say import err, out
-    from nsrun.lifecycle.create import create_pod
-    from nsrun.spec.options import parse_ports, port_ranges, published
+    from nsrun.cli.say import out
 
     name = {"name": call.operands[0]} if call.operands else {}
     leave = _leave(call, _POD_REPLAYED, _POD_VARIABLES) if call.options.get("network") in ("none", "host") else None
-    note = create_pod(call.state, {**call.options, **name}, _trace(call), leave, last=True)
+    out(create(call, {**call.options, **name}, leave, last=True)["name"])
+    return 0
+
+
+def create(call: Call, options: dict[str, Any], leave: Any = None, last: bool = False) -> Mapping[str, Any]:
+    """Create a pod, and tell what its owner has to know.  Return its note."""
+    from nsrun.cli.say import err
+    from nsrun.lifecycle.create import create_pod
+    from nsrun.spec.options import parse_ports, port_ranges, published
+
+    note = create_pod(call.state, options, _trace(call), leave, last=last)
     if note.get("user") and not call.state.uid:
         err(
             f"the pod belongs to {note['owner']}: they join it without sudo (nsrun join {note['name']} …) and are root only inside it; --owner root makes it root's"
@@ -305,7 +313,7 @@ def create_pod(call: Call) -> int:
         from nsrun.cli.pods import warn_without_cgroup
 
         warn_without_cgroup(call.state)
-    asked = [p[:2] for p in published(parse_ports(call.options.get("publish") or []))]
+    asked = [p[:2] for p in published(parse_ports(options.get("publish") or []))]
     for ip, host, pod in port_ranges(p for p in published(note["ports"]) if p[0] != "127.0.0.1" or p[:2] not in asked):
         err(f"published {ip}:{host} → {pod if '/' in pod else pod + '/tcp'}")
     if note["network"]["mode"] == "bridge":
@@ -319,11 +327,19 @@ def create_pod(call: Call) -> int:
         if chain:
             err(f"warning: the firewall chain {chain!r} drops packets that are forwarded to and from the pod")
             err(f"hint: {net.firewall_fix(chain)}")
-    out(note["name"])
-    return 0
+    return note
 
 
 def join(call: Call) -> int:
+    # a member that keeps its name is not joined by the same words again
+    keeps_name = "name" in call.options and not call.options.get("rm") and not _is_at_once()
+    again = {"rootfs", "image"} & call.options.keys() and not keeps_name
+    leave = _leave(call, _JOIN_REPLAYED) if again else None
+    return start(call, call.operands[0], {**call.options, "command": call.rest}, leave)
+
+
+def start(call: Call, pod: str, options: dict[str, Any], leave: Any = None) -> int:
+    """Start a member in a pod, and print its name; in the foreground this process becomes its monitor."""
     from nsrun.cli.say import out
     from nsrun.lifecycle.join import join
 
@@ -340,18 +356,15 @@ def join(call: Call) -> int:
         if cidfile >= 0 and run.note:
             os.write(cidfile, run.note["id"].encode())
 
-    # a member that keeps its name is not joined by the same words again
-    keeps_name = "name" in call.options and not call.options.get("rm") and not _is_at_once()
-    again = {"rootfs", "image"} & call.options.keys() and not keeps_name
     try:
         note = join(
             call.state,
-            call.operands[0],
-            {**call.options, "command": call.rest},
+            pod,
+            options,
             detach=detach,
             status_fd=_status_fd(call.options),
             observe=observe,
-            leave=_leave(call, _JOIN_REPLAYED) if again else None,
+            leave=leave,
             last=True,
         )
     except BaseException:

@@ -212,25 +212,129 @@ REF, REFS = Operand("REF", "image"), Operand("REF", "image", many=True)
 LAB, LAB_IF_ANY = Operand("LAB", "lab"), Operand("LAB", "lab", optional=True)
 COMMAND = "CMD [ARG...]"
 
+#: What `pod create` has, but for limits.
+OF_POD = (
+    O(
+        "-p, --publish",
+        "[IP:][HOST]:POD[/tcp|/udp]",
+        "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port), 53:53/udp",
+        many=True,
+    ),
+    O(
+        "--network",
+        "bridge|none|host",
+        "bridge: an address of its own on nsrun0; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge",
+        also=("pasta",),
+    ),
+    O("--ip", "ADDR", "the pod's address in the bridge's network"),
+    O("--subnet", "ADDR/24", "the bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),
+    O("--hostname", "NAME", "hostname inside the pod (default: the pod's name)"),
+    O("--add-host", "HOST:IP", "add a line to /etc/hosts; host-gateway stands for this host", many=True),
+    O("--dns", "ADDR", "a name server for /etc/resolv.conf", many=True),
+    O("--sysctl", "KEY=VALUE", "set a kernel parameter of the pod's namespaces", many=True),
+    O("--shm-size", "SIZE", "size of the pod's /dev/shm (default: 64m)"),
+    O("--label", "KEY=VALUE", "attach a label, which inspect shows", many=True),
+    O(
+        "--owner",
+        "USER",
+        "the user who owns the pod: they join and stop it without sudo, and are root only inside it (default: the user who called sudo, doas or pkexec); root: no user namespace",
+        empty=True,
+    ),
+)
+OF_MEMBER = (
+    O("--rootfs", "DIR", "an unpacked root filesystem; writes go to an overlay, so it stays unchanged", empty=True),
+    O("--image", "REF", "an image of the store (image load, image pull), which may bring its own command", empty=True),
+    O("--bundle", "DIR", "an OCI bundle: config.json and its root", empty=True),
+    O("--name", "NAME", "the member's name (default: generated)", empty=True),
+    O("-d, --detach", "", "run in the background, and print the name"),
+    INTERACTIVE,
+    TERMINAL,
+    O("--rm", "", "remove the member when it exits"),
+    ENV,
+    ENV_FILE,
+    WORKDIR,
+    USER,
+    O("--entrypoint", "CMD", "put CMD before the command; replaces the image's entrypoint", empty=True),
+    O(
+        "-v, --volume",
+        "SRC:DST[:OPTIONS]",
+        "mount a directory or file of this host, or a named volume, at DST; OPTIONS: ro,nosuid,noexec,…",
+        many=True,
+    ),
+    O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…[,readonly][,nosuid]", many=True),
+    O("--tmpfs", "DST[:OPTIONS]", "mount an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
+    O("--device", "HOST[:MEMBER]", "add a device node of this host, for example /dev/fuse", many=True),
+    O("--read-only", "", "make the root filesystem read-only"),
+    O("--writable", "", "write to the --rootfs directory itself, without an overlay"),
+    O(
+        "--net",
+        "pod|own|host|none",
+        "network namespace (default: pod); own, none: a new one that has only the loopback interface",
+    ),
+    O("--ipc", "pod|own", "IPC namespace (default: pod); own: a new one, with its own /dev/shm"),
+    O(
+        "--pid",
+        "pod|nested|own",
+        "PID namespace (default: pod); nested: a child of the pod's; own: one that outlives pause",
+    ),
+    O("--uts", "pod|own", "UTS namespace, which has the hostname (default: pod)"),
+    O("--cap-add", "CAP", "add a capability to Docker's default fourteen, or ALL", many=True),
+    O("--cap-drop", "CAP", "drop one of them, or ALL", many=True),
+    O(
+        "--security-opt",
+        "no-new-privileges[:true]|seccomp=FILE|apparmor=PROFILE",
+        "seccomp: a profile in Docker's format, or seccomp=unconfined; apparmor: a profile that is loaded",
+        many=True,
+    ),
+    O(
+        "--sysctl",
+        "KEY=VALUE",
+        "set a kernel parameter of a namespace of the member's own (--net own: net.*; --ipc own)",
+        many=True,
+    ),
+    O("--ulimit", "NAME=SOFT[:HARD]", "set a resource limit: nofile=1024:2048", many=True),
+    O("--oom-score-adj", "N", "prefer (to 1000) or spare (to -1000) it when the machine is out of memory"),
+    O("--stop-signal", "SIGNAL", "the signal that stop sends (default: TERM)"),
+    O("--stop-timeout", "SECONDS", "how long stop waits before SIGKILL, unless it is told (default: 10)"),
+    O(
+        "--hostname",
+        "NAME",
+        "hostname of a UTS namespace of the member's own (with --uts own; default: the member's name)",
+        empty=True,
+    ),
+    O("--label", "KEY=VALUE", "attach a label, which inspect shows and ls --filter finds", many=True),
+    O("--group-add", "GROUP", "add a supplementary group: a name from the rootfs's group file, or a number", many=True),
+    O("--init", "", "have orphans reaped; pause does so in any case, so this needs the pod's PID namespace"),
+    O("--tz", "ZONE", "the time zone at /etc/localtime: Europe/Berlin, or local for this host's"),
+    O("--cpuset-cpus", "LIST", "run on these processors only (cgroup v2): 0-2,4"),
+    O("--cidfile", "FILE", "write the member's id to a new file"),
+    O(
+        "--restart",
+        "no|on-failure[:N]|always",
+        "when to restart the member after it ends; delays double from 0.1 s to 1 min",
+        also=("unless-stopped",),
+    ),
+    *LIMITS,
+    O("--status-fd", "N", "write JSON lines about start, error and end to this file descriptor"),
+)
+#: Of `run`, a pod of one member: the network is the pod's, and limits are the member's.
+OF_RUN = (
+    *(option for option in OF_POD if option.key != "label"),
+    *(
+        option
+        for option in OF_MEMBER
+        if option.key not in ("image", "name", "rm", "net", "ipc", "pid", "uts", "sysctl", "hostname")
+    ),
+    O("--name", "NAME", "the name of the pod and of the member (default: generated from the image's)", empty=True),
+    O("--rm", "", "with -d, too, remove both when the member ends"),
+)
+
 COMMANDS = (
     Command(
         "pod create", (Operand("NAME", optional=True),), "create_pod",
         "create a pod, with pause holding its namespaces open, and print its name (default: pause)",
         "sudo nsrun pod create -p 8080:80 web",
-        (
-            O("-p, --publish", "[IP:][HOST]:POD[/tcp|/udp]", "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, 8000-8010:8000-8010, :80 (a free port), 53:53/udp", many=True),
-            O("--network", "bridge|none|host", "bridge: an address of its own on nsrun0; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge", also=("pasta",)),
-            O("--ip", "ADDR", "the pod's address in the bridge's network"),
-            O("--subnet", "ADDR/24", "the bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),
-            O("--hostname", "NAME", "hostname inside the pod (default: the pod's name)"),
-            O("--add-host", "HOST:IP", "add a line to /etc/hosts; host-gateway stands for this host", many=True),
-            O("--dns", "ADDR", "a name server for /etc/resolv.conf", many=True),
-            O("--sysctl", "KEY=VALUE", "set a kernel parameter of the pod's namespaces", many=True),
-            O("--shm-size", "SIZE", "size of the pod's /dev/shm (default: 64m)"),
-            O("--label", "KEY=VALUE", "attach a label, which inspect shows", many=True),
-            O("--owner", "USER", "the user who owns the pod: they join and stop it without sudo, and are root only inside it (default: the user who called sudo, doas or pkexec); root: no user namespace", empty=True),
-            *LIMITS,
-        ),
+        (*OF_POD, *LIMITS),
         "A port without an address is published on all addresses of this host, and the INPUT rules of most firewalls do not apply to it; NSRUN_PUBLISH_IP changes the default address.",
         plan="planning.pod_create", walk="walking.PodCreate",
     ),
@@ -268,51 +372,15 @@ COMMANDS = (
     Command(
         "join", (POD,), "join", "start a member in a pod, with a rootfs of its own and the pod's namespaces",
         "sudo nsrun join pause -d --name mysql --rootfs ./mariadb -e MYSQL_DATABASE=exampledb -- docker-entrypoint.sh mysqld",
-        (
-            O("--rootfs", "DIR", "an unpacked root filesystem; writes go to an overlay, so it stays unchanged", empty=True),
-            O("--image", "REF", "an image of the store (image load, image pull), which may bring its own command", empty=True),
-            O("--bundle", "DIR", "an OCI bundle: config.json and its root", empty=True),
-            O("--name", "NAME", "the member's name (default: generated)", empty=True),
-            O("-d, --detach", "", "run in the background, and print the name"),
-            INTERACTIVE,
-            TERMINAL,
-            O("--rm", "", "remove the member when it exits"),
-            ENV,
-            ENV_FILE,
-            WORKDIR,
-            USER,
-            O("--entrypoint", "CMD", "put CMD before the command; replaces the image's entrypoint", empty=True),
-            O("-v, --volume", "SRC:DST[:OPTIONS]", "mount a directory or file of this host, or a named volume, at DST; OPTIONS: ro,nosuid,noexec,…", many=True),
-            O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…[,readonly][,nosuid]", many=True),
-            O("--tmpfs", "DST[:OPTIONS]", "mount an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
-            O("--device", "HOST[:MEMBER]", "add a device node of this host, for example /dev/fuse", many=True),
-            O("--read-only", "", "make the root filesystem read-only"),
-            O("--writable", "", "write to the --rootfs directory itself, without an overlay"),
-            O("--net", "pod|own|host|none", "network namespace (default: pod); own, none: a new one that has only the loopback interface"),
-            O("--ipc", "pod|own", "IPC namespace (default: pod); own: a new one, with its own /dev/shm"),
-            O("--pid", "pod|nested|own", "PID namespace (default: pod); nested: a child of the pod's; own: one that outlives pause"),
-            O("--uts", "pod|own", "UTS namespace, which has the hostname (default: pod)"),
-            O("--cap-add", "CAP", "add a capability to Docker's default fourteen, or ALL", many=True),
-            O("--cap-drop", "CAP", "drop one of them, or ALL", many=True),
-            O("--security-opt", "no-new-privileges[:true]|seccomp=FILE|apparmor=PROFILE", "seccomp: a profile in Docker's format, or seccomp=unconfined; apparmor: a profile that is loaded", many=True),
-            O("--sysctl", "KEY=VALUE", "set a kernel parameter of a namespace of the member's own (--net own: net.*; --ipc own)", many=True),
-            O("--ulimit", "NAME=SOFT[:HARD]", "set a resource limit: nofile=1024:2048", many=True),
-            O("--oom-score-adj", "N", "prefer (to 1000) or spare (to -1000) it when the machine is out of memory"),
-            O("--stop-signal", "SIGNAL", "the signal that stop sends (default: TERM)"),
-            O("--stop-timeout", "SECONDS", "how long stop waits before SIGKILL, unless it is told (default: 10)"),
-            O("--hostname", "NAME", "hostname of a UTS namespace of the member's own (with --uts own; default: the member's name)", empty=True),
-            O("--label", "KEY=VALUE", "attach a label, which inspect shows and ls --filter finds", many=True),
-            O("--group-add", "GROUP", "add a supplementary group: a name from the rootfs's group file, or a number", many=True),
-            O("--init", "", "have orphans reaped; pause does so in any case, so this needs the pod's PID namespace"),
-            O("--tz", "ZONE", "the time zone at /etc/localtime: Europe/Berlin, or local for this host's"),
-            O("--cpuset-cpus", "LIST", "run on these processors only (cgroup v2): 0-2,4"),
-            O("--cidfile", "FILE", "write the member's id to a new file"),
-            O("--restart", "no|on-failure[:N]|always", "when to restart the member after it ends; delays double from 0.1 s to 1 min", also=("unless-stopped",)),
-            *LIMITS,
-            O("--status-fd", "N", "write JSON lines about start, error and end to this file descriptor"),
-        ),
+        OF_MEMBER,
         "Without --rootfs, --image and --bundle the member runs on the host's own filesystem, seen from inside the pod. In the foreground, nsrun passes signals on and exits with the member's status; when the reader of the member's output has gone, its next write gets SIGPIPE, as in any pipeline.",
         rest=Operand(COMMAND, "command", optional=True), usage=f"POD [OPTIONS] [--] [{COMMAND}]", plan="planning.join", walk="walking.Join",
+    ),
+    Command(
+        "run", (), "run.run", "create a pod with one member, and remove both when the member ends", "sudo nsrun run --rm -p 8080:80 wordpress",
+        OF_RUN,
+        "It is pod create and join in one: what they say applies. In the foreground both are removed when the member ends, unless it has a restart policy; with -d they stay, as with docker run -d, until pod rm, or with --rm until the member ends. A pod that others have joined meanwhile stays. With --rootfs or --bundle there is no IMAGE.",
+        rest=Operand(f"IMAGE [{COMMAND}]", "command"), usage=f"[OPTIONS] [--] IMAGE [{COMMAND}]",
     ),
     Command(
         "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",
@@ -628,7 +696,7 @@ def parse(arguments: list[str]) -> Call:
 def _unknown(name: str, left: list[str]) -> UsageError:
     from nsrun.cli.foreign import instead_of_command
 
-    hint = instead_of_command(name, left)
+    hint = instead_of_command(name, left, BY_NAME)
     if near := [command for command in BY_NAME if command.startswith(name) or name in command.split()]:
         hint = hint or f"did you mean {' or '.join(near)}?"
     return UsageError(f"nsrun has no command {name!r}", hint=hint or "see 'nsrun --help'")

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 _RUN = "nsrun pod create NAME makes a pod, nsrun join NAME --image REF -- COMMAND starts a member in it"
 _LIMITS = "use --memory, --cpus and --pids-limit of pod create and join; nsrun stats shows them"
 _POD = "an option of the pod: nsrun pod create {}"
@@ -20,7 +24,6 @@ _JQ = "--json, and filter with jq"
 
 #: By the command's name, without "container".
 COMMANDS = {
-    "run": _RUN,
     "create": _RUN,
     "ps": "nsrun ls lists members (-a: including those that have ended), nsrun pod ps POD lists their processes",
     "container": "for members: nsrun ls, inspect, logs, stop, rm …",
@@ -121,6 +124,15 @@ OPTIONS = {
         "--timeout": "timeout(1) before the command",
         "--tty": "-t, --terminal",
     },
+    "run": {  # what it has not is hinted at as for join, but for
+        "--net": "--network",
+        "--pid, --ipc, --uts": "a pod has them of its own; nsrun pod create, then nsrun join --pid, --ipc, --uts",
+        "--image": "the image is the first argument: nsrun run IMAGE",
+        "--pod": "nsrun join POD starts a member in a pod that exists",
+        "-h": "--hostname",
+        "-P, --publish-all": "-p, with each port",
+        "--pull": "nsrun image pull, before",
+    },
     "pod create": {
         "-v, --volume": "an option of each member: nsrun join -v",
         "-n, --name": "the name is an argument: nsrun pod create NAME",
@@ -186,16 +198,22 @@ OPTIONS = {
 }
 
 
-def instead_of_command(name: str, more: list[str]) -> str:
-    """Return what to use instead of a command, whose name may go on in `more`; "" if it is not one of theirs."""
-    if name == "container" and more and more[0] in COMMANDS:
-        name = more[0]
+def instead_of_command(name: str, more: list[str], ours: Collection[str]) -> str:
+    """Return what to use instead of a command, whose name may go on in `more`; "" if it is not one of theirs.
+
+    `ours`: the names of our commands.
+    """
+    if name == "container" and more:
+        if more[0] in ours:
+            return f"nsrun {more[0]}"
+        name = more[0] if more[0] in COMMANDS else name
     return COMMANDS.get(name, "")
 
 
 def instead_of_option(command: str, flag: str) -> str:
     """Return what to use instead of an option; "" if it is not one of theirs."""
-    for flags, hint in OPTIONS.get(command, {}).items():
+    known = {**OPTIONS["join"], **OPTIONS["run"]} if command == "run" else OPTIONS.get(command, {})
+    for flags, hint in known.items():
         if flag in flags.split(", "):
             return hint
     return ""

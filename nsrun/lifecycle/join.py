@@ -319,6 +319,8 @@ def _note(
     }
     if options.get("label"):
         note["labels"] = parse_labels(options["label"])
+    if options.get("ends_pod"):
+        note["ends_pod"] = True
     if "stop_timeout" in options:
         note["stop_timeout"] = parse_count(options["stop_timeout"], "--stop-timeout", "a number of seconds", 0, 86400)
     if source.image:

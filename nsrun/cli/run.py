@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun run`: a pod of one member, in one command."""
+
+from __future__ import annotations
+
+from nsrun.cli import create, start
+from nsrun.cli.commands import OF_POD
+from nsrun.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nsrun.cli.commands import Call
+
+
+def run(call: Call) -> int:
+    """Create a pod, start its member, and see to it that both go with the member's end; or remove the pod if there is no member."""
+    import _signal
+
+    pod, member = _options(call)
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+    note = create(call, pod, last=True)  # signals wait until we can remove it
+    try:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        return start(call, note["name"], member)
+    except BaseException:
+        _remove(call, note["name"], note["id"])
+        raise
+
+
+def _options(call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of the pod and those of the member.  Raise UsageError when it is not said what to run."""
+    of_pod = {option.key for option in OF_POD} - {"label"}
+    pod = {key: value for key, value in call.options.items() if key in of_pod}
+    member = {key: value for key, value in call.options.items() if key not in of_pod}
+    command = list(call.rest)
+    source = next((str(member[key]) for key in ("rootfs", "bundle") if key in member), "")
+    if not source and not ("rootfs" in member or "bundle" in member):
+        if not command:
+            raise UsageError(
+                "nsrun run: missing IMAGE", hint=f"usage: nsrun run {call.command.usage if call.command else ''}"
+            )
+        source = member["image"] = command.pop(0)
+    name = call.options["name"] if "name" in call.options else _name(source)
+    stays = "detach" in member or member.get("restart", "no") != "no"
+    if not stays or "rm" in member:
+        member.update({"rm": True, "ends_pod": True})
+    pod["name"] = name
+    member.update({"name": name, "command": command})
+    return pod, member
+
+
+def _name(source: str) -> str:
+    """Return a name that nobody has: of the last part of an image's name or a directory's, and a number."""
+    from nsrun.schema import is_name
+    from nsrun.state import new_id
+
+    base = source.rstrip("/").rpartition("/")[2].partition("@")[0].partition(":")[0][:40]
+    return f"{base if is_name(base) else 'run'}-{new_id()[:6]}"
+
+
+def _remove(call: Call, name: str, ident: str) -> None:
+    """Remove the pod of a member that could not be started; what is in the way is found by the next command."""
+    from nsrun.errors import NsrunError
+    from nsrun.lifecycle.stop import SIGKILL, end_pod
+
+    try:
+        note = call.state.read("pods", name)
+        if note and note["id"] == ident:
+            end_pod(call.state, note, SIGKILL)
+    except (OSError, NsrunError):
+        return

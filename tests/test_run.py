@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun run`: a pod of one member, made and removed by one command."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import time
+import urllib.request
+
+import pytest
+from conftest import CACHE, NSRUN, processes, wait_for
+
+from nsrun.cli.commands import BY_NAME
+
+
+def nothing_left(host) -> bool:
+    return not host.json("pod", "ls", "-a") and not host.json("ls", "-a")
+
+
+def test_it_ends_with_its_member(host, busybox):
+    before = host.snapshot()
+    done = host.run(
+        "run", "--network", "none", "--rootfs", busybox, "sh", "-c", "echo out; echo err >&2; exit 7", check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    assert host.run("run", "--rootfs", busybox, "--", "hostname", check=False).stdout.startswith("busybox-")
+    done = host.run(
+        "run",
+        "--rootfs",
+        busybox,
+        "--hostname",
+        "h",
+        "--add-host",
+        "x:192.0.2.9",
+        "-e",
+        "A=b",
+        "cat",
+        "/etc/hosts",
+        "/etc/hostname",
+    )
+    assert "192.0.2.9\tx" in done.stdout and done.stdout.endswith("h\n")
+    wait_for(lambda: nothing_left(host))
+    assert host.snapshot() == before
+
+
+def test_in_the_background(host, busybox):
+    """It stays until it is removed, as with docker run -d; with --rm both go with the member."""
+    run = ["run", "-d", "-p", "127.0.0.1:8080:80", "--rootfs", busybox]
+    assert host.run(*run, "--name", "web", "--", "httpd", "-f", "-p", "80", "-h", "/etc").stdout == "web\n"
+    with urllib.request.urlopen("http://127.0.0.1:8080/hostname", timeout=5) as answer:
+        assert answer.read() == b"web\n"
+    assert host.member("web")["pod"] == "web" and host.pod("web")["members"] == ["web"]
+    host.run("stop", "-t", "0", "web")
+    assert host.member("web")["status"] == "stopped" and host.pod("web")["status"] == "running"
+    assert "is taken" in host.fails(125, "run", "--network", "none", "--name", "web", "--rootfs", busybox, "true")
+    host.run("pod", "rm", "-f", "web")
+    host.run(*run, "--rm", "--name", "gone", "sleep", "0.5")
+    wait_for(lambda: nothing_left(host))
+
+
+def test_an_image(host, busybox):
+    host.run("image", "load", "-t", "box:1", CACHE.parent / "images/busybox")
+    done = host.run("run", "--network", "none", "box:1", "echo", "-n", "$HOME", "--rm")
+    assert done.stdout == "$HOME --rm", "what follows the image is the command's"
+    wait_for(lambda: nothing_left(host))
+    host.run("image", "rm", "box:1")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--rootfs", "{box}", "no-such-program"], 127, "not found"),
+        (["no-such-image", "sh"], 125, "no image"),
+        (["--rootfs", "{box}", "--cap-add", "NO_SUCH", "true"], 2, "NO_SUCH"),
+        (["--rootfs", "/no/such", "true"], 125, "does not exist"),
+        (["--rootfs", "{box}", "--restart", "always", "--rm", "true"], 2, "exclude each other"),
+        (["--rootfs", "{box}", "--volume", "relative:/x:what", "true"], 2, "what"),
+        ([], 2, "missing IMAGE"),
+        (["--net", "own", "--rootfs", "{box}", "true"], 2, "--net"),
+        (["--rootfs", ""], 125, "empty"),
+        (["--name", "", "--rootfs", "{box}", "true"], 2, "name"),
+        (["-p", "80:80/sctp", "--rootfs", "{box}", "true"], 2, "SCTP"),
+    ],
+)
+def test_what_can_not_begin_leaves_nothing(host, busybox, words, code, said):
+    before = host.snapshot()
+    network = [] if "-p" in words else ["--network", "none"]
+    assert said in host.fails(code, "run", *network, *(word.format(box=busybox) for word in words))
+    assert host.snapshot() == before
+
+
+def test_a_pod_that_others_have_joined_stays(host, busybox):
+    first = host.background("run", "--network", "none", "--name", "first", "--rootfs", busybox, "sleep", "1000")
+    wait_for(lambda: host.json("ls") and host.member("first")["status"] == "running")
+    host.run("join", "first", "-d", "--name", "second", "--rootfs", busybox, "sleep", "1000")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(20) == 143
+    assert [pod["name"] for pod in host.json("pod", "ls")] == ["first"] and host.member("second")["status"] == "running"
+    host.run("pod", "rm", "-f", "first")
+
+
+def test_a_restart_policy_keeps_it(host, busybox):
+    host.run(
+        "run", "-d", "--network", "none", "--name", "r", "--restart", "always", "--rootfs", busybox, "sleep", "0.1"
+    )
+    wait_for(lambda: host.member("r")["restarts"] > 1)
+    host.run("pod", "rm", "-f", "r")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_while_it_is_made(host, busybox, number):
+    """Whenever it comes, the pod does not stay."""
+    for delay in range(0, 60, 3):
+        words = [NSRUN, "run", "--network", "none", "--rootfs", busybox, "sleep", "1000"]
+        process = subprocess.Popen(
+            words, env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        # Python itself ignores a SIGINT while it starts
+        wait_for(
+            lambda pid=process.pid: "_kernel" in pathlib.Path(f"/proc/{pid}/maps").read_text(), what="nsrun is loaded"
+        )
+        time.sleep(delay / 1000)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode in (128 + number, -number), (delay, process.returncode, errors)
+        assert b"Traceback" not in errors
+    wait_for(lambda: nothing_left(host))
+    assert not [line for line in processes() if "sleep" in line]
+
+
+def test_pods_of_users(host, alice, box, busybox):
+    """Without root, and by sudo: then the pod is the caller's."""
+    assert alice.run("run", "--network", "none", box, "id", "-u").stdout == "0\n"
+    wait_for(lambda: nothing_left(alice))
+    env = {"SUDO_UID": str(alice.uid)}
+    done = host.run("run", "--network", "none", "--rootfs", busybox, "cat", "/proc/self/uid_map", env=env)
+    assert done.stdout.split()[:2] == ["0", "100000"] or str(alice.uid) not in done.stdout.split()[:1]
+    wait_for(lambda: nothing_left(host))
+    alice.run("run", "-d", "--rm", "--network", "none", "--name", "hers", box, "sleep", "0.5")
+    wait_for(lambda: nothing_left(alice))
+
+
+def test_its_options_are_those_of_its_two_halves():
+    keys = {name: {option.key for option in BY_NAME[name].options} for name in ("pod create", "join", "run")}
+    assert keys["run"] - {"name", "rm"} <= keys["pod create"] | keys["join"]
+    assert (keys["pod create"] | keys["join"]) - keys["run"] == {"image", "net", "ipc", "pid", "uts"}
+    flags = [flag for option in BY_NAME["run"].options for flag in option.flags]
+    assert len(flags) == len(set(flags)), "one meaning each"
+
+
+def test_killed(host, busybox):
+    """Its monitor is the member's: when that is killed, pod and member stay until they are removed."""
+    process = host.background("run", "--network", "none", "--name", "k", "--rootfs", busybox, "sleep", "1000")
+    wait_for(lambda: host.json("ls") and host.member("k")["status"] == "running")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    assert host.pod("k")["status"] == "running"
+    host.run("pod", "rm", "-f", "k")
+    assert nothing_left(host)
