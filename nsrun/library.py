@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.cli.commands import checked
+from nsrun.cli.commands import arguments, checked
 from nsrun.errors import CommandError, NsrunError, UsageError, told
 from nsrun.kernel import nsrun_command
 from nsrun.lifecycle import need_root, pod_of
@@ -92,7 +92,7 @@ class Member:
         """Execute a command in the member, wait for it, and return its output.  Options: env, workdir, user."""
         command, options = _command(command), checked("exec", options, ("detach",))
         if _in_child(self._state, pod_of(self._state, self.name)):
-            return _run(self._state, ["exec", "-i", *_arguments(options), self.name, "--", *command], input)
+            return _run(self._state, ["exec", "-i", *arguments(options), self.name, "--", *command], input)
         return _collect(
             input, lambda fds: execute(self._state, self.name, {**options, "command": list(command)}, fds=fds).pid
         )
@@ -167,8 +167,8 @@ class Pod:
         fds = None if detach else options.pop("fds", (0, 1, 2))
         command, options = _command(command), checked("join", options, _NOT_OF_JOIN)
         if detach and _in_child(self._state, self._state.pod(self.name)):
-            arguments = ["join", self.name, "-d", *_arguments(options), *(["--", *command] if command else [])]
-            return Member(_run(self._state, arguments).check().stdout.decode().strip(), self._state)
+            words = ["join", self.name, "-d", *arguments(options), *(["--", *command] if command else [])]
+            return Member(_run(self._state, words).check().stdout.decode().strip(), self._state)
         note = join(self._state, self.name, {**options, "command": list(command)}, detach=detach, fds=fds)
         return Member(note["name"], self._state)
 
@@ -177,8 +177,8 @@ class Pod:
         notes: list[Mapping[str, Any]] = []
         command, options = _command(command), checked("join", options, _NOT_OF_JOIN)
         if _in_child(self._state, self._state.pod(self.name)):
-            arguments = ["join", self.name, "--rm", "-i", *_arguments(options), *(["--", *command] if command else [])]
-            return _run(self._state, arguments, input)
+            words = ["join", self.name, "--rm", "-i", *arguments(options), *(["--", *command] if command else [])]
+            return _run(self._state, words, input)
 
         def start(fds: tuple[int, int, int]) -> int:
             notes.append(join(self._state, self.name, {**options, "command": list(command)}, fds=fds))
@@ -282,18 +282,6 @@ def _command(command: Sequence[str]) -> list[str]:
     if isinstance(command, (str, bytes)) or not all(isinstance(argument, str) for argument in command):
         raise TypeError(f"the command {command!r} is not a list of strings")
     return list(command)
-
-
-def _arguments(options: dict[str, Any]) -> list[str]:
-    """Return options of the library as arguments of the command line."""
-    arguments: list[str] = []
-    for key, value in options.items():
-        flag = f"--{key.replace('_', '-')}"
-        if isinstance(value, bool):
-            arguments += [flag] if value else []
-        elif value is not None:
-            arguments += [f"{flag}={v}" for v in (value if isinstance(value, (list, tuple)) else [value])]
-    return arguments
 
 
 def _run(state: State, arguments: list[str], input: bytes = b"") -> Result:

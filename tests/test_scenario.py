@@ -8,7 +8,7 @@ import re
 import urllib.parse
 
 import pytest
-from conftest import CACHE, need, sh, wait_for
+from conftest import CACHE, HERE, need, sh, wait_for
 
 
 def page(port, path="/", data=None):
@@ -16,11 +16,22 @@ def page(port, path="/", data=None):
     return sh("curl", "-sSL", "-m", "30", *post, f"http://127.0.0.1:{port}{path}", timeout=40, check=False).stdout
 
 
-@pytest.mark.parametrize("who", ["root's, from images", "root's, from directories", "owned", "rootless"])
-def test_wordpress_on_mariadb(host, alice, who):
+def _join_both(host, mysql, mysqld, wordpress, apache):
+    host.run(
+        "join", "pause", "-d", "--name", "mysql", *mysql, "-e", "MYSQL_DATABASE=exampledb", "-e", "MYSQL_USER=exampleuser",
+        "-e", "MYSQL_PASSWORD=examplepass", "-e", "MYSQL_RANDOM_ROOT_PASSWORD=1", *mysqld,
+    )  # fmt: skip
+    host.run(
+        "join", "pause", "-d", "--name", "wordpress", *wordpress, "-e", "WORDPRESS_OFFLINE=1", "-e", "WORDPRESS_DB_HOST=127.0.0.1",
+        "-e", "WORDPRESS_DB_USER=exampleuser", "-e", "WORDPRESS_DB_PASSWORD=examplepass", "-e", "WORDPRESS_DB_NAME=exampledb", *apache,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("who", ["root's, by one file", "root's, from directories", "owned", "rootless"])
+def test_wordpress_on_mariadb(host, alice, who, tmp_path):
     """A pod of root's; one that sudo made for a user, who does the rest herself, on port 80; one without any root.
 
-    From images, whose config says what runs; from root directories, with the commands given.
+    From images, whose config says what runs, by rootfs/demo.toml too; from root directories, with the commands given.
     """
     source, port, root, before = "roots" if who.endswith("directories") else "images", 8080, host, host.snapshot()
     for name in ("mariadb", "wordpress"):
@@ -31,6 +42,7 @@ def test_wordpress_on_mariadb(host, alice, who):
         assert root.run("pod", "create", "-p", "80:80", env={"SUDO_UID": str(alice.uid)}).stdout == "pause\n"
     else:
         host = alice if who == "rootless" else root
+    if who in ("root's, from directories", "rootless"):
         assert host.run("pod", "create", "-p", "8080:80").stdout == "pause\n"
     if source == "images":
         for name in ("mariadb", "wordpress"):
@@ -43,14 +55,17 @@ def test_wordpress_on_mariadb(host, alice, who):
         mysql, mysqld = ("--rootfs", CACHE / "mariadb"), ("--", "docker-entrypoint.sh", "mysqld")
         wordpress = ("--rootfs", CACHE / "wordpress", "--stop-signal", "WINCH")
         apache = ("--", "docker-entrypoint.sh", "apache2-foreground")
-    host.run(
-        "join", "pause", "-d", "--name", "mysql", *mysql, "-e", "MYSQL_DATABASE=exampledb", "-e", "MYSQL_USER=exampleuser",
-        "-e", "MYSQL_PASSWORD=examplepass", "-e", "MYSQL_RANDOM_ROOT_PASSWORD=1", *mysqld,
-    )  # fmt: skip
-    host.run(
-        "join", "pause", "-d", "--name", "wordpress", *wordpress, "-e", "WORDPRESS_OFFLINE=1", "-e", "WORDPRESS_DB_HOST=127.0.0.1",
-        "-e", "WORDPRESS_DB_USER=exampleuser", "-e", "WORDPRESS_DB_PASSWORD=examplepass", "-e", "WORDPRESS_DB_NAME=exampledb", *apache,
-    )  # fmt: skip
+    if who == "root's, by one file":
+        text = (HERE.parent / "rootfs/demo.toml").read_text()
+        for old, new in (('name = "demo"', 'name = "pause"'), ("demo-mysql", "mysql"), ("demo-wordpress", "wordpress")):
+            text = text.replace(old, new)
+        (tmp_path / "pod.toml").write_text(text)
+        assert (
+            host.run("up", tmp_path / "pod.toml").stdout
+            == "pod pause: created\nmember mysql: started\nmember wordpress: started\n"
+        )
+    else:
+        _join_both(host, mysql, mysqld, wordpress, apache)
     wait_for(lambda: "weblog_title" in page(port, "/wp-admin/install.php"), 90, "WordPress's install page")
 
     title = "Ünique title & more"
@@ -97,6 +112,8 @@ def test_wordpress_on_mariadb(host, alice, who):
     if who == "owned":  # root's part of its story is root's to remove, and all that is left
         wait_for(lambda: root.snapshot() == {**before, "notes": ["run/pods/pause"]}, what="only the story is left")
         root.run("pod", "rm", "pause")
+    if who == "root's, by one file":
+        assert root.run("volume", "rm", "demo-data").stdout == "demo-data\n"
     wait_for(lambda: root.snapshot() == before, what="nothing is left")
 
 

@@ -350,7 +350,7 @@ def start(call: Call, pod: str, options: dict[str, Any], leave: Any = None) -> i
     cidfile = _new_file(call.options["cidfile"]) if "cidfile" in call.options else -1
 
     def observe(run: Run) -> None:
-        _warn_of_plan(run)
+        warn_of_plan(run)
         if trace:
             trace(run)
         if cidfile >= 0 and run.note:
@@ -385,7 +385,7 @@ def _new_file(path: str) -> int:
         raise BadInput(f"--cidfile {path!r}: {error.strerror}", hint="it has to be a new file") from None
 
 
-def _warn_of_plan(run: Run) -> None:
+def warn_of_plan(run: Run) -> None:
     """Report mounts that a symlink of the root leads elsewhere, and capabilities that can't be granted (capabilities(7), the bounding set)."""
     for target, place in run.plan.facts.get("moved", {}).items():
         from nsrun.cli.say import err

@@ -383,6 +383,15 @@ COMMANDS = (
         rest=Operand(f"IMAGE [{COMMAND}]", "command"), usage=f"[OPTIONS] [--] IMAGE [{COMMAND}]",
     ),
     Command(
+        "up", (Operand("FILE"),), "up.up", "make a pod and its members as a file says, and change only what differs from it", "sudo nsrun up blog.toml",
+        (O("-n, --dry-run", "", "print the commands that the file stands for, and do nothing"),),
+        "The file is TOML, with the names of the options of pod create and join (docs/up.md). Members start in the background, in the order of the file. A second up starts again what has ended, replaces members whose options or image have changed, and removes those that the file does not have any more.",
+    ),
+    Command(
+        "down", (Operand("FILE"),), "up.down", "stop and remove a pod that up has made, its last member first", "sudo nsrun down blog.toml", (SECONDS,),
+        "Volumes with a name stay.",
+    ),
+    Command(
         "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",
         (O("-d, --detach", "", "run in the background; what it writes is discarded"), INTERACTIVE, TERMINAL, ENV, ENV_FILE, WORKDIR, USER), rest=Operand(COMMAND, "command"), sweeps=False, plan="planning.execute", walk="walking.Execute",
     ),
@@ -729,6 +738,18 @@ def checked(name: str, options: dict[str, Any], without: tuple[str, ...] = ()) -
                 _store(option, _text(key, one), found)
         else:
             raise TypeError(f"{key}={value!r}: expected a list")
+    return found
+
+
+def arguments(options: dict[str, Any]) -> list[str]:
+    """Return options of a program's call as arguments of the command line."""
+    found: list[str] = []
+    for key, value in options.items():
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            found += [flag] if value else []
+        elif value is not None:
+            found += [f"{flag}={v}" for v in (value if isinstance(value, (list, tuple)) else [value])]
     return found
 
 

@@ -65,7 +65,7 @@ COMMANDS = {
     "system": "nsrun doctor, nsrun pod prune, nsrun image prune",
     "version": "nsrun --version",
     "info": "nsrun doctor",
-    "compose": "one nsrun join for each service, in one pod",
+    "compose": "nsrun up FILE: a pod and its members from one file, which docs/up.md shows",
     "kube": _MEMBERS,
     "play": _MEMBERS,
     "generate": _MEMBERS,

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the file of `nsrun up`: one pod and its members, in TOML, with the names of the command line's options.
+
+    [pod]
+    name = "blog"
+    publish = ["8080:80"]
+
+    [members.blog-db]
+    image = "localhost/mariadb"
+    env = { MYSQL_DATABASE = "exampledb" }
+    volume = ["db:/var/lib/mysql"]
+
+    [members.blog-web]
+    image = "localhost/wordpress"
+    after = ["blog-db"]
+
+What is not understood is refused, with its line.  Pure, but for reading the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+from nsrun.cli.commands import checked
+from nsrun.errors import BadInput, NsrunError, UsageError
+from nsrun.schema import is_name, read_document
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_BYTES = 1 << 20
+#: What `up` decides itself, or what needs a terminal that it does not have.
+NOT_OF_MEMBER = ("name", "detach", "interactive", "terminal", "rm", "cidfile", "status_fd")
+#: The label by which `up` knows what it has made, and from which text.
+LABEL = "nsrun.up"
+
+
+class Wanted:
+    """A member as the file wants it.  `mark` is the same for the same options."""
+
+    __slots__ = ("after", "command", "name", "options")
+
+    def __init__(self, name: str, options: dict[str, Any], command: list[str], after: list[str]) -> None:
+        self.name, self.options, self.command, self.after = name, options, command, after
+
+    def mark(self, known: dict[str, Any]) -> str:
+        """Return the digest of the options, and of what is `known` of them by now."""
+        options = {key: value for key, value in self.options.items() if key != "env_file"}
+        return mark_of({**options, "command": self.command, **known})
+
+
+class PodFile:
+    """What a file says: the pod's name and options, and its members in the order in which they start."""
+
+    __slots__ = ("members", "name", "options")
+
+    def __init__(self, name: str, options: dict[str, Any], members: list[Wanted]) -> None:
+        self.name, self.options, self.members = name, options, members
+
+    @property
+    def mark(self) -> str:
+        return mark_of(self.options)
+
+
+def mark_of(what: dict[str, Any]) -> str:
+    """Return a digest of options, for a label."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read(path: str) -> PodFile:
+    """Return what a file says.  Raise BadInput when it can't be read, and UsageError, with the line, for what it says wrongly."""
+    try:
+        data = read_document(path, MAX_BYTES)
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}", hint="nsrun up FILE; docs/up.md shows one") from None
+    return parse(data, path)
+
+
+def parse(data: bytes, path: str) -> PodFile:
+    """Return what the text of a file says.  Raise UsageError, with the line."""
+    import tomllib
+
+    try:
+        text = data.decode()
+        document = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}:{line}: it is not UTF-8", hint="TOML is UTF-8: toml.io") from None
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"\(at line (\d+)", str(error))
+        where = f"{path}:{found[1]}" if found else path
+        what = str(error).partition(" (at ")[0]
+        raise UsageError(f"{where}: {what[:1].lower()}{what[1:]}", hint="it has to be TOML: toml.io") from None
+    except RecursionError:
+        raise UsageError(f"{path}: it is nested too deeply", hint="it has to be TOML: toml.io") from None
+    return _Reader(path, text).file(document)
+
+
+class _Reader:
+    """Turns the document of one file into a PodFile; knows in which line a key is."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path, self.lines = path, _lines(text)
+
+    def wrong(self, keys: tuple[str, ...], why: str, hint: str = "") -> UsageError:
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        line = f":{self.lines[keys]}" if keys else ""
+        return UsageError(f"{self.path}{line}: {why}", hint=hint)
+
+    def file(self, document: dict[str, Any]) -> PodFile:
+        for key in document:
+            if key not in ("pod", "members"):
+                raise self.wrong((key,), f"unknown table {key!r}", hint="[pod], and [members.NAME] for each member")
+        pod = self.table(document.get("pod", {}), ("pod",))
+        name = pod.pop("name", None)
+        if name is None:
+            raise self.wrong(("pod",), "the pod has no name", hint='[pod] with name = "…"')
+        if not isinstance(name, str) or not is_name(name):
+            raise self.wrong(("pod", "name"), f"{name!r} is not a name of a pod", hint="letters, digits, _ . and -")
+        options = self.options("pod create", pod, ("pod",), ())
+        tables = self.table(document.get("members", {}), ("members",))
+        members = [self.member(name, self.table(value, ("members", name))) for name, value in tables.items()]
+        return PodFile(name, options, self.ordered(members))
+
+    def table(self, value: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.wrong(keys, f"{'.'.join(keys)} is not a table", hint=f"[{'.'.join(keys)}]")
+        return dict(value)
+
+    def member(self, name: str, table: dict[str, Any]) -> Wanted:
+        keys = ("members", name)
+        if not is_name(name):
+            raise self.wrong(keys, f"{name!r} is not a name of a member", hint="letters, digits, _ . and -")
+        command, after = self.words(table.pop("command", []), (*keys, "command")), table.pop("after", [])
+        after = self.words(after, (*keys, "after"))
+        options = self.options("join", table, keys, NOT_OF_MEMBER)
+        if not {"rootfs", "image", "bundle"} & options.keys() and not command:
+            raise self.wrong(keys, f"member {name!r} has neither an image nor a command", hint='image = "…"')
+        return Wanted(name, options, command, after)
+
+    def words(self, value: Any, keys: tuple[str, ...]) -> list[str]:
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            hint = f'{keys[-1]} = ["sh", "-c", "…"]' if keys[-1] == "command" else f'{keys[-1]} = ["…"]'
+            raise self.wrong(keys, f"{keys[-1]} is not a list of strings", hint=hint)
+        return value
+
+    def options(
+        self, command: str, table: dict[str, Any], keys: tuple[str, ...], without: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """Return the options of a table, checked as those of the command line."""
+        found: dict[str, Any] = {}
+        for key, value in table.items():
+            if isinstance(value, dict) and key in ("env", "label"):
+                for name, one in value.items():
+                    if isinstance(one, (dict, list, bool)):
+                        raise self.wrong((*keys, key, name), f"{key}.{name} is not a string", hint=f'{name} = "…"')
+                value = [f"{name}={one}" for name, one in value.items()]
+            try:
+                found.update(checked(command, {key: value}, without))
+            except TypeError as error:
+                raise self.wrong(
+                    (*keys, key), str(error).partition("; it has")[0], hint=f"nsrun {command} --help"
+                ) from None
+            except NsrunError as error:
+                raise self.wrong((*keys, key), error.message, error.hint) from None
+        return found
+
+    def ordered(self, members: list[Wanted]) -> list[Wanted]:
+        """Return members in the order of the file, but after those that they name."""
+        names, found, left = {member.name for member in members}, [], list(members)
+        for member in members:
+            for name in member.after:
+                if name not in names:
+                    keys = ("members", member.name, "after")
+                    raise self.wrong(keys, f"there is no member {name!r} in this file", hint=", ".join(sorted(names)))
+        started: set[str] = set()
+        while left:
+            ready = next((member for member in left if started.issuperset(member.after)), None)
+            if ready is None:
+                circle = ", ".join(member.name for member in left)
+                raise self.wrong(("members", left[0].name, "after"), f"a circle: each of {circle} waits for another")
+            left.remove(ready)
+            found.append(ready)
+            started.add(ready.name)
+        return found
+
+
+_KEY = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""
+_HEAD = re.compile(rf"\s*\[\[?\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
+_PAIR = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=")
+
+
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """Return path of keys → line, of tables and of keys that begin a line: tomllib does not tell.
+
+    A line within a long string may look like one; what comes first in the file counts.
+    """
+    found: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.split("\n"), 1):
+        if head := _HEAD.match(line):
+            table = keys = _split(head[1])
+        elif pair := _PAIR.match(line):
+            keys = (*table, *_split(pair[1]))
+        else:
+            continue
+        for length in range(1, len(keys) + 1):
+            found.setdefault(keys[:length], number)
+    return found
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(key.strip("\"'") for key in re.findall(_KEY, text))
