@@ -74,7 +74,7 @@ static long open_in(int dir, const char *path, uint64_t flags, uint64_t mode, ui
 {
 	struct open_how how = {.flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve};
 	about(path);
-	return open_how(dir, path, &how, sizeof how);
+	return open_how(dir, path, &how);
 }
 
 #define IN_ROOT (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)

@@ -577,8 +577,8 @@ static long nsrun_openat2(int dir, const char *path, uint64_t flags, uint64_t re
 	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve};
 	long r = -EAGAIN;
 
-	/* EAGAIN: something was renamed or mounted meanwhile, so we try again (sys.h, open_how) */
-	for (int tries = 0; tries < 1000 && r == -EAGAIN; tries++)
+	/* as open_how of sys.h, which says why */
+	for (int tries = 0, loops = 0; tries < 1000 && (r == -EAGAIN || (r == -ELOOP && !(resolve & RESOLVE_NO_SYMLINKS) && ++loops <= 2)); tries++)
 		r = CALL(openat2, dir, path, &how, sizeof how, 0);
 	return r;
 }

@@ -104,7 +104,7 @@ static long open_inside(const char *root, const char *path, unsigned long flags)
 	long r, fd = SYS3(openat, AT_FDCWD, root, O_PATH | O_DIRECTORY | O_CLOEXEC);
 
 	MUST(fd);
-	r = open_how((int)fd, path, &how, sizeof how);
+	r = open_how((int)fd, path, &how);
 	SYS1(close, fd);
 	return r;
 }

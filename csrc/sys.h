@@ -253,14 +253,15 @@ static inline void say(const char *text)
 
 /*
  * openat2(2).  On EAGAIN something was renamed or mounted somewhere on the machine while a `..` was resolved, so the kernel
- * can't tell whether it stayed inside, and we try again.  That is bounded, because somebody may rename on purpose.
+ * can't tell whether it stayed inside, and we try again.  That is bounded, because somebody may rename on purpose.  ELOOP, where
+ * links are followed, may come of 21 links as well: when the kernel begins once more with locks, it goes on counting.
  */
-static inline long open_how(int dir, const char *path, void *how, size_t size)
+static inline long open_how(int dir, const char *path, const struct open_how *how)
 {
-	long r = 0;
-	for (int tries = 0; tries < 1000; tries++) {
-		r = SYS4(openat2, dir, path, how, size);
-		if (r != -EAGAIN)
+	long r = -EAGAIN;
+	for (int tries = 0, loops = 0; tries < 1000; tries++) {
+		r = SYS4(openat2, dir, path, how, sizeof *how);
+		if (r != -EAGAIN && (r != -ELOOP || how->resolve & RESOLVE_NO_SYMLINKS || ++loops > 2))
 			break;
 	}
 	return r;

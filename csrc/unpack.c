@@ -265,7 +265,7 @@ static uint64_t clean(const char *name, char *to)
 static long open_at(int dir, const char *path, uint64_t flags)
 {
 	struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-	return open_how(dir, *path ? path : ".", &how, sizeof how);
+	return open_how(dir, *path ? path : ".", &how);
 }
 
 static void forget_parent(void)
@@ -322,7 +322,7 @@ static long open_directory(int dir, const char *path, const char *whole, int *li
 		.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
 		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
 	};
-	long fd = open_how(dir, *path ? path : ".", &how, sizeof how);
+	long fd = open_how(dir, *path ? path : ".", &how);
 	if (fd == -ELOOP) {
 		uint64_t since = processor_time();
 		fd = open_at(ROOT, whole, O_PATH | O_DIRECTORY);

@@ -52,9 +52,9 @@ def config(rootfs: object, *args: str, **process: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def subreaper() -> None:
-    """Orphans below us become our children, as those of conmon and containerd's shim do."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def subreaper(on: bool) -> None:
+    """Orphans below us become our children, as those of conmon and containerd's shim do: then they are ours to reap."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 
 class Runtime(Machine):
@@ -63,7 +63,7 @@ class Runtime(Machine):
     def __init__(self, host: Host, rootfs: pathlib.Path, name: str, hybrid: bool = False) -> None:
         program = RUNTIMES[name]
         need(shutil.which(program, path=PATH), f"{name} is missing", f"apt-get install {name}")
-        subreaper()
+        subreaper(True)
         self.name, self.program, self.made = name, program, set[str]()
         super().__init__(host, rootfs)
         if hybrid and os.path.isdir("/sys/fs/cgroup/unified"):
@@ -163,3 +163,4 @@ def runtime(host: Host, rootfs: str, name: str, hybrid: bool = False) -> Iterato
     finally:
         if hasattr(made, "pids"):
             made.close()
+        subreaper(False)

@@ -85,7 +85,7 @@ def test_a_published_port_answers_from_everywhere(host, names):
     ):
         assert ask(address, 5353, prefix) == "192.0.2.77", (address, prefix)
     assert ask(pod["network"]["ip"], 53) == "192.0.2.77"
-    sh(*neighbour, "ip", "route", "add", "10.88.0.0/16", "via", "192.0.2.1")
+    sh(*neighbour, "ip", "route", "replace", "10.88.0.0/16", "via", "192.0.2.1")
     assert ask(pod["network"]["ip"], 53, neighbour) == "silent", "only published ports are let in"
 
 
