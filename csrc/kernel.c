@@ -481,6 +481,11 @@ static long nsrun_pidfd_send_signal(int fd, int sig)
 	return CALL(pidfd_send_signal, fd, sig, NULL, 0, 0);
 }
 
+static long nsrun_pidfd_getfd(int pidfd, int number)
+{
+	return CALL(pidfd_getfd, pidfd, number, 0, 0, 0);
+}
+
 static long nsrun_fsopen(const char *type)
 {
 	return CALL(fsopen, type, FSOPEN_CLOEXEC, 0, 0, 0);

@@ -124,6 +124,14 @@ def pidfd_send_signal(pidfd: int, sig: int) -> None:
     _check(lib.nsrun_pidfd_send_signal(pidfd, sig), f"pidfd_send_signal(pidfd, {int(sig)})")
 
 
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """Return a duplicate of a descriptor of another process: pidfd_getfd(2), Linux 5.6.
+
+    Raise EBADF when it has none of this number, EPERM when ptrace(2) of it is not allowed.
+    """
+    return _check(lib.nsrun_pidfd_getfd(pidfd, number), f"pidfd_getfd(pidfd, {number}, 0)")
+
+
 def mount_new(fstype: str, options: Sequence[tuple[str, str]], attrs: int) -> int:
     """Make a detached mount by fsopen, fsconfig… and fsmount.  Options are (key, value), with value "" for a flag."""
     with _fsopen(fstype) as fs:

@@ -273,7 +273,7 @@ def _sweep(state: State) -> None:
             err(f"nsrun: {where}: {what[0]}{more}; nsrun doctor")
 
 
-def _trace(call: Call) -> Any:
+def trace_of(call: Call) -> Any:
     if not call.general.get("trace"):
         return None
 
@@ -304,7 +304,7 @@ def create(call: Call, options: dict[str, Any], leave: Any = None, last: bool = 
     from nsrun.lifecycle.create import create_pod
     from nsrun.spec.options import parse_ports, port_ranges, published
 
-    note = create_pod(call.state, options, _trace(call), leave, last=last)
+    note = create_pod(call.state, options, trace_of(call), leave, last=last)
     if note.get("user") and not call.state.uid:
         err(
             f"the pod belongs to {note['owner']}: they join it without sudo (nsrun join {note['name']} …) and are root only inside it; --owner root makes it root's"
@@ -345,7 +345,7 @@ def start(call: Call, pod: str, options: dict[str, Any], leave: Any = None) -> i
 
     detach = bool(call.options.get("detach"))
     _check_terminal(call, detach)
-    trace = _trace(call)
+    trace = trace_of(call)
 
     cidfile = _new_file(call.options["cidfile"]) if "cidfile" in call.options else -1
 
@@ -402,7 +402,7 @@ def execute(call: Call) -> int:
 
     _check_terminal(call, bool(call.options.get("detach")))
     options = {**call.options, "command": call.rest}
-    execute(call.state, call.operands[0], options, observe=_trace(call), leave=_leave(call, _EXEC_REPLAYED))
+    execute(call.state, call.operands[0], options, observe=trace_of(call), leave=_leave(call, _EXEC_REPLAYED))
     return 0
 
 

@@ -211,6 +211,8 @@ VOLUMES = Operand("VOLUME", "volume", many=True)
 REF, REFS = Operand("REF", "image"), Operand("REF", "image", many=True)
 LAB, LAB_IF_ANY = Operand("LAB", "lab"), Operand("LAB", "lab", optional=True)
 COMMAND = "CMD [ARG...]"
+#: The commands whose options the file of `up` has.
+POD_CREATE, JOIN = "pod create", "join"
 
 #: What `pod create` has, but for limits.
 OF_POD = (
@@ -408,9 +410,19 @@ COMMANDS = (
     ),
     Command("top", (MEMBER,), "members.top", "list the processes of a member, as the host sees them", "nsrun top mysql", (JSON,)),
     Command(
-        "port", (Operand("POD|MEMBER", "process"), Operand("PORT[/tcp]", optional=True)), "members.port",
+        "port", (Operand("POD|MEMBER", "process"), Operand("PORT[/PROTO]", optional=True)), "ports.ls",
         "list the published ports of a pod, or of a member's pod; of one port, only where it is published", "nsrun port mysql 80", (JSON,),
         "Members of a pod share its ports. The process that listens is shown by ss -lntp, or nsrun exec.",
+    ),
+    Command("port ls", (Operand("POD|MEMBER", "process"),), "ports.ls", "list the published ports of a pod", "nsrun port ls web", (JSON,)),
+    Command(
+        "port add", (POD, Operand("[IP:][HOST]:POD[/tcp|/udp]", many=True)), "ports.add", "publish more ports of a pod that lives", "sudo nsrun port add web 8443:443 53:53/udp",
+        about="As -p of pod create, and gone with the pod in the same way. It is for pods on the bridge. A process of their own holds these ports, with 8 to 12 KiB.",
+        plan="planning.port_add",
+    ),
+    Command(
+        "port rm", (POD, Operand("[IP:]HOST[/tcp|/udp]", many=True)), "ports.rm", "stop publishing ports of a pod that lives", "sudo nsrun port rm web 8443 53/udp",
+        about="HOST may be a range. Connections that are there go on. Other pods can have the port at once; other programs, too, if they set SO_REUSEADDR, as servers do: the pod's own process has ports of pod create, and its socket stays.",
     ),
     Command("inspect", (MEMBERS,), "members.inspect", "print everything about members as JSON", "nsrun inspect mysql", (JSON,)),
     Command(
@@ -669,7 +681,7 @@ def parse(arguments: list[str]) -> Call:
     if not left:
         return call
     name = left.pop(0)
-    if name in GROUPS:
+    if name in GROUPS and not (name in BY_NAME and f"{name} {(left or ['-'])[0]}" not in BY_NAME):
         if not left or left[0].startswith("-"):
             if left[:1] in (["-h"], ["--help"]):
                 call.general["help"] = name

@@ -166,24 +166,6 @@ def top(call: Call) -> int:
     return print_processes(call, member_processes(call.state, call.state.member(call.operands[0])))
 
 
-def port(call: Call) -> int:
-    from nsrun.cli import text
-    from nsrun.lifecycle.query import ports_of
-
-    name, *wanted = call.operands
-    if not call.state.uid and not call.state.has_pod(name) and not call.state.has_member(name):
-        from nsrun.cli.owner import become
-
-        become(call, name)
-    ports = ports_of(call.state, name, *wanted)
-    if call.options.get("json"):
-        return text.json(ports)
-    for p in ports:
-        address = f"{p['host_ip']}:{p['host_port']}"
-        out(address if wanted else f"{p['pod_port']}/{p['protocol']} -> {address}")
-    return 0
-
-
 def start(call: Call) -> int:
     from nsrun.lifecycle.again import start_member
 

@@ -43,6 +43,13 @@ def pod_create(call: Call) -> Plan:
     return plan_pod(call.state, {**call.options, **name}, ident=NO_ID)
 
 
+def port_add(call: Call) -> Plan:
+    from nsrun.lifecycle import NO_ID
+    from nsrun.lifecycle.ports import plan_add
+
+    return plan_add(call.state, call.operands[0], call.operands[1:], ident=NO_ID)
+
+
 def join(call: Call) -> Plan:
     from nsrun.lifecycle import NO_ID
     from nsrun.lifecycle.join import plan_join

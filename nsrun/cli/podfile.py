@@ -23,7 +23,7 @@ import hashlib
 import json
 import re
 
-from nsrun.cli.commands import checked
+from nsrun.cli.commands import JOIN, POD_CREATE, checked
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.schema import is_name, read_document
 
@@ -121,7 +121,7 @@ class _Reader:
             raise self.wrong(("pod",), "the pod has no name", hint='[pod] with name = "…"')
         if not isinstance(name, str) or not is_name(name):
             raise self.wrong(("pod", "name"), f"{name!r} is not a name of a pod", hint="letters, digits, _ . and -")
-        options = self.options("pod create", pod, ("pod",), ())
+        options = self.options(POD_CREATE, pod, ("pod",), ())
         tables = self.table(document.get("members", {}), ("members",))
         members = [self.member(name, self.table(value, ("members", name))) for name, value in tables.items()]
         return PodFile(name, options, self.ordered(members))
@@ -137,7 +137,7 @@ class _Reader:
             raise self.wrong(keys, f"{name!r} is not a name of a member", hint="letters, digits, _ . and -")
         command, after = self.words(table.pop("command", []), (*keys, "command")), table.pop("after", [])
         after = self.words(after, (*keys, "after"))
-        options = self.options("join", table, keys, NOT_OF_MEMBER)
+        options = self.options(JOIN, table, keys, NOT_OF_MEMBER)
         if not {"rootfs", "image", "bundle"} & options.keys() and not command:
             raise self.wrong(keys, f"member {name!r} has neither an image nor a command", hint='image = "…"')
         return Wanted(name, options, command, after)

@@ -514,6 +514,21 @@ def map_elements(table: str, name: str, host_ip: str, port: int, pod_ip: str, po
     return _nft(msg, NEWSETELEM, NLM_F_ACK | NLM_F_CREATE)
 
 
+def no_map_elements(table: str, name: str, host_ip: str, port: int) -> bytes:
+    """Remove one element; wire.py repeats it, so the list is the last attribute."""
+    key = port.to_bytes(2, "big")
+    if name.endswith("addresses"):
+        key = socket.inet_aton(host_ip) + key + bytes(2)
+    element = {"attrs": [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]})]}
+    msg = nft_set_elem_list_msg()
+    msg["attrs"] = [
+        ("NFTA_SET_ELEM_LIST_TABLE", table),
+        ("NFTA_SET_ELEM_LIST_SET", name),
+        ("NFTA_SET_ELEM_LIST_ELEMENTS", [element]),
+    ]
+    return _nft(msg, NFT | 14, NLM_F_ACK)  # NFT_MSG_DELSETELEM
+
+
 SECOND = 9  # NFT_REG32_01: the second word of register 1
 
 
@@ -671,6 +686,7 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
         f"elements_{name}": (map_elements, ("table", f"'{name}", "host_ip", "port", "pod_ip", "pod_port"))
         for name in MAPS
     },
+    **{f"no_elements_{name}": (no_map_elements, ("table", f"'{name}", "host_ip", "port")) for name in MAPS},
     **{
         f"publish_{name}_{chain}": (rule_publish, ("table", f"'{chain}", f"'{name}"))
         for name in MAPS

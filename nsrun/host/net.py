@@ -282,7 +282,11 @@ def lease(ip: str) -> wire.Socket | None:
 
     Return None when another pod has the table.
     """
-    name = table_name(ip)
+    return make_table(table_name(ip))
+
+
+def make_table(name: str) -> wire.Socket | None:
+    """Make an empty table that ends with the socket, which is returned; None when there is one of this name."""
     sock = wire.open_socket(wire.NETLINK_NETFILTER)
     what = f"nft add table ip {name} {{ flags owner; }}"
     try:
@@ -408,10 +412,17 @@ def raise_open_files(more: int) -> None:
 
 
 def hold_port(
-    host_ip: str, port: int, protocol: str, holder: Callable[[str, int, str], str], to_listen: bool = False
+    host_ip: str,
+    port: int,
+    protocol: str,
+    holder: Callable[[str, int, str], str],
+    released: Callable[[str, int, str], bool],
+    to_listen: bool = False,
 ) -> tuple[_socket.socket, int]:
     """Return a bound socket: while it is open, no other program and no other pod can have this port (moby#13024).
 
+    `holder` tells which pod has a port, for the hint of an error.  A port that a living pod has `released` (release_port) is
+    bound beside the socket that this pod still has.
     With `to_listen`, only check whether another process could bind it with SO_REUSEADDR and listen (socket(7)): then
     connections that ended in the last minute do not count.
     """
@@ -422,7 +433,12 @@ def hold_port(
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, 0)  # nobody reads from it: keep next to nothing
         elif to_listen:
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        shared = port and released(host_ip, port, protocol)
+        if shared:
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         sock.bind((host_ip, port))
+        if shared:
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)  # from now on it is ours alone
     except OSError as error:
         sock.close()
         if error.errno == EADDRINUSE:
@@ -476,6 +492,12 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[Port]) 
         ("forward", wire.encode("forward_closed", **on_bridge)),
     ):
         requests.append((f"nft add rule ip {table} {text}", data))
+    return [*requests, *forwarding(table, pod_ip, ports), ("nft batch", wire.encode("batch_end"))]
+
+
+def forwarding(table: str, pod_ip: str, ports: list[Port]) -> list[tuple[str, bytes]]:
+    """Return what forwards ports of this host to a pod, as (nft command, message) …; the two chains are there."""
+    requests = []
     for name, _, some in ports_by_map(published(ports)):
         requests.append((f"nft add map ip {table} {name}", wire.encode(f"map_{name}", table=table)))
         for first in range(0, len(some), 1000):  # an attribute holds 64 KiB
@@ -489,8 +511,39 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[Port]) 
         for chain in ("prerouting", "output"):
             text = f"nft add rule ip {table} {chain} dnat to map @{name}"
             requests.append((text, wire.encode(f"publish_{name}_{chain}", table=table)))
-    requests.append(("nft batch", wire.encode("batch_end")))
     return requests
+
+
+def only_forwarding(table: str, pod_ip: str, ports: list[Port]) -> list[tuple[str, bytes]]:
+    """Return the content of a table for ports that a pod got later; all else is in the pod's own."""
+    chains = [
+        (f"nft add chain ip {table} {chain}", wire.encode(f"chain_{chain}", table=table))
+        for chain in ("prerouting", "output")
+    ]
+    batch = [("nft batch", wire.encode("batch_begin")), *chains, *forwarding(table, pod_ip, ports)]
+    return [*batch, ("nft batch", wire.encode("batch_end"))]
+
+
+def withdraw(sock: wire.Socket, table: str, ports: list[Port]) -> None:
+    """Remove ports from a table, through its owner's socket (another's, by pidfd_getfd): nothing is forwarded from then on."""
+    requests = [("nft batch", wire.encode("batch_begin"))]
+    for name, _, some in ports_by_map(published(ports)):
+        for first in range(0, len(some), 1000):
+            items: list[dict[str, object]] = [
+                {"port": host} | ({"host_ip": ip} if name.endswith("addresses") else {})
+                for ip, host, _, _ in some[first : first + 1000]
+            ]
+            text = f"nft delete element ip {table} {name}"
+            requests.append((text, wire.encode_list(f"no_elements_{name}", items, table=table)))
+    wire.talk(sock, [*requests, ("nft batch", wire.encode("batch_end"))])
+
+
+def release_port(sock: _socket.socket) -> None:
+    """Let others have the port of a bound socket that stays open: programs that set SO_REUSEADDR, as servers do, and pods.
+
+    Its process can't be told to close it.  socket(7)
+    """
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
 
 
 def _who_has(port: int, protocol: str) -> str:
@@ -521,11 +574,15 @@ def _who_has(port: int, protocol: str) -> str:
     return "by a socket that is bound and does not listen: perhaps of another user's pod, or one of another --root (sudo nsrun pod ls)"
 
 
-def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[Port]) -> None:
-    """Fill the pod's table; `table` is a descriptor of the lease, since only its owner can change the table."""
+def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[Port], more: str = "") -> None:
+    """Fill the pod's table; `table` is a descriptor of the lease, since only its owner can change the table.
+
+    `more`: the name of a table for ports that the pod gets later, of which `table` is a descriptor then.
+    """
     with wire.Socket(fileno=os.dup(table)) as sock:
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1 << 20)
-        wire.talk(sock, rules(table_name(pod_ip), ident, pod_ip, gateway, ports))
+        own = rules(table_name(pod_ip), ident, pod_ip, gateway, ports)
+        wire.talk(sock, only_forwarding(more, pod_ip, ports) if more else own)
     if any(port["protocol"] == "udp" for port in ports):
         from nsrun.host.conntrack import forget_ports
 

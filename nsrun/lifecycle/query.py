@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nsrun.state import Note, State
     from nsrun.state.life import Life
-    from nsrun.types import Maps
+    from nsrun.types import Maps, Port
 
 SIGKILL, SIGTERM, SIGCONT = 9, 15, 18
 
@@ -70,7 +70,7 @@ def _pod_json(
         "hostname": note["hostname"],
         "namespaces": spaces,
         "network": {key: network.get(key, "") for key in ("mode", "ip", "ip6", "gateway", "bridge", "veth")},
-        "ports": note.get("ports", []),
+        "ports": state.ports(note),
         "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + _owners_members(state, note),
         "labels": note["labels"],
     }
@@ -251,7 +251,7 @@ def pod_note(state: State, name: str) -> Note:
     return note if note else state.pod(name)
 
 
-def ports_of(state: State, name: str, wanted: str = "") -> list[dict[str, Any]]:
+def ports_of(state: State, name: str, wanted: str = "") -> list[Port]:
     """Return the published ports of a pod, or of the pod of a member; with `wanted`, those of one port of the pod.
 
     Raise UnknownError when that one is not published, and UsageError when it is not a port.
@@ -265,7 +265,7 @@ def ports_of(state: State, name: str, wanted: str = "") -> list[dict[str, Any]]:
         pod = state.pod(member["pod"])
         if pod["id"] != member["pod_id"]:
             raise UnknownError(f"the pod {member['pod']!r} of member {name!r} has ended", hint="nsrun pod ls")
-    ports: list[dict[str, Any]] = list(pod.get("ports", []))
+    ports: list[Port] = state.ports(pod)
     if wanted:
         number, slash, protocol = wanted.partition("/")
         if slash and protocol not in ("tcp", "udp"):

@@ -8,7 +8,7 @@ from errno import ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError
-from nsrun.state import PAUSED, life
+from nsrun.state import PAUSED, PORTS, life
 from nsrun.state.sweep import Sweeper
 
 TYPE_CHECKING = False
@@ -328,6 +328,10 @@ def end_pod(state: State, note: Note, signal: int) -> None:
                 ended = _let_go(state, note, fd, 10)
         finally:
             os.close(fd)
+    if any(entry.startswith(PORTS) for entry in _entries(state, name)):
+        from nsrun.lifecycle.ports import end
+
+        end(state, note)
     if not own:
         _end_roots_own(state, note)
     elif not ended:
@@ -352,6 +356,13 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         from nsrun.host import net
 
         net.remove_idle_bridge(lambda: state.lock("net"))
+
+
+def _entries(state: State, name: str) -> list[str]:
+    try:
+        return os.listdir(state.path("pods", name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _let_go(state: State, note: Note, pidfd: int, seconds: float) -> bool:

@@ -125,7 +125,7 @@ class ConnectPod(Step):
             Part([*bridge, 'write("/proc/sys/net/ipv4/ip_forward", "1")'], when="there is no bridge nsrun0"),
             Part([netlink("nft create table ip nsrun-all-pods …")], when="there is no such table"),
             netlink("nft add table ip nsrun-… { flags owner; }") + f"   /* pod:ip: {which} */",
-            netlink("conntrack -D --reply-src pod:ip") + "   /* what a dead pod has left of the address */",
+            Part([netlink("conntrack -D --reply-src pod:ip")], each="entry that a dead pod has left of the address"),
             netlink("ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"),
             netlink("tc filter add dev nsr… ingress bpf …; bridge fdb …; ip neighbour …; ip link set nsr… up"),
         ]
@@ -306,7 +306,7 @@ class HoldPorts(Step):
         if len(self.ports) > 1:
             net.raise_open_files(len(self.ports))
         for handle, (ip, host, pod, protocol) in zip(self.handles, self.ports, strict=True):
-            sock, port = net.hold_port(ip, host, protocol, run.state.pod_with_port)
+            sock, port = net.hold_port(ip, host, protocol, run.state.pod_with_port, run.state.was_released)
             run.hold(handle, sock.detach())
             run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": protocol})
 
@@ -327,8 +327,10 @@ class PublishTable(Step):
     def made(self) -> list[str | Part]:
         ports = ", ".join(f"{ip}:{host}→{pod}" for ip, host, pod in port_ranges(self.ports))
         udp = any(protocol == "udp" for *_, protocol in self.ports)
-        stale = [netlink("conntrack -D -p udp --orig-port-dst PORT") + "   /* of what led to a pod or this host */"]
-        return [netlink("nft add chain …, rule …" + (f" {ports}" if ports else "")), *(stale if udp else [])]
+        stale = Part(
+            [netlink("conntrack -D -p udp --orig-port-dst PORT")], each="entry that leads to a pod or to this host"
+        )
+        return [netlink("nft add chain …, rule …" + (f" {ports}" if ports else "")), *([stale] if udp else [])]
 
     def needs(self) -> tuple[str, ...]:
         return (self.handle, "pod:ip")
@@ -338,7 +340,8 @@ class PublishTable(Step):
         "for nft a label is one of 128 bits, nsrun's hold the pod's id"
     )
 
-    def shell(self) -> str:
+    def maps(self) -> tuple[str, str]:
+        """Return the maps and the rules that forward, as nft reads them."""
         from nsrun.host.net import ports_by_map
 
         maps, rules = "", ""
@@ -349,6 +352,10 @@ class PublishTable(Step):
             type_ = "inet_service" if one else "ipv4_addr . inet_service"
             maps += f" map {name} {{ type {type_} : ipv4_addr . inet_service; elements = {{ {elements} }}\n }}\n"
             rules += f"  {way}meta l4proto {protocol} dnat ip addr . port to {key} map @{name}\n"
+        return maps, rules
+
+    def shell(self) -> str:
+        maps, rules = self.maps()
         return f"""LABEL=$(($(od -An -N1 -tu1 /dev/urandom) % 128))
 
 

@@ -442,7 +442,9 @@ class ForwardPorts(Step):
 
         ports: list[Published] = []
         for ip, host, pod, protocol in self.ports:  # is it free?  pasta binds it itself
-            sock, port = net.hold_port(ip, host, protocol, run.state.pod_with_port, to_listen=True)
+            sock, port = net.hold_port(
+                ip, host, protocol, run.state.pod_with_port, run.state.was_released, to_listen=True
+            )
             sock.close()
             ports.append((ip, port, pod, protocol))
             run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": protocol})

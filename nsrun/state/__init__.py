@@ -9,6 +9,7 @@ A name is taken by one rename(2), without a lock.  It is given back under the lo
 write-lock its `held`: so what is removed belongs to nobody, and is not something that has taken the name since.
 
     RUN/pods/NAME/      held, note, started, ended, released, removing    (of a pod without root: door, forward.pid, forward.log)
+                        port-ID, port-ID.held: ports that it got later, and what the nsrun-hold that has them locks
                         listed, m-MEMBER: which members to ask for, of a pod; a hint that may name others, too
     RUN/members/NAME/   held, note, config.json, options.json, started, log, log.1, exit, stop, paused, attach
     RUN/tmp/ID/         a claim in the making, renamed into place; or what is being removed
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.state.life import Life
-    from nsrun.types import MemberNote, PodNote
+    from nsrun.types import MemberNote, PodNote, Port
 
     Note = Mapping[str, Any]
 
@@ -143,6 +144,9 @@ LISTED = "listed"
 
 #: The mark beside the note of a member that was paused (lifecycle/pause.py).
 PAUSED = "paused"
+
+#: What the file beside the note of a pod begins with that lists ports which it got later; beside that, a nsrun-hold locks FILE.held.
+PORTS = "port-"
 
 #: Nanoseconds after which a note that is written anew can't look like the one before, whatever its file system.
 SETTLED = 2_000_000_000
@@ -656,11 +660,38 @@ class State:
     def pod_with_port(self, host_ip: str, port: int, protocol: str) -> str:
         """Return a hint that names the living pod which has this port of the host; "" when no note of ours has it."""
         for note in self.all("pods"):
-            ports = note.get("ports", ())
-            same = [p["host_ip"] for p in ports if (p["host_port"], p["protocol"]) == (port, protocol)]
+            same = [p["host_ip"] for p in self.ports(note) if (p["host_port"], p["protocol"]) == (port, protocol)]
             if any(ip in (host_ip, "0.0.0.0") or host_ip == "0.0.0.0" for ip in same) and self.pod_life(note).alive:
                 return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
         return ""
+
+    def more_ports(self, pod: Note) -> list[tuple[str, Note, int]]:
+        """Return (file, what it says, pid of the holder) of the sets of ports that a pod got later; each has a living holder."""
+        end = f".{life.HELD}"
+        try:
+            entries = os.listdir(self.path("pods", pod["name"]))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = []
+        for entry in sorted(entry for entry in entries if entry.startswith(PORTS) and entry.endswith(end)):
+            path = self.path("pods", pod["name"], entry)
+            holder, file = life.ask(path).keeper, path.removesuffix(end)
+            if holder is not None and (note := self._load(file, "published")):
+                found.append((file, note, holder))
+        return found
+
+    def ports(self, pod: Note) -> list[Port]:
+        """Return all published ports of a pod."""
+        return [*pod.get("ports", []), *(port for _, note, _ in self.more_ports(pod) for port in note["ports"])]
+
+    def was_released(self, host_ip: str, port: int, protocol: str) -> bool:
+        """Return whether a pod holds this port of the host which has given it back (`port rm`), and nobody else has it."""
+        taken = self.pod_with_port(host_ip, port, protocol)
+        for pod in self.all("pods") if not taken else ():
+            for note in (pod, *(note for _, note, _ in self.more_ports(pod))):
+                if any((p["host_port"], p["protocol"]) == (port, protocol) for p in note.get("released", ())):
+                    return True
+        return False
 
     def member(self, name: str) -> MemberNote:
         """Return the note of a member, whatever its status.

@@ -76,7 +76,7 @@ _PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol":
 SHAPES: dict[str, dict[str, Any]] = {
     "pods": {
         "id": HEX, "name": _NAME, "created": LINE, "owner": LINE, "hostname": LINE, "network": _NETWORK, "labels": dict,
-        "cgroup": WORD, "ports?": _PORTS, "pause?": list, "pause_fd?": _SIGNED, "namespaces?": {str: _COUNT}, "cgroup_id?": _COUNT,
+        "cgroup": WORD, "ports?": _PORTS, "released?": _PORTS, "pause?": list, "pause_fd?": _SIGNED, "namespaces?": {str: _COUNT}, "cgroup_id?": _COUNT,
         "held?": _COUNT, "held_since?": _COUNT, "user?": {"uid": _COUNT, "gid": _COUNT, "maps": _MAPS}, "nested?": {"maps": _MAPS, "setgroups": FLAG}, "devices?": LINE,
     },
     "members": {
@@ -85,6 +85,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rm": FLAG, "detached": FLAG, "process?": list, "pidfd?": _SIGNED, "image?": WORD, "image_id?": HEX, "layers?": [HEX],
         "cgroup_id?": _COUNT, "held?": _COUNT, "held_since?": _COUNT, "renamed?": _NAME, "labels?": dict, "stop_timeout?": _COUNT, "ends_pod?": FLAG,
     },
+    "published": {"id": HEX, "ports": _PORTS, "released?": _PORTS},
     "config.json": {
         "process": {"args": [WORD], "env": [WORD], "cwd": WORD, "user": dict, "capabilities": dict}, "root": {"path": WORD},
         "linux": dict, "annotations": {str: WORD},

@@ -49,6 +49,11 @@ COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "The containers of a pod are in its manifest. Later, only an ephemeral container can be added, which is never removed or restarted.",
         ),
     ),
+    "port add": (
+        ("", "", "Ports are published when a container is made: docker run --publish. The closest is another container, which forwards."),
+        ("", "", "Ports are published when a pod is made: podman pod create --publish."),
+        ("", "", "kubectl port-forward forwards while it runs; a Service can be changed at any time: kubectl expose."),
+    ),
     "exec": (
         ("docker exec", "{0} {command}", ""),
         ("podman exec", "{0} {command}", ""),

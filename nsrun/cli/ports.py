@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun port`: the published ports of a pod, also while it lives."""
+
+from __future__ import annotations
+
+from nsrun.cli.say import out
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.cli.commands import Call
+    from nsrun.types import Port
+
+
+def ls(call: Call) -> int:
+    from nsrun.cli import text
+    from nsrun.lifecycle.query import ports_of
+
+    name, *wanted = call.operands
+    if not call.state.uid and not call.state.has_pod(name) and not call.state.has_member(name):
+        from nsrun.cli.owner import become
+
+        become(call, name)
+    ports = ports_of(call.state, name, *wanted)
+    if call.options.get("json"):
+        return text.json(ports)
+    for p in ports:
+        out(_address(p) if wanted else _line(p))
+    return 0
+
+
+def add(call: Call) -> int:
+    from nsrun.cli import trace_of
+    from nsrun.lifecycle.ports import add
+
+    for port in add(call.state, call.operands[0], call.operands[1:], trace_of(call)):
+        out(_line(port))
+    return 0
+
+
+def rm(call: Call) -> int:
+    from nsrun.lifecycle.ports import remove
+
+    for port in remove(call.state, call.operands[0], call.operands[1:]):
+        out(_line(port))
+    return 0
+
+
+def _address(port: Port) -> str:
+    return f"{port['host_ip']}:{port['host_port']}"
+
+
+def _line(port: Port) -> str:
+    return f"{port['pod_port']}/{port['protocol']} -> {_address(port)}"

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nsrun port add` and `port rm`: published ports of a pod that lives.
+
+Each added set of ports has a process of its own, nsrun-hold, with the bound sockets and an nf_tables table; it ends with pause.
+The file that lists the set means something only while that process has a lock on the one beside it.  So if nsrun is killed,
+either all of the set is there or nothing is.
+
+To remove a port, we borrow the sockets of the process that has it (pidfd_getfd(2)): by the netlink socket it is taken out of
+the table, which only that socket may change, and the socket that holds the port is told to let others have it, since nobody
+can make its process close it.  A set of which nothing is left ends with its process.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+from errno import EBADF, ENOENT, ESRCH
+
+from nsrun import kernel
+from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError, UsageError
+from nsrun.run import Run
+from nsrun.spec.options import PROTOCOLS, parse_count, parse_ipv4, parse_ports, published
+from nsrun.state import new_id, remove_tree
+from nsrun.state.life import HELD, KEEPER, open_pid, wait
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from nsrun.plan import Plan
+    from nsrun.state import Note, State
+    from nsrun.types import PodNote, Port
+
+NETFILTER = 12  # NETLINK_NETFILTER, of netlink(7)
+
+
+def plan_add(state: State, name: str, specs: list[str], ident: str = "") -> Plan:
+    """Return the plan that adds ports to a pod; nothing is done.  Raise BadInput for a pod that can't have them."""
+    from nsrun.plan.pod import holder_cgroup
+    from nsrun.plan.ports import add_plan
+
+    pod, ports = _pod(state, name), parse_ports(specs)
+    group = pod["cgroup"]
+    if pod.get("user"):
+        group = holder_cgroup(group)
+    elif group:
+        group = f"{group}/pause"
+    return add_plan(pod, ident or new_id(), published(ports), group)
+
+
+def add(state: State, name: str, specs: list[str], observe: Callable[[Run], None] | None = None) -> list[Port]:
+    """Publish more ports of a pod that lives; return them, with the numbers that were free."""
+    with kernel.Fd(state.lock("ports")):
+        plan = plan_add(state, name, specs)
+        pod = _pod(state, name)
+        run = Run(plan, state)
+        network: Any = pod["network"]
+        run.values.update({"pod:ip": network["ip"], "pod:gateway": network["gateway"]})
+        try:
+            run.execute()
+        finally:
+            if observe:
+                observe(run)
+        _show(state, pod)
+        return run.ports
+
+
+def remove(state: State, name: str, specs: list[str]) -> list[Port]:
+    """Stop publishing ports of a pod; return them.  Connections that are there go on.
+
+    Raise UnknownError, with nothing done, when one is not published.
+    """
+    with kernel.Fd(state.lock("ports")):
+        pod = _pod(state, name)
+        have = state.ports(pod)
+        wanted: list[Port] = []
+        for spec in specs:
+            wanted += [port for port in _match(have, spec) if port not in wanted]
+        for path, note, holder in state.more_ports(pod):
+            gone = [port for port in note["ports"] if port in wanted]
+            if gone and len(gone) == len(note["ports"]):
+                _end(path, holder)
+            elif gone:
+                _withdraw(_open(holder, f"{path}.{HELD}", KEEPER), holder, gone, f"nsadd-{note['id'][:8]}")
+                state.save("pods", pod["name"], _without(note, gone), os.path.basename(path))
+        if gone := [port for port in pod.get("ports", []) if port in wanted]:
+            from nsrun.host.net import table_name
+
+            pidfd, pid = _first_holder(state, pod)
+            network: Any = pod["network"]
+            _withdraw(pidfd, pid, gone, table_name(network["ip"]))
+            state.save("pods", pod["name"], _without(pod, gone))
+        _forget(wanted, pod)
+        _show(state, _pod(state, name))
+        return wanted
+
+
+def end(state: State, pod: Note) -> None:
+    """End the holders of ports that a pod got later.  They end by themselves; this is for those who do not want to wait."""
+    for path, _, holder in state.more_ports(pod):
+        _end(path, holder)
+
+
+def _pod(state: State, name: str) -> PodNote:
+    """Return the note of a living pod whose ports we may change.  Raise BadInput for any other."""
+    pod = state.pod(name)
+    mode = pod["network"]["mode"]
+    if state.uid and not (mode == "pasta"):
+        raise BadInput(
+            f"the ports of pod {name!r} are root's to change",
+            hint=f"sudo nsrun port {name} shows them; sudo nsrun port add",
+        )
+    if mode == "pasta":
+        raise BadInput(
+            f"pod {name!r} has its ports from pasta, which can't change them while it runs",
+            hint="nsrun pod create -p, anew; or let root make the pod: sudo nsrun pod create",
+        )
+    if mode != "bridge":
+        raise BadInput(
+            f"pod {name!r} has the network {mode!r}: there is nothing to forward",
+            hint="nsrun pod create --network bridge",
+        )
+    return pod
+
+
+def _match(have: list[Port], spec: str) -> list[Port]:
+    """Return the published ports that a word names: [IP:]HOST[-LAST][/PROTOCOL], or as they were published, with :POD.
+
+    Raise UnknownError when there is none, and UsageError when it is no port.
+    """
+    body, slash, protocol = spec.partition("/")
+    if slash and protocol not in PROTOCOLS:
+        raise UsageError(f"{spec!r}: {protocol!r} is no protocol", hint="tcp, which may be left out, or udp")
+    parts = body.split(":")
+    address = parse_ipv4(parts.pop(0), spec) if "." in parts[0] else ""
+    if not 1 <= len(parts) <= 2:
+        raise UsageError(f"{spec!r} is not a published port", hint="[IP:]HOST[/udp]: 8080, 127.0.0.1:8080, 8000-8010")
+    ranges = [_numbers(part, spec) for part in parts]
+    found = [
+        port
+        for port in have
+        if port["protocol"] == (protocol or "tcp")
+        and port["host_port"] in ranges[0]
+        and (not address or port["host_ip"] == address)
+        and (len(ranges) == 1 or port["pod_port"] == ranges[1][0] + port["host_port"] - ranges[0][0])
+    ]
+    if len({port["host_port"] for port in found}) != len(ranges[0]):
+        raise UnknownError(f"port {spec} is not published", hint="nsrun port ls shows what is")
+    return found
+
+
+def _numbers(text: str, spec: str) -> range:
+    first, dash, last = text.partition("-")
+    low = parse_count(first, spec, "a port", 1, 65535)
+    high = parse_count(last, spec, "a port", low, 65535) if dash else low
+    return range(low, high + 1)
+
+
+def _without(note: Note, gone: list[Port]) -> Note:
+    left = [port for port in note["ports"] if port not in gone]
+    return {**note, "ports": left, "released": [*note.get("released", []), *gone]}
+
+
+def _show(state: State, pod: Note) -> None:
+    if pod.get("user"):
+        state.show({**pod, "ports": state.ports(pod)})
+
+
+def _forget(ports: list[Port], pod: PodNote) -> None:
+    network: Any = pod["network"]
+    if any(port["protocol"] == "udp" for port in ports):
+        from nsrun.host.conntrack import forget_ports
+
+        forget_ports(ports, network["gateway"])
+
+
+def _open(holder: int, path: str, byte: int) -> int:
+    fd = open_pid(holder, path, byte)
+    if fd < 0:
+        raise NsrunError("the process that holds the ports has just ended", hint="nsrun pod ls")
+    return fd
+
+
+def _first_holder(state: State, pod: PodNote) -> tuple[int, int]:
+    """Return (pidfd, pid) of the process that has the ports that a pod was made with."""
+    from nsrun.state.life import HOLDER
+
+    if not pod.get("user"):
+        fd, pid = state.pause(pod)
+        if fd < 0:
+            raise UnknownError(f"pod {pod['name']!r} has just ended", hint="nsrun pod ls")
+        return fd, pid
+    holder = state.life("pods", pod["name"]).holder
+    if not holder:
+        raise NsrunError(f"nsrun-hold of pod {pod['name']!r} has ended: its ports are gone", hint="nsrun pod rm -f")
+    return _open(holder, state.held("pods", pod["name"]), HOLDER), holder
+
+
+def _end(path: str, holder: int) -> None:
+    """End a holder, and with it its ports; then remove the file that lists them."""
+    held = f"{path}.{HELD}"
+    fd = open_pid(holder, held, KEEPER)
+    if fd >= 0:
+        try:
+            kernel.pidfd_send_signal(fd, 9)
+        except KernelError as error:
+            if error.errno != ESRCH:
+                raise
+        try:
+            if not wait(held, fd, 10, KEEPER):
+                raise NsrunError(f"process {holder}, which holds ports, does not end", hint=f"ps -p {holder}")
+        finally:
+            os.close(fd)
+        kernel.reap()
+    for file in (path, held):
+        remove_tree(file)
+
+
+def _withdraw(pidfd: int, pid: int, ports: list[Port], table: str) -> None:
+    """Take ports out of the table of the process that has them, and let others have the ports of its sockets."""
+    from nsrun.host import net, wire
+
+    wanted = {(port["protocol"], port["host_ip"], port["host_port"]) for port in ports}
+    try:
+        kinds = {_socket.SOCK_STREAM: "tcp", _socket.SOCK_DGRAM: "udp"}
+        found: list[_socket.socket] = []
+        tables = []
+        for number in map(int, os.listdir(f"/proc/{pid}/fd")):
+            sock = _borrow(pidfd, number)
+            if sock is None:
+                continue
+            if sock.family == _socket.AF_NETLINK and sock.proto == NETFILTER:
+                tables.append(wire.Socket(fileno=sock.detach()))
+            elif sock.family == _socket.AF_INET and (kinds.get(sock.type, ""), *sock.getsockname()) in wanted:
+                found.append(sock)
+            else:
+                sock.close()
+        try:
+            if not tables:
+                raise NsrunError(f"process {pid} has no table of ports", hint="nsrun doctor")
+            net.withdraw(tables[0], table, ports)
+            for sock in found:
+                net.release_port(sock)
+        finally:
+            for one in (*tables, *found):
+                one.close()
+    finally:
+        os.close(pidfd)
+
+
+def _borrow(pidfd: int, number: int) -> _socket.socket | None:
+    """Return a socket of another process, or None when this descriptor of it is none."""
+    try:
+        fd = kernel.pidfd_getfd(pidfd, number)
+    except KernelError as error:
+        if error.errno in (EBADF, ENOENT):
+            return None
+        raise
+    try:
+        return _socket.socket(fileno=fd)
+    except OSError:  # it is no socket
+        os.close(fd)
+        return None

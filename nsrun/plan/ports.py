@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of `nsrun port add`: ports for a pod that lives, held by a process of their own."""
+
+from __future__ import annotations
+
+import os
+
+from nsrun.plan import COMMIT, HOST, OWN_KEYRING, Part, Plan, Step
+from nsrun.plan.network import HoldPorts, PublishTable, netlink
+from nsrun.plan.process import LoadProgram, OpenProcess
+from nsrun.state.life import HELD, KEEPER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsrun.plan import Context
+    from nsrun.spec.options import Published
+    from nsrun.types import PodNote
+
+
+class MakeTable(Step):
+    phase = HOST
+    why = "Only the socket that made the pod's table can change it, and pause has that. A table of their own ends with whoever holds these ports."
+    man = "nft(8)"
+    table: str
+    handle: str = "table:fd"
+
+    def made(self) -> list[str | Part]:
+        return [netlink(f"nft add table ip {self.table} {{ flags owner; }}")]
+
+    def makes(self) -> tuple[str, ...]:
+        return (self.handle,)
+
+    def shell(self) -> str:
+        return f"nft create table ip {self.table}"
+
+    approx = "without the owner flag, which needs a socket that stays open: nft delete table removes it"
+
+    def check(self) -> str:
+        return "nft list tables"
+
+    def do(self, run: Context) -> None:
+        from nsrun.errors import KernelError
+        from nsrun.host import net
+
+        made = net.make_table(self.table)
+        if made is None:
+            raise KernelError(17, f"nft add table ip {self.table}")
+        run.hold(self.handle, made.detach())
+
+
+class FillTable(PublishTable):
+    why = "The pod's own table lets in what is forwarded to it, whichever table has done that. So this one has nothing but the forwarding."
+    table: str = ""
+
+    def shell(self) -> str:
+        maps, rules = self.maps()
+        return f"""IP={self.pod_ip}
+nft -f - <<EOF
+table ip {self.table} {{
+{maps} chain prerouting {{ type nat hook prerouting priority -100;
+{rules} }}
+ chain output {{ type nat hook output priority -100;
+{rules} }}
+}}
+EOF"""
+
+    pod_ip: str = ""
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.handle,)
+
+    def check(self) -> str:
+        return f"nft list table ip {self.table}"
+
+    def do(self, run: Context) -> None:
+        from nsrun.host import net
+
+        gateway = str(run.values["pod:gateway"])
+        net.publish(run.fd(self.handle), self.ident, self.pod_ip, gateway, run.ports, self.table)
+
+
+class HoldMore(Step):
+    """Starts nsrun-hold for ports that came later."""
+
+    phase = COMMIT
+    why = "The process that holds these ports and their table ends with pause. It has a lock beside the file that lists them, so without a lock that means nothing."
+    man = "fcntl(2) F_SETLK, bind(2), nft(8)"
+    pod: str
+    ident: str
+    cgroup: str
+    held: tuple[str, ...]
+
+    def made(self) -> list[str | Part]:
+        child = ["fcntl(ports:held, F_SETLK, F_RDLCK)", "setsid()", OWN_KEYRING]
+        child.append(
+            f'execveat(door:program, "", ["nsrun-door", "pause=…"], [], AT_EMPTY_PATH)   /* it keeps {", ".join(self.held)} */'
+        )
+        return [
+            f'openat("pods/{self.pod}/{self.file}.held", O_CREAT)',
+            f'rename("pods/{self.pod}/{self.file}.tmp", "pods/{self.pod}/{self.file}")',
+            Part(["mkdirat(parent, PART, 0755)"], when="it is missing", each=f"PART of {self.cgroup}"),
+            "clone3(CLONE_VM|CLONE_VFORK|CLONE_PIDFD|CLONE_INTO_CGROUP)",
+            Part(child, by="the child, which becomes nsrun-hold"),
+        ]
+
+    @property
+    def file(self) -> str:
+        from nsrun.state import PORTS
+
+        return f"{PORTS}{self.ident}"
+
+    def brief(self) -> str:
+        return "start nsrun-hold"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("door:program", "pod:pidfd", *self.held)
+
+    def makes(self) -> tuple[str, ...]:
+        return ("ports:held", "more:pidfd", "more:null", "more:cgroup?")
+
+    def check(self) -> str:
+        return "pgrep -a nsrun-hold; nsrun port ls POD"
+
+    def do(self, run: Context) -> None:
+        state, path = run.state, run.state.path("pods", self.pod, f"{self.file}.{HELD}")
+        flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = run.hold("ports:held", os.open(path, flags, 0o600))
+        state.save("pods", self.pod, {"id": self.ident, "ports": run.ports}, self.file)
+        keep = [run.fd("pod:pidfd"), lock, *(run.fd(name) for name in self.held)]
+        words = [f"pause={run.fd('pod:pidfd')}", "uid=65535", "gid=65535"]
+        run.start_door("more", words, keep, self.cgroup, (lock, KEEPER))
+
+    def undo(self, run: Context) -> None:
+        from nsrun.state import remove_tree
+
+        for file in (f"{self.file}.{HELD}", self.file):
+            remove_tree(run.state.path("pods", self.pod, file))
+
+
+def add_plan(pod: PodNote, ident: str, ports: tuple[Published, ...], cgroup: str) -> Plan:
+    """Return the plan that adds published ports to a pod on the bridge.  `ident`: of this set of ports."""
+    table = f"nsadd-{ident[:8]}"
+    hold = HoldPorts(ports)
+    steps: list[Step] = [
+        OpenProcess(f"the pause of {pod['name']}", pod, False, "pod:pidfd"),
+        LoadProgram("nsrun-door", "door:program"),
+        hold,
+        MakeTable(table),
+        FillTable(pod["id"], ports, table=table, pod_ip=pod["network"].get("ip", "")),
+        HoldMore(pod["name"], ident, cgroup, (*hold.handles, "table:fd")),
+    ]
+    return Plan(f"port add {pod['name']}", steps)
