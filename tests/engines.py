@@ -45,7 +45,7 @@ class Machine:
         self.host, self.rootfs = host, rootfs
         self.base = host.root / "engine"
         self.base.mkdir()
-        self.env = {**host.env, "PATH": PATH, "HOME": str(self.base), "CONTAINERS_CONF": str(self.base / "containers.conf")}  # fmt: skip
+        self.env = {**host.env, "PATH": PATH, "HOME": str(self.base), "CONTAINERS_CONF": str(self.base / "containers.conf"), "PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}  # fmt: skip
         (self.base / "containers.conf").write_text(CONF)
         self.holder = subprocess.Popen(["unshare", "--mount", "--net", *HOLD])
         wait_for(lambda: os.readlink(f"/proc/{self.holder.pid}/ns/net") != os.readlink("/proc/self/ns/net"))

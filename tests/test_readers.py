@@ -167,7 +167,8 @@ def test_a_reader_that_has_gone(host, pod, busybox, words):
     if "--restart" in words:
         wait_for(lambda: host.member("r")["restarts"] > 1)
         host.run("stop", "-t", "1", "r")
-    assert done.wait(timeout=8) == 128 + signal.SIGPIPE
+    # what stop sends may be faster, where it begins once more
+    assert done.wait(timeout=8) in (128 + signal.SIGPIPE, *([143] if "--restart" in words else []))
     assert host.member("m")["status"] == "running"
 
 

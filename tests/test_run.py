@@ -129,6 +129,46 @@ def test_signals_while_it_is_made(host, busybox, number):
     assert not [line for line in processes() if "sleep" in line]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_again_and_again(host, busybox, number):
+    for delay in range(0, 48, 4):
+        words = [NSRUN, "run", "--network", "none", "--rootfs", busybox, "sleep", "1000"]
+        process = subprocess.Popen(
+            words, env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        wait_for(
+            lambda pid=process.pid: "_kernel" in pathlib.Path(f"/proc/{pid}/maps").read_text(), what="nsrun is loaded"
+        )
+        time.sleep(delay / 1000)
+        while process.poll() is None:
+            process.send_signal(number)
+            time.sleep(0.004)
+        process.communicate(timeout=20)
+    wait_for(lambda: nothing_left(host))
+
+
+def test_what_can_not_be_told_leaves_no_pod(host, busybox):
+    """The port is told on standard error, where nothing can be written."""
+    before = host.snapshot()
+    with open("/dev/full", "w") as full:
+        words = [NSRUN, "run", "-p", "8080:80", "--rootfs", busybox, "echo", "hi"]
+        done = subprocess.run(words, env=host.env, stdout=subprocess.PIPE, stderr=full, timeout=60, check=False)
+    assert done.returncode in (0, 125)
+    wait_for(lambda: host.snapshot() == before)
+
+
+def test_a_member_that_the_owner_has_joined(host, alice, box, busybox):
+    """Root knows nothing of it but its cgroup."""
+    env = {"SUDO_UID": str(alice.uid)}
+    host.run("run", "-d", "--rm", "--network", "none", "--name", "o", "--rootfs", busybox, "sleep", "1000", env=env)
+    alice.run("join", "o", "-d", "--name", "am", "--image", box, "--", "sleep", "1000")
+    host.run("stop", "-t", "0", "o")
+    wait_for(lambda: [member["name"] for member in host.json("ls", "-a")] == ["am"], what="the first is removed")
+    time.sleep(0.5)
+    assert host.pod("o")["status"] == "running" and alice.member("am")["status"] == "running"
+    host.run("pod", "rm", "-f", "o")
+
+
 def test_pods_of_users(host, alice, box, busybox):
     """Without root, and by sudo: then the pod is the caller's."""
     assert alice.run("run", "--network", "none", box, "id", "-u").stdout == "0\n"
@@ -156,5 +196,5 @@ def test_killed(host, busybox):
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
     assert host.pod("k")["status"] == "running"
-    host.run("pod", "rm", "-f", "k")
-    assert nothing_left(host)
+    host.run("rm", "-f", "k")
+    assert nothing_left(host), "the member's removal takes the pod as well"

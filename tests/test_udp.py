@@ -188,7 +188,7 @@ def test_only_what_leads_to_a_pod_or_to_this_host_is_removed(host, names):
 
     def idents(port: int) -> set[bytes]:
         with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-            flows = conntrack._flows(sock, wire.encode("flows"))
+            flows = conntrack._flows(sock, wire.encode("udp_flows"))
         return {flow.raw[conntrack.IDENT] for flow in flows if flow.port == port}
 
     pod = names("other", "192.0.2.3", "-p", "5400:53/udp")

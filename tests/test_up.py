@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import CACHE, HERE, NSRUN, wait_for
+from conftest import CACHE, HERE, NSRUN, kill, wait_for
 
 from nsrun.cli import podfile
 from nsrun.errors import UsageError
@@ -197,10 +197,98 @@ def test_what_others_have_made_stays(host, up, busybox, tmp_path):
 @pytest.mark.live
 def test_a_member_that_can_not_start(host, up):
     """What comes before stays; the next up goes on."""
-    done = up(first='user = "nobody-has-this-name"', check=False)
-    assert done.returncode == 125 and "nobody-has-this-name" in done.stderr and "goes on from here" in done.stderr
+    done = up(first='entrypoint = "no-such-program"', check=False)
+    assert done.returncode == 127 and "no-such-program" in done.stderr and "goes on from here" in done.stderr
     assert done.stdout == "pod p: created\n" and ids(host) == {}
     assert up().stdout == "pod p: unchanged\nmember first: started\nmember second: started\n"
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("where", "text", "line"),
+    [
+        ("pod", 'publish = ["banana"]', 5),
+        ("pod", 'shm_size = "banana"', 5),
+        ("pod", 'hostname = "a b"', 5),
+        ("pod", 'dns = ["x"]', 5),
+        ("pod", 'owner = "no-such-user"', 5),
+        ("second", 'user = "nosuch"', 15),
+        ("second", 'memory = "banana"', 15),
+        ("second", 'volume = ["/no/such:/x"]', 15),
+        ("second", 'env = ["=x"]', 15),
+        ("second", 'cap_add = ["NONE_SUCH"]', 15),
+        ("second", 'stop_signal = "BOGUS"', 15),
+        ("second", 'workdir = "relative"', 15),
+        ("second", 'env_file = ["not-there"]', 15),
+        ("first", 'label = ["=x"]', 10),
+        ("first", f"env = {{ A = {'9' * 5000} }}", 0),
+        ("first", f"pids_limit = 0x{'f' * 5000}", 10),
+    ],
+)
+def test_what_can_not_be_made_removes_nothing(host, up, where, text, line):
+    """It is refused, with the line of its table at least, before anything is stopped; --dry-run says the same."""
+    up()
+    host.run("exec", "second", "touch", "/precious")
+    before, pod = ids(host), host.pod("p")
+    for words in ([], ["--dry-run"]):
+        done = up(**{where: text}, check=False, words=words)
+        assert done.returncode in (2, 125) and "Traceback" not in done.stderr and done.stdout == "", done
+        found = re.search(r"pod\.toml:(\d+): ", done.stderr)
+        assert not line or (found and line - 5 <= int(found[1]) <= line), done.stderr
+    assert ids(host) == before and host.pod("p") == pod
+    host.run("exec", "second", "ls", "/precious")
+
+
+@pytest.mark.live
+def test_two_at_once(host, up, tmp_path):
+    """One waits for the other, and finds nothing to do."""
+    up()
+    host.run("down", "-t", "0", tmp_path / "pod.toml")
+    both = [host.background("up", tmp_path / "pod.toml", stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(text.count("unchanged") for text in said) == [0, 3], said
+
+
+@pytest.mark.live
+def test_down_of_a_pod_that_has_died(host, up, tmp_path):
+    before = host.snapshot()
+    up()
+    kill(host.pod("p")["pid"])
+    wait_for(lambda: host.json("pod", "ls") == [])
+    assert host.run("down", tmp_path / "pod.toml").stdout == "pod p: removed\n"
+    assert host.snapshot() == before
+
+
+@pytest.mark.live
+def test_down_ends_no_other_pod_of_the_name(host, up, busybox, tmp_path):
+    """While it waits for a member, somebody removes the pod and makes another."""
+    up(second='stop_signal = "CONT"\nstop_timeout = 600')
+    process = host.background("down", tmp_path / "pod.toml", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(lambda: host.member("second")["status"] == "stopping")
+    process.send_signal(signal.SIGSTOP)
+    host.run("pod", "rm", "-f", "p")
+    host.run("pod", "create", "--network", "none", "p")
+    host.run("join", "p", "-d", "--name", "mine", "--rootfs", busybox, "sleep", "1000")
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 125 and b"another one by now" in errors
+    assert host.member("mine")["status"] == "running"
+
+
+@pytest.mark.live
+def test_a_variable_of_the_callers(host, up):
+    """Its value counts."""
+    text = 'env = ["FROM_OUTSIDE"]'
+    host.env["FROM_OUTSIDE"] = "1"
+    try:
+        up(second=text)
+        assert "member second: unchanged" in up(second=text).stdout
+        host.env["FROM_OUTSIDE"] = "2"
+        assert "member second: started anew" in up(second=text).stdout
+        assert "FROM_OUTSIDE=2" in host.run("exec", "second", "env").stdout.split()
+    finally:
+        del host.env["FROM_OUTSIDE"]
 
 
 @pytest.mark.live
@@ -208,11 +296,8 @@ def test_a_dry_run_prints_commands_that_do_the_same(host, up, busybox):
     before = host.snapshot()
     done = up(words=["--dry-run"], second='env = { A = "b c" }')
     assert host.snapshot() == before
-    for line in done.stdout.splitlines():
-        assert line.startswith("nsrun ")
-        subprocess.run(
-            ["sh", "-c", f"{NSRUN}{line.removeprefix('nsrun')}"], check=True, env=host.env, capture_output=True
-        )
+    env = {**host.env, "PATH": f"{os.path.dirname(NSRUN)}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-e"], input=done.stdout, text=True, check=True, env=env, capture_output=True, cwd="/")
     assert set(ids(host)) == {"first", "second"} and "A=b c" in host.run("exec", "second", "env").stdout.split("\n")
 
 
@@ -263,13 +348,27 @@ def test_killed_at_any_time(host, up, tmp_path):
 
 
 @pytest.mark.live
-def test_a_users_file(host, alice, box, tmp_path):
+@pytest.mark.parametrize("made", ["without root", "by root"])
+def test_a_users_file(host, alice, box, tmp_path, made):
+    """With several members: each joins from a process of its own, since the way into a user namespace is one-way."""
     os.chmod(tmp_path, 0o755)
     path = alice.home / "pod.toml"
-    path.write_text(
-        f'[pod]\nname = "hers"\nnetwork = "none"\n[members.m]\nimage = "{box}"\ncommand = ["sleep", "1000"]\n'
-    )
+    member = '[members.{}]\nimage = "{}"\ncommand = ["sleep", "1000"]\n'
+    text = '[pod]\nname = "hers"\nnetwork = "none"\n' + "".join(member.format(name, box) for name in "abc")
+    path.write_text(text)
     path.chmod(0o644)
-    assert alice.run("up", path).stdout == "pod hers: created\nmember m: started\n"
-    assert alice.run("up", path).stdout.endswith("member m: unchanged\n")
-    assert alice.run("down", "-t", "0", path).stdout == "pod hers: removed\n"
+    if made == "by root":
+        host.run("image", "load", "-t", box, CACHE.parent / "images/busybox")
+        who, env = host, {"SUDO_UID": str(alice.uid)}
+    else:
+        who, env = alice, {}
+    begun = "".join(f"member {name}: started\n" for name in "abc")
+    assert who.run("up", path, env=env).stdout == f"pod hers: created\n{begun}"
+    assert who.run("up", path, env=env).stdout.count("unchanged") == 4
+    for name in "ab":
+        who.run("kill", name)
+    wait_for(lambda: [who.member(name)["status"] for name in "ab"] == ["stopped", "stopped"])
+    assert who.run("up", path, env=env).stdout.count("started again") == 2
+    path.write_text(text + '[members.c.env]\nA = "b"\n')
+    assert "member c: started anew" in who.run("up", path, env=env).stdout
+    assert who.run("down", "-t", "0", path, env=env).stdout == "pod hers: removed\n"

@@ -294,17 +294,24 @@ def create_pod(call: Call) -> int:
 
     name = {"name": call.operands[0]} if call.operands else {}
     leave = _leave(call, _POD_REPLAYED, _POD_VARIABLES) if call.options.get("network") in ("none", "host") else None
-    out(create(call, {**call.options, **name}, leave, last=True)["name"])
+    note = create(call, {**call.options, **name}, leave)
+    tell_of_pod(call, call.options, note)
+    out(note["name"])
     return 0
 
 
-def create(call: Call, options: dict[str, Any], leave: Any = None, last: bool = False) -> Mapping[str, Any]:
-    """Create a pod, and tell what its owner has to know.  Return its note."""
-    from nsrun.cli.say import err
+def create(call: Call, options: dict[str, Any], leave: Any = None) -> Mapping[str, Any]:
+    """Create a pod; return its note.  Signals stay blocked."""
     from nsrun.lifecycle.create import create_pod
+
+    return create_pod(call.state, options, trace_of(call), leave, last=True)
+
+
+def tell_of_pod(call: Call, options: Mapping[str, Any], note: Mapping[str, Any]) -> None:
+    """Tell what the owner of a new pod has to know."""
+    from nsrun.cli.say import err
     from nsrun.spec.options import parse_ports, port_ranges, published
 
-    note = create_pod(call.state, options, trace_of(call), leave, last=last)
     if note.get("user") and not call.state.uid:
         err(
             f"the pod belongs to {note['owner']}: they join it without sudo (nsrun join {note['name']} …) and are root only inside it; --owner root makes it root's"
@@ -327,7 +334,6 @@ def create(call: Call, options: dict[str, Any], leave: Any = None, last: bool = 
         if chain:
             err(f"warning: the firewall chain {chain!r} drops packets that are forwarded to and from the pod")
             err(f"hint: {net.firewall_fix(chain)}")
-    return note
 
 
 def join(call: Call) -> int:

@@ -523,7 +523,7 @@ COMMANDS = (
             O("--compare", "docker|podman|kubectl", "name the command and the options of another tool for the same plan, and what has none there"),
         ),
         rest=Operand("COMMAND", "line", many=True), sweeps=False,
-        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes pods, members or images.",
+        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes pods, members or images; run and up are made of pod create and join (up --dry-run prints them).",
     ),
     Command(
         "ns ls", (), "ns.ls", "list namespaces: who is in them, who owns them, and what holds those that no process is in", "sudo nsrun ns ls --type net",

@@ -55,7 +55,7 @@ def join(call: Call) -> Plan:
     from nsrun.lifecycle.join import plan_join
     from nsrun.plan.member import Request
 
-    options, pod = {**call.options, "command": call.rest}, _pod_for(call.state, call.operands[0])
+    options, pod = {**call.options, "command": call.rest}, pod_for(call.state, call.operands[0])
     request = Request(detach=bool(options.get("detach")), interactive=bool(options.get("interactive")))
     return plan_join(call.state, pod, options, request, ident=NO_ID).plan
 
@@ -241,7 +241,7 @@ def _signal_of(call: Call) -> int:
     return parse_signal(call.options.get("signal", "KILL"))
 
 
-def _pod_for(state: State, name: str) -> PodNote:
+def pod_for(state: State, name: str) -> PodNote:
     """Return the pod's note; for a pod that does not exist yet, what it would be, so that one can read before one does."""
     from nsrun.host import cgroup
     from nsrun.schema import check_name

@@ -55,10 +55,16 @@ class Wanted:
 class PodFile:
     """What a file says: the pod's name and options, and its members in the order in which they start."""
 
-    __slots__ = ("members", "name", "options")
+    __slots__ = ("members", "name", "options", "reader")
 
-    def __init__(self, name: str, options: dict[str, Any], members: list[Wanted]) -> None:
-        self.name, self.options, self.members = name, options, members
+    def __init__(self, name: str, options: dict[str, Any], members: list[Wanted], reader: _Reader) -> None:
+        self.name, self.options, self.members, self.reader = name, options, members, reader
+
+    def locate(self, keys: tuple[str, ...], error: NsrunError) -> NsrunError:
+        """Return the error of a table with the line of the option that it names, or of the table."""
+        named = next((key for key in self.reader.keys(keys) if f"--{key.replace('_', '-')}" in error.message), "")
+        found = self.reader.wrong((*keys, named) if named else keys, error.message, error.hint)
+        return found if isinstance(error, UsageError) else BadInput(found.message, hint=found.hint)
 
     @property
     def mark(self) -> str:
@@ -94,6 +100,8 @@ def parse(data: bytes, path: str) -> PodFile:
         where = f"{path}:{found[1]}" if found else path
         what = str(error).partition(" (at ")[0]
         raise UsageError(f"{where}: {what[:1].lower()}{what[1:]}", hint="it has to be TOML: toml.io") from None
+    except ValueError:  # a number of thousands of digits
+        raise UsageError(f"{path}: a number is too long", hint="it has to be TOML: toml.io") from None
     except RecursionError:
         raise UsageError(f"{path}: it is nested too deeply", hint="it has to be TOML: toml.io") from None
     return _Reader(path, text).file(document)
@@ -104,6 +112,11 @@ class _Reader:
 
     def __init__(self, path: str, text: str) -> None:
         self.path, self.lines = path, _lines(text)
+
+    def keys(self, table: tuple[str, ...]) -> list[str]:
+        """Return the keys of a table, longest first."""
+        found = {keys[len(table)] for keys in self.lines if len(keys) > len(table) and keys[: len(table)] == table}
+        return sorted(found, key=len, reverse=True)
 
     def wrong(self, keys: tuple[str, ...], why: str, hint: str = "") -> UsageError:
         while keys and keys not in self.lines:
@@ -124,7 +137,7 @@ class _Reader:
         options = self.options(POD_CREATE, pod, ("pod",), ())
         tables = self.table(document.get("members", {}), ("members",))
         members = [self.member(name, self.table(value, ("members", name))) for name, value in tables.items()]
-        return PodFile(name, options, self.ordered(members))
+        return PodFile(name, options, self.ordered(members), self)
 
     def table(self, value: Any, keys: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -158,9 +171,12 @@ class _Reader:
                 for name, one in value.items():
                     if isinstance(one, (dict, list, bool)):
                         raise self.wrong((*keys, key, name), f"{key}.{name} is not a string", hint=f'{name} = "…"')
-                value = [f"{name}={one}" for name, one in value.items()]
             try:
+                if isinstance(value, dict) and key in ("env", "label"):
+                    value = [f"{name}={one}" for name, one in value.items()]
                 found.update(checked(command, {key: value}, without))
+            except ValueError:  # Python refuses to print numbers of more than 4300 digits
+                raise self.wrong((*keys, key), f"{key}: a number is too long") from None
             except TypeError as error:
                 raise self.wrong(
                     (*keys, key), str(error).partition("; it has")[0], hint=f"nsrun {command} --help"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nsrun.cli import create, start
+from nsrun.cli import create, start, tell_of_pod
 from nsrun.cli.commands import OF_POD
 from nsrun.errors import UsageError
 
@@ -20,11 +20,13 @@ def run(call: Call) -> int:
 
     pod, member = _options(call)
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
-    note = create(call, pod, last=True)  # signals wait until we can remove it
+    note = create(call, pod)  # signals wait until we can remove it
     try:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        tell_of_pod(call, pod, note)
         return start(call, note["name"], member)
     except BaseException:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP})  # once is enough
         _remove(call, note["name"], note["id"])
         raise
 
@@ -61,7 +63,7 @@ def _name(source: str) -> str:
 
 
 def _remove(call: Call, name: str, ident: str) -> None:
-    """Remove the pod of a member that could not be started; what is in the way is found by the next command."""
+    """Remove the pod of a member that could not be started; tell when that can't be done."""
     from nsrun.errors import NsrunError
     from nsrun.lifecycle.stop import SIGKILL, end_pod
 
@@ -69,5 +71,7 @@ def _remove(call: Call, name: str, ident: str) -> None:
         note = call.state.read("pods", name)
         if note and note["id"] == ident:
             end_pod(call.state, note, SIGKILL)
-    except (OSError, NsrunError):
-        return
+    except (OSError, NsrunError) as error:
+        from nsrun.cli.say import err
+
+        err(f"nsrun: pod {name!r} is left: {error}; nsrun pod rm -f {name}")

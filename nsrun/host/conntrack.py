@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
 ORIGINAL, REPLY, IDENT, ZONE = 1, 2, 12, 18  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE
 UDP = 17
-MAX = 100_000  # entries that one command deletes
 
 
 class Flow:
@@ -77,7 +76,7 @@ def forget_ports(ports: Iterable[Port], gateway: str) -> None:
         return local[flow.to]
 
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-        _delete(sock, (flow for flow in _flows(sock, wire.encode("flows")) if leads_nowhere(flow)))
+        _delete(sock, (flow for flow in _flows(sock, wire.encode("udp_flows")) if leads_nowhere(flow)))
 
 
 def _flows(sock: wire.Socket, request: bytes) -> list[Flow]:
@@ -100,7 +99,7 @@ def _is_local(address: bytes) -> bool:
 
 
 def _delete(sock: wire.Socket, flows: Iterator[Flow]) -> None:
-    for _, flow in zip(range(MAX), flows, strict=False):
+    for flow in flows:
         body = struct.pack("=BBH", _socket.AF_INET, 0, 0)
         for kind in (ORIGINAL, IDENT, ZONE):  # the id, so that an entry made meanwhile by the same words is left
             if data := flow.raw.get(kind, b""):

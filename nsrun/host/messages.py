@@ -314,10 +314,14 @@ def get_chains() -> bytes:
     return _finish(msg, NFT | 4, 0x300)  # NLM_F_DUMP
 
 
-def flows() -> bytes:
-    """Dump all entries of the connection tracking, of IPv4."""
+def udp_flows() -> bytes:
+    """Dump the entries of the connection tracking of UDP over IPv4; the kernel selects them (Linux 5.8)."""
     msg = nfct_msg()
     msg["nfgen_family"] = socket.AF_INET
+    msg["attrs"] = [
+        ("CTA_TUPLE_ORIG", {"attrs": [("CTA_TUPLE_PROTO", {"attrs": [("CTA_PROTO_NUM", 17)]})]}),
+        ("CTA_FILTER", {"attrs": [("CTA_FILTER_ORIG_FLAGS", 1 << 3)]}),  # CTA_PROTO_NUM
+    ]
     return _finish(msg, 1 << 8 | 1, 0x300)  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET; NLM_F_DUMP
 
 
@@ -674,7 +678,7 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "default_route": (default_route, ("gateway",)),
     "get_tables": (get_tables, ()),
     "get_chains": (get_chains, ()),
-    "flows": (flows, ()),
+    "udp_flows": (udp_flows, ()),
     "flows_to": (flows_to, ("pod_ip",)),
     "batch_begin": (batch, (True,)),
     "batch_end": (batch, (False,)),

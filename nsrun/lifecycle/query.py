@@ -71,12 +71,12 @@ def _pod_json(
         "namespaces": spaces,
         "network": {key: network.get(key, "") for key in ("mode", "ip", "ip6", "gateway", "bridge", "veth")},
         "ports": state.ports(note),
-        "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + _owners_members(state, note),
+        "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + owners_members(state, note),
         "labels": note["labels"],
     }
 
 
-def _owners_members(state: State, pod: Note) -> list[str]:
+def owners_members(state: State, pod: Note) -> list[str]:
     """As root, return the owner's running members in a pod, by their cgroups: root does not trust the owner's notes."""
     if state.uid or not pod.get("user") or not pod.get("cgroup"):
         return []

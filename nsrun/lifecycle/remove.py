@@ -8,7 +8,7 @@ import os
 from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, NsrunError, UnknownError
 from nsrun.lifecycle.query import pod_status
-from nsrun.lifecycle.stop import SIGKILL, end_pod, send, settled, stop_member, wait_dead
+from nsrun.lifecycle.stop import SIGKILL, end_pod, end_pod_of, send, settled, stop_member, wait_dead
 from nsrun.schema import is_name, is_there
 from nsrun.state import ALIVE, life
 from nsrun.state.orphans import life_of_unreadable
@@ -61,6 +61,8 @@ def remove_member(state: State, note: Note, force: bool) -> None:
         _end_lost(state, note, force)
     if not remove_ended_member(state, note):
         raise BadInput(f"another process keeps member {note['name']!r}", hint="nsrun ls -a")
+    if note.get("ends_pod"):  # its monitor, which was to do that, was killed
+        end_pod_of(state, note)
 
 
 def remove_named(state: State, name: str, force: bool) -> None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 
 from nsrun.errors import NsrunError
-from nsrun.lifecycle.stop import SIGKILL, SIGTERM, end_pod
-from nsrun.state import ALIVE, State, is_to_restart, timestamp
+from nsrun.lifecycle.stop import SIGTERM, end_pod_of
+from nsrun.state import State, is_to_restart, timestamp
 from nsrun.state.sweep import remove_ended_member
 
 TYPE_CHECKING = False
@@ -27,15 +27,6 @@ def _whose(state: State, name: str, held: int) -> Note | None:
     return next((other for other in state.all("members") if other.get("held") == inode), None)
 
 
-def _end_its_pod(state: State, note: MemberNote) -> None:
-    """End the pod that was made for a member, unless others are in it."""
-    pod = state.read("pods", note["pod"])
-    if pod is None or pod["id"] != note["pod_id"]:
-        return
-    if not any(state.member_status(other)[0] in ALIVE for other in state.members_of(pod)):
-        end_pod(state, pod, SIGKILL)
-
-
 def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, int] = (-1, -1)) -> int:
     """Restart or remove a member that has ended, as its former monitor; return its exit status.
 
@@ -52,7 +43,7 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
         try:
             remove_ended_member(state, note, its_cgroup=False)  # the monitor has removed the cgroup
             if note.get("ends_pod"):
-                _end_its_pod(state, note)
+                end_pod_of(state, note)
         except (OSError, NsrunError):
             pass  # the next command tries again, and reports what is in the way; our exit status is the member's
         return code

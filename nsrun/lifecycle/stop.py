@@ -8,7 +8,7 @@ from errno import ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError
-from nsrun.state import PAUSED, PORTS, life
+from nsrun.state import ALIVE, PAUSED, PORTS, life
 from nsrun.state.sweep import Sweeper
 
 TYPE_CHECKING = False
@@ -256,12 +256,14 @@ def stop_members(state: State, notes: list[Note], seconds: float | None) -> list
     return found
 
 
-def stop_pod(state: State, name: str, seconds: float | None = None) -> list[str]:
-    """Stop a pod: its members by their stop signals, all at the same time, then pause.
+def stop_pod(state: State, name: str, seconds: float | None = None, ident: str = "") -> list[str]:
+    """Stop a pod: its members by their stop signals, all at the same time, then pause.  `ident`: its id, if that is known.
 
     Return the names of those that needed SIGKILL.  Raise NsrunError when something does not end.
     """
     note = state.pod(name)
+    if ident and note["id"] != ident:
+        raise UnknownError(f"pod {name!r} is another one by now", hint="nsrun pod ls")
     fd, _ = state.pause(note)
     if fd >= 0:
         try:
@@ -356,6 +358,20 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         from nsrun.host import net
 
         net.remove_idle_bridge(lambda: state.lock("net"))
+
+
+def end_pod_of(state: State, note: Note) -> None:
+    """End the pod that was made for a member (`run`), unless others are in it, or that can't be told."""
+    from nsrun.lifecycle.query import owners_members
+
+    pod = state.read("pods", note["pod"])
+    if pod is None or pod["id"] != note["pod_id"]:
+        return
+    if pod.get("user") and not state.uid and (not pod["cgroup"] or owners_members(state, pod)):
+        return
+    others = [other for other in state.members_of(pod) if other["id"] != note["id"]]
+    if not state.broken and not any(state.member_status(other)[0] in ALIVE for other in others):
+        end_pod(state, pod, SIGKILL)
 
 
 def _entries(state: State, name: str) -> list[str]:
