@@ -143,7 +143,7 @@ import fcntl, os
 fcntl.fcntl(1, 1031, 1 << 20)
 os.write(1, b'0123456789abcdef' * 60000)
 """
-    words = ["--cap-add", "SYS_RESOURCE", "--name", "y", "--", "python3", "-c", grow]
+    words = ["--cap-add", "SYS_ADMIN", "--name", "y", "--", "python3", "-c", grow]
     done = start(host, "join", "pause", *words, stdout=subprocess.PIPE)
     wait_for(lambda: host.json("ls", "-a") and host.member("y")["status"] == "stopped", 40)
     assert len(done.stdout.read()) == 960000, (host.member("y"), host.run("logs", "y").stdout[-2000:])
