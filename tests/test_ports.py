@@ -61,6 +61,9 @@ def test_they_come_and_go(host, web):
     assert get("192.0.2.1", 8081, ["nsenter", "-t", pod["pid"], "-n"]) == "web"
     assert len(host.pod("web")["ports"]) == 7 and "8090-8091->80-81" in host.run("pod", "ls").stdout
     assert host.pod("web")["pid"] == pod["pid"]
+    assert "0.0.0.0:8081 → 81" in host.run("map", "web").stdout.replace("\n", " ")
+    host.run("pod", "prune")
+    assert get("127.0.0.1", 8081) == "web", "what holds the ports is nobody's rubbish"
 
     assert host.run("port", "rm", "web", "8081", "8090-8091").stdout.count("->") == 3
     assert get("127.0.0.1", 8081).startswith("curl") and get("127.0.0.1", 8091).startswith("curl")

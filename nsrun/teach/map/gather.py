@@ -489,7 +489,7 @@ def _way(look: _Look, pid: int, note: Note | None) -> list[Stop]:
         return []
     if str(place) == look.machine.get("net"):
         return [Stop("this machine's network", [])]
-    mode, ports = (note["network"]["mode"], note.get("ports", [])) if note else ("", [])
+    mode, ports = (note["network"]["mode"], look.state.ports(note)) if note else ("", [])
     way = (
         [
             Stop(
