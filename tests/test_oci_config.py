@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What config.json asks for is what a container of nsrun-oci has, as the kernel shows it."""
 
+import copy
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -370,14 +372,24 @@ def test_no_mount_leads_out_of_the_root(r):
     (root / "link").symlink_to(outside)
     (root / "up").symlink_to("../../../../../..")
     (root / "links").symlink_to("/mnt")
-    document = r.config("cat", "/proc/self/mountinfo")
+    source = r.base / "source"
+    source.mkdir()
+    (source / "secret").touch()
+    document = r.config("sh", "-c", "cat /proc/self/mountinfo; find / -xdev -name secret; find /mnt -name secret")
     document["root"] = {"path": str(root)}
-    document["mounts"] += [
-        {"destination": f"/{name}/x", "type": "tmpfs", "source": name} for name in ("link", "up", "links")
-    ]
-    text = r.ok("run", "--bundle", r.bundle("c", document), "c")
-    assert [line.split()[4] for line in text.split("\n") if line and line.split()[-2] in ("link", "up", "links")] == [f"{outside}/x", "/x", "/mnt/x"]  # fmt: skip
-    assert not list(outside.iterdir())
+    plain = copy.deepcopy(document["mounts"])
+    names, places = ("link", "up", "links"), [f"{outside}/x", "/x", "/mnt/x"]
+    for kind, more in (
+        ("tmpfs", {"type": "tmpfs"}),
+        ("bind", {"type": "bind", "source": str(source)}),
+        ("tmpcopyup", {"type": "tmpfs", "options": ["tmpcopyup"]}),
+    ):
+        document["mounts"] = [*plain, *({"destination": f"/{name}/x", "source": name, **more} for name in names)]
+        text = r.ok("run", "--bundle", r.bundle("c", document), "c")
+        found = [line.split()[4] for line in text.split("\n") if " - " in line and line.split()[4] in places]
+        assert found == places, (kind, text)
+        assert ("/mnt/x/secret" in text) == (kind == "bind")
+        assert not list(outside.iterdir())
     (root / "sys").rmdir()
     (root / "sys").symlink_to("/mnt")
     document["mounts"].append({"destination": "/sys", "type": "sysfs", "source": "sysfs"})
@@ -572,6 +584,39 @@ def test_a_hook_that_takes_too_long(r):
     document["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]}
     done = r.call("create", "--bundle", r.bundle("c", document), "c")
     assert done.returncode == 1 and "within 1 s" in done.stderr and not r.cgroups("c")
+
+
+SEEN = """#!/bin/sh
+grep -E '^(Uid|Cap|NoNew|Seccomp:)' /proc/self/status >/dev/shm/seen
+ulimit -n >>/dev/shm/seen
+pwd >>/dev/shm/seen
+mkdir /dev/shm/no 2>>/dev/shm/seen
+cat /proc/self/cgroup >/dev/shm/cgroups
+"""
+
+
+@pytest.mark.parametrize("privileges", [True, False])
+def test_a_hook_of_the_image_has_no_more_power_than_the_container(r, privileges):
+    root = r.base / "root"
+    sh("cp", "-a", r.rootfs, root)
+    (root / "hook").write_text(SEEN)
+    (root / "hook").chmod(0o755)
+    document = r.config(*SLEEP)
+    document["root"] = {"path": str(root)}
+    document["process"].update(user={"uid": 7, "gid": 8}, cwd="/tmp", noNewPrivileges=not privileges)
+    document["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
+    document["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}  # fmt: skip
+    document["hooks"] = {"startContainer": [{"path": "/hook", "env": ["PATH=/bin:/usr/bin"]}]}
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    seen = pathlib.Path(f"/proc/{pid}/root/dev/shm/seen").read_text()
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    for name in ("Uid", "CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"):
+        (line,) = re.findall(rf"^{name}:.*$", status, re.M)
+        assert line in seen, (line, seen)
+    assert "\n77\n/tmp\n" in seen and "No space left" in seen
+    cgroups = pathlib.Path(f"/proc/{pid}/root/dev/shm/cgroups").read_text()
+    assert cgroups == pathlib.Path(f"/proc/{pid}/cgroup").read_text()
 
 
 def test_a_hook_of_start_that_fails_ends_the_container(r):

@@ -465,7 +465,8 @@ PLANS = {
         config.load(describe.default_spec(True), "c"), facts({}, rootless=True, nodes=False, cgroups={})
     ),
     "oci-exec": make_exec,
-    "oci-hook": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"]),  # type: ignore[arg-type]
+    "oci-hook": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"], None, facts({})),  # type: ignore[arg-type]
+    "oci-hook-start": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"], changed(linux__seccomp=SECCOMP), facts({})),  # type: ignore[arg-type]
 }
 
 

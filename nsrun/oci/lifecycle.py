@@ -278,7 +278,8 @@ def start(container: Container, log: Log) -> None:
     some = (document.get("hooks") or {}).get("startContainer") or []
     for hook in some:
         try:
-            hooks.call("startContainer", hook, hooks.state_of(container.note(), pid, "created"), pid, container.note()["cgroups"])  # fmt: skip
+            found = hooks.state_of(container.note(), pid, "created")
+            hooks.call("startContainer", hook, found, pid, container.note()["cgroups"], document, container.root)
         except NsrunError:
             _kill_first(container)
             raise

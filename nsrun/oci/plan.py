@@ -299,19 +299,48 @@ def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], 
     return Plan(f"exec {facts.ident}", steps)
 
 
-def hook_plan(hook: Config, pid: int, start: int, flags: int, cgroups: Mapping[str, str]) -> Plan:
-    """Return the plan of a hook in the namespaces of a container, where the root is still the host's if it has not pivoted."""
-    steps: list[Step] = [
-        OpenContainer(pid, start),
-        LoadProgram("nsrun-init", "init:fd"),
+def hook_plan(
+    hook: Config, pid: int, start: int, flags: int, cgroups: Mapping[str, str], config: Config | None, facts: Facts
+) -> Plan:
+    """Return the plan of a hook in the namespaces of a container.
+
+    Without a config it is a program of the host's, whom it trusts, before the container's root is all there is.  With the
+    container's, it is a program of the image, and has no more power than the container's own.
+    """
+    steps: list[Step] = [OpenContainer(pid, start), LoadProgram("nsrun-init", "init:fd")]
+    clocks: list[Step] = []
+    if config is None:
+        ends: list[Step] = [ExecuteContainer(_hook_arguments(hook), _hook_environment(hook), program=hook["path"])]
+        commit: list[Step] = []
+    else:
+        linux = config.get("linux") or {}
+        process = {**config["process"], "args": _hook_arguments(hook), "env": _hook_environment(hook), "terminal": False}
+        steps += _filter(linux, process, facts)
+        if flags & kernel.CLONE_NEWTIME:
+            steps.append(OpenNamespace("time", f"/proc/{pid}/ns/time", "ns:time"))
+            clocks.append(EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME))
+        ends = _ends(process, facts, linux.get("seccomp"), waits=False, program=hook["path"])
+        commit = _commit(process, facts)
+    steps += [
         OpenCgroups(cgroups),
         LaunchContainer("member:ns", flags & ~(kernel.CLONE_NEWNS | kernel.CLONE_NEWTIME)),
         Undumpable(),
+        *clocks,
         EnterMountNamespace("member:ns", "A hook sees the mounts of the container."),
-        ExecuteContainer(tuple(hook.get("args") or [hook["path"]]), tuple(hook.get("env") or ()), program=hook["path"]),
+        *ends,
+        *([JoinCgroups()] if set(cgroups) - {"0"} else []),
+        *commit,
         Release(),
     ]
     return Plan("hook", steps)
+
+
+def _hook_arguments(hook: Config) -> tuple[str, ...]:
+    return tuple(hook.get("args") or [hook["path"]])
+
+
+def _hook_environment(hook: Config) -> tuple[str, ...]:
+    return tuple(hook.get("env") or ())
 
 
 def _commit(process: Config, facts: Facts) -> list[Step]:
@@ -335,8 +364,8 @@ def _filter(linux: Config, process: Config, facts: Facts) -> list[Step]:
     return [LoadContainerFilter(profile, capabilities(process, "bounding"), f"{facts.root}/.seccomp")]
 
 
-def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool) -> list[Step]:
-    """What create and exec have in common: from the session to the program."""
+def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, program: str = "") -> list[Step]:
+    """What create, exec and a hook of the image have in common: from the session to the program."""
     from nsrun.oci import filters
 
     user = process.get("user") or {}
@@ -372,6 +401,7 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool) ->
             tuple(process["args"]),
             tuple(process.get("env") or ()),
             3 + facts.preserve,
+            program,
             waits=waits,
             filtered=bool(seccomp and late),
             flags=flags,
@@ -405,7 +435,7 @@ def _mounts(config: Config, facts: Facts, maps: Mapping[str, Any], own_cgroup: b
                 raise BadInput(f"config.json: mounts: {target}: source is missing")
             source = mount["source"] if mount["source"].startswith("/") else f"{facts.bundle}/{mount['source']}"
             opened.append(_bind(source, handle, options, mount, maps, "rbind" in options.own))
-            inner.append(MountTree(handle, target, source))
+            inner.append(_tree(handle, target, source))
             if options.data:
                 raise BadInput(f"config.json: mounts: {target}: a bind mount has no option {options.data[0]!r}")
         elif kind == "devpts" and process.get("terminal") and target.rstrip("/") == "/dev/pts":
@@ -413,12 +443,12 @@ def _mounts(config: Config, facts: Facts, maps: Mapping[str, Any], own_cgroup: b
             opened.append(
                 OpenContainerTerminal(_devpts(options, maps), options.set, _first_uid(process, maps), _size(process))
             )
-            inner.append(MountTree("devpts:fd", target, "devpts"))
+            inner.append(_tree("devpts:fd", target, "devpts"))
         elif "tmpcopyup" in options.own:
             if kind != "tmpfs":
                 raise BadInput(f"config.json: mounts: {target}: tmpcopyup is for a tmpfs")
             opened.append(SeedTmpfs(target, tuple(options.data), options.set, handle))
-            inner.append(MountTree(handle, target, "tmpfs"))
+            inner.append(_tree(handle, target, "tmpfs"))
         elif not kind:
             raise BadInput(f"config.json: mounts: {target}: type is missing")
         else:
@@ -435,6 +465,11 @@ def _mounts(config: Config, facts: Facts, maps: Mapping[str, Any], own_cgroup: b
     if process.get("terminal") and not has_devpts:
         raise BadInput("config.json: process.terminal needs a mount of devpts on /dev/pts")
     return opened, inner
+
+
+def _tree(handle: str, target: str, source: str) -> MountTree:
+    """Return the step that mounts a tree; a symlink of the image on the way is followed, inside the root."""
+    return MountTree(handle, target, source, strict=False)
 
 
 def _first_uid(process: Config, maps: Mapping[str, Any]) -> int:
@@ -487,7 +522,7 @@ def _cgroup_mounts(
         if own:
             return [NewMount("cgroup2", "cgroup", target, (), readonly, options.propagation & ~MS_REC)]
         opened.append(OpenTree("/sys/fs/cgroup", handle, True, options.set, options.clear))
-        return [MountTree(handle, target, "/sys/fs/cgroup")]
+        return [_tree(handle, target, "/sys/fs/cgroup")]
     attrs = options.set & ~kernel.MOUNT_ATTR_RDONLY
     steps: list[Step] = [NewMount("tmpfs", "tmpfs", target, ("mode=755",), attrs)]
     for number, (controllers, mount, ours) in enumerate(facts.hierarchies):
@@ -503,7 +538,7 @@ def _cgroup_mounts(
             steps.append(NewMount(kind, "cgroup", place, tuple(data), readonly))
         elif path:
             opened.append(OpenCgroupTree(path, f"{handle}{number}", set=options.set, otherwise=ours))
-            steps.append(MountTree(f"{handle}{number}", place, path))
+            steps.append(_tree(f"{handle}{number}", place, path))
         for word in controllers.split(",") if "," in controllers else []:
             steps.append(MakeLink(name, f"{target.rstrip('/')}/{word}"))
     if options.set & kernel.MOUNT_ATTR_RDONLY:
@@ -539,6 +574,6 @@ def _devices(config: Config, facts: Facts, maps: Mapping[str, Any]) -> tuple[lis
             made.append(MakeNode(path, mode, major, minor, uid, gid))
         else:
             opened.append(OpenTree(path, f"device{number}:fd"))
-            made.append(MountTree(f"device{number}:fd", path, path))
+            made.append(_tree(f"device{number}:fd", path, path))
     made += [MakeLink(to, path) for to, path in _LINKS]
     return made, opened
