@@ -884,8 +884,20 @@ static long op_set_capability_sets(struct arg *a)
 	return 0;
 }
 
+/* Let the exec close all descriptors from `first` on: once, and before a filter is in force that may forbid it. */
+static long close_on_exec(long first)
+{
+	static int done;
+
+	if (done)
+		return 0;
+	done = 1;
+	return SYS3(close_range, first, ~0U, CLOSE_RANGE_CLOEXEC);
+}
+
 static long op_set_filter_flags(struct arg *a)
 {
+	TRY(close_on_exec(a[2].i));
 	return install_filters((int)a[0].i, a[1].i);
 }
 
@@ -955,8 +967,8 @@ static long op_execute_container(struct arg *a)
 	if (!argv[0])
 		return -EINVAL;
 	TRY(find_program(*a[0].s ? a[0].s : argv[0], envp, path));
+	TRY(close_on_exec(a[3].i));
 	wait_for_go();
-	SYS3(close_range, a[3].i, ~0U, CLOSE_RANGE_CLOEXEC);
 	if (a[4].i >= 0) {
 		SYS1(close, channel);
 		channel = (int)a[5].i;

@@ -112,6 +112,17 @@ def test_seccomp(r, late):
     assert "Seccomp:\t2" in text and "No space left" in text
 
 
+def test_an_early_filter_that_forbids_close_range_leaves_no_descriptor_open(r):
+    """What nsrun-init has open, `told` and the channel among it, is the program's neither then."""
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["close_range"], "action": "SCMP_ACT_ERRNO"}]}
+    document = r.config("ls", "/proc/1/fd", noNewPrivileges=False)
+    document["linux"]["seccomp"] = profile
+    assert r.ok("run", "--bundle", r.bundle("c", document), "c").split() == ["0", "1", "2", "3"]
+    r.create("d", {**document, "process": {**document["process"], "args": SLEEP}})
+    r.ok("start", "d")
+    assert r.ok("exec", "d", "ls", "/proc/self/fd").split() == ["0", "1", "2", "3"]
+
+
 def test_the_filter_is_set_last_of_all_when_it_can_be(r):
     """A profile that allows little more than the program itself needs."""
     names = [

@@ -151,6 +151,42 @@ def test_a_create_whose_caller_dies(r):
     nothing_left(r)
 
 
+def test_a_created_container_that_is_paused(r):
+    """`start` would wait for ever, with the container's lock."""
+    pid = r.create("c", None, *SLEEP)
+    r.ok("pause", "c")
+    assert r.status("c")["status"] == "paused"
+    assert "paused" in r.call("start", "c", timeout=10).stderr
+    assert "paused" in r.call("exec", "c", "true", timeout=10).stderr
+    r.ok("resume", "c")
+    assert r.status("c")["status"] == "created"
+    r.ok("start", "c")
+    assert r.status("c") == {**r.status("c"), "status": "running", "pid": pid}
+
+
+#: `start` of a container that is frozen between the look at it and GO.
+LATE = """
+import sys
+from nsrun.oci import state
+from nsrun.oci.main import main
+state.Container.status = lambda self: ("created", self.pid())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_container_that_is_frozen_while_it_starts(r):
+    import sys
+
+    r.create("c", None, *SLEEP)
+    r.ok("pause", "c")
+    command = r.words(sys.executable, "-I", "-c", LATE, f"--root={r.state}", "start", "c")
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False, env=r.env)  # fmt: skip
+    assert done.returncode == 1 and "was frozen" in done.stderr, done
+    r.ok("resume", "c")
+    wait_for(lambda: r.status("c")["status"] == "running")
+    nothing_left(r)
+
+
 # ---- the state ----------------------------------------------------------------------------------------------------
 
 

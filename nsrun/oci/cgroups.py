@@ -350,7 +350,9 @@ def _freezer(paths: dict[str, str]) -> str:
 def is_frozen(paths: dict[str, str]) -> bool:
     if path := path_with(paths, "freezer"):
         return _read(f"{path}/freezer.state").strip() in ("FROZEN", "FREEZING")
-    return _read(f"{v2_of(paths)}/cgroup.freeze").strip() == "1" if v2_of(paths) else False
+    if not (path := v2_of(paths)):
+        return False
+    return _read(f"{path}/cgroup.freeze").strip() == "1" or "frozen 1" in _read(f"{path}/cgroup.events")
 
 
 def freeze(paths: dict[str, str], on: bool) -> None:

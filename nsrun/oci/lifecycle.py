@@ -308,11 +308,26 @@ def _release(container: Container) -> None:
             if error.errno == ENXIO:  # nobody reads
                 raise BadInput(f"container {container.id!r} has just stopped") from None
             raise
+        with kernel.Fd(kernel.pidfd_of(container.pid())) as first:
+            _await_told(container, told, first)
         said = os.read(told, 1024)
     if len(said) >= calcsize(INIT_RECORD):
         kind, _, errno = unpack_from(INIT_RECORD, said)
         if kind == INIT_FAILED:
             raise _no_program(os.fsdecode(said[calcsize(INIT_RECORD) :]), errno)
+
+
+def _await_told(container: Container, told: int, first: int) -> None:
+    """Wait until nsrun-init has said something, has become the program or has ended.  Raise BadInput when it is frozen."""
+    from select import POLLIN, poll
+
+    poller = poll()
+    for fd in (told, first):
+        if fd >= 0:
+            poller.register(fd, POLLIN)
+    while not poller.poll(200):
+        if cgroups.is_frozen(container.note()["cgroups"]):
+            raise BadInput(f"container {container.id!r} was frozen before its program began: nsrun-oci resume")
 
 
 def _kill_first(container: Container) -> None:

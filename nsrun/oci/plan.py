@@ -387,7 +387,7 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
         steps.append(WriteProc("/proc/self/attr/exec", process["selinuxLabel"], _LABEL))
     steps.append(ChangeDirectory(process["cwd"]))
     if seccomp and not late:
-        steps.append(SetFilterFlags(flags))
+        steps.append(SetFilterFlags(flags, 3 + facts.preserve))
     uid, gid, groups = user.get("uid") or 0, user.get("gid") or 0, tuple(user.get("additionalGids") or ())
     steps.append(SetUser(uid, gid, groups, capabilities(process, "bounding"), facts.keep_groups))
     if user.get("umask") is not None:
@@ -405,6 +405,7 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
             waits=waits,
             filtered=bool(seccomp and late),
             flags=flags,
+            closed=bool(seccomp and not late),
         )
     )
     return steps
@@ -468,8 +469,11 @@ def _mounts(config: Config, facts: Facts, maps: Mapping[str, Any], own_cgroup: b
 
 
 def _tree(handle: str, target: str, source: str) -> MountTree:
-    """Return the step that mounts a tree; a symlink of the image on the way is followed, inside the root."""
-    return MountTree(handle, target, source, strict=False)
+    """Return the step that mounts a tree; a symlink of the image on the way is followed, inside the root.
+
+    procfs and sysfs where a link leads would be anywhere else than where those who look for them find them (CVE-2019-19921).
+    """
+    return MountTree(handle, target, source, strict=target.rstrip("/") in ("/proc", "/sys"))
 
 
 def _first_uid(process: Config, maps: Mapping[str, Any]) -> int:

@@ -147,8 +147,8 @@ class Container:
             status = "running"
         from nsrun.oci import cgroups
 
-        if status == "running" and cgroups.is_frozen(note["cgroups"]):
-            status = "paused"
+        if cgroups.is_frozen(note["cgroups"]):
+            status = "paused"  # a created one, too: it can't be started, and nothing can be executed in it
         return status, pid
 
     def _is_locked(self) -> bool:

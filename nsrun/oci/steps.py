@@ -801,14 +801,16 @@ class SetCapabilitySets(InitStep):
 
 class SetFilterFlags(InitStep):
     why = "Without no_new_privs only who has CAP_SYS_ADMIN may filter, so it is set before the ids are."
-    man = "seccomp(2)"
+    man = "seccomp(2), close_range(2)"
     flags: int
+    first: int = 3  # descriptors from this one on are closed by the exec, which the filter may forbid to say later
 
     def args(self, run: Context) -> Sequence[int]:
-        return (run.fd("seccomp:fd"), self.flags)
+        return (run.fd("seccomp:fd"), self.flags, self.first)
 
     def made(self) -> list[str | Part]:
-        return [Part([f"seccomp(SECCOMP_SET_MODE_FILTER, {self.flags}, FILTER)"], each="FILTER in seccomp:fd")]
+        close = f"close_range({self.first}, ~0, CLOSE_RANGE_CLOEXEC)"
+        return [close, Part([f"seccomp(SECCOMP_SET_MODE_FILTER, {self.flags}, FILTER)"], each="FILTER in seccomp:fd")]
 
     def needs(self) -> tuple[str, ...]:
         return ("seccomp:fd",)
@@ -834,6 +836,7 @@ class ExecuteContainer(InitStep):
     waits: bool = False  # for `start`
     filtered: bool = False  # the filter is set last of all
     flags: int = 0  # of the filter
+    closed: bool = False  # close_range(2) was called before the filter was set
 
     def args(self, run: Context) -> Sequence[int | str | list[str]]:
         start, told = (run.fd(name) if self.waits else -1 for name in ("start:fd", "told:fd"))
@@ -842,7 +845,8 @@ class ExecuteContainer(InitStep):
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = [Part(["statx(FILE)", "faccessat(FILE, X_OK)"], each="FILE of PATH")]
-        found += ["write(channel, INIT_WAITS)", "read(channel)   /* GO */", f"close_range({self.first}, ~0, CLOSE_RANGE_CLOEXEC)"]  # fmt: skip
+        found += [] if self.closed else [f"close_range({self.first}, ~0, CLOSE_RANGE_CLOEXEC)"]
+        found += ["write(channel, INIT_WAITS)", "read(channel)   /* GO */"]
         found += ["read(start:fd)   /* GO, from `start` */"] if self.waits else []
         found += ["seccomp(SECCOMP_SET_MODE_FILTER)"] if self.filtered else []
         return [*found, self.brief()]
