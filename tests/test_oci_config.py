@@ -585,9 +585,11 @@ def test_hooks_of_all_kinds(r):
 def test_a_hook_that_fails_ends_the_create(r, kind):
     document = r.config(*SLEEP)
     document["hooks"] = {kind: [{"path": "/bin/sh", "args": ["sh", "-c", "echo because >&2; exit 3"]}]}
+    document["hooks"]["poststop"] = [{"path": "/bin/sh", "args": ["sh", "-c", f"cat >{r.base}/after"]}]
     done = r.call("create", "--bundle", r.bundle("c", document), "c")
     assert done.returncode == 1 and f"hooks.{kind}" in done.stderr and "exit status 3: because" in done.stderr
     assert r.call("state", "c").returncode == 1 and not r.cgroups("c")
+    assert json.loads((r.base / "after").read_text())["status"] == "stopped"
 
 
 def test_a_hook_that_takes_too_long(r):

@@ -268,6 +268,17 @@ def test_a_state_of_another_boot(r):
     wait_for(lambda: gone(r))
 
 
+def test_a_state_of_another_namespace(r):
+    """A record of what may live is not removed, unless the kernel ends it by its cgroups."""
+    pid = r.running("c")
+    rewrite(r, view=[1, 2])
+    for words in (("state", "c"), ("kill", "c"), ("delete", "c"), ("exec", "c", "true"), ("pause", "c")):
+        assert "can't be seen from here" in r.call(*words).stderr, words
+    assert os.path.exists(f"/proc/{pid}") and (r.state / "c/state").exists()
+    assert r.call("list").returncode == 0
+    nothing_left(r)
+
+
 def test_a_pid_that_was_reused(r):
     r.running("c")
     start = json.loads((r.state / "c/state").read_bytes())["start"]
@@ -446,3 +457,116 @@ def test_a_cgroup_that_the_container_made_is_removed_with_it(r):
     inner = pathlib.Path(f"/sys/fs/cgroup/pids/{GROUP}/c/inner/most")
     inner.mkdir(parents=True)
     nothing_left(r)
+
+
+@pytest.mark.parametrize("name, depth", [("x" * 200, 30), ("x", 1100)])
+def test_cgroups_that_the_container_made_one_in_the_other(r, name, depth):
+    """Deeper than a path, than recursion and than there are descriptors; a process is in the last."""
+    r.running("c")
+    here = os.open(f"/sys/fs/cgroup/freezer/{GROUP}/c", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        inner = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    child = subprocess.Popen(["sleep", "1000"])
+    file = os.open("cgroup.procs", os.O_WRONLY, dir_fd=here)
+    os.write(file, str(child.pid).encode())
+    os.close(file)
+    os.close(here)
+    try:
+        r.ok("delete", "--force", "c")
+        assert child.wait(timeout=1) == -9
+    finally:
+        child.kill()
+    wait_for(lambda: gone(r))
+    assert not r.cgroups("c") and not (r.state / "c").exists()
+
+
+def test_a_container_may_make_so_many_cgroups_of_v2(r):
+    r.running("c")
+    (found,) = [path for path in r.cgroups("c") if os.path.exists(f"{path}/cgroup.events")] or [""]
+    if not found:
+        pytest.skip("no cgroup v2 in view; to enable: mount it at /sys/fs/cgroup/unified")
+    assert pathlib.Path(found, "cgroup.max.depth").read_text() == "100\n"
+    assert pathlib.Path(found, "cgroup.max.descendants").read_text() == "10000\n"
+
+
+def test_delete_of_a_paused_one_does_not_wait(r):
+    r.running("c")
+    r.ok("pause", "c")
+    before = time.monotonic()
+    r.ok("delete", "--force", "c")
+    assert time.monotonic() - before < 4
+
+
+#: A command for which no cgroup can be removed.
+STUCK = """
+import sys
+from nsrun.oci import cgroups
+from nsrun.oci.main import main
+cgroups.remove = lambda paths: list(paths.values())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_cgroup_that_can_not_be_removed(r):
+    """What is written of it stays, so that it can be tried again."""
+    import sys
+
+    def stuck(*words: object) -> subprocess.CompletedProcess[str]:
+        command = r.words(sys.executable, "-I", "-c", STUCK, f"--root={r.state}", *words)
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False, env=r.env)  # fmt: skip
+
+    r.running("c")
+    done = stuck("delete", "--force", "c")
+    assert done.returncode == 1 and "can't be removed" in done.stderr and (r.state / "c/state").exists()
+    nothing_left(r)
+    done = stuck("create", "--bundle", r.bundle("d", None, "nosuch"), "d")
+    assert done.returncode == 1 and r.cgroups("d") and (r.state / "d/state").exists()
+    nothing_left(r, "d")
+
+
+def test_a_create_killed_early_takes_no_cgroup_of_others(r):
+    document = r.config(*SLEEP)
+    document["linux"]["cgroupsPath"] = f"/{GROUP}/other"
+    pid = r.create("other", document)
+    bundle = r.bundle("c", document)
+    for place in range(40):
+        code = killed_at(r, place, "create", "--bundle", bundle, "c")
+        r.ok("delete", "--force", "c")
+        assert r.status("other")["pid"] == pid
+        if code != -9:
+            break
+    assert code == 1 and place > 4
+
+
+def test_a_damaged_state_with_a_relative_cgroup(r):
+    """It was below the cgroup of whoever made it: one of that name below ours is another."""
+    document = r.config(*SLEEP)
+    document["linux"]["cgroupsPath"] = f"nsrun-relative-{os.getpid()}"
+    pid = r.create("c", document)
+    kept = (r.state / "c/state").read_bytes()
+    (r.state / "c/state").write_bytes(b"{")
+    config = (r.state / "c/config").read_bytes()
+    done = r.call("delete", "--force", "c")
+    assert done.returncode == 0 and "not known" in done.stderr and os.path.exists(f"/proc/{pid}/exe")
+    (r.state / "c").mkdir(mode=0o700)
+    (r.state / "c/state").write_bytes(kept)
+    (r.state / "c/config").write_bytes(config)
+    r.ok("delete", "--force", "c")
+
+
+def test_run_does_not_remove_another_of_its_name(r):
+    command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("c", None, *SLEEP), "c")
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=r.env)
+    try:
+        wait_for(lambda: '"running"' in r.call("state", "c").stdout)
+        child.send_signal(signal.SIGSTOP)
+        r.ok("delete", "--force", "c")
+        pid = r.create("c", None, *SLEEP)
+        child.send_signal(signal.SIGCONT)
+        assert child.wait(timeout=20) == 137
+    finally:
+        child.kill()
+    assert r.status("c") == {**r.status("c"), "status": "created", "pid": pid}

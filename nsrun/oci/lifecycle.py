@@ -161,7 +161,7 @@ def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, d
         "owner": _user_name(os.geteuid()),
         "boot": state.boot_id(),
         "view": kernel.our_view(),
-        "cgroups": paths,
+        "cgroups": {},  # none is ours yet: MakeCgroups writes them down
         "uid": os.geteuid(),
     }
     console = words.value("console-socket")
@@ -245,9 +245,11 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
     run.before_release = lambda: master.extend([os.dup(run.fd("tty:master"))] if "tty:master" in run.handles else [])
     try:
         run.execute()
-    except StepError as error:
+    except NsrunError as error:
         _poststop(run, document, log)
-        raise _explain(error) from None
+        if isinstance(error, StepError):
+            raise _explain(error) from None
+        raise
     finally:
         run.restore_signals()
     run.values["master"] = master[0] if master else -1
@@ -308,7 +310,8 @@ def _release(container: Container) -> None:
             if error.errno == ENXIO:  # nobody reads
                 raise BadInput(f"container {container.id!r} has just stopped") from None
             raise
-        with kernel.Fd(kernel.pidfd_of(container.pid())) as first:
+        pid = container.pid()  # 0: the program has ended already
+        with kernel.Fd(kernel.pidfd_of(pid) if pid else -1) as first:
             _await_told(container, told, first)
         said = os.read(told, 1024)
     if len(said) >= calcsize(INIT_RECORD):
@@ -331,13 +334,18 @@ def _await_told(container: Container, told: int, first: int) -> None:
 
 
 def _kill_first(container: Container) -> None:
-    """Kill the first process, and wait a little for its end."""
+    """Kill the first process, and wait for its end.  Raise BadInput when that does not come."""
     pid = container.pid()
     if pid:
         with kernel.Fd(kernel.pidfd_of(pid)) as fd:
             if fd >= 0 and container.pid() == pid:
                 _signal(fd, 9)
-                _await_end(fd, 10)
+                paths = container.note()["cgroups"]
+                cgroups.thaw(paths)
+                # PID 1 of a namespace is not gone before all in it are reaped, which others may leave undone; but who has
+                # left the cgroup runs no more.
+                if not _await_end(fd, 0.5) and not (paths and cgroups.is_empty(paths)) and not _await_end(fd, 10):
+                    raise BadInput(f"container {container.id!r}: a process does not end: [{pid}]")
 
 
 def _signal(fd: int, number: int) -> bool:
@@ -377,13 +385,15 @@ def run(words: Words, root: str, log: Log) -> int:
         return 0
     from nsrun.oci.foreground import stay
 
+    ours = [container.note()[key] for key in ("pid", "start", "created")]
     os.close(container.fd)  # others may work on it meanwhile
     container.fd = -1
     code = stay(made.pid, master)
     if not words.flag("keep"):
         try:
             with state.find(root, container.id) as again:
-                _remove(again, log)
+                if [again.note().get(key) for key in ("pid", "start", "created")] == ours:  # or another has its name now
+                    _remove(again, log)
         except UnknownError:
             pass  # somebody has deleted it
     return code
@@ -405,8 +415,12 @@ def delete(ident: str, root: str, force: bool, log: Log) -> None:
         except state.Damaged:
             if not force:
                 raise
-            _remove_damaged(container, root)
+            _remove_damaged(container, log)
             return
+        except state.Elsewhere:
+            if not force or not container.note()["cgroups"]:
+                raise
+            status = "running"  # the kernel ends what is in its cgroups, or says that nothing is
         if status not in ("stopped", "created") and not force:
             raise BadInput(f"container {ident!r} is {status}: nsrun-oci kill, or delete --force")
         _remove(container, log)
@@ -415,12 +429,11 @@ def delete(ident: str, root: str, force: bool, log: Log) -> None:
 def _remove(container: Container, log: Log) -> None:
     """End what lives of a container, and remove its cgroups, then what is written of it."""
     note = container.note()
-    _kill_first(container)
-    paths = note["cgroups"] if note["boot"] == state.boot_id() else {}
-    if not cgroups.end(paths):
-        raise BadInput(f"container {container.id!r}: a process does not end: {cgroups.pids(paths)[:5]}")
-    if left := cgroups.remove(paths):
-        log.warn(f"a cgroup can't be removed: {left[0]}")
+    try:
+        _kill_first(container)
+    except state.Elsewhere:
+        pass  # delete has asked for its cgroups
+    _remove_cgroups(container.id, note["cgroups"] if note["boot"] == state.boot_id() else {})
     try:
         document = container.config()
     except state.Damaged as error:
@@ -431,15 +444,30 @@ def _remove(container: Container, log: Log) -> None:
     container.remove()
 
 
-def _remove_damaged(container: Container, root: str) -> None:
+def _remove_cgroups(ident: str, paths: dict[str, str]) -> None:
+    """End what is in a container's cgroups, and remove them.  Raise BadInput when one of the two can't be done."""
+    for last in (False, True):
+        if not cgroups.end(paths):
+            raise BadInput(f"container {ident!r}: a process does not end: {sorted(cgroups.members(paths))[:5]}")
+        left = cgroups.remove(paths)
+        if not left:
+            return
+        if last:
+            raise BadInput(f"container {ident!r}: a cgroup can't be removed: {left[0]}")
+
+
+def _remove_damaged(container: Container, log: Log) -> None:
     """Do so when the state can't be read: the cgroups are those that its config.json names."""
+    paths: dict[str, str] = {}
     try:
-        linux = container.config().get("linux") or {}
-        paths = cgroups.Machine().paths(linux.get("cgroupsPath") or "", container.id)
-    except (NsrunError, OSError, AttributeError):
-        paths = {}
-    cgroups.end(paths)
-    cgroups.remove(paths)
+        path = (container.config().get("linux") or {}).get("cgroupsPath") or ""
+        if path.startswith("/"):
+            paths = cgroups.Machine().paths(path, container.id)
+        else:
+            log.warn(f"container {container.id!r}: its cgroup was below that of whoever made it, which is not known")
+    except (NsrunError, OSError, AttributeError) as error:
+        log.warn(f"container {container.id!r}: its cgroups are not known: {error}")
+    _remove_cgroups(container.id, paths)
     container.remove()
 
 

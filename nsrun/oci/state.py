@@ -55,6 +55,10 @@ class Damaged(BadInput):
     """What is written of a container can't be read; `delete --force` removes it."""
 
 
+class Elsewhere(BadInput):
+    """The process of a container can't be seen from this PID or time namespace."""
+
+
 class Container:
     """The directory of one container, which we hold locked."""
 
@@ -128,11 +132,18 @@ class Container:
     # ---- the process ------------------------------------------------------------------------------------------------
 
     def pid(self) -> int:
-        """Return the pid of the first process; 0 when it has ended, and when it is of another boot or PID namespace."""
+        """Return the pid of the first process; 0 when it has ended, as it has when it is of another boot.
+
+        Raise Elsewhere when it is of another PID or time namespace of this boot.
+        """
         note = self.note()
         pid, start = note.get("pid") or 0, note.get("start") or 0
-        if not pid or note["boot"] != boot_id() or note["view"] != kernel.our_view():
+        if not pid or note["boot"] != boot_id():
             return 0
+        if note["view"] != kernel.our_view():
+            raise Elsewhere(
+                f"container {self.id!r} is of another PID or time namespace: whether it lives can't be seen from here"
+            )
         return pid if kernel.process_start(pid) == start else 0
 
     def status(self) -> tuple[str, int]:

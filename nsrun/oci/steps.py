@@ -53,8 +53,9 @@ class ClaimContainer(Step):
         own.container.write("state", dict(self.note))
 
     def undo(self, run: Context) -> None:
-        if container := _own(run).container:
-            container.remove()
+        own = _own(run)
+        if own.container and not own.is_left:
+            own.container.remove()
 
 
 class MakeFifos(Step):
@@ -395,6 +396,9 @@ class MakeCgroups(Step):
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = [f'mkdir("{path}", 0755)' for path in self.paths.values()]
+        if found:
+            note: list[str | Part] = ['open("state.tmp")', 'rename("state.tmp", "state")']
+            found = note + found
         found = found or ["# there are no cgroups here"]
         found += [f'write("{one.file}", "{one.text}")' for one in self.settings]
         return found + (["bpf(BPF_PROG_LOAD)", "bpf(BPF_PROG_ATTACH, BPF_CGROUP_DEVICE)"] if self.devices else [])
@@ -408,6 +412,8 @@ class MakeCgroups(Step):
     def do(self, run: Context) -> None:
         cgroups.check_empty(dict(self.paths))
         own = _own(run)
+        assert own.container
+        own.container.write("state", {**own.container.note(), "cgroups": dict(self.paths)})
         own.cgroups = dict(self.paths)
         own.cgroups = cgroups.make(cgroups.Machine(), dict(self.paths), self.may_lack)
         cgroups.apply(own.cgroups, self.settings, self.unified)
@@ -423,9 +429,10 @@ class MakeCgroups(Step):
                 raise BadInput(f"linux.resources.devices: {error}", errno=error.errno or 0) from None
 
     def undo(self, run: Context) -> None:
-        if paths := _own(run).cgroups:
-            cgroups.end(paths, 2)
-            cgroups.remove(paths)
+        own = _own(run)
+        if own.cgroups:
+            own.is_left = True
+            own.is_left = not cgroups.end(own.cgroups, 2) or bool(cgroups.remove(own.cgroups))
 
 
 class OpenCgroups(Step):
@@ -443,7 +450,7 @@ class OpenCgroups(Step):
 
     def do(self, run: Context) -> None:
         own = _own(run)
-        own.cgroups = {key: path for key, path in self.paths.items() if os.path.isdir(path)}
+        own.cgroups = dict(self.paths)  # one that can't be seen here is an error: the process would be outside of its limits
         fd = cgroups.open_v2(own.cgroups)
         if fd >= 0:
             run.hold("cgroup:dir", fd)
