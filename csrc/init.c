@@ -782,18 +782,22 @@ static long op_bind_inside(struct arg *a)
 static long op_make_node(struct arg *a)
 {
 	const char *name;
-	long r, parent = TRY(open_parent(a[0].s, &name));
+	long r, node, parent = TRY(open_parent(a[0].s, &name));
 	struct statx st;
 
 	about(a[0].s);
 	r = SYS4(mknodat, parent, name, a[1].i, (a[2].i & 0xfff) << 8 | (a[3].i & 0xff) | (a[3].i & ~0xffL) << 12);
-	if (r == -EEXIST) {
-		TRY(SYS5(statx, parent, name, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st));
-		return (st.stx_mode & S_IFMT) == (a[1].i & S_IFMT) && st.stx_rdev_major == a[2].i && st.stx_rdev_minor == a[3].i ? 0 : r;
-	}
-	TRY(r);
-	TRY(SYS5(fchownat, parent, name, a[4].i, a[5].i, AT_SYMLINK_NOFOLLOW));
-	TRY(SYS3(fchmodat, parent, name, a[1].i & 07777)); /* we have made it, and it is no link */
+	if (r != -EEXIST)
+		TRY(r);
+	/* Whoever writes to the root may have put something else in its place, so it is named no more.  Our umask is 0. */
+	node = TRY(open_in((int)parent, name, O_PATH | O_NOFOLLOW, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS));
+	about(a[0].s);
+	TRY(SYS5(statx, node, "", AT_EMPTY_PATH, STATX_TYPE, &st));
+	if ((st.stx_mode & S_IFMT) != (a[1].i & S_IFMT) || st.stx_rdev_major != a[2].i || st.stx_rdev_minor != a[3].i)
+		return -EEXIST;
+	if (r == 0)
+		TRY(SYS5(fchownat, node, "", a[4].i, a[5].i, AT_EMPTY_PATH));
+	SYS1(close, node);
 	SYS1(close, parent);
 	return 0;
 }

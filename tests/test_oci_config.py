@@ -474,6 +474,22 @@ def test_memory_is_checked_before_an_update(r):
     assert r.status("c")["status"] == "running"
 
 
+@v1
+def test_memory_with_swap_grows_and_shrinks(r):
+    """The limit of memory may never be above that of both: that of both has to grow first, and shrink last."""
+    files = [pathlib.Path(f"/sys/fs/cgroup/memory/{GROUP}/c/memory.{name}limit_in_bytes") for name in ("", "memsw.")]
+    need(os.path.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"), "swap is not counted", "swapaccount=1")
+    document = r.config(*SLEEP)
+    document["linux"]["resources"] = {"memory": {"limit": 50 << 20, "swap": 60 << 20}}
+    r.create("c", document)
+    for memory, swap in ((100, 110), (40, 45), (45, 45), (200, -1), (50, 60)):
+        r.ok("update", "--memory", f"{memory}m", "--memory-swap", f"{swap}m" if swap > 0 else "-1", "c")
+        found = [int(file.read_text()) for file in files]
+        assert found[0] == memory << 20 and (found[1] == swap << 20 or (swap < 0 and found[1] > 1 << 60)), found
+    done = r.call("update", "--memory", "100m", "--memory-swap", "70m", "c")
+    assert done.returncode == 1 and "linux.resources.memory" in done.stderr
+
+
 def test_without_cgroups(r):
     document = r.config("cat", "/proc/self/cgroup")
     text = r.ok("--cgroup-manager=disabled", "run", "--bundle", r.bundle("c", document), "c")
@@ -654,6 +670,41 @@ def test_exec_options(r):
     assert r.call("exec", "--user", "x", "c", "true").returncode == 255
     assert r.call("exec", "c").returncode == 255
     assert r.ok("exec", "c", "cat", "/proc/self/oom_score_adj") == r.ok("exec", "c", "cat", "/proc/1/oom_score_adj")
+
+
+def test_exec_takes_no_id_that_is_none(r):
+    """4294967295 would leave the id as it is: root's."""
+    r.running("c")
+    for number in ("4294967295", "4294967296", "99999999999999999999"):
+        for words in (("--user", number), ("--user", f"1:{number}"), ("--additional-gids", number)):
+            done = r.call("exec", *words, "c", "id", "-u")
+            assert done.returncode == 255 and done.stdout == "" and words[0] in done.stderr, done
+    assert r.ok("exec", "--user", "4294967294", "c", "id", "-u") == "4294967294\n"
+
+
+def test_exec_with_no_capabilities_and_no_limits(r):
+    document = r.config(*SLEEP)
+    document["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
+    r.create("c", document)
+    r.ok("start", "c")
+    process = r.config("sh", "-c", "grep -E '^Cap(Eff|Bnd)' /proc/self/status; ulimit -n")["process"]
+    found = []
+    for more in ({"capabilities": {}, "rlimits": []}, {"capabilities": None, "rlimits": None}):
+        (r.base / "process.json").write_text(json.dumps({**process, **more}))
+        found.append(r.ok("exec", "--process", r.base / "process.json", "c").split())
+    assert found[0][1::2][:2] == ["0" * 16] * 2 and found[0][-1] != "77"
+    assert found[1][1] != "0" * 16 and found[1][-1] == "77"
+
+
+def test_exec_opens_no_ptmx_but_the_kernels(r):
+    """A container that may mount can put a FIFO there, whose opening would wait for ever."""
+    caps = {name: ["CAP_SYS_ADMIN", "CAP_MKNOD"] for name in ("bounding", "effective", "permitted")}
+    document = r.config("sh", "-c", "mkfifo /dev/shm/fifo; mount --bind /dev/shm/fifo /dev/pts/ptmx; sleep 1000", capabilities=caps)  # fmt: skip
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    wait_for(lambda: " /dev/pts/ptmx " in pathlib.Path(f"/proc/{pid}/mountinfo").read_text())
+    done = r.call("exec", "--tty", "c", "true", timeout=10)
+    assert done.returncode == 255 and "ptmx" in done.stderr and "EXDEV" in done.stderr, done
 
 
 def test_exec_has_the_filter_and_limits_of_its_container(r):

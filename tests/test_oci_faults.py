@@ -452,6 +452,49 @@ def test_a_root_for_the_state_that_belongs_to_somebody(r):
     assert done.returncode == 1 and "belongs to uid 12345" in done.stderr
 
 
+def test_a_state_that_others_may_write_to(r):
+    pid = r.running("c")
+    mode, owner = (r.state / "c").stat().st_mode, (r.state / "c").stat().st_uid
+    verbs = (("state", "c"), ("kill", "c", "KILL"), ("delete", "--force", "c"), ("exec", "c", "true"), ("start", "c"))
+    os.chown(r.state / "c", 12345, -1)
+    for words in verbs:
+        assert "belongs to uid 12345" in r.call(*words).stderr, words
+    os.chown(r.state / "c", owner, -1)
+    (r.state / "c").chmod(0o720)
+    for words in verbs:
+        assert "may be written to" in r.call(*words).stderr, words
+    (r.state / "c").chmod(mode)
+    assert r.status("c")["pid"] == pid
+
+
+def test_run_passes_a_signal_on_whenever_it_comes(r):
+    """Between create and the foreground, too: otherwise it would end us and leave the container."""
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {r.base}/begun; sleep 1"]}
+    document = {**r.config("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"), "hooks": {"poststart": [hook]}}
+    command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("c", document), "c")
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=r.env)
+    wait_for((r.base / "begun").exists)
+    time.sleep(0.3)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=20) == 3
+    assert r.call("state", "c").returncode == 1 and not r.cgroups("c")
+
+
+def test_run_ends_of_a_fault_of_its_own(r):
+    """A handler in Python would return to the instruction that is at fault, again and again."""
+    command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("c", None, *SLEEP), "c")
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=r.env)
+    wait_for(lambda: '"running"' in r.call("state", "c").stdout)
+    wait_for(lambda: int(caught_now(child.pid), 16) & 1 << 14)  # SIGTERM: the foreground has begun
+    assert not int(caught_now(child.pid), 16) & (1 << 10 | 1 << 6 | 1 << 7 | 1 << 3)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=20) == 3
+
+
+def caught_now(pid: int) -> str:
+    return re.findall(r"^SigCgt:\s+(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[0]
+
+
 def test_a_cgroup_that_the_container_made_is_removed_with_it(r):
     r.running("c")
     inner = pathlib.Path(f"/sys/fs/cgroup/pids/{GROUP}/c/inner/most")

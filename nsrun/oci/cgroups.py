@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from errno import EACCES, EBUSY, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EROFS, ESRCH
+from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EROFS, ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
@@ -212,9 +212,14 @@ def _offer(path: str) -> None:
                 continue  # processes are in it, or it is not ours: a limit that needs it will say so
 
 
+_GROWING = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+
+
 def apply(paths: dict[str, str], settings: Sequence[Setting], unified: bool) -> None:
     """Write the settings of a container.  Raise BadInput that names the field whose controller is not there, or refuses."""
-    for setting in settings:
+    left, late = list(settings), False
+    while left:
+        setting = left.pop(0)
         directory = v2_of(paths) if unified else path_with(paths, setting.controller)
         field = f"linux.resources.{setting.field}"
         if not directory:
@@ -222,6 +227,9 @@ def apply(paths: dict[str, str], settings: Sequence[Setting], unified: bool) -> 
         try:
             _write(f"{directory}/{setting.file}", setting.text)
         except OSError as error:
+            if error.errno in (EINVAL, EBUSY) and not late and [setting.file, *(s.file for s in left[:1])] == _GROWING:
+                left[:1], late = [left[0], setting], True  # both grow: that of both has to grow first
+                continue
             if error.errno == EBUSY and setting.file == "memory.limit_in_bytes":
                 raise BadInput(f"{field}: {setting.text} is less than is in use", errno=EBUSY) from None
             what = (

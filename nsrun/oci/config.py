@@ -59,7 +59,7 @@ _DEVICE = {
 _THROTTLE = [{"major": _COUNT, "minor": _COUNT, "rate": _LIMIT}]
 RESOURCE_SHAPE: dict[str, Any] = {
     "unified?": {str: STRING},
-    "devices?": [{"allow?": FLAG, "type?": OneOf("a", "b", "c", "u", ""), "major?": Number(-1), "minor?": Number(-1), "access?": Text("of r, w and m", 3)}],
+    "devices?": [{"allow?": FLAG, "type?": OneOf("a", "b", "c", "u", ""), "major?": Number(-1, 0xFFF), "minor?": Number(-1, 0xFFFFF), "access?": Text("of r, w and m", 3)}],
     "pids?": {"limit?": _ANY},
     "blockIO?": {
         "weight?": Number(0, 65535), "leafWeight?": Number(0, 65535),

@@ -9,6 +9,7 @@ from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR, ENXIO, EPERM, ESRCH
 from nsrun import kernel
 from nsrun._protocol import GO, INIT_FAILED, INIT_RECORD
 from nsrun.errors import BadInput, NsrunError, StepError, UnknownError, UsageError, errno_text
+from nsrun.linux import MAX_ID
 from nsrun.oci import cgroups, hooks, state
 from nsrun.oci.commands import Words, check_id, container_id
 from nsrun.schema import is_number, read_document
@@ -251,7 +252,8 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
             raise _explain(error) from None
         raise
     finally:
-        run.restore_signals()
+        if detach:  # otherwise a signal waits until it can be passed on
+            run.restore_signals()
     run.values["master"] = master[0] if master else -1
     return run
 
@@ -388,7 +390,7 @@ def run(words: Words, root: str, log: Log) -> int:
     ours = [container.note()[key] for key in ("pid", "start", "created")]
     os.close(container.fd)  # others may work on it meanwhile
     container.fd = -1
-    code = stay(made.pid, master)
+    code = stay(made.pid, master, made.restore_signals)
     if not words.flag("keep"):
         try:
             with state.find(root, container.id) as again:
@@ -527,6 +529,11 @@ def living(container: Container) -> list[int]:
 # ---- exec ---------------------------------------------------------------------------------------------------------
 
 
+def _is_id(text: str) -> bool:
+    """Return whether it is a uid or gid: 4294967295 is none, it leaves the id as it is."""
+    return is_number(text) and int(text) <= MAX_ID
+
+
 def _exec_process(words: Words, document: Config) -> Config:
     """Return the process of an exec: what the options say, or the file of --process, and the container's own for the rest."""
     from nsrun.oci import config
@@ -537,7 +544,7 @@ def _exec_process(words: Words, document: Config) -> Config:
             raise UsageError("--process and a command exclude each other")
         process = config.load_process(_document(path), path)
         for name in ("capabilities", "apparmorProfile", "selinuxLabel", "rlimits"):
-            if not process.get(name) and own.get(name):
+            if process.get(name) in (None, "") and own.get(name):  # {} and [] are none of them, and not the container's
                 process[name] = own[name]
         if words.flag("tty"):
             process["terminal"] = True
@@ -553,12 +560,12 @@ def _exec_process(words: Words, document: Config) -> Config:
         user = dict(own.get("user") or {})
         if given := words.value("user"):
             uid, colon, gid = given.partition(":")
-            if not is_number(uid) or (colon and not is_number(gid)):
+            if not _is_id(uid) or (colon and not _is_id(gid)):
                 raise UsageError(f"--user {given!r} is not UID or UID:GID")
             user = {**user, "uid": int(uid), "gid": int(gid) if colon else user.get("gid") or 0}
         if groups := words.lists.get("additional-gids"):
-            if not all(map(is_number, groups)):
-                raise UsageError("--additional-gids takes numbers")
+            if not all(map(_is_id, groups)):
+                raise UsageError("--additional-gids takes ids of groups")
             user["additionalGids"] = [*(user.get("additionalGids") or []), *map(int, groups)]
         process["user"] = user
         if caps := words.lists.get("cap"):
@@ -624,13 +631,11 @@ def execute(words: Words, root: str, log: Log) -> int:
         made.execute()
     except StepError as error:
         raise _explain(error) from None
-    finally:
-        made.restore_signals()
     if detach:
-        return 0
+        return 0  # signals that wait are of no use any more
     from nsrun.oci.foreground import stay
 
-    return stay(made.pid, master[0] if master else -1)
+    return stay(made.pid, master[0] if master else -1, made.restore_signals)
 
 
 # ---- update, events -----------------------------------------------------------------------------------------------

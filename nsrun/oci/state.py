@@ -224,6 +224,7 @@ def _lock(root: str, ident: str, seconds: float = 30) -> int:
                         raise BadInput(f"container {ident!r} is busy: another command works on it") from None
                     sleep(0.002)
             here = os.fstat(fd)
+            _check_owner(path, here)
             try:
                 there = os.lstat(path)
             except FileNotFoundError:
@@ -236,6 +237,14 @@ def _lock(root: str, ident: str, seconds: float = 30) -> int:
         os.close(fd)
 
 
+def _check_owner(path: str, st: os.stat_result) -> None:
+    """Raise BadInput when others may change what is written of a container: it says whom we kill, and what we remove."""
+    if st.st_uid not in (0, os.geteuid()):
+        raise BadInput(f"{path} belongs to uid {st.st_uid}, who could change what is written there")
+    if st.st_mode & 0o022:
+        raise BadInput(f"{path} may be written to by others than its owner")
+
+
 def find(root: str, ident: str) -> Container:
     """Return a container, locked.  Raise UnknownError when there is none."""
     return Container(root, ident, _lock(root, ident))
@@ -244,11 +253,12 @@ def find(root: str, ident: str) -> Container:
 def look(root: str, ident: str) -> Container:
     """Return a container that is not locked, to be looked at.  Raise UnknownError when there is none."""
     try:
-        mode = os.lstat(f"{root}/{ident}").st_mode
+        there = os.lstat(f"{root}/{ident}")
     except FileNotFoundError:
         raise UnknownError(f"container {ident!r} does not exist") from None
-    if not S_ISDIR(mode):
+    if not S_ISDIR(there.st_mode):
         raise BadInput(f"{root}/{ident} is not a directory")
+    _check_owner(f"{root}/{ident}", there)
     return Container(root, ident, -1)
 
 

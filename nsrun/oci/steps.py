@@ -11,7 +11,7 @@ from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.oci import cgroups, state
 from nsrun.plan import COMMIT, HOST, InitStep, Part, Step
-from nsrun.plan.process import Launch, sealed
+from nsrun.plan.process import PTMX, Launch, open_ptmx, sealed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ class OpenContainerTerminal(Step):
         found: list[str | Part] = ['fs = fsopen("devpts", FSOPEN_CLOEXEC)', *sets, "fsconfig(fs, FSCONFIG_CMD_CREATE)"]
         found += [
             "devpts:fd = fsmount(fs)",
-            'tty:master = openat(devpts:fd, "ptmx")',
+            *PTMX,
             "ioctl(tty:master, TIOCSPTLCK, 0)",
         ]
         return [*found, "tty:slave = ioctl(tty:master, TIOCGPTPEER)", f"fchown(tty:slave, {self.uid}, -1)"]
@@ -323,7 +323,7 @@ class OpenTerminalInside(Step):
     def made(self) -> list[str | Part]:
         return [
             'devpts:fd = openat2(the root of the container, "/dev/pts", O_PATH|O_DIRECTORY, RESOLVE_IN_ROOT)',
-            'tty:master = openat(devpts:fd, "ptmx")',
+            *PTMX,
             "ioctl(tty:master, TIOCSPTLCK, 0)",
             "tty:slave = ioctl(tty:master, TIOCGPTPEER)",
         ]
@@ -348,7 +348,7 @@ def open_terminal(run: Context, devpts: int, uid: int, size: tuple[int, int]) ->
     from fcntl import ioctl
     from struct import pack
 
-    master = run.hold("tty:master", os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=devpts))
+    master = run.hold("tty:master", open_ptmx(devpts))
     ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK
     if any(size):
         ioctl(master, 0x5414, pack("=4H", *size, 0, 0))  # TIOCSWINSZ
@@ -657,8 +657,9 @@ class MakeNode(InitStep):
     def made(self) -> list[str | Part]:
         return [
             f'mknodat(parent, "{self.path}", {self.mode:#o}, makedev({self.major}, {self.minor}))',
-            f"fchownat(parent, {self.uid}, {self.gid})",
-            f"fchmodat(parent, {self.mode & 0o7777:#o})",
+            f'node = openat2(parent, "{self.path}", O_PATH|O_NOFOLLOW)',
+            "statx(node)",
+            f'fchownat(node, "", {self.uid}, {self.gid}, AT_EMPTY_PATH)',
         ]
 
     def brief(self) -> str:
