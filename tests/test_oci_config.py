@@ -250,6 +250,38 @@ def test_exec_in_a_user_namespace(r, root):
     assert text.split() == ["0", os.readlink(f"/proc/{pid}/ns/user"), os.readlink(f"/proc/{pid}/ns/net"), "y"]
 
 
+def test_the_maps_of_a_user_namespace_by_any_path(r, root):
+    """Those of a process that is in it; without one nobody knows them, and they are not taken for the host's."""
+    document = r.config(*SLEEP)
+    document["root"] = {"path": str(root)}
+    document["linux"].update(namespaces=OWN, uidMappings=MAPS, gidMappings=MAPS)
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    inside = r.config("sh", "-c", "stat -L -c %u /proc/self/fd/1; ls -ln /dev/pts/ptmx", user={"uid": 5, "gid": 5})
+    inside["root"] = {"path": str(root)}
+    kept = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+    path = f"/proc/{os.getpid()}/fd/{kept}"
+    inside["linux"]["namespaces"] = [{"type": "user", "path": path}, *({"type": k} for k in ("mount", "pid", "uts", "ipc"))]  # fmt: skip
+    try:
+        command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("d", inside), "d")
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False, env=r.env)  # fmt: skip
+        assert done.stdout.split("\n")[0] == "5", done
+        r.ok("delete", "--force", "c")
+        r.reap(pid)
+        done = r.call("run", "--bundle", r.bundle("d", inside), "d")
+        assert done.returncode == 1 and "no process is in" in done.stderr, done
+    finally:
+        os.close(kept)
+
+
+def test_a_device_of_the_host_is_the_one_that_was_named(r, root):
+    """Where no node can be made, that of the host is bound, whatever it is."""
+    for number, code in ((5, 0), (3, 1)):
+        device = {"type": "c", "path": "/dev/zero", "major": 1, "minor": number}
+        text = run(r, "true", code=code, root={"path": str(root)}, linux__namespaces=OWN, linux__uidMappings=MAPS, linux__gidMappings=MAPS, linux__devices=[device])  # fmt: skip
+    assert "linux.devices: /dev/zero" in text and "1:3" in text
+
+
 def test_a_network_namespace_of_the_host_and_a_user_namespace_of_its_own(r, root):
     """podman does so with a bridge: what the user namespace may not join is joined before it."""
     holder = subprocess.Popen(["unshare", "--net", "sleep", "100"])

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -467,10 +468,43 @@ def test_a_state_that_others_may_write_to(r):
     assert r.status("c")["pid"] == pid
 
 
+def test_the_pid_file_is_new_and_whole(r):
+    """No name that somebody can have put there before us is written to; and nothing else is left."""
+    place = r.base / "pids"
+    place.mkdir()
+    (place / "pid").symlink_to(r.base / "victim")
+    seen = r.base / "seen"
+    document = r.config(*SLEEP)
+    bundle = r.bundle("c", document)
+    trace = shutil.which("strace")
+    command = r.words(*([trace, "-e", "openat", "-o", seen] if trace else []), r.program, f"--root={r.state}", "create", "--bundle", bundle, "--pid-file", place / "pid", "c")  # fmt: skip
+    null = subprocess.DEVNULL
+    subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=60, check=True, env=r.env)
+    r.pids.append(int((place / "pid").read_text()))
+    assert os.listdir(place) == ["pid"] and not (place / "pid").is_symlink() and not (r.base / "victim").exists()
+    if trace:
+        (line,) = [line for line in seen.read_text().split("\n") if f"{place}/.pid." in line]
+        assert "O_EXCL" in line and re.search(r"/\.pid\.[0-9a-f]{16}\"", line)
+
+
+def test_events_end_when_it_is_deleted(r):
+    r.running("c")
+    command = r.words(r.program, f"--root={r.state}", "events", "--interval", "0.2s", "c")
+    with open(r.base / "events", "w") as file, open(r.base / "errors", "w") as errors:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=errors, env=r.env)
+    wait_for(lambda: "stats" in (r.base / "events").read_text())
+    r.ok("delete", "--force", "c")
+    assert child.wait(timeout=20) == 0 and (r.base / "errors").read_text() == ""
+    assert r.call("events", "c").returncode == 1
+
+
 def test_run_passes_a_signal_on_whenever_it_comes(r):
     """Between create and the foreground, too: otherwise it would end us and leave the container."""
     hook = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {r.base}/begun; sleep 1"]}
-    document = {**r.config("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"), "hooks": {"poststart": [hook]}}
+    document = {
+        **r.config("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"),
+        "hooks": {"poststart": [hook]},
+    }
     command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("c", document), "c")
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=r.env)
     wait_for((r.base / "begun").exists)

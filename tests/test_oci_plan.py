@@ -479,7 +479,9 @@ PLANS = {
     ),
     "oci-exec": make_exec,
     "oci-hook": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"], None, facts({})),  # type: ignore[arg-type]
-    "oci-hook-start": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"], changed(linux__seccomp=SECCOMP), facts({})),  # type: ignore[arg-type]
+    "oci-hook-start": lambda: hook_plan(
+        {"path": "/hook"}, 42, 7, 0x20020000, {"0": "/BOX"}, changed(linux__seccomp=SECCOMP), facts({})
+    ),
 }
 
 

@@ -395,7 +395,7 @@ def signal_all(paths: dict[str, str], sig: int) -> None:
 def _is_unpopulated(v2: str) -> bool:
     """Return whether the kernel says that no process is in a cgroup of v2, nor below it, or it is not there at all."""
     try:
-        with open(f"{v2}/cgroup.events", newline="\n") as file:
+        with open(f"{v2}/cgroup.events", errors="surrogateescape", newline="\n") as file:
             return "populated 0" in file.read().split("\n")
     except OSError as error:
         return error.errno in _ABSENT

@@ -91,14 +91,13 @@ def _inside(
     root: str,
 ) -> int:
     """Start a hook in the namespaces of a container.  Raise BadInput when it is frozen: the hook would be, too."""
-    from nsrun.oci.cgroups import is_frozen
+    from nsrun.oci.cgroups import is_frozen, read
     from nsrun.oci.plan import Facts, hook_plan
     from nsrun.oci.run import ContainerRun
 
     if is_frozen(dict(cgroups)):
         raise BadInput("the container's cgroup is frozen")
-    with open(f"/proc/{pid}/setgroups") as file:
-        keep_groups = file.read().strip() == "deny"
+    keep_groups = read(f"/proc/{pid}/setgroups").strip() == "deny"
     facts = Facts(root=root, selinux=os.path.exists("/sys/fs/selinux/enforce"), keep_groups=keep_groups)
     run = ContainerRun(hook_plan(dict(hook), pid, kernel.process_start(pid), foreign(pid), cgroups, config, facts))
     run.hold("in:read", os.dup(state)), run.hold("out:write", os.dup(said)), run.hold("err:write", os.dup(said))

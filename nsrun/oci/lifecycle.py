@@ -112,15 +112,37 @@ def _home(root: int, environment: list[str], uid: int) -> list[str]:
 
 
 def _host_maps(path: str) -> dict[str, list[list[int]]]:
-    """Return the maps of the user namespace /proc/PID/ns/user, as we see them; none when that is no such path."""
-    parts = path.split("/")
-    if parts[:2] != ["", "proc"] or parts[3:] != ["ns", "user"]:
+    """Return the maps of a user namespace, as we see them; none for ours, and without a path.
+
+    The kernel shows them only of a process: of that in /proc/PID/ns/user, or of any that is in the namespace.  Raise BadInput
+    when there is none, since to take the ids for those of the host would give files to others.
+    """
+    if not path:
         return {}
-    found: dict[str, list[list[int]]] = {}
-    for kind in ("uid", "gid"):
-        with open(f"/proc/{parts[2]}/{kind}_map", errors="surrogateescape") as file:
-            found[kind] = [[int(n) for n in line.split()] for line in file]
-    return found
+    wanted = os.stat(path)
+    if _is_in("self", wanted):
+        return {}
+    parts = path.split("/")
+    named = parts[2:3] if parts[:2] == ["", "proc"] and parts[3:] == ["ns", "user"] else []
+    for pid in [*named, *filter(str.isdigit, os.listdir("/proc"))]:
+        try:
+            if not _is_in(pid, wanted):
+                continue
+            found: dict[str, list[list[int]]] = {}
+            for kind in ("uid", "gid"):
+                with open(f"/proc/{pid}/{kind}_map", errors="surrogateescape") as file:
+                    found[kind] = [[int(n) for n in line.split()] for line in file]
+            if _is_in(pid, wanted):
+                return found
+        except OSError:
+            continue  # it has just ended, or is not ours to look at
+    raise BadInput(f"linux.namespaces: user: no process is in {path}, so its ids can't be known")
+
+
+def _is_in(pid: str, wanted: os.stat_result) -> bool:
+    """Return whether a process is in that user namespace."""
+    there = os.stat(f"/proc/{pid}/ns/user")
+    return (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino)
 
 
 def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, detach: bool) -> Facts:
@@ -394,7 +416,8 @@ def run(words: Words, root: str, log: Log) -> int:
     if not words.flag("keep"):
         try:
             with state.find(root, container.id) as again:
-                if [again.note().get(key) for key in ("pid", "start", "created")] == ours:  # or another has its name now
+                # another may have its name now
+                if [again.note().get(key) for key in ("pid", "start", "created")] == ours:
                     _remove(again, log)
         except UnknownError:
             pass  # somebody has deleted it

@@ -6,8 +6,18 @@ from __future__ import annotations
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.linux import DEVICE_NODES
-from nsrun.oci import config as words
-from nsrun.oci.config import MS_REC, MountOptions, capabilities, to_host
+from nsrun.oci.config import (
+    MS_REC,
+    MS_SLAVE,
+    MS_UNBINDABLE,
+    PROPAGATION,
+    MountOptions,
+    capabilities,
+    io_priority,
+    maps_of,
+    scheduler,
+    to_host,
+)
 from nsrun.oci.steps import (
     NAMESPACE_FLAGS,
     BindInside,
@@ -31,6 +41,7 @@ from nsrun.oci.steps import (
     OpenCgroupTree,
     OpenContainer,
     OpenContainerTerminal,
+    OpenDevice,
     OpenNamespace,
     OpenTerminalInside,
     OpenTree,
@@ -101,7 +112,6 @@ _CLOCKS = "A process enters a time namespace by itself, alone in its memory: wha
 _SYSCTL = "A setting of the kernel that belongs to a namespace of the container (linux.sysctl)."
 _LABEL = "SELinux gives the program this label when it is executed (process.selinuxLabel)."
 _S_IFCHR, _S_IFBLK, _S_IFIFO = 0o020000, 0o060000, 0o010000
-_MS_PRIVATE = kernel.MS_PRIVATE
 
 
 class Facts:
@@ -146,7 +156,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     process, linux = config["process"], config.get("linux") or {}
     namespaces = {entry["type"]: entry.get("path") or "" for entry in linux.get("namespaces") or []}
     new_user = "user" in namespaces and not namespaces["user"]
-    maps = words.maps_of(linux) if new_user else facts.host_maps if "user" in namespaces else {}
+    maps = maps_of(linux) if new_user else facts.host_maps if "user" in namespaces else {}
     entered = facts.rootless and new_user  # then we are in it, and have its ids, before anything else is opened
     if facts.rootless and not new_user:
         raise BadInput("linux.namespaces: an ordinary user needs a new user namespace, or is root of one already")
@@ -181,8 +191,8 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     mount_ns = namespaces.get("mount", "")
     if mount_ns:
         raise BadInput("linux.namespaces: mount: nsrun-oci makes a new one always, and joins none by path")
-    propagation = words.PROPAGATION.get(linux.get("rootfsPropagation") or "", _MS_PRIVATE)
-    inherited = kernel.MS_PRIVATE if propagation & (_MS_PRIVATE | words.MS_UNBINDABLE) else words.MS_SLAVE
+    propagation = PROPAGATION.get(linux.get("rootfsPropagation") or "", kernel.MS_PRIVATE)
+    inherited = kernel.MS_PRIVATE if propagation & (kernel.MS_PRIVATE | MS_UNBINDABLE) else MS_SLAVE
     steps.append(OpenTree(facts.rootfs, "rootfs:fd", True, propagation=inherited | MS_REC))
     opened, inner = _mounts(config, facts, maps, own_cgroup)
     steps += [step for step in opened if step.phase == OPEN]
@@ -314,7 +324,12 @@ def hook_plan(
         commit: list[Step] = []
     else:
         linux = config.get("linux") or {}
-        process = {**config["process"], "args": _hook_arguments(hook), "env": _hook_environment(hook), "terminal": False}
+        process = {
+            **config["process"],
+            "args": _hook_arguments(hook),
+            "env": _hook_environment(hook),
+            "terminal": False,
+        }
         steps += _filter(linux, process, facts)
         if flags & kernel.CLONE_NEWTIME:
             steps.append(OpenNamespace("time", f"/proc/{pid}/ns/time", "ns:time"))
@@ -375,9 +390,9 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
     steps += [] if facts.keep_keys else [NewKeyring()]
     for entry in process.get("rlimits") or []:
         steps.append(SetLimit(entry["type"][7:].lower(), entry["soft"], entry["hard"]))
-    if (values := words.scheduler(process)) is not None:
+    if (values := scheduler(process)) is not None:
         steps.append(SetScheduler(values))
-    if (value := words.io_priority(process)) is not None:
+    if (value := io_priority(process)) is not None:
         steps.append(SetIoPriority(value))
     if process.get("apparmorProfile"):
         steps.append(SetProfile(process["apparmorProfile"]))
@@ -503,7 +518,7 @@ def _bind(
 ) -> OpenTree:
     idmaps: tuple[Any, ...] = ()
     if options.own & {"idmap", "ridmap"} or mount.get("uidMappings"):
-        found = words.maps_of(mount) if mount.get("uidMappings") else maps
+        found = maps_of(mount) if mount.get("uidMappings") else maps
         if not found.get("uid"):
             raise BadInput(
                 f"config.json: mounts: {mount['destination']}: idmap needs mappings, its own or the container's"
@@ -577,7 +592,7 @@ def _devices(config: Config, facts: Facts, maps: Mapping[str, Any]) -> tuple[lis
         if facts.nodes and not maps or mode & 0o170000 == _S_IFIFO:
             made.append(MakeNode(path, mode, major, minor, uid, gid))
         else:
-            opened.append(OpenTree(path, f"device{number}:fd"))
+            opened.append(OpenDevice(path, f"device{number}:fd", wanted=(mode, major, minor)))
             made.append(_tree(f"device{number}:fd", path, path))
     made += [MakeLink(to, path) for to, path in _LINKS]
     return made, opened

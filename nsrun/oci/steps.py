@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, EINVAL, ELOOP, ENODEV, ENOENT, ENOSPC, ENOTDIR, EPERM
-from stat import S_ISFIFO
+from stat import S_IFMT, S_ISFIFO
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
@@ -128,6 +128,21 @@ class OpenTree(Step):
             kernel.mount_setattr(fd, self.set, self.clear)
         if any(self.below):
             kernel.mount_setattr(fd, *self.below, recursive=True)
+
+
+class OpenDevice(OpenTree):
+    """A node of the host's /dev, where we may make none."""
+
+    wanted: tuple[int, int, int] = (0, 0, 0)  # the mode, of which the kind counts, major and minor
+
+    def made(self) -> list[str | Part]:
+        return [*super().made(), f"fstat({self.handle})   /* {self.wanted[1]}:{self.wanted[2]} */"]
+
+    def do(self, run: Context) -> None:
+        super().do(run)
+        st, (mode, major, minor) = os.fstat(run.fd(self.handle)), self.wanted
+        if S_IFMT(st.st_mode) != S_IFMT(mode) or st.st_rdev != os.makedev(major, minor):
+            raise BadInput(f"linux.devices: {self.source} of the host is another device than {major}:{minor}")
 
 
 class OpenCgroupTree(OpenTree):
@@ -450,7 +465,8 @@ class OpenCgroups(Step):
 
     def do(self, run: Context) -> None:
         own = _own(run)
-        own.cgroups = dict(self.paths)  # one that can't be seen here is an error: the process would be outside of its limits
+        # One that can't be seen here is an error: the process would be outside of the container's limits.
+        own.cgroups = dict(self.paths)
         fd = cgroups.open_v2(own.cgroups)
         if fd >= 0:
             run.hold("cgroup:dir", fd)
@@ -986,10 +1002,17 @@ class WritePidFile(Step):
 
     def do(self, run: Context) -> None:
         directory, _, name = self.path.rpartition("/")
-        temporary = f"{directory or '.'}/.{name}.{os.getpid()}"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), "w") as file:  # fmt: skip
-            file.write(str(run.pid))
-        os.rename(temporary, self.path)
+        # a name where nobody can have put a file before us
+        temporary = f"{directory or '.'}/.{name[:200]}.{os.urandom(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(temporary, flags, 0o644), "w") as file:
+            try:
+                file.write(str(run.pid))
+                file.flush()
+                os.rename(temporary, self.path)
+            except OSError:
+                os.unlink(temporary)
+                raise
 
     def undo(self, run: Context) -> None:
         try:
