@@ -468,6 +468,20 @@ def test_a_state_that_others_may_write_to(r):
     assert r.status("c")["pid"] == pid
 
 
+def test_an_exec_is_in_every_cgroup_or_is_an_error(r):
+    """One that is not in view here would leave it outside of the container's limits."""
+    hidden = "/sys/fs/cgroup/pids"
+    if not os.path.isdir(hidden):
+        pytest.skip("no cgroup v1 here; to enable: a machine with it")
+    r.running("c")
+    r.run("mount", "-t", "tmpfs", "none", hidden)
+    done = r.call("exec", "c", "true")
+    assert done.returncode == 255 and "cgroup" in done.stderr, done
+    r.run("umount", hidden)
+    assert r.ok("exec", "c", "echo", "lives") == "lives\n"
+    assert "nsrun-init" not in r.ok("ps", "c")
+
+
 def test_the_pid_file_is_new_and_whole(r):
     """No name that somebody can have put there before us is written to; and nothing else is left."""
     place = r.base / "pids"
