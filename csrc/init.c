@@ -782,18 +782,22 @@ static long op_bind_inside(struct arg *a)
 static long op_make_node(struct arg *a)
 {
 	const char *name;
-	long r, parent = TRY(open_parent(a[0].s, &name));
+	long r, node, parent = TRY(open_parent(a[0].s, &name));
 	struct statx st;
 
 	about(a[0].s);
 	r = SYS4(mknodat, parent, name, a[1].i, (a[2].i & 0xfff) << 8 | (a[3].i & 0xff) | (a[3].i & ~0xffL) << 12);
-	if (r == -EEXIST) {
-		TRY(SYS5(statx, parent, name, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st));
-		return (st.stx_mode & S_IFMT) == (a[1].i & S_IFMT) && st.stx_rdev_major == a[2].i && st.stx_rdev_minor == a[3].i ? 0 : r;
-	}
-	TRY(r);
-	TRY(SYS5(fchownat, parent, name, a[4].i, a[5].i, AT_SYMLINK_NOFOLLOW));
-	TRY(SYS3(fchmodat, parent, name, a[1].i & 07777)); /* we have made it, and it is no link */
+	if (r != -EEXIST)
+		TRY(r);
+	/* Whoever writes to the root may have put something else in its place, so it is named no more.  Our umask is 0. */
+	node = TRY(open_in((int)parent, name, O_PATH | O_NOFOLLOW, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS));
+	about(a[0].s);
+	TRY(SYS5(statx, node, "", AT_EMPTY_PATH, STATX_TYPE, &st));
+	if ((st.stx_mode & S_IFMT) != (a[1].i & S_IFMT) || st.stx_rdev_major != a[2].i || st.stx_rdev_minor != a[3].i)
+		return -EEXIST;
+	if (r == 0)
+		TRY(SYS5(fchownat, node, "", a[4].i, a[5].i, AT_EMPTY_PATH));
+	SYS1(close, node);
 	SYS1(close, parent);
 	return 0;
 }
@@ -884,8 +888,20 @@ static long op_set_capability_sets(struct arg *a)
 	return 0;
 }
 
+/* Let the exec close all descriptors from `first` on: once, and before a filter is in force that may forbid it. */
+static long close_on_exec(long first)
+{
+	static int done;
+
+	if (done)
+		return 0;
+	done = 1;
+	return SYS3(close_range, first, ~0U, CLOSE_RANGE_CLOEXEC);
+}
+
 static long op_set_filter_flags(struct arg *a)
 {
+	TRY(close_on_exec(a[2].i));
 	return install_filters((int)a[0].i, a[1].i);
 }
 
@@ -955,8 +971,8 @@ static long op_execute_container(struct arg *a)
 	if (!argv[0])
 		return -EINVAL;
 	TRY(find_program(*a[0].s ? a[0].s : argv[0], envp, path));
+	TRY(close_on_exec(a[3].i));
 	wait_for_go();
-	SYS3(close_range, a[3].i, ~0U, CLOSE_RANGE_CLOEXEC);
 	if (a[4].i >= 0) {
 		SYS1(close, channel);
 		channel = (int)a[5].i;

@@ -102,7 +102,7 @@ struct plan_header {
 	OP(set_io_priority, "i") \
 	OP(set_scheduler, "iiiiiii") \
 	OP(set_capability_sets, "iiii") \
-	OP(set_filter_flags, "ii") \
+	OP(set_filter_flags, "iii") \
 	OP(execute_container, "slliiiii")
 
 /* ---- nsrun → nsrun's front, the next time: a compiled plan ------------------------------------------ */

@@ -91,6 +91,26 @@ static long op_null(struct arg *a)
 	return move_to(SYS3(openat, AT_FDCWD, "/dev/null", a[1].i | O_CLOEXEC), a[0].i);
 }
 
+/* The master of a new terminal of a devpts, and nothing that a member has mounted over its ptmx: plan/process.py, open_ptmx(). */
+static long open_ptmx(long devpts)
+{
+	struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS};
+	char path[48];
+	struct statx st;
+	long r, fd = open_how((int)devpts, "ptmx", &how);
+
+	MUST(fd);
+	r = SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &st);
+	if (r >= 0 && ((st.stx_mode & S_IFMT) != S_IFCHR || st.stx_rdev_major != 5 || st.stx_rdev_minor != 2))
+		r = -ENODEV;
+	if (r >= 0) {
+		*put_num(put_str(path, "/proc/self/fd/"), (unsigned long)fd, 1) = 0;
+		r = SYS3(openat, AT_FDCWD, path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	}
+	SYS1(close, fd);
+	return r;
+}
+
 static long op_terminal(struct arg *a)
 {
 	struct winsize { /* ioctl_tty(2) */
@@ -105,7 +125,7 @@ static long op_terminal(struct arg *a)
 		SYS1(close, devpts);
 		return -ESTALE;
 	}
-	master = SYS3(openat, devpts, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+	master = open_ptmx(devpts);
 	SYS1(close, devpts);
 	MUST(move_to(master, a[2].i));
 	MUST(SYS3(ioctl, a[2].i, TIOCSPTLCK, &unlocked));

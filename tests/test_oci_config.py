@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What config.json asks for is what a container of nsrun-oci has, as the kernel shows it."""
 
+import copy
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -108,6 +110,17 @@ def test_seccomp(r, late):
     }
     text = run(r, "grep ^Seccomp: /proc/self/status; mkdir /dev/x 2>&1", code=0, linux__seccomp=profile, process__noNewPrivileges=late, process__args=["sh", "-c", "grep ^Seccomp: /proc/self/status; mkdir /dev/x 2>&1 || true"])  # fmt: skip
     assert "Seccomp:\t2" in text and "No space left" in text
+
+
+def test_an_early_filter_that_forbids_close_range_leaves_no_descriptor_open(r):
+    """What nsrun-init has open, `told` and the channel among it, is the program's neither then."""
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["close_range"], "action": "SCMP_ACT_ERRNO"}]}
+    document = r.config("ls", "/proc/1/fd", noNewPrivileges=False)
+    document["linux"]["seccomp"] = profile
+    assert r.ok("run", "--bundle", r.bundle("c", document), "c").split() == ["0", "1", "2", "3"]
+    r.create("d", {**document, "process": {**document["process"], "args": SLEEP}})
+    r.ok("start", "d")
+    assert r.ok("exec", "d", "ls", "/proc/self/fd").split() == ["0", "1", "2", "3"]
 
 
 def test_the_filter_is_set_last_of_all_when_it_can_be(r):
@@ -235,6 +248,38 @@ def test_exec_in_a_user_namespace(r, root):
     document["linux"]["namespaces"] = [{"type": k, "path": f"/proc/{pid}/ns/{n}"} for k, n in kinds.items()] + [{"type": "mount"}]  # fmt: skip
     text = r.ok("run", "--bundle", r.bundle("d", document), "d")
     assert text.split() == ["0", os.readlink(f"/proc/{pid}/ns/user"), os.readlink(f"/proc/{pid}/ns/net"), "y"]
+
+
+def test_the_maps_of_a_user_namespace_by_any_path(r, root):
+    """Those of a process that is in it; without one nobody knows them, and they are not taken for the host's."""
+    document = r.config(*SLEEP)
+    document["root"] = {"path": str(root)}
+    document["linux"].update(namespaces=OWN, uidMappings=MAPS, gidMappings=MAPS)
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    inside = r.config("sh", "-c", "stat -L -c %u /proc/self/fd/1; ls -ln /dev/pts/ptmx", user={"uid": 5, "gid": 5})
+    inside["root"] = {"path": str(root)}
+    kept = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+    path = f"/proc/{os.getpid()}/fd/{kept}"
+    inside["linux"]["namespaces"] = [{"type": "user", "path": path}, *({"type": k} for k in ("mount", "pid", "uts", "ipc"))]  # fmt: skip
+    try:
+        command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("d", inside), "d")
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False, env=r.env)  # fmt: skip
+        assert done.stdout.split("\n")[0] == "5", done
+        r.ok("delete", "--force", "c")
+        r.reap(pid)
+        done = r.call("run", "--bundle", r.bundle("d", inside), "d")
+        assert done.returncode == 1 and "no process is in" in done.stderr, done
+    finally:
+        os.close(kept)
+
+
+def test_a_device_of_the_host_is_the_one_that_was_named(r, root):
+    """Where no node can be made, that of the host is bound, whatever it is."""
+    for number, code in ((5, 0), (3, 1)):
+        device = {"type": "c", "path": "/dev/zero", "major": 1, "minor": number}
+        text = run(r, "true", code=code, root={"path": str(root)}, linux__namespaces=OWN, linux__uidMappings=MAPS, linux__gidMappings=MAPS, linux__devices=[device])  # fmt: skip
+    assert "linux.devices: /dev/zero" in text and "1:3" in text
 
 
 def test_a_network_namespace_of_the_host_and_a_user_namespace_of_its_own(r, root):
@@ -370,14 +415,24 @@ def test_no_mount_leads_out_of_the_root(r):
     (root / "link").symlink_to(outside)
     (root / "up").symlink_to("../../../../../..")
     (root / "links").symlink_to("/mnt")
-    document = r.config("cat", "/proc/self/mountinfo")
+    source = r.base / "source"
+    source.mkdir()
+    (source / "secret").touch()
+    document = r.config("sh", "-c", "cat /proc/self/mountinfo; find / -xdev -name secret; find /mnt -name secret")
     document["root"] = {"path": str(root)}
-    document["mounts"] += [
-        {"destination": f"/{name}/x", "type": "tmpfs", "source": name} for name in ("link", "up", "links")
-    ]
-    text = r.ok("run", "--bundle", r.bundle("c", document), "c")
-    assert [line.split()[4] for line in text.split("\n") if line and line.split()[-2] in ("link", "up", "links")] == [f"{outside}/x", "/x", "/mnt/x"]  # fmt: skip
-    assert not list(outside.iterdir())
+    plain = copy.deepcopy(document["mounts"])
+    names, places = ("link", "up", "links"), [f"{outside}/x", "/x", "/mnt/x"]
+    for kind, more in (
+        ("tmpfs", {"type": "tmpfs"}),
+        ("bind", {"type": "bind", "source": str(source)}),
+        ("tmpcopyup", {"type": "tmpfs", "options": ["tmpcopyup"]}),
+    ):
+        document["mounts"] = [*plain, *({"destination": f"/{name}/x", "source": name, **more} for name in names)]
+        text = r.ok("run", "--bundle", r.bundle("c", document), "c")
+        found = [line.split()[4] for line in text.split("\n") if " - " in line and line.split()[4] in places]
+        assert found == places, (kind, text)
+        assert ("/mnt/x/secret" in text) == (kind == "bind")
+        assert not list(outside.iterdir())
     (root / "sys").rmdir()
     (root / "sys").symlink_to("/mnt")
     document["mounts"].append({"destination": "/sys", "type": "sysfs", "source": "sysfs"})
@@ -449,6 +504,22 @@ def test_memory_is_checked_before_an_update(r):
     done = r.call("update", "--resources", r.base / "less", "c")
     assert done.returncode == 1 and "in use" in done.stderr
     assert r.status("c")["status"] == "running"
+
+
+@v1
+def test_memory_with_swap_grows_and_shrinks(r):
+    """The limit of memory may never be above that of both: that of both has to grow first, and shrink last."""
+    files = [pathlib.Path(f"/sys/fs/cgroup/memory/{GROUP}/c/memory.{name}limit_in_bytes") for name in ("", "memsw.")]
+    need(os.path.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"), "swap is not counted", "swapaccount=1")
+    document = r.config(*SLEEP)
+    document["linux"]["resources"] = {"memory": {"limit": 50 << 20, "swap": 60 << 20}}
+    r.create("c", document)
+    for memory, swap in ((100, 110), (40, 45), (45, 45), (200, -1), (50, 60)):
+        r.ok("update", "--memory", f"{memory}m", "--memory-swap", f"{swap}m" if swap > 0 else "-1", "c")
+        found = [int(file.read_text()) for file in files]
+        assert found[0] == memory << 20 and (found[1] == swap << 20 or (swap < 0 and found[1] > 1 << 60)), found
+    done = r.call("update", "--memory", "100m", "--memory-swap", "70m", "c")
+    assert done.returncode == 1 and "linux.resources.memory" in done.stderr
 
 
 def test_without_cgroups(r):
@@ -562,9 +633,11 @@ def test_hooks_of_all_kinds(r):
 def test_a_hook_that_fails_ends_the_create(r, kind):
     document = r.config(*SLEEP)
     document["hooks"] = {kind: [{"path": "/bin/sh", "args": ["sh", "-c", "echo because >&2; exit 3"]}]}
+    document["hooks"]["poststop"] = [{"path": "/bin/sh", "args": ["sh", "-c", f"cat >{r.base}/after"]}]
     done = r.call("create", "--bundle", r.bundle("c", document), "c")
     assert done.returncode == 1 and f"hooks.{kind}" in done.stderr and "exit status 3: because" in done.stderr
     assert r.call("state", "c").returncode == 1 and not r.cgroups("c")
+    assert json.loads((r.base / "after").read_text())["status"] == "stopped"
 
 
 def test_a_hook_that_takes_too_long(r):
@@ -572,6 +645,39 @@ def test_a_hook_that_takes_too_long(r):
     document["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]}
     done = r.call("create", "--bundle", r.bundle("c", document), "c")
     assert done.returncode == 1 and "within 1 s" in done.stderr and not r.cgroups("c")
+
+
+SEEN = """#!/bin/sh
+grep -E '^(Uid|Cap|NoNew|Seccomp:)' /proc/self/status >/dev/shm/seen
+ulimit -n >>/dev/shm/seen
+pwd >>/dev/shm/seen
+mkdir /dev/shm/no 2>>/dev/shm/seen
+cat /proc/self/cgroup >/dev/shm/cgroups
+"""
+
+
+@pytest.mark.parametrize("privileges", [True, False])
+def test_a_hook_of_the_image_has_no_more_power_than_the_container(r, privileges):
+    root = r.base / "root"
+    sh("cp", "-a", r.rootfs, root)
+    (root / "hook").write_text(SEEN)
+    (root / "hook").chmod(0o755)
+    document = r.config(*SLEEP)
+    document["root"] = {"path": str(root)}
+    document["process"].update(user={"uid": 7, "gid": 8}, cwd="/tmp", noNewPrivileges=not privileges)
+    document["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
+    document["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}  # fmt: skip
+    document["hooks"] = {"startContainer": [{"path": "/hook", "env": ["PATH=/bin:/usr/bin"]}]}
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    seen = pathlib.Path(f"/proc/{pid}/root/dev/shm/seen").read_text()
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    for name in ("Uid", "CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"):
+        (line,) = re.findall(rf"^{name}:.*$", status, re.M)
+        assert line in seen, (line, seen)
+    assert "\n77\n/tmp\n" in seen and "No space left" in seen
+    cgroups = pathlib.Path(f"/proc/{pid}/root/dev/shm/cgroups").read_text()
+    assert cgroups == pathlib.Path(f"/proc/{pid}/cgroup").read_text()
 
 
 def test_a_hook_of_start_that_fails_ends_the_container(r):
@@ -596,6 +702,41 @@ def test_exec_options(r):
     assert r.call("exec", "--user", "x", "c", "true").returncode == 255
     assert r.call("exec", "c").returncode == 255
     assert r.ok("exec", "c", "cat", "/proc/self/oom_score_adj") == r.ok("exec", "c", "cat", "/proc/1/oom_score_adj")
+
+
+def test_exec_takes_no_id_that_is_none(r):
+    """4294967295 would leave the id as it is: root's."""
+    r.running("c")
+    for number in ("4294967295", "4294967296", "99999999999999999999"):
+        for words in (("--user", number), ("--user", f"1:{number}"), ("--additional-gids", number)):
+            done = r.call("exec", *words, "c", "id", "-u")
+            assert done.returncode == 255 and done.stdout == "" and words[0] in done.stderr, done
+    assert r.ok("exec", "--user", "4294967294", "c", "id", "-u") == "4294967294\n"
+
+
+def test_exec_with_no_capabilities_and_no_limits(r):
+    document = r.config(*SLEEP)
+    document["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
+    r.create("c", document)
+    r.ok("start", "c")
+    process = r.config("sh", "-c", "grep -E '^Cap(Eff|Bnd)' /proc/self/status; ulimit -n")["process"]
+    found = []
+    for more in ({"capabilities": {}, "rlimits": []}, {"capabilities": None, "rlimits": None}):
+        (r.base / "process.json").write_text(json.dumps({**process, **more}))
+        found.append(r.ok("exec", "--process", r.base / "process.json", "c").split())
+    assert found[0][1::2][:2] == ["0" * 16] * 2 and found[0][-1] != "77"
+    assert found[1][1] != "0" * 16 and found[1][-1] == "77"
+
+
+def test_exec_opens_no_ptmx_but_the_kernels(r):
+    """A container that may mount can put a FIFO there, whose opening would wait for ever."""
+    caps = {name: ["CAP_SYS_ADMIN", "CAP_MKNOD"] for name in ("bounding", "effective", "permitted")}
+    document = r.config("sh", "-c", "mkfifo /dev/shm/fifo; mount --bind /dev/shm/fifo /dev/pts/ptmx; sleep 1000", capabilities=caps)  # fmt: skip
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    wait_for(lambda: " /dev/pts/ptmx " in pathlib.Path(f"/proc/{pid}/mountinfo").read_text())
+    done = r.call("exec", "--tty", "c", "true", timeout=10)
+    assert done.returncode == 255 and "ptmx" in done.stderr and "EXDEV" in done.stderr, done
 
 
 def test_exec_has_the_filter_and_limits_of_its_container(r):

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -151,6 +152,42 @@ def test_a_create_whose_caller_dies(r):
     nothing_left(r)
 
 
+def test_a_created_container_that_is_paused(r):
+    """`start` would wait for ever, with the container's lock."""
+    pid = r.create("c", None, *SLEEP)
+    r.ok("pause", "c")
+    assert r.status("c")["status"] == "paused"
+    assert "paused" in r.call("start", "c", timeout=10).stderr
+    assert "paused" in r.call("exec", "c", "true", timeout=10).stderr
+    r.ok("resume", "c")
+    assert r.status("c")["status"] == "created"
+    r.ok("start", "c")
+    assert r.status("c") == {**r.status("c"), "status": "running", "pid": pid}
+
+
+#: `start` of a container that is frozen between the look at it and GO.
+LATE = """
+import sys
+from nsrun.oci import state
+from nsrun.oci.main import main
+state.Container.status = lambda self: ("created", self.pid())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_container_that_is_frozen_while_it_starts(r):
+    import sys
+
+    r.create("c", None, *SLEEP)
+    r.ok("pause", "c")
+    command = r.words(sys.executable, "-I", "-c", LATE, f"--root={r.state}", "start", "c")
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False, env=r.env)  # fmt: skip
+    assert done.returncode == 1 and "was frozen" in done.stderr, done
+    r.ok("resume", "c")
+    wait_for(lambda: r.status("c")["status"] == "running")
+    nothing_left(r)
+
+
 # ---- the state ----------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +267,17 @@ def test_a_state_of_another_boot(r):
     assert os.path.exists(f"/proc/{pid}"), "what runs now is no container of that boot"
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: gone(r))
+
+
+def test_a_state_of_another_namespace(r):
+    """A record of what may live is not removed, unless the kernel ends it by its cgroups."""
+    pid = r.running("c")
+    rewrite(r, view=[1, 2])
+    for words in (("state", "c"), ("kill", "c"), ("delete", "c"), ("exec", "c", "true"), ("pause", "c")):
+        assert "can't be seen from here" in r.call(*words).stderr, words
+    assert os.path.exists(f"/proc/{pid}") and (r.state / "c/state").exists()
+    assert r.call("list").returncode == 0
+    nothing_left(r)
 
 
 def test_a_pid_that_was_reused(r):
@@ -405,8 +453,211 @@ def test_a_root_for_the_state_that_belongs_to_somebody(r):
     assert done.returncode == 1 and "belongs to uid 12345" in done.stderr
 
 
+def test_a_state_that_others_may_write_to(r):
+    pid = r.running("c")
+    mode, owner = (r.state / "c").stat().st_mode, (r.state / "c").stat().st_uid
+    verbs = (("state", "c"), ("kill", "c", "KILL"), ("delete", "--force", "c"), ("exec", "c", "true"), ("start", "c"))
+    os.chown(r.state / "c", 12345, -1)
+    for words in verbs:
+        assert "belongs to uid 12345" in r.call(*words).stderr, words
+    os.chown(r.state / "c", owner, -1)
+    (r.state / "c").chmod(0o720)
+    for words in verbs:
+        assert "may be written to" in r.call(*words).stderr, words
+    (r.state / "c").chmod(mode)
+    assert r.status("c")["pid"] == pid
+
+
+def test_an_exec_is_in_every_cgroup_or_is_an_error(r):
+    """One that is not in view here would leave it outside of the container's limits."""
+    hidden = "/sys/fs/cgroup/pids"
+    if not os.path.isdir(hidden):
+        pytest.skip("no cgroup v1 here; to enable: a machine with it")
+    r.running("c")
+    r.run("mount", "-t", "tmpfs", "none", hidden)
+    done = r.call("exec", "c", "true")
+    assert done.returncode == 255 and "cgroup" in done.stderr, done
+    r.run("umount", hidden)
+    assert r.ok("exec", "c", "echo", "lives") == "lives\n"
+    assert "nsrun-init" not in r.ok("ps", "c")
+
+
+def test_the_pid_file_is_new_and_whole(r):
+    """No name that somebody can have put there before us is written to; and nothing else is left."""
+    place = r.base / "pids"
+    place.mkdir()
+    (place / "pid").symlink_to(r.base / "victim")
+    seen = r.base / "seen"
+    document = r.config(*SLEEP)
+    bundle = r.bundle("c", document)
+    trace = shutil.which("strace")
+    command = r.words(*([trace, "-e", "openat", "-o", seen] if trace else []), r.program, f"--root={r.state}", "create", "--bundle", bundle, "--pid-file", place / "pid", "c")  # fmt: skip
+    null = subprocess.DEVNULL
+    subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=60, check=True, env=r.env)
+    r.pids.append(int((place / "pid").read_text()))
+    assert os.listdir(place) == ["pid"] and not (place / "pid").is_symlink() and not (r.base / "victim").exists()
+    if trace:
+        (line,) = [line for line in seen.read_text().split("\n") if f"{place}/.pid." in line]
+        assert "O_EXCL" in line and re.search(r"/\.pid\.[0-9a-f]{16}\"", line)
+
+
+def test_events_end_when_it_is_deleted(r):
+    r.running("c")
+    command = r.words(r.program, f"--root={r.state}", "events", "--interval", "0.2s", "c")
+    with open(r.base / "events", "w") as file, open(r.base / "errors", "w") as errors:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=errors, env=r.env)
+    wait_for(lambda: "stats" in (r.base / "events").read_text())
+    r.ok("delete", "--force", "c")
+    assert child.wait(timeout=20) == 0 and (r.base / "errors").read_text() == ""
+    assert r.call("events", "c").returncode == 1
+
+
+def test_run_passes_a_signal_on_whenever_it_comes(r):
+    """Between create and the foreground, too: otherwise it would end us and leave the container."""
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {r.base}/begun; sleep 1"]}
+    document = {
+        **r.config("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"),
+        "hooks": {"poststart": [hook]},
+    }
+    command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("c", document), "c")
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=r.env)
+    wait_for((r.base / "begun").exists)
+    time.sleep(0.3)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=20) == 3
+    assert r.call("state", "c").returncode == 1 and not r.cgroups("c")
+
+
+def test_run_ends_of_a_fault_of_its_own(r):
+    """A handler in Python would return to the instruction that is at fault, again and again."""
+    command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("c", None, *SLEEP), "c")
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=r.env)
+    wait_for(lambda: '"running"' in r.call("state", "c").stdout)
+    wait_for(lambda: int(caught_now(child.pid), 16) & 1 << 14)  # SIGTERM: the foreground has begun
+    assert not int(caught_now(child.pid), 16) & (1 << 10 | 1 << 6 | 1 << 7 | 1 << 3)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=20) == 3
+
+
+def caught_now(pid: int) -> str:
+    return re.findall(r"^SigCgt:\s+(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[0]
+
+
 def test_a_cgroup_that_the_container_made_is_removed_with_it(r):
     r.running("c")
     inner = pathlib.Path(f"/sys/fs/cgroup/pids/{GROUP}/c/inner/most")
     inner.mkdir(parents=True)
     nothing_left(r)
+
+
+@pytest.mark.parametrize("name, depth", [("x" * 200, 30), ("x", 1100)])
+def test_cgroups_that_the_container_made_one_in_the_other(r, name, depth):
+    """Deeper than a path, than recursion and than there are descriptors; a process is in the last."""
+    r.running("c")
+    here = os.open(f"/sys/fs/cgroup/freezer/{GROUP}/c", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        inner = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    child = subprocess.Popen(["sleep", "1000"])
+    file = os.open("cgroup.procs", os.O_WRONLY, dir_fd=here)
+    os.write(file, str(child.pid).encode())
+    os.close(file)
+    os.close(here)
+    try:
+        r.ok("delete", "--force", "c")
+        assert child.wait(timeout=1) == -9
+    finally:
+        child.kill()
+    wait_for(lambda: gone(r))
+    assert not r.cgroups("c") and not (r.state / "c").exists()
+
+
+def test_a_container_may_make_so_many_cgroups_of_v2(r):
+    r.running("c")
+    (found,) = [path for path in r.cgroups("c") if os.path.exists(f"{path}/cgroup.events")] or [""]
+    if not found:
+        pytest.skip("no cgroup v2 in view; to enable: mount it at /sys/fs/cgroup/unified")
+    assert pathlib.Path(found, "cgroup.max.depth").read_text() == "100\n"
+    assert pathlib.Path(found, "cgroup.max.descendants").read_text() == "10000\n"
+
+
+def test_delete_of_a_paused_one_does_not_wait(r):
+    r.running("c")
+    r.ok("pause", "c")
+    before = time.monotonic()
+    r.ok("delete", "--force", "c")
+    assert time.monotonic() - before < 4
+
+
+#: A command for which no cgroup can be removed.
+STUCK = """
+import sys
+from nsrun.oci import cgroups
+from nsrun.oci.main import main
+cgroups.remove = lambda paths: list(paths.values())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_cgroup_that_can_not_be_removed(r):
+    """What is written of it stays, so that it can be tried again."""
+    import sys
+
+    def stuck(*words: object) -> subprocess.CompletedProcess[str]:
+        command = r.words(sys.executable, "-I", "-c", STUCK, f"--root={r.state}", *words)
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False, env=r.env)  # fmt: skip
+
+    r.running("c")
+    done = stuck("delete", "--force", "c")
+    assert done.returncode == 1 and "can't be removed" in done.stderr and (r.state / "c/state").exists()
+    nothing_left(r)
+    done = stuck("create", "--bundle", r.bundle("d", None, "nosuch"), "d")
+    assert done.returncode == 1 and r.cgroups("d") and (r.state / "d/state").exists()
+    nothing_left(r, "d")
+
+
+def test_a_create_killed_early_takes_no_cgroup_of_others(r):
+    document = r.config(*SLEEP)
+    document["linux"]["cgroupsPath"] = f"/{GROUP}/other"
+    pid = r.create("other", document)
+    bundle = r.bundle("c", document)
+    for place in range(40):
+        code = killed_at(r, place, "create", "--bundle", bundle, "c")
+        r.ok("delete", "--force", "c")
+        assert r.status("other")["pid"] == pid
+        if code != -9:
+            break
+    assert code == 1 and place > 4
+
+
+def test_a_damaged_state_with_a_relative_cgroup(r):
+    """It was below the cgroup of whoever made it: one of that name below ours is another."""
+    document = r.config(*SLEEP)
+    document["linux"]["cgroupsPath"] = f"nsrun-relative-{os.getpid()}"
+    pid = r.create("c", document)
+    kept = (r.state / "c/state").read_bytes()
+    (r.state / "c/state").write_bytes(b"{")
+    config = (r.state / "c/config").read_bytes()
+    done = r.call("delete", "--force", "c")
+    assert done.returncode == 0 and "not known" in done.stderr and os.path.exists(f"/proc/{pid}/exe")
+    (r.state / "c").mkdir(mode=0o700)
+    (r.state / "c/state").write_bytes(kept)
+    (r.state / "c/config").write_bytes(config)
+    r.ok("delete", "--force", "c")
+
+
+def test_run_does_not_remove_another_of_its_name(r):
+    command = r.words(r.program, f"--root={r.state}", "run", "--bundle", r.bundle("c", None, *SLEEP), "c")
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=r.env)
+    try:
+        wait_for(lambda: '"running"' in r.call("state", "c").stdout)
+        child.send_signal(signal.SIGSTOP)
+        r.ok("delete", "--force", "c")
+        pid = r.create("c", None, *SLEEP)
+        child.send_signal(signal.SIGCONT)
+        assert child.wait(timeout=20) == 137
+    finally:
+        child.kill()
+    assert r.status("c") == {**r.status("c"), "status": "created", "pid": pid}

@@ -287,6 +287,8 @@ def test_resources_on_v2():
     ({"network": {"classID": 5}}, True, "network.classID"),
     ({"hugepageLimits": [{"pageSize": "../2MB", "limit": 1}]}, False, "hugepageLimits"),
     ({"devices": [{"allow": True, "access": "x"}]}, False, "devices"),
+    ({"devices": [{"allow": True, "major": 10, "minor": 200}]}, False, "devices"),
+    ({"devices": [{"allow": True, "type": "a", "access": "r"}]}, False, "devices"),
     ({"memory": {"kernel": 1}}, False, "memory.kernel"),
     ({"memory": {"kernel": 1}}, True, "memory.kernel"),
 ])  # fmt: skip
@@ -351,6 +353,17 @@ def test_the_program_for_devices_decides_as_the_rules_do(rules):
     assert found.permits("c", 1, 3, "rwm") and found.permits("b", 99, 99, "m")
     if rules[0]["allow"] is False:
         assert not found.permits("b", 8, 0, "w") and not found.permits("c", 4, 4, "r")
+
+
+@pytest.mark.parametrize("more", [{"major": 1 << 12}, {"minor": 1 << 20}, {"major": 1 << 40}])
+def test_a_device_that_there_can_not_be(more):
+    rules = [{"allow": True, "type": "c", **more}]
+    with pytest.raises(BadInput, match="devices"):
+        config.load(changed(linux__resources={"devices": rules}), "c")
+
+
+def test_a_limit_of_0_is_none():
+    assert resources.settings({"memory": {"limit": 0, "swap": 0, "reservation": 0}}, False) == []
 
 
 def test_unlimited_resources():
@@ -465,7 +478,10 @@ PLANS = {
         config.load(describe.default_spec(True), "c"), facts({}, rootless=True, nodes=False, cgroups={})
     ),
     "oci-exec": make_exec,
-    "oci-hook": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"]),  # type: ignore[arg-type]
+    "oci-hook": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"], None, facts({})),  # type: ignore[arg-type]
+    "oci-hook-start": lambda: hook_plan(
+        {"path": "/hook"}, 42, 7, 0x20020000, {"0": "/BOX"}, changed(linux__seccomp=SECCOMP), facts({})
+    ),
 }
 
 

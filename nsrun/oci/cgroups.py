@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import time
-from errno import EACCES, EBUSY, ENODEV, ENOENT, EPERM, EROFS
+from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EROFS, ESRCH
 
 from nsrun import kernel
-from nsrun.errors import BadInput
+from nsrun.errors import BadInput, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _CGROUP_MAGIC = 0x27E0EB
 _V2 = "0"  # the key of the v2 hierarchy, as in cgroups(7), /proc/PID/cgroup
+_ABSENT = (ENOENT, ENODEV)  # ENODEV: it was removed while it was open
+MOST_CGROUPS = 100_000  # below one container
+#: What a container may make of its own on v2.  v1 has no such limits.
+_LIMITS = (("cgroup.max.depth", "100"), ("cgroup.max.descendants", "10000"))
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -146,7 +150,19 @@ def make(machine: Machine, paths: dict[str, str], may_lack: bool) -> dict[str, s
                 continue
             raise
         found[one.key] = path
+        if one.unified:
+            _limit(path)
     return found
+
+
+def _limit(path: str) -> None:
+    """Limit how many cgroups a container may make in its own on v2, unless whoever gave us that one keeps its limits."""
+    for file, value in _LIMITS:
+        try:
+            _write(f"{path}/{file}", value)
+        except OSError as error:
+            if error.errno not in (EACCES, EPERM, EROFS, ENOENT):
+                raise
 
 
 def _make_one(one: Hierarchy, path: str) -> None:
@@ -196,9 +212,14 @@ def _offer(path: str) -> None:
                 continue  # processes are in it, or it is not ours: a limit that needs it will say so
 
 
+_GROWING = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+
+
 def apply(paths: dict[str, str], settings: Sequence[Setting], unified: bool) -> None:
     """Write the settings of a container.  Raise BadInput that names the field whose controller is not there, or refuses."""
-    for setting in settings:
+    left, late = list(settings), False
+    while left:
+        setting = left.pop(0)
         directory = v2_of(paths) if unified else path_with(paths, setting.controller)
         field = f"linux.resources.{setting.field}"
         if not directory:
@@ -206,6 +227,9 @@ def apply(paths: dict[str, str], settings: Sequence[Setting], unified: bool) -> 
         try:
             _write(f"{directory}/{setting.file}", setting.text)
         except OSError as error:
+            if error.errno in (EINVAL, EBUSY) and not late and [setting.file, *(s.file for s in left[:1])] == _GROWING:
+                left[:1], late = [left[0], setting], True  # both grow: that of both has to grow first
+                continue
             if error.errno == EBUSY and setting.file == "memory.limit_in_bytes":
                 raise BadInput(f"{field}: {setting.text} is less than is in use", errno=EBUSY) from None
             what = (
@@ -228,7 +252,7 @@ def join(paths: dict[str, str], pid: int, born: bool) -> None:
 
 
 def _read(path: str) -> str:
-    """Return the text of a file; "" when there is none."""
+    """Return the text of a file; "" when there is none, or it can't be read."""
     try:
         with open(path, errors="surrogateescape", newline="\n") as file:
             return file.read()
@@ -239,31 +263,107 @@ def _read(path: str) -> str:
 read = _read
 
 
+def _read_at(directory: int, name: str) -> str | None:
+    """Return the text of a file of a cgroup; None when that has gone.  Raise OSError for anything else."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        with open(fd, errors="surrogateescape", newline="\n") as file:
+            return file.read()
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise
+
+
 def _write(path: str, text: str) -> None:
     with kernel.Fd(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
         os.write(fd, text.encode())
 
 
-def _below(path: str) -> Iterator[str]:
-    """Yield a cgroup and all below it, deepest first."""
+def _inner(fd: int) -> list[str]:
+    """Return the names of the cgroups in a cgroup, without order."""
     try:
-        names = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return
-    for name in names:
-        yield from _below(name)
-    yield path
+        with os.scandir(fd) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return []
+        raise
+
+
+def _below(top: str) -> Iterator[tuple[int, str, int]]:
+    """Yield a cgroup and all below it, deepest first: a descriptor of what it is in, its name there, and one of itself.
+
+    The container may have made as many as it likes, one in the other, so no path is built and nothing recurses; two
+    descriptors are open at a time.  Raise BadInput when there are more than anybody needs, or OSError.
+    """
+    above, _, name = top.rpartition("/")
+    try:
+        here = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return
+        raise
+    left, way, count = [name], list[tuple[str, list[str]]](), 0
+    try:
+        while left or way:
+            if left:
+                name = left.pop()
+                try:
+                    inner = os.open(name, _DIRECTORY, dir_fd=here)
+                except OSError as error:
+                    if error.errno in _ABSENT:
+                        continue
+                    raise
+                os.close(here)
+                here = inner
+                way.append((name, left))
+                left = _inner(here)
+                count += 1
+                if count + len(left) > MOST_CGROUPS:
+                    raise BadInput(f"{top}: there are more than {MOST_CGROUPS} cgroups in it")
+            else:
+                name, left = way.pop()
+                outer = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+                try:
+                    yield outer, name, here
+                finally:
+                    os.close(here)
+                    here = outer
+    finally:
+        os.close(here)
+
+
+def _processes(cgroup: int) -> set[int]:
+    """Return the processes in one cgroup; 0 stands for those of a PID namespace that is not ours or below ours."""
+    try:
+        return {int(pid) for pid in (_read_at(cgroup, "cgroup.procs") or "").split()}
+    except OSError as error:
+        if error.errno != EOPNOTSUPP:
+            raise
+    # a threaded cgroup of v2
+    threads = {int(tid) for tid in (_read_at(cgroup, "cgroup.threads") or "").split()}
+    found = threads & {0}
+    for tid in threads - {0}:
+        lines = [line.split() for line in _read(f"/proc/{tid}/status").split("\n") if line.startswith("Tgid:")]
+        found.update(int(words[1]) for words in lines)
+    return found
+
+
+def members(paths: dict[str, str]) -> set[int]:
+    """Return the processes of a container, those in cgroups of its own below included; 0 for one that we can't see."""
+    found: set[int] = set()
+    for path in _some(paths):
+        for _, _, cgroup in _below(path):
+            found |= _processes(cgroup)
+        if found:
+            break
+    return found
 
 
 def pids(paths: dict[str, str]) -> list[int]:
-    """Return the processes of a container, those in cgroups of its own below included."""
-    found: set[int] = set()
-    for path in _some(paths):
-        for one in _below(path):
-            found.update(int(pid) for pid in _read(f"{one}/cgroup.procs").split())
-        if found:
-            break
-    return sorted(found - {0})
+    """Return the processes of a container that we see."""
+    return sorted(members(paths) - {0})
 
 
 def _some(paths: dict[str, str]) -> list[str]:
@@ -272,16 +372,39 @@ def _some(paths: dict[str, str]) -> list[str]:
     return [path for path in dict.fromkeys([*first, *paths.values()]) if path]
 
 
-def signal_all(paths: dict[str, str], sig: int) -> int:
-    """Send a signal to all processes of a container; return to how many."""
-    reached = 0
-    for pid in pids(paths):
+def signal_all(paths: dict[str, str], sig: int) -> None:
+    """Send a signal to all processes of a container, each by a pidfd: who reuses its pid meanwhile is not meant."""
+    listed = pids(paths)
+    for start in range(0, len(listed), 64):
+        held: dict[int, int] = {}
         try:
-            os.kill(pid, sig)
-            reached += 1
-        except ProcessLookupError:
-            continue
-    return reached
+            for pid in listed[start : start + 64]:
+                if (fd := kernel.pidfd_of(pid)) >= 0:
+                    held[pid] = fd
+            for pid in members(paths) & set(held):  # asked with the pidfds in hand
+                try:
+                    kernel.pidfd_send_signal(held[pid], sig)
+                except KernelError as error:
+                    if error.errno != ESRCH:
+                        raise
+        finally:
+            for fd in held.values():
+                os.close(fd)
+
+
+def _is_unpopulated(v2: str) -> bool:
+    """Return whether the kernel says that no process is in a cgroup of v2, nor below it, or it is not there at all."""
+    try:
+        with open(f"{v2}/cgroup.events", errors="surrogateescape", newline="\n") as file:
+            return "populated 0" in file.read().split("\n")
+    except OSError as error:
+        return error.errno in _ABSENT
+
+
+def is_empty(paths: dict[str, str]) -> bool:
+    """Return whether no process is in a container's cgroups."""
+    v2 = v2_of(paths)
+    return (not v2 or _is_unpopulated(v2)) and not members({key: path for key, path in paths.items() if key != _V2})
 
 
 def end(paths: dict[str, str], seconds: float = 10) -> bool:
@@ -289,19 +412,16 @@ def end(paths: dict[str, str], seconds: float = 10) -> bool:
     deadline = time.monotonic() + seconds
     v2 = v2_of(paths)
     pause = 0.0005
-    while True:
-        left = pids(paths)
-        if not left:
-            return True
+    while not is_empty(paths):
         if time.monotonic() > deadline:
             return False
         done = False
         if v2:
             try:
                 _write(f"{v2}/cgroup.kill", "1")  # Linux 5.14
-                done = not _freezer(paths) or bool(_freezer(paths) == v2)
+                done = len(paths) == 1
             except OSError:
-                pass
+                pass  # an older one, or a threaded cgroup
         if not done:
             freezer = path_with(paths, "freezer")
             _set_freezer(freezer, "FROZEN")  # so that nothing is forked between the list and the signals
@@ -309,6 +429,7 @@ def end(paths: dict[str, str], seconds: float = 10) -> bool:
             _set_freezer(freezer, "THAWED")  # what is frozen on v1 does not die
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
+    return True
 
 
 def _set_freezer(directory: str, state: str) -> None:
@@ -320,23 +441,34 @@ def _set_freezer(directory: str, state: str) -> None:
         pass
 
 
+def thaw(paths: dict[str, str]) -> None:
+    """Thaw what a cgroup of v1 freezes: only then a process dies of SIGKILL."""
+    _set_freezer(path_with(paths, "freezer"), "THAWED")
+
+
 def remove(paths: dict[str, str]) -> list[str]:
     """Remove the directories of a container and those below; return those that can't be removed."""
     left = []
     for path in paths.values():
-        for one in _below(path):
-            for tries in range(50):
-                try:
-                    os.rmdir(one)
-                except OSError as error:
-                    if error.errno == ENOENT:
-                        break
-                    if error.errno == EBUSY and tries < 49:
-                        time.sleep(0.002 if tries < 10 else 0.02)
-                        continue
-                    left.append(one)
-                break
+        for outer, name, _ in _below(path):
+            if not _remove_one(outer, name):
+                left.append(path if name == path.rpartition("/")[2] else f"{path}/…/{name}")
     return left
+
+
+def _remove_one(outer: int, name: str) -> bool:
+    for tries in range(50):
+        try:
+            os.rmdir(name, dir_fd=outer)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return True
+            if error.errno != EBUSY:
+                return False
+            time.sleep(0.002 if tries < 10 else 0.02)
+            continue
+        return True
+    return False
 
 
 # ---- the freezer --------------------------------------------------------------------------------------------------
@@ -350,7 +482,9 @@ def _freezer(paths: dict[str, str]) -> str:
 def is_frozen(paths: dict[str, str]) -> bool:
     if path := path_with(paths, "freezer"):
         return _read(f"{path}/freezer.state").strip() in ("FROZEN", "FREEZING")
-    return _read(f"{v2_of(paths)}/cgroup.freeze").strip() == "1" if v2_of(paths) else False
+    if not (path := v2_of(paths)):
+        return False
+    return _read(f"{path}/cgroup.freeze").strip() == "1" or "frozen 1" in _read(f"{path}/cgroup.events")
 
 
 def freeze(paths: dict[str, str], on: bool) -> None:
@@ -376,14 +510,10 @@ def freeze(paths: dict[str, str], on: bool) -> None:
         time.sleep(0.001)
 
 
-def exists(paths: dict[str, str]) -> bool:
-    return any(os.path.isdir(path) for path in paths.values())
-
-
 def check_empty(paths: dict[str, str]) -> None:
     """Raise BadInput when a process is in a cgroup that is to be a new container's, or below it: `delete` would end it."""
     for key, path in paths.items():
-        if os.path.isdir(path) and pids({key: path}):
+        if members({key: path}):
             raise BadInput(f"linux.cgroupsPath: processes are in {path} already")
 
 

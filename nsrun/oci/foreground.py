@@ -10,14 +10,20 @@ from nsrun.errors import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 #: Signals that are ours, or that nobody can pass on.
 _OURS = ("SIGKILL", "SIGSTOP", "SIGCHLD", "SIGURG", "SIGPIPE", "SIGWINCH", "SIGTSTP", "SIGTTIN", "SIGTTOU")
+#: Faults of our own program: a handler in Python would return to the instruction that has it, again and again.
+_FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
 
 
-def stay(pid: int, master: int = -1) -> int:
-    """Wait for a child, and return its exit status, or 128 and the signal that ended it."""
+def stay(pid: int, master: int, ready: Callable[[], None]) -> int:
+    """Wait for a child, and return its exit status, or 128 and the signal that ended it.
+
+    `ready` is called when signals are passed on; until then they are blocked.
+    """
     import _signal as signal  # the module signal makes enums of the numbers, 9 ms
 
     with kernel.Fd(kernel.pidfd_open(pid)) as fd:
@@ -29,8 +35,9 @@ def stay(pid: int, master: int = -1) -> int:
                 pass  # it has just ended
 
         for one in signal.valid_signals():
-            if one not in {getattr(signal, name) for name in _OURS} and 0 < one < 32:
+            if one not in {getattr(signal, name) for name in _OURS + _FAULTS} and 0 < one < 32:
                 signal.signal(one, forward)
+        ready()
         if master >= 0:
             _connect(fd, master)
         status = os.waitpid(pid, 0)[1]

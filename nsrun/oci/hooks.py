@@ -32,8 +32,20 @@ def state_of(note: Mapping[str, Any], pid: int, status: str) -> dict[str, Any]:
     return found
 
 
-def call(kind: str, hook: Mapping[str, Any], document: Mapping[str, Any], pid: int, cgroups: Mapping[str, str]) -> None:
-    """Call one hook and wait for it.  Raise BadInput when it fails, or takes longer than its timeout."""
+def call(
+    kind: str,
+    hook: Mapping[str, Any],
+    document: Mapping[str, Any],
+    pid: int,
+    cgroups: Mapping[str, str],
+    config: dict[str, Any] | None = None,
+    root: str = "",
+) -> None:
+    """Call one hook and wait for it.  Raise BadInput when it fails, or takes longer than its timeout.
+
+    `config` and `root` (of the state) are those of a container whose own root is all there is: then the hook is a program of
+    the image, and confined as the container's are.
+    """
     from nsrun.state import codec
 
     what = f"hooks.{kind}: {hook['path']}"
@@ -41,7 +53,10 @@ def call(kind: str, hook: Mapping[str, Any], document: Mapping[str, Any], pid: i
         os.write(state, codec.dumps(document).encode())
         os.lseek(state, 0, os.SEEK_SET)
         try:
-            child = (_inside if kind in INSIDE else _outside)(hook, state, said, pid, cgroups)
+            if kind in INSIDE:
+                child = _inside(hook, state, said, pid, cgroups, config, root)
+            else:
+                child = _outside(hook, state, said)
         except (OSError, NsrunError) as error:
             raise BadInput(f"{what}: {getattr(error, 'message', '') or error}") from None
         status = _wait(child, hook.get("timeout") or 0)
@@ -58,7 +73,7 @@ def call(kind: str, hook: Mapping[str, Any], document: Mapping[str, Any], pid: i
     raise BadInput(f"{what}: {why}" + (f": {text}" if text else ""))
 
 
-def _outside(hook: Mapping[str, Any], state: int, said: int, pid: int, cgroups: Mapping[str, str]) -> int:
+def _outside(hook: Mapping[str, Any], state: int, said: int) -> int:
     """Start a hook on the host."""
     environment = os.environ if hook.get("env") is None else dict(word.partition("=")[::2] for word in hook["env"])
     actions = [(os.POSIX_SPAWN_DUP2, state, 0), (os.POSIX_SPAWN_DUP2, said, 1), (os.POSIX_SPAWN_DUP2, said, 2)]
@@ -66,12 +81,25 @@ def _outside(hook: Mapping[str, Any], state: int, said: int, pid: int, cgroups: 
     return os.posix_spawn(hook["path"], arguments, environment, file_actions=actions, setsigdef=[13, 25], setsigmask=[])
 
 
-def _inside(hook: Mapping[str, Any], state: int, said: int, pid: int, cgroups: Mapping[str, str]) -> int:
-    """Start a hook in the namespaces of a container."""
-    from nsrun.oci.plan import hook_plan
+def _inside(
+    hook: Mapping[str, Any],
+    state: int,
+    said: int,
+    pid: int,
+    cgroups: Mapping[str, str],
+    config: dict[str, Any] | None,
+    root: str,
+) -> int:
+    """Start a hook in the namespaces of a container.  Raise BadInput when it is frozen: the hook would be, too."""
+    from nsrun.oci.cgroups import is_frozen, read
+    from nsrun.oci.plan import Facts, hook_plan
     from nsrun.oci.run import ContainerRun
 
-    run = ContainerRun(hook_plan(dict(hook), pid, kernel.process_start(pid), foreign(pid), cgroups))
+    if is_frozen(dict(cgroups)):
+        raise BadInput("the container's cgroup is frozen")
+    keep_groups = read(f"/proc/{pid}/setgroups").strip() == "deny"
+    facts = Facts(root=root, selinux=os.path.exists("/sys/fs/selinux/enforce"), keep_groups=keep_groups)
+    run = ContainerRun(hook_plan(dict(hook), pid, kernel.process_start(pid), foreign(pid), cgroups, config, facts))
     run.hold("in:read", os.dup(state)), run.hold("out:write", os.dup(said)), run.hold("err:write", os.dup(said))
     run.stdio = ("in:read", "out:write", "err:write")
     try:

@@ -9,6 +9,7 @@ from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR, ENXIO, EPERM, ESRCH
 from nsrun import kernel
 from nsrun._protocol import GO, INIT_FAILED, INIT_RECORD
 from nsrun.errors import BadInput, NsrunError, StepError, UnknownError, UsageError, errno_text
+from nsrun.linux import MAX_ID
 from nsrun.oci import cgroups, hooks, state
 from nsrun.oci.commands import Words, check_id, container_id
 from nsrun.schema import is_number, read_document
@@ -111,15 +112,37 @@ def _home(root: int, environment: list[str], uid: int) -> list[str]:
 
 
 def _host_maps(path: str) -> dict[str, list[list[int]]]:
-    """Return the maps of the user namespace /proc/PID/ns/user, as we see them; none when that is no such path."""
-    parts = path.split("/")
-    if parts[:2] != ["", "proc"] or parts[3:] != ["ns", "user"]:
+    """Return the maps of a user namespace, as we see them; none for ours, and without a path.
+
+    The kernel shows them only of a process: of that in /proc/PID/ns/user, or of any that is in the namespace.  Raise BadInput
+    when there is none, since to take the ids for those of the host would give files to others.
+    """
+    if not path:
         return {}
-    found: dict[str, list[list[int]]] = {}
-    for kind in ("uid", "gid"):
-        with open(f"/proc/{parts[2]}/{kind}_map", errors="surrogateescape") as file:
-            found[kind] = [[int(n) for n in line.split()] for line in file]
-    return found
+    wanted = os.stat(path)
+    if _is_in("self", wanted):
+        return {}
+    parts = path.split("/")
+    named = parts[2:3] if parts[:2] == ["", "proc"] and parts[3:] == ["ns", "user"] else []
+    for pid in [*named, *filter(str.isdigit, os.listdir("/proc"))]:
+        try:
+            if not _is_in(pid, wanted):
+                continue
+            found: dict[str, list[list[int]]] = {}
+            for kind in ("uid", "gid"):
+                with open(f"/proc/{pid}/{kind}_map", errors="surrogateescape") as file:
+                    found[kind] = [[int(n) for n in line.split()] for line in file]
+            if _is_in(pid, wanted):
+                return found
+        except OSError:
+            continue  # it has just ended, or is not ours to look at
+    raise BadInput(f"linux.namespaces: user: no process is in {path}, so its ids can't be known")
+
+
+def _is_in(pid: str, wanted: os.stat_result) -> bool:
+    """Return whether a process is in that user namespace."""
+    there = os.stat(f"/proc/{pid}/ns/user")
+    return (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino)
 
 
 def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, detach: bool) -> Facts:
@@ -161,7 +184,7 @@ def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, d
         "owner": _user_name(os.geteuid()),
         "boot": state.boot_id(),
         "view": kernel.our_view(),
-        "cgroups": paths,
+        "cgroups": {},  # none is ours yet: MakeCgroups writes them down
         "uid": os.geteuid(),
     }
     console = words.value("console-socket")
@@ -245,11 +268,14 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
     run.before_release = lambda: master.extend([os.dup(run.fd("tty:master"))] if "tty:master" in run.handles else [])
     try:
         run.execute()
-    except StepError as error:
+    except NsrunError as error:
         _poststop(run, document, log)
-        raise _explain(error) from None
+        if isinstance(error, StepError):
+            raise _explain(error) from None
+        raise
     finally:
-        run.restore_signals()
+        if detach:  # otherwise a signal waits until it can be passed on
+            run.restore_signals()
     run.values["master"] = master[0] if master else -1
     return run
 
@@ -278,7 +304,8 @@ def start(container: Container, log: Log) -> None:
     some = (document.get("hooks") or {}).get("startContainer") or []
     for hook in some:
         try:
-            hooks.call("startContainer", hook, hooks.state_of(container.note(), pid, "created"), pid, container.note()["cgroups"])  # fmt: skip
+            found = hooks.state_of(container.note(), pid, "created")
+            hooks.call("startContainer", hook, found, pid, container.note()["cgroups"], document, container.root)
         except NsrunError:
             _kill_first(container)
             raise
@@ -307,6 +334,9 @@ def _release(container: Container) -> None:
             if error.errno == ENXIO:  # nobody reads
                 raise BadInput(f"container {container.id!r} has just stopped") from None
             raise
+        pid = container.pid()  # 0: the program has ended already
+        with kernel.Fd(kernel.pidfd_of(pid) if pid else -1) as first:
+            _await_told(container, told, first)
         said = os.read(told, 1024)
     if len(said) >= calcsize(INIT_RECORD):
         kind, _, errno = unpack_from(INIT_RECORD, said)
@@ -314,14 +344,32 @@ def _release(container: Container) -> None:
             raise _no_program(os.fsdecode(said[calcsize(INIT_RECORD) :]), errno)
 
 
+def _await_told(container: Container, told: int, first: int) -> None:
+    """Wait until nsrun-init has said something, has become the program or has ended.  Raise BadInput when it is frozen."""
+    from select import POLLIN, poll
+
+    poller = poll()
+    for fd in (told, first):
+        if fd >= 0:
+            poller.register(fd, POLLIN)
+    while not poller.poll(200):
+        if cgroups.is_frozen(container.note()["cgroups"]):
+            raise BadInput(f"container {container.id!r} was frozen before its program began: nsrun-oci resume")
+
+
 def _kill_first(container: Container) -> None:
-    """Kill the first process, and wait a little for its end."""
+    """Kill the first process, and wait for its end.  Raise BadInput when that does not come."""
     pid = container.pid()
     if pid:
         with kernel.Fd(kernel.pidfd_of(pid)) as fd:
             if fd >= 0 and container.pid() == pid:
                 _signal(fd, 9)
-                _await_end(fd, 10)
+                paths = container.note()["cgroups"]
+                cgroups.thaw(paths)
+                # PID 1 of a namespace is not gone before all in it are reaped, which others may leave undone; but who has
+                # left the cgroup runs no more.
+                if not _await_end(fd, 0.5) and not (paths and cgroups.is_empty(paths)) and not _await_end(fd, 10):
+                    raise BadInput(f"container {container.id!r}: a process does not end: [{pid}]")
 
 
 def _signal(fd: int, number: int) -> bool:
@@ -361,13 +409,16 @@ def run(words: Words, root: str, log: Log) -> int:
         return 0
     from nsrun.oci.foreground import stay
 
+    ours = [container.note()[key] for key in ("pid", "start", "created")]
     os.close(container.fd)  # others may work on it meanwhile
     container.fd = -1
-    code = stay(made.pid, master)
+    code = stay(made.pid, master, made.restore_signals)
     if not words.flag("keep"):
         try:
             with state.find(root, container.id) as again:
-                _remove(again, log)
+                # another may have its name now
+                if [again.note().get(key) for key in ("pid", "start", "created")] == ours:
+                    _remove(again, log)
         except UnknownError:
             pass  # somebody has deleted it
     return code
@@ -389,8 +440,12 @@ def delete(ident: str, root: str, force: bool, log: Log) -> None:
         except state.Damaged:
             if not force:
                 raise
-            _remove_damaged(container, root)
+            _remove_damaged(container, log)
             return
+        except state.Elsewhere:
+            if not force or not container.note()["cgroups"]:
+                raise
+            status = "running"  # the kernel ends what is in its cgroups, or says that nothing is
         if status not in ("stopped", "created") and not force:
             raise BadInput(f"container {ident!r} is {status}: nsrun-oci kill, or delete --force")
         _remove(container, log)
@@ -399,12 +454,11 @@ def delete(ident: str, root: str, force: bool, log: Log) -> None:
 def _remove(container: Container, log: Log) -> None:
     """End what lives of a container, and remove its cgroups, then what is written of it."""
     note = container.note()
-    _kill_first(container)
-    paths = note["cgroups"] if note["boot"] == state.boot_id() else {}
-    if not cgroups.end(paths):
-        raise BadInput(f"container {container.id!r}: a process does not end: {cgroups.pids(paths)[:5]}")
-    if left := cgroups.remove(paths):
-        log.warn(f"a cgroup can't be removed: {left[0]}")
+    try:
+        _kill_first(container)
+    except state.Elsewhere:
+        pass  # delete has asked for its cgroups
+    _remove_cgroups(container.id, note["cgroups"] if note["boot"] == state.boot_id() else {})
     try:
         document = container.config()
     except state.Damaged as error:
@@ -415,15 +469,30 @@ def _remove(container: Container, log: Log) -> None:
     container.remove()
 
 
-def _remove_damaged(container: Container, root: str) -> None:
+def _remove_cgroups(ident: str, paths: dict[str, str]) -> None:
+    """End what is in a container's cgroups, and remove them.  Raise BadInput when one of the two can't be done."""
+    for last in (False, True):
+        if not cgroups.end(paths):
+            raise BadInput(f"container {ident!r}: a process does not end: {sorted(cgroups.members(paths))[:5]}")
+        left = cgroups.remove(paths)
+        if not left:
+            return
+        if last:
+            raise BadInput(f"container {ident!r}: a cgroup can't be removed: {left[0]}")
+
+
+def _remove_damaged(container: Container, log: Log) -> None:
     """Do so when the state can't be read: the cgroups are those that its config.json names."""
+    paths: dict[str, str] = {}
     try:
-        linux = container.config().get("linux") or {}
-        paths = cgroups.Machine().paths(linux.get("cgroupsPath") or "", container.id)
-    except (NsrunError, OSError, AttributeError):
-        paths = {}
-    cgroups.end(paths)
-    cgroups.remove(paths)
+        path = (container.config().get("linux") or {}).get("cgroupsPath") or ""
+        if path.startswith("/"):
+            paths = cgroups.Machine().paths(path, container.id)
+        else:
+            log.warn(f"container {container.id!r}: its cgroup was below that of whoever made it, which is not known")
+    except (NsrunError, OSError, AttributeError) as error:
+        log.warn(f"container {container.id!r}: its cgroups are not known: {error}")
+    _remove_cgroups(container.id, paths)
     container.remove()
 
 
@@ -483,6 +552,11 @@ def living(container: Container) -> list[int]:
 # ---- exec ---------------------------------------------------------------------------------------------------------
 
 
+def _is_id(text: str) -> bool:
+    """Return whether it is a uid or gid: 4294967295 is none, it leaves the id as it is."""
+    return is_number(text) and int(text) <= MAX_ID
+
+
 def _exec_process(words: Words, document: Config) -> Config:
     """Return the process of an exec: what the options say, or the file of --process, and the container's own for the rest."""
     from nsrun.oci import config
@@ -493,7 +567,7 @@ def _exec_process(words: Words, document: Config) -> Config:
             raise UsageError("--process and a command exclude each other")
         process = config.load_process(_document(path), path)
         for name in ("capabilities", "apparmorProfile", "selinuxLabel", "rlimits"):
-            if not process.get(name) and own.get(name):
+            if process.get(name) in (None, "") and own.get(name):  # {} and [] are none of them, and not the container's
                 process[name] = own[name]
         if words.flag("tty"):
             process["terminal"] = True
@@ -509,12 +583,12 @@ def _exec_process(words: Words, document: Config) -> Config:
         user = dict(own.get("user") or {})
         if given := words.value("user"):
             uid, colon, gid = given.partition(":")
-            if not is_number(uid) or (colon and not is_number(gid)):
+            if not _is_id(uid) or (colon and not _is_id(gid)):
                 raise UsageError(f"--user {given!r} is not UID or UID:GID")
             user = {**user, "uid": int(uid), "gid": int(gid) if colon else user.get("gid") or 0}
         if groups := words.lists.get("additional-gids"):
-            if not all(map(is_number, groups)):
-                raise UsageError("--additional-gids takes numbers")
+            if not all(map(_is_id, groups)):
+                raise UsageError("--additional-gids takes ids of groups")
             user["additionalGids"] = [*(user.get("additionalGids") or []), *map(int, groups)]
         process["user"] = user
         if caps := words.lists.get("cap"):
@@ -580,13 +654,11 @@ def execute(words: Words, root: str, log: Log) -> int:
         made.execute()
     except StepError as error:
         raise _explain(error) from None
-    finally:
-        made.restore_signals()
     if detach:
-        return 0
+        return 0  # signals that wait are of no use any more
     from nsrun.oci.foreground import stay
 
-    return stay(made.pid, master[0] if master else -1)
+    return stay(made.pid, master[0] if master else -1, made.restore_signals)
 
 
 # ---- update, events -----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import NsrunError, UsageError
+from nsrun.errors import NsrunError, UnknownError, UsageError
 from nsrun.oci import say
 from nsrun.oci.commands import COMMANDS, Words, container_id, read
 
@@ -193,9 +193,17 @@ def _events(words: Words, root: str) -> int:
     seconds = text.removesuffix("s")
     if not is_number(seconds.replace(".", "", 1)) or not float(seconds):
         raise UsageError(f"--interval: {text!r} is no number of seconds")
+    seen = False
     while True:
-        container = state.look(root, ident)
-        if container.status()[0] == "stopped":
+        try:
+            container = state.look(root, ident)
+            status, _ = container.status()
+        except (UnknownError, state.Damaged):
+            if seen and not os.path.lexists(f"{root}/{ident}/state"):
+                return 0  # it was deleted meanwhile
+            raise
+        seen = True
+        if status == "stopped":
             if words.flag("stats"):
                 raise NsrunError(f"container {ident!r} is stopped")
             return 0

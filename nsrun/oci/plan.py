@@ -6,8 +6,18 @@ from __future__ import annotations
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.linux import DEVICE_NODES
-from nsrun.oci import config as words
-from nsrun.oci.config import MS_REC, MountOptions, capabilities, to_host
+from nsrun.oci.config import (
+    MS_REC,
+    MS_SLAVE,
+    MS_UNBINDABLE,
+    PROPAGATION,
+    MountOptions,
+    capabilities,
+    io_priority,
+    maps_of,
+    scheduler,
+    to_host,
+)
 from nsrun.oci.steps import (
     NAMESPACE_FLAGS,
     BindInside,
@@ -31,6 +41,7 @@ from nsrun.oci.steps import (
     OpenCgroupTree,
     OpenContainer,
     OpenContainerTerminal,
+    OpenDevice,
     OpenNamespace,
     OpenTerminalInside,
     OpenTree,
@@ -101,7 +112,6 @@ _CLOCKS = "A process enters a time namespace by itself, alone in its memory: wha
 _SYSCTL = "A setting of the kernel that belongs to a namespace of the container (linux.sysctl)."
 _LABEL = "SELinux gives the program this label when it is executed (process.selinuxLabel)."
 _S_IFCHR, _S_IFBLK, _S_IFIFO = 0o020000, 0o060000, 0o010000
-_MS_PRIVATE = kernel.MS_PRIVATE
 
 
 class Facts:
@@ -146,7 +156,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     process, linux = config["process"], config.get("linux") or {}
     namespaces = {entry["type"]: entry.get("path") or "" for entry in linux.get("namespaces") or []}
     new_user = "user" in namespaces and not namespaces["user"]
-    maps = words.maps_of(linux) if new_user else facts.host_maps if "user" in namespaces else {}
+    maps = maps_of(linux) if new_user else facts.host_maps if "user" in namespaces else {}
     entered = facts.rootless and new_user  # then we are in it, and have its ids, before anything else is opened
     if facts.rootless and not new_user:
         raise BadInput("linux.namespaces: an ordinary user needs a new user namespace, or is root of one already")
@@ -181,8 +191,8 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     mount_ns = namespaces.get("mount", "")
     if mount_ns:
         raise BadInput("linux.namespaces: mount: nsrun-oci makes a new one always, and joins none by path")
-    propagation = words.PROPAGATION.get(linux.get("rootfsPropagation") or "", _MS_PRIVATE)
-    inherited = kernel.MS_PRIVATE if propagation & (_MS_PRIVATE | words.MS_UNBINDABLE) else words.MS_SLAVE
+    propagation = PROPAGATION.get(linux.get("rootfsPropagation") or "", kernel.MS_PRIVATE)
+    inherited = kernel.MS_PRIVATE if propagation & (kernel.MS_PRIVATE | MS_UNBINDABLE) else MS_SLAVE
     steps.append(OpenTree(facts.rootfs, "rootfs:fd", True, propagation=inherited | MS_REC))
     opened, inner = _mounts(config, facts, maps, own_cgroup)
     steps += [step for step in opened if step.phase == OPEN]
@@ -299,19 +309,53 @@ def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], 
     return Plan(f"exec {facts.ident}", steps)
 
 
-def hook_plan(hook: Config, pid: int, start: int, flags: int, cgroups: Mapping[str, str]) -> Plan:
-    """Return the plan of a hook in the namespaces of a container, where the root is still the host's if it has not pivoted."""
-    steps: list[Step] = [
-        OpenContainer(pid, start),
-        LoadProgram("nsrun-init", "init:fd"),
+def hook_plan(
+    hook: Config, pid: int, start: int, flags: int, cgroups: Mapping[str, str], config: Config | None, facts: Facts
+) -> Plan:
+    """Return the plan of a hook in the namespaces of a container.
+
+    Without a config it is a program of the host's, whom it trusts, before the container's root is all there is.  With the
+    container's, it is a program of the image, and has no more power than the container's own.
+    """
+    steps: list[Step] = [OpenContainer(pid, start), LoadProgram("nsrun-init", "init:fd")]
+    clocks: list[Step] = []
+    if config is None:
+        ends: list[Step] = [ExecuteContainer(_hook_arguments(hook), _hook_environment(hook), program=hook["path"])]
+        commit: list[Step] = []
+    else:
+        linux = config.get("linux") or {}
+        process = {
+            **config["process"],
+            "args": _hook_arguments(hook),
+            "env": _hook_environment(hook),
+            "terminal": False,
+        }
+        steps += _filter(linux, process, facts)
+        if flags & kernel.CLONE_NEWTIME:
+            steps.append(OpenNamespace("time", f"/proc/{pid}/ns/time", "ns:time"))
+            clocks.append(EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME))
+        ends = _ends(process, facts, linux.get("seccomp"), waits=False, program=hook["path"])
+        commit = _commit(process, facts)
+    steps += [
         OpenCgroups(cgroups),
         LaunchContainer("member:ns", flags & ~(kernel.CLONE_NEWNS | kernel.CLONE_NEWTIME)),
         Undumpable(),
+        *clocks,
         EnterMountNamespace("member:ns", "A hook sees the mounts of the container."),
-        ExecuteContainer(tuple(hook.get("args") or [hook["path"]]), tuple(hook.get("env") or ()), program=hook["path"]),
+        *ends,
+        *([JoinCgroups()] if set(cgroups) - {"0"} else []),
+        *commit,
         Release(),
     ]
     return Plan("hook", steps)
+
+
+def _hook_arguments(hook: Config) -> tuple[str, ...]:
+    return tuple(hook.get("args") or [hook["path"]])
+
+
+def _hook_environment(hook: Config) -> tuple[str, ...]:
+    return tuple(hook.get("env") or ())
 
 
 def _commit(process: Config, facts: Facts) -> list[Step]:
@@ -335,8 +379,8 @@ def _filter(linux: Config, process: Config, facts: Facts) -> list[Step]:
     return [LoadContainerFilter(profile, capabilities(process, "bounding"), f"{facts.root}/.seccomp")]
 
 
-def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool) -> list[Step]:
-    """What create and exec have in common: from the session to the program."""
+def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, program: str = "") -> list[Step]:
+    """What create, exec and a hook of the image have in common: from the session to the program."""
     from nsrun.oci import filters
 
     user = process.get("user") or {}
@@ -346,9 +390,9 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool) ->
     steps += [] if facts.keep_keys else [NewKeyring()]
     for entry in process.get("rlimits") or []:
         steps.append(SetLimit(entry["type"][7:].lower(), entry["soft"], entry["hard"]))
-    if (values := words.scheduler(process)) is not None:
+    if (values := scheduler(process)) is not None:
         steps.append(SetScheduler(values))
-    if (value := words.io_priority(process)) is not None:
+    if (value := io_priority(process)) is not None:
         steps.append(SetIoPriority(value))
     if process.get("apparmorProfile"):
         steps.append(SetProfile(process["apparmorProfile"]))
@@ -358,7 +402,7 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool) ->
         steps.append(WriteProc("/proc/self/attr/exec", process["selinuxLabel"], _LABEL))
     steps.append(ChangeDirectory(process["cwd"]))
     if seccomp and not late:
-        steps.append(SetFilterFlags(flags))
+        steps.append(SetFilterFlags(flags, 3 + facts.preserve))
     uid, gid, groups = user.get("uid") or 0, user.get("gid") or 0, tuple(user.get("additionalGids") or ())
     steps.append(SetUser(uid, gid, groups, capabilities(process, "bounding"), facts.keep_groups))
     if user.get("umask") is not None:
@@ -372,9 +416,11 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool) ->
             tuple(process["args"]),
             tuple(process.get("env") or ()),
             3 + facts.preserve,
+            program,
             waits=waits,
             filtered=bool(seccomp and late),
             flags=flags,
+            closed=bool(seccomp and not late),
         )
     )
     return steps
@@ -405,7 +451,7 @@ def _mounts(config: Config, facts: Facts, maps: Mapping[str, Any], own_cgroup: b
                 raise BadInput(f"config.json: mounts: {target}: source is missing")
             source = mount["source"] if mount["source"].startswith("/") else f"{facts.bundle}/{mount['source']}"
             opened.append(_bind(source, handle, options, mount, maps, "rbind" in options.own))
-            inner.append(MountTree(handle, target, source))
+            inner.append(_tree(handle, target, source))
             if options.data:
                 raise BadInput(f"config.json: mounts: {target}: a bind mount has no option {options.data[0]!r}")
         elif kind == "devpts" and process.get("terminal") and target.rstrip("/") == "/dev/pts":
@@ -413,12 +459,12 @@ def _mounts(config: Config, facts: Facts, maps: Mapping[str, Any], own_cgroup: b
             opened.append(
                 OpenContainerTerminal(_devpts(options, maps), options.set, _first_uid(process, maps), _size(process))
             )
-            inner.append(MountTree("devpts:fd", target, "devpts"))
+            inner.append(_tree("devpts:fd", target, "devpts"))
         elif "tmpcopyup" in options.own:
             if kind != "tmpfs":
                 raise BadInput(f"config.json: mounts: {target}: tmpcopyup is for a tmpfs")
             opened.append(SeedTmpfs(target, tuple(options.data), options.set, handle))
-            inner.append(MountTree(handle, target, "tmpfs"))
+            inner.append(_tree(handle, target, "tmpfs"))
         elif not kind:
             raise BadInput(f"config.json: mounts: {target}: type is missing")
         else:
@@ -435,6 +481,14 @@ def _mounts(config: Config, facts: Facts, maps: Mapping[str, Any], own_cgroup: b
     if process.get("terminal") and not has_devpts:
         raise BadInput("config.json: process.terminal needs a mount of devpts on /dev/pts")
     return opened, inner
+
+
+def _tree(handle: str, target: str, source: str) -> MountTree:
+    """Return the step that mounts a tree; a symlink of the image on the way is followed, inside the root.
+
+    procfs and sysfs where a link leads would be anywhere else than where those who look for them find them (CVE-2019-19921).
+    """
+    return MountTree(handle, target, source, strict=target.rstrip("/") in ("/proc", "/sys"))
 
 
 def _first_uid(process: Config, maps: Mapping[str, Any]) -> int:
@@ -464,7 +518,7 @@ def _bind(
 ) -> OpenTree:
     idmaps: tuple[Any, ...] = ()
     if options.own & {"idmap", "ridmap"} or mount.get("uidMappings"):
-        found = words.maps_of(mount) if mount.get("uidMappings") else maps
+        found = maps_of(mount) if mount.get("uidMappings") else maps
         if not found.get("uid"):
             raise BadInput(
                 f"config.json: mounts: {mount['destination']}: idmap needs mappings, its own or the container's"
@@ -487,7 +541,7 @@ def _cgroup_mounts(
         if own:
             return [NewMount("cgroup2", "cgroup", target, (), readonly, options.propagation & ~MS_REC)]
         opened.append(OpenTree("/sys/fs/cgroup", handle, True, options.set, options.clear))
-        return [MountTree(handle, target, "/sys/fs/cgroup")]
+        return [_tree(handle, target, "/sys/fs/cgroup")]
     attrs = options.set & ~kernel.MOUNT_ATTR_RDONLY
     steps: list[Step] = [NewMount("tmpfs", "tmpfs", target, ("mode=755",), attrs)]
     for number, (controllers, mount, ours) in enumerate(facts.hierarchies):
@@ -503,7 +557,7 @@ def _cgroup_mounts(
             steps.append(NewMount(kind, "cgroup", place, tuple(data), readonly))
         elif path:
             opened.append(OpenCgroupTree(path, f"{handle}{number}", set=options.set, otherwise=ours))
-            steps.append(MountTree(f"{handle}{number}", place, path))
+            steps.append(_tree(f"{handle}{number}", place, path))
         for word in controllers.split(",") if "," in controllers else []:
             steps.append(MakeLink(name, f"{target.rstrip('/')}/{word}"))
     if options.set & kernel.MOUNT_ATTR_RDONLY:
@@ -538,7 +592,7 @@ def _devices(config: Config, facts: Facts, maps: Mapping[str, Any]) -> tuple[lis
         if facts.nodes and not maps or mode & 0o170000 == _S_IFIFO:
             made.append(MakeNode(path, mode, major, minor, uid, gid))
         else:
-            opened.append(OpenTree(path, f"device{number}:fd"))
-            made.append(MountTree(f"device{number}:fd", path, path))
+            opened.append(OpenDevice(path, f"device{number}:fd", wanted=(mode, major, minor)))
+            made.append(_tree(f"device{number}:fd", path, path))
     made += [MakeLink(to, path) for to, path in _LINKS]
     return made, opened

@@ -56,6 +56,8 @@ def rule(entry: dict[str, Any]) -> str:
     access = entry.get("access") or "rwm"
     if set(access) - set("rwm"):
         raise BadInput(f"linux.resources.devices: access {access!r} is not of r, w and m")
+    if kind == "a" and entry.get("allow") and (numbers != ["*", "*"] or set(access) != set("rwm")):
+        raise BadInput("linux.resources.devices: a rule without a type (c or b) allows all of every device, not some")
     return "a *:* rwm" if kind == "a" else f"{'c' if kind == 'u' else kind} {':'.join(numbers)} {access}"
 
 
@@ -134,14 +136,14 @@ def _v1(resources: Resources) -> list[Setting]:
             )
         found += [Setting("devices", "devices.allow", text, "devices") for text in ALWAYS]
     memory = resources.get("memory") or {}
-    limit, swap = memory.get("limit"), memory.get("swap")
+    limit, swap = memory.get("limit") or None, memory.get("swap") or None  # 0 is none
     if limit == -1 and swap is None:
         swap = -1
-    # the limit of memory alone may never be above that of both: the order depends on which of them grows
+    # The limit of memory alone may never be above that of both: the order depends on which of them grows (cgroups.apply).
     first = [("memory.limit_in_bytes", limit, "memory.limit"), ("memory.memsw.limit_in_bytes", swap, "memory.swap")]
     for file, value, field in first[::-1] if swap == -1 else first:
         add("memory", file, value, field)
-    add("memory", "memory.soft_limit_in_bytes", memory.get("reservation"), "memory.reservation")
+    add("memory", "memory.soft_limit_in_bytes", memory.get("reservation") or None, "memory.reservation")
     add("memory", "memory.kmem.tcp.limit_in_bytes", memory.get("kernelTCP"), "memory.kernelTCP")
     add("memory", "memory.swappiness", memory.get("swappiness"), "memory.swappiness")
     if memory.get("disableOOMKiller"):

@@ -27,6 +27,7 @@ class ContainerRun(Run):
         super().__init__(plan, nothing)
         self.container = container
         self.cgroups: dict[str, str] = {}
+        self.is_left = False  # a cgroup could not be removed: then what is written of it stays, for `delete --force`
         self.call_hook: Callable[[str, Mapping[str, Any]], None] = lambda kind, hook: None
 
     def launch(self, step: Launching) -> None:

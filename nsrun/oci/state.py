@@ -55,6 +55,10 @@ class Damaged(BadInput):
     """What is written of a container can't be read; `delete --force` removes it."""
 
 
+class Elsewhere(BadInput):
+    """The process of a container can't be seen from this PID or time namespace."""
+
+
 class Container:
     """The directory of one container, which we hold locked."""
 
@@ -128,11 +132,18 @@ class Container:
     # ---- the process ------------------------------------------------------------------------------------------------
 
     def pid(self) -> int:
-        """Return the pid of the first process; 0 when it has ended, and when it is of another boot or PID namespace."""
+        """Return the pid of the first process; 0 when it has ended, as it has when it is of another boot.
+
+        Raise Elsewhere when it is of another PID or time namespace of this boot.
+        """
         note = self.note()
         pid, start = note.get("pid") or 0, note.get("start") or 0
-        if not pid or note["boot"] != boot_id() or note["view"] != kernel.our_view():
+        if not pid or note["boot"] != boot_id():
             return 0
+        if note["view"] != kernel.our_view():
+            raise Elsewhere(
+                f"container {self.id!r} is of another PID or time namespace: whether it lives can't be seen from here"
+            )
         return pid if kernel.process_start(pid) == start else 0
 
     def status(self) -> tuple[str, int]:
@@ -147,8 +158,8 @@ class Container:
             status = "running"
         from nsrun.oci import cgroups
 
-        if status == "running" and cgroups.is_frozen(note["cgroups"]):
-            status = "paused"
+        if cgroups.is_frozen(note["cgroups"]):
+            status = "paused"  # a created one, too: it can't be started, and nothing can be executed in it
         return status, pid
 
     def _is_locked(self) -> bool:
@@ -213,6 +224,7 @@ def _lock(root: str, ident: str, seconds: float = 30) -> int:
                         raise BadInput(f"container {ident!r} is busy: another command works on it") from None
                     sleep(0.002)
             here = os.fstat(fd)
+            _check_owner(path, here)
             try:
                 there = os.lstat(path)
             except FileNotFoundError:
@@ -225,6 +237,14 @@ def _lock(root: str, ident: str, seconds: float = 30) -> int:
         os.close(fd)
 
 
+def _check_owner(path: str, st: os.stat_result) -> None:
+    """Raise BadInput when others may change what is written of a container: it says whom we kill, and what we remove."""
+    if st.st_uid not in (0, os.geteuid()):
+        raise BadInput(f"{path} belongs to uid {st.st_uid}, who could change what is written there")
+    if st.st_mode & 0o022:
+        raise BadInput(f"{path} may be written to by others than its owner")
+
+
 def find(root: str, ident: str) -> Container:
     """Return a container, locked.  Raise UnknownError when there is none."""
     return Container(root, ident, _lock(root, ident))
@@ -233,11 +253,12 @@ def find(root: str, ident: str) -> Container:
 def look(root: str, ident: str) -> Container:
     """Return a container that is not locked, to be looked at.  Raise UnknownError when there is none."""
     try:
-        mode = os.lstat(f"{root}/{ident}").st_mode
+        there = os.lstat(f"{root}/{ident}")
     except FileNotFoundError:
         raise UnknownError(f"container {ident!r} does not exist") from None
-    if not S_ISDIR(mode):
+    if not S_ISDIR(there.st_mode):
         raise BadInput(f"{root}/{ident} is not a directory")
+    _check_owner(f"{root}/{ident}", there)
     return Container(root, ident, -1)
 
 

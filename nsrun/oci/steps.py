@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, EINVAL, ELOOP, ENODEV, ENOENT, ENOSPC, ENOTDIR, EPERM
-from stat import S_ISFIFO
+from stat import S_IFMT, S_ISFIFO
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.oci import cgroups, state
 from nsrun.plan import COMMIT, HOST, InitStep, Part, Step
-from nsrun.plan.process import Launch, sealed
+from nsrun.plan.process import PTMX, Launch, open_ptmx, sealed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ class ClaimContainer(Step):
         own.container.write("state", dict(self.note))
 
     def undo(self, run: Context) -> None:
-        if container := _own(run).container:
-            container.remove()
+        own = _own(run)
+        if own.container and not own.is_left:
+            own.container.remove()
 
 
 class MakeFifos(Step):
@@ -127,6 +128,21 @@ class OpenTree(Step):
             kernel.mount_setattr(fd, self.set, self.clear)
         if any(self.below):
             kernel.mount_setattr(fd, *self.below, recursive=True)
+
+
+class OpenDevice(OpenTree):
+    """A node of the host's /dev, where we may make none."""
+
+    wanted: tuple[int, int, int] = (0, 0, 0)  # the mode, of which the kind counts, major and minor
+
+    def made(self) -> list[str | Part]:
+        return [*super().made(), f"fstat({self.handle})   /* {self.wanted[1]}:{self.wanted[2]} */"]
+
+    def do(self, run: Context) -> None:
+        super().do(run)
+        st, (mode, major, minor) = os.fstat(run.fd(self.handle)), self.wanted
+        if S_IFMT(st.st_mode) != S_IFMT(mode) or st.st_rdev != os.makedev(major, minor):
+            raise BadInput(f"linux.devices: {self.source} of the host is another device than {major}:{minor}")
 
 
 class OpenCgroupTree(OpenTree):
@@ -296,7 +312,7 @@ class OpenContainerTerminal(Step):
         found: list[str | Part] = ['fs = fsopen("devpts", FSOPEN_CLOEXEC)', *sets, "fsconfig(fs, FSCONFIG_CMD_CREATE)"]
         found += [
             "devpts:fd = fsmount(fs)",
-            'tty:master = openat(devpts:fd, "ptmx")',
+            *PTMX,
             "ioctl(tty:master, TIOCSPTLCK, 0)",
         ]
         return [*found, "tty:slave = ioctl(tty:master, TIOCGPTPEER)", f"fchown(tty:slave, {self.uid}, -1)"]
@@ -322,7 +338,7 @@ class OpenTerminalInside(Step):
     def made(self) -> list[str | Part]:
         return [
             'devpts:fd = openat2(the root of the container, "/dev/pts", O_PATH|O_DIRECTORY, RESOLVE_IN_ROOT)',
-            'tty:master = openat(devpts:fd, "ptmx")',
+            *PTMX,
             "ioctl(tty:master, TIOCSPTLCK, 0)",
             "tty:slave = ioctl(tty:master, TIOCGPTPEER)",
         ]
@@ -347,7 +363,7 @@ def open_terminal(run: Context, devpts: int, uid: int, size: tuple[int, int]) ->
     from fcntl import ioctl
     from struct import pack
 
-    master = run.hold("tty:master", os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=devpts))
+    master = run.hold("tty:master", open_ptmx(devpts))
     ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK
     if any(size):
         ioctl(master, 0x5414, pack("=4H", *size, 0, 0))  # TIOCSWINSZ
@@ -395,6 +411,9 @@ class MakeCgroups(Step):
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = [f'mkdir("{path}", 0755)' for path in self.paths.values()]
+        if found:
+            note: list[str | Part] = ['open("state.tmp")', 'rename("state.tmp", "state")']
+            found = note + found
         found = found or ["# there are no cgroups here"]
         found += [f'write("{one.file}", "{one.text}")' for one in self.settings]
         return found + (["bpf(BPF_PROG_LOAD)", "bpf(BPF_PROG_ATTACH, BPF_CGROUP_DEVICE)"] if self.devices else [])
@@ -408,6 +427,8 @@ class MakeCgroups(Step):
     def do(self, run: Context) -> None:
         cgroups.check_empty(dict(self.paths))
         own = _own(run)
+        assert own.container
+        own.container.write("state", {**own.container.note(), "cgroups": dict(self.paths)})
         own.cgroups = dict(self.paths)
         own.cgroups = cgroups.make(cgroups.Machine(), dict(self.paths), self.may_lack)
         cgroups.apply(own.cgroups, self.settings, self.unified)
@@ -423,9 +444,10 @@ class MakeCgroups(Step):
                 raise BadInput(f"linux.resources.devices: {error}", errno=error.errno or 0) from None
 
     def undo(self, run: Context) -> None:
-        if paths := _own(run).cgroups:
-            cgroups.end(paths, 2)
-            cgroups.remove(paths)
+        own = _own(run)
+        if own.cgroups:
+            own.is_left = True
+            own.is_left = not cgroups.end(own.cgroups, 2) or bool(cgroups.remove(own.cgroups))
 
 
 class OpenCgroups(Step):
@@ -443,7 +465,8 @@ class OpenCgroups(Step):
 
     def do(self, run: Context) -> None:
         own = _own(run)
-        own.cgroups = {key: path for key, path in self.paths.items() if os.path.isdir(path)}
+        # One that can't be seen here is an error: the process would be outside of the container's limits.
+        own.cgroups = dict(self.paths)
         fd = cgroups.open_v2(own.cgroups)
         if fd >= 0:
             run.hold("cgroup:dir", fd)
@@ -650,8 +673,9 @@ class MakeNode(InitStep):
     def made(self) -> list[str | Part]:
         return [
             f'mknodat(parent, "{self.path}", {self.mode:#o}, makedev({self.major}, {self.minor}))',
-            f"fchownat(parent, {self.uid}, {self.gid})",
-            f"fchmodat(parent, {self.mode & 0o7777:#o})",
+            f'node = openat2(parent, "{self.path}", O_PATH|O_NOFOLLOW)',
+            "statx(node)",
+            f'fchownat(node, "", {self.uid}, {self.gid}, AT_EMPTY_PATH)',
         ]
 
     def brief(self) -> str:
@@ -801,14 +825,16 @@ class SetCapabilitySets(InitStep):
 
 class SetFilterFlags(InitStep):
     why = "Without no_new_privs only who has CAP_SYS_ADMIN may filter, so it is set before the ids are."
-    man = "seccomp(2)"
+    man = "seccomp(2), close_range(2)"
     flags: int
+    first: int = 3  # descriptors from this one on are closed by the exec, which the filter may forbid to say later
 
     def args(self, run: Context) -> Sequence[int]:
-        return (run.fd("seccomp:fd"), self.flags)
+        return (run.fd("seccomp:fd"), self.flags, self.first)
 
     def made(self) -> list[str | Part]:
-        return [Part([f"seccomp(SECCOMP_SET_MODE_FILTER, {self.flags}, FILTER)"], each="FILTER in seccomp:fd")]
+        close = f"close_range({self.first}, ~0, CLOSE_RANGE_CLOEXEC)"
+        return [close, Part([f"seccomp(SECCOMP_SET_MODE_FILTER, {self.flags}, FILTER)"], each="FILTER in seccomp:fd")]
 
     def needs(self) -> tuple[str, ...]:
         return ("seccomp:fd",)
@@ -834,6 +860,7 @@ class ExecuteContainer(InitStep):
     waits: bool = False  # for `start`
     filtered: bool = False  # the filter is set last of all
     flags: int = 0  # of the filter
+    closed: bool = False  # close_range(2) was called before the filter was set
 
     def args(self, run: Context) -> Sequence[int | str | list[str]]:
         start, told = (run.fd(name) if self.waits else -1 for name in ("start:fd", "told:fd"))
@@ -842,7 +869,8 @@ class ExecuteContainer(InitStep):
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = [Part(["statx(FILE)", "faccessat(FILE, X_OK)"], each="FILE of PATH")]
-        found += ["write(channel, INIT_WAITS)", "read(channel)   /* GO */", f"close_range({self.first}, ~0, CLOSE_RANGE_CLOEXEC)"]  # fmt: skip
+        found += [] if self.closed else [f"close_range({self.first}, ~0, CLOSE_RANGE_CLOEXEC)"]
+        found += ["write(channel, INIT_WAITS)", "read(channel)   /* GO */"]
         found += ["read(start:fd)   /* GO, from `start` */"] if self.waits else []
         found += ["seccomp(SECCOMP_SET_MODE_FILTER)"] if self.filtered else []
         return [*found, self.brief()]
@@ -974,10 +1002,17 @@ class WritePidFile(Step):
 
     def do(self, run: Context) -> None:
         directory, _, name = self.path.rpartition("/")
-        temporary = f"{directory or '.'}/.{name}.{os.getpid()}"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), "w") as file:  # fmt: skip
-            file.write(str(run.pid))
-        os.rename(temporary, self.path)
+        # a name where nobody can have put a file before us
+        temporary = f"{directory or '.'}/.{name[:200]}.{os.urandom(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(temporary, flags, 0o644), "w") as file:
+            try:
+                file.write(str(run.pid))
+                file.flush()
+                os.rename(temporary, self.path)
+            except OSError:
+                os.unlink(temporary)
+                raise
 
     def undo(self, run: Context) -> None:
         try:

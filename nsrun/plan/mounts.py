@@ -546,6 +546,7 @@ class MountTree(InitStep):
     target: str
     source: str
     readonly: bool = False
+    strict: bool = True  # a symlink on the way is an error; otherwise it is followed, inside the root
     hints = {
         ELOOP: "the target passes a symlink that was not there a moment ago, or that only the pod may look at: name the real directory",
         EROFS: _READ_ONLY,
@@ -554,10 +555,10 @@ class MountTree(InitStep):
     }
 
     def args(self, run: Context) -> Sequence[int | str]:
-        return (run.fd(self.handle), self.target, 1)
+        return (run.fd(self.handle), self.target, int(self.strict))
 
     def made(self) -> list[str | Part]:
-        return [*_place(self.target, _STRICT, file=True), _onto(self.handle)]
+        return [*_place(self.target, _STRICT if self.strict else _IN_ROOT, file=True), _onto(self.handle)]
 
     def brief(self) -> str:
         return f"mount {self.source} on {self.target}"

@@ -15,6 +15,7 @@ from errno import (
     EPERM,
     ESRCH,
 )
+from stat import S_ISCHR
 
 from nsrun import kernel
 from nsrun._protocol import KEEPER
@@ -210,6 +211,27 @@ class InheritStdio(Step):
         run.stdio = ("in:read", "out:write", "err:write")
 
 
+#: What open_ptmx does.
+PTMX = (
+    'ptmx = openat2(devpts:fd, "ptmx", O_PATH, RESOLVE_NO_XDEV|RESOLVE_NO_SYMLINKS)',
+    "fstat(ptmx)   /* 5:2 */",
+    'tty:master = open("/proc/self/fd/PTMX", O_RDWR|O_NOCTTY)',
+)
+
+
+def open_ptmx(devpts: int) -> int:
+    """Return the master of a new terminal of a devpts.  Raise KernelError when something else is mounted over its ptmx.
+
+    Only what was seen to be that device is opened: to open something else could wait for ever, or have an effect.
+    """
+    resolve = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS
+    with kernel.Fd(kernel.open_in_root(devpts, "ptmx", os.O_PATH, resolve)) as fd:
+        st = os.fstat(fd)
+        if not S_ISCHR(st.st_mode) or st.st_rdev != os.makedev(5, 2):
+            raise KernelError(ENODEV, "ptmx is not the device 5:2")
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+
+
 class OpenTerminal(Step):
     why = "The member gets a terminal of its own from its own devpts, and the master never leaves the host (CVE-2025-52565)."
     man = "pty(7), ioctl_tty(2) TIOCGPTPEER"
@@ -227,7 +249,7 @@ class OpenTerminal(Step):
             found += [f'fsconfig(fs, FSCONFIG_SET_STRING, "{key}", "{value}")' for key, value in options]
             found += ["fsconfig(fs, FSCONFIG_CMD_CREATE)"]
             found += ["devpts:fd = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID|MOUNT_ATTR_NOEXEC)"]
-        found += ['tty:master = openat(devpts:fd, "ptmx", O_RDWR|O_NOCTTY)', "ioctl(tty:master, TIOCSPTLCK, 0)"]
+        found += [*PTMX, "ioctl(tty:master, TIOCSPTLCK, 0)"]
         found += [Part(["ioctl(tty:master, TIOCSWINSZ, the size of it)"], when="we have a terminal")]
         return [*found, "tty:slave = ioctl(tty:master, TIOCGPTPEER)", f"fchown(tty:slave, {self.uid}, -1)"]
 
@@ -264,7 +286,7 @@ class OpenTerminal(Step):
             options += [("mode", "0620"), ("gid", "5")] if self.tty else [("mode", "0600")]
             attrs = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
             devpts = run.hold("devpts:fd", kernel.mount_new("devpts", options, attrs))
-        master = run.hold("tty:master", os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=devpts))
+        master = run.hold("tty:master", open_ptmx(devpts))
         ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK
         for fd in (0, 1, 2):  # its first size is ours, whichever of them is a terminal
             try:
