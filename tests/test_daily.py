@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import CACHE, NSRUN, not_editable, wait_for
@@ -603,3 +604,59 @@ def test_members_of_two_owners(host, alice, bob, box):
     host.run("stop", "-t", "0", "a")
     host.run("stop", "-t", "0", "b")
     assert (alice.member("a")["status"], bob.member("b")["status"]) == ("stopped", "stopped")
+
+
+# ---- several commands at once about one member ----------------------------------------------------------------
+
+
+def begin(host, *words):
+    return subprocess.Popen([NSRUN, *words], env=host.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.05, 0.08, 0.12])
+def test_a_stop_while_it_is_started(host, pod, busybox, delay):
+    """It has ended for good after that, or runs as if nobody had stopped it: if `start` came last."""
+    host.start("t", busybox, "sleep", "1000")
+    host.run("stop", "-t", "0", "t")
+    for _ in range(4):
+        start = begin(host, "start", "t")
+        time.sleep(delay)
+        assert host.run("stop", "-t", "0", "t", check=False).returncode == 0
+        code = start.wait(timeout=30)
+        status = host.member("t")["status"]
+        assert status in ("stopped", "running"), (status, code)
+        if status == "running":
+            host.run("stop", "-t", "0", "t")
+        assert host.member("t")["status"] == "stopped"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.05, 0.08, 0.12])
+def test_a_rename_while_it_is_started(host, pod, busybox, delay):
+    host.start("t", busybox, "sleep", "1000")
+    host.run("stop", "-t", "0", "t")
+    for _ in range(4):
+        start = begin(host, "start", "t")
+        time.sleep(delay)
+        host.run("rename", "t", "u")
+        code = start.wait(timeout=30)
+        assert [m["name"] for m in host.json("ls", "-a")] == ["u"]
+        assert host.member("u")["status"] == ("stopped" if code else "running"), code
+        host.run("start", "u", check=False)
+        assert host.run("exec", "u", "echo", "here").stdout == "here\n"
+        host.run("rename", "u", "t")
+        host.run("stop", "-t", "0", "t")
+        assert host.member("t")["status"] == "stopped"
+
+
+def test_renames_while_its_monitor_starts_it_again(host, pod, busybox):
+    """A member that ends all the time, and is renamed all the time, goes on."""
+    host.start("t", busybox, "sh", "-c", "echo life >>/lives; sleep 0.2", options=["--restart", "always"])
+    end, name, count = time.monotonic() + 5, "t", 0
+    while time.monotonic() < end:
+        other = "u" if name == "t" else "t"
+        host.run("rename", name, other)
+        name, count = other, count + 1
+        assert host.member(name)["status"] in ("running", "restarting"), count
+    assert count > 10 and host.member(name)["restarts"] >= 2
+    host.run("stop", "-t", "0", name)
+    assert host.member(name)["status"] == "stopped"

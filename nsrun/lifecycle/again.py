@@ -13,7 +13,7 @@ import os
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UnknownError, told
 from nsrun.lifecycle.join import Former, join, plan_join
-from nsrun.lifecycle.stop import stop_member, stop_members
+from nsrun.lifecycle.stop import lock_of, stop_member, stop_members
 from nsrun.plan.member import Request
 from nsrun.schema import is_there
 from nsrun.state import ALIVE, PAUSED, life, timestamp
@@ -97,7 +97,7 @@ def start_member(state: State, note: Note) -> None:
     """Start a member that has ended once more, in the background.  Raise NsrunError when it can't be: then it is as it was."""
     check(state, note, False)
     options = options_of(state, note)
-    name, held, data = note["name"], -1, -1
+    name, held, data, ours = note["name"], -1, -1, -1
     lock = state.lock("names")
     try:
         now = state.read("members", name)
@@ -111,11 +111,16 @@ def start_member(state: State, note: Note) -> None:
                 f"member {name!r} may still run: nothing proves its end from here", hint=f"nsrun rm -f {name}"
             )
         ended = state.exit_of(name)
+        ours = lock_of(state, name)
+        if ours < 0:
+            raise BadInput(f"another nsrun uses member {name!r}", hint="nsrun ls -a")
         held = life.take(state.held("members", name), life.MAKER)
         if is_there(state.upper(note["id"])):
             data = life.take(f"{state.upper(note['id'])}/{life.HELD}", life.MAKER)
     except BaseException:
         life.let_go(held)
+        if ours >= 0:
+            os.close(ours)
         raise
     finally:
         os.close(lock)
@@ -134,6 +139,7 @@ def start_member(state: State, note: Note) -> None:
     finally:
         for path in (state.held("members", name), f"{state.upper(note['id'])}/{life.HELD}"):
             life.let_go_of(path)
+        os.close(ours)
 
 
 def enters_for_good(state: State, note: Note) -> bool:
