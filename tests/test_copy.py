@@ -152,12 +152,99 @@ def test_where_a_copy_is_put(host, pod, busybox, here, tmp_path):
 
 @live
 def test_a_file_that_is_mounted_is_written_in_place(host, pod, busybox, tmp_path):
-    host.start("m", busybox, "sleep", "1000", options=["-v", f"{tmp_path}:/data"])
-    (tmp_path / "hosts").write_text("127.0.0.9 nine\n")
-    host.run("cp", tmp_path / "hosts", "m:/data/copy")
-    assert (tmp_path / "copy").read_text() == "127.0.0.9 nine\n"
-    host.run("cp", "m:/data/hosts", "m:/tmp/hosts")
-    assert host.run("exec", "m", "cat", "/tmp/hosts").stdout == "127.0.0.9 nine\n"
+    """What is mounted in a member is not mounted in our mount namespace: a rename would detach it there."""
+    on_host, new = tmp_path / "on-host", tmp_path / "new"
+    on_host.write_text("as it was, and longer than what comes\n")
+    (tmp_path / "data").mkdir()
+    volumes = [f"{on_host}:/etc/vf", f"{on_host}:/etc/ro:ro", f"{tmp_path}/data:/data", f"{on_host}:/data/vf"]
+    host.start("m", busybox, "sleep", "1000", options=[word for volume in volumes for word in ("-v", volume)])
+    inode, top = on_host.stat().st_ino, root_of(host, "m")
+    mounts = pathlib.Path(f"/proc/{host.member('m')['pid']}/mountinfo")
+    mounted = mounts.read_text()
+    new.write_text("new\n")
+    host.run("cp", new, "m:/etc/vf")
+    assert on_host.read_text() == "new\n" == (top / "etc/vf").read_text() and on_host.stat().st_ino == inode
+    assert "ead-only" in host.fails(125, "cp", new, "m:/etc/hosts")
+    assert "ead-only" in host.fails(125, "cp", new, "m:/etc/ro")
+    os.symlink("/nowhere", tmp_path / "link")
+    assert "mounted" in host.fails(125, "cp", tmp_path / "link", "m:/data/vf")
+    new.write_text("newer\n")
+    tar = tar_of(("./data/vf", b"0", b"from a tar"), ("./data/other", b"0", b"x"))
+    subprocess.run([NSRUN, "cp", "-", "m:/"], env=host.env, input=tar, timeout=60, check=True)
+    assert on_host.read_text() == "from a tar" and (tmp_path / "data/other").read_text() == "x"
+    for kind, told in ((b"2", b"mounted"), (b"1", b"mounted"), (b"5", b"not a directory")):
+        done = subprocess.run([NSRUN, "cp", "-", "m:/"], env=host.env, input=tar_of(("data/vf", kind, "data/other")), capture_output=True, timeout=60)  # fmt: skip
+        assert done.returncode == 125 and told in done.stderr, done.stderr
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/a").write_text("linked")
+    os.link(tmp_path / "tree/a", tmp_path / "tree/vf")
+    host.run("cp", f"{tmp_path}/tree/.", "m:/data")
+    assert on_host.read_text() == "linked" and (tmp_path / "data/a").read_text() == "linked"
+    assert "same file" in host.fails(125, "cp", on_host, "m:/etc/vf")
+    assert on_host.read_text() == "linked"
+    assert mounts.read_text() == mounted
+    assert not [path for path in tmp_path.rglob(".nsrun-*")]
+
+
+@live
+def test_nothing_is_copied_into_the_hosts_own_files(host, pod, tmp_path):
+    """Of a member that runs, as of one that has ended."""
+    host.run("join", pod, "-d", "--name", "h", "--", "/bin/sleep", "1000")
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "there").write_text("old")
+    assert "own files" in host.fails(125, "cp", tmp_path / "new", f"h:{tmp_path}/there")
+    done = subprocess.run([NSRUN, "cp", "-", f"h:{tmp_path}"], env=host.env, input=tar_of(("there", b"0", b"x")), capture_output=True, timeout=60)  # fmt: skip
+    assert done.returncode == 125 and b"own files" in done.stderr
+    assert (tmp_path / "there").read_text() == "old"
+    host.run("cp", f"h:{tmp_path}/there", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "old"
+
+
+@live
+def test_what_is_no_file_is_not_replaced(host, pod, busybox, tmp_path):
+    """A device, a FIFO or a socket is more than its name; a link at the end of the target is followed, as by cp(1)."""
+    host.start("m", busybox, "sleep", "1000")
+    os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mkfifo(tmp_path / "fifo")
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(tmp_path / "sock"))
+    os.symlink("null", tmp_path / "to-null")
+    os.symlink("nowhere", tmp_path / "dangling")
+    (tmp_path / "d").mkdir()
+    os.mknod(tmp_path / "d/passwd", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    about = lambda path: (path.lstat().st_mode, path.lstat().st_ino, path.lstat().st_ctime_ns)  # noqa: E731
+    before = {path: about(path) for path in tmp_path.iterdir() if path.name != "d"}
+    for name in ("null", "fifo", "sock", "to-null"):
+        assert "not a regular file" in host.fails(125, "cp", "m:/etc/passwd", tmp_path / name), name
+    assert "leads nowhere" in host.fails(125, "cp", "m:/etc/passwd", tmp_path / "dangling")
+    assert "not a regular file" in host.fails(125, "cp", "m:/etc/passwd", tmp_path / "d")
+    assert {path: about(path) for path in before} == before
+    assert stat.S_ISCHR((tmp_path / "d/passwd").lstat().st_mode)
+
+    passwd = (root_of(host, "m") / "etc/passwd").read_text()
+    (tmp_path / "d/real").write_text("old")
+    os.symlink("d/real", tmp_path / "to-real")
+    os.symlink(tmp_path / "to-real", tmp_path / "d/again")
+    for name in ("to-real", "d/again", f"{tmp_path}/to-real"):
+        (tmp_path / "d/real").write_text("old")
+        host.run("cp", "m:/etc/passwd", name, cwd=tmp_path)
+        assert (tmp_path / "d/real").read_text() == passwd and (tmp_path / "to-real").is_symlink()
+
+    host.run("exec", "m", "sh", "-c", "mkdir -p /a/b; mkfifo /a/fifo; echo old >/a/b/real; ln -s ../../../a/b/real /a/b/one; ln -s /a/b/one /two; ln -s /a/fifo /three")  # fmt: skip
+    top = root_of(host, "m")
+    (tmp_path / "payload").write_text("evil")
+    host.run("cp", tmp_path / "payload", "m:/two")
+    assert (top / "a/b/real").read_text() == "evil" and (top / "two").is_symlink() and (top / "a/b/one").is_symlink()
+    for path in ("/a/fifo", "/three", "/dev/null"):
+        assert "not a regular file" in host.fails(125, "cp", tmp_path / "payload", f"m:{path}"), path
+    host.run("cp", tmp_path / "to-real", "m:/two")  # a link replaces a link
+    assert os.readlink(top / "two") == "d/real"
+    done = subprocess.run([NSRUN, "cp", "-", "m:/a"], env=host.env, input=tar_of(("fifo", b"0", b"x")), capture_output=True, timeout=60)  # fmt: skip
+    assert (
+        done.returncode == 125
+        and b"not a regular file" in done.stderr
+        and stat.S_ISFIFO((top / "a/fifo").stat().st_mode)
+    )
 
 
 @live
@@ -224,6 +311,50 @@ def test_a_tar_that_leads_elsewhere(host, pod, busybox, tmp_path, entries):
     assert not (root_of(host, "m") / "tmp/d").exists()
 
 
+@live
+def test_a_link_of_a_tar_that_can_not_be_made(host, pod, busybox):
+    """To itself, to what is missing, or across file systems: what has the name stays."""
+    host.start("m", busybox, "sleep", "1000", options=["--tmpfs", "/a/small"])
+    host.run("exec", "m", "sh", "-c", "echo kept >/a/x; echo kept >/a/small/x; ln /a/x /a/same")
+    top = root_of(host, "m") / "a"
+    for name, target, told in (
+        ("x", "x", b""),
+        ("same", "x", b""),
+        ("x", "gone", b"'x' of the tar, a link to 'gone': No such file"),
+        ("x", "none/gone", b"No such file"),
+        ("x", "small/x", b"ross-device"),
+    ):
+        tar = tar_of((name, b"1", target))
+        done = subprocess.run([NSRUN, "cp", "-", "m:/a"], env=host.env, input=tar, capture_output=True, timeout=60)
+        assert done.returncode == (125 if told else 0) and told in done.stderr, (name, target, done.stderr)
+        assert (top / name).read_text() == "kept\n" and not list(top.glob(".nsrun-*"))
+    assert not (top / "none").exists()
+
+
+def _pax(headers: dict[str, str], size: int = 0) -> bytes:
+    entry = tarfile.TarInfo("x")
+    entry.pax_headers, entry.size = headers, size
+    return entry.tobuf(format=tarfile.PAX_FORMAT) + bytes(10240)
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        _pax({"mtime": "nan"}),
+        _pax({"mtime": "inf"}),
+        _pax({"size": "-512"}),
+        _pax({"size": "-9223372036854775808"}),
+        _pax({"path": "a\0b"}),
+        tarfile.TarInfo("x").tobuf().replace(b"%011o" % 0, b"\xff" * 11, 1) + bytes(10240),
+    ],
+)
+def test_a_tar_with_numbers_that_are_none(tmp_path, tar):
+    (tmp_path / "tar").write_bytes(tar)
+    with open(tmp_path / "tar", "rb") as file, pytest.raises(treecopy.BadInput):
+        treecopy.unpack(file.fileno(), treecopy.Place(), str(tmp_path), treecopy.Names(lambda *_: None, False))
+    assert [path.name for path in tmp_path.iterdir()] == ["tar"]
+
+
 def test_a_tar_with_a_header_without_an_end(tmp_path):
     """Python's tarfile would read it whole, into memory."""
     entry = tarfile.TarInfo("x")
@@ -247,7 +378,8 @@ def test_links_of_a_member_lead_nobody_out(host, pod, busybox, tmp_path):
     assert os.readlink(tmp_path / "out/dir") == str(tmp_path) and (tmp_path / "out/one").is_symlink()
     (tmp_path / "payload").write_text("evil")
     host.fails(125, "cp", tmp_path / "payload", "m:/t/dir/secret")
-    host.run("cp", tmp_path / "payload", "m:/t/file")  # the link is replaced
+    assert "leads nowhere" in host.fails(125, "cp", tmp_path / "payload", "m:/t/file")  # as the member has it
+    assert os.readlink(root_of(host, "m") / "t/file") == str(secret)
     host.run("cp", tmp_path / "payload", "m:/t/root/etc/payload")  # /, as the member has it
     assert (root_of(host, "m") / "etc/payload").exists() and not os.path.exists("/etc/payload")
     assert secret.read_text() == "the host's"
@@ -300,6 +432,8 @@ def test_what_would_never_end(host, pod, busybox, tmp_path):
         "with/sock" not in (told := host.run("cp", tmp_path / "with", "m:/t/with").stderr) and "sock: a socket" in told
     )
     assert "a device is left out" in host.fails(125, "cp", "m:/dev/zero", tmp_path / "zero")
+    assert not (tmp_path / "zero").exists()
+    assert "of the kernel's" in host.fails(125, "cp", "m:/proc/uptime", tmp_path / "zero")
     assert not (tmp_path / "zero").exists()
     host.run("exec", "m", "sh", "-c", "mkdir /deep; cd /deep; n=0; while [ $n -lt 220 ]; do mkdir d; cd d; n=$((n+1)); done")  # fmt: skip
     assert "levels deep" in host.fails(125, "cp", "m:/deep", tmp_path / "deep")

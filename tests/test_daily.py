@@ -9,9 +9,10 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from conftest import NSRUN, not_editable, wait_for
+from conftest import CACHE, NSRUN, not_editable, wait_for
 from test_explain import foretold
 
 pytestmark = pytest.mark.live
@@ -515,3 +516,147 @@ def test_roots_member_of_an_owned_pod(host, alice, owned, busybox):
     host.run("rename", "r", "s")
     assert host.run("exec", "s", "echo", "x").stdout == "x\n"
     assert "no member" in alice.fails(125, "pause", "s")
+
+
+# ---- several members of a user's pod, and members of several users --------------------------------------------
+
+
+@pytest.mark.parametrize("maker", ["root", "alice"])
+def test_several_members_of_a_users_pod_start_again(host, alice, box, maker):
+    """Each needs the pod's user namespace, which a process enters for good."""
+    if maker == "root":
+        host.run("pod", "create", "--network", "none", "pause", env={"SUDO_UID": str(alice.uid)})
+    else:
+        alice.run("pod", "create", "--network", "none", "pause")
+    names = ["a", "b", "c"]
+    for name in names:
+        alice.run("join", "pause", "-d", "--name", name, "--image", box, "--", "sh", "-c", "echo x >>/lives; sleep 1000")  # fmt: skip
+    lives = 1
+    for user in (alice, host) if maker == "root" else (alice,):
+        for commands in (
+            [["stop", "-t", "0", *names], ["start", *names]],
+            [["restart", "-t", "0", "a", "b"], ["restart", "-t", "0", "c"]],
+            *([[["pod", "restart", "-t", "0", "pause"]]] if user is alice else []),
+        ):
+            before = {name: alice.member(name)["pid"] for name in names}
+            for words in commands:
+                user.run(*words)
+            lives += 1
+            now = {name: alice.member(name) for name in names}
+            assert {m["status"] for m in now.values()} == {"running"}
+            assert all(now[name]["pid"] not in (0, before[name]) for name in names)
+            for name in names:
+                wait_for(lambda name=name, n=lives: alice.run("exec", name, "cat", "/lives").stdout == "x\n" * n)
+    assert "is running" in alice.fails(125, "start", "a", "b")
+    alice.run("stop", "-t", "0", "a", "b")
+    alice.run("start", "a")
+    done = alice.run("start", "nix", "a", "b", check=False)
+    assert (done.returncode, done.stdout) == (125, "b\n") and done.stderr.count("hint:") == 2
+    assert alice.member("b")["status"] == "running"
+
+
+def test_a_start_apart_tells_what_went_wrong(host, alice, owned, box):
+    mounted = alice.home / "mounted"
+    mounted.mkdir()
+    os.chown(mounted, alice.uid, alice.uid)
+    for name in ("a", "b"):
+        alice.run("join", owned, "-d", "--name", name, "--image", box, "-v", f"{mounted}:/m", "--", "sleep", "1000")
+    alice.run("stop", "-t", "0", "a", "b")
+    mounted.rmdir()
+    told = alice.fails(125, "start", "a", "b")
+    assert told.count("nsrun: ") == 2 and told.count(str(mounted)) >= 2 and "Traceback" not in told
+    assert {alice.member(name)["status"] for name in ("a", "b")} == {"stopped"}
+
+
+def test_a_command_is_about_the_members_of_one_user(host, alice, owned, pod2, box, busybox):
+    """Root names members of their own and of an owner, who has others of the same names: nothing is done."""
+    for name in ("web", "newweb"):
+        alice.run("join", owned, "-d", "--name", name, "--image", box, "--", "sleep", "1000")
+    host.run("join", pod2, "-d", "--name", "web", "--rootfs", busybox, "--", "sleep", "1000")
+    for command in ("stop", "kill", "restart", "pause", "inspect", "wait", "explain stop", "explain kill"):
+        told = host.fails(125, *command.split(), "web", "newweb")
+        assert "different users" in told and "one command for each" in told, command
+    assert "different users" in host.fails(125, "cp", "newweb:/etc/passwd", "web:/p")
+    assert {m["status"] for m in alice.json("ls", "-a")} == {"running"}
+    assert host.member("web")["status"] == "running"
+    host.run("rename", "web", "newweb")  # of root's own, whatever owners have
+    assert {m["name"] for m in host.json("ls") if m["pod"] == pod2} == {"newweb"}
+    assert host.fails(125, "inspect", "newweb", "nix").count("no member") == 1
+    host.run("stop", "-t", "0", "web")  # which only alice has now
+    assert {m["name"]: m["status"] for m in alice.json("ls", "-a")} == {"web": "stopped", "newweb": "running"}
+
+
+@pytest.fixture
+def pod2(host) -> str:
+    """A pod of root's own beside that of an owner."""
+    return host.run("pod", "create", "--network", "none", "--owner", "root", "roots").stdout.strip()
+
+
+def test_members_of_two_owners(host, alice, bob, box):
+    for user, name in ((alice, "of-alice"), (bob, "of-bob")):
+        host.run("pod", "create", "--network", "none", f"pod-{name}", env={"SUDO_UID": str(user.uid)})
+    alice.run("join", "pod-of-alice", "-d", "--name", "a", "--image", box, "--", "sleep", "1000")
+    bob.run("image", "load", CACHE.parent / "images" / "busybox")
+    bob.run("join", "pod-of-bob", "-d", "--name", "b", "--image", box, "--", "sleep", "1000")
+    assert "different users" in host.fails(125, "stop", "a", "b")
+    assert (alice.member("a")["status"], bob.member("b")["status"]) == ("running", "running")
+    assert "different users" in host.fails(125, "cp", "a:/etc/passwd", "b:/p")
+    host.run("stop", "-t", "0", "a")
+    host.run("stop", "-t", "0", "b")
+    assert (alice.member("a")["status"], bob.member("b")["status"]) == ("stopped", "stopped")
+
+
+# ---- several commands at once about one member ----------------------------------------------------------------
+
+
+def begin(host, *words):
+    return subprocess.Popen([NSRUN, *words], env=host.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.05, 0.08, 0.12])
+def test_a_stop_while_it_is_started(host, pod, busybox, delay):
+    """It has ended for good after that, or runs as if nobody had stopped it: if `start` came last."""
+    host.start("t", busybox, "sleep", "1000")
+    host.run("stop", "-t", "0", "t")
+    for _ in range(4):
+        start = begin(host, "start", "t")
+        time.sleep(delay)
+        assert host.run("stop", "-t", "0", "t", check=False).returncode == 0
+        code = start.wait(timeout=30)
+        status = host.member("t")["status"]
+        assert status in ("stopped", "running"), (status, code)
+        if status == "running":
+            host.run("stop", "-t", "0", "t")
+        assert host.member("t")["status"] == "stopped"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.05, 0.08, 0.12])
+def test_a_rename_while_it_is_started(host, pod, busybox, delay):
+    host.start("t", busybox, "sleep", "1000")
+    host.run("stop", "-t", "0", "t")
+    for _ in range(4):
+        start = begin(host, "start", "t")
+        time.sleep(delay)
+        host.run("rename", "t", "u")
+        code = start.wait(timeout=30)
+        assert [m["name"] for m in host.json("ls", "-a")] == ["u"]
+        assert host.member("u")["status"] == ("stopped" if code else "running"), code
+        host.run("start", "u", check=False)
+        assert host.run("exec", "u", "echo", "here").stdout == "here\n"
+        host.run("rename", "u", "t")
+        host.run("stop", "-t", "0", "t")
+        assert host.member("t")["status"] == "stopped"
+
+
+def test_renames_while_its_monitor_starts_it_again(host, pod, busybox):
+    """A member that ends all the time, and is renamed all the time, goes on."""
+    host.start("t", busybox, "sh", "-c", "echo life >>/lives; sleep 0.2", options=["--restart", "always"])
+    end, name, count = time.monotonic() + 5, "t", 0
+    while time.monotonic() < end:
+        other = "u" if name == "t" else "t"
+        host.run("rename", name, other)
+        name, count = other, count + 1
+        assert host.member(name)["status"] in ("running", "restarting"), count
+    assert count > 10 and host.member(name)["restarts"] >= 2
+    host.run("stop", "-t", "0", name)
+    assert host.member(name)["status"] == "stopped"

@@ -164,13 +164,11 @@ def _run(call: Call) -> int:
 
 
 def _become_owner(call: Call) -> None:
-    """Act as the owner of a member that is not root's own, if one is named."""
-    for name in call.operands:
-        if not call.state.has_member(name):
-            from nsrun.cli.owner import become
+    """Act as the owner of members that are not root's own, if such are named."""
+    if not all(map(call.state.has_member, call.operands)):
+        from nsrun.cli.owner import become_owner_of
 
-            become(call, name)
-            return
+        become_owner_of(call)
 
 
 def _flush() -> None:

@@ -14,12 +14,11 @@ def cp(call: Call) -> int:
     from nsrun.lifecycle.copy import copy, parse_ends
 
     source, target = call.operands
-    for name in parse_ends(source, target):
-        if not call.state.uid and not call.state.has_member(name):
-            from nsrun.cli.owner import become
+    names = parse_ends(source, target)
+    if not call.state.uid:
+        from nsrun.cli.owner import become_owner_of
 
-            become(call, name)
-            break
+        become_owner_of(call, names)
     follow, archive = bool(call.options.get("follow_link")), bool(call.options.get("archive"))
     output = say.stream(f"nsrun cp {source} - | tar -tv") if target == "-" else None
     for line in copy(call.state, source, target, follow, archive, output):

@@ -167,9 +167,10 @@ def top(call: Call) -> int:
 
 
 def start(call: Call) -> int:
-    from nsrun.lifecycle.again import start_member
+    from nsrun.lifecycle.again import start_member, start_one_of
 
-    return each(call.operands, lambda name: start_member(call.state, call.state.member(name)))
+    begin = start_member if len(call.operands) == 1 else start_one_of
+    return each(call.operands, lambda name: begin(call.state, call.state.member(name)))
 
 
 def restart(call: Call) -> int:

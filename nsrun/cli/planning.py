@@ -25,12 +25,9 @@ def plan_of(state: State, arguments: list[str]) -> Plan:
         raise UsageError(f"explain knows {known}, not {name}", hint="nsrun explain pod create -p 8080:80")
     call.state = state
     if call.command.of_members and not state.uid:
-        for name in call.operands:
-            if not state.has_member(name):  # perhaps it is in a user's pod: then the plan is its owner's
-                from nsrun.cli.owner import become
+        from nsrun.cli.owner import become_owner_of
 
-                become(call, name)
-                break
+        become_owner_of(call)  # perhaps it is in a user's pod: then the plan is its owner's
     plan: Plan = function(call.command.plan)(call)
     return plan
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EBUSY, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENXIO
+from errno import EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENXIO, EXDEV
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError
@@ -167,27 +167,59 @@ class Directory:
             self.links[key] = ((*self.path, name), made)
 
     def put(self, name: str, st: os.stat_result, fill: Callable[[int], None]) -> tuple[int, int]:
-        """Make a file whose content `fill` writes, whole or not at all; return (device, inode)."""
+        """Make a file whose content `fill` writes, whole or not at all; return (device, inode).
+
+        One that is mounted there (/etc/hosts) is written in place, and so may be left incomplete.
+        """
+        if self._is_mounted(name):
+            return self._overwrite(name, st, fill)
         here, new = self.levels[-1], f".nsrun-{os.urandom(6).hex()}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with kernel.Fd(os.open(new, flags, 0o600, dir_fd=here)) as target:
             try:
                 fill(target)
                 self._dress(target, st)
-                try:
-                    self._rename(new, name)
-                except OSError as error:
-                    if error.errno != EBUSY:
-                        raise
-                    self._overwrite(name, target)  # something is mounted there: /etc/hosts
-                    self._unlink(new)
+                self._rename(new, name, stat.S_IFREG)
             except BaseException:
                 self._unlink(new)
                 raise
             made = os.fstat(target)
             return made.st_dev, made.st_ino
 
-    def _rename(self, new: str, name: str) -> None:
+    def _is_mounted(self, name: str) -> bool:
+        """Return whether something is mounted at a name.
+
+        The kernel refuses to rename over that, with EBUSY, only in the mount namespace of the caller; in any other it
+        detaches what is mounted, and replaces the file beneath.
+        """
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            os.close(kernel.open_in_root(self.levels[-1], name, flags, kernel.RESOLVE_NO_XDEV))
+        except KernelError as error:
+            if error.errno in (EXDEV, ENOENT):
+                return error.errno == EXDEV
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from None
+        return False
+
+    def _check_replaced(self, name: str, kind: int) -> None:
+        """Raise BadInput unless a new entry of this kind may take the place of what has the name.
+
+        That may be a regular file, or a link, which is replaced and not followed; a device or a socket is more than its name.
+        """
+        where = repr("/".join([*self.path, name]))
+        if self._is_mounted(name):
+            raise BadInput(f"{where} is there, and something is mounted at it")
+        try:
+            there = stat.S_IFMT(os.stat(name, dir_fd=self.levels[-1], follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return
+        if there == stat.S_IFDIR:
+            raise BadInput(f"{where} is there, and is a directory")
+        if there not in (stat.S_IFREG, stat.S_IFLNK, kind):
+            raise BadInput(f"{where} is there, and is not a regular file")
+
+    def _rename(self, new: str, name: str, kind: int) -> None:
+        self._check_replaced(name, kind)
         try:
             os.rename(new, name, src_dir_fd=self.levels[-1], dst_dir_fd=self.levels[-1])
         except OSError as error:
@@ -195,13 +227,18 @@ class Directory:
                 raise BadInput(f"{'/'.join([*self.path, name])!r} is there, and is a directory") from None
             raise
 
-    def _overwrite(self, name: str, source: int) -> None:
-        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with kernel.Fd(os.open(name, flags, dir_fd=self.levels[-1])) as target:
-            if not stat.S_ISREG(os.fstat(target).st_mode):
-                raise BadInput(f"{name!r} is there, and is not a regular file")
-            os.ftruncate(target, 0)
-            _copy_data(source, target, os.fstat(source).st_size)
+    def _overwrite(self, name: str, st: os.stat_result, fill: Callable[[int], None]) -> tuple[int, int]:
+        where = repr("/".join([*self.path, name]))
+        with kernel.Fd(os.open(name, _FIND, dir_fd=self.levels[-1])) as found:
+            there = os.fstat(found)
+            if not stat.S_ISREG(there.st_mode):
+                raise BadInput(f"{where} is there, and is not a regular file")
+            if (there.st_dev, there.st_ino) == (st.st_dev, st.st_ino):
+                raise BadInput(f"{where} is what is copied: the two are the same file")
+            flags = os.O_RDWR | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
+            with kernel.Fd(os.open(f"/proc/self/fd/{found}", flags)) as target:
+                fill(target)
+            return there.st_dev, there.st_ino
 
     def _link(self, first: tuple[str, ...], made: tuple[int, int], name: str) -> bool:
         """Make a hard link to a file that was made before; return False when it is not there any more."""
@@ -211,17 +248,27 @@ class Directory:
                 there = os.open(part, _DIRECTORY, dir_fd=here)
                 os.close(here)
                 here = there
-            self._unlink(name)
-            os.link(first[-1], name, src_dir_fd=here, dst_dir_fd=self.levels[-1], follow_symlinks=False)
-            now = os.stat(name, dir_fd=self.levels[-1], follow_symlinks=False)
-            if (now.st_dev, now.st_ino) == made:
-                return True
-            self._unlink(name)
+            return not self._is_mounted(name) and self.link(here, first[-1], name, made)
         except OSError:
-            pass  # somebody has changed what we made: it is copied
+            return False  # somebody has changed what we made: it is copied
         finally:
             os.close(here)
-        return False
+
+    def link(self, directory: int, first: str, name: str, made: tuple[int, int] | None = None) -> bool:
+        """Make a hard link to a name in a directory; what has the name already is replaced, or stays when that fails.
+
+        Return False when the first is another file than `made`.
+        """
+        new = f".nsrun-{os.urandom(6).hex()}"
+        os.link(first, new, src_dir_fd=directory, dst_dir_fd=self.levels[-1], follow_symlinks=False)
+        try:
+            now = os.stat(new, dir_fd=self.levels[-1], follow_symlinks=False)
+            if made and (now.st_dev, now.st_ino) != made:
+                return False
+            self._rename(new, name, stat.S_IFREG)
+        finally:
+            self._unlink(new)  # also when it is the same file as what has the name: then rename(2) does nothing
+        return True
 
     def _unlink(self, name: str) -> None:
         try:
@@ -235,17 +282,18 @@ class Directory:
         os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=self.levels[-1], follow_symlinks=False)
 
     def symlink(self, name: str, st: os.stat_result, target: str) -> None:
-        self._make(name, st, lambda new: os.symlink(target, new, dir_fd=self.levels[-1]))
+        self._make(name, st, lambda new: os.symlink(target, new, dir_fd=self.levels[-1]), stat.S_IFLNK)
 
     def fifo(self, name: str, st: os.stat_result) -> None:
-        self._make(name, st, lambda new: os.mkfifo(new, self.names.mode(st), dir_fd=self.levels[-1]))
+        make = lambda new: os.mkfifo(new, self.names.mode(st), dir_fd=self.levels[-1])  # noqa: E731
+        self._make(name, st, make, stat.S_IFIFO)
 
-    def _make(self, name: str, st: os.stat_result, make: Callable[[str], None]) -> None:
+    def _make(self, name: str, st: os.stat_result, make: Callable[[str], None], kind: int) -> None:
         new = f".nsrun-{os.urandom(6).hex()}"
         make(new)
         try:
             self._own(new, st)
-            self._rename(new, name)
+            self._rename(new, name, kind)
         except BaseException:
             self._unlink(new)
             raise
@@ -408,7 +456,9 @@ class Walk:
 
     def _one(self, fd: int, st: os.stat_result, name: str, where: str = "") -> None:
         where = where or name
-        if stat.S_ISREG(st.st_mode):
+        if kernel.fs_magic(fd) in _NO_FILES:
+            self.warn(f"{where}: a file of the kernel's is left out")
+        elif stat.S_ISREG(st.st_mode):
             try:
                 content = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
@@ -491,7 +541,7 @@ def unpack(fd: int, place: Place, path: str, names: Names) -> list[str]:
             if not stream.ended:
                 raise BadInput("the tar ends too early")
             stream.drain()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # a NUL in a link, a time that is no number
         raise BadInput(f"standard input is not a tar: {error}", hint="tar -c … | nsrun cp - MEMBER:DIR") from None
     return walk.told()
 
@@ -535,7 +585,7 @@ def _unpack_one(tar: Any, entry: Any, place: Place, path: str, parts: list[str],
             elif entry.isfifo():
                 sink.fifo(parts[-1], st)
             elif entry.islnk():
-                _unpack_link(entry, place, path, above, parts[-1], names)
+                _unpack_link(entry, place, path, sink, parts[-1])
             elif entry.isreg():
                 sink.put(parts[-1], st, lambda target: _fill(tar, entry, target))
             else:
@@ -544,16 +594,17 @@ def _unpack_one(tar: Any, entry: Any, place: Place, path: str, parts: list[str],
             sink.close()
 
 
-def _unpack_link(entry: Any, place: Place, path: str, above: int, name: str, names: Names) -> None:
+def _unpack_link(entry: Any, place: Place, path: str, sink: Directory, name: str) -> None:
     first = [part for part in entry.linkname.split("/") if part not in ("", ".")]
     if not first or ".." in first:
         raise BadInput(f"the tar has a link that leads elsewhere: {entry.linkname[:200]!r}")
-    with kernel.Fd(_parent(place, path, first[:-1], names)) as there:
-        try:
-            os.unlink(name, dir_fd=above)
-        except FileNotFoundError:
-            pass
-        os.link(first[-1], name, src_dir_fd=there, dst_dir_fd=above, follow_symlinks=False)
+    try:
+        with kernel.Fd(place.open("/".join([path, *first[:-1]]), os.O_RDONLY | os.O_DIRECTORY)) as there:
+            sink.link(there, first[-1], name)
+    except OSError as error:
+        raise BadInput(
+            f"{entry.name[:200]!r} of the tar, a link to {entry.linkname[:200]!r}: {os.strerror(error.errno or 0)}"
+        ) from None
 
 
 def _fill(tar: Any, entry: Any, target: int) -> None:
@@ -568,7 +619,9 @@ def _fill(tar: Any, entry: Any, target: int) -> None:
 
 
 def _stat_of(entry: Any) -> os.stat_result:
-    """Return what a tar says of an entry as fstat(2) would."""
+    """Return what a tar says of an entry as fstat(2) would.  Raise ValueError or OverflowError for what no file has."""
+    if entry.size < 0:
+        raise ValueError(f"the size of {entry.name[:200]!r} is negative")
     when = max(0, min(int(entry.mtime), 1 << 33))
     ids = [number if 0 <= number < 0xFFFFFFFF else 0 for number in (entry.uid, entry.gid)]
     kind = stat.S_IFDIR if entry.isdir() else stat.S_IFREG

@@ -347,7 +347,8 @@ def _take_limits() -> None:
     """Lower each limit to the highest that a process of the user has, since root's own may be higher.
 
     We ask as the user, so the kernel tells of no other user's process (prlimit(2)), nor of a nsrun-door, which has
-    limits of root (csrc/door.c, guarded_gid).
+    limits of root (csrc/door.c, guarded_gid).  A pause may not fork and says nothing (csrc/session.h, least_limits): with
+    its limits we could start no member apart.
     """
     import resource
 
@@ -362,6 +363,8 @@ def _take_limits() -> None:
         try:
             theirs = [resource.prlimit(pid, number) for number in numbers] if pid != os.getpid() else []
         except (PermissionError, ProcessLookupError):
+            continue
+        if theirs and theirs[resource.RLIMIT_NPROC][1] == 1:
             continue
         for number, (soft, hard) in enumerate(theirs):
             other = found.get(number, (0, 0))

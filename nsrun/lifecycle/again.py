@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import BadInput, NsrunError, UnknownError
+from nsrun import kernel
+from nsrun.errors import BadInput, NsrunError, UnknownError, told
 from nsrun.lifecycle.join import Former, join, plan_join
-from nsrun.lifecycle.stop import stop_member, stop_members
+from nsrun.lifecycle.stop import lock_of, stop_member, stop_members
 from nsrun.plan.member import Request
 from nsrun.schema import is_there
 from nsrun.state import ALIVE, PAUSED, life, timestamp
@@ -96,7 +97,7 @@ def start_member(state: State, note: Note) -> None:
     """Start a member that has ended once more, in the background.  Raise NsrunError when it can't be: then it is as it was."""
     check(state, note, False)
     options = options_of(state, note)
-    name, held, data = note["name"], -1, -1
+    name, held, data, ours = note["name"], -1, -1, -1
     lock = state.lock("names")
     try:
         now = state.read("members", name)
@@ -110,11 +111,16 @@ def start_member(state: State, note: Note) -> None:
                 f"member {name!r} may still run: nothing proves its end from here", hint=f"nsrun rm -f {name}"
             )
         ended = state.exit_of(name)
+        ours = lock_of(state, name)
+        if ours < 0:
+            raise BadInput(f"another nsrun uses member {name!r}", hint="nsrun ls -a")
         held = life.take(state.held("members", name), life.MAKER)
         if is_there(state.upper(note["id"])):
             data = life.take(f"{state.upper(note['id'])}/{life.HELD}", life.MAKER)
     except BaseException:
         life.let_go(held)
+        if ours >= 0:
+            os.close(ours)
         raise
     finally:
         os.close(lock)
@@ -133,14 +139,58 @@ def start_member(state: State, note: Note) -> None:
     finally:
         for path in (state.held("members", name), f"{state.upper(note['id'])}/{life.HELD}"):
             life.let_go_of(path)
+        os.close(ours)
+
+
+def enters_for_good(state: State, note: Note) -> bool:
+    """Return whether a process that starts this member can start no other: it enters the user namespace of an owner's pod."""
+    pod = state.try_read("pods", note["pod"]) if state.uid else None
+    return bool(pod and pod.get("user"))
+
+
+def run_apart(state: State, arguments: list[str]) -> None:
+    """Run a command of nsrun in a process of its own.  Raise NsrunError with its message when it fails."""
+    import subprocess
+
+    process = subprocess.Popen(
+        kernel.nsrun_command(state.root, *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _, output = process.communicate()
+    except BaseException as error:  # it undoes what it has begun; Ctrl-C has reached it as well
+        if not isinstance(error, KeyboardInterrupt):
+            process.terminate()
+        process.wait()
+        raise
+    if not process.returncode:
+        return
+    message, hint = told(output)
+    failed = NsrunError(message or f"nsrun {arguments[0]} has ended with status {process.returncode}", hint=hint)
+    failed.exit_code = process.returncode if process.returncode > 0 else 128 - process.returncode
+    raise failed
+
+
+def start_one_of(state: State, note: Note) -> None:
+    """Start a member as start_member does, so that this process can start another one afterwards."""
+    check(state, note, False)
+    if enters_for_good(state, note):
+        run_apart(state, ["start", note["id"]])
+    else:
+        start_member(state, note)
 
 
 def restart_member(state: State, note: Note, seconds: float | None) -> bool:
-    """Stop a member, unless it has ended, and start it again; return whether it had to be killed."""
+    """Stop a member, unless it has ended, and start it again, so that this process can do so with another one.
+
+    Return whether it had to be killed.
+    """
     check(state, note, True)
     options_of(state, note)
     killed = state.member_status(note)[0] in ALIVE and stop_member(state, note, seconds)
-    start_member(state, _as_it_is(state, note))
+    start_one_of(state, _as_it_is(state, note))
     return killed
 
 
@@ -177,7 +227,7 @@ def restart_pod(state: State, name: str, seconds: float | None) -> list[str]:
     for note in notes:
         try:
             if isinstance(results.get(note["id"], True), bool):
-                start_member(state, _as_it_is(state, note))
+                start_one_of(state, _as_it_is(state, note))
         except (OSError, NsrunError) as error:
             troubles.append(error)
     if troubles:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, ELOOP, ENOENT, ENOTDIR
-from stat import S_ISDIR
+from errno import EACCES, EINVAL, ELOOP, ENOENT, ENOTDIR
+from stat import S_ISDIR, S_ISFIFO, S_ISLNK, S_ISREG
 
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UnknownError, UsageError
@@ -189,6 +189,8 @@ def copy(
         for name in filter(None, (from_member, to_member)):
             if name not in roots:
                 roots[name] = _Root(state, name)
+        if to_member and roots[to_member].note["rootfs"] == "/":
+            raise BadInput(f"member {to_member!r} has this host's own files", hint="cp(1) writes to those")
         _enter(state, list(roots.values()))
         places = {name: Place(root.open()) for name, root in roots.items()}
         places[""] = Place()
@@ -266,7 +268,7 @@ def _to_tar(fd: int, name: str, source: str, output: IO[bytes]) -> list[str]:
 
 def _to_directory(fd: int, inner: str, source: str, to: Place, path: str, target: str, names: Names) -> list[str]:
     try:
-        top, name = _place_for(to, path, target, inner, S_ISDIR(os.fstat(fd).st_mode))
+        top, name = _place_for(to, path, target, inner, os.fstat(fd).st_mode)
         with kernel.Fd(top) as into:
             sink = Directory(into, names)
     except OSError as error:
@@ -281,17 +283,59 @@ def _to_directory(fd: int, inner: str, source: str, to: Place, path: str, target
     return walk.told()
 
 
-def _place_for(to: Place, path: str, end: str, inner: str, is_directory: bool) -> tuple[int, str]:
-    """Return (a descriptor of the directory in which the copy is made, its name there; "": the contents are copied into it)."""
+def _is_link(directory: int, name: str) -> bool:
+    try:
+        return S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _place_for(to: Place, path: str, end: str, inner: str, kind: int) -> tuple[int, str]:
+    """Return (a descriptor of the directory in which the copy is made, its name there; "": the contents are copied into it).
+
+    A link at the end of the path is followed as by cp(1): a link, or a FIFO, takes its place, and anything else that of what
+    it leads to.
+    """
+    is_directory, follows = S_ISDIR(kind), not (S_ISLNK(kind) or S_ISFIFO(kind))
     try:
         found = to.open(path, os.O_PATH)
     except FileNotFoundError:
         if path.endswith("/") and not is_directory:
             raise
-        return to.split(path)
+        above, name = to.split(path)
+        if follows and _is_link(above, name):
+            os.close(above)
+            raise BadInput(
+                f"{end} is a link that leads nowhere", hint="rm it first, or make what it leads to"
+            ) from None
+        return above, name
     with kernel.Fd(found) as fd:
-        if S_ISDIR(os.fstat(fd).st_mode):
+        there = os.fstat(fd)
+        if S_ISDIR(there.st_mode):
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), inner
     if is_directory or path.endswith("/"):
         raise BadInput(f"{end} is not a directory")
-    return to.split(path)
+    if not S_ISREG(there.st_mode):
+        raise BadInput(
+            f"{end} is there, and is not a regular file", hint="what it leads to is not replaced: rm it first"
+        )
+    return _last_of_links(to, path, end, there) if follows else to.split(path)
+
+
+def _last_of_links(to: Place, path: str, end: str, there: os.stat_result) -> tuple[int, str]:
+    """Return (a descriptor of a directory, the name in it) of what a path leads to, through the links at its end."""
+    for _ in range(40):  # as the kernel does
+        above, name = to.split(path)
+        with kernel.Fd(above) as directory:
+            try:
+                link = os.readlink(name, dir_fd=directory)
+            except OSError as error:
+                if error.errno != EINVAL:
+                    raise
+                now = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if (now.st_dev, now.st_ino) == (there.st_dev, there.st_ino):
+                    return directory.take(), name
+                break
+        head = path.rstrip("/").rpartition("/")[0]
+        path = link if link.startswith("/") else f"{head}/{link}" if head or path.startswith("/") else link
+    raise BadInput(f"{end} leads elsewhere by now", hint="try again")

@@ -149,6 +149,7 @@ class StartMember(Deed):
     def made(self) -> list[str | Part]:
         found: list[str | Part] = [
             'flock("names.lock", LOCK_EX)',
+            f'flock("members/{self.name}", LOCK_EX)   /* not renamed meanwhile */',
             f'fcntl("members/{self.name}/held", F_SETLK, F_RDLCK)',
         ]
         found += [f'fcntl("{self.upper}/held", F_SETLK, F_RDLCK)'] if self.upper else []
@@ -176,7 +177,11 @@ class RenameMember(Deed):
 
     def made(self) -> list[str | Part]:
         old, new = f"members/{self.name}", f"members/{self.new}"
-        found: list[str | Part] = ['flock("names.lock", LOCK_EX)', f'rename("{old}/note.tmp", "{old}/note")']
+        found: list[str | Part] = [
+            'flock("names.lock", LOCK_EX)',
+            f'flock("{old}", LOCK_EX)   /* not started meanwhile */',
+        ]
+        found.append(f'rename("{old}/note.tmp", "{old}/note")')
         found += [f'rename("{old}", "{new}")', f'rename("{new}/note.tmp", "{new}/note")']
         return [*found, *(f'rename("{path}.tmp", "{path}")' for path in self.data)]
 

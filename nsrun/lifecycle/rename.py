@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 
+from nsrun import kernel
 from nsrun.errors import BadInput, UnknownError
-from nsrun.lifecycle.stop import settled
+from nsrun.lifecycle.stop import lock_of, settled
 from nsrun.schema import check_name, is_there
 from nsrun.state.sweep import Sweeper, drop_plans, hides_another
 
@@ -28,7 +29,17 @@ def check(state: State, note: Note, new: str) -> None:
 
 def rename_member(state: State, note: Note, new: str) -> None:
     """Give a member another name.  Raise NsrunError when the name can't be had; then nothing has changed."""
-    note = settled(state, "members", note)
+    from time import monotonic, sleep
+
+    end = monotonic() + 10
+    while not _rename(state, settled(state, "members", note), new):
+        if monotonic() >= end:
+            raise BadInput(f"another nsrun starts member {note['name']!r}", hint="try again")
+        sleep(0.01)
+
+
+def _rename(state: State, note: Note, new: str) -> bool:
+    """Do the same, unless another nsrun starts the member: then it writes by the name that it knows."""
     check_name(new, "member")
     if is_there(state.path("members", new)):
         Sweeper(state).give_way("members", new)  # what never began under this name does not keep it
@@ -38,7 +49,11 @@ def rename_member(state: State, note: Note, new: str) -> None:
         now = state.read("members", note["name"])
         if now is None or now["id"] != note["id"]:
             raise UnknownError(f"member {note['name']!r} has just been removed, or renamed", hint="nsrun ls -a")
-        state.rename_member(now, new)
+        with kernel.Fd(lock_of(state, note["name"])) as ours:
+            if ours < 0:
+                return False
+            state.rename_member(state.read("members", note["name"]) or now, new)
         drop_plans(state, "members", note["name"])
+        return True
     finally:
         os.close(lock)

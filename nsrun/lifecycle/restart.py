@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 
+from nsrun import kernel
 from nsrun.errors import NsrunError
-from nsrun.lifecycle.stop import SIGTERM, end_pod_of
-from nsrun.state import State, is_to_restart, timestamp
+from nsrun.lifecycle.stop import SIGTERM, end_pod_of, lock_of
+from nsrun.state import State, is_to_restart, life, timestamp
 from nsrun.state.sweep import remove_ended_member
 
 TYPE_CHECKING = False
@@ -34,10 +35,28 @@ def ended(state: State, name: str, code: int, lead: int = -1, locks: tuple[int, 
     `lead` is the nsrun in the foreground that waits for us, when the pod's door forked us.  `locks` are the files by
     whose locks others know that we keep the member and its data.
     """
-    found_note: Any = _whose(state, name, locks[0])
-    if found_note is None:
-        return code
-    note: MemberNote = found_note
+    found_note, ours = _taken(state, name, locks[0])
+    with kernel.Fd(ours):  # executing the monitor closes it, too
+        return code if found_note is None else _ended(state, found_note, code, lead, locks)
+
+
+def _taken(state: State, name: str, held: int) -> tuple[Any, int]:
+    """Return the note of the member, and the lock that keeps it from being renamed; -1: it could not be had."""
+    for _ in range(100):
+        note = _whose(state, name, held)
+        if note is None:
+            return None, -1
+        try:
+            with kernel.Fd(lock_of(state, note["name"], 10)) as ours:
+                now = _whose(state, name, held)
+                if ours < 0 or (now and life.identity(state.path("members", now["name"])) == life.identity(ours)):
+                    return now, ours.take()
+        except FileNotFoundError:
+            continue  # it has just been renamed
+    return _whose(state, name, held), -1
+
+
+def _ended(state: State, note: MemberNote, code: int, lead: int, locks: tuple[int, int]) -> int:
     name = note["name"]
     if note["rm"]:
         try:

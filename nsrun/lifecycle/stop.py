@@ -59,25 +59,59 @@ def _may_end(pidfd: int, what: str, note: Note, pod: Note | None = None) -> None
 
 
 def settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
-    """Wait until an nsrun has made a pod or member, or failed; return its note.
+    """Wait until an nsrun has made a pod or member, started it again, or failed; return its note.
 
-    Raise UnknownError when that failed, or another has the name by now, and BadInput when it takes too long.
+    Raise UnknownError when that failed, or another has the name by now, and BadInput when it takes too long.  What runs, or
+    has ended, is not waited for long: its maker may be stopped, or `cp` may use what the member wrote.
     """
     from time import monotonic, sleep
 
-    end = monotonic() + seconds
+    begun = monotonic()
     while True:
         now, found = state.note_and_life(kind, note["name"])
         if now is None or now["id"] != note["id"]:
             raise UnknownError(f"{kind[:-1]} {note['name']!r} has gone: what made it failed, or it was removed")
-        if found.kept or not found.alive or "process" in now or "pause" in now:
+        if not _is_being_made(kind, now, found):
             return now
-        if monotonic() >= end:
+        waited = monotonic() - begun
+        if waited >= 2 and (found.kept or (kind == "members" and state.exit_of(note["name"]))):
+            return now
+        if waited >= seconds:
             who = f"nsrun (process {found.maker})" if found.maker else "an nsrun that is not visible from here"
             raise BadInput(
                 f"{kind[:-1]} {note['name']!r} is being made by {who}", hint="try again, or end that process"
             )
         sleep(0.01)
+
+
+def _is_being_made(kind: str, note: Note, found: life.Life) -> bool:
+    """Return whether an nsrun makes a pod or member.
+
+    The note of a member that is started again has the process of its former life until that is done.
+    """
+    if kind == "pods":
+        return found.alive and not found.kept and "pause" not in note
+    return found.maker not in (None, found.keeper, os.getpid())
+
+
+def lock_of(state: State, name: str, seconds: float = 0.0) -> int:
+    """Return a descriptor with the lock of whoever starts a member again, or renames it; -1: another process has it for so long.
+
+    It is on the directory of the member, and so stays with it under any name: flock(2).
+    """
+    import fcntl
+    from time import monotonic, sleep
+
+    end = monotonic() + seconds
+    with kernel.Fd(os.open(state.path("members", name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd.take()
+            except BlockingIOError:
+                if monotonic() >= end:
+                    return -1
+            sleep(0.01)
 
 
 def signal_member(state: State, note: Note, signal: int) -> None:
@@ -139,6 +173,9 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
                 killed, dead = signal != SIGKILL, wait_dead(fd, 10)
         else:
             _end_wait(state, note)
+            now, found = state.note_and_life("members", note["name"])
+            if now and now["id"] == note["id"] and (now.get("process") != note.get("process") or _is_being_made("members", now, found)):  # fmt: skip
+                return _stop_member(state, now, seconds, signal)  # somebody has just started it again
     finally:
         if fd >= 0:
             os.close(fd)
