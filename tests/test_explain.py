@@ -23,7 +23,20 @@ PROCESSES = "clone3,fork,vfork,setns,unshare,setsid,keyctl,execve,execveat,setgr
 OF_NSRUN = f"{MOUNTS},{PROCESSES},memfd_create,bind,connect,pidfd_open,rename,mkdir,mkdirat,pipe2,fchown,fchownat,fcntl,sendto,sendmsg,pidfd_send_signal,flock".split(",")  # fmt: skip
 OF_INIT = f"{MOUNTS},{PROCESSES},openat,openat2,mkdirat,mknodat,symlinkat,write,read,prctl,ioctl,socket,fchdir,sethostname,seccomp,prlimit64,close_range,fcntl".split(",")  # fmt: skip
 #: These can't be told from what Python does all the time: reading modules and notes, asking for the index of an interface.
-TOO_COMMON = {"open", "openat", "read", "write", "ioctl", "socket", "listen", "dup", "poll", "unlinkat"}
+TOO_COMMON = {
+    "open",
+    "openat",
+    "openat2",
+    "fstat",
+    "read",
+    "write",
+    "ioctl",
+    "socket",
+    "listen",
+    "dup",
+    "poll",
+    "unlinkat",
+}
 
 
 def traced(host, words, tmp_path, code=0, env=None):

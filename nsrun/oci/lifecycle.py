@@ -124,7 +124,7 @@ def _host_maps(path: str) -> dict[str, list[list[int]]]:
         return {}
     parts = path.split("/")
     named = parts[2:3] if parts[:2] == ["", "proc"] and parts[3:] == ["ns", "user"] else []
-    for pid in [*named, *filter(str.isdigit, os.listdir("/proc"))]:
+    for pid in [*named, *filter(is_number, os.listdir("/proc"))]:
         try:
             if not _is_in(pid, wanted):
                 continue
