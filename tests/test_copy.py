@@ -453,6 +453,25 @@ def test_more_entries_than_there_may_be(tmp_path, monkeypatch):
         walk.everything(os.open(source, os.O_PATH), "x")
 
 
+def test_names_are_limited(tmp_path, monkeypatch):
+    """Those of files with several links, which are remembered; a tar remembers nothing else."""
+    monkeypatch.setattr(treecopy, "MAX_NAMES", 1000)
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(60):
+        (source / f"{number:020}").touch()
+    sinks = [lambda: treecopy.Directory(os.open(tmp_path, os.O_RDONLY), treecopy.Names(lambda *_: None, False)), lambda: treecopy.Tar(io.BytesIO())]  # fmt: skip
+    for number, make in enumerate(sinks):
+        sink = make()
+        treecopy.Walk(sink).everything(os.open(source, os.O_PATH), f"x{number}")
+        assert not getattr(sink, "tar", None) or sink.tar.members == []
+    for number in range(60):
+        os.link(source / f"{number:020}", tmp_path / f"{number}")
+    for number, make in enumerate(sinks):
+        with pytest.raises(treecopy.NsrunError, match="longer than 1000"):
+            treecopy.Walk(make()).everything(os.open(source, os.O_PATH), f"y{number}")
+
+
 @live
 def test_a_full_disk_leaves_no_half_of_a_file(host, pod, busybox, tmp_path):
     host.start("m", busybox, "sleep", "1000", options=["--tmpfs", "/small:size=64k"])
