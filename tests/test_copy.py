@@ -270,6 +270,21 @@ def test_a_tar_in_and_out(host, pod, busybox, here, tmp_path):
     assert "No such file" in host.fails(125, "cp", "-", "m:/nix", stdin=subprocess.DEVNULL)
 
 
+@live
+def test_a_reader_of_a_tar_that_goes(host, pod, busybox):
+    """Nothing is said about that, as with any list; and a closed standard output is no terminal."""
+    host.start("m", busybox, "sleep", "1000")
+    process = subprocess.Popen([NSRUN, "cp", "m:/bin", "-"], env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert len(process.stdout.read(100)) == 100
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 141)
+    done = subprocess.run(["sh", "-c", f"{NSRUN} cp m:/etc - >&-"], env=host.env, capture_output=True, timeout=30)
+    assert done.returncode == 2 and b"standard output is closed" in done.stderr
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([NSRUN, "cp", "m:/bin", "-"], env=host.env, stdout=full, stderr=subprocess.PIPE, timeout=30)  # fmt: skip
+    assert done.returncode == 125 and done.stderr.count(b"No space left") == 1
+
+
 def tar_of(*entries: tuple[str, bytes, str | bytes]) -> bytes:
     """A tar with these names, types, and contents or link targets."""
     stream = io.BytesIO()

@@ -347,6 +347,10 @@ class Tar:
     def close(self) -> None:
         self.tar.close()
 
+    def give_up(self) -> None:
+        """Write nothing more: the stream of tarfile, when it is collected, would write what it has, and fail once more."""
+        self.tar.closed = self.tar.fileobj.closed = True
+
     def _add(self, name: str, st: os.stat_result, kind: bytes, content: Any = None, **more: Any) -> None:
         import tarfile
 

@@ -259,10 +259,11 @@ def _to_tar(fd: int, name: str, source: str, output: IO[bytes]) -> list[str]:
     try:
         walk.everything(fd, name)
         sink.close()
-    except BrokenPipeError:
+    except BaseException as error:
+        sink.give_up()
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise _why(error, f"{source} to a tar") from None
         raise
-    except OSError as error:
-        raise _why(error, f"{source} to a tar") from None
     return walk.told()
 
 
