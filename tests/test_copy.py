@@ -516,6 +516,25 @@ def test_a_member_that_has_ended(host, pod, busybox, tmp_path):
 
 
 @live
+def test_commands_while_an_ended_member_is_copied(host, pod, busybox):
+    """They say so, and none takes it away, or waits for the end of the copy."""
+    host.run("join", pod, "--name", "e", "--rootfs", busybox, "--", "true")
+    copy = subprocess.Popen([NSRUN, "cp", "e:/bin", "-"], env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert len(copy.stdout.read(100)) == 100  # the pipe is full, so it stays
+        for words in (["rm", "e"], ["rm", "-f", "e"], ["start", "e"], ["restart", "e"], ["cp", "e:/etc/passwd", "-"]):
+            assert "another nsrun uses member 'e'" in host.fails(125, *words), words
+        assert host.run("stop", "e", timeout=20).stdout == "e\n" and host.member("e")["status"] == "stopped"
+    finally:
+        copy.stdout.close()
+        copy.stderr.close()
+        copy.wait(timeout=30)
+    host.run("start", "e")
+    host.run("wait", "e")
+    host.run("rm", "e")
+
+
+@live
 def test_a_paused_member(host, pod, busybox, tmp_path):
     host.start("m", busybox, "sleep", "1000")
     host.run("pause", "m")

@@ -82,7 +82,9 @@ class _Root:
         lock = state.lock("names")
         try:
             if state.life("members", self.name).alive or not state.surely_ended(note):
-                raise BadInput(f"another process uses member {self.name!r}", hint="nsrun ls -a")
+                raise BadInput(
+                    f"another nsrun uses member {self.name!r}", hint="try again when it has ended; nsrun ls -a"
+                )
             self.run.hold("lock:held", life.take(state.held("members", self.name), life.MAKER))
             if is_there(state.upper(note["id"])):
                 self.run.hold("lock:data", life.take(f"{state.upper(note['id'])}/{life.HELD}", life.MAKER))
