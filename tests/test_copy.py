@@ -270,6 +270,21 @@ def test_a_tar_in_and_out(host, pod, busybox, here, tmp_path):
     assert "No such file" in host.fails(125, "cp", "-", "m:/nix", stdin=subprocess.DEVNULL)
 
 
+@live
+def test_a_reader_of_a_tar_that_goes(host, pod, busybox):
+    """Nothing is said about that, as with any list; and a closed standard output is no terminal."""
+    host.start("m", busybox, "sleep", "1000")
+    process = subprocess.Popen([NSRUN, "cp", "m:/bin", "-"], env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert len(process.stdout.read(100)) == 100
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 141)
+    done = subprocess.run(["sh", "-c", f"{NSRUN} cp m:/etc - >&-"], env=host.env, capture_output=True, timeout=30)
+    assert done.returncode == 2 and b"standard output is closed" in done.stderr
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([NSRUN, "cp", "m:/bin", "-"], env=host.env, stdout=full, stderr=subprocess.PIPE, timeout=30)  # fmt: skip
+    assert done.returncode == 125 and done.stderr.count(b"No space left") == 1
+
+
 def tar_of(*entries: tuple[str, bytes, str | bytes]) -> bytes:
     """A tar with these names, types, and contents or link targets."""
     stream = io.BytesIO()
@@ -453,6 +468,25 @@ def test_more_entries_than_there_may_be(tmp_path, monkeypatch):
         walk.everything(os.open(source, os.O_PATH), "x")
 
 
+def test_names_are_limited(tmp_path, monkeypatch):
+    """Those of files with several links, which are remembered; a tar remembers nothing else."""
+    monkeypatch.setattr(treecopy, "MAX_NAMES", 1000)
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(60):
+        (source / f"{number:020}").touch()
+    sinks = [lambda: treecopy.Directory(os.open(tmp_path, os.O_RDONLY), treecopy.Names(lambda *_: None, False)), lambda: treecopy.Tar(io.BytesIO())]  # fmt: skip
+    for number, make in enumerate(sinks):
+        sink = make()
+        treecopy.Walk(sink).everything(os.open(source, os.O_PATH), f"x{number}")
+        assert not getattr(sink, "tar", None) or sink.tar.members == []
+    for number in range(60):
+        os.link(source / f"{number:020}", tmp_path / f"{number}")
+    for number, make in enumerate(sinks):
+        with pytest.raises(treecopy.NsrunError, match="longer than 1000"):
+            treecopy.Walk(make()).everything(os.open(source, os.O_PATH), f"y{number}")
+
+
 @live
 def test_a_full_disk_leaves_no_half_of_a_file(host, pod, busybox, tmp_path):
     host.start("m", busybox, "sleep", "1000", options=["--tmpfs", "/small:size=64k"])
@@ -479,6 +513,25 @@ def test_a_member_that_has_ended(host, pod, busybox, tmp_path):
     host.run("pause", "m", check=False)
     host.run("rm", "m")
     assert "no member" in host.fails(125, "cp", "m:/file", tmp_path)
+
+
+@live
+def test_commands_while_an_ended_member_is_copied(host, pod, busybox):
+    """They say so, and none takes it away, or waits for the end of the copy."""
+    host.run("join", pod, "--name", "e", "--rootfs", busybox, "--", "true")
+    copy = subprocess.Popen([NSRUN, "cp", "e:/bin", "-"], env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert len(copy.stdout.read(100)) == 100  # the pipe is full, so it stays
+        for words in (["rm", "e"], ["rm", "-f", "e"], ["start", "e"], ["restart", "e"], ["cp", "e:/etc/passwd", "-"]):
+            assert "another nsrun uses member 'e'" in host.fails(125, *words), words
+        assert host.run("stop", "e", timeout=20).stdout == "e\n" and host.member("e")["status"] == "stopped"
+    finally:
+        copy.stdout.close()
+        copy.stderr.close()
+        copy.wait(timeout=30)
+    host.run("start", "e")
+    host.run("wait", "e")
+    host.run("rm", "e")
 
 
 @live

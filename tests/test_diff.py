@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import subprocess
 
 import pytest
 from images import Layout, directory, entry, tar
+
+from nsrun.errors import NsrunError
+from nsrun.lifecycle import diff as changed
 
 pytestmark = pytest.mark.live
 
@@ -82,3 +86,36 @@ def test_a_tree_without_a_bottom(host, pod, busybox):
     assert "levels deep" in host.fails(125, "diff", "m")
     upper = next(pathlib.Path(host.root, "lib/upper").glob("*/upper"))
     assert upper.is_dir()
+
+
+def test_paths_are_limited(tmp_path, monkeypatch):
+    """There may be few entries with long paths: each row has all of its own."""
+    monkeypatch.setattr(changed, "MAX_NAMES", 300)
+    (tmp_path / "d").mkdir()
+    for number in range(5):
+        (tmp_path / f"d/{number:020}").touch()
+    top = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    assert len(changed._Walk(top, -1, [], False).found) == 6
+    for number in range(5, 20):
+        (tmp_path / f"d/{number:020}").touch()
+    with pytest.raises(NsrunError, match="longer than 300"):
+        changed._Walk(top, -1, [], False)
+    os.close(top)
+
+
+def test_a_directory_that_can_not_be_opened_is_told(tmp_path, monkeypatch):
+    """Without descriptors nothing is known of what is below it."""
+    (tmp_path / "d").mkdir()
+    top = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def fails(path: str, *words: object, **more: object) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(changed.os, "open", fails)
+    number = errno.EMFILE
+    with pytest.raises(OSError, match="Too many open files"):
+        changed._Walk(top, -1, [], False)
+    number = errno.ENOTDIR  # it was replaced
+    assert changed._Walk(top, -1, [], False).found == []
+    monkeypatch.undo()
+    os.close(top)

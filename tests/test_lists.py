@@ -47,6 +47,9 @@ def shape(line: str, pods: bool = False) -> lists.Shape:
         ("-f pod=p", True),
         ("-f exited=3", True),
         ("-f exited=0", False),
+        ("-f exited=003", True),
+        ("-f status=exited", True),
+        ("-f status=paused", False),
         ("-f ancestor=nginx:1", True),
         ("-f ancestor=docker.io/library/nginx", True),
         ("-f ancestor=ginx:1", False),
@@ -61,11 +64,22 @@ def test_filters_of_pods(line, fits):
     assert shape(line, pods=True).takes(POD) is fits
 
 
+@pytest.mark.parametrize("line", ["-f network=nope", "-f network=", "-f status=up", "-f exited=0"])
+def test_filters_of_pods_that_are_refused(line):
+    with pytest.raises(UsageError):
+        shape(line, pods=True)
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "-f x=1",
         "-f name",
+        "-f status=bogus",
+        "-f status=",
+        "-f exited=abc",
+        "-f exited=256",
+        "-f exited=",
         "-f =x",
         "--format {{.Nope}}",
         "--format {{.Name",

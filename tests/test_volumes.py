@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 
 import pytest
 from conftest import not_editable, wait_for
@@ -89,6 +90,48 @@ def test_a_member_that_is_made_meanwhile(host, pod, busybox, monkeypatch):
     with pytest.raises(volumes.BadInput, match="late"):
         volumes.remove(State(str(host.root)), "one")
     assert pathlib.Path(host.root, "lib/volumes/one/x").exists()
+
+
+def test_a_prune_while_one_is_asked_about(host, monkeypatch):
+    """Between the rename and the second question its data are not yet what a killed command left."""
+    state, path = State(str(host.root)), host.root / "lib/volumes/db"
+    path.mkdir(parents=True)
+    (path / "data").write_text("precious")
+    asked, pruners = iter([{}, {"db": ["m"]}]), []
+
+    def users(_: State) -> dict[str, list[str]]:
+        if path.exists():
+            return next(asked)
+        pruners.append(threading.Thread(target=volumes.finish, args=(state,)))
+        pruners[0].start()
+        pruners[0].join(0.3)
+        assert pruners[0].is_alive() and len(list(path.parent.glob(".gone-*/data"))) == 1
+        return next(asked)
+
+    monkeypatch.setattr(volumes, "users", users)
+    with pytest.raises(volumes.BadInput, match="used by member m"):
+        volumes.remove(state, "db")
+    pruners[0].join(10)
+    assert (path / "data").read_text() == "precious"
+
+
+def test_a_new_volume_while_one_is_removed(host, monkeypatch):
+    """It stays, and the old one does not stay half removed."""
+    state, path = State(str(host.root)), host.root / "lib/volumes/db"
+    path.mkdir(parents=True)
+    (path / "old").touch()
+
+    def users(_: State) -> dict[str, list[str]]:
+        if path.exists():
+            return {}
+        path.mkdir()
+        (path / "new").touch()
+        return {"db": ["m"]}
+
+    monkeypatch.setattr(volumes, "users", users)
+    assert "made a new one" in volumes.remove(state, "db")
+    assert [entry.name for entry in path.parent.iterdir()] == ["db"]
+    assert [entry.name for entry in path.iterdir()] == ["new"]
 
 
 def test_the_owners_volumes_are_theirs(host, alice, owned, box):

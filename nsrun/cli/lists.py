@@ -52,7 +52,7 @@ MEMBER_FILTERS: Filters = {
     **_SHARED,
     "pod": lambda row, value: row["pod"] == value,
     "ancestor": _is_of_image,
-    "exited": lambda row, value: row["status"] == "stopped" and str(row["exit_code"]) == value,
+    "exited": lambda row, value: row["status"] == "stopped" and row["exit_code"] == int(value),
 }
 POD_FILTERS: Filters = {
     **_SHARED,
@@ -91,6 +91,26 @@ POD_FIELDS: Fields = {
 }  # fmt: skip
 
 
+#: The statuses of members and pods, which a filter may ask for.
+_STATUSES = ("created", "running", "paused", "restarting", "stopping", "stopped", "lost", "removing", "damaged")
+_NETWORKS = ("bridge", "none", "host", "pasta")
+#: What docker says, and what is meant here.
+_ALIASES = {("status", "exited"): "stopped"}
+
+
+def _value(key: str, value: str) -> str:
+    """Return the value of a filter as the rows have it.  Raise UsageError for one that no row can have."""
+    from nsrun.schema import is_number
+
+    value = _ALIASES.get((key, value), value)
+    known = {"status": _STATUSES, "network": _NETWORKS}.get(key)
+    if known and value not in known:
+        raise UsageError(f"--filter {key}={value}: unknown", hint=f"one of: {', '.join(known)}")
+    if key == "exited" and not (is_number(value) and len(value) < 4 and int(value) < 256):
+        raise UsageError(f"--filter {key}={value}: not an exit status", hint="a number from 0 to 255")
+    return value
+
+
 class Shape:
     """How a list is to be printed, checked before anything is asked."""
 
@@ -109,7 +129,7 @@ class Shape:
                 raise UsageError(
                     f"--filter {text!r}: unknown", hint=f"KEY=VALUE, where KEY is one of: {', '.join(filters)}"
                 )
-            self.wanted.setdefault(key, []).append(value)
+            self.wanted.setdefault(key, []).append(_value(key, value))
         self.pieces = _parse(self.format, fields) if self.format and self.format != "json" else []
 
     @property

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nsrun.cli.say import each, out
+from nsrun.cli.say import each, err, out
 from nsrun.errors import UsageError
 
 TYPE_CHECKING = False
@@ -36,9 +36,14 @@ def inspect(call: Call) -> int:
 
 
 def rm(call: Call) -> int:
+    return each(call.operands, lambda name: _remove(call, name))
+
+
+def _remove(call: Call, name: str) -> None:
     from nsrun.lifecycle import volumes
 
-    return each(call.operands, lambda name: volumes.remove(call.state, name))
+    if told := volumes.remove(call.state, name):
+        err(f"nsrun: {told}")
 
 
 def prune(call: Call) -> int:
@@ -50,4 +55,4 @@ def prune(call: Call) -> int:
             hint="nsrun volume prune --all removes those that no member uses; a volume without a name goes with its member",
         )
     volumes.finish(call.state)
-    return each(volumes.unused(call.state), lambda name: volumes.remove(call.state, name))
+    return each(volumes.unused(call.state), lambda name: _remove(call, name))

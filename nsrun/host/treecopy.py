@@ -6,8 +6,9 @@ call takes a descriptor of a directory and one name in it, and follows no link, 
 first, and read only if that is a regular file: a FIFO would keep us, and opening a device does something.
 
 **Everything ends.**  A file is read up to the size that it had when it was opened, its holes are not, and a hard link is made
-once more and not copied: what is written here is no more than what the member has.  There are limits for entries and depth,
-because a member may add to a tree faster than it is read.
+once more and not copied.  There are limits for entries, depth and the names that we remember, because a member may add to a tree
+faster than it is read.  It may also rename one file ahead of the walk, which then copies that each time that it meets it: what
+is written is bounded by the limit for entries, and by the space of the target, and not by what the member has.
 
 **Nothing gains power.**  Devices and sockets are left out, like extended attributes, which may be capabilities; and a file
 that is copied to this host loses its set-user-ID and set-group-ID bits.
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 MAX_ENTRIES = 2_000_000
 MAX_DEPTH = 200  # levels, of which each holds three descriptors
+MAX_NAMES = 64 << 20  # bytes of the paths of files with several links
 MAX_WARNINGS = 8
 MAX_HEADER = 1 << 20  # bytes of one extended header of a tar
 PIECE = 1 << 20
@@ -114,6 +116,27 @@ def _copy_data(source: int, target: int, size: int) -> None:
     os.ftruncate(target, size)
 
 
+class _Links:
+    """The paths of the files with several names that were copied, by (device, inode), with what else there is to know."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, int], tuple[str, tuple[int, int]]] = {}
+        self.size = 0
+
+    def get(self, st: os.stat_result) -> tuple[str, tuple[int, int]] | None:
+        return self.known.get((st.st_dev, st.st_ino)) if st.st_nlink > 1 else None
+
+    def add(self, st: os.stat_result, path: str, made: tuple[int, int] = (0, 0)) -> None:
+        if st.st_nlink < 2:
+            return
+        self.size += len(path)
+        if self.size > MAX_NAMES:
+            raise NsrunError(
+                f"the paths of files with several links are longer than {MAX_NAMES} bytes", hint="copy a part of it"
+            )
+        self.known[st.st_dev, st.st_ino] = path, made
+
+
 class Directory:
     """A sink that makes files and directories below a descriptor.  It follows no link there."""
 
@@ -122,7 +145,7 @@ class Directory:
         self.levels = [os.open(".", _DIRECTORY, dir_fd=top)]
         self.made = [False]  # whether the directory of a level is new: one that was there keeps its attributes
         self.path: list[str] = []
-        self.links: dict[tuple[int, int], tuple[tuple[str, ...], tuple[int, int]]] = {}
+        self.links = _Links()
 
     def close(self) -> None:
         for fd in self.levels:
@@ -159,12 +182,10 @@ class Directory:
             os.close(fd)
 
     def file(self, name: str, st: os.stat_result, fd: int) -> None:
-        key = (st.st_dev, st.st_ino)
-        if st.st_nlink > 1 and key in self.links and self._link(*self.links[key], name):
+        if (known := self.links.get(st)) and self._link(*known, name):
             return
         made = self.put(name, st, lambda target: _copy_data(fd, target, st.st_size))
-        if st.st_nlink > 1:
-            self.links[key] = ((*self.path, name), made)
+        self.links.add(st, "/".join([*self.path, name]), made)
 
     def put(self, name: str, st: os.stat_result, fill: Callable[[int], None]) -> tuple[int, int]:
         """Make a file whose content `fill` writes, whole or not at all; return (device, inode).
@@ -240,8 +261,9 @@ class Directory:
                 fill(target)
             return there.st_dev, there.st_ino
 
-    def _link(self, first: tuple[str, ...], made: tuple[int, int], name: str) -> bool:
+    def _link(self, path: str, made: tuple[int, int], name: str) -> bool:
         """Make a hard link to a file that was made before; return False when it is not there any more."""
+        first = path.split("/")
         here = os.dup(self.levels[0])
         try:
             for part in first[:-1]:
@@ -318,14 +340,18 @@ class Tar:
     def __init__(self, stream: IO[bytes]) -> None:
         import tarfile
 
-        self.tar = tarfile.open(mode="w|", fileobj=stream, format=tarfile.PAX_FORMAT, errors="surrogateescape")
+        self.tar: Any = tarfile.open(mode="w|", fileobj=stream, format=tarfile.PAX_FORMAT, errors="surrogateescape")
         self.path: list[str] = []
-        self.links: dict[tuple[int, int], str] = {}
+        self.links = _Links()
 
     def close(self) -> None:
         self.tar.close()
 
-    def _entry(self, name: str, st: os.stat_result, kind: bytes, **more: Any) -> Any:
+    def give_up(self) -> None:
+        """Write nothing more: the stream of tarfile, when it is collected, would write what it has, and fail once more."""
+        self.tar.closed = self.tar.fileobj.closed = True
+
+    def _add(self, name: str, st: os.stat_result, kind: bytes, content: Any = None, **more: Any) -> None:
         import tarfile
 
         found = tarfile.TarInfo("/".join([*self.path, name]))
@@ -333,30 +359,28 @@ class Tar:
         found.mtime = st.st_mtime_ns // 10**9
         for key, value in more.items():
             setattr(found, key, value)
-        return found
+        self.tar.addfile(found, content)
+        self.tar.members = []  # it would remember each of them
 
     def enter(self, name: str, st: os.stat_result) -> None:
-        self.tar.addfile(self._entry(name, st, b"5"))
+        self._add(name, st, b"5")
         self.path.append(name)
 
     def leave(self, st: os.stat_result) -> None:
         self.path.pop()
 
     def file(self, name: str, st: os.stat_result, fd: int) -> None:
-        key, path = (st.st_dev, st.st_ino), "/".join([*self.path, name])
-        if st.st_nlink > 1 and key in self.links:
-            self.tar.addfile(self._entry(name, st, b"1", linkname=self.links[key]))
+        if known := self.links.get(st):
+            self._add(name, st, b"1", linkname=known[0])
             return
-        content: Any = _Exactly(fd, st.st_size)
-        self.tar.addfile(self._entry(name, st, b"0", size=st.st_size), content)
-        if st.st_nlink > 1:
-            self.links[key] = path
+        self._add(name, st, b"0", _Exactly(fd, st.st_size), size=st.st_size)
+        self.links.add(st, "/".join([*self.path, name]))
 
     def symlink(self, name: str, st: os.stat_result, target: str) -> None:
-        self.tar.addfile(self._entry(name, st, b"2", linkname=target))
+        self._add(name, st, b"2", linkname=target)
 
     def fifo(self, name: str, st: os.stat_result) -> None:
-        self.tar.addfile(self._entry(name, st, b"6"))
+        self._add(name, st, b"6")
 
 
 class Walk:

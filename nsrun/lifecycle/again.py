@@ -13,7 +13,7 @@ import os
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UnknownError, told
 from nsrun.lifecycle.join import Former, join, plan_join
-from nsrun.lifecycle.stop import lock_of, stop_member, stop_members
+from nsrun.lifecycle.stop import is_used, lock_of, stop_member, stop_members
 from nsrun.plan.member import Request
 from nsrun.schema import is_there
 from nsrun.state import ALIVE, PAUSED, life, timestamp
@@ -104,6 +104,10 @@ def start_member(state: State, note: Note) -> None:
         if now is None or now["id"] != note["id"]:
             raise UnknownError(f"member {name!r} has just been removed", hint="nsrun ls -a")
         note, status = now, state.member_status(now)[0]
+        if status not in ALIVE and is_used(state, name):
+            raise BadInput(
+                f"another nsrun uses member {name!r}", hint="nsrun cp, or start? try again when it has ended"
+            )
         if status in ALIVE or state.life("members", name).alive:
             raise BadInput(f"another process has just started member {name!r}", hint="nsrun ls")
         if not state.surely_ended(note) or hides_another(state, note):

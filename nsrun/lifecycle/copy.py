@@ -82,7 +82,9 @@ class _Root:
         lock = state.lock("names")
         try:
             if state.life("members", self.name).alive or not state.surely_ended(note):
-                raise BadInput(f"another process uses member {self.name!r}", hint="nsrun ls -a")
+                raise BadInput(
+                    f"another nsrun uses member {self.name!r}", hint="try again when it has ended; nsrun ls -a"
+                )
             self.run.hold("lock:held", life.take(state.held("members", self.name), life.MAKER))
             if is_there(state.upper(note["id"])):
                 self.run.hold("lock:data", life.take(f"{state.upper(note['id'])}/{life.HELD}", life.MAKER))
@@ -259,10 +261,11 @@ def _to_tar(fd: int, name: str, source: str, output: IO[bytes]) -> list[str]:
     try:
         walk.everything(fd, name)
         sink.close()
-    except BrokenPipeError:
+    except BaseException as error:
+        sink.give_up()
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise _why(error, f"{source} to a tar") from None
         raise
-    except OSError as error:
-        raise _why(error, f"{source} to a tar") from None
     return walk.told()
 
 

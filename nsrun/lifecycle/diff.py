@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import ENODATA, EOPNOTSUPP
+from errno import ELOOP, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP
 
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nsrun.state import Note, State
 
 MAX_ENTRIES = 2_000_000
+MAX_NAMES = 128 << 20  # bytes of all paths that are told
 MAX_DEPTH = 200
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -97,7 +98,7 @@ class _Walk:
 
     def __init__(self, top: int, below: int, mounts: list[str], ids: bool) -> None:
         self.found: list[tuple[str, str]] = []
-        self.count, self.ids = 0, ids
+        self.count, self.size, self.ids = 0, 0, ids
         self.mounts = {path.rstrip("/") for path in mounts}
         self.above = {path[:at] for path in self.mounts for at in range(1, len(path)) if path[at] == "/"}
         frames = [_Frame(os.dup(top), below, "", 0, False)]
@@ -124,6 +125,12 @@ class _Walk:
         if self.count > MAX_ENTRIES:
             raise NsrunError(f"there are more than {MAX_ENTRIES} changes")
 
+    def _tell(self, kind: str, path: str) -> None:
+        self.size += len(path)
+        if self.size > MAX_NAMES:
+            raise NsrunError(f"the paths of what has changed are longer than {MAX_NAMES} bytes")
+        self.found.append((kind, path))
+
     def _one(self, frame: _Frame, name: str) -> _Frame | None:
         """Note what an entry says; return it, if it is a directory."""
         path = f"{frame.path}/{name}"
@@ -134,17 +141,19 @@ class _Walk:
         was = _stat(frame.lower, name)
         if stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
             if was:
-                self.found.append(("D", path))
+                self._tell("D", path)
             return None
         if not stat.S_ISDIR(st.st_mode):
             if was or path not in self.mounts or st.st_size:
-                self.found.append(("C" if was else "A", path))
+                self._tell("C" if was else "A", path)
             return None
         try:
             here = os.open(name, _DIRECTORY, dir_fd=frame.upper)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (ENOENT, ENOTDIR, ELOOP):
+                raise
             return None  # it was replaced
-        self.found.append(("C" if was else "A", path))
+        self._tell("C" if was else "A", path)
         quiet = self._is_same(st, was) if was else path in self.mounts or path in self.above
         below, rows = -1, len(self.found)
         if was and stat.S_ISDIR(was.st_mode):
@@ -163,7 +172,7 @@ class _Walk:
             for entry in entries:
                 self._count()
                 if not _stat(upper, entry.name):
-                    self.found.append(("D", f"{path}/{entry.name}"))
+                    self._tell("D", f"{path}/{entry.name}")
 
 
 def _stat(directory: int, name: str) -> os.stat_result | None:

@@ -234,7 +234,11 @@ class RemoveVolume(Deed):
     path: str
 
     def made(self) -> list[str | Part]:
-        return [f'rename("{self.path}", "volumes/.gone-ID")', "# rm -r volumes/.gone-ID"]
+        return [
+            'flock("volumes.lock", LOCK_EX)',
+            f'rename("{self.path}", "volumes/.gone-ID")',
+            "# rm -r volumes/.gone-ID",
+        ]
 
     def brief(self) -> str:
         return f"remove the volume {self.path}"

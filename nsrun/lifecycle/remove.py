@@ -8,7 +8,7 @@ import os
 from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote, NsrunError, UnknownError
 from nsrun.lifecycle.query import pod_status
-from nsrun.lifecycle.stop import SIGKILL, end_pod, end_pod_of, send, settled, stop_member, wait_dead
+from nsrun.lifecycle.stop import SIGKILL, end_pod, end_pod_of, is_used, send, settled, stop_member, wait_dead
 from nsrun.schema import is_name, is_there
 from nsrun.state import ALIVE, life
 from nsrun.state.orphans import life_of_unreadable
@@ -57,6 +57,10 @@ def remove_member(state: State, note: Note, force: bool) -> None:
     if now is None or now["id"] != note["id"]:
         return  # making it failed, or another process has removed it
     note = now
+    if state.member_status(note)[0] == "stopped" and is_used(state, note["name"]):
+        raise BadInput(
+            f"another nsrun uses member {note['name']!r}", hint="nsrun cp, or start? try again when it has ended"
+        )
     if not state.surely_ended(note):
         _end_lost(state, note, force)
     if not remove_ended_member(state, note):

@@ -94,6 +94,12 @@ def _is_being_made(kind: str, note: Note, found: life.Life) -> bool:
     return found.maker not in (None, found.keeper, os.getpid())
 
 
+def is_used(state: State, name: str) -> bool:
+    """Return whether another nsrun has a member that has ended for itself: to copy its files, to start it or to remove it."""
+    found = state.life("members", name)
+    return found.keeper is None and found.maker not in (None, os.getpid())
+
+
 def lock_of(state: State, name: str, seconds: float = 0.0) -> int:
     """Return a descriptor with the lock of whoever starts a member again, or renames it; -1: another process has it for so long.
 
@@ -151,6 +157,7 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
         note = settled(state, "members", note)
     except UnknownError:
         return None
+    maker = state.life("members", note["name"]).maker  # who is left, `cp` for example, does not start it
     fd, _ = state.process(note)
     try:
         if fd >= 0:
@@ -174,7 +181,8 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
         else:
             _end_wait(state, note)
             now, found = state.note_and_life("members", note["name"])
-            if now and now["id"] == note["id"] and (now.get("process") != note.get("process") or _is_being_made("members", now, found)):  # fmt: skip
+            again = _is_being_made("members", note, found) and found.maker != maker
+            if now and now["id"] == note["id"] and (again or now.get("process") != note.get("process")):
                 return _stop_member(state, now, seconds, signal)  # somebody has just started it again
     finally:
         if fd >= 0:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nsrun.state import State
 
 _GONE = ".gone-"  # what is being removed; no volume can have such a name
+_LOCK = "volumes"
 
 
 def _path(state: State, name: str) -> str:
@@ -77,28 +78,34 @@ def describe(state: State, wanted: list[str] | None = None) -> list[dict[str, An
     ]
 
 
-def remove(state: State, name: str, used: dict[str, list[str]] | None = None) -> None:
-    """Remove a volume that no member uses.  Raise BadInput when one does.
+def remove(state: State, name: str, used: dict[str, list[str]] | None = None) -> str:
+    """Remove a volume that no member uses; return what is to be told, or "".  Raise BadInput when one does.
 
     It is renamed first, and then asked once more: a member that is being made has said what it uses before it opens or makes
-    that, so whoever comes later gets a new volume, and whoever came before is seen.
+    that, so whoever comes later gets a new volume, and whoever came before is seen.  Until that is known another command must
+    not take it for half removed: the lock `volumes`.
     """
-    path = _path(state, name)
-    _refuse_used(name, users(state) if used is None else used)
-    gone = f"{state.lib}/volumes/{_GONE}{new_id()}"
-    os.rename(path, gone)
-    try:
-        _refuse_used(name, users(state))
-    except BaseException:
-        if not is_there(path):
-            os.rename(gone, path)
-        raise
+    told, gone = "", f"{state.lib}/volumes/{_GONE}{new_id()}"
+    with kernel.Fd(state.lock(_LOCK)):
+        path = _path(state, name)
+        _refuse_used(name, users(state) if used is None else used)
+        os.rename(path, gone)
+        try:
+            _refuse_used(name, users(state))
+        except BaseException as error:
+            if not is_there(path):
+                os.rename(gone, path)
+                raise
+            if not isinstance(error, BadInput):
+                raise
+            told = f"volume {name!r} was removed, and a member has made a new one of that name meanwhile"
     state.remove_written(gone)
     if is_there(gone):
         raise NsrunError(
             f"can't remove all of volume {name!r}: {gone}",
             hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then nsrun volume prune",
         )
+    return told
 
 
 def _refuse_used(name: str, used: dict[str, list[str]]) -> None:
@@ -118,7 +125,8 @@ def unused(state: State) -> list[str]:
 def finish(state: State) -> None:
     """Remove what commands that were killed have left half removed."""
     try:
-        entries = os.listdir(f"{state.lib}/volumes")
+        with kernel.Fd(state.lock(_LOCK)):  # else one of them may be renamed back
+            entries = os.listdir(f"{state.lib}/volumes")
     except FileNotFoundError:
         return
     for entry in entries:
