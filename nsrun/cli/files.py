@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-
 from nsrun.cli import say
-from nsrun.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +20,6 @@ def cp(call: Call) -> int:
 
         become_owner_of(call, names)
     follow, archive = bool(call.options.get("follow_link")), bool(call.options.get("archive"))
-    if target == "-" and sys.stdout is None:
-        raise UsageError("standard output is closed", hint=f"nsrun cp {source} - >FILE")
     output = say.stream(f"nsrun cp {source} - | tar -tv") if target == "-" else None
     for line in copy(call.state, source, target, follow, archive, output):
         say.err(f"nsrun: left out: {line}")

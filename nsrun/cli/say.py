@@ -105,7 +105,8 @@ def stream(instead: str) -> IO[bytes]:
     if not sys.stdout or sys.stdout.isatty():
         from nsrun.errors import UsageError
 
-        raise UsageError("standard output is a terminal, and not a pipe or a file", hint=instead)
+        what = "a terminal" if sys.stdout else "closed"
+        raise UsageError(f"standard output is {what}, and not a pipe or a file", hint=instead)
     sys.stdout.flush()
     return sys.stdout.buffer
 
