@@ -184,49 +184,30 @@ def _mark(state: State, wanted: Wanted) -> str:
 def _member(state: State, pod: Note, wanted: Wanted) -> str:
     """Make a member as the file wants it; return what was done."""
     from nsrun.cli import warn_of_plan
-    from nsrun.lifecycle.again import start_member
+    from nsrun.lifecycle.again import enters_for_good, run_apart, start_one_of
     from nsrun.lifecycle.join import join
 
     mark, done = _mark(state, wanted), "started"
-    # setns(CLONE_NEWUSER) is one-way, so each member of a user's own pod is made by a process of its own
-    apart = bool(state.uid and pod.get("user"))
     note = state.read("members", wanted.name)
     if note and note["pod_id"] == pod["id"]:
         _check_ours(note, "member")
         if note["labels"][LABEL] == mark:
             if state.member_status(note)[0] in ALIVE:
                 return "unchanged"
-            if apart:
-                _nsrun(state, ["start", note["name"]])
-            else:
-                start_member(state, note)
+            start_one_of(state, note)
             return "started again"
         _remove(state, note)
         done = "started anew, since it has changed"
     options = _labelled(wanted.options, mark)
     if state.pod(pod["name"])["id"] != pod["id"]:
         raise BadInput(f"pod {pod['name']!r} is another one by now", hint="nsrun pod ls")
-    if apart:
+    if enters_for_good(state, {"pod": pod["name"]}):
         command = ["--", *wanted.command] if wanted.command else []
-        _nsrun(state, ["join", pod["name"], "-d", "--name", wanted.name, *arguments(options), *command])
+        run_apart(state, ["join", pod["name"], "-d", "--name", wanted.name, *arguments(options), *command])
     else:
         options = {**options, "name": wanted.name, "command": wanted.command}
         join(state, pod["name"], options, detach=True, observe=warn_of_plan)
     return done
-
-
-def _nsrun(state: State, words: list[str]) -> None:
-    """Run a command line in a process of its own.  Raise NsrunError with what it says, when it fails."""
-    import subprocess
-
-    from nsrun.errors import told
-
-    done = subprocess.run(
-        kernel.nsrun_command(state.root, *words), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-    )
-    if done.returncode:
-        message, hint = told(done.stderr)
-        raise NsrunError(message, hint=hint)
 
 
 def _remove(state: State, note: Note) -> None:
