@@ -495,16 +495,17 @@ def left(host: Host) -> list[str]:
     return [*map(str, host.root.glob("run/pods/*")), *map(str, host.root.glob("run/tmp/*")), *host.cgroups()]
 
 
-def held_at(host: Host, words: list[str], path: str, call: str) -> subprocess.Popen[str]:
+def held_at(host: Host, words: list[str], path: str, call: str, seconds: float = 1.5) -> subprocess.Popen[str]:
     """A front that waits a while in a system call about a file of the pod's, after it was made."""
-    rules = injected("-P", str(host.root / path), "-e", f"trace={call}", "-e", f"inject={call}:delay_exit=1500000")
+    delay = f"inject={call}:delay_exit={int(seconds * 1e6)}"
+    rules = injected("-P", str(host.root / path), "-e", f"trace={call}", "-e", delay)
     return subprocess.Popen([*rules, NSRUN, *words], env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
 def test_it_is_not_swept_while_it_is_made(host, again):
-    begun = held_at(host, again, "run/pods/x", "renameat")
+    begun = held_at(host, again, "run/pods/x", "renameat", 8)  # longer than six commands take on a busy machine
     wait_for((host.root / "run/pods/x").exists, 10, "its claim")
-    for _ in range(3):
+    for _ in range(2):
         host.run("pod prune --all")
         assert "is being made" in host.fails(125, "pod kill x") and "is taken" in host.fails(125, *again)
     out, errors = begun.communicate(timeout=60)
