@@ -99,7 +99,7 @@ test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 coverage: .venv-coverage/.built   ## all tests, with lines and branches counted; fails below the floor (tests/coverage)
 	@$(SUDO) rootfs/build busybox
 	@$(SUDO) rootfs/build --image busybox
-	@$(SUDO) env CI="$(CI)" PATH="$$PATH" tests/coverage -n 4 --timeout 300 $(PYTEST)
+	@$(SUDO) env CI="$(CI)" PATH="$$PATH" .venv-coverage/bin/python tests/coverage -n 4 --timeout 300 $(PYTEST)
 
 unit: .venv/.tested   ## only the tests that need no root
 	@.venv/bin/pytest -m 'not live' -n 2 $(PYTEST)
