@@ -757,6 +757,14 @@ class State:
             return ("stopping" if self.marked("members", name, "stop") else self._running(note)), None
         return "lost", None
 
+    def began(self, note: Note) -> bool:
+        """Return whether a member was ever started; if not, and its maker has been killed, it is as good as not there.
+
+        What began is removed by a command only.
+        """
+        name = note["name"]
+        return "process" in note and (self.marked("members", name, "started") or self.marked("members", name, "exit"))
+
     def _running(self, note: Note) -> str:
         """Return paused or running.  The mark says that somebody paused it, and the kernel whether it is frozen."""
         if not self.marked("members", note["name"], PAUSED):
