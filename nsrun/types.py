@@ -46,6 +46,7 @@ class PodOptions(TypedDict, total=False):
     publish: list[str]
     ip: str
     subnet: str
+    subnet6: str
     hostname: str
     add_host: list[str]
     dns: list[str]
@@ -115,7 +116,10 @@ class Network(TypedDict):
     bridge: NotRequired[str]
     wanted_ip: NotRequired[str]
     subnet: NotRequired[str]
+    ipv6: NotRequired[str]  # of a bridge: on, or off and why
+    subnet6: NotRequired[str]
     ip: NotRequired[str]
+    ip6: NotRequired[str]
     gateway: NotRequired[str]
     veth: NotRequired[str]
     veth_index: NotRequired[int]
@@ -129,6 +133,8 @@ class PodFacts(TypedDict):
     resolv_conf: str  # the host's, as text
     owner: str
     subnet: NotRequired[str]
+    subnet6: NotRequired[str]
+    without_ipv6: NotRequired[str]  # why this host gives pods none
     user: NotRequired[Owner]  # of a pod with a user namespace of its own; then:
     groups: NotRequired[list[int]]  # the owner's
     by_root: NotRequired[bool]  # root makes it, not the owner

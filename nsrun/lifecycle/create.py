@@ -10,7 +10,7 @@ from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
 from nsrun.run import Run
 from nsrun.schema import check_name
 from nsrun.spec.options import parse_ports
-from nsrun.spec.pod import pod_spec
+from nsrun.spec.pod import NO_BRIDGE, pod_spec
 from nsrun.state import State, new_id, timestamp
 
 TYPE_CHECKING = False
@@ -42,6 +42,19 @@ def _host_resolv_conf(seen: dict[str, str | None]) -> str:
     return text.replace("\0", "")
 
 
+def without_ipv6() -> str:
+    """Return why this host gives pods on the bridge no IPv6 address; "" when it does.  ip-sysctl.rst"""
+    for where in ("all", "default", "nsrun0"):
+        try:
+            with open(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6", "rb") as file:
+                if file.read(1) != b"0":
+                    return f"net.ipv6.conf.{where}.disable_ipv6 of this host is set"
+        except FileNotFoundError:
+            if where != "nsrun0":
+                return "this host has no IPv6: its kernel has none, or was booted with ipv6.disable=1"
+    return ""
+
+
 def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts:
     """Return the facts that the spec of a pod is made from: its owner, cgroup and ids, and the host's name servers."""
     from nsrun.host import cgroup, userns
@@ -57,7 +70,10 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         "resolv_conf": _host_resolv_conf(state.seen_text),
         "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
+        "subnet6": os.environ.get("NSRUN_SUBNET6", ""),
     }
+    if not state.uid and (options.get("network") or "bridge").startswith("bridge"):
+        facts["without_ipv6"] = without_ipv6()
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts["by_root"], facts["groups"] = not state.uid, owner.groups
@@ -106,7 +122,7 @@ def _check_rootless(state: State, options: Options) -> None:
 
     if options.get("owner") is not None:
         raise BadInput("--owner: only root makes a pod for somebody", hint="sudo nsrun pod create; yours it is anyway")
-    for port in parse_ports(options.get("publish") or []):
+    for port in parse_ports(options.get("publish") or [], NO_BRIDGE):
         pasta.check_port(port["host_port"])
     name = _name_of(options)
     if state.has_pod(name) and not state.door({"name": name}).startswith(f"{state.run}/"):
