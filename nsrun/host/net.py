@@ -608,11 +608,13 @@ def hold_port(
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, 0)  # nobody reads from it: keep next to nothing
         elif to_listen:
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        shared = port and released(host_ip, port, protocol)
-        if shared:
+        try:
+            sock.bind((host_ip, port))
+        except OSError as error:
+            if error.errno != EADDRINUSE or not port or not released(host_ip, port, protocol):
+                raise
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        sock.bind((host_ip, port))
-        if shared:
+            sock.bind((host_ip, port))
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)  # from now on it is ours alone
     except OSError as error:
         sock.close()
@@ -642,9 +644,11 @@ def hold_ports(
         for index, (ip, host, pod, protocol) in enumerate(ports):
             if index in held:
                 continue
-            other = ("::", 0, pod, protocol)
-            twin = next((i for i in range(index + 1, len(ports)) if ports[i] == other and i not in held), -1)
-            if (ip, host) != ("0.0.0.0", 0) or twin < 0:
+            twin = -1
+            if (ip, host) == ("0.0.0.0", 0):
+                other = ("::", 0, pod, protocol)
+                twin = next((i for i in range(index + 1, len(ports)) if ports[i] == other and i not in held), -1)
+            if twin < 0:
                 held[index] = hold_port(ip, host, protocol, holder, released)
                 continue
             for attempt in range(20):
