@@ -317,6 +317,17 @@ OF_MEMBER = (
         "when to restart the member after it ends; delays double from 0.1 s to 1 min",
         also=("unless-stopped",),
     ),
+    O(
+        "--health-cmd",
+        "CMD",
+        "check whether the member is healthy by this command: a shell's, or a JSON list; exit status 0 is healthy",
+    ),
+    O("--health-interval", "TIME", "time between two checks: 10s, 1m30s (default: 30s)"),
+    O("--health-timeout", "TIME", "kill a check that takes longer, and count it as failed (default: 30s)"),
+    O("--health-retries", "N", "so many failures one after the other make the member unhealthy (default: 3)"),
+    O("--health-start-period", "TIME", "failures do not count until then, or until the first success (default: 0s)"),
+    O("--health-start-interval", "TIME", "time between two checks in the start period (default: 5s)"),
+    O("--no-healthcheck", "", "do not check, also if the image says how"),
     *LIMITS,
     O("--status-fd", "N", "write JSON lines about start, error and end to this file descriptor"),
 )
@@ -402,7 +413,7 @@ COMMANDS = (
         "ls", (), "members.ls", "list members", "nsrun ls -a",
         (
             O("-a, --all", "", "include members that have ended"),
-            O("-f, --filter", "KEY=VALUE", "only members to which it applies: name, id, status, label, pod, ancestor, exited; several of a key are alternatives", many=True), *SHAPES, JSON,
+            O("-f, --filter", "KEY=VALUE", "only members to which it applies: name, id, status, health, label, pod, ancestor, exited; several of a key are alternatives", many=True), *SHAPES, JSON,
         ),
     ),
     Command(
@@ -447,12 +458,16 @@ COMMANDS = (
     Command(
         "events", (), "events.show", "print what happens to pods and members, as lines of JSON, until Ctrl-C", "nsrun events -f event=die",
         (
-            O("-f, --filter", "KEY=VALUE", "only events to which it applies: type (pod, member), event (create, start, pause, unpause, rename, oom, die, remove), pod, member, label; several of a key are alternatives", many=True),
+            O("-f, --filter", "KEY=VALUE", "only events to which it applies: type (pod, member), event (create, start, health, pause, unpause, rename, oom, die, remove), pod, member, label; several of a key are alternatives", many=True),
             O("-a, --all", "", "first tell of what there is, as if it had just come"),
         ),
         "The kernel says when to look, and no daemon is needed; so what happened before is not told, but for --all. Root is told of its own members, and an owner of theirs.", sweeps=False,
     ),
-    Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
+    Command(
+        "wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql",
+        (O("--condition", "stopped|healthy|unhealthy", "wait for this instead, and print it (default: stopped)"),),
+        "A member that ends, or has no health check, never gets healthy: that is an error.",
+    ),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
     Command(
         "start", (MEMBERS,), "members.start", "start members that have ended once more, with what they wrote", "nsrun start mysql",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 _RUN = "nsrun pod create NAME makes a pod, nsrun join NAME --image REF -- COMMAND starts a member in it"
 _LIMITS = "use --memory, --cpus and --pids-limit of pod create and join; nsrun stats shows them"
 _POD = "an option of the pod: nsrun pod create {}"
-_TIMER = "run nsrun exec MEMBER COMMAND from a timer of your own"
+_HEALTH = "nsrun join --health-cmd; nsrun inspect shows the last checks, and nsrun wait --condition healthy waits"
 _NO_IMAGE = "an unpacked root filesystem needs no image: nsrun join POD --rootfs DIR"
 _BUILD = "build images with another tool (buildah, docker build), then nsrun image load"
 _MEMBERS = "one nsrun join for each container, in one pod"
@@ -75,8 +75,8 @@ COMMANDS = {
     "list": "nsrun ls",
     "delete": "nsrun rm",
     "state": "nsrun inspect",
-    "health": _TIMER,
-    "healthcheck": _TIMER,
+    "health": _HEALTH,
+    "healthcheck": _HEALTH,
 }
 
 #: By the command, and by the flags that have this hint.
@@ -107,8 +107,6 @@ OPTIONS = {
         "-m": "--memory",
         "--memory-swap, --memory-reservation, --cpu-shares, -c, --blkio-weight, --oom-kill-disable": _LIMITS,
         "--cpu-quota, --cpu-period": "--cpus",
-        "--health-cmd, --health-interval": _TIMER,
-        "--no-healthcheck": "not needed: there are no health checks",
         "--sig-proxy": "signals are always passed on in the foreground",
         "--detach-keys": "Ctrl-P Ctrl-Q detaches from nsrun attach",
         "-a, --attach": "in the foreground all output is shown, and -i passes input on",
