@@ -5,13 +5,16 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 
 import pytest
-from conftest import CACHE, NSRUN, processes, wait_for
+from conftest import CACHE, NSRUN, processes, sh, wait_for
 
 from nsrun.cli.commands import BY_NAME
+from nsrun.lifecycle import runs
+from nsrun.state import State, new_id
 
 
 def nothing_left(host) -> bool:
@@ -198,3 +201,52 @@ def test_killed(host, busybox):
     assert host.pod("k")["status"] == "running"
     host.run("rm", "-f", "k")
     assert nothing_left(host), "the member's removal takes the pod as well"
+
+
+def test_killed_before_there_is_a_member(host, busybox):
+    """At any moment: the next command ends a pod that nobody has joined, and the one after that finds nothing."""
+    for number in range(8):
+        name = f"k{number}"
+        words = ["run", "-d", "--rm", "--network", "none", "--name", name, "--rootfs", busybox, "sleep", "1000"]
+        with host.background(*words, stdout=subprocess.DEVNULL) as running:
+            pod, member = host.root / "run/pods" / name, host.root / "run/members" / name
+            wait_for(lambda pod=pod: (pod / "started").exists())
+            if number % 2:
+                wait_for(lambda member=member: member.exists())
+            running.kill()
+        host.run("pod", "ls")
+        left = {row["name"] for row in host.json("pod", "ls", "-a")}
+        assert left <= {row["name"] for row in host.json("ls") if row["status"] == "running"}, left
+        if left:
+            host.run("pod", "kill", name)
+    assert not os.listdir(host.root / "run/runs") and nothing_left(host)
+
+
+def test_a_run_that_was_killed_and_what_became_of_its_pod(host, alice, box, busybox):
+    """What has a member stays, and what another `run` is about to join, too; so does another pod of that name."""
+    state = State(str(host.root))
+    for name, joined in (("empty", False), ("joined", True), ("other", False), ("lives", False)):
+        ident = new_id()
+        fd = runs.begin(state, ident, name)
+        if name == "other":
+            host.run("pod", "create", "--network", "none", name)
+        else:
+            code = f"from nsrun.lifecycle.create import create_pod; from nsrun.state import State; create_pod(State(), {{'name': {name!r}, 'network': 'none'}}, ident={ident!r})"
+            sh(sys.executable, "-I", "-c", code, env=host.env)
+        if joined:
+            host.run("join", name, "-d", "--name", "m", "--rootfs", busybox, "sleep", "1000")
+        if name != "lives":
+            os.close(fd)
+    host.run("pod", "ls")
+    assert sorted(row["name"] for row in host.json("pod", "ls")) == ["joined", "lives", "other"]
+    assert len(os.listdir(host.root / "run/runs")) == 1
+    os.close(fd)
+    host.run("pod", "ls")
+    assert sorted(row["name"] for row in host.json("pod", "ls")) == ["joined", "other"]
+    fd = runs.begin(state, ident := new_id(), "owned")
+    code = f"from nsrun.lifecycle.create import create_pod; from nsrun.state import State; create_pod(State(), {{'name': 'owned', 'network': 'none'}}, ident={ident!r})"
+    sh(sys.executable, "-I", "-c", code, env={**host.env, "SUDO_UID": str(alice.uid)})
+    alice.run("join", "owned", "-d", "--name", "a", "--image", box, "--", "sleep", "1000")
+    os.close(fd)
+    host.run("pod", "ls")
+    assert host.pod("owned")["status"] == "running"

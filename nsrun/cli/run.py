@@ -6,6 +6,7 @@ from __future__ import annotations
 from nsrun.cli import create, start, tell_of_pod
 from nsrun.cli.commands import OF_POD
 from nsrun.errors import UsageError
+from nsrun.schema import check_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,13 +19,23 @@ def run(call: Call) -> int:
     """Create a pod, start its member, and see to it that both go with the member's end; or remove the pod if there is no member."""
     import _signal
 
+    from nsrun.lifecycle import runs
+    from nsrun.state import new_id
+
     pod, member = _options(call)
+    ident = new_id()
+    call.state.prepare()
+    runs.begin(call.state, ident, check_name(pod["name"], "pod"))  # should we be killed, the next command ends the pod
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
-    note = create(call, pod)  # signals wait until we can remove it
+    try:
+        note = create(call, pod, ident=ident)  # signals wait until we can remove it
+    except BaseException:
+        runs.done(call.state, ident)
+        raise
     try:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         tell_of_pod(call, pod, note)
-        return start(call, note["name"], member)
+        return start(call, note["name"], member, begun=lambda: runs.done(call.state, ident))
     except BaseException:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP})  # once is enough
         _remove(call, note["name"], note["id"])
@@ -65,12 +76,14 @@ def _name(source: str) -> str:
 def _remove(call: Call, name: str, ident: str) -> None:
     """Remove the pod of a member that could not be started; tell when that can't be done."""
     from nsrun.errors import NsrunError
+    from nsrun.lifecycle import runs
     from nsrun.lifecycle.stop import SIGKILL, end_pod
 
     try:
         note = call.state.read("pods", name)
         if note and note["id"] == ident:
             end_pod(call.state, note, SIGKILL)
+        runs.done(call.state, ident)
     except (OSError, NsrunError) as error:
         from nsrun.cli.say import err
 

@@ -136,15 +136,16 @@ def create_pod(
     leave: Callable[[Run], None] | None = None,
     last: bool = False,
     make: Callable[[Plan, State], Run] = Run,
+    ident: str = "",
 ) -> Mapping[str, Any]:
-    """Create a pod and return its note.
+    """Create a pod and return its note.  `ident`: its id, unless it is to be a new one.
 
     `make`: what runs the plan.  `leave` is called before pause starts.  `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
     interrupt never looks like a failure of what has succeeded.
     """
     if state.uid:
         _check_rootless(state, options)
-    plan = plan_pod(state, options)
+    plan = plan_pod(state, options, ident)
     run = make(plan, state)
     if leave:
         run.before_release = lambda: leave(run)
