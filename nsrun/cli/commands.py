@@ -339,6 +339,11 @@ OF_RUN = (
         for option in OF_MEMBER
         if option.key not in ("image", "name", "rm", "net", "ipc", "pid", "uts", "sysctl", "hostname")
     ),
+    O(
+        "-P, --publish-all",
+        "",
+        "publish every port that the image exposes, and -p does not name, on a free port of this host",
+    ),
     O("--name", "NAME", "the name of the pod and of the member (default: generated from the image's)", empty=True),
     O("--rm", "", "with -d, too, remove both when the member ends"),
 )
@@ -394,12 +399,13 @@ COMMANDS = (
         "run", (), "run.run", "create a pod with one member, and remove both when the member ends", "sudo nsrun run --rm -p 8080:80 wordpress",
         OF_RUN,
         "It is pod create and join in one: what they say applies. In the foreground both are removed when the member ends, unless it has a restart policy; with -d they stay, as with docker run -d, until pod rm, or with --rm until the member ends. A pod that others have joined meanwhile stays. With --rootfs or --bundle there is no IMAGE.",
-        rest=Operand(f"IMAGE [{COMMAND}]", "command"), usage=f"[OPTIONS] [--] IMAGE [{COMMAND}]",
+        rest=Operand(f"IMAGE [{COMMAND}]", "command"), usage=f"[OPTIONS] [--] IMAGE [{COMMAND}]", plan="run.plans",
     ),
     Command(
         "up", (Operand("FILE"),), "up.up", "make a pod and its members as a file says, and change only what differs from it", "sudo nsrun up blog.toml",
         (O("-n, --dry-run", "", "print the commands that the file stands for, and do nothing"),),
         "The file is TOML, with the names of the options of pod create and join (docs/up.md). Members start in the background, in the order of the file. A second up starts again what has ended, replaces members whose options or image have changed, and removes those that the file does not have any more.",
+        plan="up.plans",
     ),
     Command(
         "down", (Operand("FILE"),), "up.down", "stop and remove a pod that up has made, its last member first", "sudo nsrun down blog.toml", (SECONDS,),
@@ -539,7 +545,7 @@ COMMANDS = (
             O("--compare", "docker|podman|kubectl", "name the command and the options of another tool for the same plan, and what has none there"),
         ),
         rest=Operand("COMMAND", "line", many=True), sweeps=False,
-        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes pods, members or images; run and up are made of pod create and join (up --dry-run prints them).",
+        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes pods, members or images. Of run and up it shows the plans of all commands that they stand for; of up, of those that would change something now.",
     ),
     Command(
         "ns ls", (), "ns.ls", "list namespaces: who is in them, who owns them, and what holds those that no process is in", "sudo nsrun ns ls --type net",

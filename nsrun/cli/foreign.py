@@ -83,7 +83,7 @@ COMMANDS = {
 OPTIONS = {
     "join": {
         "-p, --publish": _POD.format("-p"),
-        "-P, --publish-all": _POD.format("-p, with each port"),
+        "-P, --publish-all": "nsrun run -P, which makes a pod for the image; " + _POD.format("-p, with each port"),
         "--expose": "not needed: members of a pod reach all of its ports; -p of nsrun pod create publishes one",
         "--network": "--net pod|own|host|none; the pod's own network is chosen by nsrun pod create --network",
         "--ip": _POD.format("--ip"),
@@ -128,7 +128,6 @@ OPTIONS = {
         "--image": "the image is the first argument: nsrun run IMAGE",
         "--pod": "nsrun join POD starts a member in a pod that exists",
         "-h": "--hostname",
-        "-P, --publish-all": "-p, with each port",
         "--pull": "nsrun image pull, before",
     },
     "pod create": {
@@ -143,7 +142,7 @@ OPTIONS = {
         "--restart": "an option of each member: nsrun join --restart",
         "--replace": "nsrun pod rm -f NAME, before",
         "-m": "--memory",
-        "-P, --publish-all": "-p, with each port",
+        "-P, --publish-all": "a pod has no image whose ports these could be: nsrun run -P IMAGE, or -p :80 with each port",
         "-l": "--label",
         "--dns-search": "names are resolved as the host's /etc/resolv.conf says; mount another file over it with nsrun join -v",
     },

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from nsrun.cli.commands import Call
     from nsrun.cli.podfile import PodFile, Wanted
+    from nsrun.plan import Plan
     from nsrun.state import Note, State
 
 #: Seconds that one `up` or `down` waits for another.
@@ -99,9 +100,8 @@ def _check(call: Call, wanted: PodFile, pod: Note | None) -> None:
 
     `pod`: the note of the pod that stays; None: it is made anew.  Plans are built as for `explain`, and nothing is done.
     """
-    from nsrun.cli.planning import pod_for
     from nsrun.lifecycle import NO_ID
-    from nsrun.lifecycle.create import plan_pod
+    from nsrun.lifecycle.create import plan_pod, pod_for
     from nsrun.lifecycle.join import plan_join
     from nsrun.plan.member import Request
 
@@ -119,6 +119,39 @@ def _check(call: Call, wanted: PodFile, pod: Note | None) -> None:
             plan_join(state, place, options, Request(detach=True), ident=NO_ID)
         except NsrunError as error:
             raise wanted.locate(("members", member.name), error) from None
+
+
+def plans(call: Call) -> list[tuple[list[str], Plan]]:
+    """Return the plans of all that `up` would do now, each with a command line that does the same; nothing is done."""
+    from nsrun.cli.halves import member_plan, pod_plan
+    from nsrun.lifecycle.foretell import plan_end, plan_pod_stop, plan_start
+
+    wanted = podfile.read(call.operands[0])
+    os.chdir(os.path.dirname(call.operands[0]) or ".")
+    state, note = call.state, _living(call.state, wanted.name)
+    pod: Any = _unchanged(state, wanted)
+    _check(call, wanted, pod)
+    found: list[tuple[list[str], Plan]] = []
+    if note is not None and pod is None:
+        _check_ours(note, "pod")
+        found.append((["pod", "stop", wanted.name], plan_pod_stop(state, [wanted.name], None)))
+    if pod is None:
+        words, plan, pod = pod_plan(state, {**_labelled(wanted.options, wanted.mark), "name": wanted.name})
+        found.append((words, plan))
+    for member in wanted.members:
+        mark, now = _mark(state, member), state.read("members", member.name)
+        if now and now["pod_id"] == pod["id"]:
+            _check_ours(now, "member")
+            if now["labels"][LABEL] == mark:
+                if state.member_status(now)[0] not in ALIVE:
+                    found.append((["start", member.name], plan_start(state, [member.name])))
+                continue
+            found.append((["rm", member.name], plan_end(state, member.name)))
+        options = {**_labelled(member.options, mark), "detach": True, "name": member.name, "command": member.command}
+        found.append(member_plan(state, pod, options))
+    if pod["id"] != "ID":
+        found += [(["rm", name], plan_end(state, name)) for name in _superfluous(state, pod, wanted)]
+    return found
 
 
 def _living(state: State, name: str) -> Note | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import BadInput
+from nsrun.errors import BadInput, UnknownError
 from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
 from nsrun.run import Run
 from nsrun.schema import check_name
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.plan import Plan
-    from nsrun.types import PodFacts, PodOptions, PodSpec
+    from nsrun.types import PodFacts, PodNote, PodOptions, PodSpec
 
     Options = Mapping[str, Any]
 
@@ -157,3 +157,20 @@ def create_pod(
         if not (last and run.note):
             run.restore_signals()
     return run.note
+
+
+def pod_for(state: State, name: str) -> PodNote:
+    """Return the pod's note; for a pod that does not exist yet, what it would be, so that one can read before one does."""
+    from nsrun.host import cgroup
+
+    try:
+        return state.pod(name)
+    except UnknownError:
+        check_name(name, "pod")
+        return {
+            "name": name,
+            "id": "ID",
+            "hostname": name,
+            "pause": ["PAUSE", 0, ""],
+            "cgroup": cgroup.pod_path(name, "ID"),
+        }

@@ -581,6 +581,13 @@ def plan_rm(state: State, names: list[str], force: bool) -> Plan:
     return Plan(f"rm {' '.join(names)}", [*steps, Sweep()])
 
 
+def plan_end(state: State, name: str) -> Plan:
+    """`nsrun stop`, and then `nsrun rm`, of a member that `up` does not want, or not as it is."""
+    note = state.member(name)
+    stop = [_stop(state, note, 0, None)] if state.member_status(note)[0] in ALIVE else []
+    return Plan(f"stop and rm {name}", [*stop, _remove(state, note), Sweep()])
+
+
 def plan_pod_stop(state: State, names: list[str], seconds: float | None) -> Plan:
     """`nsrun pod stop`."""
     steps: list[Step] = []

@@ -49,6 +49,16 @@ COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "The containers of a pod are in its manifest. Later, only an ephemeral container can be added, which is never removed or restarted.",
         ),
     ),
+    "run": (
+        ("docker run", "{command}", ""),
+        ("podman run", "{command}", "It makes no pod of its own; --pod new:NAME does."),
+        ("", "", "kubectl run NAME --image IMAGE -- COMMAND makes a pod of one container."),
+    ),
+    "up": (
+        ("", "", "docker compose up is the closest; its file has another format."),
+        ("", "", "podman kube play is the closest; its file is a manifest of Kubernetes, and all of it is made anew."),
+        ("", "", "kubectl apply is the closest; its file is a manifest."),
+    ),
     "port add": (
         ("", "", "Ports are published when a container is made: docker run --publish. The closest is another container, which forwards."),
         ("", "", "Ports are published when a pod is made: podman pod create --publish."),
@@ -283,6 +293,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "user": ("--user {}", "--user {}", _NONE_IN_KUBECTL),
         "detach": ("--detach", "--detach", "none: kubectl exec waits"),
     },
+    "up": {"dry_run": ("none", "none", "none: kubectl diff")},
     "stop": {"time": ("-t {}", "-t {}", "none")},
     "restart": {"time": ("-t {}", "-t {}", "none")},
     "pod restart": {"time": ("none: docker restart -t, for each", "none: podman restart -t, for each", "none")},
@@ -314,6 +325,16 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "max_ratio": (_NO_LIMIT_OF_IMAGES,) * 3,
     },
 }  # fmt: skip
+#: What `run` has of both: the network, the hostname and the kernel parameters are the pod's, and limits are the member's.
+OPTIONS["run"] = {
+    **{key: answers for key, answers in OPTIONS["pod create"].items() if key != "label"},
+    **{
+        key: answers
+        for key, answers in OPTIONS["join"].items()
+        if key not in ("image", "net", "ipc", "pid", "uts", "sysctl", "hostname")
+    },
+    "publish_all": ("--publish-all", "--publish-all", "none: the ports of a manifest are information"),
+}
 
 #: What is said by default, though no option was given: the namespaces that a member shares.
 IMPLIED = {"join": {"net": "pod", "ipc": "pod", "pid": "pod", "uts": "pod"}}
