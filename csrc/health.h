@@ -40,7 +40,7 @@ static struct {
 	char began[32];
 	size_t len; /* of health_text */
 } health = {.plan = -1, .init = -1, .filter = -1, .process = -1, .out = -1, .retries = 3};
-static char health_text[4096]; /* the last that this check has written */
+static char health_text[4096] PAGES; /* the last that this check has written */
 
 /* ---- nsrun-health ---------------------------------------------------------------------------------- */
 
@@ -352,14 +352,14 @@ static long start_check(void)
 	return r;
 }
 
-/* Take what a check has written: the last bytes of it are kept. */
-static int take_output(void)
+/* Take what a check has written: the last bytes of it are kept.  Returns what read(2) does. */
+static long take_output(void)
 {
 	long n = SYS3(read, health.out, buf, sizeof buf);
 	size_t over;
 
 	if (n <= 0)
-		return 0;
+		return n;
 	over = health.len + (size_t)n > sizeof health_text ? health.len + (size_t)n - sizeof health_text : 0;
 	if (over) {
 		over = over > health.len ? health.len : over;
@@ -368,7 +368,7 @@ static int take_output(void)
 	}
 	memcpy(health_text + health.len, buf, (size_t)n);
 	health.len += (size_t)n;
-	return 1;
+	return n;
 }
 
 /* A check has ended with this status, -1: its time was over. */
@@ -403,7 +403,7 @@ static void finish_check(void)
 {
 	siginfo_t info = {0};
 
-	for (int i = 0; i < 64 && take_output(); i++)
+	for (int i = 0; i < 64 && take_output() > 0; i++)
 		; /* all that can write it has been killed */
 	close_check(&info);
 	if (info.si_code == CLD_EXITED)

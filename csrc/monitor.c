@@ -59,8 +59,9 @@ static char **program;
 static int client[N_CLIENTS] = {-1, -1, -1, -1};
 static long behind[N_CLIENTS]; /* ms of CLOCK_MONOTONIC since when it takes nothing; 0: it does; GONE: it never will again */
 static int asked; /* somebody wants the end of the member, or ours: we do not wait for a reader that takes no output */
-static char buf[BUF];
-static char pending[BUF]; /* input that the member has not taken yet */
+#define PAGES __attribute__((aligned(4096))) /* what is not used takes no memory, and what is takes no page more than it fills */
+static char buf[BUF] PAGES;
+static char pending[BUF] PAGES; /* input that the member has not taken yet */
 static size_t pending_at, pending_len;
 static int input_ended;
 static struct termios at_first;
@@ -120,7 +121,7 @@ struct sink {
 	size_t at, len, room, mapped; /* what is to be written yet: bytes[at .. at+len) */
 	char *bytes;
 };
-static char first[2][BUF]; /* apart, so that the program has no zeros in it, which would be in memory twice */
+static char first[2][BUF] PAGES;
 static struct sink sinks[2] = {{.fd = -1}, {.fd = -1}};
 static long unwritten; /* the errno with which a sink failed */
 
@@ -887,8 +888,8 @@ int main(int argc, char **argv, char **envp)
 			greet();
 		if (p[i_check].revents)
 			finish_check();
-		else if (p[i_check + 1].revents && !take_output())
-			SYS1(close, health.out), health.out = -1; /* the check has closed it, and nsrun-health has ended, or is about to */
+		else if (p[i_check + 1].revents && take_output() == 0)
+			SYS1(close, health.out), health.out = -1; /* nsrun-health has ended, or is about to */
 		if (p[0].revents) {
 			dead = 1;
 			code = reap();

@@ -281,7 +281,7 @@ def test_all_exposed_ports_are_published(host, busybox_layer, tmp_path):  # noqa
     )
     image = host.run("image", "load", layout.write(tmp_path / "image")).stdout.strip()
     done = host.run("run", "-d", "-P", "-p", "127.0.0.1::81", "--name", "web", image)
-    ports = {(p["pod_port"], p["protocol"]): p for p in host.json("port", "web")}
+    ports = {(p["pod_port"], p["protocol"]): p for p in host.json("port", "web") if "." in p["host_ip"]}
     assert ports.keys() == {(80, "tcp"), (53, "udp"), (81, "tcp")} and all(
         p["host_port"] > 1023 for p in ports.values()
     )
