@@ -222,6 +222,15 @@ enum replay_limits {
 	REPLAY_HANDLES = 40,    /* so many of them: below 63, the first of bash's <(…), and in a table of 64 */
 };
 
+/* ---- nsrun → nsrun-monitor → nsrun-init: the plan of a health check --------------------------------- */
+
+/* The descriptors that it names; the cgroup of the checks, below the member's. */
+enum probe_fd {
+	PROBE_MEMBER_FD = 3, /* pidfd of the member */
+	PROBE_FILTER_FD = 4, /* the memfd of its seccomp filter */
+};
+#define CHECKS "nsrun-health"
+
 /* ---- nsrun-init ↔ nsrun: the channel, a SOCK_SEQPACKET pair ---------------------------------------- */
 
 /* From nsrun-init: this, and after `err` the path or name that the step was touching, without a NUL. */

@@ -46,6 +46,7 @@ class PodOptions(TypedDict, total=False):
     publish: list[str]
     ip: str
     subnet: str
+    subnet6: str
     hostname: str
     add_host: list[str]
     dns: list[str]
@@ -104,6 +105,13 @@ class JoinOptions(ExecOptions, total=False):
     tz: str
     cpuset_cpus: str
     cidfile: str
+    health_cmd: str
+    health_interval: str
+    health_timeout: str
+    health_retries: str
+    health_start_period: str
+    health_start_interval: str
+    no_healthcheck: bool
     ends_pod: bool  # of `run`: the pod ends with this member
 
 
@@ -115,7 +123,10 @@ class Network(TypedDict):
     bridge: NotRequired[str]
     wanted_ip: NotRequired[str]
     subnet: NotRequired[str]
+    ipv6: NotRequired[str]  # of a bridge: on, or off and why
+    subnet6: NotRequired[str]
     ip: NotRequired[str]
+    ip6: NotRequired[str]
     gateway: NotRequired[str]
     veth: NotRequired[str]
     veth_index: NotRequired[int]
@@ -129,6 +140,8 @@ class PodFacts(TypedDict):
     resolv_conf: str  # the host's, as text
     owner: str
     subnet: NotRequired[str]
+    subnet6: NotRequired[str]
+    without_ipv6: NotRequired[str]  # why this host gives pods none
     user: NotRequired[Owner]  # of a pod with a user namespace of its own; then:
     groups: NotRequired[list[int]]  # the owner's
     by_root: NotRequired[bool]  # root makes it, not the owner
@@ -263,6 +276,9 @@ class ImageConfig(TypedDict, total=False):
     WorkingDir: str
     Volumes: dict[str, Any]
     StopSignal: str
+    ExposedPorts: dict[str, Any]
+    Healthcheck: dict[str, Any]  # of Docker: Test, and times in nanoseconds
+    Shell: list[str]
 
 
 class BundleUser(TypedDict, total=False):
@@ -326,6 +342,17 @@ class MemberFacts(TypedDict):
     filter: NotRequired[str]  # the name of the compiled seccomp filter; "": none
 
 
+class Health(TypedDict):
+    """How a member's health is checked; times in seconds."""
+
+    command: list[str]
+    interval: float
+    timeout: float
+    start_period: float
+    start_interval: float  # the interval until the start period is over, or a check has succeeded
+    retries: int
+
+
 class MemberNote(TypedDict):
     id: str
     name: str
@@ -349,6 +376,7 @@ class MemberNote(TypedDict):
     labels: NotRequired[dict[str, str]]
     stop_timeout: NotRequired[int]
     ends_pod: NotRequired[bool]
+    health: NotRequired[Health]
     process: NotRequired[list[Any]]  # State.identify
     pidfd: NotRequired[int]
     held: NotRequired[int]  # life.describe

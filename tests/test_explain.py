@@ -16,6 +16,7 @@ from test_plan import PLANS
 
 from nsrun.lifecycle import foretell, foretell_image
 from nsrun.plan import INIT, Part, name_of
+from nsrun.plan.health import PrepareChecks
 
 MOUNTS = "fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,mount,umount2,pivot_root"
 PROCESSES = "clone3,fork,vfork,setns,unshare,setsid,keyctl,execve,execveat,setgroups,setresgid,setresuid,capset,chdir"
@@ -205,6 +206,7 @@ def test_roots_join_of_an_owned_pod_is_what_strace_shows(host, alice, owned, bus
         ["--net", "own", "--uts", "own"],
         ["--read-only", "--tmpfs", "/t", "-u", "33", "--ulimit", "nofile=64:64"],
         ["-v", "/usr:/mnt/usr:ro", "-w", "/tmp", "--device", "/dev/full"],
+        ["-d", "--health-cmd", "true"],
     ],
 )
 def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):
@@ -244,6 +246,8 @@ def test_strace_is_asked_for_every_call_that_is_named(name):
 
     for step in PLANS[name]():
         known = OF_INIT if step.phase == INIT else {*OF_NSRUN, *TOO_COMMON}
+        if isinstance(step, PrepareChecks):  # tests/test_health.py compares what a check calls
+            known = {*OF_INIT, *OF_NSRUN}
         assert set(named(step.made())) - {""} <= {*known}, step
 
 
@@ -371,6 +375,8 @@ def test_steps_declare_their_handles(host, pod, busybox, rootfs):
     handles_are_declared(host, "pod", "create", "-p", "127.0.0.1:20901:80", "x")
     handles_are_declared(host, *join, "-d", "--name", "b", "-v", "named:/v", "--device", "/dev/full", "sleep", "9")
     assert handles_are_declared(host, *join, "-i", "--name", "c", "cat")[-1] == "HandOver"
+    handles_are_declared(host, *join, "--name", "h", "--health-cmd", "true", "true")
+    handles_are_declared(host, *join, "-d", "--name", "i", "--health-cmd", "true", "true")
     written = ["join", "pause", "--rootfs", rootfs, "--writable"]  # its own copy
     assert handles_are_declared(host, *written, "-t", "--name", "d", "true")[-1] == "HandOver"
     assert handles_are_declared(host, "exec", "a", "true")[-1] == "HandOver"
@@ -481,8 +487,8 @@ def by_hand(host, busybox, scratch, tmp_path):
         member.wait(timeout=100)
         log.close()
         wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
-        for table in re.findall(r"table ip (\S+)", sh("nft", "list", "tables").stdout):
-            sh("nft", "delete", "table", "ip", table)
+        for family, table in re.findall(r"table (ip6?) (\S+)", sh("nft", "list", "tables").stdout):
+            sh("nft", "delete", "table", family, table)
         for link in json.loads(sh("ip", "-j", "link").stdout):
             if link["ifname"].startswith("nsr"):
                 sh("ip", "link", "del", link["ifname"], check=False)
@@ -506,10 +512,16 @@ def checks(pid: int, port: int) -> dict[str, object]:
     found["hostname"] = sh(*net, "hostname").stdout.strip()
     found["ports"] = sh(*net, "sysctl", "-n", "net.ipv4.ip_unprivileged_port_start").stdout.strip()
     found["address"] = [
-        a["local"] for i in json.loads(sh(*net, "ip", "-j", "-4", "address").stdout) for a in i["addr_info"]
+        a["local"]
+        for family in ("-4", "-6")
+        for i in json.loads(sh(*net, "ip", "-j", family, "address").stdout)
+        for a in i["addr_info"]
     ]
-    found["routes"] = sorted(r["dst"] for r in json.loads(sh(*net, "ip", "-j", "-4", "route").stdout))
-    for address in ("127.0.0.1", "192.0.2.1"):
+    found["routes"] = [
+        sorted(r["dst"] for r in json.loads(sh(*net, "ip", "-j", family, "route").stdout)) for family in ("-4", "-6")
+    ]
+    six = sh("ip", "-6", "-o", "address", "show", "nsrun0", "scope", "global").stdout.split()[3].partition("/")[0]
+    for address in ("127.0.0.1", "192.0.2.1", f"[{six}]", "[::1]"):
         found[address] = sh("curl", "-sS", "-m", "3", f"http://{address}:{port}/", check=False).stdout.strip()
     return found
 
@@ -536,8 +548,9 @@ def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
         )
     )
     real = checks(pid, 20801)
-    real["address"] = [a.replace("10.88.0.9", "10.88.0.2") for a in real["address"]]
-    assert hand == real
+    for known in (real["address"], real["routes"][1]):
+        known[:] = [a.replace("10.88.0.9", "10.88.0.2").replace("::a58:9", "::a58:2") for a in known]
+    assert hand == real and list(hand.values())[-4:] == ["by-hand"] * 3 + [""]
     member = host.member("m")["pid"]
     status = pathlib.Path(f"/proc/{member}/status").read_text()
     real_member = (

@@ -247,6 +247,7 @@ stringData: {L: w}
         ("env: [{name: A, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: B, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}}}]", {"env": ["A=p", "B=default"]}, []),
         ("env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, {name: B, value: http://$(A)/}]", {"env": [f"A={POD_IP}", f"B=http://{POD_IP}/"]}, []),
         ("workingDir: /srv", {"workdir": "/srv"}, []),
+        ("livenessProbe: {exec: {command: [a, 'b c']}, periodSeconds: 5}", {"health_cmd": '["a", "b c"]', "health_interval": "5s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, []),
         ("imagePullPolicy: Never", {}, []),
         ("terminationMessagePath: /dev/termination-log\nterminationMessagePolicy: File\nstdin: false\ntty: false\nlifecycle: {}\nreadinessProbe: null", {}, []),
         ("resources: {limits: {memory: 64Mi, cpu: 250m}, requests: {memory: 1Mi, cpu: 0.1}}", {"memory": str(64 << 20), "cpus": "0.25"}, []),
@@ -454,7 +455,10 @@ C = "containers:\n- name: c\n  image: box\n"
         ("containers:\n- name: C\n  image: x", 7, "spec.containers[0].name", "no name"),
         ("containers:\n- name: c", 7, "spec.containers[0]", "no image"),
         (f"{C}  imagePullPolicy: Always", 9, "spec.containers[0].imagePullPolicy", "no image is pulled"),
-        (f"{C}  livenessProbe: {{httpGet: {{port: 80}}}}", 9, "spec.containers[0].livenessProbe", ""),
+        (f"{C}  livenessProbe: {{httpGet: {{port: 80}}}}", 9, "spec.containers[0].livenessProbe.httpGet", "nothing for this field"),
+        (f"{C}  livenessProbe: {{exec: {{}}}}", 9, "spec.containers[0].livenessProbe", "no exec with a command"),
+        (f"{C}  livenessProbe: {{exec: {{command: [x]}}, successThreshold: 2}}", 9, "spec.containers[0].livenessProbe.successThreshold", "one success"),
+        (f"{C}  readinessProbe: {{exec: {{command: [x]}}}}", 9, "spec.containers[0].readinessProbe", "nothing for this field"),
         (f"{C}  lifecycle: {{preStop: {{}}}}", 9, "spec.containers[0].lifecycle", "nothing for this field"),
         (f"{C}  tty: true", 9, "spec.containers[0].tty", "nothing for this field"),
         (f"{C}  restartPolicy: Always", 9, "spec.containers[0].restartPolicy", "only an init container"),
@@ -817,6 +821,7 @@ def test_what_is_generated_makes_the_same_pod(host, play, tmp_path):
         *("join", "web", "-d", "--name", "web-one", "--image", "box", "-e", "A=$(B) $$ x", "-e", "B=010", "--env-file", tmp_path / "env"),
         *("-u", "5:6", "--group-add", "7", "--read-only", "--cap-drop", "ALL", "--cap-add", "CHOWN", "--security-opt", "no-new-privileges"),
         *("-v", "data:/data", "-v", f"{tmp_path}:/host:ro", "--tmpfs", "/t:mode=1777,exec,size=1048576", "-w", "/tmp", "--restart", "always"),
+        *("--health-cmd", '["true"]', "--health-interval", "20s"),
         *("--stop-timeout", "3", "--", "sleep", "1000"),
     )  # fmt: skip
     host.run(

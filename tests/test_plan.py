@@ -19,6 +19,7 @@ from nsrun.plan import INIT, PHASES, InitStep, Plan, mounts, process
 from nsrun.plan.member import Request, exec_plan, join_plan
 from nsrun.plan.pod import pod_plan
 from nsrun.spec import member as specs
+from nsrun.spec.health import parse_health
 from nsrun.spec.pod import pod_spec
 from nsrun.state import codec
 
@@ -51,7 +52,8 @@ def make_spec(root="/ROOTFS", pod=POD, **options):
 
 
 def make_join(root="/ROOTFS", pod=POD, detach=False, door="", **options) -> Plan:
-    note: Any = {"id": "ID", "name": "m"}
+    health = parse_health({key: value for key, value in options.items() if "health" in key}, {})  # type: ignore[arg-type]
+    note: Any = {"id": "ID", "name": "m", **({"health": health} if health else {})}
     return join_plan(make_spec(root, pod, **options), pod, note, Request(detach=detach, door=door))
 
 
@@ -81,6 +83,7 @@ PLANS = {
         net="own", ipc="own", pid="own", uts="own", read_only=True, security_opt=["no-new-privileges"]
     ),
     "join-nested": lambda: make_join(pid="nested", terminal=True, interactive=True, workdir="/srv"),
+    "join-health": lambda: make_join(detach=True, user="33", terminal=True, health_cmd="true", health_interval="5s"),
     "exec": lambda: make_exec(interactive=True),
 }
 
@@ -209,6 +212,9 @@ def test_templates_equal_pyroute2():
     def ip():
         return ".".join(str(seed.randrange(1, 255)) for _ in range(4))
 
+    def ip6():
+        return ":".join(f"{seed.randrange(1, 1 << 16):x}" for _ in range(8))
+
     for _ in range(20):
         values = {
             "bridge": "nsrun0",
@@ -226,6 +232,10 @@ def test_templates_equal_pyroute2():
             "gateway": ip(),
             "port": seed.randrange(1, 1 << 16),
             "pod_port": seed.randrange(1, 1 << 16),
+            **{key: ip6() for key in ("pod_ip6", "host_ip6", "gateway6")},
+            "net6": seed.randbytes(8),
+            "high6": seed.randrange(1 << 32),
+            "low6": seed.randrange(1 << 32),
         }
         filled = {**values, "subnet": values["gateway"].rsplit(".", 1)[0] + ".0"}
         for name in messages.MESSAGES:

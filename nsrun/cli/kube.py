@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import BadInput, NsrunError
+from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.kube.generate import own_volume
 from nsrun.lifecycle.query import owners_members
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.cli.commands import Call
+    from nsrun.plan import Plan
     from nsrun.state import Note, State
 
 
@@ -24,6 +25,15 @@ def play(call: Call) -> int:
     path = call.operands[0]
     pods = podfile.read_yaml(path)
     return up.take_down(call, pods) if "down" in call.options else up.apply(call, pods, path, "nsrun kube play")
+
+
+def plans(call: Call) -> list[tuple[list[str], Plan]]:
+    """Return the plans of all that `kube play` would do now; nothing is done."""
+    from nsrun.cli import podfile, up
+
+    if "down" in call.options:
+        raise UsageError("--down has no plan", hint="nsrun explain pod stop")
+    return up.plans_of(call, podfile.read_yaml(call.operands[0]))
 
 
 def generate(call: Call) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from nsrun.cli.commands import Call
     from nsrun.cli.podfile import PodFile, Wanted
+    from nsrun.plan import Plan
     from nsrun.state import Note, State
 
 #: Seconds that one `up` or `down` waits for another.
@@ -135,9 +136,8 @@ def _check(call: Call, wanted: PodFile, pod: Note | None) -> None:
 
     `pod`: the note of the pod that stays; None: it is made anew.  Plans are built as for `explain`, and nothing is done.
     """
-    from nsrun.cli.planning import pod_for
     from nsrun.lifecycle import NO_ID
-    from nsrun.lifecycle.create import plan_pod
+    from nsrun.lifecycle.create import plan_pod, pod_for
     from nsrun.lifecycle.join import plan_join
     from nsrun.plan.member import Request
 
@@ -162,6 +162,54 @@ def _check(call: Call, wanted: PodFile, pod: Note | None) -> None:
             plan_join(state, place, options, Request(detach=True), ident=NO_ID)
         except NsrunError as error:
             raise wanted.locate(("members", member.name), error) from None
+
+
+def plans(call: Call) -> list[tuple[list[str], Plan]]:
+    """Return the plans of all that `up` would do now, each with a command line that does the same; nothing is done."""
+    return plans_of(call, podfile.read(call.operands[0]))
+
+
+def plans_of(call: Call, pods: list[PodFile]) -> list[tuple[list[str], Plan]]:
+    """Return the plans of all that `apply` would do now with the pods of a file."""
+    os.chdir(os.path.dirname(call.operands[0]) or ".")
+    for wanted in pods:
+        _check(call, wanted, _unchanged(call.state, wanted))
+    return [plan for wanted in pods for plan in _plans_of(call.state, wanted)]
+
+
+def _plans_of(state: State, wanted: PodFile) -> list[tuple[list[str], Plan]]:
+    from nsrun.cli.halves import member_plan, pod_plan
+    from nsrun.lifecycle.foretell import plan_end, plan_pod_stop, plan_start
+
+    note = _living(state, wanted.name)
+    pod: Any = _unchanged(state, wanted)
+    found: list[tuple[list[str], Plan]] = []
+    if note is not None and pod is None:
+        _check_ours(note, "pod")
+        found.append((["pod", "stop", wanted.name], plan_pod_stop(state, [wanted.name], None)))
+    if pod is None:
+        words, plan, pod = pod_plan(state, {**_labelled(wanted.options, wanted.mark), "name": wanted.name})
+        found.append((words, plan))
+    for member in wanted.members:
+        mark, now = _mark(state, member), state.read("members", member.name)
+        if now and now["pod_id"] == pod["id"]:
+            _check_ours(now, "member")
+            if now["labels"][LABEL] == mark:
+                status, code = state.member_status(now)
+                if status not in ALIVE and not (member.finish and code == 0):
+                    found.append((["start", member.name], plan_start(state, [member.name])))
+                continue
+            found.append((["rm", member.name], plan_end(state, member.name)))
+        if wanted.compiled:
+            from nsrun.cli import provide
+
+            filled = member.filled(provide.known(state, pod))
+            member = provide.without_unmade(state, wanted.compiled, filled)
+        options = {**_labelled(member.options, mark), "detach": True, "name": member.name, "command": member.command}
+        found.append(member_plan(state, pod, options))
+    if pod["id"] != "ID":
+        found += [(["rm", name], plan_end(state, name)) for name in _superfluous(state, pod, wanted)]
+    return found
 
 
 def _living(state: State, name: str) -> Note | None:
@@ -230,13 +278,13 @@ def _member(state: State, pod: Note, file: PodFile, wanted: Wanted) -> str:
 
     mark, done = _mark(state, wanted), "started"
     note = state.read("members", wanted.name)
-    if note and note["pod_id"] == pod["id"]:
+    lives = note is not None and state.member_status(note)[0] in ALIVE
+    if note and note["pod_id"] == pod["id"] and (lives or state.began(note)):
         _check_ours(note, "member")
         if note["labels"][LABEL] == mark:
-            status, code = state.member_status(note)
-            if status in ALIVE:
+            if lives:
                 return _finished(state, wanted.name) if wanted.finish else "unchanged"
-            if wanted.finish and code == 0:
+            if wanted.finish and state.member_status(note)[1] == 0:
                 return "unchanged"
             start_one_of(state, note)
             return _finished(state, wanted.name) if wanted.finish else "started again"

@@ -34,6 +34,8 @@ _NOT_KEPT = (
     "status_fd",
 )
 _DEFAULT_SHM = 64 << 20
+#: What join takes for what it is not told about a health check.
+_HEALTH = {"interval": "30s", "timeout": "30s", "retries": "3", "start_period": "0s"}
 
 
 class Pod:
@@ -304,6 +306,8 @@ class _Container:
             found["env"] = [{"name": key, "value": _plain(value)} for key, value in self.member.env.items()]
         if limits := self.limits(options):
             found["resources"] = {"limits": limits}
+        if probe := self.probe(options):
+            found["livenessProbe"] = probe
         self.secure(options)
         if self.security:
             found["securityContext"] = self.security
@@ -331,6 +335,24 @@ class _Container:
             millis = round(float(options["cpus"]) * 1000)
             found["cpu"] = f"{millis}m" if millis % 1000 else str(millis // 1000)
         return found
+
+    def probe(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the probe of a health check; {} for one that Kubernetes can't say, which is kept, and where there is none."""
+        given = {key: options[key] for key in options if key.startswith("health_")}
+        try:
+            command = json.loads(given["health_cmd"])
+        except (KeyError, ValueError):
+            command = None
+        seconds = {key: str(given.get(f"health_{key}", known)) for key, known in _HEALTH.items()}
+        whole = all(re.fullmatch(r"[0-9]+s?", text) for text in seconds.values())
+        if not isinstance(command, list) or not whole or "health_start_interval" in given:
+            for key, value in given.items():
+                self.keep(key, value)
+            return {}
+        numbers = {key: int(text.rstrip("s")) for key, text in seconds.items()}
+        probe = {"exec": {"command": command}, "initialDelaySeconds": numbers["start_period"]}
+        rest = {"periodSeconds": "interval", "timeoutSeconds": "timeout", "failureThreshold": "retries"}
+        return probe | {field: numbers[key] for field, key in rest.items()}
 
     def secure(self, options: dict[str, Any]) -> None:
         if "user" in options:
@@ -442,7 +464,12 @@ class _Container:
         """Keep what differs from the pod, and what nothing above knows."""
         known = _names_done()
         for key, value in options.items():
-            if key not in known and key not in _NOT_KEPT and value not in (None, False, []):
+            if (
+                key not in known
+                and key not in _NOT_KEPT
+                and not key.startswith("health_")
+                and value not in (None, False, [])
+            ):
                 self.keep(key, value)
         title = self.member.note["name"]
         for key in ("interactive", "terminal", "rm"):

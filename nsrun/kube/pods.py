@@ -65,11 +65,12 @@ _SPEC_DEFAULTS = {
 }
 _CONTAINER = _names(
     """name image imagePullPolicy command args workingDir ports env envFrom volumeMounts resources securityContext
-    restartPolicy"""
+    restartPolicy livenessProbe"""
 )
-_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+_PROBE = _names("exec initialDelaySeconds periodSeconds timeoutSeconds failureThreshold successThreshold")
+_PROBE_OTHERS = _names("httpGet tcpSocket grpc terminationGracePeriodSeconds")
 _CONTAINER_OTHERS = _names(
-    """lifecycle livenessProbe readinessProbe startupProbe resizePolicy restartPolicyRules stdin stdinOnce tty
+    """lifecycle readinessProbe startupProbe resizePolicy restartPolicyRules stdin stdinOnce tty
     terminationMessagePath terminationMessagePolicy volumeDevices"""
 )
 _CONTAINER_DEFAULTS = {"terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
@@ -488,9 +489,6 @@ class _Container:
 
     def __init__(self, pod: _Pod, field: Field, init: bool) -> None:
         self.pod, self.field, self.init = pod, field, init
-        for probe in _PROBES:
-            if (found := field.object().get(probe)) and found.value is not None:
-                raise found.wrong("nsrun runs no probes yet", hint="nsrun exec, from a timer of your own")
         self.fields = _checked(field, _CONTAINER, _CONTAINER_OTHERS, _CONTAINER_DEFAULTS)
         name = self.fields.get("name")
         if name is None or not is_label(name.text()):
@@ -537,6 +535,8 @@ class _Container:
             self.port(port)
         self.limits()
         self.security()
+        if "livenessProbe" in fields:
+            self.probe(fields["livenessProbe"])
         for mount in fields["volumeMounts"].items() if "volumeMounts" in fields else []:
             self.mount(mount)
         return self.name
@@ -745,6 +745,27 @@ class _Container:
                 self.put("security_opt", [f"{option}={name}"], found["localhostProfile"])
             elif kind == "Unconfined":
                 self.put("security_opt", [f"{option}=unconfined"], both[key])
+
+    def probe(self, field: Field) -> None:
+        """Have the member's health checked.  What is unhealthy is shown, and not restarted."""
+        import json
+
+        probe = field.fields(_PROBE, _PROBE_OTHERS)
+        command = probe["exec"].fields(_names("command")).get("command") if "exec" in probe else None
+        if command is None or not command.items():
+            raise field.wrong("it has no exec with a command")
+        if "successThreshold" in probe and probe["successThreshold"].number(1, 1 << 20) != 1:
+            raise probe["successThreshold"].wrong("one success makes it healthy")
+        self.put("health_cmd", json.dumps([word.text() for word in command.items()]), command)
+        for key, option, default, unit in (
+            ("periodSeconds", "interval", 10, "s"),
+            ("timeoutSeconds", "timeout", 1, "s"),
+            ("failureThreshold", "retries", 3, ""),
+            ("initialDelaySeconds", "start_period", 0, "s"),
+        ):
+            low = 0 if key == "initialDelaySeconds" else 1
+            number = probe[key].number(low, 86400) if key in probe else default
+            self.put(f"health_{option}", f"{number}{unit}", probe.get(key, field))
 
     # ---- mounts --------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import BadInput
+from nsrun.errors import BadInput, UnknownError
 from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
 from nsrun.run import Run
 from nsrun.schema import check_name
 from nsrun.spec.options import parse_ports
-from nsrun.spec.pod import pod_spec
+from nsrun.spec.pod import NO_BRIDGE, pod_spec
 from nsrun.state import State, new_id, timestamp
 
 TYPE_CHECKING = False
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.plan import Plan
-    from nsrun.types import PodFacts, PodOptions, PodSpec
+    from nsrun.types import PodFacts, PodNote, PodOptions, PodSpec
 
     Options = Mapping[str, Any]
 
@@ -42,6 +42,19 @@ def host_resolv_conf(seen: dict[str, str | None]) -> str:
     return text.replace("\0", "")
 
 
+def without_ipv6() -> str:
+    """Return why this host gives pods on the bridge no IPv6 address; "" when it does.  ip-sysctl.rst"""
+    for where in ("all", "default", "nsrun0"):
+        try:
+            with open(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6", "rb") as file:
+                if file.read(1) != b"0":
+                    return f"net.ipv6.conf.{where}.disable_ipv6 of this host is set"
+        except FileNotFoundError:
+            if where != "nsrun0":
+                return "this host has no IPv6: its kernel has none, or was booted with ipv6.disable=1"
+    return ""
+
+
 def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts:
     """Return the facts that the spec of a pod is made from: its owner, cgroup and ids, and the host's name servers."""
     from nsrun.host import cgroup, userns
@@ -57,7 +70,10 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         "resolv_conf": host_resolv_conf(state.seen_text),
         "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
+        "subnet6": os.environ.get("NSRUN_SUBNET6", ""),
     }
+    if not state.uid and (options.get("network") or "bridge").startswith("bridge"):
+        facts["without_ipv6"] = without_ipv6()
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts["by_root"], facts["groups"] = not state.uid, owner.groups
@@ -106,7 +122,7 @@ def _check_rootless(state: State, options: Options) -> None:
 
     if options.get("owner") is not None:
         raise BadInput("--owner: only root makes a pod for somebody", hint="sudo nsrun pod create; yours it is anyway")
-    for port in parse_ports(options.get("publish") or []):
+    for port in parse_ports(options.get("publish") or [], NO_BRIDGE):
         pasta.check_port(port["host_port"])
     name = _name_of(options)
     if state.has_pod(name) and not state.door({"name": name}).startswith(f"{state.run}/"):
@@ -120,15 +136,16 @@ def create_pod(
     leave: Callable[[Run], None] | None = None,
     last: bool = False,
     make: Callable[[Plan, State], Run] = Run,
+    ident: str = "",
 ) -> Mapping[str, Any]:
-    """Create a pod and return its note.
+    """Create a pod and return its note.  `ident`: its id, unless it is to be a new one.
 
     `make`: what runs the plan.  `leave` is called before pause starts.  `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
     interrupt never looks like a failure of what has succeeded.
     """
     if state.uid:
         _check_rootless(state, options)
-    plan = plan_pod(state, options)
+    plan = plan_pod(state, options, ident)
     run = make(plan, state)
     if leave:
         run.before_release = lambda: leave(run)
@@ -140,3 +157,20 @@ def create_pod(
         if not (last and run.note):
             run.restore_signals()
     return run.note
+
+
+def pod_for(state: State, name: str) -> PodNote:
+    """Return the pod's note; for a pod that does not exist yet, what it would be, so that one can read before one does."""
+    from nsrun.host import cgroup
+
+    try:
+        return state.pod(name)
+    except UnknownError:
+        check_name(name, "pod")
+        return {
+            "name": name,
+            "id": "ID",
+            "hostname": name,
+            "pause": ["PAUSE", 0, ""],
+            "cgroup": cgroup.pod_path(name, "ID"),
+        }

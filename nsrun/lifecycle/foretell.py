@@ -361,7 +361,12 @@ class EndPod(Deed):
         return "nsrun pod ls -a"
 
 
-_BRIDGE = ['flock("net.lock", LOCK_EX)', netlink("nft delete table ip nsrun-all-pods"), netlink("ip link del nsrun0")]
+_BRIDGE = [
+    'flock("net.lock", LOCK_EX)',
+    netlink("nft delete table ip nsrun-all-pods"),
+    netlink("nft delete table ip6 nsrun-all-pods"),
+    netlink("ip link del nsrun0"),
+]
 
 
 class RemovePod(Deed):
@@ -574,6 +579,13 @@ def plan_rm(state: State, names: list[str], force: bool) -> Plan:
             steps.append(_stop(state, note, SIGKILL, 0))
         steps.append(_remove(state, note))
     return Plan(f"rm {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_end(state: State, name: str) -> Plan:
+    """`nsrun stop`, and then `nsrun rm`, of a member that `up` does not want, or not as it is."""
+    note = state.member(name)
+    stop = [_stop(state, note, 0, None)] if state.member_status(note)[0] in ALIVE else []
+    return Plan(f"stop and rm {name}", [*stop, _remove(state, note), Sweep()])
 
 
 def plan_pod_stop(state: State, names: list[str], seconds: float | None) -> Plan:

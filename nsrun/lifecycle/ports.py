@@ -19,7 +19,7 @@ from errno import EBADF, ENOENT, ESRCH
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError, UsageError
 from nsrun.run import Run
-from nsrun.spec.options import PROTOCOLS, parse_count, parse_ipv4, parse_ports, published
+from nsrun.spec.options import PROTOCOLS, parse_count, parse_ipv4, parse_ipv6, parse_ports, published
 from nsrun.state import new_id, remove_tree
 from nsrun.state.life import HELD, KEEPER, open_pid, wait
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nsrun.types import PodNote, Port
 
 NETFILTER = 12  # NETLINK_NETFILTER, of netlink(7)
+IP = (_socket.AF_INET, _socket.AF_INET6)
 
 
 def plan_add(state: State, name: str, specs: list[str], ident: str = "") -> Plan:
@@ -40,7 +41,9 @@ def plan_add(state: State, name: str, specs: list[str], ident: str = "") -> Plan
     from nsrun.plan.pod import holder_cgroup
     from nsrun.plan.ports import add_plan
 
-    pod, ports = _pod(state, name), parse_ports(specs)
+    pod = _pod(state, name)
+    why = "" if pod["network"].get("ip6") else f"pod {name!r} has no IPv6 address"
+    ports = parse_ports(specs, why)
     group = pod["cgroup"]
     if pod.get("user"):
         group = holder_cgroup(group)
@@ -133,9 +136,16 @@ def _match(have: list[Port], spec: str) -> list[Port]:
     if slash and protocol not in PROTOCOLS:
         raise UsageError(f"{spec!r}: {protocol!r} is no protocol", hint="tcp, which may be left out, or udp")
     parts = body.split(":")
-    address = parse_ipv4(parts.pop(0), spec) if "." in parts[0] else ""
+    address = ""
+    if body[:1] == "[" and "]:" in body:
+        address, _, body = body[1:].partition("]:")
+        address, parts = parse_ipv6(address, spec), body.split(":")
+    elif "." in parts[0]:
+        address = parse_ipv4(parts.pop(0), spec)
     if not 1 <= len(parts) <= 2:
-        raise UsageError(f"{spec!r} is not a published port", hint="[IP:]HOST[/udp]: 8080, 127.0.0.1:8080, 8000-8010")
+        raise UsageError(
+            f"{spec!r} is not a published port", hint="[IP:]HOST[/udp]: 8080, 127.0.0.1:8080, [::]:8080, 8000-8010"
+        )
     ranges = [_numbers(part, spec) for part in parts]
     found = [
         port
@@ -172,7 +182,7 @@ def _forget(ports: list[Port], pod: PodNote) -> None:
     if any(port["protocol"] == "udp" for port in ports):
         from nsrun.host.conntrack import forget_ports
 
-        forget_ports(ports, network["gateway"])
+        forget_ports(ports, network["gateway"], network.get("ip6", ""))
 
 
 def _open(holder: int, path: str, byte: int) -> int:
@@ -232,7 +242,7 @@ def _withdraw(pidfd: int, pid: int, ports: list[Port], table: str) -> None:
                 continue
             if sock.family == _socket.AF_NETLINK and sock.proto == NETFILTER:
                 tables.append(wire.Socket(fileno=sock.detach()))
-            elif sock.family == _socket.AF_INET and (kinds.get(sock.type, ""), *sock.getsockname()) in wanted:
+            elif sock.family in IP and (kinds.get(sock.type, ""), *sock.getsockname()[:2]) in wanted:
                 found.append(sock)
             else:
                 sock.close()

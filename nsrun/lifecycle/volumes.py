@@ -90,22 +90,53 @@ def remove(state: State, name: str, used: dict[str, list[str]] | None = None) ->
         path = _path(state, name)
         _refuse_used(name, users(state) if used is None else used)
         os.rename(path, gone)
+        ours = _hold(gone)
         try:
             _refuse_used(name, users(state))
         except BaseException as error:
             if not is_there(path):
                 os.rename(gone, path)
+                _let_go(ours)
                 raise
             if not isinstance(error, BadInput):
+                _let_go(ours)
                 raise
             told = f"volume {name!r} was removed, and a member has made a new one of that name meanwhile"
-    state.remove_written(gone)
+    try:
+        state.remove_written(gone)
+    finally:
+        _let_go(ours)
     if is_there(gone):
         raise NsrunError(
             f"can't remove all of volume {name!r}: {gone}",
             hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then nsrun volume prune",
         )
     return told
+
+
+def _hold(gone: str) -> int:
+    """Return a descriptor of a volume that is being removed, with a lock by which others know that somebody does so: flock(2).
+
+    Return -1 when it can't be opened, since an ordinary user's member may have made it its own.  Raise BlockingIOError when
+    another has the lock.
+    """
+    import fcntl
+
+    try:
+        fd = os.open(gone, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except PermissionError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _let_go(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def _refuse_used(name: str, used: dict[str, list[str]]) -> None:
@@ -122,16 +153,28 @@ def unused(state: State) -> list[str]:
     return [name for name in names(state) if name not in used]
 
 
-def finish(state: State) -> None:
-    """Remove what commands that were killed have left half removed."""
+def finish(state: State) -> list[str]:
+    """Remove what commands that were killed have left half removed, and what nobody else is removing; return its paths."""
+    within, removed = f"{state.lib}/volumes", []
     try:
+        if not any(entry.startswith(_GONE) for entry in os.listdir(within)):
+            return []
         with kernel.Fd(state.lock(_LOCK)):  # else one of them may be renamed back
-            entries = os.listdir(f"{state.lib}/volumes")
+            entries = os.listdir(within)
     except FileNotFoundError:
-        return
+        return []
     for entry in entries:
         if entry.startswith(_GONE):
-            state.remove_written(f"{state.lib}/volumes/{entry}")
+            try:
+                ours = _hold(f"{within}/{entry}")
+            except (FileNotFoundError, BlockingIOError):
+                continue  # somebody removes it
+            try:
+                state.remove_written(f"{within}/{entry}")
+                removed.append(f"{within}/{entry}")
+            finally:
+                _let_go(ours)
+    return removed
 
 
 # ---- volumes that live with a pod: POD_NAME-MARK, of YAML (nsrun.kube.pods) -------------------------------------------

@@ -53,18 +53,16 @@ class FillTable(PublishTable):
     table: str = ""
 
     def shell(self) -> str:
-        maps, rules = self.maps()
-        return f"""IP={self.pod_ip}
+        six = self.chains("6")
+        more = f"\ntable ip6 {self.table} {{\n{six}}}" if six else ""
+        return f"""IP={self.pod_ip}{f"; IP6={self.pod_ip6}" if six else ""}
 nft -f - <<EOF
 table ip {self.table} {{
-{maps} chain prerouting {{ type nat hook prerouting priority -100;
-{rules} }}
- chain output {{ type nat hook output priority -100;
-{rules} }}
-}}
+{self.chains()}}}{more}
 EOF"""
 
     pod_ip: str = ""
+    pod_ip6: str = ""
 
     def needs(self) -> tuple[str, ...]:
         return (self.handle,)
@@ -76,7 +74,7 @@ EOF"""
         from nsrun.host import net
 
         gateway = str(run.values["pod:gateway"])
-        net.publish(run.fd(self.handle), self.ident, self.pod_ip, gateway, run.ports, self.table)
+        net.publish(run.fd(self.handle), self.ident, self.pod_ip, gateway, run.ports, self.table, self.pod_ip6)
 
 
 class HoldMore(Step):
@@ -146,7 +144,13 @@ def add_plan(pod: PodNote, ident: str, ports: tuple[Published, ...], cgroup: str
         LoadProgram("nsrun-door", "door:program"),
         hold,
         MakeTable(table),
-        FillTable(pod["id"], ports, table=table, pod_ip=pod["network"].get("ip", "")),
+        FillTable(
+            pod["id"],
+            ports,
+            table=table,
+            pod_ip=pod["network"].get("ip", ""),
+            pod_ip6=pod["network"].get("ip6", ""),
+        ),
         HoldMore(pod["name"], ident, cgroup, (*hold.handles, "table:fd")),
     ]
     return Plan(f"port add {pod['name']}", steps)

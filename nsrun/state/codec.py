@@ -69,7 +69,7 @@ _COUNT, _SIGNED = Number(), Number(-1)
 _NAME = Text("a name", 63, of="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _MAPS = {"uid": [[_COUNT]], "gid": [[_COUNT]]}
 _NETWORK = {
-    "mode": LINE, "ip?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
+    "mode": LINE, "ipv6?": LINE, "ip?": LINE, "ip6?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
 }  # fmt: skip
 _PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol": LINE}]
 #: The shape of each kind of note (schema.py).
@@ -83,7 +83,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "id": HEX, "name": _NAME, "pod": _NAME, "pod_id": HEX, "created": LINE, "started": LINE, "command": [WORD], "rootfs": WORD,
         "cgroup": WORD, "shares_pid": FLAG, "terminal": FLAG, "stop_signal": Number(1, 64), "restart": LINE, "restarts": _COUNT,
         "rm": FLAG, "detached": FLAG, "process?": list, "pidfd?": _SIGNED, "image?": WORD, "image_id?": HEX, "layers?": [HEX],
-        "cgroup_id?": _COUNT, "held?": _COUNT, "held_since?": _COUNT, "renamed?": _NAME, "labels?": dict, "stop_timeout?": _COUNT, "ends_pod?": FLAG,
+        "cgroup_id?": _COUNT, "held?": _COUNT, "held_since?": _COUNT, "renamed?": _NAME, "labels?": dict, "stop_timeout?": _COUNT, "ends_pod?": FLAG, "health?": dict,
     },
     "published": {"id": HEX, "ports": _PORTS, "released?": _PORTS},
     "config.json": {

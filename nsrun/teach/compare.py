@@ -49,6 +49,16 @@ COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "The containers of a pod are in its manifest. Later, only an ephemeral container can be added, which is never removed or restarted.",
         ),
     ),
+    "run": (
+        ("docker run", "{command}", ""),
+        ("podman run", "{command}", "It makes no pod of its own; --pod new:NAME does."),
+        ("", "", "kubectl run NAME --image IMAGE -- COMMAND makes a pod of one container."),
+    ),
+    "up": (
+        ("", "", "docker compose up is the closest; its file has another format."),
+        ("", "", "podman kube play is the closest; its file is a manifest of Kubernetes, and all of it is made anew."),
+        ("", "", "kubectl apply is the closest; its file is a manifest."),
+    ),
     "port add": (
         ("", "", "Ports are published when a container is made: docker run --publish. The closest is another container, which forwards."),
         ("", "", "Ports are published when a pod is made: podman pod create --publish."),
@@ -193,6 +203,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         ),
         "ip": ("--ip {}", "--ip {}", "none: the network plugin of the cluster chooses it"),
         "subnet": ("none: docker network create --subnet, before", "none: podman network create --subnet, before", "none: it is the cluster's"),
+        "subnet6": ("none: docker network create --ipv6 --subnet, before", "none: podman network create --ipv6 --subnet, before", "none: it is the cluster's"),
         "hostname": ("--hostname {}", "--hostname {}", "field spec.hostname"),
         "add_host": ("--add-host {}", "--add-host {}", "field spec.hostAliases"),
         "dns": ("--dns {}", "--dns {}", "field spec.dnsConfig.nameservers"),
@@ -263,6 +274,13 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "tz": ("none: --volume, or --env TZ=…", "--tz {}", "none: a hostPath, or the variable TZ"),
         "cpuset_cpus": ("--cpuset-cpus {}", "--cpuset-cpus {}", "none: the CPU manager of the kubelet chooses them"),
         "cidfile": ("--cidfile {}", "--cidfile {}", "none"),
+        "health_cmd": ("--health-cmd {}", "--health-cmd {}", "field livenessProbe.exec.command, which restarts the container"),
+        "health_interval": ("--health-interval {}", "--health-interval {}", "field livenessProbe.periodSeconds"),
+        "health_timeout": ("--health-timeout {}", "--health-timeout {}", "field livenessProbe.timeoutSeconds"),
+        "health_retries": ("--health-retries {}", "--health-retries {}", "field livenessProbe.failureThreshold"),
+        "health_start_period": ("--health-start-period {}", "--health-start-period {}", "field startupProbe: failureThreshold times periodSeconds"),
+        "health_start_interval": ("--health-start-interval {}", "none: --health-interval", "field startupProbe.periodSeconds"),
+        "no_healthcheck": ("--no-healthcheck", "--no-healthcheck", "default: the image's is not used"),
         **_LIMITS,
         "status_fd": ("none: docker events", "none: podman events", "none: kubectl get pod --watch"),
     },
@@ -275,6 +293,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "user": ("--user {}", "--user {}", _NONE_IN_KUBECTL),
         "detach": ("--detach", "--detach", "none: kubectl exec waits"),
     },
+    "up": {"dry_run": ("none", "none", "none: kubectl diff")},
     "stop": {"time": ("-t {}", "-t {}", "none")},
     "restart": {"time": ("-t {}", "-t {}", "none")},
     "pod restart": {"time": ("none: docker restart -t, for each", "none: podman restart -t, for each", "none")},
@@ -306,6 +325,16 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "max_ratio": (_NO_LIMIT_OF_IMAGES,) * 3,
     },
 }  # fmt: skip
+#: What `run` has of both: the network, the hostname and the kernel parameters are the pod's, and limits are the member's.
+OPTIONS["run"] = {
+    **{key: answers for key, answers in OPTIONS["pod create"].items() if key != "label"},
+    **{
+        key: answers
+        for key, answers in OPTIONS["join"].items()
+        if key not in ("image", "net", "ipc", "pid", "uts", "sysctl", "hostname")
+    },
+    "publish_all": ("--publish-all", "--publish-all", "none: the ports of a manifest are information"),
+}
 
 #: What is said by default, though no option was given: the namespaces that a member shares.
 IMPLIED = {"join": {"net": "pod", "ipc": "pod", "pid": "pod", "uts": "pod"}}
@@ -374,7 +403,7 @@ def compare(
 
 def _said(entry: Any, value: Any, first: str) -> tuple[str, str]:
     """Return the arguments, or what is to be said in their place."""
-    template: str = entry[value] if isinstance(entry, dict) else entry
+    template: str = entry.get(value) or entry[value.partition(",")[0]] if isinstance(entry, dict) else entry
     if template.startswith(("none", "field ", "default", "argument")):
         return "", template
     return template.replace("{0}", first).replace("{}", sh_quote(str(value))), ""
