@@ -187,6 +187,7 @@ class PodNote(TypedDict, total=False):
     network: Network
     ports: list[Port]
     labels: dict[str, str]
+    sysctls: dict[str, str]  # only where some were asked for
     limits: dict[str, str]
     cgroup: str
     cgroup_id: int

@@ -403,13 +403,31 @@ COMMANDS = (
     ),
     Command(
         "up", (Operand("FILE"),), "up.up", "make a pod and its members as a file says, and change only what differs from it", "sudo nsrun up blog.toml",
-        (O("-n, --dry-run", "", "print the commands that the file stands for, and do nothing"),),
-        "The file is TOML, with the names of the options of pod create and join (docs/up.md). Members start in the background, in the order of the file. A second up starts again what has ended, replaces members whose options or image have changed, and removes those that the file does not have any more.",
+        (
+            O("-n, --dry-run", "", "print the commands that the file stands for, and do nothing"),
+            O("--notify", "", "tell systemd that the pod runs, and that pause is the main process of the unit (nsrun unit)"),
+        ),
+        "The file is TOML, with the names of the options of pod create and join (docs/up.md), or, with .yaml at the end of its name, what kube play takes (docs/kube.md). Members start in the background, in the order of the file. A second up starts again what has ended, replaces members whose options or image have changed, and removes those that the file does not have any more.",
         plan="up.plans",
     ),
     Command(
         "down", (Operand("FILE"),), "up.down", "stop and remove a pod that up has made, its last member first", "sudo nsrun down blog.toml", (SECONDS,),
         "Volumes with a name stay.",
+    ),
+    Command(
+        "kube play", (Operand("FILE"),), "kube.play", "make the pods of a YAML file of Kubernetes, and change only what differs from it", "sudo nsrun kube play rootfs/demo.yaml",
+        (O("--down", "", "stop and remove the pods of the file"), SECONDS, O("-n, --dry-run", "", "print the commands that the file stands for, and do nothing")),
+        "It is up with another language: docs/kube.md lists the fields that are done. Any other is refused, with its line and its path, before anything is done. FILE - is standard input. Volumes of claims stay, as other volumes with a name do.",
+        plan="kube.plans",
+    ),
+    Command(
+        "kube generate", (POD,), "kube.generate", "print a pod as YAML, for kube play, kubectl and podman kube play", "sudo nsrun kube generate web >web.yaml",
+        about="What Kubernetes has no field for stands in annotations, which only nsrun reads, and is named by comments at the top. Members are to have an image. Environments are printed as they are, secrets in them, too.",
+    ),
+    Command(
+        "unit", (Operand("POD|FILE"),), "units.unit", "print a systemd unit that has a pod run from boot on, or from login on", "sudo nsrun unit web.yaml >/etc/systemd/system/web.service",
+        (O("--user", "", "a unit of your own, for systemctl --user; as root: of the pod's owner"),),
+        "FILE is one of up or kube play. For a POD that up has not made, the unit needs a file: nsrun kube generate POD writes one.",
     ),
     Command(
         "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",

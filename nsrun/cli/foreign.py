@@ -13,7 +13,6 @@ _POD = "an option of the pod: nsrun pod create {}"
 _HEALTH = "nsrun join --health-cmd; nsrun inspect shows the last checks, and nsrun wait --condition healthy waits"
 _NO_IMAGE = "an unpacked root filesystem needs no image: nsrun join POD --rootfs DIR"
 _BUILD = "build images with another tool (buildah, docker build), then nsrun image load"
-_MEMBERS = "one nsrun join for each container, in one pod"
 _ROOT = "a member's files are below /proc/PID/root, with PID from nsrun ls"
 _TAGS = "skopeo list-tags, or the registry's own page"
 _CHOICE = "each member chooses: nsrun join --net, --ipc, --pid, --uts"
@@ -66,9 +65,10 @@ COMMANDS = {
     "version": "nsrun --version",
     "info": "nsrun doctor",
     "compose": "nsrun up FILE: a pod and its members from one file, which docs/up.md shows",
-    "kube": _MEMBERS,
-    "play": _MEMBERS,
-    "generate": _MEMBERS,
+    "play": "nsrun kube play FILE",
+    "kube down": "nsrun kube play --down FILE",
+    "kube apply": "nsrun kube play FILE",
+    "generate": "nsrun kube generate POD, or nsrun unit POD",
     "init": "nsrun join starts a member at once",
     "mount": _ROOT,
     "unshare": "unshare --map-auto --map-root-user",

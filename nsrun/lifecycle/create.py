@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Options = Mapping[str, Any]
 
 
-def _host_resolv_conf(seen: dict[str, str | None]) -> str:
+def host_resolv_conf(seen: dict[str, str | None]) -> str:
     """Return the host's resolv.conf.  A server on loopback can't be reached from a pod: then systemd-resolved's upstream ones are used."""
     text = ""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
@@ -67,7 +67,7 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         "id": ident,
         "created": timestamp() if ident != NO_ID else "",
         "cgroup": cgroup.pod_path(name, ident, state.uid),
-        "resolv_conf": _host_resolv_conf(state.seen_text),
+        "resolv_conf": host_resolv_conf(state.seen_text),
         "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
         "subnet6": os.environ.get("NSRUN_SUBNET6", ""),

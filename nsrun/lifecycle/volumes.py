@@ -13,13 +13,13 @@ import os
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UnknownError
 from nsrun.schema import is_directory, is_name, is_there
-from nsrun.state import new_id
+from nsrun.state import make_directory, new_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nsrun.state import State
+    from nsrun.state import Note, State
 
 _GONE = ".gone-"  # what is being removed; no volume can have such a name
 _LOCK = "volumes"
@@ -175,3 +175,64 @@ def finish(state: State) -> list[str]:
             finally:
                 _let_go(ours)
     return removed
+
+
+# ---- volumes that live with a pod: POD_NAME-MARK, of YAML (nsrun.kube.pods) -------------------------------------------
+
+
+def provide(state: State, name: str, files: dict[str, tuple[bytes, int]] | None, group: int, pod: Note) -> None:
+    """Make a volume of the pod's own, unless it is there: with these files, or an empty one that everybody may write to.
+
+    It gets its name when it is whole, so a volume that is there has all of its files.  `group`: whose it is, -1: root's.
+    """
+    path, staging = f"{state.lib}/volumes/{name}", f"{state.lib}/volumes/{_GONE}{new_id()}"
+    make_directory(f"{state.lib}/volumes")
+    with kernel.Fd(state.lock(_LOCK)):
+        if is_there(path):
+            return
+        os.mkdir(staging, 0o700)
+        try:
+            for file, (content, mode) in (files or {}).items():
+                os.makedirs(os.path.dirname(f"{staging}/{file}"), 0o755, exist_ok=True)
+                with open(f"{staging}/{file}", "xb") as opened:
+                    opened.write(content)
+                os.chmod(f"{staging}/{file}", mode | (0o040 if group >= 0 else 0))
+            os.chmod(staging, 0o777 if files is None else 0o755)
+            _give(state, staging, group, pod)
+            os.rename(staging, path)
+        except BaseException:
+            state.remove_written(staging)
+            raise
+
+
+def _give(state: State, top: str, group: int, pod: Note) -> None:
+    """Have what is in a new volume belong to root of the pod, and to a group."""
+    from nsrun.spec.idmaps import to_host
+
+    if state.uid:
+        return  # an owner is root of the pod themselves
+    uid, gid = 0, max(group, 0)
+    if user := pod.get("user"):
+        uid, gid = to_host(user["maps"]["uid"], uid), to_host(user["maps"]["gid"], gid)
+        if uid < 0 or gid < 0:
+            raise BadInput(f"the pod's user namespace has no group {group}", hint="a larger range in /etc/subgid")
+    for directory, _, files in os.walk(top):
+        os.chown(directory, uid, gid)
+        mode = os.stat(directory).st_mode & 0o777
+        os.chmod(directory, mode | (0o2000 if group >= 0 else 0))
+        for file in files:
+            kept = os.stat(f"{directory}/{file}").st_mode & 0o777
+            os.chown(f"{directory}/{file}", uid, gid)
+            os.chmod(f"{directory}/{file}", kept)
+
+
+def drop_own(state: State, pod: str, keep: set[str]) -> None:
+    """Remove the volumes that lived with pods of this name, but for those to `keep` and those that a member uses."""
+    import re
+
+    pattern = re.compile(re.escape(pod) + r"_[a-z0-9][a-z0-9-]*-[0-9a-f]{12}")
+    found = [name for name in names(state) if pattern.fullmatch(name) and name not in keep]
+    used = users(state) if found else {}
+    for name in found:
+        if not used.get(name):
+            remove(state, name, used)
