@@ -35,6 +35,7 @@ def test_ruff():
         "bench/many",
         "bench/profile",
         "bench/teach",
+        "bench/engines",
         "rootfs/layout",
         "rootfs/pause",
         "tests/coverage",
