@@ -34,6 +34,7 @@ def test_ruff():
         "bench/images",
         "bench/many",
         "bench/teach",
+        "bench/engines",
         "rootfs/layout",
     )
     check(BIN / "ruff", "format", "--check", "--no-cache", ".")

@@ -265,7 +265,16 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
         kind, hook, hooks.state_of(facts.note, run.pid, "creating"), run.pid, run.cgroups
     )
     master: list[int] = []
-    run.before_release = lambda: master.extend([os.dup(run.fd("tty:master"))] if "tty:master" in run.handles else [])
+
+    def before_release() -> None:
+        if "tty:master" in run.handles:
+            master.append(os.dup(run.fd("tty:master")))
+        if detach and os.environ.get("NSRUN_REPLAY") != "0":
+            from nsrun.oci.leave import leave
+
+            leave(run, document)
+
+    run.before_release = before_release
     try:
         run.execute()
     except NsrunError as error:
@@ -297,6 +306,13 @@ def _call_all(kind: str, document: Config, container: Container, pid: int, statu
 
 def start(container: Container, log: Log) -> None:
     """Let the first process of a container become its program."""
+    if given := os.environ.pop("NSRUN_OCI_TOLD", ""):
+        from nsrun.oci.leave import is_told
+
+        if (fd := is_told(container, given)) >= 0:  # csrc/oci.c has let it go
+            _hear(container, fd)
+            _is_started(container)
+            return
     status, pid = container.status()
     if status != "created":
         raise BadInput(f"container {container.id!r} can't be started: it is {status}")
@@ -310,34 +326,44 @@ def start(container: Container, log: Log) -> None:
             _kill_first(container)
             raise
     _release(container)
+    _is_started(container)
+    if (document.get("hooks") or {}).get("poststart"):
+        _call_all("poststart", document, container, container.pid(), "running", log)
+
+
+def _is_started(container: Container) -> None:
+    """Write down that the program runs."""
     container.mark("started")
     for name in ("start", "told"):
         try:
             os.unlink(f"{container.path}/{name}")
         except FileNotFoundError:
             pass
-    if (document.get("hooks") or {}).get("poststart"):
-        _call_all("poststart", document, container, container.pid(), "running", log)
 
 
 def _release(container: Container) -> None:
     """Tell nsrun-init to become the program, and hear how that went.  Raise BadInput."""
-    from _struct import calcsize, unpack_from
-
     flags = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     with kernel.Fd(os.open(f"{container.path}/told", os.O_RDONLY | flags)) as told:
         try:
             with kernel.Fd(os.open(f"{container.path}/start", os.O_WRONLY | flags)) as fd:
-                os.set_blocking(told, True)
                 os.write(fd, bytes((GO,)))
         except OSError as error:
             if error.errno == ENXIO:  # nobody reads
                 raise BadInput(f"container {container.id!r} has just stopped") from None
             raise
-        pid = container.pid()  # 0: the program has ended already
-        with kernel.Fd(kernel.pidfd_of(pid) if pid else -1) as first:
-            _await_told(container, told, first)
-        said = os.read(told, 1024)
+        _hear(container, told)
+
+
+def _hear(container: Container, told: int) -> None:
+    """Hear from nsrun-init how its exec went.  Raise BadInput when it did not go well."""
+    from _struct import calcsize, unpack_from
+
+    os.set_blocking(told, True)
+    pid = container.pid()  # 0: the program has ended already
+    with kernel.Fd(kernel.pidfd_of(pid) if pid else -1) as first:
+        _await_told(container, told, first)
+    said = os.read(told, 1024)
     if len(said) >= calcsize(INIT_RECORD):
         kind, _, errno = unpack_from(INIT_RECORD, said)
         if kind == INIT_FAILED:

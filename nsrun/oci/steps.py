@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nsrun.oci.resources import Setting
     from nsrun.oci.run import ContainerRun
-    from nsrun.plan import Context
+    from nsrun.plan import Compiling, Context, Replayed
 
 
 def _own(run: Context) -> ContainerRun:
@@ -270,6 +270,9 @@ class OpenContainer(Step):
     def makes(self) -> tuple[str, ...]:
         return (self.handle,)
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("process", self.pid, self.start, compiler.make(self.handle))]
+
     def do(self, run: Context) -> None:
         run.hold(self.handle, kernel.pidfd_open(self.pid))
         if kernel.process_start(self.pid) != self.start:
@@ -292,6 +295,9 @@ class LoadContainerFilter(Step):
 
     def makes(self) -> tuple[str, ...]:
         return ("seccomp:fd",)
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("memory", "seccomp", compiler.content("seccomp:fd"), compiler.make("seccomp:fd"))]
 
     def do(self, run: Context) -> None:
         from nsrun.oci import filters
@@ -385,6 +391,9 @@ class GiveStdio(Step):
     def made(self) -> list[str | Part]:
         return [Part([f"fchown(FD, {self.uid}, -1)"], each="FD of 0, 1 and 2 that is a pipe or a terminal")]
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("give_stdio", self.uid)]
+
     def do(self, run: Context) -> None:
         for fd in (0, 1, 2):
             try:
@@ -462,6 +471,10 @@ class OpenCgroups(Step):
 
     def makes(self) -> tuple[str, ...]:
         return ("cgroup:dir?",)
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        path = cgroups.v2_of(dict(self.paths))
+        return [("cgroup", path, os.stat(path).st_ino, compiler.make("cgroup:dir"))] if path else []
 
     def do(self, run: Context) -> None:
         own = _own(run)
@@ -893,6 +906,9 @@ class JoinCgroups(Step):
     def made(self) -> list[str | Part]:
         return [Part(['write("cgroup.procs", PID)'], each="hierarchy but that in which it was born")]
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("join_cgroups", cgroups.joined(compiler.about["cgroups"], compiler.fd("cgroup:dir") >= 0))]
+
     def do(self, run: Context) -> None:
         own = _own(run)
         cgroups.join(own.cgroups, run.pid, "cgroup:dir" in run.handles)
@@ -918,6 +934,9 @@ class SetOomScore(Step):
 
     def made(self) -> list[str | Part]:
         return [f'write("/proc/PID/oom_score_adj", "{self.value}")']
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("oom_score", self.value)]
 
     def do(self, run: Context) -> None:
         _write(f"/proc/{run.pid}/oom_score_adj", str(self.value))
