@@ -16,7 +16,7 @@ from oci import config as some_config
 from nsrun import _protocol
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.kernel import LIBEXEC
-from nsrun.oci import cgroups, config, describe, resources
+from nsrun.oci import cgroups, config, describe, resources, systemd
 from nsrun.oci.commands import COMMANDS, GLOBAL, check_id, container_id, read
 from nsrun.oci.lifecycle import signal_number
 from nsrun.oci.plan import Facts, create_plan, exec_plan, hook_plan
@@ -476,6 +476,10 @@ PLANS = {
     "oci-create-early-filter": lambda: simple(linux__seccomp=SECCOMP, process__noNewPrivileges=False),
     "oci-create-rootless": lambda: create_plan(
         config.load(describe.default_spec(True), "c"), facts({}, rootless=True, nodes=False, cgroups={})
+    ),
+    "oci-create-scope": lambda: create_plan(
+        config.load(changed(), "c"),
+        facts({}, console="", scope=systemd.scope_of("a-b.slice:p:c", "c"), properties={"pids": {"limit": 5}}),
     ),
     "oci-exec": make_exec,
     "oci-hook": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"], None, facts({})),  # type: ignore[arg-type]

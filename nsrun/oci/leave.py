@@ -73,7 +73,7 @@ def leave(run: ContainerRun, config: dict[str, Any]) -> None:
             ("state", _state(container)),
             ("start", None if called.get("startContainer") or called.get("poststart") else [*_look(container), _only("created"), ("let_go",)]),
             ("kill", [*_look(container), ("send",)]),
-            ("delete", None if called.get("poststop") else _delete(container)),
+            ("delete", None if called.get("poststop") or container.note().get("unit") else _delete(container)),
             ("exec", _exec(run, container, config)),
         ):  # fmt: skip
             if some is not None:

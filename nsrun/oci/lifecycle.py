@@ -167,7 +167,13 @@ def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, d
         machine.hierarchies = []  # the container stays in our cgroups; a limit finds no controller
     asked = linux.get("resources") or {}
     settings = resources.settings(asked, machine.unified)
-    paths = machine.paths(linux.get("cgroupsPath") or "", ident)
+    scope = None
+    if words.flag("systemd-cgroup") or words.value("cgroup-manager") == "systemd":
+        from nsrun.oci.systemd import limits, scope_of
+
+        scope = scope_of(linux.get("cgroupsPath") or "", ident)
+        limits(asked, machine.unified)  # what is no number is said before anything is made
+    paths = machine.paths(f"/{scope.path()}" if scope else linux.get("cgroupsPath") or "", ident)
     kinds = {entry["type"]: entry.get("path") or "" for entry in linux.get("namespaces") or []}
     environment = list(process.get("env") or [])
     preserve = _preserve(words, environment)
@@ -199,6 +205,8 @@ def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, d
         cgroups=paths,
         settings=settings,
         unified=machine.unified,
+        scope=scope,
+        properties=asked,
         devices=resources.DeviceRules(asked["devices"]).program() if machine.unified and asked.get("devices") else b"",
         hierarchies=[(one.key, one.mount, one.mount + machine.own(one).rstrip("/")) for one in machine.hierarchies],
         may_lack=not settings and (bool(os.geteuid()) or nested),
@@ -484,7 +492,10 @@ def _remove(container: Container, log: Log) -> None:
         _kill_first(container)
     except state.Elsewhere:
         pass  # delete has asked for its cgroups
-    _remove_cgroups(container.id, note["cgroups"] if note["boot"] == state.boot_id() else {})
+    if note["boot"] == state.boot_id():
+        if note.get("unit"):
+            _stop_unit(container, log)
+        _remove_cgroups(container.id, note["cgroups"])
     try:
         document = container.config()
     except state.Damaged as error:
@@ -493,6 +504,19 @@ def _remove(container: Container, log: Log) -> None:
     if (document.get("hooks") or {}).get("poststop"):
         _call_all("poststop", document, container, 0, "stopped", log)
     container.remove()
+
+
+def _stop_unit(container: Container, log: Log) -> None:
+    """Let systemd end the scope of a container, in which nothing runs any more."""
+    from nsrun.oci import systemd
+
+    note = container.note()
+    if cgroups.end(note["cgroups"]):
+        try:
+            with systemd.Manager() as manager:
+                manager.stop(note["unit"])
+        except (NsrunError, ImportError) as error:
+            log.warn(f"container {container.id!r}: {error}")  # a scope without a process ends by itself
 
 
 def _remove_cgroups(ident: str, paths: dict[str, str]) -> None:
@@ -737,7 +761,13 @@ def update(words: Words, root: str) -> None:
         if machine.unified and asked.get("devices"):
             raise BadInput("linux.resources.devices: on cgroup v2 they can't be changed later")
         _check_memory(container.note()["cgroups"], asked.get("memory") or {})
-        cgroups.apply(container.note()["cgroups"], resources.settings(asked, machine.unified), machine.unified)
+        settings = resources.settings(asked, machine.unified)
+        if unit := container.note().get("unit"):
+            from nsrun.oci import systemd
+
+            with systemd.Manager() as manager:  # which would write its own values when it is reloaded
+                manager.change(unit, systemd.limits(asked, machine.unified))
+        cgroups.apply(container.note()["cgroups"], settings, machine.unified)
 
 
 def _check_memory(paths: dict[str, str], memory: Config) -> None:

@@ -33,6 +33,7 @@ from nsrun.oci.steps import (
     MakeFifos,
     MakeLink,
     MakeNode,
+    MakeScope,
     MakeTimeNamespace,
     MakeUserNamespace,
     MoveRoot,
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.oci.resources import Setting
+    from nsrun.oci.systemd import Scope
 
     Config = dict[str, Any]
 
@@ -119,7 +121,8 @@ class Facts:
 
     root, ident: of the state.  note: what the state says at first.  rootfs: absolute.  env: of the process, with HOME.
     cgroups: the paths by hierarchy; settings: what is written there; unified: whether all of it is v2; hierarchies: of v1,
-    (controllers, mount point, our own cgroup) in order; devices: a program for v2.
+    (controllers, mount point, our own cgroup) in order; devices: a program for v2.  scope: what systemd makes of the container, and
+    properties: what it is told of its limits.
     rootless: we are an ordinary user.  nodes: whether we may make device nodes.
     """
 
@@ -135,6 +138,8 @@ class Facts:
         self.hierarchies: Sequence[tuple[str, str, str]] = ()
         self.may_lack = False
         self.devices = b""
+        self.scope: Scope | None = None
+        self.properties: Mapping[str, Any] = {}
         self.rootless = False
         self.nodes = True
         self.selinux = False
@@ -176,7 +181,8 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         if not path and kind not in ("user", "cgroup", "time")
     )
     own_cgroup = "cgroup" in namespaces and not namespaces["cgroup"]
-    moved = bool(set(facts.cgroups) - {"0"})  # a cgroup of v1: nobody can be born there
+    # a cgroup of v1, or one that systemd makes of a process: nobody can be born there
+    moved = bool(set(facts.cgroups) - {"0"}) or facts.scope is not None
     waits_for_cgroups = own_cgroup and moved
 
     # 1 Open
@@ -206,7 +212,16 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         steps.append(GiveStdio(user_uid))
 
     # 2 Host
-    steps.append(MakeCgroups(facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack, facts.devices))
+    limited = (facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack, facts.devices)
+    in_cgroups: list[Step] = [JoinCgroups()] if moved else []
+    if facts.scope:
+        if any(isinstance(step, OpenCgroupTree) for step in opened):
+            raise BadInput(
+                "linux.namespaces: cgroup is missing: a scope of systemd is made later than its mounts of v1"
+            )
+        in_cgroups.insert(0, MakeScope(*limited, ident=facts.ident, scope=facts.scope, properties=facts.properties))
+    else:
+        steps.append(MakeCgroups(*limited))
     steps += [step for step in opened if step.phase == HOST]
     if new_user:
         steps.append(MakeUserNamespace(maps, "user:fd"))
@@ -260,9 +275,9 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     steps += _ends(process, facts, linux.get("seccomp"), waits=True)
 
     # 5 Commit
-    steps += [JoinCgroups(), Proceed()] if waits_for_cgroups else []
+    steps += [*in_cgroups, Proceed()] if waits_for_cgroups else []
     steps += [*called, Proceed()] if called else []
-    steps += [JoinCgroups()] if moved and not waits_for_cgroups else []
+    steps += [] if waits_for_cgroups else in_cgroups
     steps += _commit(process, facts)
     steps += [WriteState(), *([WritePidFile(facts.pid_file)] if facts.pid_file else []), Release()]
     return Plan(f"create {facts.ident}", steps)

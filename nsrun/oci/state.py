@@ -33,6 +33,7 @@ _COUNT = Number()
 _SHAPE: dict[Any, Any] = {
     "id": WORD, "bundle": WORD, "rootfs": WORD, "created": STRING, "ociVersion": STRING, "annotations": {str: STRING}, "owner": STRING,
     "boot": STRING, "view": [_COUNT], "cgroups": {str: WORD}, "uid": _COUNT, "pid?": _COUNT, "start?": _COUNT, "terminal?": object,
+    "unit?": WORD,
 }  # fmt: skip
 _INIT = "/memfd:nsrun-init (deleted)"
 

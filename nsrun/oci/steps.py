@@ -8,7 +8,7 @@ from errno import EACCES, EINVAL, ELOOP, ENODEV, ENOENT, ENOSPC, ENOTDIR, EPERM
 from stat import S_IFMT, S_ISFIFO
 
 from nsrun import kernel
-from nsrun.errors import BadInput, KernelError
+from nsrun.errors import BadInput, KernelError, NsrunError
 from nsrun.oci import cgroups, state
 from nsrun.plan import COMMIT, HOST, InitStep, Part, Step
 from nsrun.plan.process import PTMX, Launch, open_ptmx, sealed
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from nsrun.oci.resources import Setting
     from nsrun.oci.run import ContainerRun
+    from nsrun.oci.systemd import Scope
     from nsrun.plan import Compiling, Context, Replayed
 
 
@@ -440,13 +441,20 @@ class MakeCgroups(Step):
         own.container.write("state", {**own.container.note(), "cgroups": dict(self.paths)})
         own.cgroups = dict(self.paths)
         own.cgroups = cgroups.make(cgroups.Machine(), dict(self.paths), self.may_lack)
-        cgroups.apply(own.cgroups, self.settings, self.unified)
+        self._limit(own.cgroups)
         fd = cgroups.open_v2(own.cgroups)
         if fd >= 0:
             run.hold("cgroup:dir", fd)
-        if self.devices:
-            if fd < 0:
-                raise BadInput("linux.resources.devices: there is no cgroup for them")
+
+    def _limit(self, paths: dict[str, str]) -> None:
+        """Write the limits of the container's cgroups."""
+        cgroups.apply(paths, self.settings, self.unified)
+        if not self.devices:
+            return
+        fd = cgroups.open_v2(paths)
+        if fd < 0:
+            raise BadInput("linux.resources.devices: there is no cgroup for them")
+        with kernel.Fd(fd):
             try:
                 kernel.device_filter(fd, self.devices)
             except KernelError as error:
@@ -457,6 +465,55 @@ class MakeCgroups(Step):
         if own.cgroups:
             own.is_left = True
             own.is_left = not cgroups.end(own.cgroups, 2) or bool(cgroups.remove(own.cgroups))
+
+
+class MakeScope(MakeCgroups):
+    phase = COMMIT
+    why = "A unit of systemd is made of a process that there is: systemd moves it into a cgroup of its tree, and leaves what is below to us (Delegate)."
+    man = "systemd.scope(5), org.freedesktop.systemd1(5)"
+    ident: str = ""
+    scope: Scope | None = None
+    properties: Mapping[str, Any] = {}  # linux.resources
+
+    def made(self) -> list[str | Part]:
+        assert self.scope
+        ask = f'StartTransientUnit("{self.scope.unit}", "fail", PIDs = [PID], Slice = "{self.scope.slice}", …)   /* to systemd, over D-Bus */'
+        return [ask, Part(["recvmsg(JobRemoved)"], when="it is done"), *super().made()]
+
+    def brief(self) -> str:
+        return f'StartTransientUnit("{self.scope.unit if self.scope else ""}")'
+
+    def makes(self) -> tuple[str, ...]:
+        return ()
+
+    def do(self, run: Context) -> None:
+        from nsrun.oci import systemd
+
+        own = _own(run)
+        assert own.container and self.scope
+        cgroups.check_empty(dict(self.paths))
+        own.container.write("state", {**own.container.note(), "cgroups": dict(self.paths), "unit": self.scope.unit})
+        asked = systemd.properties(self.ident, self.scope, run.pid, self.properties, self.unified)
+        with systemd.Manager() as manager:
+            manager.start(self.scope.unit, asked)
+        own.cgroups = dict(self.paths)
+        own.cgroups = cgroups.make(cgroups.Machine(), dict(self.paths), self.may_lack)
+        self._limit(own.cgroups)
+
+    def undo(self, run: Context) -> None:
+        from nsrun.oci import systemd
+
+        own = _own(run)
+        if own.cgroups:
+            own.is_left = True
+            own.is_left = not cgroups.end(own.cgroups, 2)
+        if self.scope and not own.is_left:
+            try:
+                with systemd.Manager() as manager:
+                    manager.stop(self.scope.unit)
+            except NsrunError:
+                pass  # a scope without a process ends by itself
+        super().undo(run)
 
 
 class OpenCgroups(Step):
