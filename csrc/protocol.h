@@ -103,6 +103,7 @@ struct plan_header {
 	OP(set_scheduler, "iiiiiii") \
 	OP(set_capability_sets, "iiii") \
 	OP(set_filter_flags, "iii") \
+	OP(set_filter_with_listener, "iii") \
 	OP(execute_container, "slliiiii")
 
 /* ---- nsrun → nsrun's front, the next time: a compiled plan ------------------------------------------ */

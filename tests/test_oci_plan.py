@@ -139,7 +139,6 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"linux__namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "time"}], "linux__timeOffsets": {"realtime": {"secs": 1}}},
         {"linux__namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "time"}], "linux__timeOffsets": {"boottime": {"nanosecs": 1000000000}}},
     ],
-    "linux.seccomp.listenerPath": [{"linux__seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}}],
     "linux.rootfsPropagation": [{"linux__rootfsPropagation": "nope"}],
     "linux.maskedPaths": [{"linux__maskedPaths": ["proc"]}],
     "linux.devices": [
@@ -462,6 +461,7 @@ def simple(**changes: Any) -> Plan:
 
 NOTE = {"pid": 42, "start": 7, "cgroups": {"0": "/sys/fs/cgroup/unified/box"}}
 SECCOMP = {"defaultAction": "SCMP_ACT_ALLOW"}
+NOTIFY = {**SECCOMP, "listenerPath": "/LISTENER", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}
 
 
 def make_exec() -> Plan:
@@ -474,6 +474,7 @@ PLANS = {
     "oci-create-everything": lambda: create_plan(config.load(everything(), "c"), facts({}, pivot=False)),
     "oci-create-late-filter": lambda: simple(linux__seccomp=SECCOMP, process__noNewPrivileges=True),
     "oci-create-early-filter": lambda: simple(linux__seccomp=SECCOMP, process__noNewPrivileges=False),
+    "oci-create-notify": lambda: simple(linux__seccomp=NOTIFY, process__noNewPrivileges=True),
     "oci-create-rootless": lambda: create_plan(
         config.load(describe.default_spec(True), "c"), facts({}, rootless=True, nodes=False, cgroups={})
     ),

@@ -48,10 +48,12 @@ from nsrun.oci.steps import (
     OpenTree,
     Proceed,
     SeedTmpfs,
+    SendListener,
     SendTerminal,
     SetCapabilitySets,
     SetDomainname,
     SetFilterFlags,
+    SetFilterWithListener,
     SetIoPriority,
     SetOomScore,
     SetPersonality,
@@ -166,6 +168,8 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     if facts.rootless and not new_user:
         raise BadInput("linux.namespaces: an ordinary user needs a new user namespace, or is root of one already")
     hooks = config.get("hooks") or {}
+    if hooks.get("startContainer") and _asks(linux):
+        raise BadInput("hooks.startContainer: a hook of the image has the container's filter, which asks a listener")
     uid_maps, gid_maps = maps.get("uid", ()), maps.get("gid", ())
     user_uid = to_host(uid_maps, (process.get("user") or {}).get("uid") or 0)
     if user_uid < 0:
@@ -278,9 +282,15 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     steps += [*in_cgroups, Proceed()] if waits_for_cgroups else []
     steps += [*called, Proceed()] if called else []
     steps += [] if waits_for_cgroups else in_cgroups
-    steps += _commit(process, facts)
+    steps += _commit(process, facts, linux.get("seccomp"), "creating")
     steps += [WriteState(), *([WritePidFile(facts.pid_file)] if facts.pid_file else []), Release()]
     return Plan(f"create {facts.ident}", steps)
+
+
+def _asks(linux: Config) -> bool:
+    from nsrun.oci import filters
+
+    return filters.asks(linux.get("seccomp"))
 
 
 def _offsets(linux: Config) -> str:
@@ -319,7 +329,7 @@ def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], 
         *_ends(process, facts, seccomp, waits=False),
     ]
     steps += [JoinCgroups()] if set(note["cgroups"]) - {"0"} else []
-    steps += _commit(process, facts)
+    steps += _commit(process, facts, seccomp, "running", note)
     steps += [*([WritePidFile(facts.pid_file)] if facts.pid_file else []), Release()]
     return Plan(f"exec {facts.ident}", steps)
 
@@ -350,7 +360,7 @@ def hook_plan(
             steps.append(OpenNamespace("time", f"/proc/{pid}/ns/time", "ns:time"))
             clocks.append(EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME))
         ends = _ends(process, facts, linux.get("seccomp"), waits=False, program=hook["path"])
-        commit = _commit(process, facts)
+        commit = _commit(process, facts, None, "created")
     steps += [
         OpenCgroups(cgroups),
         LaunchContainer("member:ns", flags & ~(kernel.CLONE_NEWNS | kernel.CLONE_NEWTIME)),
@@ -373,8 +383,17 @@ def _hook_environment(hook: Config) -> tuple[str, ...]:
     return tuple(hook.get("env") or ())
 
 
-def _commit(process: Config, facts: Facts) -> list[Step]:
+def _commit(
+    process: Config, facts: Facts, seccomp: Config | None, status: str, note: Mapping[str, Any] | None = None
+) -> list[Step]:
+    from nsrun.oci import filters
+
     steps: list[Step] = []
+    if seccomp and filters.asks(seccomp):
+        note = note or facts.note
+        known = {key: note[key] for key in ("ociVersion", "id", "bundle", "annotations") if note.get(key)}
+        state = {**known, "status": status, "pid": note.get("pid") or 0}
+        steps += [SendListener(seccomp["listenerPath"], seccomp.get("listenerMetadata") or "", state), Proceed()]
     if process.get("oomScoreAdj") is not None:
         steps.append(SetOomScore(process["oomScoreAdj"]))
     if process.get("terminal") and facts.console:
@@ -416,8 +435,10 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
             raise BadInput("process.selinuxLabel: this kernel has no SELinux, or it is disabled")
         steps.append(WriteProc("/proc/self/attr/exec", process["selinuxLabel"], _LABEL))
     steps.append(ChangeDirectory(process["cwd"]))
+    asks = filters.asks(seccomp)
     if seccomp and not late:
-        steps.append(SetFilterFlags(flags, 3 + facts.preserve))
+        kind = SetFilterWithListener if asks else SetFilterFlags
+        steps.append(kind(flags, 3 + facts.preserve))
     uid, gid, groups = user.get("uid") or 0, user.get("gid") or 0, tuple(user.get("additionalGids") or ())
     steps.append(SetUser(uid, gid, groups, capabilities(process, "bounding"), facts.keep_groups))
     if user.get("umask") is not None:
@@ -426,6 +447,8 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
     steps.append(SetCapabilitySets(*(capabilities(process, name) for name in names)))
     if late:
         steps.append(NoNewPrivileges())
+        if asks:
+            steps.append(SetFilterWithListener(flags, 3 + facts.preserve))
     steps.append(
         ExecuteContainer(
             tuple(process["args"]),
@@ -433,9 +456,9 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
             3 + facts.preserve,
             program,
             waits=waits,
-            filtered=bool(seccomp and late),
+            filtered=bool(seccomp and late and not asks),
             flags=flags,
-            closed=bool(seccomp and not late),
+            closed=bool(seccomp and (asks or not late)),
         )
     )
     return steps

@@ -910,6 +910,32 @@ class SetFilterFlags(InitStep):
         return ("seccomp:fd",)
 
 
+class SetFilterWithListener(InitStep):
+    why = "The filter asks whoever has its listener, so that is handed out before anything else is done; nsrun-init waits as long."
+    man = "seccomp_unotify(2), close_range(2)"
+    flags: int
+    first: int = 3
+
+    def args(self, run: Context) -> Sequence[int]:
+        return (run.fd("seccomp:fd"), self.flags, self.first)
+
+    def made(self) -> list[str | Part]:
+        close = f"close_range({self.first}, ~0, CLOSE_RANGE_CLOEXEC)"
+        install = f"seccomp(SECCOMP_SET_MODE_FILTER, {self.flags}|SECCOMP_FILTER_FLAG_NEW_LISTENER, FILTER)"
+        return [
+            close,
+            Part([install], each="FILTER in seccomp:fd"),
+            "write(channel, INIT_WAITS)",
+            "read(channel)   /* GO */",
+        ]
+
+    def brief(self) -> str:
+        return f"seccomp(SECCOMP_SET_MODE_FILTER, {self.flags}|SECCOMP_FILTER_FLAG_NEW_LISTENER, FILTER)"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("seccomp:fd",)
+
+
 class Wait(InitStep):
     """nsrun-init says that it has come here, and goes on when it is told to."""
 
@@ -999,6 +1025,27 @@ class SetOomScore(Step):
         _write(f"/proc/{run.pid}/oom_score_adj", str(self.value))
 
 
+def _sending(path: str, what: str) -> list[str | Part]:
+    return ["socket(AF_UNIX, SOCK_STREAM)", f'connect("{path}")', f"sendmsg({what}, SCM_RIGHTS)"]
+
+
+def _send(path: str, data: bytes, fd: int) -> None:
+    """Send a text with a descriptor to whoever listens at a path.  Raise OSError, after 10 s too."""
+    import _socket
+    from struct import pack
+
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(10)
+        directory, _, name = path.rpartition("/")
+        with kernel.Fd(os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as place:
+            sock.connect(f"/proc/self/fd/{place}/{name}")  # a path of any length: sun_path holds 108 bytes
+        sent = sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", fd))])
+        sock.sendall(data[sent:])
+    finally:
+        sock.close()
+
+
 class SendTerminal(Step):
     phase = COMMIT
     why = "Whoever called us gets the master of the terminal."
@@ -1007,7 +1054,7 @@ class SendTerminal(Step):
     hints = {ENOENT: "--console-socket names nothing", 111: "nobody listens at --console-socket"}
 
     def made(self) -> list[str | Part]:
-        return ["socket(AF_UNIX, SOCK_STREAM)", f'connect("{self.path}")', "sendmsg(tty:master, SCM_RIGHTS)"]
+        return _sending(self.path, "tty:master")
 
     def brief(self) -> str:
         return f'connect("{self.path}")'
@@ -1016,19 +1063,32 @@ class SendTerminal(Step):
         return ("tty:master",)
 
     def do(self, run: Context) -> None:
-        import _socket
-        from struct import pack
+        _send(self.path, str(run.values["tty:name"]).encode(), run.fd("tty:master"))
 
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        try:
-            sock.settimeout(10)
-            directory, _, name = self.path.rpartition("/")
-            with kernel.Fd(os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-                sock.connect(f"/proc/self/fd/{fd}/{name}")  # a path of any length: sun_path holds 108 bytes
-            data = str(run.values["tty:name"]).encode()
-            sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", run.fd("tty:master")))])
-        finally:
-            sock.close()
+
+class SendListener(Step):
+    phase = COMMIT
+    why = "Who listens at linux.seccomp.listenerPath gets the listener of the filter, and is told of which process it is, before its program begins."
+    man = "pidfd_getfd(2), unix(7) SCM_RIGHTS, seccomp_unotify(2)"
+    path: str
+    metadata: str
+    state: Mapping[str, Any]  # of the container; pid 0: the new process is its first
+    hints = {ENOENT: "linux.seccomp.listenerPath names nothing", 111: "nobody listens at linux.seccomp.listenerPath"}
+
+    def made(self) -> list[str | Part]:
+        return ["listener = pidfd_getfd(PIDFD, NUMBER)", *_sending(self.path, "listener")]
+
+    def brief(self) -> str:
+        return f'connect("{self.path}")'
+
+    def do(self, run: Context) -> None:
+        from nsrun.state import codec
+
+        own = _own(run)
+        state = {**self.state, "pid": self.state.get("pid") or own.pid}
+        document = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": own.pid, "metadata": self.metadata, "state": state}  # fmt: skip
+        with kernel.Fd(kernel.pidfd_getfd(own.pidfd, own.said)) as listener:
+            _send(self.path, codec.dumps(document).encode(), listener)
 
 
 class CallHooks(Step):
