@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from nsrun.oci.leave import ExecCompiler
     from nsrun.oci.resources import Setting
     from nsrun.oci.run import ContainerRun
     from nsrun.oci.systemd import Scope
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
 def _own(run: Context) -> ContainerRun:
     """Only ContainerRun runs these."""
     return run  # type: ignore[return-value]
-
-
-def _own_compiler(compiler: Compiling) -> ExecCompiler:
-    """Only ExecCompiler compiles these."""
-    return compiler  # type: ignore[return-value]
 
 
 # ---- 1 Open -------------------------------------------------------------------------------------------------------
@@ -996,8 +990,7 @@ class JoinCgroups(Step):
         return [Part(['write("cgroup.procs", PID)'], each="hierarchy but that in which it was born")]
 
     def replayed(self, compiler: Compiling) -> list[Replayed]:
-        own = _own_compiler(compiler)
-        return [("join_cgroups", cgroups.joined(own.cgroups, compiler.fd("cgroup:dir") >= 0))]
+        return [("join_cgroups", cgroups.joined(compiler.about["cgroups"], compiler.fd("cgroup:dir") >= 0))]
 
     def do(self, run: Context) -> None:
         own = _own(run)
