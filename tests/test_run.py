@@ -24,6 +24,15 @@ from nsrun.spec.exposed import exposed_ports
 from nsrun.state import State, new_id
 
 
+def answers(port: int) -> bool:
+    """Is there the hostname of the pod `web`?"""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/hostname", timeout=5) as answer:
+            return bool(answer.read() == b"web\n")
+    except OSError:
+        return False
+
+
 def nothing_left(host) -> bool:
     return not host.json("pod", "ls", "-a") and not host.json("ls", "-a")
 
@@ -58,8 +67,7 @@ def test_in_the_background(host, busybox):
     """It stays until it is removed, as with docker run -d; with --rm both go with the member."""
     run = ["run", "-d", "-p", "127.0.0.1:8080:80", "--rootfs", busybox]
     assert host.run(*run, "--name", "web", "--", "httpd", "-f", "-p", "80", "-h", "/etc").stdout == "web\n"
-    with urllib.request.urlopen("http://127.0.0.1:8080/hostname", timeout=5) as answer:
-        assert answer.read() == b"web\n"
+    wait_for(lambda: answers(8080))
     assert host.member("web")["pod"] == "web" and host.pod("web")["members"] == ["web"]
     host.run("stop", "-t", "0", "web")
     assert host.member("web")["status"] == "stopped" and host.pod("web")["status"] == "running"
@@ -286,17 +294,7 @@ def test_all_exposed_ports_are_published(host, busybox_layer, tmp_path):  # noqa
         p["host_port"] > 1023 for p in ports.values()
     )
     assert f":{ports[80, 'tcp']['host_port']} → 80/tcp" in done.stderr
-
-    def answers() -> bool:
-        try:
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{ports[80, 'tcp']['host_port']}/hostname", timeout=5
-            ) as answer:
-                return bool(answer.read() == b"web\n")
-        except OSError:
-            return False
-
-    wait_for(answers)
+    wait_for(lambda: answers(ports[80, "tcp"]["host_port"]))
     host.run("pod", "rm", "-f", "web")
     host.run("run", "-d", "-P", "-p", "127.0.0.1:8080:80", "--name", "web", image)
     assert sorted((p["pod_port"], p["host_port"]) for p in host.json("port", "web") if p["protocol"] == "tcp") == [(80, 8080)]  # fmt: skip
