@@ -164,7 +164,7 @@ def load(data: bytes, file: str) -> list[Field]:
         where = f"{file}:{mark.line + 1}" if mark else file
         raise UsageError(f"{where}: {error.problem or error.context}", hint="it has to be YAML") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{file}: {str(error).splitlines()[0]}", hint="it has to be YAML") from None
+        raise UsageError(f"{file}: {str(error).partition("\n")[0]}", hint="it has to be YAML") from None
     except RecursionError:
         raise UsageError(f"{file}: it is nested too deeply") from None
 
