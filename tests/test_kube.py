@@ -331,7 +331,7 @@ def own(text: str, more: str = MAPS) -> dict[str, tuple[bytes, int]]:
     options, _, pod = container("volumeMounts: [{name: v, mountPath: /d}]", f"volumes:\n- name: v\n  {text}", more)
     (volume,) = pod.own.values()
     assert options == {"volume": [f"{volume.name}:/d:ro"]} and re.fullmatch(r"p_v-[0-9a-f]{12}", volume.name)
-    return volume.files
+    return volume.files or {}
 
 
 def test_volumes_of_maps_and_secrets():
