@@ -156,6 +156,7 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 	@$(SUDO) env PATH="$$PATH" bench/images
 	@$(SUDO) env PATH="$$PATH" bench/many
 	@$(SUDO) env PATH="$$PATH" bench/teach
+	@$(SUDO) env PATH="$$PATH" bench/engines
 
 clean:          ## what was built here
 	rm -rf .venv .venv-coverage build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py nsrun/_protocol.py

@@ -402,14 +402,17 @@ static void close_check(siginfo_t *info)
 static void finish_check(void)
 {
 	siginfo_t info = {0};
+	int early = now_ms() < health.deadline;
 
 	for (int i = 0; i < 64 && take_output() > 0; i++)
 		; /* all that can write it has been killed */
 	close_check(&info);
+	if (info.si_code != CLD_EXITED && cgroup >= 0)
+		end_cgroup(cgroup, 0); /* it may have been killed itself */
 	if (info.si_code == CLD_EXITED)
 		note_check(info.si_status);
 	else if (info.si_status == SIGALRM || (info.si_status == SIGKILL && !is_frozen(cgroup)))
-		note_check(-1);
+		note_check(info.si_status == SIGKILL && early ? 128 + SIGKILL : -1);
 	else
 		plan_next();
 }

@@ -227,6 +227,21 @@ def _processes_with(words: str) -> list[str]:
 
 
 @live
+def test_its_process_is_killed(host, pod, busybox):
+    """Then the check ends with it, and the next one comes in its time."""
+    start(host, busybox, "test -e /ok || sleep 7654", "--health-retries", "1")
+    monitor = pathlib.Path(f"/proc/{host.member('m')['pid']}/stat").read_text().rpartition(")")[2].split()[1]
+    wait_for(lambda: _processes_with("sleep\0007654"))
+    children = pathlib.Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
+    (process,) = (pid for pid in children if pathlib.Path(f"/proc/{pid}/comm").read_text() == "nsrun-health\n")
+    old = _processes_with("sleep\0007654")
+    host.run("exec", "m", "touch", "/ok")
+    os.kill(int(process), signal.SIGKILL)
+    host.run("wait", "--condition", "healthy", "m")
+    assert log(host)[0]["exit_code"] == 137 and not {*old} & {*_processes_with("sleep\0007654")}
+
+
+@live
 def test_no_check_outlives_the_member(host, pod, busybox):
     """Whoever ends it: itself, stop, kill, or its pod."""
     for number, end in enumerate(("itself", "stop -t 0 m", "kill m", "pod kill pause")):

@@ -362,7 +362,7 @@ command = ["sleep", "1000"]
     host.run("stop", "-t", "0", "two")
     assert commands(host, "up", file) == [["nsrun", "start", "two"]]
     file.write_text(text.replace("[members.two]", "[members.three]").replace('"1000"', '"999"', 1))
-    assert [words[1:3] for words in commands(host, "up", file)] == [["rm", "one"], ["join", "web"], ["join", "web"], ["rm", "two"]]  # fmt: skip
+    assert [words[1:3] for words in commands(host, "up", file)] == [["stop", "one"], ["rm", "one"], ["join", "web"], ["join", "web"], ["rm", "two"]]  # fmt: skip
     file.write_text(text.replace('"none"', '"none"\nhostname = "h"'))
     assert [words[1:3] for words in commands(host, "up", file)][:2] == [["pod", "stop"], ["pod", "create"]]
     assert host.json("ls")[0]["name"] == "one", "and nothing was done"

@@ -179,7 +179,7 @@ def plans_of(call: Call, pods: list[PodFile]) -> list[tuple[list[str], Plan]]:
 
 def _plans_of(state: State, wanted: PodFile) -> list[tuple[list[str], Plan]]:
     from nsrun.cli.halves import member_plan, pod_plan
-    from nsrun.lifecycle.foretell import plan_end, plan_pod_stop, plan_start
+    from nsrun.lifecycle.foretell import plan_pod_stop, plan_start
 
     note = _living(state, wanted.name)
     pod: Any = _unchanged(state, wanted)
@@ -191,15 +191,13 @@ def _plans_of(state: State, wanted: PodFile) -> list[tuple[list[str], Plan]]:
         words, plan, pod = pod_plan(state, {**_labelled(wanted.options, wanted.mark), "name": wanted.name})
         found.append((words, plan))
     for member in wanted.members:
-        mark, now = _mark(state, member), state.read("members", member.name)
-        if now and now["pod_id"] == pod["id"]:
-            _check_ours(now, "member")
-            if now["labels"][LABEL] == mark:
-                status, code = state.member_status(now)
-                if status not in ALIVE and not (member.finish and code == 0):
-                    found.append((["start", member.name], plan_start(state, [member.name])))
-                continue
-            found.append((["rm", member.name], plan_end(state, member.name)))
+        mark = _mark(state, member)
+        note, is_there = _found(state, pod, member.name, mark)
+        if note and is_there == "ended" and not _has_finished(state, note, member):
+            found.append((["start", member.name], plan_start(state, [member.name])))
+        if is_there in ("ended", "lives"):
+            continue
+        found += _removal(state, member.name) if is_there == "other" else []
         if wanted.compiled:
             from nsrun.cli import provide
 
@@ -208,8 +206,37 @@ def _plans_of(state: State, wanted: PodFile) -> list[tuple[list[str], Plan]]:
         options = {**_labelled(member.options, mark), "detach": True, "name": member.name, "command": member.command}
         found.append(member_plan(state, pod, options))
     if pod["id"] != "ID":
-        found += [(["rm", name], plan_end(state, name)) for name in _superfluous(state, pod, wanted)]
+        found += [one for name in _superfluous(state, pod, wanted) for one in _removal(state, name)]
     return found
+
+
+def _removal(state: State, name: str) -> list[tuple[list[str], Plan]]:
+    """Return the plans of what _remove does."""
+    from nsrun.lifecycle.foretell import plan_rm, plan_stop
+
+    lives = state.member_status(state.member(name))[0] in ALIVE
+    stop = [(["stop", name], plan_stop(state, [name], None))] if lives else []
+    return [*stop, (["rm", name], plan_rm(state, [name], False, True))]
+
+
+def _found(state: State, pod: Note, name: str, mark: str) -> tuple[Note | None, str]:
+    """Return the note of a member of this pod, and whether it is as the file wants it: absent, lives, ended, other.
+
+    Raise BadInput when `up` has not made it.
+    """
+    note = state.read("members", name)
+    lives = note is not None and state.member_status(note)[0] in ALIVE
+    if not note or note["pod_id"] != pod["id"] or not (lives or state.began(note)):
+        return None, "absent"
+    _check_ours(note, "member")
+    if note["labels"][LABEL] != mark:
+        return note, "other"
+    return note, "lives" if lives else "ended"
+
+
+def _has_finished(state: State, note: Note, wanted: Wanted) -> bool:
+    """Return whether this is a member that has only to end well, as an init container has, and it has done so."""
+    return wanted.finish and state.member_status(note)[1] == 0
 
 
 def _living(state: State, name: str) -> Note | None:
@@ -277,17 +304,15 @@ def _member(state: State, pod: Note, file: PodFile, wanted: Wanted) -> str:
     from nsrun.lifecycle.again import start_one_of
 
     mark, done = _mark(state, wanted), "started"
-    note = state.read("members", wanted.name)
-    lives = note is not None and state.member_status(note)[0] in ALIVE
-    if note and note["pod_id"] == pod["id"] and (lives or state.began(note)):
-        _check_ours(note, "member")
-        if note["labels"][LABEL] == mark:
-            if lives:
-                return _finished(state, wanted.name) if wanted.finish else "unchanged"
-            if wanted.finish and state.member_status(note)[1] == 0:
-                return "unchanged"
-            start_one_of(state, note)
-            return _finished(state, wanted.name) if wanted.finish else "started again"
+    note, is_there = _found(state, pod, wanted.name, mark)
+    if is_there == "lives":
+        return _finished(state, wanted.name) if wanted.finish else "unchanged"
+    if note and is_there == "ended":
+        if _has_finished(state, note, wanted):
+            return "unchanged"
+        start_one_of(state, note)
+        return _finished(state, wanted.name) if wanted.finish else "started again"
+    if note:
         _remove(state, note)
         done = "started anew, since it has changed"
     if state.pod(pod["name"])["id"] != pod["id"]:

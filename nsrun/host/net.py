@@ -417,12 +417,22 @@ def connect(
             if ip6:
                 forget_address(ip6)
             index = _make_port(sock, netns, bridge_index, ip, ident, ip6)
+            if (
+                not index and wanted_ip
+            ):  # we have the lease, so its pod has ended: the kernel is about to take the veth away
+                _wait(lambda: veth_name(wanted_ip) not in _link_names(), 5.0)
+                index = _make_port(sock, netns, bridge_index, ip, ident, ip6)
         except BaseException:
             table.close()
             raise
         if index:
             return ip, index, table
         table.close()
+        if wanted_ip:
+            raise BadInput(
+                f"--ip {wanted_ip} was the address of a pod that has ended, and its veth {veth_name(ip)} is still there",
+                hint=f"something has the network namespace of that pod: nsrun ns ls; or: ip link del {veth_name(ip)}",
+            )
     if wanted_ip:
         raise BadInput(f"--ip {wanted_ip} is taken by another pod", hint="nsrun pod ls shows the addresses")
     raise BadInput(f"all addresses of {ip_text(net)}/{PREFIX} are in use", hint="remove a pod: nsrun pod ls")

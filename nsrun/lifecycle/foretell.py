@@ -568,12 +568,12 @@ def plan_pause(state: State, names: list[str], frozen: bool) -> Plan:
     return Plan(f"{'pause' if frozen else 'unpause'} {' '.join(names)}", [*steps, Sweep()])
 
 
-def plan_rm(state: State, names: list[str], force: bool) -> Plan:
-    """`nsrun rm`."""
+def plan_rm(state: State, names: list[str], force: bool, stopped: bool = False) -> Plan:
+    """`nsrun rm`; `stopped`: of members that a command before has stopped."""
     steps: list[Step] = []
     for note in [state.member(name) for name in names if not force or state.has_member(name)]:
         status, name = state.member_status(note)[0], note["name"]
-        if status in ALIVE:
+        if status in ALIVE and not stopped:
             if not force:
                 raise BadInput(f"member {name!r} is {status}", hint=f"nsrun stop {name}, or: nsrun rm -f {name}")
             steps.append(_stop(state, note, SIGKILL, 0))

@@ -151,6 +151,7 @@ class Run:
         self.note: Mapping[str, Any] = {}
         self.directory = ""
         self.pid = self.pidfd = self.monitor_pid = -1
+        self.said = 0  # by nsrun-init, with its last record
         self.monitor_options: dict[str, Any] = {}
         self.after: list[str] = []
         self.parent = False  # whether this process, which uses the library, is the member's parent
@@ -477,6 +478,7 @@ class Run:
         data = os.read(self._channel, 1024)
         if len(data) >= calcsize(INIT_RECORD):
             kind, index, errno = unpack_from(INIT_RECORD, data)
+            self.said = int(errno)
             if kind == INIT_FAILED:
                 raise Failed(index, errno, os.fsdecode(data[calcsize(INIT_RECORD) :]))
             return int(kind) or -1

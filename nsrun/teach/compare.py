@@ -202,9 +202,9 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "pod create": {
         "publish": ("--publish {}", "--publish {}", "none: a Service, or the field hostPort; kubectl port-forward while it runs"),
         "network": (
-            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like"},
-            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta"},
-            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like", "bridge,ipv6=on": "none: docker network create --ipv6 says it, before"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta", "bridge,ipv6=on": "none: podman network create --ipv6 says it, before"},
+            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network", "bridge,ipv6=on": "none: the cluster has IPv6, or not"},
         ),
         "ip": ("--ip {}", "--ip {}", "none: the network plugin of the cluster chooses it"),
         "subnet": ("none: docker network create --subnet, before", "none: podman network create --subnet, before", "none: it is the cluster's"),
@@ -416,7 +416,9 @@ def compare(
 
 def _said(entry: Any, value: Any, first: str) -> tuple[str, str]:
     """Return the arguments, or what is to be said in their place."""
-    template: str = entry.get(value) or entry[value.partition(",")[0]] if isinstance(entry, dict) else entry
+    template: str = entry
+    if isinstance(entry, dict):  # what follows an "=" makes no difference
+        template = next(text for key, text in entry.items() if key.partition("=")[0] == value.partition("=")[0])
     if template.startswith(("none", "field ", "default", "argument")):
         return "", template
     return template.replace("{0}", first).replace("{}", sh_quote(str(value))), ""
