@@ -331,7 +331,7 @@ def own(text: str, more: str = MAPS) -> dict[str, tuple[bytes, int]]:
     options, _, pod = container("volumeMounts: [{name: v, mountPath: /d}]", f"volumes:\n- name: v\n  {text}", more)
     (volume,) = pod.own.values()
     assert options == {"volume": [f"{volume.name}:/d:ro"]} and re.fullmatch(r"p_v-[0-9a-f]{12}", volume.name)
-    return volume.files
+    return volume.files or {}
 
 
 def test_volumes_of_maps_and_secrets():
@@ -389,7 +389,7 @@ status: {}
         ("replicas: 1", "replicas: 2", "d.yaml:6: spec.replicas: only one replica"),
         ("{app: x}}\n", "{app: z}}\n", "d.yaml:8: spec.selector.matchLabels.app: the template has no label"),
         ("Recreate", "RollingUpdate", "d.yaml:7: spec.strategy.type: 'RollingUpdate' is not done"),
-        ("[{name: c", "[{nam: c", r"d.yaml:11: spec.template.spec.containers[0].nam: there is no such field"),
+        ("[{name: c", "[{naem: c", r"d.yaml:11: spec.template.spec.containers[0].naem: there is no such field"),
     ):
         with pytest.raises(UsageError) as caught:
             podfile.parse_yaml(text.replace(old, new, 1).encode(), "d.yaml")
@@ -793,7 +793,7 @@ def described(host, pod: str) -> list[dict]:
     """What inspect and the notes of nsrun say of a pod and its members, but for ids, times, pids and namespaces."""
     own = dict.fromkeys(("id", "pid", "created", "started", "finished", "pid_in_pod", "namespaces"))
     (found,) = json.loads(host.run("pod", "inspect", pod).stdout)
-    found["network"] = {**found["network"], "veth": "", "ip": ""}
+    found["network"] = {**found["network"], "veth": "", "ip": "", "ip6": ""}
     names = sorted(found["members"])
     members = json.loads(host.run("inspect", *names).stdout)
     specs = []

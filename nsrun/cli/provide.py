@@ -43,7 +43,7 @@ def check(state: State, wanted: PodFile, pod: Any) -> None:
     if compiled is None:
         return
     mode = pod["network"]["mode"] if pod else wanted.options.get("network") or ("pasta" if state.uid else "bridge")
-    for field in compiled.wants_address.values() if mode != "bridge" else ():
+    for field in compiled.wants_address.values() if mode.partition(",")[0] != "bridge" else ():
         raise _wrong(field, "the pod has no address of its own", "a pod of root's has one, on the bridge")
     for volume in compiled.own.values():
         if volume.group >= 0 and state.uid:

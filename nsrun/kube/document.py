@@ -164,7 +164,8 @@ def load(data: bytes, file: str) -> list[Field]:
         where = f"{file}:{mark.line + 1}" if mark else file
         raise UsageError(f"{where}: {error.problem or error.context}", hint="it has to be YAML") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{file}: {str(error).splitlines()[0]}", hint="it has to be YAML") from None
+        first = str(error).partition("\n")[0]
+        raise UsageError(f"{file}: {first}", hint="it has to be YAML") from None
     except RecursionError:
         raise UsageError(f"{file}: it is nested too deeply") from None
 

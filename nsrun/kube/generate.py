@@ -172,6 +172,8 @@ class _Writer:
         network = note["network"]
         if network["mode"] == "none":
             found["network"] = "none"
+        elif network.get("ipv6", "").startswith("off: --network"):
+            found["network"] = "bridge,ipv6=off"
         if network.get("wanted_ip"):
             found["ip"] = network["wanted_ip"]
         if note["hostname"] != self.name and not is_label(note["hostname"]):
@@ -214,8 +216,8 @@ class _Writer:
         if "containers" not in found:
             raise BadInput(f"pod {self.name!r} has only members that were to finish", hint="nsrun ls -a")
         first = found["containers"][0]
-        if ports := [_port(port) for port in self.pod.ports]:
-            first["ports"] = ports
+        if self.pod.ports:
+            first["ports"] = _ports(self.pod.ports)
         if self.pod.shm_size != _DEFAULT_SHM:
             self.volumes["dev-shm"] = {"emptyDir": {"medium": "Memory", "sizeLimit": _size(self.pod.shm_size)}}
             first.setdefault("volumeMounts", []).append({"name": "dev-shm", "mountPath": "/dev/shm"})
@@ -247,11 +249,19 @@ def _container_name(member: str, pod: str, taken: set[str]) -> str:
     )
 
 
-def _port(port: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"containerPort": port["pod_port"], "hostPort": port["host_port"]}
-    if port["host_ip"] != "0.0.0.0":
-        found["hostIP"] = port["host_ip"]
-    return found | ({} if port["protocol"] == "tcp" else {"protocol": port["protocol"].upper()})
+def _ports(ports: list[Any]) -> list[dict[str, Any]]:
+    """Return ports as a container has them.  One that is published on all addresses of both families has no hostIP."""
+    found: list[dict[str, Any]] = []
+    addresses: dict[tuple[int, int, str], list[str]] = {}
+    for port in ports:
+        addresses.setdefault((port["pod_port"], port["host_port"], port["protocol"]), []).append(port["host_ip"])
+    for (inside, outside, protocol), given in addresses.items():
+        every = {"0.0.0.0", "::"} <= set(given)
+        for address in [*([""] if every else []), *(one for one in given if not (every and one in ("0.0.0.0", "::")))]:
+            one: dict[str, Any] = {"containerPort": inside, "hostPort": outside}
+            one |= {"hostIP": address} if address else {}
+            found.append(one | ({} if protocol == "tcp" else {"protocol": protocol.upper()}))
+    return found
 
 
 def _size(count: int) -> str:

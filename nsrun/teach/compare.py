@@ -59,6 +59,11 @@ COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("", "", "podman kube play is the closest; its file is a manifest of Kubernetes, and all of it is made anew."),
         ("", "", "kubectl apply is the closest; its file is a manifest."),
     ),
+    "kube play": (
+        ("", "", "docker compose up is the closest; its file has another format."),
+        ("podman kube play", "{all}", "It makes all of it anew, with --replace, and leaves fields out that it does not know."),
+        ("kubectl apply --filename", "{all}", ""),
+    ),
     "port add": (
         ("", "", "Ports are published when a container is made: docker run --publish. The closest is another container, which forwards."),
         ("", "", "Ports are published when a pod is made: podman pod create --publish."),
@@ -293,7 +298,15 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "user": ("--user {}", "--user {}", _NONE_IN_KUBECTL),
         "detach": ("--detach", "--detach", "none: kubectl exec waits"),
     },
-    "up": {"dry_run": ("none", "none", "none: kubectl diff")},
+    "up": {
+        "dry_run": ("none", "none", "none: kubectl diff"),
+        "notify": ("none", "none: podman generate systemd prints units that are told", "none"),
+    },
+    "kube play": {
+        "down": ("none: docker compose down", "none: podman kube down", "none: kubectl delete --filename"),
+        "time": ("none", "none", "none: kubectl delete --grace-period"),
+        "dry_run": ("none", "none", "none: kubectl diff"),
+    },
     "stop": {"time": ("-t {}", "-t {}", "none")},
     "restart": {"time": ("-t {}", "-t {}", "none")},
     "pod restart": {"time": ("none: docker restart -t, for each", "none: podman restart -t, for each", "none")},
