@@ -93,7 +93,8 @@ test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 .venv-coverage/.built: .venv/.deps .venv/.tools $(COMPILED)
 	@$(call install_into,.venv-coverage,-e)
 	@$(call tools_into,.venv-coverage)
-	@[ ! -e .venv/bin/docker-registry ] || ln -sf ../../.venv/bin/docker-registry .venv-coverage/bin/
+	@cd .venv-coverage/bin; for program in docker-registry containerd ctr containerd-shim-runc-v2; do \
+	    [ ! -e ../../.venv/bin/$$program ] || ln -sf ../../.venv/bin/$$program .; done
 	@touch $@
 
 coverage: .venv-coverage/.built   ## all tests, with lines and branches counted; fails below the floor (tests/coverage)

@@ -27,11 +27,13 @@
 #define SLACK       2000 /* ms after which nsrun-health itself is killed, when it should have killed the check */
 #define NOT_YET     20   /* ms after which we look again whether the member has begun */
 
-enum health_status { STARTING, HEALTHY, UNHEALTHY };
+enum health_status { STARTING,
+	                 HEALTHY,
+	                 UNHEALTHY };
 
 static struct {
 	int plan, init, filter, join; /* descriptors of memfds, -1 for none; CLONE_NEW… of what to join */
-	int uid;                      /* whom the pipe of the output belongs to */
+	int uid;					  /* whom the pipe of the output belongs to */
 	long interval, timeout, period, often, retries; /* in ms; often: the interval until the period is over, or it is healthy */
 	enum health_status status;
 	long streak, count; /* failures one after the other, and checks so far */
