@@ -40,7 +40,7 @@ def test_c_and_python_agree(tmp_path):
         elif name not in TABLES:
             lines.append(f'printf("{name} %s\\n", {name});')
     lines.append('#define PRINT(name, args) printf("op " #name " " args "\\n");\nOPS(PRINT)')
-    lines.append('#define SHOW(name, args) printf("replay " #name " " args "\\n");\nREPLAY(SHOW)')
+    lines.append('#define SHOW(name, args) printf("replay " #name " " args "\\n");\nREPLAY(SHOW)\nCONTAINER(SHOW)')
     (tmp_path / "print.c").write_text(
         '#include <stdio.h>\n#include "protocol.h"\nint main(void)\n{\n' + "\n".join(lines) + "\nreturn 0;\n}\n"
     )
