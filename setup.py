@@ -100,7 +100,7 @@ class BuildScripts(build_scripts):
         # what is installed editable changes without being built: there nothing is replayed
         build = "" if self.editable_mode else built.digest(HERE, built.EVERYTHING)
         compile_program("front", out / "nsrun", NSRUN_HOME=home, NSRUN_FLAGS=flags, NSRUN_BUILD=build)
-        compile_program("oci", out / "nsrun-oci", NSRUN_HOME=home, NSRUN_FLAGS=flags)
+        compile_program("oci", out / "nsrun-oci", NSRUN_HOME=home, NSRUN_FLAGS=flags, NSRUN_BUILD=build)
 
 
 class BuildPrograms(Command):
