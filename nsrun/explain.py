@@ -266,7 +266,7 @@ def _shell_pod(spec: dict[str, Any], launch: Launch, inside: list[str]) -> list[
     target = "$NET" if own_net else "$USERNS"
     unshare = f"{f'nsenter --target {target} {enter}' if enter else ''}unshare --mount --ipc --uts --pid --fork"
     return [
-        f"export CGROUP ROOT=/run/nsrun-shell/root-{spec['name']} IP=${{IP:-}} GATEWAY=${{GATEWAY:-}} POD_ROOT=",
+        f"export CGROUP ROOT=/run/nsrun-shell/root-{spec['name']} IP=${{IP:-}} IP6=${{IP6:-}} GATEWAY=${{GATEWAY:-}} POD_ROOT=",
         # the owner has no way into a cgroup of root's: whoever makes the pod goes there first
         f"mkdir -p \"$ROOT\"; sh -c '{ENTER_CGROUP}; exec \"$@\"' sh {unshare} sh -eu <<'INIT' >/dev/null &",
         *inside,

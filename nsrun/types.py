@@ -125,6 +125,7 @@ class Network(TypedDict):
     subnet: NotRequired[str]
     ipv6: NotRequired[str]  # of a bridge: on, or off and why
     subnet6: NotRequired[str]
+    isolated: NotRequired[bool]
     ip: NotRequired[str]
     ip6: NotRequired[str]
     gateway: NotRequired[str]

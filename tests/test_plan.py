@@ -236,6 +236,10 @@ def test_templates_equal_pyroute2():
             "net6": seed.randbytes(8),
             "high6": seed.randrange(1 << 32),
             "low6": seed.randrange(1 << 32),
+            **{
+                key: seed.randrange(1 << 32)
+                for key in ("mac_high", "mac_low", "gateway_word", "net_word", "third6", "fourth6")
+            },
         }
         filled = {**values, "subnet": values["gateway"].rsplit(".", 1)[0] + ".0"}
         for name in messages.MESSAGES:

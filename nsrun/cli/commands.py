@@ -225,8 +225,8 @@ OF_POD = (
     O(
         "--network",
         "bridge|none|host",
-        "bridge: an address of its own on nsrun0, of IPv6 too unless this host has none, or with bridge,ipv6=off; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge",
-        also=("pasta", "bridge,ipv6=on"),
+        "bridge: an address of its own on nsrun0, of IPv6 too unless this host has none, or with bridge,ipv6=off; with bridge,isolated no other pod reaches it, nor it them, but by published ports; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge",
+        also=("pasta", "bridge,ipv6=on", "bridge,isolated", "bridge,isolated,ipv6=on"),
     ),
     O("--ip", "ADDR", "the pod's address in the bridge's network"),
     O("--subnet", "ADDR/24", "the bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),

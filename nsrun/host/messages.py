@@ -43,7 +43,7 @@ from nsrun.host import portfilter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     Expr = dict[str, Any]
@@ -213,10 +213,40 @@ def ingress(index: int) -> bytes:
 
 
 def port_filter(index: int, ip_word: int, *prefix6: int) -> bytes:
-    """Add the filter for what a pod may send (portfilter.py); its result is the verdict: tc-bpf(8)."""
-    code = portfilter.program(ip_word, *prefix6)
+    """Add the filter for what a pod may send (portfilter.py)."""
+    return _filter(index, INGRESS, portfilter.program(ip_word, prefix6))
+
+
+CLSACT_INGRESS, CLSACT_EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+
+
+def both_ways(index: int) -> bytes:
+    """Make the place for filters on what an interface receives and sends; tc(8) "clsact"."""
+    msg = tcmsg()
+    msg["index"], msg["handle"], msg["parent"] = index, INGRESS, 0xFFFFFFF1
+    msg["attrs"] = [("TCA_KIND", "clsact")]
+    return _finish(msg, RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def isolating_filter(index: int, ip_word: int, *words: int) -> bytes:
+    """Add the filter for what an isolated pod may send; `words`: the bridge's, and before them those of IPv6."""
+    return _filter(index, CLSACT_INGRESS, portfilter.program(ip_word, *_apart(words)))
+
+
+def arrival_filter(index: int, *words: int) -> bytes:
+    """Add the filter for what comes to an isolated pod."""
+    return _filter(index, CLSACT_EGRESS, portfilter.arrivals(*_apart(words)))
+
+
+def _apart(words: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the words of IPv6's prefix, and those of the bridge, which are four without IPv6."""
+    return (words[:2], words[2:]) if len(words) == 8 else ((), words)
+
+
+def _filter(index: int, parent: int, code: Sequence[portfilter.Instruction]) -> bytes:
+    """Add a program to an interface; its result is the verdict: tc-bpf(8)."""
     msg = _bpf_filter()
-    msg["index"], msg["parent"], msg["info"] = index, INGRESS, 1 << 16 | socket.htons(3)  # priority 1, ETH_P_ALL
+    msg["index"], msg["parent"], msg["info"] = index, parent, 1 << 16 | socket.htons(3)  # priority 1, ETH_P_ALL
     options = [
         ("TCA_BPF_OPS_LEN", len(code)),
         ("TCA_BPF_OPS", b"".join(struct.pack("=HBBI", *line) for line in code)),
@@ -711,9 +741,17 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
     "net6": (bytes.fromhex("fd71727374757677"), bytes.fromhex("fd71727374757677")),
     "high6": (0x7A7B7C7D, struct.pack("=I", 0x7A7B7C7D)),
     "low6": (0x8A8B8C8D, struct.pack("=I", 0x8A8B8C8D)),
+    "mac_high": (0x4A4B4C4E, struct.pack("=I", 0x4A4B4C4E)),
+    "mac_low": (0x5A5B5C5E, struct.pack("=I", 0x5A5B5C5E)),
+    "gateway_word": (0x6A6B6C6E, struct.pack("=I", 0x6A6B6C6E)),
+    "net_word": (0x7A7B7C7E, struct.pack("=I", 0x7A7B7C7E)),
+    "third6": (0x8A8B8C8E, struct.pack("=I", 0x8A8B8C8E)),
+    "fourth6": (0x9A9B9C9E, struct.pack("=I", 0x9A9B9C9E)),
     "port": (0xB1B2, bytes.fromhex("b1b2")),
     "pod_port": (0xC1C2, bytes.fromhex("c1c2")),
 }
+
+BRIDGE_WORDS = ("mac_high", "mac_low", "gateway_word", "net_word")
 
 #: name → (function, its parameters as names of SAMPLES or constants)
 MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
@@ -728,6 +766,12 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "ingress": (ingress, ("index",)),
     "port_filter": (port_filter, ("index", "ip_word")),
     "port_filter6": (port_filter, ("index", "ip_word", "high6", "low6")),
+    "both_ways": (both_ways, ("index",)),
+    "isolating_filter": (isolating_filter, ("index", "ip_word", *BRIDGE_WORDS)),
+    "isolating_filter6": (isolating_filter, ("index", "ip_word", "high6", "low6", *BRIDGE_WORDS, "third6", "fourth6")),
+    "arrival_filter": (arrival_filter, ("index", *BRIDGE_WORDS)),
+    "arrival_filter6": (arrival_filter, ("index", "high6", "low6", *BRIDGE_WORDS, "third6", "fourth6")),
+    "neighbour_gateway": (neighbour, ("index", "gateway", "mac")),
     "link_up": (link_up, ("index",)),
     "del_link": (del_link, ("index",)),
     "new_address": (new_address, ("index", "pod_ip", 24)),

@@ -387,10 +387,17 @@ def _remove_common_table(version: str = "") -> None:
 
 
 def connect(
-    sock: wire.Socket, netns: int, gateway: str, bridge_index: int, wanted_ip: str, ident: str, gateway6: str = ""
+    sock: wire.Socket,
+    netns: int,
+    gateway: str,
+    bridge_index: int,
+    wanted_ip: str,
+    ident: str,
+    gateway6: str = "",
+    isolated: bool = False,
 ) -> tuple[str, int, wire.Socket]:
     """Lease the first free address (or the wanted one) and make the pair; return (address, index of our end, the
-    lease).  With `gateway6`, the pod has an IPv6 address too (address6).
+    lease).  With `gateway6`, the pod has an IPv6 address too (address6); `isolated` is as for secure_port().
 
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
     veth are gone.  Raise BadInput when the wanted one is taken, or all are.
@@ -416,12 +423,13 @@ def connect(
             ip6 = address6(gateway6, ip) if gateway6 else ""
             if ip6:
                 forget_address(ip6)
-            index = _make_port(sock, netns, bridge_index, ip, ident, ip6)
+            alone = (gateway, gateway6) if isolated else None
+            index = _make_port(sock, netns, bridge_index, ip, ident, ip6, alone)
             if (
                 not index and wanted_ip
             ):  # we have the lease, so its pod has ended: the kernel is about to take the veth away
                 _wait(lambda: veth_name(wanted_ip) not in _link_names(), 5.0)
-                index = _make_port(sock, netns, bridge_index, ip, ident, ip6)
+                index = _make_port(sock, netns, bridge_index, ip, ident, ip6, alone)
         except BaseException:
             table.close()
             raise
@@ -480,7 +488,9 @@ def leases() -> set[str]:
     return tables() - {COMMON_TABLE}
 
 
-def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident: str, ip6: str) -> int:
+def _make_port(
+    sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident: str, ip6: str, alone: tuple[str, str] | None
+) -> int:
     """Make the pair, and bring this end up when the filter is on it; return its index, or 0 when the name is taken."""
     name, mac = veth_name(ip), mac_of(ip)
     message = wire.encode("new_veth", veth=name, bridge_index=bridge_index, netns_fd=netns, mac=mac)
@@ -492,7 +502,7 @@ def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident:
         raise
     index = _socket.if_nametoindex(name)
     try:
-        secure_port(sock, name, index, bridge_index, ip, ident, ip6)
+        secure_port(sock, name, index, bridge_index, ip, ident, ip6, alone)
     except BaseException:
         wire.talk(sock, [(f"ip link del {name}", wire.encode("del_link", index=index))])
         raise
@@ -500,43 +510,65 @@ def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident:
 
 
 def secure_port(
-    sock: wire.Socket, name: str, index: int, bridge_index: int, ip: str, ident: str, ip6: str = ""
+    sock: wire.Socket,
+    name: str,
+    index: int,
+    bridge_index: int,
+    ip: str,
+    ident: str,
+    ip6: str = "",
+    alone: tuple[str, str] | None = None,
 ) -> None:
-    """Configure who is behind a port of the bridge and what may come from it; then bring it up."""
-    mac = mac_of(ip)
+    """Configure who is behind a port of the bridge and what may come from it; then bring it up.
+
+    `alone`: the bridge's addresses, when the pod is isolated; then nothing may come from or go to another pod.
+    """
+    mac, device = mac_of(ip), f"dev {name}"
     mac_text = ":".join(f"{byte:02x}" for byte in mac)
-    check, known = wire.encode("port_filter", index=index, ip_word=ip_number(ip)), []
+    six = V6 if ip6 else ""
+    words: dict[str, object] = {"index": index}
     if ip6:
-        high, low = (int.from_bytes(part, "big") for part in (net6_of(ip6)[:4], net6_of(ip6)[4:]))
-        check = wire.encode("port_filter6", index=index, ip_word=ip_number(ip), high6=high, low6=low)
-        text = f"ip -6 neighbour replace {ip6} lladdr {mac_text} dev {BRIDGE} nud permanent"
-        known = [(text, wire.encode("neighbour6", index=bridge_index, pod_ip6=ip6, mac=mac))]
-    wire.talk(
-        sock,
-        [
-            (f"tc qdisc add dev {name} ingress", wire.encode("ingress", index=index)),
-            (f"tc filter add dev {name} ingress bpf direct-action …", check),
-            (
-                f"bridge fdb replace {mac_text} dev {name} master static sticky",
-                wire.encode("fdb_entry", index=index, mac=mac),
-            ),
-            (
-                f"ip neighbour replace {ip} lladdr {mac_text} dev {BRIDGE} nud permanent",
-                wire.encode("neighbour", bridge_index=bridge_index, pod_ip=ip, mac=mac),
-            ),
-            *known,
-            (
-                f"ip link set {name} up alias {alias_of(ident)}; bridge link set dev {name} learning off flood off …",
-                wire.encode("port_up", index=index, alias=alias_of(ident)),
-            ),
-        ],
-    )
+        words |= zip(("high6", "low6"), _words(net6_of(ip6)), strict=True)
+    if alone:
+        own = wire.mac_of_link(BRIDGE)
+        words |= {"mac_high": int.from_bytes(own[:4], "big"), "mac_low": int.from_bytes(own[4:], "big")}
+        words |= {"gateway_word": ip_number(alone[0]), "net_word": ip_number(alone[0]) & 0xFFFFFF00}
+        if ip6:
+            words |= zip(("third6", "fourth6"), _words(_socket.inet_pton(_socket.AF_INET6, alone[1])[8:]), strict=True)
+        requests = [
+            (f"tc qdisc add {device} clsact", wire.encode("both_ways", index=index)),
+            (f"tc filter add {device} ingress bpf direct-action …", wire.encode(f"isolating_filter{six}", ip_word=ip_number(ip), **words)),
+            (f"tc filter add {device} egress bpf direct-action …", wire.encode(f"arrival_filter{six}", **words)),
+        ]  # fmt: skip
+    else:
+        requests = [
+            (f"tc qdisc add {device} ingress", wire.encode("ingress", index=index)),
+            (f"tc filter add {device} ingress bpf direct-action …", wire.encode(f"port_filter{six}", ip_word=ip_number(ip), **words)),
+        ]  # fmt: skip
+    text = f"bridge fdb replace {mac_text} {device} master static sticky"
+    requests.append((text, wire.encode("fdb_entry", index=index, mac=mac)))
+    text = f"lladdr {mac_text} dev {BRIDGE} nud permanent"
+    message = wire.encode("neighbour", bridge_index=bridge_index, pod_ip=ip, mac=mac)
+    requests.append((f"ip neighbour replace {ip} {text}", message))
+    if ip6:
+        message = wire.encode("neighbour6", index=bridge_index, pod_ip6=ip6, mac=mac)
+        requests.append((f"ip -6 neighbour replace {ip6} {text}", message))
+    text = f"ip link set {name} up alias {alias_of(ident)}; bridge link set {device} learning off flood off …"
+    message = wire.encode("port_up", index=index, alias=alias_of(ident))
+    wire.talk(sock, [*requests, (text, message)])
 
 
-def configure_pod(ip: str, gateway: str, ip6: str = "", gateway6: str = "", mac: bytes = b"") -> None:
+def _words(half: bytes) -> tuple[int, int]:
+    """Return half of an IPv6 address as two words of a program."""
+    return int.from_bytes(half[:4], "big"), int.from_bytes(half[4:], "big")
+
+
+def configure_pod(
+    ip: str, gateway: str, ip6: str = "", gateway6: str = "", mac: bytes = b"", isolated: bool = False
+) -> None:
     """In the pod's network namespace, bring up lo and eth0, and set the addresses and the default routes.
 
-    `mac`: the bridge's, which need not be asked for then.
+    `mac`: the bridge's, which need not be asked for by neighbour discovery then, and in a pod that is `isolated` by ARP neither.
     """
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         index = _socket.if_nametoindex("eth0")
@@ -551,6 +583,9 @@ def configure_pod(ip: str, gateway: str, ip6: str = "", gateway6: str = "", mac:
             ("ip link set eth0 up", wire.encode("link_up", index=index)),
             (f"ip route add default via {gateway}", wire.encode("default_route", gateway=gateway)),
         ]
+        if isolated:
+            text = f"ip neighbour replace {gateway} lladdr … dev eth0 nud permanent"
+            requests.append((text, wire.encode("neighbour_gateway", index=index, gateway=gateway, mac=mac)))
         if ip6:
             text = f"ip -6 neighbour replace {gateway6} lladdr … dev eth0 nud permanent"
             requests.append((text, wire.encode("neighbour6", index=index, pod_ip6=gateway6, mac=mac)))

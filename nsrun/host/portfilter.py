@@ -10,6 +10,10 @@ UDP, SCTP, ICMP's echoes and errors, and fragments of these.  Who has which addr
 neighbour discovery is dropped, and router advertisements, redirects and MLD with it; a link-local address is of no use.
 No other extension header passes, since one could hide these.  Where a pod has no IPv6 address, all of IPv6 is dropped.
 
+A pod that is isolated sends to the bridge's own MAC alone, and to no address of the bridge's networks but the bridge's; a
+second program, on what goes to the pod, drops what comes from such an address.  So neither frames that somebody makes by hand
+nor routes by way of the host lead from one pod to the other, whichever of them is isolated.
+
 It is a tc filter rather than an nf_tables rule because of its lifetime: it ends with the veth and with nothing else.  A
 table ends with its owner's socket or with `nft flush ruleset`, and a pod's namespaces may outlive both.
 
@@ -37,11 +41,27 @@ Line = tuple[int, int, str, str]
 Instruction = tuple[int, int, int, int]
 
 
-def _lines(ip: int, prefix6: Sequence[int]) -> list[str | Line]:
+def _lines(ip: int, prefix6: Sequence[int], bridge: Sequence[int]) -> list[str | Line]:
     """Return labels and (opcode, operand, target if true, target if false); offsets count from the Ethernet header.
 
     A load beyond the end of the frame would end the program with 0, PASS; so it checks lengths first.
     """
+    to_bridge: list[str | Line] = []
+    in_network: list[str | Line] = []
+    if bridge:
+        to_bridge = [
+            (LD, 0, NEXT, NEXT),
+            (JEQ, bridge[0], NEXT, "drop"),
+            (LDH, 4, NEXT, NEXT),
+            (JEQ, bridge[1], NEXT, "drop"),
+        ]
+        in_network = [
+            (LD, 30, NEXT, NEXT),
+            (JEQ, bridge[2], "allowed", NEXT),
+            (AND, 0xFFFFFF00, NEXT, NEXT),
+            (JEQ, bridge[3], "drop", NEXT),
+            "allowed",
+        ]
     return [
         (LEN, 0, NEXT, NEXT),
         (JGE, 34, NEXT, "drop"),  # Ethernet and the shortest IPv4 header
@@ -51,6 +71,7 @@ def _lines(ip: int, prefix6: Sequence[int]) -> list[str | Line]:
         (JEQ, MAC_PREFIX, NEXT, "drop"),
         (LD, 8, NEXT, NEXT),
         (JEQ, ip, NEXT, "drop"),
+        *to_bridge,
         (LDH, 12, NEXT, NEXT),
         (JEQ, 0x0800, "ip", NEXT),
         *([(JEQ, 0x86DD, "ip6", NEXT)] if prefix6 else []),
@@ -70,6 +91,7 @@ def _lines(ip: int, prefix6: Sequence[int]) -> list[str | Line]:
         "ip",
         (LD, 26, NEXT, NEXT),  # from
         (JEQ, ip, NEXT, "drop"),
+        *in_network,
         (LD, 30, NEXT, NEXT),  # to
         (AND, 0xFF000000, NEXT, NEXT),
         (JEQ, 0x7F000000, "drop", NEXT),
@@ -84,15 +106,19 @@ def _lines(ip: int, prefix6: Sequence[int]) -> list[str | Line]:
         (RET, PASS, NEXT, NEXT),
         "drop",
         (RET, DROP, NEXT, NEXT),
-        *(_ip6(ip, prefix6) if prefix6 else []),
+        *(_ip6(ip, prefix6, bridge) if prefix6 else []),
     ]
 
 
-def _ip6(ip: int, prefix6: Sequence[int]) -> list[str | Line]:
+def _ip6(ip: int, prefix6: Sequence[int], bridge: Sequence[int]) -> list[str | Line]:
     """Return what checks an IPv6 packet, with an end of its own: a jump reaches no further than 255 instructions, and forward."""
     own: list[str | Line] = []
     for offset, word in zip((22, 26, 30, 34), (*prefix6, 0, ip), strict=True):  # from
         own += [(LD, offset, NEXT, NEXT), (JEQ, word, NEXT, "drop6")]
+    if bridge:
+        for offset, word, otherwise in zip((38, 42, 46, 50), (*prefix6, *bridge[4:6]), ("allowed6", "allowed6", "drop6", "drop6"), strict=True):  # fmt: skip
+            own += [(LD, offset, NEXT, NEXT), (JEQ, word, NEXT, otherwise)]
+        own.append("allowed6")
     return [
         "ip6",
         (LEN, 0, NEXT, NEXT),
@@ -137,12 +163,55 @@ def _ip6(ip: int, prefix6: Sequence[int]) -> list[str | Line]:
     ]
 
 
-def program(ip: int, *prefix6: int) -> list[Instruction]:
+def program(ip: int, prefix6: Sequence[int] = (), bridge: Sequence[int] = ()) -> list[Instruction]:
     """Return the program for this address as in struct sock_filter: (opcode, jump if true, jump if false, operand) ….
 
-    `prefix6`: the two words before the pod's IPv6 address, which ends with the IPv4 one; none: the pod has none.
+    `prefix6`: the two words before the pod's IPv6 address, which ends with the IPv4 one; none: the pod has none.  `bridge`, for
+    a pod that is isolated: the bridge's MAC in two words, its address and network, and the second half of its IPv6 address.
     """
-    lines = _lines(ip, prefix6)
+    return _assembled(_lines(ip, prefix6, bridge))
+
+
+def arrivals(prefix6: Sequence[int], bridge: Sequence[int]) -> list[Instruction]:
+    """Return the program for what comes to an isolated pod: nothing that has another pod's address as its source.
+
+    The MAC is not compared: where br_netfilter is loaded, what comes by a published port keeps the sender's.
+    """
+    lines: list[str | Line] = [
+        (LEN, 0, NEXT, NEXT),
+        (JGE, 34, NEXT, "drop"),
+        (LDH, 12, NEXT, NEXT),
+        (JEQ, 0x0800, "ip", NEXT),
+        (JEQ, 0x0806, "arp", NEXT),
+        (JEQ, 0x86DD, NEXT, "drop"),
+    ]
+    if prefix6:
+        lines += [(LEN, 0, NEXT, NEXT), (JGE, 54, NEXT, "drop")]
+        for offset, word, otherwise in zip((22, 26, 30, 34), (*prefix6, *bridge[4:6]), ("pass", "pass", "drop", "drop"), strict=True):  # fmt: skip
+            lines += [(LD, offset, NEXT, NEXT), (JEQ, word, NEXT, otherwise)]
+        lines.append((JEQ, bridge[5], "pass", "drop"))
+    else:
+        lines.append((JEQ, 0, "pass", "drop"))
+    return _assembled(
+        [
+            *lines,
+            "arp",
+            (LD, 28, NEXT, NEXT),  # the sender's address
+            (JEQ, bridge[2], "pass", "drop"),
+            "ip",
+            (LD, 26, NEXT, NEXT),
+            (JEQ, bridge[2], "pass", NEXT),
+            (AND, 0xFFFFFF00, NEXT, NEXT),
+            (JEQ, bridge[3], "drop", NEXT),
+            "pass",
+            (RET, PASS, NEXT, NEXT),
+            "drop",
+            (RET, DROP, NEXT, NEXT),
+        ]
+    )
+
+
+def _assembled(lines: Sequence[str | Line]) -> list[Instruction]:
     code: list[Line] = []
     labels: dict[str, int] = {}
     for line in lines:
@@ -157,8 +226,12 @@ def program(ip: int, *prefix6: int) -> list[Instruction]:
     return [(op, jump(i, true), jump(i, false), operand) for i, (op, operand, true, false) in enumerate(code)]
 
 
-def tc_bytecode(address: str, *prefix6: str) -> str:
-    """Return the program as tc-bpf(8) takes it on a command line, with `address` in place of the pod's address."""
-    markers = dict(zip((0x3A3B3C3D, 0x7A7B7C7D, 0x8A8B8C8D), (address, *prefix6), strict=False))
-    code = [f"{op} {t} {f} {markers.get(k, k)}" for op, t, f, k in program(*markers)]
-    return f"{len(code)}," + ",".join(code)
+#: What stands for the words of a pod in a program that a shell is to fill in.
+MARKERS = (0x3A3B3C3D, 0x7A7B7C7D, 0x8A8B8C8D, 0x4A4B4C4E, 0x5A5B5C5E, 0x6A6B6C6E, 0x7A7B7C7E, 0x8A8B8C8E, 0x9A9B9C9E)
+
+
+def tc_bytecode(code: Sequence[Instruction], words: Sequence[str]) -> str:
+    """Return a program of MARKERS as tc-bpf(8) takes it on a command line, with these words in their place."""
+    markers = dict(zip(MARKERS, words, strict=False))
+    lines = [f"{op} {t} {f} {markers.get(k, k)}" for op, t, f, k in code]
+    return f"{len(lines)}," + ",".join(lines)

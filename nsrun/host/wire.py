@@ -28,7 +28,20 @@ except ImportError:  # the templates are not built (in an editable checkout), so
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_DUMP_INTR = 0x10
-_NUMBERS = ("bridge_index", "netns_fd", "index", "ip_word", "high6", "low6")
+_NUMBERS = (
+    "bridge_index",
+    "netns_fd",
+    "index",
+    "ip_word",
+    "high6",
+    "low6",
+    "mac_high",
+    "mac_low",
+    "gateway_word",
+    "net_word",
+    "third6",
+    "fourth6",
+)
 _PORTS = ("port", "pod_port")
 _ADDRESSES = ("pod_ip", "host_ip", "gateway", "subnet")
 _ADDRESSES6 = ("pod_ip6", "host_ip6", "gateway6")

@@ -72,7 +72,7 @@ def _pod_json(
         "owner": note["owner"],
         "hostname": note["hostname"],
         "namespaces": spaces,
-        "network": {key: network.get(key, "") for key in _NETWORK},
+        "network": {key: network.get(key, "") for key in _NETWORK} | {"isolated": network.get("isolated", False)},
         "ports": state.ports(note),
         "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + owners_members(state, note),
         "labels": note["labels"],
@@ -266,7 +266,7 @@ def _each(
 #: The description of something whose note can't be read: only its name, and whether it lives.
 _DAMAGED: dict[str, Any] = {"id": "", "status": "damaged", "pid": 0, "created": "", "namespaces": {}}
 _DAMAGED_POD: dict[str, Any] = {
-    **_DAMAGED, "owner": "", "hostname": "", "network": dict.fromkeys(_NETWORK, ""),
+    **_DAMAGED, "owner": "", "hostname": "", "network": {**dict.fromkeys(_NETWORK, ""), "isolated": False},
     "ports": [], "members": [], "labels": {},
 }  # fmt: skip
 _DAMAGED_MEMBER: dict[str, Any] = {

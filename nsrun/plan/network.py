@@ -125,6 +125,7 @@ class ConnectPod(Step):
     subnet: str = ""
     ipv6: bool = False
     subnet6: str = ""
+    isolated: bool = False
     handle: str = "table:fd"
     hints = {
         EPERM: "needs CAP_NET_ADMIN",
@@ -164,7 +165,11 @@ class ConnectPod(Step):
                 each=f"entry that a dead pod has left of the address{'es' if self.ipv6 else ''}",
             ),
             netlink("ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"),
-            netlink("tc filter add dev nsr… ingress bpf …; bridge fdb …; ip neighbour …; ip link set nsr… up"),
+            netlink(
+                "tc filter add dev nsr… ingress bpf …; "
+                + ("tc filter add dev nsr… egress bpf …; " if self.isolated else "")
+                + "bridge fdb …; ip neighbour …; ip link set nsr… up"
+            ),
         ]
 
     def brief(self) -> str:
@@ -178,7 +183,7 @@ class ConnectPod(Step):
 
     def shell(self) -> str:
         from nsrun.host.net import ADVICE, BRIDGE_ALIAS, alias_of
-        from nsrun.host.portfilter import MAC_PREFIX, tc_bytecode
+        from nsrun.host.portfilter import MAC_PREFIX
 
         prefix = f"{MAC_PREFIX >> 8:02x}:{MAC_PREFIX & 255:02x}"
         choose = f"IP={self.ip}" if self.ip else (
@@ -188,7 +193,7 @@ class ConnectPod(Step):
         default = self.subnet.rsplit(".", 1)[0] if self.subnet else "10.88.0"
         mac = f"$(printf '{prefix}:%02x:%02x:%02x:%02x' $(echo {{}} | tr . ' '))"
         advice = " ".join("/proc/sys/net/" + setting.format("nsrun0") for setting in ADVICE)
-        prefix6 = ("$((0x$HIGH6))", "$((0x$LOW6))") if self.ipv6 else ()
+        check = self._filters()
         bridge6 = [choose]
         if self.ipv6:
             bridge6 = [
@@ -212,12 +217,38 @@ class ConnectPod(Step):
                 "conntrack -D -f ipv4 --reply-src $IP 2>/dev/null || :",
                 *(["conntrack -D -f ipv6 --reply-src $IP6 2>/dev/null || :"] if self.ipv6 else []),
                 "ip link add $VETH type veth peer name eth0 address $MAC netns $NET; ip link set $VETH master nsrun0",
-                f'tc qdisc add dev $VETH ingress; tc filter add dev $VETH ingress bpf direct-action bytecode "{tc_bytecode("$((0x$HEX))", *prefix6)}"',
+                *check,
                 "bridge fdb replace $MAC dev $VETH master static sticky; ip neighbour replace $IP lladdr $MAC dev nsrun0 nud permanent",
                 *(["ip -6 neighbour replace $IP6 lladdr $MAC dev nsrun0 nud permanent"] if self.ipv6 else []),
                 f"bridge link set dev $VETH learning off flood off hairpin on; ip link set $VETH alias {alias_of(self.ident)} up",
             ]
         )
+
+    def _filters(self) -> list[str]:
+        """Return the commands that check what the pod sends, and what comes to one that is isolated."""
+        from nsrun.host.portfilter import MARKERS, arrivals, program, tc_bytecode
+
+        add = "tc filter add dev $VETH {} bpf direct-action bytecode"
+        prefix6 = MARKERS[1:3] if self.ipv6 else ()
+        words = ["$((0x$HEX))", "$((0x$HIGH6))", "$((0x$LOW6))"] if self.ipv6 else ["$((0x$HEX))", "", ""]
+        if not self.isolated:
+            return [
+                f'tc qdisc add dev $VETH ingress; {add.format("ingress")} "{tc_bytecode(program(MARKERS[0], prefix6), words)}"'
+            ]
+        bridge = MARKERS[3:9] if self.ipv6 else MARKERS[3:7]
+        words += [
+            "$((0x$MAC_HIGH))",
+            "$((0x$MAC_LOW))",
+            "$((0x$GATEWAY_HEX))",
+            "$((0x$GATEWAY_HEX & 0xFFFFFF00))",
+            "0",
+            "$((0x$GATEWAY_HEX))",
+        ]
+        return [
+            "set -- $(ip -o link show nsrun0 | sed 's/.*link.ether //; s/ .*//; y/:/ /'); MAC_HIGH=$1$2$3$4; MAC_LOW=$5$6; GATEWAY_HEX=$(printf '%02x%02x%02x%02x' $(echo $GATEWAY | tr . ' '))",
+            f'tc qdisc add dev $VETH clsact; {add.format("ingress")} "{tc_bytecode(program(MARKERS[0], prefix6, bridge), words)}"',
+            f'{add.format("egress")} "{tc_bytecode(arrivals(prefix6, bridge), words)}"',
+        ]
 
     def _prefix6(self) -> str:
         """Return the first four groups of the bridge's IPv6 network, or the commands that print them (net.pick_subnet6)."""
@@ -245,12 +276,15 @@ class ConnectPod(Step):
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
                 gateway, index = net.ensure_bridge(sock, self.subnet)
                 gateway6 = net.ensure_bridge6(sock, gateway, index, self.subnet6) if self.ipv6 else ""
-                ip, veth, table = net.connect(sock, run.fd("net:fd"), gateway, index, self.ip, self.ident, gateway6)
-                mac = wire.mac_of_link(net.BRIDGE) if self.ipv6 else b""
+                ip, veth, table = net.connect(
+                    sock, run.fd("net:fd"), gateway, index, self.ip, self.ident, gateway6, self.isolated
+                )
+                mac = wire.mac_of_link(net.BRIDGE) if self.ipv6 or self.isolated else b""
         run.hold(self.handle, table.detach())
         if self.ipv6:
             ip6 = net.address6(gateway6, ip)
-            run.values.update({"pod:ip6": ip6, "pod:gateway6": gateway6, "bridge:mac": mac.hex()})
+            run.values.update({"pod:ip6": ip6, "pod:gateway6": gateway6})
+        run.values["bridge:mac"] = mac.hex()
         run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()})
 
     def undo(self, run: Context) -> None:
@@ -267,6 +301,7 @@ class ConfigurePod(Step):
     man = "rtnetlink(7), ip-address(8), ip-route(8)"
     bridge: bool = True
     ipv6: bool = False
+    isolated: bool = False
 
     @property
     def why(self) -> str:  # type: ignore[override]
@@ -305,7 +340,9 @@ class ConfigurePod(Step):
         six = ""
         if self.ipv6:
             quiet += "; echo 1 >/proc/sys/net/ipv6/conf/eth0/addr_gen_mode"
-            six = f"\n{run} -6 address add $IP6/128 dev eth0 nodad; {run} -6 neighbour replace $GATEWAY6 lladdr $(cat /sys/class/net/nsrun0/address) dev eth0 nud permanent; {run} -6 route add default via $GATEWAY6 dev eth0 onlink"
+            six = f"\n{run} -6 address add $IP6/128 dev eth0 nodad; {run} -6 neighbour replace $GATEWAY6 lladdr $(ip -o link show nsrun0 | sed 's/.*link.ether //; s/ .*//') dev eth0 nud permanent; {run} -6 route add default via $GATEWAY6 dev eth0 onlink"
+        if self.isolated:
+            six = f"; {run} neighbour replace $GATEWAY lladdr $(ip -o link show nsrun0 | sed 's/.*link.ether //; s/ .*//') dev eth0 nud permanent{six}"
         return f"nsenter --target $NET --net sh -c '{quiet}'; {run} link set lo up; {run} address add $IP/24 dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY{six}"
 
     def check(self) -> str:
@@ -325,12 +362,9 @@ class ConfigurePod(Step):
             if self.bridge:
                 net.trust_no_router(not self.ipv6)
                 ip, gateway = str(run.values["pod:ip"]), str(run.values["pod:gateway"])
-                if self.ipv6:
-                    mac = bytes.fromhex(str(run.values["bridge:mac"]))
-                    ip6, gateway6 = str(run.values["pod:ip6"]), str(run.values["pod:gateway6"])
-                    net.configure_pod(ip, gateway, ip6, gateway6, mac)
-                else:
-                    net.configure_pod(ip, gateway)
+                mac = bytes.fromhex(str(run.values["bridge:mac"]))
+                ip6, gateway6 = (str(run.values.get(f"pod:{key}", "")) for key in ("ip6", "gateway6"))
+                net.configure_pod(ip, gateway, ip6, gateway6, mac, self.isolated)
             else:
                 net.loopback_up()
 

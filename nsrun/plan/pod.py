@@ -47,7 +47,7 @@ def pod_plan(spec: PodSpec) -> Plan:
         from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor, ShowOwner
     name, network, ident = spec["name"], spec["network"], spec["id"]
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
-    ipv6 = network.get("ipv6") == "on"
+    ipv6, isolated = network.get("ipv6") == "on", network.get("isolated", False)
     by_root = not user or spec["by_root"]
     owned = "user:fd" if user else ""
     nested = spec.get("nested")
@@ -79,9 +79,9 @@ def pod_plan(spec: PodSpec) -> Plan:
         steps.append(NewNetns(owned))
     if bridge:
         wanted, subnet6 = network.get("wanted_ip", ""), network.get("subnet6", "")
-        steps.append(ConnectPod(ident, wanted, network.get("subnet", ""), ipv6, subnet6))
+        steps.append(ConnectPod(ident, wanted, network.get("subnet", ""), ipv6, subnet6, isolated))
     if own_net and outside:
-        steps.append(ConfigurePod(bridge, ipv6))
+        steps.append(ConfigurePod(bridge, ipv6, isolated))
     if bridge:
         ports_step, table_step = HoldPorts(forwarded), PublishTable(ident, forwarded, ipv6=ipv6)
         held = [*ports_step.handles, table_step.handle]

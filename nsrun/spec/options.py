@@ -658,12 +658,13 @@ def parse_subnet6(text: str) -> str:
     return inet_ntop(AF_INET6, raw[:8] + bytes(8))
 
 
-def parse_network(text: str) -> tuple[str, bool | None]:
-    """Return (mode, whether IPv6 was asked for) of --network MODE[,ipv6=on|off]; None: nothing was said of it."""
+def parse_network(text: str) -> tuple[str, bool | None, bool]:
+    """Return (mode, whether IPv6 was asked for, whether the pod is isolated) of --network MODE[,ipv6=on|off][,isolated].
+
+    None: nothing was said of IPv6.
+    """
     mode, *words = text.split(",")
-    ipv6: bool | None = None
-    for word in words:
-        if word not in ("ipv6=on", "ipv6=off") or ipv6 is not None or mode != "bridge":
-            raise UsageError(f"--network {text}", hint="bridge,ipv6=off or bridge,ipv6=on; none, host")
-        ipv6 = word == "ipv6=on"
-    return mode, ipv6
+    known = ("ipv6=on", "ipv6=off", "isolated")
+    if words and (mode != "bridge" or not set(words).issubset(known) or len({w[:4] for w in words}) < len(words)):
+        raise UsageError(f"--network {text}", hint="bridge,ipv6=off, bridge,ipv6=on, bridge,isolated; none, host")
+    return mode, ("ipv6=on" in words) if set(words) & set(known[:2]) else None, "isolated" in words

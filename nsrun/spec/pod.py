@@ -41,7 +41,7 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     """Return what a pod is.  Raise UsageError or BadInput for options that can't be had, or contradict each other."""
     name = options.get("name") or "pause"
     rootless = bool(facts.get("user")) and not facts.get("by_root")
-    mode, ipv6 = parse_network(options.get("network") or ("pasta" if rootless else "bridge"))
+    mode, ipv6, isolated = parse_network(options.get("network") or ("pasta" if rootless else "bridge"))
     known = ("pasta" if rootless else "bridge", "none", "host")
     if mode not in known:
         why = "the bridge is root's: sudo nsrun pod create, or " if mode == "bridge" else ""
@@ -84,6 +84,8 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         network["subnet"] = options.get("subnet") or facts.get("subnet", "")
         if network["subnet"]:
             parse_subnet(network["subnet"])
+        if isolated:
+            network["isolated"] = True
         network["ipv6"] = f"off: {without}" if without else "on"
         if subnet6 := "" if without else options.get("subnet6") or facts.get("subnet6", ""):
             network["subnet6"] = parse_subnet6(subnet6)

@@ -202,9 +202,9 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "pod create": {
         "publish": ("--publish {}", "--publish {}", "none: a Service, or the field hostPort; kubectl port-forward while it runs"),
         "network": (
-            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like", "bridge,ipv6=on": "none: docker network create --ipv6 says it, before"},
-            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta", "bridge,ipv6=on": "none: podman network create --ipv6 says it, before"},
-            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network", "bridge,ipv6=on": "none: the cluster has IPv6, or not"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like", "bridge,ipv6=on": "none: docker network create --ipv6 says it, before", "bridge,isolated": "none: docker network create, a network for each of them", "bridge,isolated,ipv6=on": "none: docker network create, a network for each of them"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta", "bridge,ipv6=on": "none: podman network create --ipv6 says it, before", "bridge,isolated": "none: podman network create --opt isolate=true, before", "bridge,isolated,ipv6=on": "none: podman network create --opt isolate=true, before"},
+            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network", "bridge,ipv6=on": "none: the cluster has IPv6, or not", "bridge,isolated": "none: a NetworkPolicy of the cluster", "bridge,isolated,ipv6=on": "none: a NetworkPolicy of the cluster"},
         ),
         "ip": ("--ip {}", "--ip {}", "none: the network plugin of the cluster chooses it"),
         "subnet": ("none: docker network create --subnet, before", "none: podman network create --subnet, before", "none: it is the cluster's"),

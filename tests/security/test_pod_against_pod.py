@@ -426,6 +426,39 @@ def test_no_default_route_by_a_router_advertisement(evil, victim):
     assert "2001:db8:bad" not in sh(*victim.net, "ip", "-6", "address").stdout
 
 
+@pytest.mark.parametrize("isolated", ["one", "two", "both"])
+def test_nothing_passes_between_an_isolated_pod_and_another(host, busybox, frame_program, isolated):
+    """Neither frames made by hand, in both families, nor routes by way of the host; published ports do."""
+    ports = {"one": 20900, "two": 20901}
+    one, two = (
+        Neighbour(host, busybox, name, "-p", f"{port}:80", *(["--network", "bridge,isolated"] if isolated in (name, "both") else []))
+        for name, port in ports.items()
+    )  # fmt: skip
+    assert host.pod("one")["network"]["isolated"] == (isolated != "two")
+    gateway, gateway6 = bridge_mac(), one.ip6.rpartition(":")[0] + ":1"
+    for sender, receiver in ((one, two), (two, one)):
+        frames = {}
+        for dst in (receiver.mac, gateway, BROADCAST):
+            mark = b"\xa5isolated\xa5" + dst
+            frames["IPv4", dst] = dst + sender.mac + b"\x08\0" + ipv4(sender.ip, receiver.ip, udp(5, 6, mark))
+            frames["IPv6", dst] = dst + sender.mac + b"\x86\xdd" + ipv6(17, udp(5, 6, mark), sender.ip6, receiver.ip6)
+            for op in (1, 2):
+                frames[f"ARP {op}", dst] = arp(dst, sender.mac, sender.mac, sender.ip, receiver.ip, op, mark)
+        good = gateway + sender.mac + b"\x08\0" + ipv4(sender.ip, one.gateway, udp(5, 6, b"good" + sender.mac))
+        at_receiver, at_bridge = Listener(frame_program, *receiver.net), Listener(frame_program, interface="nsrun0")
+        with listening(at_receiver, at_bridge):
+            sh(*sender.net, frame_program, "send", "eth0", *(frame.hex() for frame in frames.values()), good.hex())
+            wait_for(lambda at=at_bridge, good=good: at.heard(good), 10, "what is for the host")
+            time.sleep(0.3)
+            assert [what for what in frames if at_receiver.heard(b"\xa5isolated\xa5" + what[1])] == []
+        sh(*sender.net, "ip", "route", "add", receiver.ip, "via", one.gateway)
+        for address in (receiver.ip, f"[{receiver.ip6}]"):
+            assert get(address, 80, *sender.net).startswith("curl"), "by way of the host"
+        for address in (one.gateway, f"[{gateway6}]", "192.0.2.1"):
+            assert get(address, ports[receiver.name], *sender.net) == receiver.name, "a published port"
+        assert get(receiver.ip, 80) == get(f"[{receiver.ip6}]", 80) == receiver.name, "the host"
+
+
 def test_an_owner_who_takes_the_neighbours_address_and_mac(host, owner, victim):
     """With every capability in the pod, eth0 gets the neighbour's address and MAC; the host still finds the neighbour."""
     mac = victim.mac.hex(":")
