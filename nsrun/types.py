@@ -34,6 +34,7 @@ class Port(TypedDict):
     host_port: int  # 0: any free one
     pod_port: int
     protocol: str
+    mode: NotRequired[str]  # "forward": by nsrun-forward; else by what the pod's network has (nat, pasta)
 
 
 # ---- options: the names of the command line, with _ for - ---------------------------------------------------------
@@ -44,6 +45,7 @@ class PodOptions(TypedDict, total=False):
     owner: str
     network: str
     publish: list[str]
+    publish_mode: str
     ip: str
     subnet: str
     hostname: str
@@ -129,6 +131,7 @@ class PodFacts(TypedDict):
     resolv_conf: str  # the host's, as text
     owner: str
     subnet: NotRequired[str]
+    no_nat: NotRequired[str]  # why nat can't publish here; "": it can
     user: NotRequired[Owner]  # of a pod with a user namespace of its own; then:
     groups: NotRequired[list[int]]  # the owner's
     by_root: NotRequired[bool]  # root makes it, not the owner

@@ -58,6 +58,8 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
     }
+    if not state.uid and may_need_forwarder(options):
+        facts["no_nat"] = why_no_nat()
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts["by_root"], facts["groups"] = not state.uid, owner.groups
@@ -66,6 +68,23 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
             userns.check_within(owner, facts["user"]["maps"], around)
         facts["nested"], facts["devices"] = around, "host"
     return facts
+
+
+def may_need_forwarder(options: Options) -> bool:
+    """Return whether this host decides how the ports of a pod are published."""
+    bridge, mode = options.get("network") or "bridge", options.get("publish_mode") or "auto"
+    return bool(options.get("publish")) and bridge == "bridge" and mode == "auto"
+
+
+def why_no_nat() -> str:
+    """Return why nat can't lead to a pod on this host; "" when it can, or that can't be told."""
+    from nsrun.host.net import foreign_drop
+
+    try:
+        chain = foreign_drop()
+    except OSError:
+        return ""
+    return f"the firewall chain {chain!r} drops what nat would forward" if chain else ""
 
 
 def plan_pod(state: State, options: Options, ident: str = "") -> Plan:

@@ -7,7 +7,7 @@ from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
 from nsrun.plan import HOST, OWN_KEYRING, InitStep, Part, Step
-from nsrun.spec.options import PROTOCOLS, port_ranges
+from nsrun.spec.options import PROTOCOLS, is_forwarded, port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -389,6 +389,5 @@ EOF"""
     def do(self, run: Context) -> None:
         from nsrun.host import net
 
-        net.publish(
-            run.fd(self.handle), self.ident, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), run.ports
-        )
+        ports = [port for port in run.ports if not is_forwarded(port)]
+        net.publish(run.fd(self.handle), self.ident, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), ports)

@@ -25,6 +25,10 @@ DEFAULT_CAPABILITIES = (
 
 #: What can be forwarded to a pod.
 PROTOCOLS = ("tcp", "udp")
+#: The only address of IPv6 that a port can be published on: by nsrun-forward.
+LOOPBACK6 = "::1"
+#: How ports are published; and what the note of a port says when nsrun-forward does it.
+PUBLISH_MODES, FORWARD = ("auto", "nat", "forward"), "forward"
 
 
 def parse_count(text: str, flag: str, what: str, low: int = 0, high: int = (1 << 63) - 1) -> int:
@@ -67,11 +71,15 @@ def parse_ports(words: Sequence[str]) -> list[Port]:
             )
         if slash and protocol not in PROTOCOLS:
             raise UsageError(f"-p {word}: {protocol!r} is no protocol", hint="tcp, which may be left out, or udp")
-        if "[" in body:
+        loopback6 = body.startswith(f"[{LOOPBACK6}]:")  # the forwarder has it, and nothing else can
+        if "[" in body and not loopback6:
             raise UsageError(
-                f"-p {word}: only IPv4 addresses can be published on", hint="write 127.0.0.1 or leave the address out"
+                f"-p {word}: only IPv4 addresses, and [::1], can be published on",
+                hint="write 127.0.0.1 or leave the address out",
             )
-        parts = body.split(":")
+        parts = body.removeprefix(f"[{LOOPBACK6}]:").split(":")
+        if loopback6:
+            parts = [LOOPBACK6, *(parts if len(parts) > 1 else ["", *parts])]
         if len(parts) == 1:
             parts = ["", parts[0]]
         if len(parts) == 2:
@@ -79,10 +87,10 @@ def parse_ports(words: Sequence[str]) -> list[Port]:
         if len(parts) != 3:
             raise UsageError(f"-p {word}: not [IP:][HOST]:POD", hint="for example 8080:80, 127.0.0.1:8080:80, :80")
         try:
-            host_ip = parse_ipv4(parts[0] or "0.0.0.0", f"-p {word}")
+            host_ip = LOOPBACK6 if loopback6 else parse_ipv4(parts[0] or "0.0.0.0", f"-p {word}")
         except BadInput as error:
             raise UsageError(error.message) from None
-        if host_ip == "255.255.255.255" or 224 <= int(host_ip.partition(".")[0]) < 240:
+        if host_ip == "255.255.255.255" or (not loopback6 and 224 <= int(host_ip.partition(".")[0]) < 240):
             raise UsageError(
                 f"-p {word}: no host has the address {host_ip}", hint="0.0.0.0 means every address of this host"
             )
@@ -95,7 +103,7 @@ def parse_ports(words: Sequence[str]) -> list[Port]:
     seen: dict[tuple[str, int], set[str]] = {}
     for port in ports:
         ip, number, protocol = port["host_ip"], port["host_port"], port["protocol"]
-        others = seen.setdefault((protocol, number), set())
+        others = seen.setdefault((f"{protocol} {ip}" if ip == LOOPBACK6 else protocol, number), set())
         if number and others and (ip in others or "0.0.0.0" in {ip, *others}):
             raise UsageError(
                 f"port {ip}:{number}/{protocol} is published twice", hint="0.0.0.0 means every address of this host"
@@ -110,6 +118,33 @@ def _port_range(text: str, word: str) -> list[int]:
     if not all(is_number(n) and 1 <= int(n) <= 65535 for n in numbers) or int(numbers[0]) > int(numbers[1]):
         raise UsageError(f"-p {word}: {text!r} is not a port or range", hint="ports go from 1 to 65535")
     return list(range(int(numbers[0]), int(numbers[1]) + 1))
+
+
+def choose_mode(ports: Iterable[Port], mode: str, network: str, no_nat: str = "") -> list[Port]:
+    """Return the ports with what publishes each in its "mode": nothing (nat, or pasta), or FORWARD.
+
+    `mode` is one of PUBLISH_MODES, `network` the pod's, and `no_nat` says why nat can't publish here.  Raise UsageError for a
+    combination that can't be had.
+    """
+    found: list[Port] = []
+    for port in ports:
+        only = port["host_ip"] == LOOPBACK6
+        if mode == "nat" and (only or network != "bridge"):
+            why = "[::1] is passed on by the forwarder only" if only else f"the network {network} has no nat"
+            raise UsageError(f"--publish-mode nat: {why}", hint="--publish-mode auto, or forward")
+        if mode == FORWARD or (mode == "auto" and (only or no_nat)):
+            port = {**port, "mode": FORWARD}
+        found.append(port)
+    return found
+
+
+def is_forwarded(port: Port) -> bool:
+    return port.get("mode") == FORWARD
+
+
+def shown_address(host_ip: str) -> str:
+    """Return an address as it stands before a port."""
+    return f"[{host_ip}]" if ":" in host_ip else host_ip
 
 
 def published(ports: Iterable[Port]) -> tuple[Published, ...]:
@@ -133,7 +168,9 @@ def port_ranges(ports: Iterable[Published]) -> list[tuple[str, str, str]]:
     def text(first: int, last: int) -> str:
         return f"{first}-{last}" if first != last else str(first or "free")
 
-    return [(ip, text(a, b), text(c, d) + ("" if p == "tcp" else f"/{p}")) for ip, a, b, c, d, p in found]
+    return [
+        (shown_address(ip), text(a, b), text(c, d) + ("" if p == "tcp" else f"/{p}")) for ip, a, b, c, d, p in found
+    ]
 
 
 def parse_environment(words: Sequence[str], caller: Mapping[str, str]) -> dict[str, str]:

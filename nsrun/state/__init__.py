@@ -660,7 +660,11 @@ class State:
     def pod_with_port(self, host_ip: str, port: int, protocol: str) -> str:
         """Return a hint that names the living pod which has this port of the host; "" when no note of ours has it."""
         for note in self.all("pods"):
-            same = [p["host_ip"] for p in self.ports(note) if (p["host_port"], p["protocol"]) == (port, protocol)]
+            same = [
+                p["host_ip"]
+                for p in self.ports(note)
+                if (p["host_port"], p["protocol"], ":" in p["host_ip"]) == (port, protocol, ":" in host_ip)
+            ]
             if any(ip in (host_ip, "0.0.0.0") or host_ip == "0.0.0.0" for ip in same) and self.pod_life(note).alive:
                 return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
         return ""

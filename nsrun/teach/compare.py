@@ -185,6 +185,7 @@ _NO_LIMIT_OF_IMAGES = "none: what an image unpacks to is not limited"
 #: By command and option.
 OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "pod create": {
+        "publish_mode": ("none: the daemon's option --userland-proxy is the closest", "none: rootless networks have forwarders of their own", "none: kube-proxy leads to a pod, by nat"),
         "publish": ("--publish {}", "--publish {}", "none: a Service, or the field hostPort; kubectl port-forward while it runs"),
         "network": (
             {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like"},
