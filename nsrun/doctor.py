@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.state import State, orphans
+    from nsrun.types import Port
 
     Finding = dict[str, str]
 
@@ -193,6 +194,8 @@ def _openat2() -> str:
 def _owner_table() -> str:
     """Make all of a pod's network except the pod, in a network namespace that ends at once."""
     from nsrun.host import net, wire
+    from nsrun.lifecycle.create import without_ipv6
+    from nsrun.spec.options import ANY
 
     with kernel.Fd(kernel.new_netns()) as netns:
         with kernel.inside_netns(netns), wire.open_socket(wire.NETLINK_ROUTE) as sock:
@@ -200,16 +203,35 @@ def _owner_table() -> str:
             requests = [("bridge", wire.encode("new_bridge", bridge=net.BRIDGE, mac=net.mac_of(gateway)))]
             wire.talk(sock, requests)
             index = net.interfaces()[net.BRIDGE]
-            ip, _, table = net.connect(sock, netns, gateway, index, "", "d0c70e000000")
+            gateway6 = "" if without_ipv6() else "fd00::1"
+            ip, _, table = net.connect(sock, netns, gateway, index, "", "d0c70e000000", gateway6)
+            ip6 = net.address6(gateway6, ip) if gateway6 else ""
             with table:
-                net.publish(
-                    table.fileno(),
-                    "d0c70e000000",
-                    ip,
-                    gateway,
-                    [{"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1, "protocol": "tcp"}],
-                )
+                ports: list[Port] = [
+                    {"host_ip": every, "host_port": 1, "pod_port": 1, "protocol": "tcp"}
+                    for every in (ANY if ip6 else ANY[:1])
+                ]
+                net.publish(table.fileno(), "d0c70e000000", ip, gateway, ports, pod_ip6=ip6)
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge, veth, ingress filters"
+
+
+def _ipv6() -> Finding:
+    """Tell whether pods on the bridge have IPv6, and whether this host still learns from routers while it forwards."""
+    from nsrun.host import net
+    from nsrun.lifecycle.create import without_ipv6
+
+    if why := without_ipv6():
+        return _finding(
+            "IPv6",
+            "limited",
+            f"pods on the bridge have none: {why}",
+            "sysctl net.ipv6.conf.all.disable_ipv6=0; without ipv6.disable=1",
+        )
+    text = "pods on the bridge have an address"
+    if _read("/proc/sys/net/ipv6/conf/all/forwarding") != "1":
+        text += "; forwarding is off, pod create enables it, with accept_ra=2 where it is 1"
+    kept = [name for name, accept in net.listens_to_routers() if accept == "2"]
+    return _finding("IPv6", "ok", text + (f"; accept_ra is 2 for {', '.join(kept)}, which so learn from routers" if kept else ""))  # fmt: skip
 
 
 def _cgroups(state: State) -> list[Finding]:
@@ -310,7 +332,7 @@ def _firewall() -> Finding:
     from nsrun.host import net
 
     try:
-        chain = net.foreign_drop()
+        chains = net.foreign_drops(True)
     except OSError as error:
         return _finding(
             "forwarding",
@@ -318,10 +340,13 @@ def _firewall() -> Finding:
             f"can't find out whether another table drops packets: {error}",
             "run as root, with CAP_NET_ADMIN",
         )
-    if chain:
+    if chains:
+        which = (
+            f"the chain {chains[0]!r} drops" if len(chains) == 1 else f"the chains {', '.join(map(repr, chains))} drop"
+        )
         return _finding(
-            "forwarding", "limited", f"the chain {chain!r} drops forwarded packets; an accept elsewhere can't undo that",
-            net.firewall_fix(chain),
+            "forwarding", "limited", f"{which} forwarded packets; an accept elsewhere can't undo that",
+            net.firewall_fix(chains),
         )  # fmt: skip
     on = _read("/proc/sys/net/ipv4/ip_forward") == "1"
     return _finding(
@@ -453,7 +478,7 @@ def examine(state: State) -> list[Finding]:
             _try(
                 "published ports",
                 _owner_table,
-                "modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq veth bridge sch_ingress cls_bpf; Linux 5.14 or newer",
+                "modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_fib_ipv6 nft_masq veth bridge sch_ingress cls_bpf; Linux 5.14 or newer",
                 needed=False,
             )
         )
@@ -464,7 +489,7 @@ def examine(state: State) -> list[Finding]:
     found.append(_apparmor())
     found += [_replay(state)] if not state.uid else []
     found += _left(state, lost)
-    found += [_firewall()] if not state.uid else []
+    found += [_ipv6(), _firewall()] if not state.uid else []
     return found
 
 

@@ -48,6 +48,7 @@ class PodOptions(TypedDict, total=False):
     publish_mode: str
     ip: str
     subnet: str
+    subnet6: str
     hostname: str
     add_host: list[str]
     dns: list[str]
@@ -117,7 +118,10 @@ class Network(TypedDict):
     bridge: NotRequired[str]
     wanted_ip: NotRequired[str]
     subnet: NotRequired[str]
+    ipv6: NotRequired[str]  # of a bridge: on, or off and why
+    subnet6: NotRequired[str]
     ip: NotRequired[str]
+    ip6: NotRequired[str]
     gateway: NotRequired[str]
     veth: NotRequired[str]
     veth_index: NotRequired[int]
@@ -132,6 +136,8 @@ class PodFacts(TypedDict):
     owner: str
     subnet: NotRequired[str]
     no_nat: NotRequired[str]  # why nat can't publish here; "": it can
+    subnet6: NotRequired[str]
+    without_ipv6: NotRequired[str]  # why this host gives pods none
     user: NotRequired[Owner]  # of a pod with a user namespace of its own; then:
     groups: NotRequired[list[int]]  # the owner's
     by_root: NotRequired[bool]  # root makes it, not the owner

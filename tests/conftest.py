@@ -204,7 +204,7 @@ class Host:
 
     def __init__(self, throwaway: ThrowawayHost, root: pathlib.Path) -> None:
         self.throwaway, self.root = throwaway, root
-        self.env = {**os.environ, "NSRUN_ROOT": str(root), "NSRUN_SUBNET": ""}
+        self.env = {**os.environ, "NSRUN_ROOT": str(root), "NSRUN_SUBNET": "", "NSRUN_SUBNET6": ""}
 
     def words(self, *words: object) -> list[str]:
         """A command line, as whom it is to run."""

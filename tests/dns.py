@@ -13,8 +13,13 @@ import sys
 QUESTION = b"\3pod\7example\0" + struct.pack(">HH", 1, 1)
 
 
+def family(address: str) -> socket.AddressFamily:
+    """Return the family of an address; the one of "::" takes what comes over IPv4 as well."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def serve(port: int, answer: str, address: str = "0.0.0.0") -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
         sock.bind((address, port))
         while True:
             query, client = sock.recvfrom(512)
@@ -23,7 +28,7 @@ def serve(port: int, answer: str, address: str = "0.0.0.0") -> None:
 
 
 def ask(address: str, port: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
         sock.connect((address, port))
         for number, _ in enumerate(sys.stdin, 1):
             print(_once(sock, number), flush=True)

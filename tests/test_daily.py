@@ -490,11 +490,14 @@ def test_the_processes_of_an_owners_member(host, alice, owned, box):
 def test_published_ports(host, alice, busybox, box):
     host.run("pod", "create", "-p", "127.0.0.1:20480:80", "-p", "20481:80", "-p", "20482:443", "p")
     host.run("join", "p", "-d", "--name", "m", "--rootfs", busybox, "sleep", "1000")
-    told = ["80/tcp -> 127.0.0.1:20480", "80/tcp -> 0.0.0.0:20481", "443/tcp -> 0.0.0.0:20482"]
+    told = ["80/tcp -> 127.0.0.1:20480"]
+    told += [f"{port} -> {ip}:{n}" for ip in ("0.0.0.0", "[::]") for port, n in (("80/tcp", 20481), ("443/tcp", 20482))]
     assert sorted(host.run("port", "p").stdout.splitlines()) == sorted(told)
     assert host.run("port", "m").stdout == host.run("port", "p").stdout
-    assert host.run("port", "m", "443").stdout == "0.0.0.0:20482\n" == host.run("port", "p", "443/tcp").stdout
-    assert [p["host_port"] for p in host.json("port", "p", "443")] == [20482]
+    assert (
+        host.run("port", "m", "443").stdout == "0.0.0.0:20482\n[::]:20482\n" == host.run("port", "p", "443/tcp").stdout
+    )
+    assert [p["host_port"] for p in host.json("port", "p", "443")] == [20482] * 2
     assert "not published" in host.fails(125, "port", "p", "81") and "not published" in host.fails(
         125, "port", "p", "80/udp"
     )

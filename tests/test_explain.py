@@ -481,8 +481,8 @@ def by_hand(host, busybox, scratch, tmp_path):
         member.wait(timeout=100)
         log.close()
         wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
-        for table in re.findall(r"table ip (\S+)", sh("nft", "list", "tables").stdout):
-            sh("nft", "delete", "table", "ip", table)
+        for family, table in re.findall(r"table (ip6?) (\S+)", sh("nft", "list", "tables").stdout):
+            sh("nft", "delete", "table", family, table)
         for link in json.loads(sh("ip", "-j", "link").stdout):
             if link["ifname"].startswith("nsr"):
                 sh("ip", "link", "del", link["ifname"], check=False)
@@ -506,10 +506,16 @@ def checks(pid: int, port: int) -> dict[str, object]:
     found["hostname"] = sh(*net, "hostname").stdout.strip()
     found["ports"] = sh(*net, "sysctl", "-n", "net.ipv4.ip_unprivileged_port_start").stdout.strip()
     found["address"] = [
-        a["local"] for i in json.loads(sh(*net, "ip", "-j", "-4", "address").stdout) for a in i["addr_info"]
+        a["local"]
+        for family in ("-4", "-6")
+        for i in json.loads(sh(*net, "ip", "-j", family, "address").stdout)
+        for a in i["addr_info"]
     ]
-    found["routes"] = sorted(r["dst"] for r in json.loads(sh(*net, "ip", "-j", "-4", "route").stdout))
-    for address in ("127.0.0.1", "192.0.2.1"):
+    found["routes"] = [
+        sorted(r["dst"] for r in json.loads(sh(*net, "ip", "-j", family, "route").stdout)) for family in ("-4", "-6")
+    ]
+    six = sh("ip", "-6", "-o", "address", "show", "nsrun0", "scope", "global").stdout.split()[3].partition("/")[0]
+    for address in ("127.0.0.1", "192.0.2.1", f"[{six}]", "[::1]"):
         found[address] = sh("curl", "-sS", "-m", "3", f"http://{address}:{port}/", check=False).stdout.strip()
     return found
 
@@ -536,8 +542,9 @@ def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
         )
     )
     real = checks(pid, 20801)
-    real["address"] = [a.replace("10.88.0.9", "10.88.0.2") for a in real["address"]]
-    assert hand == real
+    for known in (real["address"], real["routes"][1]):
+        known[:] = [a.replace("10.88.0.9", "10.88.0.2").replace("::a58:9", "::a58:2") for a in known]
+    assert hand == real and list(hand.values())[-4:] == ["by-hand"] * 3 + [""]
     member = host.member("m")["pid"]
     status = pathlib.Path(f"/proc/{member}/status").read_text()
     real_member = (

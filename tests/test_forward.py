@@ -109,7 +109,8 @@ def served(host):
     """Make a pod with SERVER in it; return its note.  8000 + N leads to port N, and 8053 to 53/udp."""
 
     def make(*options, name="web", who=host, publish=("8007-8016:7-16", "8053:53/udp"), mode="forward", **kwargs):
-        ports = [word for spec in publish for word in ("-p", spec)]
+        # of IPv4 alone, unless a test says otherwise: without an address, ports are published in both families
+        ports = [word for spec in publish for word in ("-p", spec if spec.count(":") > 1 else f"0.0.0.0:{spec}")]
         done = who.run("pod", "create", "--publish-mode", mode, *ports, *options, name, **kwargs)
         who.run("join", name, "-d", "--name", f"{name}-s", "--", sys.executable, "-IS", "-c", SERVER)
         pod = who.pod(name)
@@ -200,6 +201,16 @@ def test_from_everywhere(host, served):
     assert host.snapshot() == before and forwarders() == []
 
 
+def test_both_families(host, served):
+    """Without an address: the pod's one IPv4 address is reached by every address of the host, ::1 too."""
+    pod = served(publish=[])
+    if not pod["network"].get("ip6"):
+        pytest.skip("this host has no IPv6; to enable: modprobe ipv6")
+    host.run("port", "add", "--publish-mode", "forward", "web", "8009:9")
+    assert ask(8009) == ask(8009, "::1") == ask(8009, pod["network"]["gateway"]) == pod["network"]["ip"]
+    assert len(shown(host)) == 2
+
+
 def test_servers_of_every_address_but_loopback(host, busybox, served):
     """As with nat: one on all addresses, and one on the pod's own; one that is on 127.0.0.1 is the pod's own affair."""
     pod = served(publish=["8009:9", "8080:80", "8081:81"])
@@ -222,10 +233,10 @@ def test_auto_where_a_firewall_drops(host, served):
         (line,) = [line for line in pod["said"].splitlines() if "nsrun-forward" in line]
         assert "'ip filter FORWARD' drops" in line and "pod's own address" in line
         assert ask(8009, "192.0.2.1", neighbour) == pod["network"]["ip"] == ask(8009)
-        done = host.run("port", "add", "web", "8209:9")
+        done = host.run("port", "add", "web", "0.0.0.0:8209:9")
         assert "(forward)" in done.stdout and "'ip filter FORWARD' drops" in done.stderr
         assert ask(8209, "192.0.2.1", neighbour) == pod["network"]["ip"]
-        assert host.run("port", "add", "--publish-mode", "nat", "web", "8509:9").stderr == ""
+        assert host.run("port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8509:9").stderr == ""
         assert ask(8509, "192.0.2.1", neighbour) == "" and ask(8509) == pod["network"]["gateway"]
     finally:
         sh("nft", "delete table ip filter")
@@ -236,7 +247,7 @@ def test_both_in_one_pod(host, served):
     pod = served(mode="auto", publish=["8609:9", "[::1]:8609:9"])
     assert pod["said"].count("nsrun-forward") == 1 and "::1" in pod["said"]
     assert ask(8609) == pod["network"]["gateway"] and ask(8609, "::1") == pod["network"]["ip"]
-    host.run("port", "add", "web", "8709:9", "[::1]:8709:9")
+    host.run("port", "add", "web", "0.0.0.0:8709:9", "[::1]:8709:9")
     assert ask(8709) == pod["network"]["gateway"] and ask(8709, "::1") == pod["network"]["ip"]
     assert len(forwarders()) == 2 and len(shown(host)) == 4
     host.run("port", "rm", "web", "[::1]:8609", "8709")
@@ -248,7 +259,7 @@ def test_a_pod_without_a_network(host, served):
     """It can be reached and reaches nobody."""
     served("--network", "none", publish=["8009:9"])
     assert ask(8009) == "127.0.0.1"
-    host.run("port", "add", "--publish-mode", "forward", "web", "8109:9")
+    host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8109:9")
     assert ask(8109) == "127.0.0.1"
     host.run("port", "rm", "web", "8009")
     assert ask(8009) == "" and ask(8109) == "127.0.0.1"
@@ -422,7 +433,7 @@ def bounded(*command: str) -> list[str]:
 def test_one_too_many(host, served):
     """The connection that was idle longest is reset, and those in use stay."""
     served(publish=["8015:15"])
-    sh(*bounded(NSRUN, "port", "add", "--publish-mode", "forward", "web", "8007:7"), env=host.env)
+    sh(*bounded(NSRUN, "port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8007:7"), env=host.env)
     (pid,) = [pid for pid in forwarders() if "Max open files            2400" in limits(pid)]
     used = connect(8007)
     idle = [connect(8007) for _ in range(700)]
@@ -459,7 +470,7 @@ def test_ten_thousand_idle_connections(host, served):
         (pid,) = forwarders()
         before = int(status(pid, "VmRSS").split()[0])
         host.run("join", "web", "-d", "--name", "many", "--ulimit", f"nofile={hard}:{hard}", "--", sys.executable, "-IS", "-c", MANY)  # fmt: skip
-        host.run("port", "add", "--publish-mode", "forward", "web", "8020:20")
+        host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8020:20")
         pid = forwarders()[1]
         wait_for(lambda: begins(8020) == b"x")
         idle = [connect(8020, f"127.0.0.{1 + n % 3}") for n in range(number)]
@@ -547,7 +558,7 @@ def test_datagrams(host, served):
         assert [one.recv(100) for _ in range(200)] == [b"%d" % number for number in range(200)]
     with client(port=8054) as sock:
         sock.settimeout(0.3)
-        host.run("port", "add", "--publish-mode", "forward", "web", "8054:54/udp")
+        host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8054:54/udp")
         for _ in range(3):
             sock.send(b"nobody is there")
             with pytest.raises((TimeoutError, ConnectionRefusedError)):
@@ -583,7 +594,7 @@ def test_silent_clients_end(host, served):
     sh("cc", *flags.split(), "-DUDP_SECONDS=1", "-o", programs / "nsrun-forward", HERE.parent / "csrc/forward.c")
     start = f"import sys; from nsrun import kernel; kernel.LIBEXEC = {str(programs)!r}; from nsrun.cli import main; sys.exit(main())"
     served(publish=["8009:9"])
-    words = ["port", "add", "--publish-mode", "forward", "web", "8053:53/udp"]
+    words = ["port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8053:53/udp"]
     sh(sys.executable, "-I", "-c", start, *words, env=host.env)
     pid = forwarders()[-1]
     idle = len(os.listdir(f"/proc/{pid}/fd"))
@@ -617,7 +628,7 @@ def test_it_ends(host, served, how):
     """With pause, however that ends; when it is killed itself, its ports are gone, and nothing says that they are there."""
     before = host.snapshot()
     pod = served(publish=["8009:9"])
-    host.run("port", "add", "--publish-mode", "forward", "web", "8109:9")
+    host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8109:9")
     first, second = forwarders()
     held = connect(8009)
     if how == "pause":
@@ -627,7 +638,7 @@ def test_it_ends(host, served, how):
         kill_pid(second)
         wait_for(lambda: shown(host) == {"9/tcp -> 0.0.0.0:8009 (forward)"})
         assert ask(8109) == "" and ask(8009)
-        host.run("port", "add", "--publish-mode", "forward", "web", "8109:9")
+        host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8109:9")
         assert ask(8109)
         kill_pid(first)
         wait_for(lambda: ask(8009) == "")
@@ -666,7 +677,7 @@ def test_a_port_that_was_removed_is_free(host, served):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("0.0.0.0", 8053))
     wait_for(lambda: is_free(8007))
-    host.run("port", "add", "--publish-mode", "forward", "web", "8007:7", "8053:53/udp")
+    host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8007:7", "0.0.0.0:8053:53/udp")
     with client() as sock, connect(8007) as other:
         sock.send(b"again"), other.sendall(b"again")
         assert sock.recv(10) == b"AGAIN" and other.recv(10) == b"again"
@@ -690,13 +701,13 @@ def test_killed_at_any_call(host, served, what):
     served(publish=["8009:9"])
     count, done = {"add": 300, "rm": 300, "create": 400}[what], None
     words = {
-        "add": ["port", "add", "--publish-mode", "forward", "web", "8109:9", "8209:9"],
+        "add": ["port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8109:9", "0.0.0.0:8209:9"],
         "rm": ["port", "rm", "web", "8109"],
-        "create": ["pod", "create", "--publish-mode", "forward", "-p", "8309:9", "more"],
+        "create": ["pod", "create", "--publish-mode", "forward", "-p", "0.0.0.0:8309:9", "more"],
     }[what]
     while done is None or done.returncode:
         if what == "rm":
-            host.run("port", "add", "--publish-mode", "forward", "web", "8109:9", "8209:9", check=False)
+            host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8109:9", "0.0.0.0:8209:9", check=False)
         inject = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=all", "-e", f"inject=all:signal=KILL:when={count}"]
         done = subprocess.run([*inject, NSRUN, *words], env=host.env, capture_output=True, timeout=120, check=False)
         assert done.returncode in (0, -9, 137), done
@@ -707,7 +718,9 @@ def test_killed_at_any_call(host, served, what):
             host.run("pod", "rm", "-f", "more", check=False)
             wait_for(lambda: is_free(8309))
         else:
-            if what == "rm":  # killed between the end of the socket and the list: the same command removes it from there
+            if (
+                what == "rm"
+            ):  # killed between the end of the socket and the list: the same command removes it from there
                 host.run("port", "rm", "web", "8109", check=False)
             wait_for(
                 lambda: (
@@ -731,7 +744,7 @@ def test_a_pod_made_without_root(host, alice, served):
     need(shutil.which("pasta"), "pasta is missing", "apt-get install passt")
     served(who=alice, mode="auto", publish=["8009:9"])
     assert forwarders() == [] and shown(alice) == {"9/tcp -> 0.0.0.0:8009"}
-    done = alice.run("port", "add", "web", "8007-8008:7-8", "[::1]:8007:7", "8053:53/udp")
+    done = alice.run("port", "add", "web", "0.0.0.0:8007-8008:7-8", "[::1]:8007:7", "0.0.0.0:8053:53/udp")
     assert "pasta can't" in done.stderr and done.stdout.count("(forward)") == 4
     (pid,) = forwarders()
     assert status(pid, "Uid").split() == [str(alice.uid)] * 4 and int(status(pid, "CapEff"), 16) == 0
@@ -766,7 +779,7 @@ def test_a_pod_made_without_root_that_asks_for_it(host, alice, served, network):
 def test_a_pod_that_root_made_for_a_user(host, alice, served):
     """Root's forwarder, out of the owner's reach; the owner sees the ports, and root changes them."""
     env = {"SUDO_UID": str(alice.uid)}
-    host.run("pod", "create", "--publish-mode", "forward", "-p", "8009:9", "theirs", env=env)
+    host.run("pod", "create", "--publish-mode", "forward", "-p", "0.0.0.0:8009:9", "theirs", env=env)
     alice.run("join", "theirs", "-d", "--name", "s", "--", sys.executable, "-IS", "-c", SERVER)
     wait_for(lambda: ask(8009) == host.pod("theirs")["network"]["ip"])
     (pid,) = forwarders()
@@ -774,7 +787,7 @@ def test_a_pod_that_root_made_for_a_user(host, alice, served):
     assert alice.sh("ls", f"/proc/{pid}/fd", check=False).returncode != 0
     assert shown(alice, "theirs") == shown(host, "theirs") == {"9/tcp -> 0.0.0.0:8009 (forward)"}
     assert "sudo" in alice.fails(125, "port", "rm", "theirs", "8009")
-    host.run("port", "add", "--publish-mode", "forward", "theirs", "8109:9")
+    host.run("port", "add", "--publish-mode", "forward", "theirs", "0.0.0.0:8109:9")
     assert len(shown(alice, "theirs")) == 2 and ask(8109)
     alice.run("pod", "stop", "-t", "0", "theirs")
     wait_for(lambda: forwarders() == [])
@@ -788,14 +801,13 @@ def test_a_pod_that_root_made_for_a_user(host, alice, served):
     ("words", "code", "said"),
     [
         (["--publish-mode", "nat", "-p", "[::1]:8080:80"], 2, "forwarder only"),
-        (["--publish-mode", "proxy", "-p", "8080:80"], 2, "unknown value"),
-        (["-p", "[::]:8080:80", "--publish-mode", "forward"], 2, "[::1]"),
-        (["-p", "[::1]8080:80"], 2, "[::1]"),
+        (["--publish-mode", "proxy", "-p", "0.0.0.0:8080:80"], 2, "unknown value"),
+        (["-p", "[::1]8080:80"], 2, "not [IP:]"),
         (["-p", "[::1]:8080:80", "-p", "[::1]:8080:81"], 2, "published twice"),
         (["-p", "[::1]:0:80"], 2, "ports go from"),
-        (["--network", "none", "-p", "8080:80"], 2, "nothing to forward"),
-        (["--network", "host", "--publish-mode", "forward", "-p", "8080:80"], 2, "nothing to forward"),
-        (["--network", "none", "--publish-mode", "nat", "-p", "8080:80"], 2, "nothing to forward"),
+        (["--network", "none", "-p", "0.0.0.0:8080:80"], 2, "nothing to forward"),
+        (["--network", "host", "--publish-mode", "forward", "-p", "0.0.0.0:8080:80"], 2, "nothing to forward"),
+        (["--network", "none", "--publish-mode", "nat", "-p", "0.0.0.0:8080:80"], 2, "nothing to forward"),
     ],
 )
 def test_what_is_refused(host, words, code, said):
@@ -805,8 +817,8 @@ def test_what_is_refused(host, words, code, said):
 
 
 def test_a_free_port_of_each(host, served):
-    pod = served(publish=[":9", "[::1]::9", "[::1]:9"])
-    assert len({port["host_port"] for port in pod["ports"]}) == 3
+    pod = served(publish=["0.0.0.0::9", "[::1]::9"])
+    assert len({port["host_port"] for port in pod["ports"]}) == 2
     for port in pod["ports"]:
         assert ask(port["host_port"], "127.0.0.1" if port["host_ip"] == "0.0.0.0" else "::1") == pod["network"]["ip"]
 
@@ -814,7 +826,16 @@ def test_a_free_port_of_each(host, served):
 @not_editable
 def test_what_strace_shows(host, tmp_path):
     host.run("pod", "create", "x")
-    words = ["port", "add", "--publish-mode", "forward", "x", "20900:80", "127.0.0.1:20901:53/udp", "[::1]:20902:80"]
+    words = [
+        "port",
+        "add",
+        "--publish-mode",
+        "forward",
+        "x",
+        "0.0.0.0:20900:80",
+        "127.0.0.1:20901:53/udp",
+        "[::1]:20902:80",
+    ]
     expected = Expected(host, words)
     outside, others, _ = traced(host, words, tmp_path)
     expected.check(outside, others)
@@ -825,7 +846,7 @@ def test_the_shell_form(host, served, tmp_path):
     need(shutil.which("socat"), "socat is missing", "apt-get install socat")
     pod = served(publish=["8009:9"])
     script = host.run(
-        "explain", "--format", "shell", "port", "add", "--publish-mode", "forward", "web", "8109:9"
+        "explain", "--format", "shell", "port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8109:9"
     ).stdout
     (tmp_path / "add.sh").write_text(script + "\nwait\n")
     with subprocess.Popen(["sh", tmp_path / "add.sh"], start_new_session=True) as shell:
@@ -836,7 +857,7 @@ def test_the_shell_form(host, served, tmp_path):
 
 
 def test_explain_names_it(host):
-    plan = host.run("explain", "pod", "create", "--publish-mode", "forward", "-p", "8080:80", "x").stdout
+    plan = host.run("explain", "pod", "create", "--publish-mode", "forward", "-p", "0.0.0.0:8080:80", "x").stdout
     assert "nsrun-forward" in plan and "listen(fd, 4096)" in plan
     steps = json.loads(host.run("explain", "--format", "json", "pod", "create", "-p", "[::1]:8080:80", "x").stdout)
     assert "StartForwarder" in json.dumps(steps) or "nsrun-forward" in json.dumps(steps)

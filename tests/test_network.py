@@ -80,17 +80,19 @@ def test_bound_to_one_address(host, web):
 def test_ranges_and_random_ports(host, web):
     info = web("pause", "-p", "8000-8002:80-82", "-p", ":80")
     assert [(p["host_port"], p["pod_port"]) for p in info["ports"][:3]] == [(8000, 80), (8001, 81), (8002, 82)]
-    assert info["ports"][3]["host_port"] > 1023
-    assert get("127.0.0.1", 8000) == "pause" and get("127.0.0.1", info["ports"][3]["host_port"]) == "pause"
+    free = info["ports"][-1]["host_port"]
+    assert free > 1023 and info["ports"][6] == {**info["ports"][7], "host_ip": "0.0.0.0"}
+    assert get("127.0.0.1", 8000) == "pause" and get("127.0.0.1", free) == "pause"
 
 
 def test_a_thousand_ports(host, web):
     """By one map, and as one line where they are shown; an error does not list them."""
     done = host.run("pod", "create", "-p", "20000-20999:20000-20999", "many")
-    assert done.stderr == "published 0.0.0.0:20000-20999 → 20000-20999/tcp\n"
-    assert len(host.pod("many")["ports"]) == 1000 and "20000-20999->20000-20999" in host.run("pod", "ls").stdout
+    assert done.stderr == "".join(f"published {ip}:20000-20999 → 20000-20999/tcp\n" for ip in ("0.0.0.0", "[::]"))
+    assert len(host.pod("many")["ports"]) == 2000 and "20000-20999->20000-20999" in host.run("pod", "ls").stdout
     table = sh("nft", "list", "ruleset").stdout
-    assert len(re.findall(r"\d+ : [\d.]+ \. \d+", table)) == 1000 and table.count("dnat ip") == 2
+    assert len(re.findall(r"\d+ : [\d.]+ \. \d+", table)) == 1000 and table.count("dnat ip ") == 2
+    assert len(re.findall(r"\d+ : [\da-f:]+ \. \d+", table)) == 1000 and table.count("dnat ip6 ") == 2
     message = host.fails(125, "pod", "create", "-p", "30000-30999:30000-30999", "-p", "127.0.0.1:20500:80", "other")
     assert len(message) < 300 and "by pod 'many'" in message
     web("pause", "-p", "31000-31999:80-1079", "-p", "127.0.0.1:32000-32099:80-179")
@@ -163,9 +165,11 @@ def test_the_table_has_an_owner(host, web):
     """Nobody can delete it while pause lives; the kernel does when pause is killed."""
     info = web("pause", "-p", "8080:80")
     tables = [t["table"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t]
-    (table,) = [table for table in tables if table["name"] != "nsrun-all-pods"]
-    done = sh("nft", "delete", "table", "ip", table["name"], check=False)
-    assert done.returncode != 0 and "not permitted" in done.stderr
+    table, six = [table for table in tables if table["name"] != "nsrun-all-pods"]
+    assert table["name"] == six["name"] and [table["family"], six["family"]] == ["ip", "ip6"]
+    for family in ("ip", "ip6"):
+        done = sh("nft", "delete", "table", family, table["name"], check=False)
+        assert done.returncode != 0 and "not permitted" in done.stderr
     kill(info["pid"])
     wait_for(lambda: table["name"] not in sh("nft", "list", "tables").stdout)
     host.run("pod", "ls")
@@ -264,5 +268,6 @@ def test_the_common_table_comes_back_and_goes_with_the_bridge(host):
     assert "nsrun-all-pods" not in sh("nft", "list", "tables").stdout
     host.run("pod", "create", "b")
     assert sh("nft", "list", "table", "ip", "nsrun-all-pods").stdout.count("drop") == 2
+    assert sh("nft", "list", "table", "ip6", "nsrun-all-pods").stdout.count("drop") == 1
     host.run("pod", "rm", "-f", "a", "b")
     assert "nsrun" not in sh("nft", "list", "tables").stdout + sh("ip", "-br", "link").stdout

@@ -209,6 +209,9 @@ def test_templates_equal_pyroute2():
     def ip():
         return ".".join(str(seed.randrange(1, 255)) for _ in range(4))
 
+    def ip6():
+        return ":".join(f"{seed.randrange(1, 1 << 16):x}" for _ in range(8))
+
     for _ in range(20):
         values = {
             "bridge": "nsrun0",
@@ -226,6 +229,10 @@ def test_templates_equal_pyroute2():
             "gateway": ip(),
             "port": seed.randrange(1, 1 << 16),
             "pod_port": seed.randrange(1, 1 << 16),
+            **{key: ip6() for key in ("pod_ip6", "host_ip6", "gateway6")},
+            "net6": seed.randbytes(8),
+            "high6": seed.randrange(1 << 32),
+            "low6": seed.randrange(1 << 32),
         }
         filled = {**values, "subnet": values["gateway"].rsplit(".", 1)[0] + ".0"}
         for name in messages.MESSAGES:

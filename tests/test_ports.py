@@ -27,6 +27,11 @@ def web(host, busybox):
     return make
 
 
+def of_both(pod_port: int, port: int) -> set[str]:
+    """What is shown of a port that is published in both families."""
+    return {f"{pod_port}/tcp -> {ip}:{port}" for ip in ("0.0.0.0", "[::]")}
+
+
 def get(address: str, port: int, prefix=()) -> str:
     done = sh(*prefix, "curl", "-sS", "-m", "3", f"http://{address}:{port}/", check=False)
     return done.stdout.strip() if done.returncode == 0 else f"curl {done.returncode}"
@@ -37,12 +42,12 @@ def shown(host, name="web") -> set[str]:
 
 
 def forwarded() -> set[tuple[str, str]]:
-    """(map's kind, key) of every element of nsrun's tables, as the kernel has it."""
+    """(family and map's kind, key) of every element of nsrun's tables, as the kernel has it."""
     found = set()
     for thing in json.loads(sh("nft", "-j", "list", "ruleset").stdout)["nftables"]:
         one = thing.get("map", {})
         for key, _ in one.get("elem", []):
-            found.add((one["name"], json.dumps(key)))
+            found.add((f"{one['family']} {one['name']}", json.dumps(key)))
     return found
 
 
@@ -50,22 +55,22 @@ def test_they_come_and_go(host, web):
     before = host.snapshot()
     pod = web("web", "-p", "8080:80")
     neighbour = ["nsenter", "-t", host.throwaway.neighbour.pid, "-n"]
-    assert shown(host) == {"80/tcp -> 0.0.0.0:8080"} == set(host.run("port", "web").stdout.splitlines())
+    assert shown(host) == of_both(80, 8080) == set(host.run("port", "web").stdout.splitlines())
 
     done = host.run("port", "add", "web", "8081:81", "127.0.0.1:8082:80", "8090-8091:80-81", "5353:53/udp", ":80")
     free = int(done.stdout.rpartition(":")[2])
-    assert set(done.stdout.splitlines()) | {"80/tcp -> 0.0.0.0:8080"} == shown(host)
+    assert set(done.stdout.splitlines()) | of_both(80, 8080) == shown(host)
     for port in (8080, 8081, 8082, 8090, 8091, free):
         assert get("127.0.0.1", port) == "web", port
     assert get("192.0.2.1", 8081, neighbour) == "web" and get("192.0.2.1", 8082, neighbour).startswith("curl")
     assert get("192.0.2.1", 8081, ["nsenter", "-t", pod["pid"], "-n"]) == "web"
-    assert len(host.pod("web")["ports"]) == 7 and "8090-8091->80-81" in host.run("pod", "ls").stdout
+    assert len(host.pod("web")["ports"]) == 13 and "8090-8091->80-81" in host.run("pod", "ls").stdout
     assert host.pod("web")["pid"] == pod["pid"]
     assert "0.0.0.0:8081 → 81" in host.run("map", "web").stdout.replace("\n", " ")
     host.run("pod", "prune")
     assert get("127.0.0.1", 8081) == "web", "what holds the ports is nobody's rubbish"
 
-    assert host.run("port", "rm", "web", "8081", "8090-8091").stdout.count("->") == 3
+    assert host.run("port", "rm", "web", "8081", "8090-8091").stdout.count("->") == 6
     assert get("127.0.0.1", 8081).startswith("curl") and get("127.0.0.1", 8091).startswith("curl")
     assert get("127.0.0.1", 8082) == "web" and get("127.0.0.1", free) == "web" and get("127.0.0.1", 8080) == "web"
     host.run("port", "rm", "web", "8080:80")
@@ -168,12 +173,12 @@ def test_a_pod_of_a_users(host, alice, web):
     env = {"SUDO_UID": str(alice.uid)}
     host.run("pod", "create", "-p", "127.0.0.1:8080:80", "theirs", env=env)
     host.run("port", "add", "theirs", "8081:80")
-    assert shown(alice, "theirs") == {"80/tcp -> 127.0.0.1:8080", "80/tcp -> 0.0.0.0:8081"} == shown(host, "theirs")
+    assert shown(alice, "theirs") == {"80/tcp -> 127.0.0.1:8080", *of_both(80, 8081)} == shown(host, "theirs")
     assert "sudo" in alice.fails(125, "port", "add", "theirs", "8082:80")
     assert "sudo" in alice.fails(125, "port", "rm", "theirs", "8081")
     host.run("port", "rm", "theirs", "8080")
-    assert shown(alice, "theirs") == {"80/tcp -> 0.0.0.0:8081"}
-    assert len(forwarded()) == 1
+    assert shown(alice, "theirs") == of_both(80, 8081)
+    assert len(forwarded()) == 2
     alice.run("pod", "stop", "theirs")
     wait_for(lambda: forwarded() == set(), 5)
 
@@ -205,7 +210,7 @@ def test_what_is_refused_changes_nothing(host, words, code, said):
     host.run("pod", "create", "--network", "none", "none")
     before = host.snapshot()
     assert said in host.fails(code, "port", *words)
-    assert host.snapshot() == before and shown(host) == {"80/tcp -> 0.0.0.0:8080"}
+    assert host.snapshot() == before and shown(host) == of_both(80, 8080)
 
 
 @pytest.mark.slow
@@ -236,10 +241,10 @@ def test_killed_at_any_call(host, what):
         after = wait_for(lambda: (now := shown(host)) and len(now) == len(forwarded()) and now, 10, "both say the same")
         assert after in (
             before,
-            before | {f"{n - 8000}/tcp -> 0.0.0.0:{n}" for n in (8081, 8082, 8083)},
-            {"80/tcp -> 0.0.0.0:8080"},
+            before.union(*(of_both(n - 8000, n) for n in (8081, 8082, 8083))),
+            of_both(80, 8080),
         )
-        if len(after) > 1 and what == "add":
+        if len(after) > 2 and what == "add":
             host.run("port", "rm", "web", "8081-8083")
         count += 97
         assert count < 20000
@@ -264,5 +269,6 @@ def test_the_shell_form(host, web, tmp_path):
     sh("sh", tmp_path / "add.sh")
     assert get("127.0.0.1", 8085) == "web"
     (table,) = re.findall(r"nft create table ip (\S+)", script)
-    sh("nft", "delete", "table", "ip", table)
+    for family in ("ip", "ip6"):
+        sh("nft", "delete", "table", family, table)
     assert get("127.0.0.1", 8085).startswith("curl")

@@ -74,7 +74,7 @@ def inside(pid: object) -> list[object]:
 def test_a_published_port_answers_from_everywhere(host, names):
     pod = names("dns", "192.0.2.77", "-p", "5353:53/udp")
     neighbour = inside(host.throwaway.neighbour.pid)
-    assert host.run("port", "dns").stdout == "53/udp -> 0.0.0.0:5353\n"
+    assert host.run("port", "dns").stdout == "53/udp -> 0.0.0.0:5353\n53/udp -> [::]:5353\n"
     assert "5353->53/udp" in host.run("pod", "ls").stdout
     for address, prefix in (
         ("127.0.0.1", ()),
@@ -105,9 +105,9 @@ def test_one_address_ranges_and_both_protocols(host, names):
     ports = host.pod("dns")["ports"]
     assert [(p["host_ip"], p["pod_port"], p["protocol"]) for p in ports] == [
         ("127.0.0.1", 52, "udp"), ("127.0.0.1", 53, "udp"), ("127.0.0.1", 54, "udp"),
-        ("0.0.0.0", 53, "tcp"), ("192.0.2.1", 53, "udp"), ("0.0.0.0", 53, "udp"),
+        ("0.0.0.0", 53, "tcp"), ("::", 53, "tcp"), ("192.0.2.1", 53, "udp"), ("0.0.0.0", 53, "udp"), ("::", 53, "udp"),
     ]  # fmt: skip
-    one, every = ports[4]["host_port"], ports[5]["host_port"]
+    one, every = ports[5]["host_port"], ports[6]["host_port"]
     neighbour = inside(host.throwaway.neighbour.pid)
     assert ask("127.0.0.1", 5301) == "192.0.2.78" and ask("192.0.2.1", 5301, neighbour) == "silent"
     assert ask("127.0.0.1", 5300) == "silent", "nobody listens there in the pod"

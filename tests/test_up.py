@@ -332,6 +332,35 @@ def test_an_image_that_has_changed(host, busybox, tmp_path):
 
 
 @pytest.mark.live
+def test_killed_before_a_member_began(host, up, busybox, tmp_path):
+    """What was being made when nsrun was killed has a note, perhaps, but nothing that could be started again."""
+
+    def killed(count, *words) -> int:
+        inject = f"inject=mkdir:signal=KILL:when={count}"
+        killer = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=mkdir", "-e", inject]
+        env = {**host.env, "NSRUN_REPLAY": "0"}
+        return subprocess.run([*killer, NSRUN, *words], env=env, stdout=subprocess.DEVNULL, timeout=60).returncode
+
+    up()
+    host.run("down", "-t", "0", tmp_path / "pod.toml")
+    for count in range(1, 40):
+        status = killed(count, "up", tmp_path / "pod.toml")
+        assert host.run("up", tmp_path / "pod.toml").returncode == 0
+        assert {name: pid > 0 for name, (_, pid) in ids(host).items()} == {"first": True, "second": True}
+        host.run("down", "-t", "0", tmp_path / "pod.toml")
+        if not status:
+            break
+    assert count > 5
+    said = ""
+    host.run("pod", "create", "--network", "none")
+    for count in range(2, 80):
+        if not killed(count // 2, "join", "pause", "-d", "--name", "m", "--rootfs", busybox, "sleep", "1000"):
+            break
+        said += host.fails(125, ("start", "restart")[count % 2], "m")
+    assert "was never started" in said
+
+
+@pytest.mark.live
 def test_killed_at_any_time(host, up, tmp_path):
     """The next one does the rest, and what there is then is what the file wants."""
     up()

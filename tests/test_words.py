@@ -22,13 +22,17 @@ from nsrun.spec.pod import pod_spec
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("8080:80", [("0.0.0.0", 8080, 80)]),
+        ("8080:80", [("0.0.0.0", 8080, 80), ("::", 8080, 80)]),
         ("127.0.0.1:8080:80", [("127.0.0.1", 8080, 80)]),
-        ("80", [("0.0.0.0", 0, 80)]),
-        (":80", [("0.0.0.0", 0, 80)]),
+        ("80", [("0.0.0.0", 0, 80), ("::", 0, 80)]),
+        (":80", [("0.0.0.0", 0, 80), ("::", 0, 80)]),
         ("127.0.0.1::80/tcp", [("127.0.0.1", 0, 80)]),
-        ("8000-8002:9000-9002", [("0.0.0.0", 8000 + i, 9000 + i) for i in range(3)]),
-        ("65535:1", [("0.0.0.0", 65535, 1)]),
+        ("8000-8002:9000-9002", [(ip, 8000 + i, 9000 + i) for ip in ("0.0.0.0", "::") for i in range(3)]),
+        ("65535:1", [("0.0.0.0", 65535, 1), ("::", 65535, 1)]),
+        ("0.0.0.0:80:80", [("0.0.0.0", 80, 80)]),
+        ("[::]:80:80", [("::", 80, 80)]),
+        ("[::]::80", [("::", 0, 80)]),
+        ("[2001:DB8:0::1]:53-54:53-54/udp", [("2001:db8::1", 53, 53), ("2001:db8::1", 54, 54)]),
         ("127.0.0.1:53:53/udp", [("127.0.0.1", 53, 53)]),
     ],
 )
@@ -52,7 +56,17 @@ def test_ports(word, expected):
         "80:80/sctp",
         "-1:80",
         "1:2:3:4",
-        "[::2]:80:80",
+        "[fe80::1]:80:80",
+        "[fe80::1%eth0]:80:80",
+        "[ff02::1]:80:80",
+        "[::ffff:127.0.0.1]:80:80",
+        "[1.2.3.4]:80:80:80",
+        "[::]80:80",
+        "[::]",
+        "[::]:80",
+        "[::",
+        "[]:80:80",
+        "::1:80:80",
         "٣:80",
     ],
 )
@@ -67,13 +81,65 @@ def test_a_port_twice_is_refused():
         words.parse_ports(["8080:80", "8080:81"])
     with pytest.raises(UsageError, match="53/udp is published twice"):
         words.parse_ports(["53:53/udp", "53:53/tcp", "127.0.0.1:53:54/udp"])
-    ports = words.parse_ports(["53-54:53-54/udp", "53:53", "127.0.0.1:55:55/udp"])
-    assert [port["protocol"] for port in ports] == ["udp", "udp", "tcp", "udp"]
+    with pytest.raises(UsageError, match=r"\[::\]:8080/tcp is published twice"):
+        words.parse_ports(["8080:80", "[2001:db8::1]:8081:80", "[::]:8080:81"])
+    with pytest.raises(UsageError, match="published twice"):
+        words.parse_ports(["[::]:8080:80", "[2001:db8::1]:8080:81"])
+    assert len(words.parse_ports(["0.0.0.0:8080:80", "[::]:8080:81", "[2001:db8::1]:8081:80"])) == 3
+    ports = words.parse_ports(["0.0.0.0:53-54:53-54/udp", "0.0.0.0:53:53", "127.0.0.1:55:55/udp", "[::]:53-54:53-54"])
+    assert [port["protocol"] for port in ports] == ["udp", "udp", "tcp", "udp", "tcp", "tcp"]
     assert words.port_ranges(words.published(ports)) == [
         ("0.0.0.0", "53-54", "53-54/udp"),
         ("0.0.0.0", "53", "53"),
         ("127.0.0.1", "55", "55/udp"),
+        ("[::]", "53-54", "53-54"),
     ]
+
+
+def test_ports_of_a_host_without_ipv6():
+    """Without an address they are those of IPv4, and one of IPv6 is refused with the reason."""
+    assert [port["host_ip"] for port in words.parse_ports(["8080:80"], "there is none")] == ["0.0.0.0"]
+    with pytest.raises(UsageError, match="there is none"):
+        words.parse_ports(["[::]:8080:80"], "there is none")
+
+
+@pytest.mark.parametrize(
+    ("options", "facts", "expected"),
+    [
+        ({}, {}, "on"),
+        ({"network": "bridge,ipv6=on"}, {}, "on"),
+        ({"network": "bridge,ipv6=off"}, {}, "off: --network bridge,ipv6=off"),
+        ({}, {"without_ipv6": "no IPv6 here"}, "off: no IPv6 here"),
+        ({"sysctl": ["net.ipv6.conf.all.disable_ipv6=1"]}, {}, "off: --sysctl net.ipv6.conf.all.disable_ipv6=1"),
+    ],
+)
+def test_whether_a_pod_has_ipv6(options, facts, expected):
+    facts = {"id": "a", "created": "", "owner": "root", "cgroup": "", "resolv_conf": "", **facts}
+    spec = pod_spec({"name": "p", "publish": ["80:80"], **options}, facts)
+    assert spec["network"]["ipv6"] == expected
+    assert ("{pod:ip6}\tp" in spec["files"]["/etc/hosts"]) == (len(spec["ports"]) == 2) == (expected == "on")
+
+
+@pytest.mark.parametrize(
+    ("options", "facts", "error"),
+    [
+        ({"network": "bridge,ipv6=on"}, {"without_ipv6": "no IPv6 here"}, BadInput),
+        ({"network": "bridge,ipv6=maybe"}, {}, UsageError),
+        ({"network": "bridge,ipv6=on,ipv6=off"}, {}, UsageError),
+        ({"network": "none,ipv6=on"}, {}, UsageError),
+        ({"network": "bridge,"}, {}, UsageError),
+        ({"subnet6": "fd00:1::/64"}, {"without_ipv6": "no IPv6 here"}, BadInput),
+        ({"subnet6": "fd00:1::/48"}, {}, BadInput),
+        ({"subnet6": "fe80::/64"}, {}, BadInput),
+        ({"subnet6": "10.88.0.0/24"}, {}, BadInput),
+        ({"subnet6": "fd00:1::/64", "network": "none"}, {}, UsageError),
+        ({"publish": ["[::]:80:80"], "network": "bridge,ipv6=off"}, {}, UsageError),
+    ],
+)
+def test_ipv6_that_cannot_be_had(options, facts, error):
+    facts = {"id": "a", "created": "", "owner": "root", "cgroup": "", "resolv_conf": "", **facts}
+    with pytest.raises(error):
+        pod_spec({"name": "p", **options}, facts)
 
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nmysql:x:999:998:MySQL:/var/lib/mysql:/bin/false\nbad:x:4294967296:0::/:\nnohome:x:7:7::relative:/bin/sh\n"

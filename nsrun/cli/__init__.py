@@ -325,16 +325,16 @@ def tell_of_pod(call: Call, options: Mapping[str, Any], note: Mapping[str, Any])
         from nsrun.host import net
 
         try:
-            chain = net.foreign_drop()
+            chains = net.foreign_drops(bool(note["network"].get("ip6")))
         except OSError as error:
-            chain = ""
+            chains = []
             err(f"warning: can't tell whether another firewall drops forwarded packets: {error}")
-        tell_of_forwarder(
-            note["ports"], options, f"the firewall chain {chain!r} drops what nat would forward" if chain else ""
-        )
-        if chain:
+        why = f"the firewall chain {chains[0]!r} drops what nat would forward" if chains else ""
+        tell_of_forwarder(note["ports"], options, why)
+        for chain in chains:
             err(f"warning: the firewall chain {chain!r} drops packets that are forwarded to and from the pod")
-            err(f"hint: {net.firewall_fix(chain)}")
+        if chains:
+            err(f"hint: {net.firewall_fix(chains)}")
     else:
         tell_of_forwarder(note["ports"], options)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nsrun.cli import say
 from nsrun.errors import UsageError, printable
-from nsrun.spec.options import shown_address
+from nsrun.spec.options import at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ MEMBER_FIELDS: Fields = {
 }
 POD_FIELDS: Fields = {
     **_SHARED_FIELDS,
-    "Ports": lambda row: ", ".join(f"{shown_address(p['host_ip'])}:{p['host_port']}->{p['pod_port']}/{p['protocol']}" for p in row["ports"]),
+    "Ports": lambda row: ", ".join(f"{at(p['host_ip'], p['host_port'])}->{p['pod_port']}/{p['protocol']}" for p in row["ports"]),
     "Network": lambda row: row["network"]["mode"],
     "Address": lambda row: row["network"]["ip"],
     "Members": lambda row: ",".join(row["members"]),

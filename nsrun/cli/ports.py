@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from nsrun.cli.say import out
+from nsrun.spec.options import at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def rm(call: Call) -> int:
 
 
 def _address(port: Port) -> str:
-    from nsrun.spec.options import shown_address
-
-    return f"{shown_address(port['host_ip'])}:{port['host_port']}"
+    return at(port["host_ip"], port["host_port"])
 
 
 def _line(port: Port) -> str:

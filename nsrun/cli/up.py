@@ -189,10 +189,11 @@ def _member(state: State, pod: Note, wanted: Wanted) -> str:
 
     mark, done = _mark(state, wanted), "started"
     note = state.read("members", wanted.name)
-    if note and note["pod_id"] == pod["id"]:
+    lives = note is not None and state.member_status(note)[0] in ALIVE
+    if note and note["pod_id"] == pod["id"] and (lives or state.began(note)):
         _check_ours(note, "member")
         if note["labels"][LABEL] == mark:
-            if state.member_status(note)[0] in ALIVE:
+            if lives:
                 return "unchanged"
             start_one_of(state, note)
             return "started again"

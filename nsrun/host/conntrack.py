@@ -38,6 +38,7 @@ class Flow:
         self.raw = wire.attributes(body[4:])
         _, self.to, self.protocol, self.port = _tuple(self.raw.get(ORIGINAL, b""))
         self.answers, _, _, _ = _tuple(self.raw.get(REPLY, b""))
+        self.family = _family(self.to)
 
 
 def _tuple(data: bytes) -> tuple[bytes, bytes, int, int]:
@@ -45,38 +46,54 @@ def _tuple(data: bytes) -> tuple[bytes, bytes, int, int]:
     both = wire.attributes(data)
     address, protocol = wire.attributes(both.get(1, b"")), wire.attributes(both.get(2, b""))
     port = int.from_bytes(protocol.get(3, b""), "big")
-    return address.get(1, b""), address.get(2, b""), (protocol.get(1, b"") + b"\0")[0], port
+    source, to = (1, 2) if 1 in address else (3, 4)  # CTA_IP_V4_SRC, CTA_IP_V4_DST; CTA_IP_V6_…
+    return address.get(source, b""), address.get(to, b""), (protocol.get(1, b"") + b"\0")[0], port
+
+
+def _family(address: bytes) -> int:
+    return _socket.AF_INET if len(address) == 4 else _socket.AF_INET6
 
 
 def forget_address(ip: str) -> None:
     """Delete all entries that lead to an address of the bridge.  The caller has just leased it, so they are a dead pod's."""
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-        wanted = _socket.inet_aton(ip)
-        _delete(sock, (flow for flow in _flows(sock, wire.encode("flows_to", pod_ip=ip)) if flow.answers == wanted))
+        if ":" in ip:
+            wanted, request = _socket.inet_pton(_socket.AF_INET6, ip), wire.encode("flows_to6", pod_ip6=ip)
+        else:
+            wanted, request = _socket.inet_aton(ip), wire.encode("flows_to", pod_ip=ip)
+        _delete(sock, (flow for flow in _flows(sock, request) if flow.answers == wanted))
 
 
-def forget_ports(ports: Iterable[Port], gateway: str) -> None:
+def forget_ports(ports: Iterable[Port], gateway: str, pod_ip6: str) -> None:
     """Delete what is tracked of UDP to published ports, and leads to a pod or to this host.
+
+    `pod_ip6`: an address of the bridge's IPv6 network; "": it has none.
 
     What goes through this host to another one, and has the same port, is left alone.
     """
     asked = {(port["host_ip"], port["host_port"]) for port in ports if port["protocol"] == "udp"}
-    network = ip_number(gateway) & 0xFFFFFF00
+    networks = [ip_number(gateway).to_bytes(4, "big")[:3]]
+    if pod_ip6:
+        networks.append(_socket.inet_pton(_socket.AF_INET6, pod_ip6)[:8])
     local: dict[bytes, bool] = {}
 
     def leads_nowhere(flow: Flow) -> bool:
-        if flow.protocol != UDP or len(flow.to) != 4 or len(flow.answers) != 4:
+        if flow.protocol != UDP or len(flow.to) != len(flow.answers) or len(flow.to) not in (4, 16):
             return False
-        if not {("0.0.0.0", flow.port), (_socket.inet_ntoa(flow.to), flow.port)} & asked:
+        wildcard = "0.0.0.0" if flow.family == _socket.AF_INET else "::"
+        if not {(wildcard, flow.port), (_socket.inet_ntop(flow.family, flow.to), flow.port)} & asked:
             return False
         if flow.answers != flow.to:
-            return int.from_bytes(flow.answers, "big") & 0xFFFFFF00 == network
+            return any(
+                flow.answers.startswith(network) for network in networks if (len(network) == 3) == (len(flow.to) == 4)
+            )
         if flow.to not in local:
             local[flow.to] = _is_local(flow.to)
         return local[flow.to]
 
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-        _delete(sock, (flow for flow in _flows(sock, wire.encode("udp_flows")) if leads_nowhere(flow)))
+        for version in sorted({"6" if ":" in ip else "" for ip, _ in asked}):
+            _delete(sock, (flow for flow in _flows(sock, wire.encode(f"udp_flows{version}")) if leads_nowhere(flow)))
 
 
 def _flows(sock: wire.Socket, request: bytes) -> list[Flow]:
@@ -90,9 +107,10 @@ def _flows(sock: wire.Socket, request: bytes) -> list[Flow]:
 
 def _is_local(address: bytes) -> bool:
     """Return whether this host has an address: only then a socket can be bound to it.  ip(7)"""
-    with wire.Socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
+    family = _family(address)
+    with wire.Socket(family, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
         try:
-            sock.bind((_socket.inet_ntoa(address), 0))
+            sock.bind((_socket.inet_ntop(family, address), 0))
         except OSError:
             return False
         return True
@@ -100,7 +118,7 @@ def _is_local(address: bytes) -> bool:
 
 def _delete(sock: wire.Socket, flows: Iterator[Flow]) -> None:
     for flow in flows:
-        body = struct.pack("=BBH", _socket.AF_INET, 0, 0)
+        body = struct.pack("=BBH", flow.family, 0, 0)
         for kind in (ORIGINAL, IDENT, ZONE):  # the id, so that an entry made meanwhile by the same words is left
             if data := flow.raw.get(kind, b""):
                 nested = 0x8000 if kind == ORIGINAL else 0  # NLA_F_NESTED

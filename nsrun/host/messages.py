@@ -173,12 +173,12 @@ def fdb_entry(index: int, mac: bytes) -> bytes:
     return _neighbour(socket.AF_BRIDGE, index, 0x42, 0x44, ("NDA_LLADDR", _mac(mac)))  # NOARP|REACHABLE, MASTER|STICKY
 
 
-def neighbour(bridge_index: int, ip: str, mac: bytes) -> bytes:
-    """Tell the host who has a pod's address: ip-neighbour(8), "permanent".
+def neighbour(index: int, ip: str, mac: bytes, family: int = socket.AF_INET) -> bytes:
+    """Tell the host who has a pod's address, or a pod who has the bridge's: ip-neighbour(8), "permanent".
 
-    So the host never asks by ARP, and nobody else can answer.
+    So nobody asks by ARP or by neighbour discovery, and nobody else can answer.
     """
-    return _neighbour(socket.AF_INET, bridge_index, 0x80, 0, ("NDA_DST", ip), ("NDA_LLADDR", _mac(mac)))
+    return _neighbour(family, index, 0x80, 0, ("NDA_DST", ip), ("NDA_LLADDR", _mac(mac)))
 
 
 class _bpf_options(nla):  # type: ignore[misc]  # the one of pyroute2 has no room for a classic program
@@ -212,9 +212,9 @@ def ingress(index: int) -> bytes:
     return _finish(msg, RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 
-def port_filter(index: int, ip_word: int) -> bytes:
+def port_filter(index: int, ip_word: int, *prefix6: int) -> bytes:
     """Add the filter for what a pod may send (portfilter.py); its result is the verdict: tc-bpf(8)."""
-    code = portfilter.program(ip_word)
+    code = portfilter.program(ip_word, *prefix6)
     msg = _bpf_filter()
     msg["index"], msg["parent"], msg["info"] = index, INGRESS, 1 << 16 | socket.htons(3)  # priority 1, ETH_P_ALL
     options = [
@@ -245,6 +245,23 @@ def new_address(index: int, ip: str, prefix: int) -> bytes:
     return _finish(msg, RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 
+def new_address6(index: int, ip: str, prefix: int) -> bytes:
+    """Add an IPv6 address that is used at once: nobody else can have it, so the kernel need not ask (IFA_F_NODAD)."""
+    msg = ifaddrmsg()
+    msg["family"], msg["prefixlen"], msg["index"], msg["flags"] = socket.AF_INET6, prefix, index, 0x02
+    msg["attrs"] = [("IFA_LOCAL", ip), ("IFA_ADDRESS", ip)]
+    return _finish(msg, RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def default_route6(index: int, gateway: str) -> bytes:
+    """Send everything to the bridge, other pods' packets too; RTNH_F_ONLINK: no route to the gateway is needed."""
+    msg = rtmsg()
+    msg["family"], msg["table"], msg["proto"], msg["scope"], msg["type"] = socket.AF_INET6, 254, 4, 0, 1
+    msg["flags"] = 4
+    msg["attrs"] = [("RTA_GATEWAY", gateway), ("RTA_OIF", index)]
+    return _finish(msg, RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
 def default_route(gateway: str) -> bytes:
     msg = rtmsg()
     msg["family"], msg["table"], msg["proto"], msg["scope"], msg["type"] = socket.AF_INET, 254, 4, 0, 1
@@ -255,8 +272,13 @@ def default_route(gateway: str) -> bytes:
 # ---- nf_tables ---------------------------------------------------------------------------------------
 
 
-def _nft(msg: Any, type_: int, flags: int) -> bytes:
-    msg["nfgen_family"] = socket.AF_INET
+V4, V6 = int(socket.AF_INET), int(socket.AF_INET6)
+#: Bytes of an address.
+SIZE = {V4: 4, V6: 16}
+
+
+def _nft(msg: Any, type_: int, flags: int, family: int = V4) -> bytes:
+    msg["nfgen_family"] = family
     return _finish(msg, type_, flags)
 
 
@@ -265,30 +287,30 @@ def batch(begin: bool) -> bytes:
     return struct.pack("=LHHLLBBH", 20, 0x10 if begin else 0x11, NLM_F_REQUEST, 0, 0, 0, 0, socket.htons(10))
 
 
-def new_table(table: str) -> bytes:
+def new_table(table: str, family: int = V4) -> bytes:
     """Make a table with NFT_TABLE_F_OWNER (2; Linux 5.12), which ends with the socket that made it.
 
     EPERM means that another socket has one of this name, EEXIST that there is one without an owner.
     """
     msg = nft_table_msg()
     msg["attrs"] = [("NFTA_TABLE_NAME", table), ("NFTA_TABLE_FLAGS", 2)]
-    return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+    return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, family)
 
 
-def new_common_table(table: str) -> bytes:
+def new_common_table(table: str, family: int = V4) -> bytes:
     """Make a table without an owner, which stays until it is deleted, or flushed by an administrator."""
     msg = nft_table_msg()
     msg["attrs"] = [("NFTA_TABLE_NAME", table)]
-    return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+    return _nft(msg, NEWTABLE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, family)
 
 
-def del_table(table: str) -> bytes:
+def del_table(table: str, family: int = V4) -> bytes:
     msg = nft_table_msg()
     msg["attrs"] = [("NFTA_TABLE_NAME", table)]
-    return _nft(msg, DELTABLE, NLM_F_ACK)
+    return _nft(msg, DELTABLE, NLM_F_ACK, family)
 
 
-def new_chain(table: str, name: str) -> bytes:
+def new_chain(table: str, name: str, family: int = V4) -> bytes:
     hook, priority, kind = HOOKS[name]
     msg = nft_chain_msg()
     msg["attrs"] = [
@@ -297,13 +319,13 @@ def new_chain(table: str, name: str) -> bytes:
         ("NFTA_CHAIN_HOOK", {"attrs": [("NFTA_HOOK_HOOKNUM", hook), ("NFTA_HOOK_PRIORITY", priority)]}),
         ("NFTA_CHAIN_TYPE", kind),
     ]
-    return _nft(msg, NEWCHAIN, NLM_F_ACK | NLM_F_CREATE)
+    return _nft(msg, NEWCHAIN, NLM_F_ACK | NLM_F_CREATE, family)
 
 
-def get_tables() -> bytes:
-    """Dump all tables of family ip."""
+def get_tables(family: int = V4) -> bytes:
+    """Dump all tables of a family."""
     msg = nft_table_msg()
-    msg["nfgen_family"] = socket.AF_INET
+    msg["nfgen_family"] = family
     return _finish(msg, NFT | 1, 0x300)  # NLM_F_DUMP
 
 
@@ -314,10 +336,10 @@ def get_chains() -> bytes:
     return _finish(msg, NFT | 4, 0x300)  # NLM_F_DUMP
 
 
-def udp_flows() -> bytes:
-    """Dump the entries of the connection tracking of UDP over IPv4; the kernel selects them (Linux 5.8)."""
+def udp_flows(family: int = V4) -> bytes:
+    """Dump the entries of the connection tracking of UDP over IPv4 or IPv6; the kernel selects them (Linux 5.8)."""
     msg = nfct_msg()
-    msg["nfgen_family"] = socket.AF_INET
+    msg["nfgen_family"] = family
     msg["attrs"] = [
         ("CTA_TUPLE_ORIG", {"attrs": [("CTA_TUPLE_PROTO", {"attrs": [("CTA_PROTO_NUM", 17)]})]}),
         ("CTA_FILTER", {"attrs": [("CTA_FILTER_ORIG_FLAGS", 1 << 3)]}),  # CTA_PROTO_NUM
@@ -325,12 +347,13 @@ def udp_flows() -> bytes:
     return _finish(msg, 1 << 8 | 1, 0x300)  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET; NLM_F_DUMP
 
 
-def flows_to(pod_ip: str) -> bytes:
+def flows_to(pod_ip: str, family: int = V4) -> bytes:
     """Dump the entries for which an address answers; the kernel selects them (Linux 5.8)."""
     msg = nfct_msg()
-    msg["nfgen_family"] = socket.AF_INET
+    msg["nfgen_family"] = family
+    source = "CTA_IP_V4_SRC" if family == V4 else "CTA_IP_V6_SRC"
     msg["attrs"] = [
-        ("CTA_TUPLE_REPLY", {"attrs": [("CTA_TUPLE_IP", {"attrs": [("CTA_IP_V4_SRC", pod_ip)]})]}),
+        ("CTA_TUPLE_REPLY", {"attrs": [("CTA_TUPLE_IP", {"attrs": [(source, pod_ip)]})]}),
         ("CTA_FILTER", {"attrs": [("CTA_FILTER_REPLY_FLAGS", FILTER_FLAG_CTA_IP_SRC)]}),
     ]
     return _finish(msg, 1 << 8 | 1, 0x300)
@@ -401,6 +424,7 @@ def _load(reg: int, data: bytes) -> Expr:
 
 IIFNAME, OIFNAME = 6, 7
 SADDR, DADDR = 12, 16
+SADDR6, DADDR6 = 8, 24
 
 
 def _ifname(key: int, name: str, op: int = 0) -> list[Expr]:
@@ -413,6 +437,13 @@ def _addr(offset: int, ip: str, prefix: int = 32, op: int = 0) -> list[Expr]:
     if prefix == 32:
         return [_payload(1, offset, 4), _cmp(value, op)]
     return [_payload(1, offset, 4), _masked(mask), _cmp(bytes(a & b for a, b in zip(value, mask, strict=True)), op)]
+
+
+def _pod(way: str, ip: str, family: int) -> list[Expr]:
+    """Return the comparison of the source ("from") or destination ("to") with an address."""
+    if family == V4:
+        return _addr(SADDR if way == "from" else DADDR, ip)
+    return [_payload(1, SADDR6 if way == "from" else DADDR6, 16), _cmp(socket.inet_pton(V6, ip))]
 
 
 def _local() -> list[Expr]:
@@ -458,7 +489,7 @@ def _set_label(label: bytes) -> list[Expr]:
     return [_load(1, label), _expr("ct", _num("NFTA_CT_KEY", LABELS), _reg("NFTA_CT_SREG"))]
 
 
-def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
+def _rule(table: str, chain: str, *parts: list[Expr], family: int = V4) -> bytes:
     msg = nft_rule_msg()
     expressions = [e for part in parts for e in part]
     msg["attrs"] = [
@@ -466,22 +497,22 @@ def _rule(table: str, chain: str, *parts: list[Expr]) -> bytes:
         ("NFTA_RULE_CHAIN", chain),
         ("NFTA_RULE_EXPRESSIONS", expressions),
     ]
-    return _nft(msg, NEWRULE, NLM_F_ACK | NLM_F_CREATE | 0x800)  # NLM_F_APPEND
+    return _nft(msg, NEWRULE, NLM_F_ACK | NLM_F_CREATE | 0x800, family)  # NLM_F_APPEND
 
 
 # The published ports of a protocol are two maps, so that a thousand cost a packet as much as one: "ports" of those that are
-# published on every address of the host, "addresses" of those on one.  Name → (number in the batch, length of the key in
-# bytes, nft's number for the key's type, number of the protocol); a map's value is an address and a port.
-MAPS = {
-    "ports": (1, 2, 13, 6),
-    "addresses": (2, 8, 7 << 6 | 13, 6),
-    "udp-ports": (3, 2, 13, 17),
-    "udp-addresses": (4, 8, 7 << 6 | 13, 17),
-}
+# published on every address of the host, "addresses" of those on one.  Name → (number in the batch, number of the protocol); a
+# map's value is an address and a port.  The tables of both families have maps of these names.
+MAPS = {"ports": (1, 6), "addresses": (2, 6), "udp-ports": (3, 17), "udp-addresses": (4, 17)}
+
+#: nft's numbers for the types inet_service, and "ipv4_addr . inet_service" and its like.
+SERVICE = 13
+ADDRESS_AND_SERVICE = {V4: 7 << 6 | SERVICE, V6: 8 << 6 | SERVICE}
 
 
-def new_map(table: str, name: str) -> bytes:
-    number, length, kind, _ = MAPS[name]
+def new_map(table: str, name: str, family: int = V4) -> bytes:
+    number, both = MAPS[name][0], SIZE[family] + 4
+    kind, length = (ADDRESS_AND_SERVICE[family], both) if name.endswith("addresses") else (SERVICE, 2)
     msg = nft_set_msg()
     msg["attrs"] = [
         ("NFTA_SET_TABLE", table),
@@ -489,19 +520,19 @@ def new_map(table: str, name: str) -> bytes:
         ("NFTA_SET_FLAGS", ("NFT_SET_MAP",)),
         ("NFTA_SET_KEY_TYPE", kind),
         ("NFTA_SET_KEY_LEN", length),
-        ("NFTA_SET_DATA_TYPE", MAPS["addresses"][2]),
-        ("NFTA_SET_DATA_LEN", 8),
+        ("NFTA_SET_DATA_TYPE", ADDRESS_AND_SERVICE[family]),
+        ("NFTA_SET_DATA_LEN", both),
         ("NFTA_SET_ID", number),
     ]
-    return _nft(msg, NEWSET, NLM_F_ACK | NLM_F_CREATE)
+    return _nft(msg, NEWSET, NLM_F_ACK | NLM_F_CREATE, family)
 
 
-def map_elements(table: str, name: str, host_ip: str, port: int, pod_ip: str, pod_port: int) -> bytes:
+def map_elements(table: str, name: str, host_ip: str, port: int, pod_ip: str, pod_port: int, family: int = V4) -> bytes:
     """Add one element; wire.py repeats it, so the list is the last attribute."""
     key = port.to_bytes(2, "big")
     if name.endswith("addresses"):
-        key = socket.inet_aton(host_ip) + key + bytes(2)
-    value = socket.inet_aton(pod_ip) + pod_port.to_bytes(2, "big") + bytes(2)
+        key = socket.inet_pton(family, host_ip) + key + bytes(2)
+    value = socket.inet_pton(family, pod_ip) + pod_port.to_bytes(2, "big") + bytes(2)
     element = {
         "attrs": [
             ("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]}),
@@ -515,14 +546,14 @@ def map_elements(table: str, name: str, host_ip: str, port: int, pod_ip: str, po
         ("NFTA_SET_ELEM_LIST_SET_ID", MAPS[name][0]),
         ("NFTA_SET_ELEM_LIST_ELEMENTS", [element]),
     ]
-    return _nft(msg, NEWSETELEM, NLM_F_ACK | NLM_F_CREATE)
+    return _nft(msg, NEWSETELEM, NLM_F_ACK | NLM_F_CREATE, family)
 
 
-def no_map_elements(table: str, name: str, host_ip: str, port: int) -> bytes:
+def no_map_elements(table: str, name: str, host_ip: str, port: int, family: int = V4) -> bytes:
     """Remove one element; wire.py repeats it, so the list is the last attribute."""
     key = port.to_bytes(2, "big")
     if name.endswith("addresses"):
-        key = socket.inet_aton(host_ip) + key + bytes(2)
+        key = socket.inet_pton(family, host_ip) + key + bytes(2)
     element = {"attrs": [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]})]}
     msg = nft_set_elem_list_msg()
     msg["attrs"] = [
@@ -530,18 +561,25 @@ def no_map_elements(table: str, name: str, host_ip: str, port: int) -> bytes:
         ("NFTA_SET_ELEM_LIST_SET", name),
         ("NFTA_SET_ELEM_LIST_ELEMENTS", [element]),
     ]
-    return _nft(msg, NFT | 14, NLM_F_ACK)  # NFT_MSG_DELSETELEM
+    return _nft(msg, NFT | 14, NLM_F_ACK, family)  # NFT_MSG_DELSETELEM
 
 
-SECOND = 9  # NFT_REG32_01: the second word of register 1
+FIRST_WORD = 8  # NFT_REG32_00: the first word of register 1
 
 
-def rule_publish(table: str, chain: str, name: str) -> bytes:
-    """Send what a protocol brings for a port of this host to the pod, as a map says."""
-    port, protocol = _payload(2, 2, 2), MAPS[name][3].to_bytes(1, "big")
+def rule_publish(table: str, chain: str, name: str, family: int = V4) -> bytes:
+    """Send what a protocol brings for a port of this host to the pod, as a map says.
+
+    Not what goes to ::1: nothing makes the kernel route the answer back to that (route_localnet is IPv4's).
+    """
+    port, protocol = _payload(2, 2, 2), MAPS[name][1].to_bytes(1, "big")
+    second = FIRST_WORD + SIZE[family] // 4
     key = [*_local(), *_meta(16, protocol), port]
     if name.endswith("addresses"):
-        key = [*_meta(16, protocol), _payload(1, DADDR, 4), _payload(2, 2, 2, SECOND)]
+        address = _payload(1, DADDR if family == V4 else DADDR6, SIZE[family])
+        key = [*_meta(16, protocol), address, _payload(2, 2, 2, second)]
+    elif family == V6 and chain == "output":
+        key = [_payload(1, DADDR6, 16), _cmp(socket.inet_pton(V6, "::1"), 1), *key]
     lookup = _expr(
         "lookup",
         ("NFTA_LOOKUP_SET", name),
@@ -552,16 +590,17 @@ def rule_publish(table: str, chain: str, name: str) -> bytes:
     nat = _expr(
         "nat",
         _num("NFTA_NAT_TYPE", 1),
-        ("NFTA_NAT_FAMILY", socket.AF_INET),
+        ("NFTA_NAT_FAMILY", family),
         _reg("NFTA_NAT_REG_ADDR_MIN"),
-        _reg("NFTA_NAT_REG_PROTO_MIN", SECOND),
+        _reg("NFTA_NAT_REG_PROTO_MIN", second),
     )
-    return _rule(table, chain, key, [lookup, nat])
+    return _rule(table, chain, key, [lookup, nat], family=family)
 
 
-def rule_masquerade_out(table: str, bridge: str, pod_ip: str) -> bytes:
+def rule_masquerade_out(table: str, bridge: str, pod_ip: str, family: int = V4) -> bytes:
     """Give what the pod sends anywhere but over its bridge the host's address."""
-    return _rule(table, "postrouting", _addr(SADDR, pod_ip), _ifname(OIFNAME, bridge, 1), [_expr("masq")])
+    away = [*_pod("from", pod_ip, family), *_ifname(OIFNAME, bridge, 1)]
+    return _rule(table, "postrouting", away, [_expr("masq")], family=family)
 
 
 def rule_masquerade_loopback(table: str, bridge: str, pod_ip: str) -> bytes:
@@ -589,6 +628,20 @@ def rule_masquerade_hairpin(table: str, bridge: str, pod_ip: str, gateway: str) 
     )
 
 
+def rule_masquerade_hairpin6(table: str, bridge: str, pod_ip6: str, net6: bytes) -> bytes:
+    """Do the same for pods of this /64, of which `net6` is the first half of an address."""
+    return _rule(
+        table,
+        "postrouting",
+        [_payload(1, SADDR6, 8), _cmp(net6)],
+        _pod("to", pod_ip6, V6),
+        _dnatted(),
+        _ifname(OIFNAME, bridge),
+        [_expr("masq")],
+        family=V6,
+    )
+
+
 def rule_guard_loopback(table: str, bridge: str) -> bytes:
     """Drop what comes over the bridge for 127.0.0.0/8, which route_localnet would let in (CVE-2020-8558)."""
     return _rule(table, "guard", _ifname(IIFNAME, bridge), _addr(DADDR, "127.0.0.0", 8), [_verdict(0)])
@@ -598,45 +651,40 @@ def rule_guard_loopback(table: str, bridge: str) -> bytes:
 # conntrack keeps with it) says so: entries of a dead pod must not lead to the next one with its address.
 
 
-def rule_label_out(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+def rule_label_out(table: str, bridge: str, pod_ip: str, label: bytes, family: int = V4) -> bytes:
     """Label as the pod's whatever it sends away from its bridge …"""
-    return _rule(table, "forward", _addr(SADDR, pod_ip), _ifname(OIFNAME, bridge, 1), _set_label(label))
+    away = [*_pod("from", pod_ip, family), *_ifname(OIFNAME, bridge, 1)]
+    return _rule(table, "forward", away, _set_label(label), family=family)
 
 
-def rule_label_in(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+def rule_label_in(table: str, bridge: str, pod_ip: str, label: bytes, family: int = V4) -> bytes:
     """… and what begins at a published port, on its way to the bridge, where nobody else has this address …"""
-    return _rule(
-        table, "forward", _addr(DADDR, pod_ip), _ifname(OIFNAME, bridge), _dnatted(), _state(NEW), _set_label(label)
-    )
+    here = [*_pod("to", pod_ip, family), *_ifname(OIFNAME, bridge)]
+    return _rule(table, "forward", here, _dnatted(), _state(NEW), _set_label(label), family=family)
 
 
-def rule_forward_labelled(table: str, bridge: str, pod_ip: str, label: bytes) -> bytes:
+def rule_forward_labelled(table: str, bridge: str, pod_ip: str, label: bytes, family: int = V4) -> bytes:
     """… and let in what has the label …"""
-    outside = [*_addr(DADDR, pod_ip), *_ifname(IIFNAME, bridge, 1)]
-    return _rule(table, "forward", outside, _labelled(label), [_verdict(1)])
+    outside = [*_pod("to", pod_ip, family), *_ifname(IIFNAME, bridge, 1)]
+    return _rule(table, "forward", outside, _labelled(label), [_verdict(1)], family=family)
 
 
-def rule_forward_related(table: str, bridge: str, pod_ip: str) -> bytes:
+def rule_forward_related(table: str, bridge: str, pod_ip: str, family: int = V4) -> bytes:
     """… and what the kernel relates to it (ICMP errors) …"""
-    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), _state(RELATED), [_verdict(1)])
+    outside = [*_pod("to", pod_ip, family), *_ifname(IIFNAME, bridge, 1)]
+    return _rule(table, "forward", outside, _state(RELATED), [_verdict(1)], family=family)
 
 
-def rule_forward_closed(table: str, bridge: str, pod_ip: str) -> bytes:
+def rule_forward_closed(table: str, bridge: str, pod_ip: str, family: int = V4) -> bytes:
     """… and nothing else from outside the bridge, even if a neighbour routes straight to the pod's address."""
-    return _rule(table, "forward", _addr(DADDR, pod_ip), _ifname(IIFNAME, bridge, 1), [_verdict(0)])
+    outside = [*_pod("to", pod_ip, family), *_ifname(IIFNAME, bridge, 1)]
+    return _rule(table, "forward", outside, [_verdict(0)], family=family)
 
 
-def rule_forward_nothing_new(table: str, bridge: str) -> bytes:
+def rule_forward_nothing_new(table: str, bridge: str, family: int = V4) -> bytes:
     """Let nothing new in from outside but published ports, for when a pod's own table is gone and the pod is not."""
-    return _rule(
-        table,
-        "forward",
-        _ifname(OIFNAME, bridge),
-        _ifname(IIFNAME, bridge, 1),
-        _dnatted(0),
-        _state(NEW),
-        [_verdict(0)],
-    )
+    outside = [*_ifname(OIFNAME, bridge), *_ifname(IIFNAME, bridge, 1)]
+    return _rule(table, "forward", outside, _dnatted(0), _state(NEW), [_verdict(0)], family=family)
 
 
 # ---- templates ---------------------------------------------------------------------------------------
@@ -657,6 +705,12 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
     "host_ip": ("227.228.229.231", bytes((227, 228, 229, 231))),
     "gateway": ("217.218.219.221", bytes((217, 218, 219, 221))),
     "subnet": ("217.218.219.0", bytes((217, 218, 219, 0))),
+    "pod_ip6": ("fdd1:d2d3:d4d5:d6d7:d8d9:dadb:dcdd:dedf", bytes.fromhex("fdd1d2d3d4d5d6d7d8d9dadbdcdddedf")),
+    "host_ip6": ("fde1:e2e3:e4e5:e6e7:e8e9:eaeb:eced:eeef", bytes.fromhex("fde1e2e3e4e5e6e7e8e9eaebecedeeef")),
+    "gateway6": ("fd91:9293:9495:9697:9899:9a9b:9c9d:9e9f", bytes.fromhex("fd9192939495969798999a9b9c9d9e9f")),
+    "net6": (bytes.fromhex("fd71727374757677"), bytes.fromhex("fd71727374757677")),
+    "high6": (0x7A7B7C7D, struct.pack("=I", 0x7A7B7C7D)),
+    "low6": (0x8A8B8C8D, struct.pack("=I", 0x8A8B8C8D)),
     "port": (0xB1B2, bytes.fromhex("b1b2")),
     "pod_port": (0xC1C2, bytes.fromhex("c1c2")),
 }
@@ -670,12 +724,17 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "get_link": (get_link, ("index",)),
     "fdb_entry": (fdb_entry, ("index", "mac")),
     "neighbour": (neighbour, ("bridge_index", "pod_ip", "mac")),
+    "neighbour6": (neighbour, ("index", "pod_ip6", "mac", V6)),
     "ingress": (ingress, ("index",)),
     "port_filter": (port_filter, ("index", "ip_word")),
+    "port_filter6": (port_filter, ("index", "ip_word", "high6", "low6")),
     "link_up": (link_up, ("index",)),
     "del_link": (del_link, ("index",)),
     "new_address": (new_address, ("index", "pod_ip", 24)),
     "default_route": (default_route, ("gateway",)),
+    "bridge_address6": (new_address6, ("index", "gateway6", 64)),
+    "pod_address6": (new_address6, ("index", "pod_ip6", 128)),
+    "default_route6": (default_route6, ("index", "gateway6")),
     "get_tables": (get_tables, ()),
     "get_chains": (get_chains, ()),
     "udp_flows": (udp_flows, ()),
@@ -708,6 +767,25 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "forward_nothing_new": (rule_forward_nothing_new, ("table", "bridge")),
     **{f"chain_{name}": (new_chain, ("table", f"'{name}")) for name in HOOKS},
 }
+
+
+def _ip6(name: str) -> tuple[Callable[..., bytes], tuple[Any, ...]]:
+    """Return a message of MESSAGES as the one of family ip6."""
+    function, parameters = MESSAGES[name]
+    return function, (*(f"{p}6" if p in ("pod_ip", "host_ip") else p for p in parameters), V6)
+
+
+MESSAGES["masquerade_hairpin6"] = (rule_masquerade_hairpin6, ("table", "bridge", "pod_ip6", "net6"))
+MESSAGES |= {
+    f"{name}6": _ip6(name)
+    for name in [
+        "get_tables", "udp_flows", "flows_to", "new_table", "new_common_table", "del_table",
+        *(f"{part}_{name}" for part in ("map", "elements", "no_elements") for name in MAPS),
+        *(f"publish_{name}_{chain}" for name in MAPS for chain in ("prerouting", "output")),
+        "masquerade_out", "label_out", "label_in", "forward_labelled", "forward_related", "forward_closed",
+        "forward_nothing_new", *(f"chain_{name}" for name in HOOKS if name != "guard"),
+    ]
+}  # fmt: skip
 
 
 def encode(name: str, values: dict[str, Any]) -> bytes:

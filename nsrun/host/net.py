@@ -14,6 +14,10 @@ A filter on a pod's veth checks what the pod sends (portfilter.py), and ends wit
 leads to whom is configured for the bridge and for the host, never learned.  The rules for the whole bridge are in a
 table without an owner, which is removed with the bridge.
 
+IPv6 stands beside that.  A pod's address is the prefix of the bridge's ULA and the pod's IPv4 address, so it has no lease of
+its own; its table of family ip6 belongs to the same socket.  The bridge and the pod know each other's MAC by configuration,
+and all that a pod sends goes by way of the bridge's address, so there is no neighbour discovery.
+
 Links are identified by index and by an alias with the pod's id; a note also records the network namespace in which the
 link was made.  A link that does not match is not ours, and is left alone.
 
@@ -31,11 +35,11 @@ from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
 from nsrun.schema import is_number
-from nsrun.spec.options import PROTOCOLS, ip_number, ip_text, parse_subnet, published
+from nsrun.spec.options import ANY, PROTOCOLS, at, ip_number, ip_text, parse_subnet, parse_subnet6, published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from nsrun.spec.options import Published
@@ -57,6 +61,28 @@ SUBNETS = (
 
 #: Settings by which a host takes advice from its network: below /proc/sys/net, with the interface left out.
 ADVICE = ("ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects", "ipv4/conf/{}/accept_redirects")
+
+
+#: What distinguishes messages and tables of family ip6.
+V6 = "6"
+
+
+def _nft_family(version: str) -> str:
+    return f"ip{version}"
+
+
+def address6(network: str, ip: str) -> str:
+    """Return the IPv6 address that goes with a pod's IPv4 address; `network` is any address of the /64."""
+    return _text6(net6_of(network) + bytes(4) + ip_number(ip).to_bytes(4, "big"))
+
+
+def net6_of(ip6: str) -> bytes:
+    """Return the prefix of an address, which is its first half."""
+    return _socket.inet_pton(_socket.AF_INET6, ip6)[:8]
+
+
+def _text6(raw: bytes) -> str:
+    return _socket.inet_ntop(_socket.AF_INET6, raw)
 
 
 def veth_name(ip: str) -> str:
@@ -155,6 +181,60 @@ def current_gateway() -> str:
     return wire.address_of(BRIDGE)
 
 
+def _prefix_in_use(prefix: bytes) -> bool:
+    """Return whether a route of at least 40 bits overlaps with a /64, or it is part of one; proc_net(5), ipv6_route."""
+    wanted = int.from_bytes(prefix, "big")
+    with open("/proc/thread-self/net/ipv6_route", "rb") as file:
+        for line in file:
+            fields = line.split()
+            to, bits = int(fields[0], 16) >> 64, min(int(fields[1], 16), 64)
+            if bits >= 40 and to >> (64 - bits) == wanted >> (64 - bits):
+                return True
+    return False
+
+
+def pick_subnet6(wanted: str, gateway: str) -> str:
+    """Return a free /64.  Raise BadInput when the wanted one is in use.
+
+    Else it is a ULA (RFC 4193), the same whenever the bridge has this IPv4 address: fd, 40 bits of b2sum(1) of machine-id(5),
+    and two bytes of the IPv4 subnet.
+    """
+    if wanted:
+        network = parse_subnet6(wanted)
+        if _prefix_in_use(net6_of(network)):
+            raise BadInput(
+                f"--subnet6 {network}/64 is in use on this machine",
+                hint="ip -6 route shows what uses it; choose another",
+            )
+        return network
+    from _blake2 import blake2b
+
+    try:
+        with open("/etc/machine-id", "rb") as file:
+            machine = file.read(64)
+    except OSError:
+        machine = b""  # behind NAT it need not be unique
+    for attempt in range(16):
+        digest = blake2b(machine + b"\n" * attempt).digest()
+        prefix = b"\xfd" + digest[:5] + ip_number(gateway).to_bytes(4, "big")[1:3]
+        if not _prefix_in_use(prefix):
+            return _text6(prefix + bytes(8))
+    raise BadInput("no free /64 for the bridge", hint="name one with --subnet6 or NSRUN_SUBNET6")
+
+
+def current_gateway6() -> str:
+    """Return the bridge's first IPv6 address of a /64 that is not link-local; proc_net(5), if_inet6."""
+    try:
+        with open("/proc/thread-self/net/if_inet6", "rb") as file:
+            for line in file:
+                address, _, prefix, scope, _, name = line.split()
+                if (name, prefix, scope) == (BRIDGE.encode(), b"40", b"00"):
+                    return _text6(bytes.fromhex(address.decode()))
+    except FileNotFoundError:
+        pass  # no IPv6 here
+    return ""
+
+
 def _write(path: str, value: str) -> None:
     with open(path, "w") as file:
         file.write(value)
@@ -205,16 +285,83 @@ def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
     return gateway, _socket.if_nametoindex(BRIDGE)
 
 
-def _ensure_common_table() -> None:
-    if COMMON_TABLE in tables():  # asking first: a batch that is refused waits for an RCU grace period, 5 ms
+def ensure_bridge6(sock: wire.Socket, gateway: str, index: int, wanted: str) -> str:
+    """Return the bridge's IPv6 address, which it gets if it has none.
+
+    The caller holds the lock on the network, and has made the bridge.
+    """
+    gateway6 = current_gateway6()
+    if gateway6 and wanted and net6_of(gateway6) != net6_of(parse_subnet6(wanted)):
+        raise BadInput(
+            f"the bridge {BRIDGE} is {gateway6}/64: pods are on it",
+            hint="all pods of a machine share one network; leave --subnet6 out",
+        )
+    if not gateway6:
+        gateway6 = address6(pick_subnet6(wanted, gateway), gateway)
+        # without a link-local address of its own it sends no redirects: what pods send to each other passes by this host
+        _write(f"/proc/sys/net/ipv6/conf/{BRIDGE}/addr_gen_mode", "1")
+        message = wire.encode("bridge_address6", index=index, gateway6=gateway6)
+        wire.talk(sock, [(f"ip -6 address add {gateway6}/64 dev {BRIDGE} nodad", message)])
+    _ensure_common_table(V6)
+    forward6()
+    return gateway6
+
+
+def listens_to_routers() -> list[tuple[str, str]]:
+    """Return (interface, accept_ra) for the interfaces of this network namespace that may learn from a router."""
+    found = []
+    for name in sorted(os.listdir("/proc/sys/net/ipv6/conf")):
+        if name not in ("all", "default", "lo", BRIDGE) and not (name.startswith("nsr") and len(name) == 11):
+            accept, forwards = (_read(f"/proc/sys/net/ipv6/conf/{name}/{key}") for key in ("accept_ra", "forwarding"))
+            if accept == "2" or (accept == "1" and forwards == "0"):
+                found.append((name, accept))
+    return found
+
+
+def _read(path: str) -> str:
+    """Return the content of a file below /proc/sys; "" when its interface has just gone."""
+    try:
+        with open(path, errors="surrogateescape") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def forward6() -> None:
+    """Make this host forward IPv6, if it does not.
+
+    An interface that forwards learns nothing from routers, and the routes that it has learnt are dropped, unless accept_ra
+    is 2 by then (ip-sysctl.rst); so where it is 1 it becomes 2.  Interfaces to come are left as they would have been: whether
+    this host forwards depends on "all" alone.
+    """
+    conf = "/proc/sys/net/ipv6/conf"
+    if _read(f"{conf}/all/forwarding") == "1":
         return
+    for name, accept in listens_to_routers():
+        if accept == "1":
+            try:
+                _write(f"{conf}/{name}/accept_ra", "2")
+            except FileNotFoundError:
+                continue  # the interface has just gone
+    later = _read(f"{conf}/default/forwarding")
+    _write(f"{conf}/all/forwarding", "1")
+    if later == "0":
+        _write(f"{conf}/default/forwarding", "0")
+
+
+def _ensure_common_table(version: str = "") -> None:
+    if COMMON_TABLE in tables(version):  # asking first: a batch that is refused waits for an RCU grace period, 5 ms
+        return
+    family = _nft_family(version)
     batch = [
         ("nft batch", wire.encode("batch_begin")),
-        (f"nft create table ip {COMMON_TABLE}", wire.encode("new_common_table", table=COMMON_TABLE)),
+        (f"nft create table {family} {COMMON_TABLE}", wire.encode(f"new_common_table{version}", table=COMMON_TABLE)),
     ]
-    for chain, rule in (("guard", "guard_loopback"), ("forward", "forward_nothing_new")):
-        batch.append((f"nft add chain ip {COMMON_TABLE} {chain}", wire.encode(f"chain_{chain}", table=COMMON_TABLE)))
-        batch.append((f"nft add rule ip {COMMON_TABLE} {chain}", wire.encode(rule, table=COMMON_TABLE, bridge=BRIDGE)))
+    rules_of_all = [("forward", "forward_nothing_new")]
+    for chain, rule in rules_of_all if version else [("guard", "guard_loopback"), *rules_of_all]:
+        text, words = f"{family} {COMMON_TABLE} {chain}", {"table": COMMON_TABLE}
+        batch.append((f"nft add chain {text}", wire.encode(f"chain_{chain}{version}", **words)))
+        batch.append((f"nft add rule {text}", wire.encode(f"{rule}{version}", **words, bridge=BRIDGE)))
     batch.append(("nft batch", wire.encode("batch_end")))
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
         try:
@@ -224,10 +371,11 @@ def _ensure_common_table() -> None:
                 raise
 
 
-def _remove_common_table() -> None:
+def _remove_common_table(version: str = "") -> None:
+    text = f"nft delete table {_nft_family(version)} {COMMON_TABLE}"
     requests = [
         ("nft batch", wire.encode("batch_begin")),
-        (f"nft delete table ip {COMMON_TABLE}", wire.encode("del_table", table=COMMON_TABLE)),
+        (text, wire.encode(f"del_table{version}", table=COMMON_TABLE)),
         ("nft batch", wire.encode("batch_end")),
     ]
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
@@ -239,10 +387,10 @@ def _remove_common_table() -> None:
 
 
 def connect(
-    sock: wire.Socket, netns: int, gateway: str, bridge_index: int, wanted_ip: str, ident: str
+    sock: wire.Socket, netns: int, gateway: str, bridge_index: int, wanted_ip: str, ident: str, gateway6: str = ""
 ) -> tuple[str, int, wire.Socket]:
     """Lease the first free address (or the wanted one) and make the pair; return (address, index of our end, the
-    lease).
+    lease).  With `gateway6`, the pod has an IPv6 address too (address6).
 
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
     veth are gone.  Raise BadInput when the wanted one is taken, or all are.
@@ -265,7 +413,10 @@ def connect(
             continue
         try:
             forget_address(ip)
-            index = _make_port(sock, netns, bridge_index, ip, ident)
+            ip6 = address6(gateway6, ip) if gateway6 else ""
+            if ip6:
+                forget_address(ip6)
+            index = _make_port(sock, netns, bridge_index, ip, ident, ip6)
         except BaseException:
             table.close()
             raise
@@ -306,10 +457,10 @@ def make_table(name: str) -> wire.Socket | None:
     return sock
 
 
-def tables() -> set[str]:
-    """Return the names of all tables of nsrun in this network namespace."""
+def tables(version: str = "") -> set[str]:
+    """Return the names of all tables of nsrun in this network namespace, of family ip, or ip6 for V6."""
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-        bodies = wire.ask(sock, "nft list tables", wire.encode("get_tables"))
+        bodies = wire.ask(sock, "nft list tables", wire.encode(f"get_tables{version}"))
     names = (wire.attributes(body[4:]).get(1, b"").rstrip(b"\0").decode(errors="replace") for body in bodies)
     return {name for name in names if name.startswith("nsrun-") and len(name) == len(COMMON_TABLE)}
 
@@ -319,7 +470,7 @@ def leases() -> set[str]:
     return tables() - {COMMON_TABLE}
 
 
-def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident: str) -> int:
+def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident: str, ip6: str) -> int:
     """Make the pair, and bring this end up when the filter is on it; return its index, or 0 when the name is taken."""
     name, mac = veth_name(ip), mac_of(ip)
     message = wire.encode("new_veth", veth=name, bridge_index=bridge_index, netns_fd=netns, mac=mac)
@@ -331,25 +482,30 @@ def _make_port(sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident:
         raise
     index = _socket.if_nametoindex(name)
     try:
-        secure_port(sock, name, index, bridge_index, ip, ident)
+        secure_port(sock, name, index, bridge_index, ip, ident, ip6)
     except BaseException:
         wire.talk(sock, [(f"ip link del {name}", wire.encode("del_link", index=index))])
         raise
     return index
 
 
-def secure_port(sock: wire.Socket, name: str, index: int, bridge_index: int, ip: str, ident: str) -> None:
+def secure_port(
+    sock: wire.Socket, name: str, index: int, bridge_index: int, ip: str, ident: str, ip6: str = ""
+) -> None:
     """Configure who is behind a port of the bridge and what may come from it; then bring it up."""
     mac = mac_of(ip)
     mac_text = ":".join(f"{byte:02x}" for byte in mac)
+    check, known = wire.encode("port_filter", index=index, ip_word=ip_number(ip)), []
+    if ip6:
+        high, low = (int.from_bytes(part, "big") for part in (net6_of(ip6)[:4], net6_of(ip6)[4:]))
+        check = wire.encode("port_filter6", index=index, ip_word=ip_number(ip), high6=high, low6=low)
+        text = f"ip -6 neighbour replace {ip6} lladdr {mac_text} dev {BRIDGE} nud permanent"
+        known = [(text, wire.encode("neighbour6", index=bridge_index, pod_ip6=ip6, mac=mac))]
     wire.talk(
         sock,
         [
             (f"tc qdisc add dev {name} ingress", wire.encode("ingress", index=index)),
-            (
-                f"tc filter add dev {name} ingress bpf direct-action …",
-                wire.encode("port_filter", index=index, ip_word=ip_number(ip)),
-            ),
+            (f"tc filter add dev {name} ingress bpf direct-action …", check),
             (
                 f"bridge fdb replace {mac_text} dev {name} master static sticky",
                 wire.encode("fdb_entry", index=index, mac=mac),
@@ -358,6 +514,7 @@ def secure_port(sock: wire.Socket, name: str, index: int, bridge_index: int, ip:
                 f"ip neighbour replace {ip} lladdr {mac_text} dev {BRIDGE} nud permanent",
                 wire.encode("neighbour", bridge_index=bridge_index, pod_ip=ip, mac=mac),
             ),
+            *known,
             (
                 f"ip link set {name} up alias {alias_of(ident)}; bridge link set dev {name} learning off flood off …",
                 wire.encode("port_up", index=index, alias=alias_of(ident)),
@@ -366,29 +523,45 @@ def secure_port(sock: wire.Socket, name: str, index: int, bridge_index: int, ip:
     )
 
 
-def configure_pod(ip: str, gateway: str) -> None:
-    """In the pod's network namespace, bring up lo and eth0, and set the address and the default route."""
+def configure_pod(ip: str, gateway: str, ip6: str = "", gateway6: str = "", mac: bytes = b"") -> None:
+    """In the pod's network namespace, bring up lo and eth0, and set the addresses and the default routes.
+
+    `mac`: the bridge's, which need not be asked for then.
+    """
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         index = _socket.if_nametoindex("eth0")
-        wire.talk(
-            sock,
-            [
-                ("ip link set lo up", wire.encode("link_up", index=_socket.if_nametoindex("lo"))),
-                (f"ip address add {ip}/{PREFIX} dev eth0", wire.encode("new_address", index=index, pod_ip=ip)),
-                ("ip link set eth0 up", wire.encode("link_up", index=index)),
-                (f"ip route add default via {gateway}", wire.encode("default_route", gateway=gateway)),
-            ],
-        )
+        requests = [
+            ("ip link set lo up", wire.encode("link_up", index=_socket.if_nametoindex("lo"))),
+            (f"ip address add {ip}/{PREFIX} dev eth0", wire.encode("new_address", index=index, pod_ip=ip)),
+        ]
+        if ip6:
+            text = f"ip -6 address add {ip6}/128 dev eth0 nodad"
+            requests.append((text, wire.encode("pod_address6", index=index, pod_ip6=ip6)))
+        requests += [
+            ("ip link set eth0 up", wire.encode("link_up", index=index)),
+            (f"ip route add default via {gateway}", wire.encode("default_route", gateway=gateway)),
+        ]
+        if ip6:
+            text = f"ip -6 neighbour replace {gateway6} lladdr … dev eth0 nud permanent"
+            requests.append((text, wire.encode("neighbour6", index=index, pod_ip6=gateway6, mac=mac)))
+            text = f"ip -6 route add default via {gateway6} dev eth0 onlink"
+            requests.append((text, wire.encode("default_route6", index=index, gateway6=gateway6)))
+        wire.talk(sock, requests)
 
 
-def trust_no_router() -> None:
-    """In the pod's network namespace, before eth0 is up, make it ignore router advertisements and redirects."""
+def trust_no_router(link_local: bool) -> None:
+    """In the pod's network namespace, before eth0 is up, make it ignore router advertisements and redirects.
+
+    Unless `link_local`, eth0 gets no link-local address: the host drops what has one.
+    """
     for setting in ADVICE:
         for where in ("all", "default", "eth0"):
             try:
                 _write(f"/proc/sys/net/{setting.format(where)}", "0")
             except FileNotFoundError:
                 continue  # no IPv6 here
+    if not link_local:
+        _write("/proc/sys/net/ipv6/conf/eth0/addr_gen_mode", "1")
 
 
 def loopback_message() -> bytes:
@@ -427,10 +600,9 @@ def hold_port(
     do not count, and of UDP there is room for what comes.
     """
     kind = _socket.SOCK_DGRAM if protocol == "udp" else _socket.SOCK_STREAM
-    family = _socket.AF_INET6 if ":" in host_ip else _socket.AF_INET
-    sock = _socket.socket(family, kind | _socket.SOCK_CLOEXEC)
+    sock = _socket.socket(_socket.AF_INET6 if ":" in host_ip else _socket.AF_INET, kind | _socket.SOCK_CLOEXEC)
     try:
-        if family == _socket.AF_INET6:
+        if ":" in host_ip:
             sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
         if protocol == "udp" and not to_listen:
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, 0)  # nobody reads from it: keep next to nothing
@@ -446,7 +618,7 @@ def hold_port(
         sock.close()
         if error.errno == EADDRINUSE:
             raise BadInput(
-                f"port {host_ip}:{port}/{protocol} is taken",
+                f"port {at(host_ip, port)}/{protocol} is taken",
                 hint=holder(host_ip, port, protocol) or _who_has(port, protocol),
                 errno=EADDRINUSE,
             ) from None
@@ -458,14 +630,50 @@ def hold_port(
     return sock, sock.getsockname()[1]
 
 
+def hold_ports(
+    ports: Sequence[Published], holder: Callable[[str, int, str], str], released: Callable[[str, int, str], bool]
+) -> list[tuple[_socket.socket, int]]:
+    """Hold all of these ports (hold_port), in their order.
+
+    A port of any number that is published in both families has the same number in both.
+    """
+    held: dict[int, tuple[_socket.socket, int]] = {}
+    try:
+        for index, (ip, host, pod, protocol) in enumerate(ports):
+            if index in held:
+                continue
+            other = ("::", 0, pod, protocol)
+            twin = next((i for i in range(index + 1, len(ports)) if ports[i] == other and i not in held), -1)
+            if (ip, host) != ("0.0.0.0", 0) or twin < 0:
+                held[index] = hold_port(ip, host, protocol, holder, released)
+                continue
+            for attempt in range(20):
+                sock, number = hold_port(ip, host, protocol, holder, released)
+                try:
+                    held[twin] = hold_port("::", number, protocol, holder, released)
+                except BadInput as error:
+                    sock.close()
+                    if error.errno != EADDRINUSE or attempt == 19:
+                        raise
+                else:
+                    held[index] = sock, number
+                    break
+    except BaseException:
+        for sock, _ in held.values():
+            sock.close()
+        raise
+    return [held[index] for index in range(len(ports))]
+
+
 CHAINS = ("prerouting", "output", "postrouting", "guard", "forward")
 
 
-def ports_by_map(ports: Iterable[Published]) -> list[tuple[str, str, list[Published]]]:
-    """Return (map of the pod's table, protocol, its ports) for each map that has some; messages.py, MAPS."""
+def ports_by_map(ports: Iterable[Published], version: str = "") -> list[tuple[str, str, list[Published]]]:
+    """Return (map of the pod's table, protocol, its ports) for each map that has some of a family; messages.py, MAPS."""
     found: dict[tuple[str, bool], list[Published]] = {(p, every): [] for p in PROTOCOLS for every in (True, False)}
     for port in ports:
-        found[port[3], port[0] == "0.0.0.0"].append(port)
+        if (":" in port[0]) == bool(version):
+            found[port[3], port[0] in ANY].append(port)
     return [
         (("" if protocol == "tcp" else f"{protocol}-") + ("ports" if every else "addresses"), protocol, some)
         for (protocol, every), some in found.items()
@@ -473,8 +681,13 @@ def ports_by_map(ports: Iterable[Published]) -> list[tuple[str, str, list[Publis
     ]
 
 
-def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[Port]) -> list[tuple[str, bytes]]:
-    """Return the content of the pod's own nf_tables table as (nft command, message) …"""
+def rules(
+    table: str, ident: str, pod_ip: str, gateway: str, ports: list[Port], pod_ip6: str = ""
+) -> list[tuple[str, bytes]]:
+    """Return the content of the pod's own nf_tables tables as (nft command, message) …
+
+    The table of family ip is there already, being the lease; that of family ip6 is made.
+    """
     requests = [("nft batch", wire.encode("batch_begin"))]
     for chain in CHAINS:
         requests.append((f"nft add chain ip {table} {chain}", wire.encode(f"chain_{chain}", table=table)))
@@ -495,49 +708,79 @@ def rules(table: str, ident: str, pod_ip: str, gateway: str, ports: list[Port]) 
         ("forward", wire.encode("forward_closed", **on_bridge)),
     ):
         requests.append((f"nft add rule ip {table} {text}", data))
-    return [*requests, *forwarding(table, pod_ip, ports), ("nft batch", wire.encode("batch_end"))]
+    requests += forwarding(table, pod_ip, ports)
+    if pod_ip6:
+        requests += _rules6(table, label, pod_ip6, ports)
+    return [*requests, ("nft batch", wire.encode("batch_end"))]
 
 
-def forwarding(table: str, pod_ip: str, ports: list[Port]) -> list[tuple[str, bytes]]:
-    """Return what forwards ports of this host to a pod, as (nft command, message) …; the two chains are there."""
-    requests = []
-    for name, _, some in ports_by_map(published(ports)):
-        requests.append((f"nft add map ip {table} {name}", wire.encode(f"map_{name}", table=table)))
+def _rules6(table: str, label: bytes, pod_ip6: str, ports: list[Port]) -> list[tuple[str, bytes]]:
+    """Return what makes and fills the pod's table of family ip6; messages.py has the reasons for the rules."""
+    requests = [(f"nft add table ip6 {table} {{ flags owner; }}", wire.encode("new_table6", table=table))]
+    chains = ("prerouting", "output") if any(":" in port["host_ip"] for port in ports) else ()
+    for chain in (*chains, "postrouting", "forward"):
+        requests.append((f"nft add chain ip6 {table} {chain}", wire.encode(f"chain_{chain}6", table=table)))
+    on_bridge = {"table": table, "bridge": BRIDGE, "pod_ip6": pod_ip6}
+    for text, data in (
+        ("postrouting", wire.encode("masquerade_out6", **on_bridge)),
+        ("postrouting", wire.encode("masquerade_hairpin6", **on_bridge, net6=net6_of(pod_ip6))),
+        ("forward", wire.encode("label_out6", **on_bridge, label=label)),
+        ("forward", wire.encode("label_in6", **on_bridge, label=label)),
+        ("forward", wire.encode("forward_labelled6", **on_bridge, label=label)),
+        ("forward", wire.encode("forward_related6", **on_bridge)),
+        ("forward", wire.encode("forward_closed6", **on_bridge)),
+    ):
+        requests.append((f"nft add rule ip6 {table} {text}", data))
+    return [*requests, *forwarding(table, pod_ip6, ports, V6)]
+
+
+def forwarding(table: str, pod_ip: str, ports: list[Port], version: str = "") -> list[tuple[str, bytes]]:
+    """Return what forwards ports of this host to an address of a pod, as (nft command, message) …; the two chains are there."""
+    requests, family = [], _nft_family(version)
+    for name, _, some in ports_by_map(published(ports), version):
+        requests.append((f"nft add map {family} {table} {name}", wire.encode(f"map_{name}{version}", table=table)))
         for first in range(0, len(some), 1000):  # an attribute holds 64 KiB
             items: list[dict[str, object]] = [
-                {"port": host, "pod_ip": pod_ip, "pod_port": pod}
-                | ({"host_ip": ip} if name.endswith("addresses") else {})
+                {"port": host, f"pod_ip{version}": pod_ip, "pod_port": pod}
+                | ({f"host_ip{version}": ip} if name.endswith("addresses") else {})
                 for ip, host, pod, _ in some[first : first + 1000]
             ]
-            text = f"nft add element ip {table} {name}"
-            requests.append((text, wire.encode_list(f"elements_{name}", items, table=table)))
+            text = f"nft add element {family} {table} {name}"
+            requests.append((text, wire.encode_list(f"elements_{name}{version}", items, table=table)))
         for chain in ("prerouting", "output"):
-            text = f"nft add rule ip {table} {chain} dnat to map @{name}"
-            requests.append((text, wire.encode(f"publish_{name}_{chain}", table=table)))
+            text = f"nft add rule {family} {table} {chain} dnat to map @{name}"
+            requests.append((text, wire.encode(f"publish_{name}_{chain}{version}", table=table)))
     return requests
 
 
-def only_forwarding(table: str, pod_ip: str, ports: list[Port]) -> list[tuple[str, bytes]]:
-    """Return the content of a table for ports that a pod got later; all else is in the pod's own."""
-    chains = [
-        (f"nft add chain ip {table} {chain}", wire.encode(f"chain_{chain}", table=table))
-        for chain in ("prerouting", "output")
-    ]
-    batch = [("nft batch", wire.encode("batch_begin")), *chains, *forwarding(table, pod_ip, ports)]
-    return [*batch, ("nft batch", wire.encode("batch_end"))]
+def only_forwarding(table: str, pod_ip: str, ports: list[Port], pod_ip6: str = "") -> list[tuple[str, bytes]]:
+    """Return the content of the tables for ports that a pod got later; all else is in the pod's own."""
+    requests = [("nft batch", wire.encode("batch_begin"))]
+    for version, address in (("", pod_ip), (V6, pod_ip6)):
+        family = _nft_family(version)
+        if not ports_by_map(published(ports), version):
+            continue
+        if version:
+            requests.append((f"nft add table ip6 {table} {{ flags owner; }}", wire.encode("new_table6", table=table)))
+        for chain in ("prerouting", "output"):
+            text = f"nft add chain {family} {table} {chain}"
+            requests.append((text, wire.encode(f"chain_{chain}{version}", table=table)))
+        requests += forwarding(table, address, ports, version)
+    return [*requests, ("nft batch", wire.encode("batch_end"))]
 
 
 def withdraw(sock: wire.Socket, table: str, ports: list[Port]) -> None:
-    """Remove ports from a table, through its owner's socket (another's, by pidfd_getfd): nothing is forwarded from then on."""
+    """Remove ports from the tables of a name, through their owner's socket (another's, by pidfd_getfd): nothing is forwarded from then on."""
     requests = [("nft batch", wire.encode("batch_begin"))]
-    for name, _, some in ports_by_map(published(ports)):
-        for first in range(0, len(some), 1000):
-            items: list[dict[str, object]] = [
-                {"port": host} | ({"host_ip": ip} if name.endswith("addresses") else {})
-                for ip, host, _, _ in some[first : first + 1000]
-            ]
-            text = f"nft delete element ip {table} {name}"
-            requests.append((text, wire.encode_list(f"no_elements_{name}", items, table=table)))
+    for version in ("", V6):
+        for name, _, some in ports_by_map(published(ports), version):
+            for first in range(0, len(some), 1000):
+                items: list[dict[str, object]] = [
+                    {"port": host} | ({f"host_ip{version}": ip} if name.endswith("addresses") else {})
+                    for ip, host, _, _ in some[first : first + 1000]
+                ]
+                text = f"nft delete element {_nft_family(version)} {table} {name}"
+                requests.append((text, wire.encode_list(f"no_elements_{name}{version}", items, table=table)))
     wire.talk(sock, [*requests, ("nft batch", wire.encode("batch_end"))])
 
 
@@ -577,19 +820,24 @@ def _who_has(port: int, protocol: str) -> str:
     return "by a socket that is bound and does not listen: perhaps of another user's pod, or one of another --root (sudo nsrun pod ls)"
 
 
-def publish(table: int, ident: str, pod_ip: str, gateway: str, ports: list[Port], more: str = "") -> None:
-    """Fill the pod's table; `table` is a descriptor of the lease, since only its owner can change the table.
+def publish(
+    table: int, ident: str, pod_ip: str, gateway: str, ports: list[Port], more: str = "", pod_ip6: str = ""
+) -> None:
+    """Fill the pod's tables; `table` is a descriptor of the lease, since only its owner can change the table.
 
     `more`: the name of a table for ports that the pod gets later, of which `table` is a descriptor then.
     """
     with wire.Socket(fileno=os.dup(table)) as sock:
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1 << 20)
-        own = rules(table_name(pod_ip), ident, pod_ip, gateway, ports)
-        wire.talk(sock, only_forwarding(more, pod_ip, ports) if more else own)
+        if more:
+            requests = only_forwarding(more, pod_ip, ports, pod_ip6)
+        else:
+            requests = rules(table_name(pod_ip), ident, pod_ip, gateway, ports, pod_ip6)
+        wire.talk(sock, requests)
     if any(port["protocol"] == "udp" for port in ports):
         from nsrun.host.conntrack import forget_ports
 
-        forget_ports(ports, gateway)  # whoever has sent before, and still sends, reaches the pod from now on
+        forget_ports(ports, gateway, pod_ip6)  # whoever has sent before, and still sends, reaches the pod from now on
 
 
 def remove_veth(note: Mapping[str, Any]) -> None:
@@ -679,6 +927,8 @@ def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, p
             _write(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet", "0")
             if COMMON_TABLE in found:
                 _remove_common_table()
+            if COMMON_TABLE in tables(V6):
+                _remove_common_table(V6)
             # last, because the next command tries again while it exists
             delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)
             return True
@@ -689,8 +939,8 @@ def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, p
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6", 5: "netdev", 7: "bridge", 3: "arp"}
 
 
-def foreign_drop() -> str:
-    """Return the chain of another firewall that drops forwarded packets, as nft names it; "" when none does.
+def foreign_drops(ipv6: bool) -> list[str]:
+    """Return the chains of other firewalls that drop forwarded packets, as nft names them: one for each family.
 
     An accept in our table can't undo another table's drop (netavark#977): Docker, ufw and firewalld have such chains,
     "ip filter FORWARD" for one.
@@ -701,7 +951,8 @@ def foreign_drop() -> str:
     except OSError as error:
         if error.errno not in (EPROTONOSUPPORT, EOPNOTSUPP, EINVAL):
             raise
-        return ""  # there is no nf_tables here, so it drops nothing
+        return []  # there is no nf_tables here, so it drops nothing
+    found: dict[int, str] = {}
     for body in chains:
         if body[6:14] == b"\1\0nsrun-":  # NFTA_CHAIN_TABLE comes first; there are several chains for each pod
             continue
@@ -710,10 +961,14 @@ def foreign_drop() -> str:
             continue
         hook = wire.attributes(chain[4]).get(1, b"")
         table, name = (os.fsdecode(chain[key].rstrip(b"\0")) for key in (1, 3))
-        if hook[-1:] == b"\2" and chain[5][-1:] == b"\0" and body[0] in (1, 2) and not table.startswith("nsrun-"):
-            return f"{_FAMILIES[body[0]]} {table} {name}"
-    return ""
+        drops = hook[-1:] == b"\2" and chain[5][-1:] == b"\0" and not table.startswith("nsrun-")
+        if drops and body[0] in ((1, 2, 10) if ipv6 else (1, 2)):
+            found.setdefault(body[0], f"{_FAMILIES[body[0]]} {table} {name}")
+    return list(found.values())
 
 
-def firewall_fix(chain: str) -> str:
-    return f"nft insert rule {chain} oifname {BRIDGE} accept; nft insert rule {chain} iifname {BRIDGE} accept"
+def firewall_fix(chains: Iterable[str]) -> str:
+    """Return the commands that let pods' packets through these chains."""
+    return "; ".join(
+        f"nft insert rule {chain} {way} {BRIDGE} accept" for chain in chains for way in ("oifname", "iifname")
+    )

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check what a pod may send: a classic BPF program on its veth, run for every frame before the bridge sees it.
 
-Only frames from the pod's own MAC and IPv4 address pass, and only ARP with these as the sender.  So a pod can't take a
-neighbour's address by ARP, answer in its name, or advertise a router: IPv6 is dropped altogether, since a pod on the
-bridge has no IPv6 address but a link-local one.  Frames with a VLAN tag, DHCP offers, and everything for 127.0.0.0/8
+Only frames from the pod's own MAC and address pass, and only ARP with these as the sender.  So a pod can't take a
+neighbour's address by ARP, or answer in its name.  Frames with a VLAN tag, DHCP offers, and everything for 127.0.0.0/8
 (route_localnet is set on the bridge: CVE-2020-8558) are dropped, too.
+
+Of IPv6 only what has the pod's own address as its source passes: to one host, no group and no link-local address; TCP,
+UDP, SCTP, ICMP's echoes and errors, and fragments of these.  Who has which address is configured on both ends, so all of
+neighbour discovery is dropped, and router advertisements, redirects and MLD with it; a link-local address is of no use.
+No other extension header passes, since one could hide these.  Where a pod has no IPv6 address, all of IPv6 is dropped.
 
 It is a tc filter rather than an nf_tables rule because of its lifetime: it ends with the veth and with nothing else.  A
 table ends with its owner's socket or with `nft flush ruleset`, and a pod's namespaces may outlive both.
@@ -25,11 +29,15 @@ AND, JEQ, JGE, JSET, RET = 0x54, 0x15, 0x35, 0x45, 0x06
 VLAN_PRESENT = 0xFFFFF000 + 48  # SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT (linux/filter.h)
 NEXT = ""
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 Line = tuple[int, int, str, str]
 Instruction = tuple[int, int, int, int]
 
 
-def _lines(ip: int) -> list[str | Line]:
+def _lines(ip: int, prefix6: Sequence[int]) -> list[str | Line]:
     """Return labels and (opcode, operand, target if true, target if false); offsets count from the Ethernet header.
 
     A load beyond the end of the frame would end the program with 0, PASS; so it checks lengths first.
@@ -45,6 +53,7 @@ def _lines(ip: int) -> list[str | Line]:
         (JEQ, ip, NEXT, "drop"),
         (LDH, 12, NEXT, NEXT),
         (JEQ, 0x0800, "ip", NEXT),
+        *([(JEQ, 0x86DD, "ip6", NEXT)] if prefix6 else []),
         (JEQ, 0x0806, NEXT, "drop"),
         (LEN, 0, NEXT, NEXT),
         (JGE, 42, NEXT, "drop"),
@@ -75,12 +84,65 @@ def _lines(ip: int) -> list[str | Line]:
         (RET, PASS, NEXT, NEXT),
         "drop",
         (RET, DROP, NEXT, NEXT),
+        *(_ip6(ip, prefix6) if prefix6 else []),
     ]
 
 
-def program(ip: int) -> list[Instruction]:
-    """Return the program for this address as in struct sock_filter: (opcode, jump if true, jump if false, operand) …."""
-    lines = _lines(ip)
+def _ip6(ip: int, prefix6: Sequence[int]) -> list[str | Line]:
+    """Return what checks an IPv6 packet, with an end of its own: a jump reaches no further than 255 instructions, and forward."""
+    own: list[str | Line] = []
+    for offset, word in zip((22, 26, 30, 34), (*prefix6, 0, ip), strict=True):  # from
+        own += [(LD, offset, NEXT, NEXT), (JEQ, word, NEXT, "drop6")]
+    return [
+        "ip6",
+        (LEN, 0, NEXT, NEXT),
+        (JGE, 62, NEXT, "drop6"),  # Ethernet, the header, and the shortest one of those below
+        *own,
+        (LD, 38, NEXT, NEXT),  # to
+        (JEQ, 0, "drop6", NEXT),  # ::, ::1, and IPv4 in disguise
+        (AND, 0xFFC00000, NEXT, NEXT),
+        (JEQ, 0xFE800000, "drop6", NEXT),
+        (JGE, 0xFF000000, "drop6", NEXT),
+        (LDB, 20, NEXT, NEXT),
+        (JEQ, 6, "pass6", NEXT),
+        (JEQ, 132, "pass6", NEXT),
+        (JEQ, 17, "udp6", NEXT),
+        (JEQ, 58, "icmp6", NEXT),
+        (JEQ, 44, NEXT, "drop6"),
+        (LEN, 0, NEXT, NEXT),
+        (JGE, 63, NEXT, "drop6"),  # a fragment has at least one byte
+        (LDB, 54, NEXT, NEXT),
+        (JEQ, 6, "pass6", NEXT),
+        (JEQ, 132, "pass6", NEXT),
+        (JEQ, 17, "pass6", NEXT),
+        (JEQ, 58, NEXT, "drop6"),
+        (LDH, 56, NEXT, NEXT),
+        (JSET, 0xFFF8, "pass6", NEXT),  # not the first one
+        (LDB, 62, NEXT, NEXT),
+        (JEQ, 128, "pass6", NEXT),
+        (JEQ, 129, "pass6", "drop6"),
+        "udp6",
+        (LDH, 54, NEXT, NEXT),
+        (JEQ, 547, "drop6", "pass6"),  # from a DHCP server's port
+        "icmp6",
+        (LDB, 54, NEXT, NEXT),
+        (JEQ, 0, "drop6", NEXT),
+        (JGE, 130, "drop6", NEXT),
+        (JGE, 128, "pass6", NEXT),  # an echo, or its answer
+        (JGE, 5, "drop6", "pass6"),  # an error
+        "pass6",
+        (RET, PASS, NEXT, NEXT),
+        "drop6",
+        (RET, DROP, NEXT, NEXT),
+    ]
+
+
+def program(ip: int, *prefix6: int) -> list[Instruction]:
+    """Return the program for this address as in struct sock_filter: (opcode, jump if true, jump if false, operand) ….
+
+    `prefix6`: the two words before the pod's IPv6 address, which ends with the IPv4 one; none: the pod has none.
+    """
+    lines = _lines(ip, prefix6)
     code: list[Line] = []
     labels: dict[str, int] = {}
     for line in lines:
@@ -95,8 +157,8 @@ def program(ip: int) -> list[Instruction]:
     return [(op, jump(i, true), jump(i, false), operand) for i, (op, operand, true, false) in enumerate(code)]
 
 
-def tc_bytecode(address: str) -> str:
+def tc_bytecode(address: str, *prefix6: str) -> str:
     """Return the program as tc-bpf(8) takes it on a command line, with `address` in place of the pod's address."""
-    marker = 0x3A3B3C3D
-    code = [f"{op} {t} {f} {address if k == marker else k}" for op, t, f, k in program(marker)]
+    markers = dict(zip((0x3A3B3C3D, 0x7A7B7C7D, 0x8A8B8C8D), (address, *prefix6), strict=False))
+    code = [f"{op} {t} {f} {markers.get(k, k)}" for op, t, f, k in program(*markers)]
     return f"{len(code)}," + ",".join(code)

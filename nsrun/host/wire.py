@@ -28,9 +28,10 @@ except ImportError:  # the templates are not built (in an editable checkout), so
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_DUMP_INTR = 0x10
-_NUMBERS = ("bridge_index", "netns_fd", "index", "ip_word")
+_NUMBERS = ("bridge_index", "netns_fd", "index", "ip_word", "high6", "low6")
 _PORTS = ("port", "pod_port")
 _ADDRESSES = ("pod_ip", "host_ip", "gateway", "subnet")
+_ADDRESSES6 = ("pod_ip6", "host_ip6", "gateway6")
 
 
 def encode(name: str, **values: object) -> bytes:
@@ -48,6 +49,8 @@ def _fill(data: bytes, values: dict[str, object]) -> bytes:
             raw = struct.pack(">H", value)
         elif key in _ADDRESSES:
             raw = _socket.inet_aton(str(value))
+        elif key in _ADDRESSES6:
+            raw = _socket.inet_pton(_socket.AF_INET6, str(value))
         else:
             raw = value if isinstance(value, bytes) else str(value).encode()
         sample = SAMPLES[key]
@@ -161,3 +164,11 @@ def address_of(interface: str) -> str:
         except OSError:
             return ""
     return _socket.inet_ntoa(answer[20:24])
+
+
+def mac_of_link(interface: str) -> bytes:
+    """Return the MAC of an interface (netdevice(7), SIOCGIFHWADDR)."""
+    from fcntl import ioctl
+
+    with Socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
+        return ioctl(sock.fileno(), 0x8927, struct.pack("16s24x", interface.encode()))[18:24]

@@ -35,6 +35,10 @@ def check(state: State, note: Note, may_run: bool) -> None:
     name, status = note["name"], state.member_status(note)[0]
     if status in ALIVE and not may_run:
         raise BadInput(f"member {name!r} is {status}", hint=f"nsrun restart {name}")
+    if status not in ALIVE and not state.began(note):
+        raise UnknownError(
+            f"member {name!r} was never started: the nsrun that made it was killed", hint="nsrun join makes it anew"
+        )
     if note["rm"]:
         raise BadInput(f"member {name!r} was joined with --rm: its end removes it", hint="nsrun join it again")
     pod, found = state.note_and_life("pods", note["pod"])
@@ -213,7 +217,8 @@ def members_to_restart(state: State, name: str) -> list[Note]:
             f"pod {name!r} belongs to {pod['owner']}, and so do its members",
             hint=f"sudo -u {pod['owner']} nsrun pod restart {name}",
         )
-    notes = sorted(state.members_of(pod), key=lambda note: note["created"])
+    there = (note for note in state.members_of(pod) if state.began(note) or state.member_status(note)[0] in ALIVE)
+    notes = sorted(there, key=lambda note: note["created"])
     for note in notes:
         check(state, note, True)
     return notes

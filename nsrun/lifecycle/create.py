@@ -10,7 +10,7 @@ from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
 from nsrun.run import Run
 from nsrun.schema import check_name
 from nsrun.spec.options import parse_ports
-from nsrun.spec.pod import pod_spec
+from nsrun.spec.pod import NO_BRIDGE, pod_spec
 from nsrun.state import State, new_id, timestamp
 
 TYPE_CHECKING = False
@@ -42,6 +42,19 @@ def _host_resolv_conf(seen: dict[str, str | None]) -> str:
     return text.replace("\0", "")
 
 
+def without_ipv6() -> str:
+    """Return why this host gives pods on the bridge no IPv6 address; "" when it does.  ip-sysctl.rst"""
+    for where in ("all", "default", "nsrun0"):
+        try:
+            with open(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6", "rb") as file:
+                if file.read(1) != b"0":
+                    return f"net.ipv6.conf.{where}.disable_ipv6 of this host is set"
+        except FileNotFoundError:
+            if where != "nsrun0":
+                return "this host has no IPv6: its kernel has none, or was booted with ipv6.disable=1"
+    return ""
+
+
 def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts:
     """Return the facts that the spec of a pod is made from: its owner, cgroup and ids, and the host's name servers."""
     from nsrun.host import cgroup, userns
@@ -57,9 +70,12 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         "resolv_conf": _host_resolv_conf(state.seen_text),
         "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
+        "subnet6": os.environ.get("NSRUN_SUBNET6", ""),
     }
-    if not state.uid and may_need_forwarder(options):
-        facts["no_nat"] = why_no_nat()
+    if not state.uid and (options.get("network") or "bridge").startswith("bridge"):
+        facts["without_ipv6"] = without_ipv6()
+        if options.get("publish") and (options.get("publish_mode") or "auto") == "auto":
+            facts["no_nat"] = why_no_nat(not facts["without_ipv6"])
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts["by_root"], facts["groups"] = not state.uid, owner.groups
@@ -70,21 +86,15 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
     return facts
 
 
-def may_need_forwarder(options: Options) -> bool:
-    """Return whether this host decides how the ports of a pod are published."""
-    bridge, mode = options.get("network") or "bridge", options.get("publish_mode") or "auto"
-    return bool(options.get("publish")) and bridge == "bridge" and mode == "auto"
-
-
-def why_no_nat() -> str:
-    """Return why nat can't lead to a pod on this host; "" when it can, or that can't be told."""
-    from nsrun.host.net import foreign_drop
+def why_no_nat(ipv6: bool) -> str:
+    """Return why nat can't lead to a pod on this host; "" when it can, or that can't be told.  `ipv6`: does the pod have that?"""
+    from nsrun.host.net import foreign_drops
 
     try:
-        chain = foreign_drop()
+        chains = foreign_drops(ipv6)
     except OSError:
         return ""
-    return f"the firewall chain {chain!r} drops what nat would forward" if chain else ""
+    return f"the firewall chain {chains[0]!r} drops what nat would forward" if chains else ""
 
 
 def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
@@ -125,7 +135,7 @@ def _check_rootless(state: State, options: Options) -> None:
 
     if options.get("owner") is not None:
         raise BadInput("--owner: only root makes a pod for somebody", hint="sudo nsrun pod create; yours it is anyway")
-    for port in parse_ports(options.get("publish") or []):
+    for port in parse_ports(options.get("publish") or [], NO_BRIDGE):
         pasta.check_port(port["host_port"])
     name = _name_of(options)
     if state.has_pod(name) and not state.door({"name": name}).startswith(f"{state.run}/"):

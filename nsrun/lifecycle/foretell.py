@@ -361,7 +361,12 @@ class EndPod(Deed):
         return "nsrun pod ls -a"
 
 
-_BRIDGE = ['flock("net.lock", LOCK_EX)', netlink("nft delete table ip nsrun-all-pods"), netlink("ip link del nsrun0")]
+_BRIDGE = [
+    'flock("net.lock", LOCK_EX)',
+    netlink("nft delete table ip nsrun-all-pods"),
+    netlink("nft delete table ip6 nsrun-all-pods"),
+    netlink("ip link del nsrun0"),
+]
 
 
 class RemovePod(Deed):

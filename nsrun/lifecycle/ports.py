@@ -22,13 +22,13 @@ from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError, UsageE
 from nsrun.run import Run
 from nsrun.spec.options import (
     FORWARD,
-    LOOPBACK6,
     PROTOCOLS,
     PUBLISH_MODES,
     choose_mode,
     is_forwarded,
     parse_count,
     parse_ipv4,
+    parse_ipv6,
     parse_ports,
 )
 from nsrun.state import new_id, remove_tree
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 NETFILTER = 12  # NETLINK_NETFILTER, of netlink(7)
 PATIENCE = 5.0  # seconds that a forwarder may take to close a socket
+IP = (_socket.AF_INET, _socket.AF_INET6)
 
 
 def plan_add(state: State, name: str, specs: list[str], mode: str = "auto", ident: str = "") -> Plan:
@@ -55,9 +56,10 @@ def plan_add(state: State, name: str, specs: list[str], mode: str = "auto", iden
     from nsrun.plan.pod import holder_cgroup
     from nsrun.plan.ports import add_plan
 
-    pod, ports = _pod(state, name, mode), parse_ports(specs)
+    pod = _pod(state, name, mode)
     if mode not in PUBLISH_MODES:
         raise UsageError(f"--publish-mode {mode!r}", hint=", ".join(PUBLISH_MODES))
+    ports = parse_ports(specs, "" if pod["network"].get("ip6") else f"pod {name!r} has no IPv6 address")
     network, rootless = pod["network"]["mode"], bool(state.uid)
     no_nat = why_not_nat(state, name) if mode == "auto" else ""
     if rootless:
@@ -79,10 +81,10 @@ def why_not_nat(state: State, name: str) -> str:
     """Return why ports of this pod can't be added by nat; "" when they can."""
     from nsrun.lifecycle.create import why_no_nat
 
-    mode = state.pod(name)["network"]["mode"]
-    return (
-        "pasta can't be given more ports while it runs" if mode == "pasta" else why_no_nat() if mode == "bridge" else ""
-    )
+    network = state.pod(name)["network"]
+    if network["mode"] == "pasta":
+        return "pasta can't be given more ports while it runs"
+    return why_no_nat(bool(network.get("ip6"))) if network["mode"] == "bridge" else ""
 
 
 def add(
@@ -174,12 +176,17 @@ def _match(have: list[Port], spec: str) -> list[Port]:
     body, slash, protocol = spec.partition("/")
     if slash and protocol not in PROTOCOLS:
         raise UsageError(f"{spec!r}: {protocol!r} is no protocol", hint="tcp, which may be left out, or udp")
-    address = LOOPBACK6 if body.startswith(f"[{LOOPBACK6}]:") else ""
-    parts = body.removeprefix(f"[{LOOPBACK6}]:").split(":")
-    if not address and "." in parts[0]:
+    parts = body.split(":")
+    address = ""
+    if body[:1] == "[" and "]:" in body:
+        address, _, body = body[1:].partition("]:")
+        address, parts = parse_ipv6(address, spec), body.split(":")
+    elif "." in parts[0]:
         address = parse_ipv4(parts.pop(0), spec)
     if not 1 <= len(parts) <= 2:
-        raise UsageError(f"{spec!r} is not a published port", hint="[IP:]HOST[/udp]: 8080, 127.0.0.1:8080, 8000-8010")
+        raise UsageError(
+            f"{spec!r} is not a published port", hint="[IP:]HOST[/udp]: 8080, 127.0.0.1:8080, [::]:8080, 8000-8010"
+        )
     ranges = [_numbers(part, spec) for part in parts]
     found = [
         port
@@ -216,7 +223,7 @@ def _forget(ports: list[Port], pod: PodNote) -> None:
     if any(port["protocol"] == "udp" and not is_forwarded(port) for port in ports):
         from nsrun.host.conntrack import forget_ports
 
-        forget_ports(ports, network["gateway"])
+        forget_ports(ports, network["gateway"], network.get("ip6", ""))
 
 
 def _open(holder: int, path: str, byte: int) -> int:
@@ -276,7 +283,7 @@ def _withdraw(pidfd: int, pid: int, ports: list[Port], table: str) -> None:
                 continue
             if sock.family == _socket.AF_NETLINK and sock.proto == NETFILTER:
                 tables.append(wire.Socket(fileno=sock.detach()))
-            elif sock.family == _socket.AF_INET and (kinds.get(sock.type, ""), *sock.getsockname()) in wanted:
+            elif sock.family in IP and (kinds.get(sock.type, ""), *sock.getsockname()[:2]) in wanted:
                 found.append(sock)
             else:
                 sock.close()

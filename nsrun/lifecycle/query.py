@@ -56,6 +56,9 @@ def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
     return _pod_json(state, note, members, status, pid, kernel.namespace_ids(pid) if pid else {})
 
 
+_NETWORK = ("mode", "ip", "ipv6", "ip6", "gateway", "bridge", "veth")
+
+
 def _pod_json(
     state: State, note: Note, members: list[Note], status: str, pid: int, spaces: dict[str, int]
 ) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def _pod_json(
         "owner": note["owner"],
         "hostname": note["hostname"],
         "namespaces": spaces,
-        "network": {key: network.get(key, "") for key in ("mode", "ip", "ip6", "gateway", "bridge", "veth")},
+        "network": {key: network.get(key, "") for key in _NETWORK},
         "ports": state.ports(note),
         "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + owners_members(state, note),
         "labels": note["labels"],
@@ -236,7 +239,7 @@ def _each(
 #: The description of something whose note can't be read: only its name, and whether it lives.
 _DAMAGED: dict[str, Any] = {"id": "", "status": "damaged", "pid": 0, "created": "", "namespaces": {}}
 _DAMAGED_POD: dict[str, Any] = {
-    **_DAMAGED, "owner": "", "hostname": "", "network": dict.fromkeys(("mode", "ip", "ip6", "gateway", "bridge", "veth"), ""),
+    **_DAMAGED, "owner": "", "hostname": "", "network": dict.fromkeys(_NETWORK, ""),
     "ports": [], "members": [], "labels": {},
 }  # fmt: skip
 _DAMAGED_MEMBER: dict[str, Any] = {

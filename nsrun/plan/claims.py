@@ -317,7 +317,7 @@ class WriteNote(Step):
         return f'rename("{self.kind}/{self.name}/note.tmp", "{self.kind}/{self.name}/note")'
 
     def needs(self) -> tuple[str, ...]:
-        return ("lock:held?", "lock:data?", "pidfd:slot?", "member:pidfd?", "pod:ip?")
+        return ("lock:held?", "lock:data?", "pidfd:slot?", "member:pidfd?", "pod:ip?", "pod:ip6?")
 
     def check(self) -> str:
         return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"
@@ -363,6 +363,8 @@ class WriteNote(Step):
                     "veth_index": run.values["veth:index"],
                     "netns": run.values["host:netns"],
                 }
+                if "pod:ip6" in run.values:
+                    note["network"]["ip6"] = str(run.values["pod:ip6"])
         else:
             note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
         if "lock:held" in run.handles:

@@ -7,7 +7,7 @@ import os
 from errno import EMFILE, EPERM, ESRCH
 
 from nsrun.plan import COMMIT, HOST, OWN_KEYRING, Part, Step
-from nsrun.spec.options import FORWARD, LOOPBACK6, PROTOCOLS, is_forwarded, port_ranges, shown_address
+from nsrun.spec.options import FORWARD, PROTOCOLS, is_forwarded, port_ranges
 from nsrun.state.life import HELD, KEEPER
 
 TYPE_CHECKING = False
@@ -44,7 +44,7 @@ class ListenPorts(Step):
         found: list[str | Part] = []
         for protocol in PROTOCOLS:
             for family in ("AF_INET", "AF_INET6"):
-                some = [p for p in self.ports if p[3] == protocol and (p[0] == LOOPBACK6) == (family == "AF_INET6")]
+                some = [p for p in self.ports if p[3] == protocol and (":" in p[0]) == (family == "AF_INET6")]
                 each = "PORT of " + ", ".join(
                     f"{ip}:{'any free port' if host == 'free' else host}" for ip, host, _ in port_ranges(some)
                 )
@@ -156,8 +156,9 @@ class StartForwarder(Step):
         lines = []
         for ip, host, pod, protocol in self.ports:
             kind = "UDP" if protocol == "udp" else "TCP"
-            version = "6" if ip == LOOPBACK6 else "4"
-            listen = f"{kind}{version}-LISTEN:{host or 'PORT'},fork,reuseaddr,bind={shown_address(ip)}"
+            version = "6" if ":" in ip else "4"
+            bind = f"[{ip}],ipv6-v6only" if ":" in ip else ip
+            listen = f"{kind}{version}-LISTEN:{host or 'PORT'},fork,reuseaddr,bind={bind}"
             lines.append(f'socat {listen} EXEC:"{enter} socat STDIO {kind}4\\:{to}\\:{pod}" &')
         return "\n".join(lines)
 

@@ -662,10 +662,10 @@ class WriteFile(InitStep):
         return self.path
 
     def needs(self) -> tuple[str, ...]:
-        return ("pod:ip",) if "{pod:ip}" in self.text else ()
+        return tuple(name for name in ("pod:ip", "pod:ip6") if f"{{{name}}}" in self.text)
 
     def shell(self) -> str:
-        text = self.text.replace("{pod:ip}", "$IP")
+        text = self.text.replace("{pod:ip}", "$IP").replace("{pod:ip6}", "$IP6")
         return f'cat >"$ROOT{self.path}" <<EOF\n{text}EOF'
 
     def check(self) -> str:

@@ -7,7 +7,7 @@ from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
 from nsrun.plan import HOST, OWN_KEYRING, InitStep, Part, Step
-from nsrun.spec.options import PROTOCOLS, is_forwarded, port_ranges
+from nsrun.spec.options import PROTOCOLS, at, is_forwarded, port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +91,23 @@ table ip nsrun-all-pods {
 }
 EOF"""
 
+COMMON_RULES6 = """nft list table ip6 nsrun-all-pods >/dev/null 2>&1 || nft -f - <<EOF
+table ip6 nsrun-all-pods {
+ chain forward { type filter hook forward priority 0;
+  oifname "nsrun0" iifname != "nsrun0" ct status & dnat == 0 ct state new drop
+ }
+}
+EOF"""
+
+FORWARD6 = """if [ "$(cat /proc/sys/net/ipv6/conf/all/forwarding)" = 0 ]; then
+ for d in /proc/sys/net/ipv6/conf/*; do
+  case ${d##*/} in all|default|lo|nsrun0) continue;; esac
+  [ "$(cat $d/accept_ra) $(cat $d/forwarding)" != "1 0" ] || echo 2 >$d/accept_ra
+ done
+ later=$(cat /proc/sys/net/ipv6/conf/default/forwarding)
+ echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; echo $later >/proc/sys/net/ipv6/conf/default/forwarding
+fi"""
+
 
 class ConnectPod(Step):
     """The bridge, the lease, the pair."""
@@ -99,12 +116,15 @@ class ConnectPod(Step):
     why = (
         "A table with an owner is named after the address. Names are unique, so the kernel itself leases the address "
         "for as long as the pod's table lives. A filter, which lives as long as the veth, lets nothing pass but frames "
-        "from this MAC and address. Which MAC is behind which port is written down and not learned."
+        "from this MAC and address. Which MAC is behind which port is written down and not learned. The IPv6 address ends "
+        "with the IPv4 one, so one lease serves both."
     )
     man = "veth(4), bridge(8), ip-link(8), nft(8), tc-bpf(8)"
     ident: str
     ip: str = ""
     subnet: str = ""
+    ipv6: bool = False
+    subnet6: str = ""
     handle: str = "table:fd"
     hints = {
         EPERM: "needs CAP_NET_ADMIN",
@@ -120,12 +140,29 @@ class ConnectPod(Step):
             netlink("ip link add nsrun0 type bridge"),
             netlink("ip link set nsrun0 alias …; ip address add … dev nsrun0"),
         ]
+        six: list[str | Part] = [
+            Part([netlink("ip -6 address add … dev nsrun0 nodad")], when="the bridge has no IPv6 address"),
+            Part([netlink("nft create table ip6 nsrun-all-pods …")], when="there is no such table"),
+            Part(
+                [
+                    Part(
+                        ['write("/proc/sys/net/ipv6/conf/LINK/accept_ra", "2")'], each="LINK that learns from routers"
+                    ),
+                    'write("/proc/sys/net/ipv6/conf/all/forwarding", "1")',
+                ],
+                when="this host does not forward IPv6",
+            ),
+        ]
         return [
             'flock("net.lock", LOCK_EX)',
             Part([*bridge, 'write("/proc/sys/net/ipv4/ip_forward", "1")'], when="there is no bridge nsrun0"),
             Part([netlink("nft create table ip nsrun-all-pods …")], when="there is no such table"),
+            *(six if self.ipv6 else []),
             netlink("nft add table ip nsrun-… { flags owner; }") + f"   /* pod:ip: {which} */",
-            Part([netlink("conntrack -D --reply-src pod:ip")], each="entry that a dead pod has left of the address"),
+            Part(
+                [netlink("conntrack -D --reply-src pod:ip")],
+                each=f"entry that a dead pod has left of the address{'es' if self.ipv6 else ''}",
+            ),
             netlink("ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"),
             netlink("tc filter add dev nsr… ingress bpf …; bridge fdb …; ip neighbour …; ip link set nsr… up"),
         ]
@@ -137,7 +174,7 @@ class ConnectPod(Step):
         return ("net:fd",)
 
     def makes(self) -> tuple[str, ...]:
-        return (self.handle, "pod:ip")
+        return (self.handle, "pod:ip", *(("pod:ip6",) if self.ipv6 else ()))
 
     def shell(self) -> str:
         from nsrun.host.net import ADVICE, BRIDGE_ALIAS, alias_of
@@ -151,22 +188,46 @@ class ConnectPod(Step):
         default = self.subnet.rsplit(".", 1)[0] if self.subnet else "10.88.0"
         mac = f"$(printf '{prefix}:%02x:%02x:%02x:%02x' $(echo {{}} | tr . ' '))"
         advice = " ".join("/proc/sys/net/" + setting.format("nsrun0") for setting in ADVICE)
+        prefix6 = ("$((0x$HIGH6))", "$((0x$LOW6))") if self.ipv6 else ()
+        bridge6 = [choose]
+        if self.ipv6:
+            bridge6 = [
+                "six() { printf '%s::%x%02x:%x%02x' $PREFIX6 $(echo $1 | tr . ' '); }",
+                """PREFIX6=$(ip -6 -o address show nsrun0 scope global 2>/dev/null | awk '{sub("::[^:]*:[^:]*/64$", "", $4); print $4; exit}')""",
+                f'if [ ! "$PREFIX6" ]; then PREFIX6={self._prefix6()}; echo 1 >/proc/sys/net/ipv6/conf/nsrun0/addr_gen_mode; ip -6 address add $(six $GATEWAY)/64 dev nsrun0 nodad; fi',
+                COMMON_RULES6,
+                FORWARD6,
+                choose,
+                "IP6=$(six $IP); GATEWAY6=$(six $GATEWAY); set -- $(echo $PREFIX6 | tr : ' '); HIGH6=$(printf '%04x%04x' 0x$1 0x$2); LOW6=$(printf '%04x%04x' 0x$3 0x$4)",
+            ]
         return "\n".join(
             [
                 f'GATEWAY=$(ip -4 -o address show nsrun0 2>/dev/null | awk \'{{sub("/.*", "", $4); print $4}}\'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}',
                 f"ip link show nsrun0 >/dev/null 2>&1 || {{ ip link add nsrun0 address {mac.format('$GATEWAY')} type bridge mcast_snooping 0; ip link set nsrun0 alias '{BRIDGE_ALIAS}'; ip address add $GATEWAY/24 dev nsrun0; for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; ip link set nsrun0 up; }}",
                 COMMON_RULES,
                 "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/nsrun0/route_localnet",
-                choose,
+                *bridge6,
                 f"HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; MAC={mac.format('$IP')}",
                 "nft create table ip nsrun-$HEX",
                 "conntrack -D -f ipv4 --reply-src $IP 2>/dev/null || :",
+                *(["conntrack -D -f ipv6 --reply-src $IP6 2>/dev/null || :"] if self.ipv6 else []),
                 "ip link add $VETH type veth peer name eth0 address $MAC netns $NET; ip link set $VETH master nsrun0",
-                f'tc qdisc add dev $VETH ingress; tc filter add dev $VETH ingress bpf direct-action bytecode "{tc_bytecode("$((0x$HEX))")}"',
+                f'tc qdisc add dev $VETH ingress; tc filter add dev $VETH ingress bpf direct-action bytecode "{tc_bytecode("$((0x$HEX))", *prefix6)}"',
                 "bridge fdb replace $MAC dev $VETH master static sticky; ip neighbour replace $IP lladdr $MAC dev nsrun0 nud permanent",
+                *(["ip -6 neighbour replace $IP6 lladdr $MAC dev nsrun0 nud permanent"] if self.ipv6 else []),
                 f"bridge link set dev $VETH learning off flood off hairpin on; ip link set $VETH alias {alias_of(self.ident)} up",
             ]
         )
+
+    def _prefix6(self) -> str:
+        """Return the first four groups of the bridge's IPv6 network, or the commands that print them (net.pick_subnet6)."""
+        if self.subnet6:
+            from nsrun.host.net import net6_of
+
+            prefix = net6_of(self.subnet6)
+            return ":".join(prefix[at : at + 2].hex() for at in range(0, 8, 2))
+        machine = "$(cat /etc/machine-id 2>/dev/null | b2sum | sed 's/^\\(..\\)\\(....\\)\\(....\\).*/\\1:\\2:\\3/')"
+        return f"fd{machine}:$(printf '%02x%02x' $(echo $GATEWAY | awk -F. '{{print $2, $3}}'))"
 
     approx = (
         "the search for a free address is not atomic; the table has no owner, nft delete table gives the address back"
@@ -183,8 +244,13 @@ class ConnectPod(Step):
         with kernel.Fd(run.state.lock("net")):
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
                 gateway, index = net.ensure_bridge(sock, self.subnet)
-                ip, veth, table = net.connect(sock, run.fd("net:fd"), gateway, index, self.ip, self.ident)
+                gateway6 = net.ensure_bridge6(sock, gateway, index, self.subnet6) if self.ipv6 else ""
+                ip, veth, table = net.connect(sock, run.fd("net:fd"), gateway, index, self.ip, self.ident, gateway6)
+                mac = wire.mac_of_link(net.BRIDGE) if self.ipv6 else b""
         run.hold(self.handle, table.detach())
+        if self.ipv6:
+            ip6 = net.address6(gateway6, ip)
+            run.values.update({"pod:ip6": ip6, "pod:gateway6": gateway6, "bridge:mac": mac.hex()})
         run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()})
 
     def undo(self, run: Context) -> None:
@@ -200,15 +266,15 @@ class ConfigurePod(Step):
     phase = HOST
     man = "rtnetlink(7), ip-address(8), ip-route(8)"
     bridge: bool = True
+    ipv6: bool = False
 
     @property
     def why(self) -> str:  # type: ignore[override]
         lo = "Inside, lo has to come up, or localhost hangs"
-        return (
-            f"{lo}; eth0 gets the address and the way out, and the pod listens to no router and no redirect."
-            if self.bridge
-            else f"{lo}."
-        )
+        eth0 = "eth0 gets the address and the way out, and the pod listens to no router and no redirect."
+        if self.ipv6:
+            eth0 += " Of IPv6 it has one address, and one neighbour, the bridge, whose MAC is written down: nothing is asked by neighbour discovery."
+        return f"{lo}; {eth0}" if self.bridge else f"{lo}."
 
     def made(self) -> list[str | Part]:
         quiet = ['write("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0")   /* and the like */'] if self.bridge else []
@@ -217,13 +283,16 @@ class ConfigurePod(Step):
             if self.bridge
             else ""
         )
+        if self.ipv6:
+            quiet.append('write("/proc/sys/net/ipv6/conf/eth0/addr_gen_mode", "1")')
+            eth0 += "; ip -6 address add pod:ip6/128 dev eth0 nodad; ip -6 neighbour …; ip -6 route add default via …"
         return ["setns(net:fd, CLONE_NEWNET)", *quiet, netlink(f"ip link set lo up{eth0}"), "setns(back, CLONE_NEWNET)"]
 
     def brief(self) -> str:
         return "ip address add pod:ip/24 dev eth0" if self.bridge else "ip link set lo up"
 
     def needs(self) -> tuple[str, ...]:
-        return ("net:fd", "pod:ip") if self.bridge else ("net:fd",)
+        return ("net:fd", "pod:ip", *(("pod:ip6",) if self.ipv6 else ())) if self.bridge else ("net:fd",)
 
     def shell(self) -> str:
         run = "nsenter --target $NET --net ip"
@@ -233,7 +302,11 @@ class ConfigurePod(Step):
 
         advice = " ".join("/proc/sys/net/" + setting.format("$c") for setting in ADVICE)
         quiet = f"for c in all default eth0; do for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; done"
-        return f"nsenter --target $NET --net sh -c '{quiet}'; {run} link set lo up; {run} address add $IP/24 dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY"
+        six = ""
+        if self.ipv6:
+            quiet += "; echo 1 >/proc/sys/net/ipv6/conf/eth0/addr_gen_mode"
+            six = f"\n{run} -6 address add $IP6/128 dev eth0 nodad; {run} -6 neighbour replace $GATEWAY6 lladdr $(cat /sys/class/net/nsrun0/address) dev eth0 nud permanent; {run} -6 route add default via $GATEWAY6 dev eth0 onlink"
+        return f"nsenter --target $NET --net sh -c '{quiet}'; {run} link set lo up; {run} address add $IP/24 dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY{six}"
 
     def check(self) -> str:
         return "nsenter --target PID --net ip -br address"
@@ -250,8 +323,14 @@ class ConfigurePod(Step):
 
         with kernel.inside_netns(run.fd("net:fd")):
             if self.bridge:
-                net.trust_no_router()
-                net.configure_pod(str(run.values["pod:ip"]), str(run.values["pod:gateway"]))
+                net.trust_no_router(not self.ipv6)
+                ip, gateway = str(run.values["pod:ip"]), str(run.values["pod:gateway"])
+                if self.ipv6:
+                    mac = bytes.fromhex(str(run.values["bridge:mac"]))
+                    ip6, gateway6 = str(run.values["pod:ip6"]), str(run.values["pod:gateway6"])
+                    net.configure_pod(ip, gateway, ip6, gateway6, mac)
+                else:
+                    net.configure_pod(ip, gateway)
             else:
                 net.loopback_up()
 
@@ -259,17 +338,18 @@ class ConfigurePod(Step):
 def binding(ports: Sequence[Published], purpose: str = "") -> list[str | Part]:
     """Return the calls by which ports of the host are bound (net.hold_port), protocol by protocol; `purpose` says why."""
     found: list[str | Part] = []
-    for protocol in PROTOCOLS:
-        some = [port for port in ports if port[3] == protocol]
+    for family, protocol in ((family, protocol) for protocol in PROTOCOLS for family in ("AF_INET", "AF_INET6")):
+        some = [port for port in ports if (port[3], ":" in port[0]) == (protocol, family == "AF_INET6")]
         each = purpose or "PORT of " + ", ".join(
             f"{ip}:{'any free port' if host == 'free' else host}" for ip, host, _ in port_ranges(some)
         )
-        calls = ["fd = socket(AF_INET, SOCK_STREAM)", "bind(fd, PORT)"]
+        calls = [f"fd = socket({family}, {'SOCK_STREAM' if protocol == 'tcp' else 'SOCK_DGRAM'})"]
+        if family == "AF_INET6":
+            calls.append("setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1)")
         if protocol == "udp":
-            keep = "setsockopt(fd, SOL_SOCKET, SO_RCVBUF, 0)"
-            calls = ["fd = socket(AF_INET, SOCK_DGRAM)", keep, "bind(fd, PORT)"]
+            calls.append("setsockopt(fd, SOL_SOCKET, SO_RCVBUF, 0)")
         if some:
-            found.append(Part(calls, each=each, times=len(some)))
+            found.append(Part([*calls, "bind(fd, PORT)"], each=each, times=len(some)))
     return found
 
 
@@ -283,7 +363,7 @@ class HoldPorts(Step):
     @property
     def handles(self) -> list[str]:
         return [
-            f"port:{'' if protocol == 'tcp' else protocol + ':'}{ip}:{host or 'free'}:{pod}"
+            f"port:{'' if protocol == 'tcp' else protocol + ':'}{at(ip, host or 'free')}:{pod}"
             for ip, host, pod, protocol in self.ports
         ]
 
@@ -305,8 +385,8 @@ class HoldPorts(Step):
 
         if len(self.ports) > 1:
             net.raise_open_files(len(self.ports))
-        for handle, (ip, host, pod, protocol) in zip(self.handles, self.ports, strict=True):
-            sock, port = net.hold_port(ip, host, protocol, run.state.pod_with_port, run.state.was_released)
+        held = net.hold_ports(self.ports, run.state.pod_with_port, run.state.was_released)
+        for handle, (sock, port), (ip, _, pod, protocol) in zip(self.handles, held, self.ports, strict=True):
             run.hold(handle, sock.detach())
             run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": protocol})
 
@@ -318,9 +398,10 @@ class PublishTable(Step):
     ident: str
     ports: tuple[Published, ...] = ()
     handle: str = "table:fd"
+    ipv6: bool = False
     hints = {
-        EOPNOTSUPP: "this kernel lacks nf_tables nat, fib or masquerade: modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_masq",
-        ENOENT: "this kernel lacks an nf_tables expression: modprobe nft_chain_nat nft_fib_ipv4 nft_masq nft_ct",
+        EOPNOTSUPP: "this kernel lacks nf_tables nat, fib or masquerade: modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_fib_ipv6 nft_masq",
+        ENOENT: "this kernel lacks an nf_tables expression: modprobe nft_chain_nat nft_fib_ipv4 nft_fib_ipv6 nft_masq nft_ct",
         EPERM: "needs CAP_NET_ADMIN",
     }
 
@@ -333,39 +414,66 @@ class PublishTable(Step):
         return [netlink("nft add chain …, rule …" + (f" {ports}" if ports else "")), *([stale] if udp else [])]
 
     def needs(self) -> tuple[str, ...]:
-        return (self.handle, "pod:ip")
+        return (self.handle, "pod:ip", *(("pod:ip6",) if self.ipv6 else ()))
 
     approx = (
         "without the owner flag, which needs a socket that stays open: nft delete table removes it; "
         "for nft a label is one of 128 bits, nsrun's hold the pod's id"
     )
 
-    def maps(self) -> tuple[str, str]:
-        """Return the maps and the rules that forward, as nft reads them."""
+    def maps(self, version: str = "") -> tuple[str, str, str]:
+        """Return the maps, the rules that forward on the way in, and those on the way from here, as nft reads them."""
         from nsrun.host.net import ports_by_map
 
-        maps, rules = "", ""
-        for name, protocol, some in ports_by_map(self.ports):
+        maps, rules, output = "", "", ""
+        address = "ipv6_addr" if version else "ipv4_addr"
+        for name, protocol, some in ports_by_map(self.ports, version):
             one = not name.endswith("addresses")  # keyed by the port alone
-            key, way = (f"{protocol} dport", "fib daddr type local ") if one else (f"ip daddr . {protocol} dport", "")
-            elements = ", ".join(f"{'' if one else ip + ' . '}{host} : $IP . {pod}" for ip, host, pod, _ in some)
-            type_ = "inet_service" if one else "ipv4_addr . inet_service"
-            maps += f" map {name} {{ type {type_} : ipv4_addr . inet_service; elements = {{ {elements} }}\n }}\n"
-            rules += f"  {way}meta l4proto {protocol} dnat ip addr . port to {key} map @{name}\n"
-        return maps, rules
+            key, way = (
+                (f"{protocol} dport", "fib daddr type local ") if one else (f"ip{version} daddr . {protocol} dport", "")
+            )
+            elements = ", ".join(
+                f"{'' if one else ip + ' . '}{host} : $IP{version} . {pod}" for ip, host, pod, _ in some
+            )
+            type_ = "inet_service" if one else f"{address} . inet_service"
+            maps += f" map {name} {{ type {type_} : {address} . inet_service; elements = {{ {elements} }}\n }}\n"
+            rule = f"{way}meta l4proto {protocol} dnat ip{version} addr . port to {key} map @{name}\n"
+            rules += f"  {rule}"
+            output += f"  {'ip6 daddr != ::1 ' if one and version else ''}{rule}"
+        return maps, rules, output
+
+    def chains(self, version: str = "") -> str:
+        """Return the maps, and the two chains that forward."""
+        maps, rules, output = self.maps(version)
+        if version and not maps:
+            return ""
+        return f"""{maps} chain prerouting {{ type nat hook prerouting priority -100;
+{rules} }}
+ chain output {{ type nat hook output priority -100;
+{output} }}
+"""
 
     def shell(self) -> str:
-        maps, rules = self.maps()
+        six = f"""
+table ip6 nsrun-$HEX {{
+{self.chains("6")} chain postrouting {{ type nat hook postrouting priority 100;
+  ip6 saddr $IP6 oifname != "nsrun0" masquerade
+  ip6 saddr $PREFIX6::/64 ip6 daddr $IP6 ct status dnat oifname "nsrun0" masquerade
+ }}
+ chain forward {{ type filter hook forward priority 0;
+  ip6 saddr $IP6 oifname != "nsrun0" ct label set $LABEL
+  ip6 daddr $IP6 oifname "nsrun0" ct status dnat ct state new ct label set $LABEL
+  ip6 daddr $IP6 iifname != "nsrun0" ct label $LABEL accept
+  ip6 daddr $IP6 iifname != "nsrun0" ct state related accept
+  ip6 daddr $IP6 iifname != "nsrun0" drop
+ }}
+}}"""
         return f"""LABEL=$(($(od -An -N1 -tu1 /dev/urandom) % 128))
 
 
 nft -f - <<EOF
 table ip nsrun-$HEX {{
-{maps} chain prerouting {{ type nat hook prerouting priority -100;
-{rules} }}
- chain output {{ type nat hook output priority -100;
-{rules} }}
- chain postrouting {{ type nat hook postrouting priority 100;
+{self.chains()} chain postrouting {{ type nat hook postrouting priority 100;
   ip saddr $IP oifname != "nsrun0" masquerade
   ip saddr 127.0.0.0/8 ip daddr $IP oifname "nsrun0" masquerade
   ip saddr $NETWORK.0/24 ip daddr $IP ct status dnat oifname "nsrun0" masquerade
@@ -380,7 +488,7 @@ table ip nsrun-$HEX {{
   ip daddr $IP iifname != "nsrun0" ct state related accept
   ip daddr $IP iifname != "nsrun0" drop
  }}
-}}
+}}{six if self.ipv6 else ""}
 EOF"""
 
     def check(self) -> str:
@@ -389,5 +497,6 @@ EOF"""
     def do(self, run: Context) -> None:
         from nsrun.host import net
 
+        ip, gateway = str(run.values["pod:ip"]), str(run.values["pod:gateway"])
         ports = [port for port in run.ports if not is_forwarded(port)]
-        net.publish(run.fd(self.handle), self.ident, str(run.values["pod:ip"]), str(run.values["pod:gateway"]), ports)
+        net.publish(run.fd(self.handle), self.ident, ip, gateway, ports, pod_ip6=str(run.values.get("pod:ip6", "")))

@@ -47,6 +47,7 @@ def pod_plan(spec: PodSpec) -> Plan:
         from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor, ShowOwner
     name, network, ident = spec["name"], spec["network"], spec["id"]
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
+    ipv6 = network.get("ipv6") == "on"
     by_root = not user or spec["by_root"]
     owned = "user:fd" if user else ""
     nested = spec.get("nested")
@@ -79,11 +80,12 @@ def pod_plan(spec: PodSpec) -> Plan:
     if own_net:
         steps.append(NewNetns(owned))
     if bridge:
-        steps.append(ConnectPod(ident, network.get("wanted_ip", ""), network.get("subnet", "")))
+        wanted, subnet6 = network.get("wanted_ip", ""), network.get("subnet6", "")
+        steps.append(ConnectPod(ident, wanted, network.get("subnet", ""), ipv6, subnet6))
     if own_net and outside:
-        steps.append(ConfigurePod(bridge))
+        steps.append(ConfigurePod(bridge, ipv6))
     if bridge:
-        ports_step, table_step = HoldPorts(forwarded), PublishTable(ident, forwarded)
+        ports_step, table_step = HoldPorts(forwarded), PublishTable(ident, forwarded, ipv6=ipv6)
         held = [*ports_step.handles, table_step.handle]
         steps += [*([ports_step] if forwarded else []), table_step]
     if listen:

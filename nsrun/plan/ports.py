@@ -59,18 +59,16 @@ class FillTable(PublishTable):
     table: str = ""
 
     def shell(self) -> str:
-        maps, rules = self.maps()
-        return f"""IP={self.pod_ip}
+        six = self.chains("6")
+        more = f"\ntable ip6 {self.table} {{\n{six}}}" if six else ""
+        return f"""IP={self.pod_ip}{f"; IP6={self.pod_ip6}" if six else ""}
 nft -f - <<EOF
 table ip {self.table} {{
-{maps} chain prerouting {{ type nat hook prerouting priority -100;
-{rules} }}
- chain output {{ type nat hook output priority -100;
-{rules} }}
-}}
+{self.chains()}}}{more}
 EOF"""
 
     pod_ip: str = ""
+    pod_ip6: str = ""
 
     def needs(self) -> tuple[str, ...]:
         return (self.handle,)
@@ -83,7 +81,7 @@ EOF"""
 
         gateway = str(run.values["pod:gateway"])
         ports = [port for port in run.ports if not is_forwarded(port)]
-        net.publish(run.fd(self.handle), self.ident, self.pod_ip, gateway, ports, self.table)
+        net.publish(run.fd(self.handle), self.ident, self.pod_ip, gateway, ports, self.table, self.pod_ip6)
 
 
 class HoldMore(Step):
@@ -158,7 +156,8 @@ def add_plan(pod: PodNote, ident: str, ports: Sequence[Port], cgroup: str, rootl
     if passed_on:
         steps.append(LoadProgram("nsrun-forward", "forwarder:program"))
     if by_table:
-        fill = FillTable(pod["id"], by_table, table=table, pod_ip=network.get("ip", ""))
+        ip, ip6 = network.get("ip", ""), network.get("ip6", "")
+        fill = FillTable(pod["id"], by_table, table=table, pod_ip=ip, pod_ip6=ip6)
         steps += [hold, MakeTable(table), fill]
     if passed_on:
         steps.append(listen)

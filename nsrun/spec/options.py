@@ -25,10 +25,13 @@ DEFAULT_CAPABILITIES = (
 
 #: What can be forwarded to a pod.
 PROTOCOLS = ("tcp", "udp")
-#: The only address of IPv6 that a port can be published on: by nsrun-forward.
+#: The address of which the kernel forwards nothing: nsrun-forward does.
 LOOPBACK6 = "::1"
 #: How ports are published; and what the note of a port says when nsrun-forward does it.
 PUBLISH_MODES, FORWARD = ("auto", "nat", "forward"), "forward"
+
+#: What stands for every address of this host, of either family.
+ANY = ("0.0.0.0", "::")
 
 
 def parse_count(text: str, flag: str, what: str, low: int = 0, high: int = (1 << 63) - 1) -> int:
@@ -59,8 +62,11 @@ def parse_size(text: str, flag: str) -> int:
     return parse_count(number, flag, "a size", 1, ((1 << 63) - 1) // factor) * factor
 
 
-def parse_ports(words: Sequence[str]) -> list[Port]:
-    """Return the ports of values of the form [IP:][HOST]:POD[/tcp|/udp], where HOST and POD may be ranges."""
+def parse_ports(words: Sequence[str], without_ipv6: str = "") -> list[Port]:
+    """Return the ports of values of the form [IP:][HOST]:POD[/tcp|/udp], where HOST and POD may be ranges.
+
+    Without an address they are published on every address of both families; `without_ipv6` tells why only on those of IPv4.
+    """
     ports: list[Port] = []
     for word in words:
         body, slash, protocol = word.partition("/")
@@ -71,45 +77,69 @@ def parse_ports(words: Sequence[str]) -> list[Port]:
             )
         if slash and protocol not in PROTOCOLS:
             raise UsageError(f"-p {word}: {protocol!r} is no protocol", hint="tcp, which may be left out, or udp")
-        loopback6 = body.startswith(f"[{LOOPBACK6}]:")  # the forwarder has it, and nothing else can
-        if "[" in body and not loopback6:
-            raise UsageError(
-                f"-p {word}: only IPv4 addresses, and [::1], can be published on",
-                hint="write 127.0.0.1 or leave the address out",
-            )
-        parts = body.removeprefix(f"[{LOOPBACK6}]:").split(":")
-        if loopback6:
-            parts = [LOOPBACK6, *(parts if len(parts) > 1 else ["", *parts])]
+        bracket, rest = body[1:].split("]", 1) if body[:1] == "[" and "]" in body else ("", "")
+        parts = [bracket, *rest[1:].split(":")] if bracket and rest[:1] == ":" else body.split(":")
         if len(parts) == 1:
             parts = ["", parts[0]]
         if len(parts) == 2:
-            parts = [os.environ.get("NSRUN_PUBLISH_IP", "0.0.0.0"), *parts]
-        if len(parts) != 3:
-            raise UsageError(f"-p {word}: not [IP:][HOST]:POD", hint="for example 8080:80, 127.0.0.1:8080:80, :80")
-        try:
-            host_ip = LOOPBACK6 if loopback6 else parse_ipv4(parts[0] or "0.0.0.0", f"-p {word}")
-        except BadInput as error:
-            raise UsageError(error.message) from None
-        if host_ip == "255.255.255.255" or (not loopback6 and 224 <= int(host_ip.partition(".")[0]) < 240):
+            parts = [os.environ.get("NSRUN_PUBLISH_IP", "").removeprefix("[").removesuffix("]"), *parts]
+        if len(parts) != 3 or "[" in "".join(parts):
             raise UsageError(
-                f"-p {word}: no host has the address {host_ip}", hint="0.0.0.0 means every address of this host"
+                f"-p {word}: not [IP:][HOST]:POD", hint="for example 8080:80, 127.0.0.1:8080:80, [::]:8080:80, :80"
             )
         pod = _port_range(parts[2], word)
         host = _port_range(parts[1], word) if parts[1] else [0] * len(pod)
         if len(host) != len(pod):
             raise UsageError(f"-p {word}: the two ranges differ in length")
-        for a, b in zip(host, pod, strict=True):
-            ports.append({"host_ip": host_ip, "host_port": a, "pod_port": b, "protocol": protocol or "tcp"})
+        for host_ip in _addresses(parts[0], word, without_ipv6):
+            for a, b in zip(host, pod, strict=True):
+                ports.append({"host_ip": host_ip, "host_port": a, "pod_port": b, "protocol": protocol or "tcp"})
     seen: dict[tuple[str, int], set[str]] = {}
     for port in ports:
         ip, number, protocol = port["host_ip"], port["host_port"], port["protocol"]
-        others = seen.setdefault((f"{protocol} {ip}" if ip == LOOPBACK6 else protocol, number), set())
-        if number and others and (ip in others or "0.0.0.0" in {ip, *others}):
+        others = seen.setdefault((protocol, number), set())
+        if number and any(overlap(ip, other) for other in others):
             raise UsageError(
-                f"port {ip}:{number}/{protocol} is published twice", hint="0.0.0.0 means every address of this host"
+                f"port {at(ip, number)}/{protocol} is published twice",
+                hint="0.0.0.0 means every IPv4 address of this host, [::] every IPv6 address, and no address means all",
             )
         others.add(ip)
     return ports
+
+
+def _addresses(text: str, word: str, without_ipv6: str) -> list[str]:
+    """Return the addresses of this host that a value of -p names.  Raise UsageError for what no host has."""
+    if not text:
+        return ["0.0.0.0"] if without_ipv6 else [*ANY]
+    try:
+        ip = parse_ipv6(text, f"-p {word}") if ":" in text else parse_ipv4(text, f"-p {word}")
+    except BadInput as error:
+        raise UsageError(error.message) from None
+    if ":" not in ip:
+        if ip == "255.255.255.255" or 224 <= int(ip.partition(".")[0]) < 240:
+            raise UsageError(
+                f"-p {word}: no host has the address {ip}", hint="0.0.0.0 means every address of this host"
+            )
+        return [ip]
+    if ip == LOOPBACK6:  # the forwarder leads from there to the pod's IPv4 address
+        return [ip]
+    if without_ipv6:
+        raise UsageError(f"-p {word}: {without_ipv6}", hint="write 127.0.0.1 or leave the address out")
+    if ip.startswith(("ff", "fe8", "fe9", "fea", "feb", "::ffff:")):
+        raise UsageError(
+            f"-p {word}: {ip} is a group's, a link-local or an IPv4 address", hint="[::] means every IPv6 address"
+        )
+    return [ip]
+
+
+def at(ip: str, port: object) -> str:
+    """Return an address and a port in one, as in a URL."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return whether a port of the two addresses can't be held twice."""
+    return one == other or ((":" in one) == (":" in other) and (one in ANY or other in ANY))
 
 
 def _port_range(text: str, word: str) -> list[int]:
@@ -142,11 +172,6 @@ def is_forwarded(port: Port) -> bool:
     return port.get("mode") == FORWARD
 
 
-def shown_address(host_ip: str) -> str:
-    """Return an address as it stands before a port."""
-    return f"[{host_ip}]" if ":" in host_ip else host_ip
-
-
 def published(ports: Iterable[Port]) -> tuple[Published, ...]:
     """Return ports as (address, port of the host, port of the pod, protocol)."""
     return tuple((p["host_ip"], p["host_port"], p["pod_port"], p["protocol"]) for p in ports)
@@ -155,7 +180,7 @@ def published(ports: Iterable[Port]) -> tuple[Published, ...]:
 def port_ranges(ports: Iterable[Published]) -> list[tuple[str, str, str]]:
     """Return (address, host's ports, pod's ports) for each run of consecutive ports, as "8000-8010"; port 0 of the host is "free".
 
-    The pod's ports end with "/udp" when they are UDP's.
+    The pod's ports end with "/udp" when they are UDP's; an IPv6 address is in brackets.
     """
     found: list[tuple[str, int, int, int, int, str]] = []  # address, first and last of the host, of the pod, protocol
     for ip, host, pod, protocol in ports:
@@ -169,7 +194,8 @@ def port_ranges(ports: Iterable[Published]) -> list[tuple[str, str, str]]:
         return f"{first}-{last}" if first != last else str(first or "free")
 
     return [
-        (shown_address(ip), text(a, b), text(c, d) + ("" if p == "tcp" else f"/{p}")) for ip, a, b, c, d, p in found
+        (f"[{ip}]" if ":" in ip else ip, text(a, b), text(c, d) + ("" if p == "tcp" else f"/{p}"))
+        for ip, a, b, c, d, p in found
     ]
 
 
@@ -630,3 +656,37 @@ def parse_subnet(text: str) -> str:
     if prefix not in ("", "24"):
         raise BadInput(f"--subnet {text}: the bridge's network is a /24")
     return ip_text(ip_number(address) & 0xFFFFFF00)
+
+
+def parse_ipv6(text: str, what: str) -> str:
+    """Return an IPv6 address in its shortest form.  Raise BadInput for anything else, a scope too (%eth0)."""
+    from _socket import AF_INET6, inet_ntop, inet_pton
+
+    try:
+        return inet_ntop(AF_INET6, inet_pton(AF_INET6, text))
+    except (OSError, ValueError):
+        raise BadInput(f"{what}: {text!r} is not an IPv6 address") from None
+
+
+def parse_subnet6(text: str) -> str:
+    """Return the first address of a /64, named by any of its addresses.  Raise BadInput for another prefix."""
+    from _socket import AF_INET6, inet_ntop, inet_pton
+
+    address, _, prefix = text.partition("/")
+    raw = inet_pton(AF_INET6, parse_ipv6(address, "--subnet6"))
+    if prefix not in ("", "64"):
+        raise BadInput(f"--subnet6 {text}: the bridge's IPv6 network is a /64")
+    if raw[0] in (0, 0xFF) or (raw[0] == 0xFE and raw[1] & 0xC0 == 0x80):
+        raise BadInput(f"--subnet6 {text}: no pod can have an address of it", hint="fd00:1:2:3::/64, for example")
+    return inet_ntop(AF_INET6, raw[:8] + bytes(8))
+
+
+def parse_network(text: str) -> tuple[str, bool | None]:
+    """Return (mode, whether IPv6 was asked for) of --network MODE[,ipv6=on|off]; None: nothing was said of it."""
+    mode, *words = text.split(",")
+    ipv6: bool | None = None
+    for word in words:
+        if word not in ("ipv6=on", "ipv6=off") or ipv6 is not None or mode != "bridge":
+            raise UsageError(f"--network {text}", hint="bridge,ipv6=off or bridge,ipv6=on; none, host")
+        ipv6 = word == "ipv6=on"
+    return mode, ipv6

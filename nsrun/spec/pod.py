@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from nsrun.errors import UsageError
+from nsrun.errors import BadInput, UsageError
 from nsrun.spec.options import (
     FORWARD,
     PUBLISH_MODES,
@@ -12,14 +12,18 @@ from nsrun.spec.options import (
     parse_ipv4,
     parse_labels,
     parse_limits,
+    parse_network,
     parse_ports,
     parse_size,
     parse_subnet,
+    parse_subnet6,
     parse_sysctls,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nsrun.types import Network, Ownership, PodFacts, PodOptions, PodSpec
 
 
@@ -40,12 +44,14 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     """Return what a pod is.  Raise UsageError or BadInput for options that can't be had, or contradict each other."""
     name = options.get("name") or "pause"
     rootless = bool(facts.get("user")) and not facts.get("by_root")
-    mode = options.get("network") or ("pasta" if rootless else "bridge")
+    mode, ipv6 = parse_network(options.get("network") or ("pasta" if rootless else "bridge"))
     known = ("pasta" if rootless else "bridge", "none", "host")
     if mode not in known:
         why = "the bridge is root's: sudo nsrun pod create, or " if mode == "bridge" else ""
         raise UsageError(f"--network {mode}", hint=f"{why}{', '.join(known)}")
-    ports = parse_ports(options.get("publish") or [])
+    sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
+    without = _without_ipv6(ipv6, facts, sysctls) if mode == "bridge" else NO_BRIDGE
+    ports = parse_ports(options.get("publish") or [], without)
     publish_mode = options.get("publish_mode") or "auto"
     if publish_mode not in PUBLISH_MODES:
         raise UsageError(f"--publish-mode {publish_mode!r}", hint=", ".join(PUBLISH_MODES))
@@ -53,12 +59,20 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         instead = "" if mode == "host" else "--publish-mode forward publishes ports of a pod that has no network"
         raise UsageError(f"-p needs --network {known[0]}; with {mode} there is nothing to forward", hint=instead)
     ports = choose_mode(ports, publish_mode, mode, facts.get("no_nat", ""))
-    for flag, value in (("ip", options.get("ip")), ("subnet", options.get("subnet"))):
+    for flag, value in (
+        ("ip", options.get("ip")),
+        ("subnet", options.get("subnet")),
+        ("subnet6", options.get("subnet6")),
+    ):
         if value and mode != "bridge":
             raise UsageError(f"--{flag} needs --network bridge")
+    if options.get("subnet6") and without:
+        raise BadInput(f"--subnet6: {without}")
     hostname = parse_hostname(options.get("hostname") or name)
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
+    if not without:
+        hosts.append(f"{{pod:ip6}}\t{hostname}")
     for word in options.get("add_host") or []:
         host, _, address = word.partition(":")
         if address[:1] + address[-1:] == "[]":
@@ -69,7 +83,6 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     resolv = facts["resolv_conf"]
     if options.get("dns"):
         resolv = "".join(f"nameserver {parse_ipv4(a, '--dns')}\n" for a in options["dns"])
-    sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
     labels = parse_labels(options.get("label") or [])
     network: Network = {"mode": mode}
     if mode == "bridge":
@@ -79,6 +92,9 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         network["subnet"] = options.get("subnet") or facts.get("subnet", "")
         if network["subnet"]:
             parse_subnet(network["subnet"])
+        network["ipv6"] = f"off: {without}" if without else "on"
+        if subnet6 := "" if without else options.get("subnet6") or facts.get("subnet6", ""):
+            network["subnet6"] = parse_subnet6(subnet6)
     spec: PodSpec = {
         "name": name,
         "id": facts["id"],
@@ -96,6 +112,21 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         "files": {"/etc/hostname": f"{hostname}\n", "/etc/hosts": "\n".join(hosts) + "\n", "/etc/resolv.conf": resolv},
     }
     return spec
+
+
+#: Why -p has no IPv6 address where there is no bridge.
+NO_BRIDGE = "only IPv4 addresses can be published on without a bridge"
+
+
+def _without_ipv6(asked: bool | None, facts: PodFacts, sysctls: Mapping[str, str]) -> str:
+    """Return why a pod on the bridge has no IPv6; "" when it has.  Raise BadInput when it was asked for and can't be had."""
+    why = facts.get("without_ipv6", "")
+    for where in ("all", "default", "eth0"):
+        if sysctls.get(key := f"net.ipv6.conf.{where}.disable_ipv6", "0") != "0":
+            why = why or f"--sysctl {key}={sysctls[key]}"
+    if asked and why:
+        raise BadInput(f"--network bridge,ipv6=on: {why}", hint="leave ipv6=on out; nsrun doctor tells of IPv6")
+    return "--network bridge,ipv6=off" if asked is False else why
 
 
 def _ownership(facts: PodFacts) -> Ownership:

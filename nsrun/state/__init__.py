@@ -659,13 +659,11 @@ class State:
 
     def pod_with_port(self, host_ip: str, port: int, protocol: str) -> str:
         """Return a hint that names the living pod which has this port of the host; "" when no note of ours has it."""
+        from nsrun.spec.options import overlap
+
         for note in self.all("pods"):
-            same = [
-                p["host_ip"]
-                for p in self.ports(note)
-                if (p["host_port"], p["protocol"], ":" in p["host_ip"]) == (port, protocol, ":" in host_ip)
-            ]
-            if any(ip in (host_ip, "0.0.0.0") or host_ip == "0.0.0.0" for ip in same) and self.pod_life(note).alive:
+            same = [p["host_ip"] for p in self.ports(note) if (p["host_port"], p["protocol"]) == (port, protocol)]
+            if any(overlap(ip, host_ip) for ip in same) and self.pod_life(note).alive:
                 return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
         return ""
 
@@ -760,6 +758,14 @@ class State:
         if note.get("process") and self._noted(note):  # its monitor was killed
             return ("stopping" if self.marked("members", name, "stop") else self._running(note)), None
         return "lost", None
+
+    def began(self, note: Note) -> bool:
+        """Return whether a member was ever started; if not, and its maker has been killed, it is as good as not there.
+
+        What began is removed by a command only.
+        """
+        name = note["name"]
+        return "process" in note and (self.marked("members", name, "started") or self.marked("members", name, "exit"))
 
     def _running(self, note: Note) -> str:
         """Return paused or running.  The mark says that somebody paused it, and the kernel whether it is frozen."""

@@ -194,6 +194,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         ),
         "ip": ("--ip {}", "--ip {}", "none: the network plugin of the cluster chooses it"),
         "subnet": ("none: docker network create --subnet, before", "none: podman network create --subnet, before", "none: it is the cluster's"),
+        "subnet6": ("none: docker network create --ipv6 --subnet, before", "none: podman network create --ipv6 --subnet, before", "none: it is the cluster's"),
         "hostname": ("--hostname {}", "--hostname {}", "field spec.hostname"),
         "add_host": ("--add-host {}", "--add-host {}", "field spec.hostAliases"),
         "dns": ("--dns {}", "--dns {}", "field spec.dnsConfig.nameservers"),
@@ -375,7 +376,7 @@ def compare(
 
 def _said(entry: Any, value: Any, first: str) -> tuple[str, str]:
     """Return the arguments, or what is to be said in their place."""
-    template: str = entry[value] if isinstance(entry, dict) else entry
+    template: str = entry.get(value) or entry[value.partition(",")[0]] if isinstance(entry, dict) else entry
     if template.startswith(("none", "field ", "default", "argument")):
         return "", template
     return template.replace("{0}", first).replace("{}", sh_quote(str(value))), ""

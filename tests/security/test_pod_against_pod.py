@@ -147,6 +147,7 @@ class Attacker:
             host.run("join", "evil", "-d", "--name", "evil-m", "--rootfs", rootfs, "--", "sleep", "1000")
         info = host.pod("evil")
         self.pid, self.ip, self.veth = info["pid"], info["network"]["ip"], info["network"]["veth"]
+        self.ip6 = info["network"]["ip6"]
         self.mac = mac_in(self.pid)
 
     def words(self, *command: object) -> list[str]:
@@ -202,6 +203,7 @@ class Neighbour:
         host.run("join", name, "-d", "--name", f"{name}-web", "--rootfs", busybox, "--", "sh", "-c", serve)
         info = host.pod(name)
         self.pid, self.ip, self.gateway = info["pid"], info["network"]["ip"], info["network"]["gateway"]
+        self.ip6 = info["network"]["ip6"]
         self.net = ["nsenter", "-t", str(self.pid), "-n"]
         wait_for(lambda: get(self.ip, 80, *self.net) == name)
         self.mac = mac_in(self.pid)
@@ -291,6 +293,8 @@ def forged(evil: Attacker, victim: Neighbour, dst: bytes) -> dict[str, tuple[byt
     add("an ND redirect", lambda m: head + b"\x86\xdd" + ipv6(58, b"\x89\0\0\0" + bytes(36) + m))
     add("DHCPv6", lambda m: head + b"\x86\xdd" + ipv6(17, udp(547, 546, m)))
     add("IPv6", lambda m: head + b"\x86\xdd" + ipv6(59, m))
+    for name, ethernet, packet in forged6(evil, victim):
+        add(f"IPv6: {name}", lambda m, e=ethernet or head, p=packet: e + b"\x86\xdd" + p(m))
     for tag in (b"\x81\0\0\0", b"\x81\0\0\5", b"\x88\xa8\0\0", b"\x81\0\0\0\x81\0\0\0"):
         add(f"ARP in VLAN {tag.hex()}", lambda m, t=tag: head + t + arp(dst, me, me, victim.ip, my, 2, m)[12:])
         add(f"my own IPv4 in VLAN {tag.hex()}", lambda m, t=tag: head + t + b"\x08\0" + ipv4(my, victim.ip, datagram(m)))  # fmt: skip
@@ -303,7 +307,51 @@ def forged(evil: Attacker, victim: Neighbour, dst: bytes) -> dict[str, tuple[byt
     for size in range(15, 34, 3):
         frame = (head + b"\x08\0" + ipv4(victim.ip, my, b""))[:size]
         frames[f"{size} bytes of IPv4"] = (frame, frame)
+    for size in range(15, 62, 3):
+        frame = (head + b"\x86\xdd" + ipv6(58, b"\x88" + bytes(15), evil.ip6, victim.ip6))[:size]
+        frames[f"{size} bytes of IPv6"] = (frame, frame)
     return frames
+
+
+def forged6(evil: Attacker, victim: Neighbour):
+    """Yield (name, Ethernet addresses if not the attacker's, what makes the packet) of IPv6 that is not the pod's own to send."""
+    mine, his, gateway = evil.ip6, victim.ip6, victim.ip6.rpartition(":")[0] + ":1"
+    local, prefix = "fe80::4c:58ff:fe58:2", mine.rpartition("::")[0]
+    datagram = lambda m: udp(5, 6, m)  # noqa: E731
+    raw = lambda ip: socket.inet_pton(socket.AF_INET6, ip)  # noqa: E731
+    icmp = lambda kind, rest: lambda m: struct.pack("!BBHI", kind, 0, 0, 0) + rest + m  # noqa: E731
+    option = b"\2\1" + evil.mac
+    for name, source in (
+        ("as him", his), ("as the gateway", gateway), ("as nobody", "::"), ("as an address of the world", "2001:db8::9"),
+        ("link-local", local), ("of the prefix", f"{prefix}::99"), ("beside it", f"{prefix}:0:1:{mine.partition('::')[2]}"),
+        ("of another prefix", "fd00::" + mine.split("::")[1]),
+    ):  # fmt: skip
+        yield name, b"", lambda m, s=source: ipv6(17, datagram(m), s, his)
+    yield "from his MAC", victim.mac * 2, lambda m: ipv6(17, datagram(m), mine, his)
+    for name, target in (("a group", "ff02::1"), ("all routers", "ff02::2"), ("a link-local address", "fe80::1"), ("loopback", "::1"), ("IPv4 in disguise", "::ffff:127.0.0.1")):  # fmt: skip
+        yield f"to {name}", b"", lambda m, t=target: ipv6(17, datagram(m), mine, t)
+    for kind, name, rest in (
+        (133, "a router solicitation", b""), (134, "a router advertisement", bytes(8)),
+        (135, "a solicitation of his address", raw(his) + b"\1\1" + evil.mac), (136, "an advertisement of his address", raw(his) + option),
+        (136, "an advertisement of the gateway's", raw(gateway) + option), (136, "an advertisement of its own", raw(mine) + option),
+        (137, "a redirect", raw(gateway) + raw(mine)), (130, "an MLD query", bytes(16)), (143, "an MLD report", b""), (139, "a node query", b""),
+        (0, "ICMP of type 0", b""), (5, "ICMP of type 5", b""), (255, "ICMP of type 255", b""),
+    ):  # fmt: skip
+        for source, target in ((mine, his), (local, "ff02::1")):
+            yield (
+                f"{name} from {source}",
+                b"",
+                lambda m, s=source, t=target, k=kind, r=rest: ipv6(58, icmp(k, r)(m), s, t),
+            )
+    advertisement = icmp(136, raw(his) + option)
+    for number, name in ((0, "hop-by-hop options"), (43, "a routing header"), (51, "an authentication header"), (60, "destination options"), (135, "a mobility header")):  # fmt: skip
+        yield f"an advertisement behind {name}", b"", lambda m, n=number: ipv6(n, b"\x3a\0" + b"\1\4" + bytes(4) + advertisement(m), mine, his)  # fmt: skip
+    fragment = lambda inner, body: lambda m: ipv6(44, struct.pack("!BBHI", inner, 0, 1, 7) + body(m), mine, his)  # noqa: E731
+    yield "an advertisement in a fragment", b"", fragment(58, advertisement)
+    yield "destination options in a fragment", b"", fragment(60, lambda m: b"\x3a\0\1\4" + bytes(4) + advertisement(m))
+    yield "DHCPv6 as a server", b"", lambda m: ipv6(17, udp(547, 546, m), mine, his)
+    yield "IPv4 in IPv6", b"", lambda m: ipv6(4, ipv4(evil.ip, victim.ip, datagram(m)), mine, his)
+    yield "IPv6 in IPv6", b"", lambda m: ipv6(41, ipv6(17, datagram(m), his, mine), mine, his)
 
 
 @pytest.mark.parametrize("to", ["everybody", "the neighbour", "the gateway"])
@@ -318,6 +366,13 @@ def test_only_what_is_its_own_leaves_a_pod(evil, victim, frame_program, to):
         "a DHCP client": dst + evil.mac + b"\x08\0" + ipv4(evil.ip, victim.ip, udp(68, 67, b"good-dhc" + dst)),
         "IP options": dst + evil.mac + b"\x08\0" + ipv4(evil.ip, victim.ip, udp(5, 6, b"good-opt" + dst), options=b"\1" * 8),
     }  # fmt: skip
+    for name, protocol, packet in (
+        ("UDP", 17, udp(5, 6, b"good-udp" + dst)), ("SCTP", 132, b"good-sctp" + dst), ("TCP", 6, bytes(20) + b"good-tcp" + dst),
+        ("an echo", 58, b"\x80\0\0\0" + bytes(4) + b"good-echo" + dst), ("an error", 58, b"\1\0\0\0" + bytes(4) + b"good-err" + dst),
+        ("a fragment of UDP", 44, b"\x11\0\0\1\0\0\0\7" + udp(5, 6, b"good-frag" + dst)),
+        ("a later fragment of an echo", 44, b"\x3a\0\0\x08\0\0\0\7" + b"\x88good-frag" + dst),
+    ):  # fmt: skip
+        good[f"IPv6: {name}"] = dst + evil.mac + b"\x86\xdd" + ipv6(protocol, packet, evil.ip6, victim.ip6)
     at_neighbour = Listener(frame_program, *victim.net)
     at_bridge = Listener(frame_program, interface="nsrun0")
     with listening(at_neighbour, at_bridge):
@@ -358,7 +413,7 @@ def test_no_default_route_by_a_router_advertisement(evil, victim):
     for conf in ("all", "default", "eth0"):
         for setting in ("ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects", "ipv4/conf/{}/accept_redirects"):
             assert sh(*victim.net, "cat", f"/proc/sys/net/{setting.format(conf)}").stdout == "0\n", (setting, conf)
-    wait_for(lambda: "fe80" in sh(*victim.net, "ip", "-6", "address", "show", "dev", "eth0", "-tentative").stdout)
+    assert "inet6 fd" in sh(*victim.net, "ip", "-6", "address", "show", "dev", "eth0").stdout
     before = sh(*victim.net, "ip", "-6", "route").stdout
     prefix = struct.pack(
         "!BBBBIII16s", 3, 4, 64, 0xC0, 3600, 3600, 0, socket.inet_pton(socket.AF_INET6, "2001:db8:bad::")

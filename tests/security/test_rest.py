@@ -40,11 +40,7 @@ def test_cve_2020_13401_router_advertisements(host):
     ):
         assert pathlib.Path("/proc/sys/net", setting).read_text() == "0\n", setting
     pid = host.pod("evil")["pid"]
-    wait_for(
-        lambda: (
-            "fe80" in sh("nsenter", "-t", pid, "-n", "ip", "-6", "address", "show", "dev", "eth0", "-tentative").stdout
-        )
-    )
+    sh("nsenter", "-t", pid, "-n", "ip", "-6", "address", "add", "fe80::bad/64", "dev", "eth0", "nodad")
     sh("nsenter", "-t", pid, "-n", sys.executable, "-c", ROUTER_ADVERTISEMENT)
     time.sleep(0.3)
     assert sh("ip", "-6", "route", "show", "default").stdout == before

@@ -11,7 +11,7 @@ import re
 
 from nsrun.errors import BadInput, NsrunError
 from nsrun.schema import is_name, is_number
-from nsrun.spec.options import shown_address
+from nsrun.spec.options import at
 from nsrun.teach import facts
 from nsrun.teach.map.model import IdMap, Map, Pod, Station, Stop
 
@@ -496,7 +496,7 @@ def _way(look: _Look, pid: int, note: Note | None) -> list[Stop]:
             Stop(
                 "ports",
                 [
-                    f"{shown_address(p['host_ip'])}:{p['host_port']} → {p['pod_port']}{'/udp' if p['protocol'] == 'udp' else ''}"
+                    f"{at(p['host_ip'], p['host_port'])} → {p['pod_port']}{'/udp' if p['protocol'] == 'udp' else ''}"
                     for p in ports
                 ],
             )
