@@ -27,7 +27,7 @@ define install_into
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nsrun needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	[ -x $(1)/bin/pip ] || $(PYTHON) -m venv $(1)
 	$(1)/bin/pip uninstall -q -y nsrun 2>/dev/null || true
-	env -u PYTHONDONTWRITEBYTECODE NSRUN_PYTHON=$(abspath $(1))/bin/python $(1)/bin/pip install -q --disable-pip-version-check $(2) .
+	env -u PYTHONDONTWRITEBYTECODE NSRUN_PYTHON=$(abspath $(1))/bin/python $(1)/bin/pip install -q --disable-pip-version-check $(2) '.[kube]'
 	$(1)/bin/pip uninstall -q -y setuptools 2>/dev/null || true
 	rm -rf build/lib* build/temp.* build/bdist.* nsrun.egg-info
 endef
@@ -93,7 +93,8 @@ test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 .venv-coverage/.built: .venv/.deps .venv/.tools $(COMPILED)
 	@$(call install_into,.venv-coverage,-e)
 	@$(call tools_into,.venv-coverage)
-	@[ ! -e .venv/bin/docker-registry ] || ln -sf ../../.venv/bin/docker-registry .venv-coverage/bin/
+	@cd .venv-coverage/bin; for program in docker-registry containerd ctr containerd-shim-runc-v2; do \
+	    [ ! -e ../../.venv/bin/$$program ] || ln -sf ../../.venv/bin/$$program .; done
 	@touch $@
 
 coverage: .venv-coverage/.built   ## all tests, with lines and branches counted; fails below the floor (tests/coverage)
@@ -145,6 +146,9 @@ demo: build     ## WordPress on MariaDB in one pod (MYSQL=mysql: real MySQL; POR
 demo-down:      ## remove the demo's pod
 	@rootfs/demo down
 
+demo-kube: build   ## the same pod from the YAML of Kubernetes (rootfs/demo.yaml); ENGINE=podman: by podman kube play on nsrun-oci
+	@rootfs/demo kube
+
 demo-tiny: build   ## the same with a busybox, in seconds
 	@rootfs/demo tiny
 
@@ -153,9 +157,10 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 	@$(SUDO) env PATH="$$PATH" bench/images
 	@$(SUDO) env PATH="$$PATH" bench/many
 	@$(SUDO) env PATH="$$PATH" bench/teach
+	@$(SUDO) env PATH="$$PATH" bench/engines
 
 clean:          ## what was built here
 	rm -rf .venv .venv-coverage build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py nsrun/_protocol.py
 
-.PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test fresh-deb check format docs site demo demo-down demo-tiny bench clean
+.PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test fresh-deb check format docs site demo demo-down demo-kube demo-tiny bench clean
 .DEFAULT_GOAL := help

@@ -15,31 +15,18 @@
  *
  * docs/replay.md tells more.  NSRUN_REPLAY=0 goes without; =must fails instead of executing Python, for tests.
  */
+#include "compiled.h"
 #include "leave.h"
 #include "steps.h"
 #include "witnesses.h"
 
-#ifndef NSRUN_BUILD /* "": nothing is replayed */
-#define NSRUN_BUILD ""
-#endif
 #define SCRIPT "/nsrun-python"
 
-/*
- * Signals that we treat as Python does: it ignores SIGPIPE, and SIGXFSZ, since files in memory count against RLIMIT_FSIZE; and
- * it has children to wait for, which the kernel would reap for a caller that ignores SIGCHLD (wait(2), ECHILD).
- */
-static struct {
-	int number;
-	struct action ours, callers;
-} ours[] = {{SIGPIPE, {.handler = SIG_IGN}, {0}}, {SIGXFSZ, {.handler = SIG_IGN}, {0}}, {SIGCHLD, {.handler = SIG_DFL}, {0}}};
-static int replayed; /* whether we have begun to */
+static char plan_path[PATH_MAX];
 
 /* ---- a compiled plan ------------------------------------------------------------------------------- */
 
-static const struct op {
-	const char *args;
-	long (*run)(struct arg *);
-} ops[] = {
+static const struct op ops[] = {
 #define ENTRY(name, args) {args, op_##name},
 	/* clang-format off: a table */
 	REPLAY(ENTRY)
@@ -48,37 +35,20 @@ static const struct op {
 #define N_OPS (sizeof ops / sizeof *ops)
 
 /* Returns whether it is a plan for our words; one that is, and fails on the way, leaves the rest to Python. */
-static int run_plan(const char *p, const char *end)
+static int run_plan(char *begin, char *end)
 {
+	const char *p = begin;
 	struct replay_header head;
 	struct arg a[16];
 	uint32_t code;
 
-	plan_begin = (char *)p, plan_end = (char *)end;
-	if (!take(&p, end, &head, sizeof head) || memcmp(head.magic, REPLAY_MAGIC, sizeof head.magic) != 0 ||
-	    memcmp(head.build, NSRUN_BUILD, sizeof head.build) != 0 || checksum(p, (size_t)(end - p)) != head.checksum)
+	plan_begin = begin, plan_end = end;
+	if (!is_plan(&p, end, &head))
 		return 0;
 	for (uint32_t i = 0; i < head.count; i++)
 		if (!take(&p, end, &code, sizeof code) || code >= N_OPS || !decode_args(ops[code].args, &p, end, a) || ops[code].run(a) < 0)
 			return i > 0;
 	return 1;
-}
-
-/* Map a file that only we may write, and nobody else read; 0 when it is none. */
-static const char *map_plan(int fd, size_t *size)
-{
-	const uint32_t known = STATX_TYPE | STATX_MODE | STATX_UID | STATX_SIZE;
-	struct statx st;
-	long n;
-	char *text;
-
-	if (SYS5(statx, fd, "", AT_EMPTY_PATH, known, &st) < 0 || (st.stx_mode & S_IFMT) != S_IFREG || st.stx_mode & 077 ||
-	    st.stx_uid != (uint32_t)SYS0(geteuid) || st.stx_size > REPLAY_BYTES || !(text = map_memory(st.stx_size)))
-		return NULL;
-	for (*size = 0; *size < st.stx_size; *size += (size_t)n)
-		if ((n = SYS3(read, fd, text + *size, st.stx_size - *size)) <= 0)
-			break;
-	return text;
 }
 
 /* FNV-1a of the words so far, each with its NUL. */
@@ -98,25 +68,18 @@ static int fits(const char *root)
 static void replay(void)
 {
 	char *name;
-	struct rlimit64 files;
 	const char *root = variable("NSRUN_ROOT");
 	uint64_t hash = 0xcbf29ce484222325;
 
-	if (sizeof NSRUN_BUILD != sizeof((struct replay_header *)0)->build + 1 || SYS0(geteuid) != 0 || SYS0(getuid) != 0 || (root && *root && !fits(root)))
+	if (!HAS_BUILD || SYS0(geteuid) != 0 || SYS0(getuid) != 0 || (root && *root && !fits(root)))
 		return;
-	replayed = 1;
-	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* until our child execs, it is in the pod with our memory: kernel.c, hide() */
-	for (unsigned i = 0; i < sizeof ours / sizeof *ours; i++)
-		SYS4(rt_sigaction, ours[i].number, &ours[i].ours, &ours[i].callers, sizeof(sigbits));
-	for (int fd = 0; fd < 3; fd++)
-		if (SYS2(fcntl, fd, F_GETFD) < 0)
-			return;
-	if (SYS4(prlimit64, 0, RLIMIT_NOFILE, NULL, &files) < 0 || files.rlim_cur < REPLAY_FIRST + REPLAY_HANDLES)
+	to_ours();
+	if (!are_free())
 		return;
 	name = put_str(plan_path, root && *root ? root : "/run/nsrun");
 	name = put_str(name, root && *root ? "/run/plans/" : "/plans/");
 	for (n_words = 1; n_words < argc_ && n_words <= REPLAY_WORDS; n_words++) {
-		const char *text;
+		char *text;
 		size_t size;
 		long fd;
 		hash = hash_word(hash, argv_[n_words]);
@@ -130,9 +93,6 @@ static void replay(void)
 		SYS1(close, fd);
 		if (!text)
 			continue;
-		for (fd = REPLAY_FIRST; fd < REPLAY_FIRST + REPLAY_HANDLES; fd++)
-			if (SYS2(fcntl, fd, F_GETFD) >= 0)
-				return; /* a caller's descriptor, which is not ours to replace */
 		if (run_plan(text, text + size))
 			return;
 	}
@@ -222,15 +182,6 @@ static void take_back(void)
 		SYS4(renameat, AT_FDCWD, made.name, AT_FDCWD, made.claim);
 		SYS3(unlinkat, AT_FDCWD, plan_path, 0);
 	}
-}
-
-/* What we treat otherwise is as it was for our caller, since Python is to see that. */
-static void to_callers(void)
-{
-	if (replayed)
-		for (unsigned i = 0; i < sizeof ours / sizeof *ours; i++)
-			SYS4(rt_sigaction, ours[i].number, &ours[i].callers, NULL, sizeof(sigbits));
-	SYS4(rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
 }
 
 /*

@@ -531,8 +531,20 @@ static long op_no_new_privileges(struct arg *a)
 	return SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-/* Install filters, one after the other, with flags of seccomp(2): u32 length, struct sock_filter[length]. */
-static long install_filters(int fd, long flags)
+/* Whether a filter asks a listener. */
+static int asks(const struct sock_fprog *program)
+{
+	for (int i = 0; i < program->len; i++)
+		if (program->filter[i].code == (BPF_RET | BPF_K) && program->filter[i].k == SECCOMP_RET_USER_NOTIF)
+			return 1;
+	return 0;
+}
+
+/*
+ * Install filters, one after the other, with flags of seccomp(2): u32 length, struct sock_filter[length].  The one that asks has
+ * its listener in *listener, if that is wanted.
+ */
+static long install_filters(int fd, long flags, long *listener)
 {
 	struct statx st;
 	const char *p, *end;
@@ -552,7 +564,10 @@ static long install_filters(int fd, long flags)
 		if (length > MAX_FILTER || (size_t)(end - p) < length * sizeof(struct sock_filter))
 			return -EINVAL;
 		program = (struct sock_fprog){.len = (unsigned short)length, .filter = (struct sock_filter *)(uintptr_t)p};
-		TRY(SYS3(seccomp, SECCOMP_SET_MODE_FILTER, flags, &program));
+		if (listener && asks(&program))
+			*listener = TRY(SYS3(seccomp, SECCOMP_SET_MODE_FILTER, flags | (long)SECCOMP_FILTER_FLAG_NEW_LISTENER, &program));
+		else
+			TRY(SYS3(seccomp, SECCOMP_SET_MODE_FILTER, flags, &program));
 		p += length * sizeof(struct sock_filter);
 	}
 	return 0;
@@ -560,7 +575,7 @@ static long install_filters(int fd, long flags)
 
 static long op_set_filter(struct arg *a)
 {
-	return install_filters((int)a[0].i, 0);
+	return install_filters((int)a[0].i, 0, NULL);
 }
 
 static long op_undumpable(struct arg *a)
@@ -590,15 +605,21 @@ static long unpack(struct arg *list, const char ***out)
 	return *out ? split_strings(list->s, list->len, *out, n) : -ENOMEM;
 }
 
+/* Report that everything is ready, with a number that only we know, and wait until we are told to go on. */
+static void say_and_wait(long number)
+{
+	char go = 0;
+	detail[0] = 0;
+	report(INIT_WAITS, -number);
+	if (SYS3(read, channel, &go, 1) != 1 || go != GO)
+		sys_exit(125);
+}
+
 /* Report that everything is ready, and wait until the note is written on the host. */
 static void wait_for_go(void)
 {
-	char go = 0;
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
-	detail[0] = 0;
-	report(INIT_WAITS, 0);
-	if (SYS3(read, channel, &go, 1) != 1 || go != GO)
-		sys_exit(125);
+	say_and_wait(0);
 }
 
 /* Between two steps, for who walks through them one by one: nsrun explain --step. */
@@ -902,7 +923,18 @@ static long close_on_exec(long first)
 static long op_set_filter_flags(struct arg *a)
 {
 	TRY(close_on_exec(a[2].i));
-	return install_filters((int)a[0].i, a[1].i);
+	return install_filters((int)a[0].i, a[1].i, NULL);
+}
+
+/* nsrun takes the listener by its number (pidfd_getfd), so that the filter need not allow us to send it; the exec closes it. */
+static long op_set_filter_with_listener(struct arg *a)
+{
+	long listener = -EINVAL;
+	TRY(close_on_exec(a[2].i));
+	TRY(install_filters((int)a[0].i, a[1].i, &listener));
+	TRY(listener);
+	say_and_wait(listener);
+	return 0;
 }
 
 /*
@@ -985,7 +1017,7 @@ static long op_execute_container(struct arg *a)
 	about(path);
 	sys_sigmask(SIG_SETMASK, 0);
 	if (a[6].i >= 0)
-		TRY(install_filters((int)a[6].i, a[7].i));
+		TRY(install_filters((int)a[6].i, a[7].i, NULL));
 	return SYS3(execve, path, argv, envp);
 }
 

@@ -381,6 +381,36 @@ static long nsrun_spawn_userns(int uid, int gid, int *hold)
 	return pid;
 }
 
+/* ---- a file is written over ------------------------------------------------------------------------------ */
+
+/*
+ * Write the first `size` bytes of a file over another one, by a child in a session of its own, which no signal keeps from doing so
+ * but its own SIGKILL; returns its pid.  It ends with an errno, 0 when all is done.
+ */
+static long nsrun_write_apart(int source, int target, long long size)
+{
+	char piece[1 << 16];
+	sigset_t all;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		sigfillset(&all);
+		sigprocmask(SIG_SETMASK, &all, NULL);
+		setsid();
+		for (long long at = 0; at < size;) {
+			ssize_t n = pread(source, piece, sizeof piece, at), done = 0, r = 0;
+			if (n <= 0)
+				_exit(n ? errno : EIO);
+			for (; done < n; done += r)
+				if ((r = pwrite(target, piece + done, (size_t)(n - done), at + done)) < 0)
+					_exit(errno);
+			at += n;
+		}
+		_exit(ftruncate(target, size) < 0 ? errno : 0);
+	}
+	return pid < 0 ? -EAGAIN : pid;
+}
+
 /* ---- root becomes a user --------------------------------------------------------------------------------- */
 
 /*

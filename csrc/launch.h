@@ -107,17 +107,17 @@ static long clone_call(struct clone_args *args, int (*fn)(void *), void *arg)
  * Start a child that calls fn(arg) in our memory, on its own stack, and wait until it execs or ends (CLONE_VFORK).
  * Returns its pid, or -errno.
  */
-static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *pidfd, int cgroup)
+static long spawn(int (*fn)(void *), void *arg, uint64_t flags, int *handle, int into)
 {
 	long pid, stack = CALL6(mmap, 0, CHILD_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 	struct clone_args args = {
-		.flags = CLONE_VM | CLONE_VFORK | flags | (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
-		.pidfd = (uint64_t)(uintptr_t)pidfd,
+		.flags = CLONE_VM | CLONE_VFORK | flags | (into >= 0 ? CLONE_INTO_CGROUP : 0),
+		.pidfd = (uint64_t)(uintptr_t)handle,
 		/* With CLONE_PARENT the child sends the same signal as we do at our end, and this must be 0. */
 		.exit_signal = flags & CLONE_PARENT ? 0 : SIGCHLD,
 		.stack = (uint64_t)stack,
 		.stack_size = CHILD_STACK,
-		.cgroup = cgroup >= 0 ? (unsigned)cgroup : 0,
+		.cgroup = into >= 0 ? (unsigned)into : 0,
 	};
 
 	if (stack < 0 && stack > -4096)
@@ -175,7 +175,7 @@ static long lock_byte(int fd, int kind, long byte, long length)
  * executed proves from its first instruction on that what it keeps is alive (nsrun/state/life.py).  A fork does not inherit
  * it, so the child itself takes it.
  */
-static long take_locks(struct launch *l)
+static inline long take_locks(struct launch *l)
 {
 	for (int i = 0; i < l->n_locks; i++) {
 		long r = lock_byte(l->locks[i], F_RDLCK, l->lock_byte, 1);

@@ -20,6 +20,7 @@
  *     held=FD data=FD  files on which we hold record locks, by which others know that we live; PROGRAM inherits them
  *     cap=BYTES        the log is rotated at this size
  *     delay=MS         wait this long before PROGRAM (see restart) unless the member ran for 10 s
+ *     probe=FD init=FD filter=FD join=FLAGS owner=UID interval=MS timeout=MS period=MS often=MS retries=N    its health checks (health.h)
  *   PROGRAM is executed when the member has ended, with its exit status as last argument: nsrun itself, to
  *   restart or remove it.  DIR/stop means that somebody asked for the end; we make it when we are signalled.
  *
@@ -58,11 +59,12 @@ static char **program;
 static int client[N_CLIENTS] = {-1, -1, -1, -1};
 static long behind[N_CLIENTS]; /* ms of CLOCK_MONOTONIC since when it takes nothing; 0: it does; GONE: it never will again */
 static int asked; /* somebody wants the end of the member, or ours: we do not wait for a reader that takes no output */
-static char buf[BUF];
-static char pending[BUF]; /* input that the member has not taken yet */
+#define PAGES __attribute__((aligned(4096))) /* what is not used takes no memory, and what is takes no page more than it fills */
+static char buf[BUF] PAGES;
+static char pending[BUF] PAGES; /* input that the member has not taken yet */
 static size_t pending_at, pending_len;
 static int input_ended;
-static struct termios saved;
+static struct termios at_first;
 static int raw;
 
 /* ---- the log: CRI's format, "TIME STREAM F|P TEXT" ------------------------------------------------ */
@@ -118,8 +120,8 @@ struct sink {
 	size_t most;                /* bytes of one write */
 	size_t at, len, room, mapped; /* what is to be written yet: bytes[at .. at+len) */
 	char *bytes;
-	char first[BUF];
 };
+static char first[2][BUF] PAGES;
 static struct sink sinks[2] = {{.fd = -1}, {.fd = -1}};
 static long unwritten; /* the errno with which a sink failed */
 
@@ -157,8 +159,8 @@ static void open_sink(struct sink *s, int fd)
 	s->wait = own < 0 && own != -EBADF && (kind == S_IFIFO || kind == S_IFCHR);
 	s->most = !s->wait ? 1 << 16 : kind == S_IFIFO ? PIPE_BUF
 	                                               : 1;
-	s->bytes = s->first;
-	s->room = sizeof s->first;
+	s->bytes = first[s - sinks];
+	s->room = sizeof *first;
 }
 
 static int is_ready(int fd, short what)
@@ -380,9 +382,9 @@ static void copy_size(void)
 static void make_raw(void)
 {
 	struct termios t;
-	if (tty < 0 || !use_stdin || SYS3(ioctl, 0, TCGETS, &saved) < 0)
+	if (tty < 0 || !use_stdin || SYS3(ioctl, 0, TCGETS, &at_first) < 0)
 		return;
-	t = saved;
+	t = at_first;
 	t.c_iflag &= ~(unsigned)(IGNBRK | BRKINT | PARMRK | ISTRIP | INLCR | IGNCR | ICRNL | IXON);
 	t.c_oflag &= ~(unsigned)OPOST;
 	t.c_lflag &= ~(unsigned)(ECHO | ECHONL | ICANON | ISIG | IEXTEN);
@@ -565,13 +567,18 @@ static int kill_namespace(void)
 	return found;
 }
 
+static void end_namespace(void)
+{
+	struct timespec pause = {0, 2000000};
+	for (int i = 0; i < 100 && kill_namespace(); i++)
+		SYS2(nanosleep, &pause, NULL);
+}
+
 /* The member has ended: end what it left in its cgroup, or without one in its mount namespace (kubernetes#92214). */
 static void kill_rest(void)
 {
-	struct timespec pause = {0, 2000000};
 	if (cgroup < 0 && mnt >= 0)
-		for (int i = 0; i < 100 && kill_namespace(); i++)
-			SYS2(nanosleep, &pause, NULL);
+		end_namespace();
 	long fd = cgroup >= 0 ? SYS4(openat, cgroup, "cgroup.kill", O_WRONLY | O_CLOEXEC, 0) : -1;
 	if (fd >= 0) {
 		SYS3(write, fd, "1", 1);
@@ -605,6 +612,8 @@ static void remove_cgroup(void)
 		SYS2(nanosleep, &pause, NULL);
 	}
 }
+
+#include "health.h"
 
 static void record(int code, int oom)
 {
@@ -690,7 +699,7 @@ static __attribute__((noreturn)) void finish(int code, char **envp, long ran)
 	int n = 0;
 
 	if (raw)
-		SYS3(ioctl, 0, TCSETSW, &saved);
+		SYS3(ioctl, 0, TCSETSW, &at_first);
 	code = tell_unwritten(code);
 	if (lead >= 0)
 		SYS3(write, lead, text, put_num(text, (unsigned long)code, 1) - text);
@@ -753,6 +762,7 @@ static void option(const char *arg)
 		log_cap = str_num(str_after(arg, "cap="), log_cap);
 	if (str_after(arg, "delay="))
 		delay = str_num(str_after(arg, "delay="), 0);
+	health_option(arg);
 }
 
 int main(int argc, char **argv, char **envp)
@@ -791,14 +801,15 @@ int main(int argc, char **argv, char **envp)
 	for (int i = 0; i < 4; i++)
 		SYS3(fcntl, ((int[]){in, out, err, tty})[i], F_SETFL, O_NONBLOCK);
 	SYS2(clock_gettime, CLOCK_MONOTONIC, &start);
+	begin_health();
 
 	for (;;) {
 		struct pollfd p[12 + N_CLIENTS];
 		struct timespec wait;
-		long ms = drop_late_clients();
+		long due = tend_health(), ms = drop_late_clients();
 		/* Take the member's output when all its readers have room; once it has ended, there is room in memory. */
 		int open = ms < 0, room[2] = {open && (dead || !sinks[0].len), open && (dead || !sinks[1].len)};
-		int n = 0, i_out, i_err, i_tty, i_in, i_stdin, i_listen, i_sink;
+		int n = 0, i_out, i_err, i_tty, i_in, i_stdin, i_listen, i_sink, i_check;
 
 		if (dead && stop)
 			mark_stop(), stop = 0;
@@ -830,6 +841,11 @@ int main(int argc, char **argv, char **envp)
 			WATCH(what ? client[i] : -1, what);
 		}
 		WATCH(listener, POLLIN);
+		i_check = n;
+		WATCH(health.process, POLLIN);
+		WATCH(health.out, POLLIN);
+		if (due >= 0 && (ms < 0 || due < ms))
+			ms = due;
 		if (dead && !recorded && open)
 			ms = 0; /* take what is left in its pipes now, without waiting for end of file */
 		wait = (struct timespec){ms / 1000, ms % 1000 * 1000000};
@@ -870,6 +886,10 @@ int main(int argc, char **argv, char **envp)
 		}
 		if (p[i_listen + N_CLIENTS].revents)
 			greet();
+		if (p[i_check].revents)
+			finish_check();
+		else if (p[i_check + 1].revents && take_output() == 0)
+			SYS1(close, health.out), health.out = -1; /* nsrun-health has ended, or is about to */
 		if (p[0].revents) {
 			dead = 1;
 			code = reap();
@@ -877,6 +897,7 @@ int main(int argc, char **argv, char **envp)
 				return code; /* nsrun undoes the launch, or the next command sweeps */
 			oom = code == 128 + SIGKILL && out_of_memory();
 			kill_rest();
+			end_health();
 			stop |= told && now_ms() - told < RECENT;
 			asked |= asked_to_stop() || (told && now_ms() - told < RECENT);
 			pending_len = 0;

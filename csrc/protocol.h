@@ -103,6 +103,7 @@ struct plan_header {
 	OP(set_scheduler, "iiiiiii") \
 	OP(set_capability_sets, "iiii") \
 	OP(set_filter_flags, "iii") \
+	OP(set_filter_with_listener, "iii") \
 	OP(execute_container, "slliiiii")
 
 /* ---- nsrun → nsrun's front, the next time: a compiled plan ------------------------------------------ */
@@ -204,6 +205,41 @@ struct replay_header {
 	DO(become, "ilb") \
 	DO(go, "is")
 
+/*
+ * What csrc/oci.c does besides, for the containers of nsrun-oci: the numbers follow those of REPLAY.  The plan of a container lies in
+ * its own directory, and has the steps of several commands (nsrun/oci/leave.py).
+ *
+ *     container PATH                it is the directory that we hold
+ *     verb COMMAND                  the steps up to the next verb are those of this command
+ *     look PID START FREEZER V1     which status its first process has; FREEZER: the cgroup that freezes it, "" for none
+ *     only STATUSES                 the command can be carried out with one of these
+ *     answer HEAD MIDDLE TAIL       print HEAD, the pid, MIDDLE, the status, TAIL
+ *     let_go                        the first process becomes its program
+ *     send                          it gets the signal of the command line
+ *     end                           it is killed, and has ended
+ *     remove_cgroup PATH            no process is in it
+ *     remove                        what is written of the container
+ *     give_stdio UID                the pipes and terminals of our standard streams belong to that user
+ *     join_cgroups PATHS            the new process is moved there
+ *     oom_score VALUE               of the new process
+ *     stay                          until it has ended
+ */
+#define CONTAINER(DO) \
+	DO(container, "s") \
+	DO(verb, "s") \
+	DO(look, "iisi") \
+	DO(only, "l") \
+	DO(answer, "sss") \
+	DO(let_go, "") \
+	DO(send, "") \
+	DO(end, "") \
+	DO(remove_cgroup, "s") \
+	DO(remove, "") \
+	DO(give_stdio, "i") \
+	DO(join_cgroups, "l") \
+	DO(oom_score, "i") \
+	DO(stay, "")
+
 /* What is known only at the time stands in the template of a note as HOLE, a byte that is in no note, and one of the others. */
 enum replay_hole {
 	HOLE = 1,
@@ -221,6 +257,15 @@ enum replay_limits {
 	REPLAY_FIRST = 20,      /* handles are numbers from this one on, above those that a shell leaves open, */
 	REPLAY_HANDLES = 40,    /* so many of them: below 63, the first of bash's <(…), and in a table of 64 */
 };
+
+/* ---- nsrun → nsrun-monitor → nsrun-init: the plan of a health check --------------------------------- */
+
+/* The descriptors that it names; the cgroup of the checks, below the member's. */
+enum probe_fd {
+	PROBE_MEMBER_FD = 3, /* pidfd of the member */
+	PROBE_FILTER_FD = 4, /* the memfd of its seccomp filter */
+};
+#define CHECKS "nsrun-health"
 
 /* ---- nsrun-init ↔ nsrun: the channel, a SOCK_SEQPACKET pair ---------------------------------------- */
 

@@ -15,7 +15,7 @@
 #include "sealed.h"
 
 static int n_words;     /* of our words, those that the plan is for */
-static char plan_path[PATH_MAX], *plan_begin, *plan_end;
+static char *plan_begin, *plan_end;
 static int channel = -1; /* of nsrun-init */
 static int child = -1;   /* pidfd of nsrun-init */
 static int monitor = -1; /* pid of nsrun-monitor, if it is not what we become */
@@ -25,6 +25,7 @@ static sigbits mask;     /* the caller's */
 static sigbits ends;     /* SIGINT, SIGTERM and SIGHUP, as far as they would end us: blocked while something is made */
 static int heard = -1;   /* signalfd of those */
 static int released;
+static const char go_on = GO;
 static const char *unwritten; /* the name, when all is done, and only that could not be printed */
 
 /* What the note of a new member, or of a new pod, says, and only the kernel knows. */

@@ -78,11 +78,11 @@ static long op_document(struct arg *a)
 
 static long op_pipe(struct arg *a)
 {
-	int ends[2];
+	int both[2];
 
-	MUST(SYS2(pipe2, ends, O_CLOEXEC));
-	MUST(move_to(ends[0], a[0].i));
-	MUST(move_to(ends[1], a[1].i));
+	MUST(SYS2(pipe2, both, O_CLOEXEC));
+	MUST(move_to(both[0], a[0].i));
+	MUST(move_to(both[1], a[1].i));
 	return a[3].i ? SYS3(fchown, a[2].i, a[3].i, -1) : 0;
 }
 
@@ -304,12 +304,16 @@ static long op_listen(struct arg *a)
 	return SYS2(listen, a[1].i, 4);
 }
 
+#ifndef PLAIN
+#define PLAIN 0
+#endif
+
 static long op_launch(struct arg *a)
 {
 	char text[2][24];
 	const char *words[] = {"nsrun-init", text[0], text[1], NULL}, *monitor_words[MOST + 1];
 	int keep[MOST], monitor_keep[MOST], locks[MOST], two[2];
-	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .clone_flags = (int)a[13].i, .cgroup = (int)a[2].i, .program = (int)a[3].i, .argv = words, .keep = keep, .monitor = (int)a[9].i, .monitor_argv = monitor_words, .monitor_envp = (const char **)envp_, .monitor_keep = monitor_keep, .pidfd_slot = (int)a[6].i, .locks = locks, .lock_byte = KEEPER};
+	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .clone_flags = (int)a[13].i, .cgroup = (int)a[2].i, .program = (int)a[3].i, .argv = words, .keep = keep, .monitor = (int)a[9].i, .monitor_argv = monitor_words, .monitor_envp = (const char **)(uintptr_t)envp_, .monitor_keep = monitor_keep, .pidfd_slot = (int)a[6].i, .locks = locks, .lock_byte = KEEPER, .plain = PLAIN};
 	long r;
 
 	*put_num(text[0], (unsigned long)a[4].i, 1) = 0;
@@ -345,7 +349,6 @@ static long op_launch(struct arg *a)
 
 static long op_release(struct arg *a)
 {
-	static const char go = GO;
 	long r;
 
 	if (is_interrupted())
@@ -353,7 +356,7 @@ static long op_release(struct arg *a)
 	sys_sigmask(SIG_SETMASK, ~0UL);
 	SYS1(close, heard); /* from here on a signal is the program's */
 	heard = -1;
-	MUST(SYS3(write, channel, &go, 1));
+	MUST(SYS3(write, channel, &go_on, 1));
 	r = hear();
 	if (a[0].i) /* pause may be begun once more */
 		r = r == PAUSE_READY ? hear() : -ENOENT;
@@ -376,7 +379,6 @@ static long op_become(struct arg *a)
 
 static long op_go(struct arg *a)
 {
-	static const char go = GO;
 	char text[NAME_MAX + 2];
 	long n, r;
 
@@ -385,7 +387,7 @@ static long op_go(struct arg *a)
 	while (made.n_locks) /* the monitor may remove the member at once, which it can't while we hold it */
 		SYS1(close, made.locks[--made.n_locks]);
 	if (a[0].i >= 0)
-		MUST(SYS3(write, a[0].i, &go, 1));
+		MUST(SYS3(write, a[0].i, &go_on, 1));
 	n = put_str(put_str(text, a[1].s), "\n") - text;
 	r = SYS3(write, 1, text, n);
 	if (r == n)

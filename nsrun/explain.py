@@ -42,6 +42,27 @@ def explain(plan: Plan, words: list[str], form: str = "text") -> str:
     raise UsageError(f"--format {form!r}", hint="text, shell or json")
 
 
+def explain_all(plans: list[tuple[list[str], Plan]], form: str) -> str:
+    """Return several plans, each with the command line that it is the plan of."""
+    from nsrun.plan import sh_quote
+
+    if form == "json":
+        import json
+
+        lines = [{"command": ["nsrun", *words], **document(plan)} for words, plan in plans]
+        return json.dumps(lines, indent=2) + "\n"
+    if form == "shell":
+        return "\n".join(shell(plan, words) for words, plan in plans)
+    if form != "text":
+        raise UsageError(f"--format {form!r}", hint="text, shell or json")
+    if not plans:
+        return "Nothing is to be done.\n"
+    count = "one command" if len(plans) == 1 else f"{len(plans)} commands, one after the other"
+    told = [f"It is the same as {count}:", *(f"  nsrun {' '.join(map(sh_quote, words))}" for words, _ in plans), "", ""]
+    texts = [text(plan, number == 0) for number, (_, plan) in enumerate(plans)]
+    return printable("\n".join(told), keep="\n") + "\n".join(texts)
+
+
 HEAD = (
     "Nothing is done now. PID stands for the first process of what is started, by its number on the host (nsrun pod ls, nsrun ls)."
     " What follows `see:` is to be typed on the host, as root, once the command has been run. What follows `code:` is where nsrun"
@@ -49,11 +70,18 @@ HEAD = (
 )
 
 
-def text(plan: Plan) -> str:
-    """One block per step, or per run of steps of one kind: what is called, why, where to read on, how to see it."""
+def text(plan: Plan, first: bool = True) -> str:
+    """One block per step, or per run of steps of one kind: what is called, why, where to read on, how to see it.
+
+    `first`: tell how it is to be read.
+    """
     known, made = {}, makers(plan)  # type: dict[str, int], list[dict[str, int]]
     in_phases = len({step.phase for step in plan}) > 1
-    lines = [f"{plan.title}: {len(plan)} steps{' in five phases' if in_phases else ''}", "", *_wrap(HEAD), ""]
+    lines = [
+        f"{plan.title}: {len(plan)} steps{' in five phases' if in_phases else ''}",
+        "",
+        *([*_wrap(HEAD), ""] if first else []),
+    ]
     phase = -1
     for number, steps in folded(plan):
         if in_phases and steps[0].phase != phase:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from errno import E2BIG, EACCES, ENOENT, EPERM, ESRCH
+from errno import E2BIG, EACCES, EIO, ENOENT, EPERM, ESRCH
 
 from nsrun._kernel import ffi, lib
 from nsrun._protocol import (
@@ -483,6 +483,14 @@ def new_userns(owner: tuple[int, int] | None, write_maps: Callable[[int], None])
         os.close(channel[0])
         os.kill(pid, 9)  # the owner can stop it, but not trace it, since it is not dumpable: ptrace(2)
         os.waitpid(pid, 0)
+
+
+def write_apart(source: int, target: int, size: int) -> None:
+    """Write the first bytes of a file over another one, whole even if this process is killed meanwhile.  Raise KernelError."""
+    pid = _check(lib.nsrun_write_apart(source, target, size), "fork()")
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise KernelError(code if code > 0 else EIO, f"pwrite({target}, …, {size})")
 
 
 def end_child(pid: int) -> None:

@@ -26,11 +26,11 @@ from nsrun.lifecycle import need_root, pod_of
 from nsrun.lifecycle.create import create_pod
 from nsrun.lifecycle.execute import execute
 from nsrun.lifecycle.join import join
-from nsrun.lifecycle.query import member_json, pod_json, pod_note, processes
+from nsrun.lifecycle.query import inspect_member, pod_json, pod_note, processes
 from nsrun.lifecycle.query import pods as all_pods
 from nsrun.lifecycle.remove import remove_member
 from nsrun.lifecycle.stop import kill_pod, signal_member, stop_member, stop_pod
-from nsrun.lifecycle.wait import wait_member
+from nsrun.lifecycle.wait import wait_health, wait_member
 from nsrun.state import State
 from nsrun.state.sweep import Sweeper
 
@@ -76,12 +76,17 @@ class Member:
 
     def inspect(self) -> dict[str, Any]:
         """Return what `nsrun inspect` prints."""
-        return member_json(self._state, self._note())
+        return inspect_member(self._state, self._note())
 
     @property
     def status(self) -> str:
         """The status: created, running, restarting, stopping, stopped or lost."""
         return self._state.member_status(self._note())[0]
+
+    @property
+    def health(self) -> str:
+        """starting, healthy or unhealthy; none: nothing checks it."""
+        return str(self.inspect()["health"])
 
     @property
     def pid(self) -> int:
@@ -100,6 +105,12 @@ class Member:
     def wait(self) -> int:
         """Wait until the member has ended; return its exit status."""
         return wait_member(self._state, self.name)
+
+    def wait_health(self, wanted: str = "healthy") -> None:
+        """Wait until the member is healthy, or unhealthy.  Raise BadInput when it can't get so any more."""
+        if wanted not in ("healthy", "unhealthy"):
+            raise UsageError(f"{wanted!r} can't be waited for", hint="healthy or unhealthy")
+        wait_health(self._state, self.name, wanted)
 
     def logs(self, tail: int | None = None, follow: bool = False) -> Iterator[tuple[str, str, str]]:
         """Yield (time, stdout|stderr, text) of what it wrote."""
@@ -161,7 +172,7 @@ class Pod:
     def join(self, command: Sequence[str] = (), *, detach: bool = True, **options: Any) -> Member:
         """Start a member without waiting for it.  Options: those of `nsrun join`; an `image` may have its own command.
 
-        Detached, a monitor keeps it and its log.  With `detach=False` this process is its parent: it inherits our
+        Detached, a monitor keeps it and its log, and checks its health (health_cmd).  With `detach=False` this process is its parent: it inherits our
         descriptors 0, 1, 2 (or those in `fds`), there is no log, and `os.waitpid` returns its status.
         """
         fds = None if detach else options.pop("fds", (0, 1, 2))

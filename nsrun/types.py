@@ -107,6 +107,13 @@ class JoinOptions(ExecOptions, total=False):
     tz: str
     cpuset_cpus: str
     cidfile: str
+    health_cmd: str
+    health_interval: str
+    health_timeout: str
+    health_retries: str
+    health_start_period: str
+    health_start_interval: str
+    no_healthcheck: bool
     ends_pod: bool  # of `run`: the pod ends with this member
 
 
@@ -183,6 +190,7 @@ class PodNote(TypedDict, total=False):
     network: Network
     ports: list[Port]
     labels: dict[str, str]
+    sysctls: dict[str, str]  # only where some were asked for
     limits: dict[str, str]
     cgroup: str
     cgroup_id: int
@@ -271,6 +279,9 @@ class ImageConfig(TypedDict, total=False):
     WorkingDir: str
     Volumes: dict[str, Any]
     StopSignal: str
+    ExposedPorts: dict[str, Any]
+    Healthcheck: dict[str, Any]  # of Docker: Test, and times in nanoseconds
+    Shell: list[str]
 
 
 class BundleUser(TypedDict, total=False):
@@ -334,6 +345,17 @@ class MemberFacts(TypedDict):
     filter: NotRequired[str]  # the name of the compiled seccomp filter; "": none
 
 
+class Health(TypedDict):
+    """How a member's health is checked; times in seconds."""
+
+    command: list[str]
+    interval: float
+    timeout: float
+    start_period: float
+    start_interval: float  # the interval until the start period is over, or a check has succeeded
+    retries: int
+
+
 class MemberNote(TypedDict):
     id: str
     name: str
@@ -357,6 +379,7 @@ class MemberNote(TypedDict):
     labels: NotRequired[dict[str, str]]
     stop_timeout: NotRequired[int]
     ends_pod: NotRequired[bool]
+    health: NotRequired[Health]
     process: NotRequired[list[Any]]  # State.identify
     pidfd: NotRequired[int]
     held: NotRequired[int]  # life.describe

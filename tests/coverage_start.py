@@ -22,12 +22,14 @@ from importlib.util import module_from_spec, spec_from_loader
 TOP, DATA, TRACER = "@TOP@", "@DATA@", "@TRACER@"  # filled in by tests/coverage; anybody may write to DATA
 
 loader = ExtensionFileLoader("coverage.tracer", TRACER)
-coverage_tracer = module_from_spec(spec_from_loader("coverage.tracer", loader))
+spec = spec_from_loader("coverage.tracer", loader)
+assert spec
+coverage_tracer = module_from_spec(spec)
 loader.exec_module(coverage_tracer)
 
 seen: dict[str, set[int]] = {}  # by source: its branches, each packed into a number
 asked: dict = {}  # what trace() answered, for the tracers
-tracers = []
+tracers: list[object] = []
 
 
 def trace(filename, frame):

@@ -187,6 +187,47 @@ def test_a_file_that_is_mounted_is_written_in_place(host, pod, busybox, tmp_path
 
 
 @live
+def test_a_file_that_is_mounted_is_whole_or_as_it_was(host, pod, busybox, tmp_path):
+    """When its content ends too early, when there is no space for it, and when nsrun is killed."""
+    small = tmp_path / "small"
+    small.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=128k", "small", small)
+    try:
+        (small / "file").write_text("as it was")
+        (tmp_path / "file").write_text("as it was")
+        host.start("m", busybox, "sleep", "1000", options=["-v", f"{small}/file:/etc/small", "-v", f"{tmp_path}/file:/etc/file"])  # fmt: skip
+        (tmp_path / "large").write_bytes(b"x" * (1 << 20))
+        assert "space" in host.fails(125, "cp", tmp_path / "large", "m:/etc/small")
+        assert (small / "file").read_text() == "as it was"
+        short = tar_of(("etc/file", b"0", b"y" * 100_000))[:60_000]
+        done = subprocess.run([NSRUN, "cp", "-", "m:/"], env=host.env, input=short, capture_output=True, timeout=60)
+        assert done.returncode == 125 and (tmp_path / "file").read_text() == "as it was"
+        host.run("cp", tmp_path / "large", "m:/etc/file")
+        (tmp_path / "none").write_text("")
+        host.run("cp", tmp_path / "none", "m:/etc/file")
+        assert (tmp_path / "file").read_text() == ""
+    finally:
+        host.run("rm", "-f", "m")
+        sh("umount", small)
+
+
+def test_what_is_written_over_a_file_is_whole_when_nsrun_is_killed(tmp_path):
+    size = 96 << 20
+    for name, letter in (("old", b"o"), ("new", b"n")):
+        (tmp_path / name).write_bytes(letter * size)
+    os.truncate(tmp_path / "new", size - 1)
+    code = "import os, sys; from nsrun import kernel; kernel.write_apart(os.open(sys.argv[1], os.O_RDONLY), os.open(sys.argv[2], os.O_RDWR), int(sys.argv[3]))"
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", code, tmp_path / "new", tmp_path / "old", str(size - 1)]
+    ) as writer:
+        with open(tmp_path / "old", "rb") as file:
+            wait_for(lambda: os.pread(file.fileno(), 1, 0) == b"n")
+        writer.kill()
+    wait_for(lambda: (tmp_path / "old").stat().st_size == size - 1)
+    assert (tmp_path / "old").read_bytes() == (tmp_path / "new").read_bytes()
+
+
+@live
 def test_nothing_is_copied_into_the_hosts_own_files(host, pod, tmp_path):
     """Of a member that runs, as of one that has ended."""
     host.run("join", pod, "-d", "--name", "h", "--", "/bin/sleep", "1000")

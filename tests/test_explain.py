@@ -16,6 +16,7 @@ from test_plan import PLANS
 
 from nsrun.lifecycle import foretell, foretell_image
 from nsrun.plan import INIT, Part, name_of
+from nsrun.plan.health import PrepareChecks
 
 MOUNTS = "fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,mount,umount2,pivot_root"
 PROCESSES = "clone3,fork,vfork,setns,unshare,setsid,keyctl,execve,execveat,setgroups,setresgid,setresuid,capset,chdir"
@@ -205,6 +206,7 @@ def test_roots_join_of_an_owned_pod_is_what_strace_shows(host, alice, owned, bus
         ["--net", "own", "--uts", "own"],
         ["--read-only", "--tmpfs", "/t", "-u", "33", "--ulimit", "nofile=64:64"],
         ["-v", "/usr:/mnt/usr:ro", "-w", "/tmp", "--device", "/dev/full"],
+        ["-d", "--health-cmd", "true"],
     ],
 )
 def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):
@@ -244,6 +246,8 @@ def test_strace_is_asked_for_every_call_that_is_named(name):
 
     for step in PLANS[name]():
         known = OF_INIT if step.phase == INIT else {*OF_NSRUN, *TOO_COMMON}
+        if isinstance(step, PrepareChecks):  # tests/test_health.py compares what a check calls
+            known = {*OF_INIT, *OF_NSRUN}
         assert set(named(step.made())) - {""} <= {*known}, step
 
 
@@ -371,6 +375,8 @@ def test_steps_declare_their_handles(host, pod, busybox, rootfs):
     handles_are_declared(host, "pod", "create", "-p", "127.0.0.1:20901:80", "x")
     handles_are_declared(host, *join, "-d", "--name", "b", "-v", "named:/v", "--device", "/dev/full", "sleep", "9")
     assert handles_are_declared(host, *join, "-i", "--name", "c", "cat")[-1] == "HandOver"
+    handles_are_declared(host, *join, "--name", "h", "--health-cmd", "true", "true")
+    handles_are_declared(host, *join, "-d", "--name", "i", "--health-cmd", "true", "true")
     written = ["join", "pause", "--rootfs", rootfs, "--writable"]  # its own copy
     assert handles_are_declared(host, *written, "-t", "--name", "d", "true")[-1] == "HandOver"
     assert handles_are_declared(host, "exec", "a", "true")[-1] == "HandOver"

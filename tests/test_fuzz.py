@@ -99,25 +99,26 @@ def test_what_init_and_door_read(tmp_path):
     assert int(done.stderr.rpartition("Done ")[2].split()[0]) > 10_000
 
 
-def test_what_the_front_does(tmp_path):
+@pytest.mark.parametrize("which", [[], ["-DOCI"]], ids=["nsrun", "nsrun-oci"])
+def test_what_the_front_does(which, tmp_path):
     """libFuzzer over the steps of compiled plans, with ASan and UBSan, from one step of each kind and from all of them."""
     from nsrun.run import replay
 
     need(shutil.which("clang"), "clang is not installed", ".ci/deps test")
     program = tmp_path / "front-fuzzer"
     flags = ["-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined"]
-    sh("clang", *flags, f"-I{HERE.parent}/csrc", HERE / "fuzz/front.c", "-o", program, timeout=120)
+    sh("clang", *flags, *which, f"-I{HERE.parent}/csrc", HERE / "fuzz/front.c", "-o", program, timeout=120)
     (tmp_path / "seeds").mkdir()
     plain: dict[str, Any] = {"i": 20, "s": "/a/b", "l": ["one", "two"], "b": [40, 41, 42]}
     large: dict[str, Any] = {"i": 20, "s": "/" + "x" * 4200, "l": ["x"] * 200, "b": [20] * 200}
     steps = {
-        f"large {name}": replay._encoded(name, *map(large.__getitem__, kinds))
+        f"large {name}": replay.encoded(name, *map(large.__getitem__, kinds))
         for name, (_, kinds) in replay.REPLAY.items()
         if kinds.count("s") < 2
     }
-    steps |= {name: replay._encoded(name, *map(plain.__getitem__, kinds)) for name, (_, kinds) in replay.REPLAY.items()}
-    steps["note"] = replay._encoded("note", "/a/note", '"a": [\1c], "b": \1p, "c": [\1h, \1s, \1g]}')
-    steps["fresh"] += replay._encoded("memory", "name", bytes(200), 20)
+    steps |= {name: replay.encoded(name, *map(plain.__getitem__, kinds)) for name, (_, kinds) in replay.REPLAY.items()}
+    steps["note"] = replay.encoded("note", "/a/note", '"a": [\1c], "b": \1p, "c": [\1h, \1s, \1g]}')
+    steps["fresh"] += replay.encoded("memory", "name", bytes(200), 20)
     steps["all"] = b"".join(data for name, data in steps.items() if not name.startswith("large"))
     for name, data in steps.items():
         (tmp_path / f"seeds/{name}").write_bytes(b"\x10" + data + bytes(64))

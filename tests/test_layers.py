@@ -24,6 +24,7 @@ LAYERS = (
     ("errors", "_protocol", "linux", "types"),
     ("schema",),
     ("spec",),  # what a member and a pod are: pure
+    ("kube",),  # the same as Kubernetes writes it: pure
     ("_kernel", "kernel"),  # the system calls
     ("host",),  # what else is asked of this machine
     ("state",),  # the notes, and who lives
@@ -45,6 +46,7 @@ PURE = (
     "types",
     "schema",
     "spec",
+    "kube",
     "cli.commands",
     "cli.parse",
     "cli.foreign",

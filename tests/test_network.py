@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import socket
+import subprocess
 
 import pytest
 from conftest import NSRUN, kill, sh, wait_for
@@ -222,6 +223,23 @@ def test_own_address_and_bad_ones(host):
     assert "IPv4" in host.fails(125, "pod", "create", "--ip", "10.88.0", "b")
     assert "not an address of this host" in host.fails(125, "pod", "create", "-p", "203.0.113.1:80:80", "b")
     assert [p["name"] for p in host.json("pod", "ls")] == ["a"]
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["held", "going"])
+def test_the_address_of_a_pod_that_was_killed(host, stays):
+    """Its veth is there as long as something has its network namespace, or a moment longer; the lease is free at once."""
+    host.run("pod", "create", "--ip", "10.88.0.77", "a")
+    seconds = "1000" if stays else "1"
+    with subprocess.Popen(["nsenter", "-t", str(host.pod("a")["pid"]), "-n", "sleep", seconds]) as keeper:
+        wait_for(lambda: "sleep" in pathlib.Path(f"/proc/{keeper.pid}/comm").read_text())
+        kill(host.pod("a")["pid"])
+        wait_for(lambda: "nsrun-0a58004d" not in sh("nft", "list", "tables").stdout, what="the lease is free")
+        if stays:
+            assert "of a pod that has ended" in host.fails(125, "pod", "create", "--ip", "10.88.0.77", "b")
+        else:
+            host.run("pod", "create", "--ip", "10.88.0.77", "b")
+            assert host.pod("b")["network"]["ip"] == "10.88.0.77"
+        keeper.kill()
 
 
 def test_a_subnet_that_is_in_use_is_never_taken(host):

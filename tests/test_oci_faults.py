@@ -294,7 +294,7 @@ def test_modes_of_the_state(r):
     r.create("c", None, *SLEEP)
     assert (r.state / "c").stat().st_mode & 0o777 == 0o700
     r.ok("start", "c")
-    assert sorted(os.listdir(r.state / "c")) == ["config", "started", "state"]
+    assert sorted(os.listdir(r.state / "c")) == ["config", "plan", "started", "state"]
 
 
 # ---- bundles ------------------------------------------------------------------------------------------------------
@@ -452,6 +452,34 @@ def test_a_root_for_the_state_that_belongs_to_somebody(r):
     r.state = r.base / "theirs"
     done = r.call("create", "--bundle", r.bundle("c"), "c")
     assert done.returncode == 1 and "belongs to uid 12345" in done.stderr
+
+
+def test_a_root_for_the_state_that_others_may_write_to(r):
+    """Whoever may make a name there, or move one away, says whom we signal: nothing is done, by Python or by the front."""
+    pid = r.running("c")
+    mode = r.state.stat().st_mode
+    verbs = (("state", "c"), ("kill", "c", "KILL"), ("delete", "--force", "c"), ("exec", "c", "true"), ("start", "c"))
+    verbs += (
+        ("list",),
+        ("list", "-q"),
+        ("ps", "c"),
+        ("pause", "c"),
+        ("update", "--memory", "1g", "c"),
+        ("events", "--stats", "c"),
+    )
+    verbs += (("create", "--bundle", str(r.bundle("d")), "d"), ("delete", "--force", "nobody"))
+    for bits in (0o1777, 0o720, 0o702):
+        r.state.chmod(bits)
+        for words in verbs:
+            done = r.call(*words)
+            assert done.returncode in (1, 255) and "may be written to" in done.stderr, (bits, words, done)
+    r.state.chmod(mode)
+    for owner in (12345, 0):
+        os.chown(r.state, owner, -1)
+        for words in verbs[:-2] if owner else ():
+            assert "belongs to uid 12345" in r.call(*words).stderr, words
+    assert r.status("c")["pid"] == pid and r.status("c")["status"] == "running"
+    assert not (r.state / "d").exists()
 
 
 def test_a_state_that_others_may_write_to(r):

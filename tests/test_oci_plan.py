@@ -16,7 +16,7 @@ from oci import config as some_config
 from nsrun import _protocol
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.kernel import LIBEXEC
-from nsrun.oci import cgroups, config, describe, resources
+from nsrun.oci import cgroups, config, describe, resources, systemd
 from nsrun.oci.commands import COMMANDS, GLOBAL, check_id, container_id, read
 from nsrun.oci.lifecycle import signal_number
 from nsrun.oci.plan import Facts, create_plan, exec_plan, hook_plan
@@ -139,7 +139,6 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         {"linux__namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "time"}], "linux__timeOffsets": {"realtime": {"secs": 1}}},
         {"linux__namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "time"}], "linux__timeOffsets": {"boottime": {"nanosecs": 1000000000}}},
     ],
-    "linux.seccomp.listenerPath": [{"linux__seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}}],
     "linux.rootfsPropagation": [{"linux__rootfsPropagation": "nope"}],
     "linux.maskedPaths": [{"linux__maskedPaths": ["proc"]}],
     "linux.devices": [
@@ -462,6 +461,7 @@ def simple(**changes: Any) -> Plan:
 
 NOTE = {"pid": 42, "start": 7, "cgroups": {"0": "/sys/fs/cgroup/unified/box"}}
 SECCOMP = {"defaultAction": "SCMP_ACT_ALLOW"}
+NOTIFY = {**SECCOMP, "listenerPath": "/LISTENER", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}
 
 
 def make_exec() -> Plan:
@@ -474,8 +474,13 @@ PLANS = {
     "oci-create-everything": lambda: create_plan(config.load(everything(), "c"), facts({}, pivot=False)),
     "oci-create-late-filter": lambda: simple(linux__seccomp=SECCOMP, process__noNewPrivileges=True),
     "oci-create-early-filter": lambda: simple(linux__seccomp=SECCOMP, process__noNewPrivileges=False),
+    "oci-create-notify": lambda: simple(linux__seccomp=NOTIFY, process__noNewPrivileges=True),
     "oci-create-rootless": lambda: create_plan(
         config.load(describe.default_spec(True), "c"), facts({}, rootless=True, nodes=False, cgroups={})
+    ),
+    "oci-create-scope": lambda: create_plan(
+        config.load(changed(), "c"),
+        facts({}, console="", scope=systemd.scope_of("a-b.slice:p:c", "c"), properties={"pids": {"limit": 5}}),
     ),
     "oci-exec": make_exec,
     "oci-hook": lambda: hook_plan({"path": "/hook"}, 42, 7, 0x20020000, NOTE["cgroups"], None, facts({})),  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from conftest import HERE, need, sh, wait_for
@@ -13,7 +14,7 @@ SCRIPT = HERE.parent / "rootfs/pause"
 @pytest.fixture(params=["layout", "pause.tar"])
 def image(request, tmp_path):
     path = tmp_path / request.param
-    sh(SCRIPT, path, "localhost/pause:1")
+    sh(sys.executable, SCRIPT, path, "localhost/pause:1")
     return path
 
 
@@ -24,13 +25,13 @@ def size(path) -> int:
 def test_it_is_small_and_the_same_each_time(image, tmp_path):
     assert size(image) <= 20 << 10
     again = tmp_path / f"again-{image.name}"
-    sh(SCRIPT, again, "localhost/pause:1")
+    sh(sys.executable, SCRIPT, again, "localhost/pause:1")
     if image.is_file():
         assert image.read_bytes() == again.read_bytes()
     else:
         assert [f.name for f in sorted(image.rglob("*"))] == [f.name for f in sorted(again.rglob("*"))]
-    assert sh(SCRIPT, again, check=False).returncode != 0, "what is there is not overwritten"
-    assert sh(SCRIPT, check=False).returncode != 0
+    assert sh(sys.executable, SCRIPT, again, check=False).returncode != 0, "what is there is not overwritten"
+    assert sh(sys.executable, SCRIPT, check=False).returncode != 0
 
 
 def test_other_tools_read_it(image):

@@ -19,6 +19,7 @@ from nsrun.plan import INIT, PHASES, InitStep, Plan, mounts, process
 from nsrun.plan.member import Request, exec_plan, join_plan
 from nsrun.plan.pod import pod_plan
 from nsrun.spec import member as specs
+from nsrun.spec.health import parse_health
 from nsrun.spec.pod import pod_spec
 from nsrun.state import codec
 
@@ -51,7 +52,8 @@ def make_spec(root="/ROOTFS", pod=POD, **options):
 
 
 def make_join(root="/ROOTFS", pod=POD, detach=False, door="", **options) -> Plan:
-    note: Any = {"id": "ID", "name": "m"}
+    health = parse_health({key: value for key, value in options.items() if "health" in key}, {})  # type: ignore[arg-type]
+    note: Any = {"id": "ID", "name": "m", **({"health": health} if health else {})}
     return join_plan(make_spec(root, pod, **options), pod, note, Request(detach=detach, door=door))
 
 
@@ -81,6 +83,7 @@ PLANS = {
         net="own", ipc="own", pid="own", uts="own", read_only=True, security_opt=["no-new-privileges"]
     ),
     "join-nested": lambda: make_join(pid="nested", terminal=True, interactive=True, workdir="/srv"),
+    "join-health": lambda: make_join(detach=True, user="33", terminal=True, health_cmd="true", health_interval="5s"),
     "exec": lambda: make_exec(interactive=True),
 }
 

@@ -1,17 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nsrun run`: a pod of one member, made and removed by one command."""
 
+import json
 import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
+from typing import Any
 
 import pytest
-from conftest import CACHE, NSRUN, processes, wait_for
+from conftest import CACHE, NSRUN, processes, sh, wait_for
+from images import Layout
+from test_image import busybox_layer  # noqa: F401  # a fixture
 
+from nsrun import plan_of
 from nsrun.cli.commands import BY_NAME
+from nsrun.errors import BadInput, UsageError
+from nsrun.lifecycle import runs
+from nsrun.spec.exposed import exposed_ports
+from nsrun.state import State, new_id
+
+
+def answers(port: int) -> bool:
+    """Is there the hostname of the pod `web`?"""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/hostname", timeout=5) as answer:
+            return bool(answer.read() == b"web\n")
+    except OSError:
+        return False
 
 
 def nothing_left(host) -> bool:
@@ -48,8 +67,7 @@ def test_in_the_background(host, busybox):
     """It stays until it is removed, as with docker run -d; with --rm both go with the member."""
     run = ["run", "-d", "-p", "127.0.0.1:8080:80", "--rootfs", busybox]
     assert host.run(*run, "--name", "web", "--", "httpd", "-f", "-p", "80", "-h", "/etc").stdout == "web\n"
-    with urllib.request.urlopen("http://127.0.0.1:8080/hostname", timeout=5) as answer:
-        assert answer.read() == b"web\n"
+    wait_for(lambda: answers(8080))
     assert host.member("web")["pod"] == "web" and host.pod("web")["members"] == ["web"]
     host.run("stop", "-t", "0", "web")
     assert host.member("web")["status"] == "stopped" and host.pod("web")["status"] == "running"
@@ -183,7 +201,7 @@ def test_pods_of_users(host, alice, box, busybox):
 
 def test_its_options_are_those_of_its_two_halves():
     keys = {name: {option.key for option in BY_NAME[name].options} for name in ("pod create", "join", "run")}
-    assert keys["run"] - {"name", "rm"} <= keys["pod create"] | keys["join"]
+    assert keys["run"] - {"name", "rm", "publish_all"} <= keys["pod create"] | keys["join"]
     assert (keys["pod create"] | keys["join"]) - keys["run"] == {"image", "net", "ipc", "pid", "uts"}
     flags = [flag for option in BY_NAME["run"].options for flag in option.flags]
     assert len(flags) == len(set(flags)), "one meaning each"
@@ -198,3 +216,152 @@ def test_killed(host, busybox):
     assert host.pod("k")["status"] == "running"
     host.run("rm", "-f", "k")
     assert nothing_left(host), "the member's removal takes the pod as well"
+
+
+def test_killed_before_there_is_a_member(host, busybox):
+    """At any moment: the next command ends a pod that nobody has joined, and the one after that finds nothing."""
+    for number in range(8):
+        name = f"k{number}"
+        words = ["run", "-d", "--rm", "--network", "none", "--name", name, "--rootfs", busybox, "sleep", "1000"]
+        with host.background(*words, stdout=subprocess.DEVNULL) as running:
+            pod, member = host.root / "run/pods" / name, host.root / "run/members" / name
+            wait_for(lambda pod=pod: (pod / "started").exists())
+            if number % 2:
+                wait_for(lambda member=member: member.exists())
+            running.kill()
+        host.run("pod", "ls")
+        left = {row["name"] for row in host.json("pod", "ls", "-a")}
+        assert left <= {row["name"] for row in host.json("ls") if row["status"] == "running"}, left
+        if left:
+            host.run("pod", "kill", name)
+    assert not os.listdir(host.root / "run/runs") and nothing_left(host)
+
+
+def test_a_run_that_was_killed_and_what_became_of_its_pod(host, alice, box, busybox):
+    """What has a member stays, and what another `run` is about to join, too; so does another pod of that name."""
+    state = State(str(host.root))
+    for name, joined in (("empty", False), ("joined", True), ("other", False), ("lives", False)):
+        ident = new_id()
+        fd = runs.begin(state, ident, name)
+        if name == "other":
+            host.run("pod", "create", "--network", "none", name)
+        else:
+            code = f"from nsrun.lifecycle.create import create_pod; from nsrun.state import State; create_pod(State(), {{'name': {name!r}, 'network': 'none'}}, ident={ident!r})"
+            sh(sys.executable, "-I", "-c", code, env=host.env)
+        if joined:
+            host.run("join", name, "-d", "--name", "m", "--rootfs", busybox, "sleep", "1000")
+        if name != "lives":
+            os.close(fd)
+    host.run("pod", "ls")
+    assert sorted(row["name"] for row in host.json("pod", "ls")) == ["joined", "lives", "other"]
+    assert len(os.listdir(host.root / "run/runs")) == 1
+    os.close(fd)
+    host.run("pod", "ls")
+    assert sorted(row["name"] for row in host.json("pod", "ls")) == ["joined", "other"]
+    fd = runs.begin(state, ident := new_id(), "owned")
+    code = f"from nsrun.lifecycle.create import create_pod; from nsrun.state import State; create_pod(State(), {{'name': 'owned', 'network': 'none'}}, ident={ident!r})"
+    sh(sys.executable, "-I", "-c", code, env={**host.env, "SUDO_UID": str(alice.uid)})
+    alice.run("join", "owned", "-d", "--name", "a", "--image", box, "--", "sleep", "1000")
+    os.close(fd)
+    host.run("pod", "ls")
+    assert host.pod("owned")["status"] == "running"
+
+
+# ---- -P -----------------------------------------------------------------------------------------------------------
+
+
+def test_exposed_ports():
+    image: Any = {"ExposedPorts": {"80/tcp": {}, "53/udp": {}, "8001-8002": {}, "9/sctp": {}, "443": {}}}
+    asked = [":80/tcp", ":443/tcp", ":53/udp", ":8001/tcp", ":8002/tcp"]
+    found, left = exposed_ports(image, ())
+    assert sorted(found) == sorted(asked) and left == ["9/sctp"] and found == exposed_ports(image, ())[0]
+    assert exposed_ports(image, {(80, "tcp"), (53, "tcp")})[0] == [port for port in found if port != ":80/tcp"]
+    assert exposed_ports({}, ()) == ([], [])
+    for bad in ("", "x", "0", "65536", "80-", "1-99999999/tcp", "٣", "8x/tcp"):
+        with pytest.raises(BadInput, match="no port"):
+            exposed_ports({"ExposedPorts": {bad: {}}}, ())
+
+
+def test_all_exposed_ports_are_published(host, busybox_layer, tmp_path):  # noqa: F811
+    """On free ports, beside those that -p names; and what listens there answers."""
+    layout = Layout(
+        busybox_layer, Cmd=["httpd", "-f", "-p", "80", "-h", "/etc"], ExposedPorts={"80/tcp": {}, "53/udp": {}}
+    )
+    image = host.run("image", "load", layout.write(tmp_path / "image")).stdout.strip()
+    done = host.run("run", "-d", "-P", "-p", "127.0.0.1::81", "--name", "web", image)
+    ports = {(p["pod_port"], p["protocol"]): p for p in host.json("port", "web") if "." in p["host_ip"]}
+    assert ports.keys() == {(80, "tcp"), (53, "udp"), (81, "tcp")} and all(
+        p["host_port"] > 1023 for p in ports.values()
+    )
+    assert f":{ports[80, 'tcp']['host_port']} → 80/tcp" in done.stderr
+    wait_for(lambda: answers(ports[80, "tcp"]["host_port"]))
+    host.run("pod", "rm", "-f", "web")
+    host.run("run", "-d", "-P", "-p", "127.0.0.1:8080:80", "--name", "web", image)
+    assert sorted((p["pod_port"], p["host_port"]) for p in host.json("port", "web") if p["protocol"] == "tcp") == [(80, 8080)]  # fmt: skip
+    host.run("pod", "rm", "-f", "web")
+
+
+def test_all_of_nothing(host, busybox, busybox_layer, tmp_path):  # noqa: F811
+    image = host.run("image", "load", Layout(busybox_layer, Cmd=["true"]).write(tmp_path / "image")).stdout.strip()
+    assert "exposes no ports" in host.run("run", "-P", image).stderr
+    assert "only an image" in host.fails(2, "run", "-P", "--rootfs", busybox, "true")
+    assert "nsrun run -P" in host.fails(2, "pod", "create", "-P", "x")
+    assert "nsrun run -P" in host.fails(2, "join", "x", "-P", "--image", image)
+
+
+# ---- explain ------------------------------------------------------------------------------------------------------
+
+
+def commands(host, *words) -> list[list[str]]:
+    return [plan["command"] for plan in json.loads(host.run("explain", "--format", "json", *words).stdout)]
+
+
+def test_explain_shows_the_pod_and_the_member(host, alice, busybox):
+    words = ["run", "--name", "web", "-p", "127.0.0.1:8081:80", "--rootfs", busybox, "-d", "sleep", "1"]
+    before = host.snapshot()
+    (_, *pod), (_, *member) = commands(host, *words)
+    assert pod == ["pod", "create", "--publish=127.0.0.1:8081:80", "web"]
+    assert member[:2] + member[-3:] == ["join", "web", "--", "sleep", "1"]
+    assert {*member[2:-3]} == {f"--rootfs={busybox}", "--detach", "--name=web"}
+    text = host.run("explain", *words).stdout
+    assert text.startswith("It is the same as 2 commands, one after the other:\n  nsrun pod create")
+    assert "pod create web: " in text and "join web: " in text and text.count("Nothing is done now.") == 1
+    assert host.run("explain", "--format", "shell", *words).stdout.count("#!/bin/sh") == 2
+    assert host.snapshot() == before
+    # what they say can be typed
+    host.run(*pod)
+    assert host.run(*member).stdout == "web\n"
+    assert [plan["title"] for plan in json.loads(host.run("explain", "--format", "json", "run", "--rootfs", busybox, "true").stdout)] == ["pod create busybox-ID", "join busybox-ID"]  # fmt: skip
+    steps = json.loads(host.run("explain", "--format", "json", "run", "--rootfs", busybox, "true", env={"SUDO_UID": str(alice.uid)}).stdout)  # fmt: skip
+    assert "OpenUserNamespace" in [step["step"] for step in steps[1]["steps"]], "the member of an owner's pod"
+    with pytest.raises(UsageError, match="more than one plan"):
+        plan_of(words, str(host.root))
+
+
+def test_explain_up_shows_what_differs(host, busybox, tmp_path):
+    file = tmp_path / "web.toml"
+    text = f"""
+[pod]
+name = "web"
+network = "none"
+[members.one]
+rootfs = "{busybox}"
+command = ["sleep", "1000"]
+[members.two]
+rootfs = "{busybox}"
+command = ["sleep", "1000"]
+"""
+    file.write_text(text)
+    assert [words[1:3] for words in commands(host, "up", file)] == [["pod", "create"], ["join", "web"], ["join", "web"]]
+    assert not host.json("pod", "ls")
+    host.run("up", file)
+    assert commands(host, "up", file) == []
+    assert host.run("explain", "up", file).stdout == "Nothing is to be done.\n"
+    host.run("stop", "-t", "0", "two")
+    assert commands(host, "up", file) == [["nsrun", "start", "two"]]
+    file.write_text(text.replace("[members.two]", "[members.three]").replace('"1000"', '"999"', 1))
+    assert [words[1:3] for words in commands(host, "up", file)] == [["stop", "one"], ["rm", "one"], ["join", "web"], ["join", "web"], ["rm", "two"]]  # fmt: skip
+    file.write_text(text.replace('"none"', '"none"\nhostname = "h"'))
+    assert [words[1:3] for words in commands(host, "up", file)][:2] == [["pod", "stop"], ["pod", "create"]]
+    assert host.json("ls")[0]["name"] == "one", "and nothing was done"
+    host.run("pod", "rm", "-f", "web")

@@ -97,7 +97,8 @@ def test_the_lines_of_a_page():
     page = (HERE.parent / "docs/up.md").read_text()
     (example,) = re.findall(r"```toml\n(.*?)```", page, re.S)
     assert [member.name for member in parsed(example).members] == ["blog-db", "blog-web"]
-    assert [member.name for member in podfile.read(str(DEMO)).members] == ["demo-mysql", "demo-wordpress"]
+    (demo,) = podfile.read(str(DEMO))
+    assert [member.name for member in demo.members] == ["demo-mysql", "demo-wordpress"]
 
 
 # ---- live -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import pathlib
 import threading
 
@@ -67,6 +69,23 @@ def test_prune_removes_those_that_nobody_uses(host, pod, busybox):
     (host.root / "lib/volumes/.gone-0123").mkdir()  # of a command that was killed
     assert host.run("volume", "prune", "-a").stdout == "a\nc\n"
     assert [p.name for p in (host.root / "lib/volumes").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("words", [["ls"], ["ls", "-q"], ["inspect", "a"], ["rm", "b"]])
+def test_what_a_killed_command_left_goes_with_the_next(host, pod, busybox, words):
+    """And what another one is removing is left to that."""
+    for name in "ab":
+        host.run("join", pod, "--rm", "-v", f"{name}:/v", "--rootfs", busybox, "--", "touch", "/v/x")
+    within = host.root / "lib/volumes"
+    for name in ("dead", "held"):
+        (within / f".gone-{name}/deep").mkdir(parents=True)
+    fd = os.open(within / ".gone-held", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    host.run("volume", *words)
+    assert sorted(path.name for path in within.glob(".gone-*")) == [".gone-held"]
+    os.close(fd)
+    assert ".gone-held, of a volume" in host.run("pod", "prune").stdout
+    assert not list(within.glob(".gone-*")) and (within / "a").is_dir()
 
 
 def test_a_note_that_can_not_be_read_may_use_any(host, pod, busybox):

@@ -393,7 +393,7 @@ def test_parse_refused(line):
     [
         ("image unpack a", "nsrun image unpack: missing DIR", "usage: nsrun image unpack REF DIR"),
         ("join", "nsrun join: missing POD", "usage: nsrun join POD [OPTIONS] [--] [CMD [ARG...]]"),
-        ("wait", "nsrun wait: missing MEMBER...", "usage: nsrun wait MEMBER..."),
+        ("wait", "nsrun wait: missing MEMBER...", "usage: nsrun wait [OPTIONS] MEMBER..."),
         ("pod create a b", "nsrun pod create: unexpected arguments: b", "usage: nsrun pod create [OPTIONS] [NAME]"),
         ("ls a b", "nsrun ls: unexpected arguments: a b", "usage: nsrun ls [OPTIONS]"),
         ("completion csh", "nsrun completion: unknown 'csh'", "one of: bash, zsh, fish"),

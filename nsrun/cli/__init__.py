@@ -258,6 +258,10 @@ def _sweep(state: State) -> None:
     sweeper = Sweeper(state)
     try:
         sweeper.some()
+        if os.path.exists(f"{state.run}/runs") and os.listdir(f"{state.run}/runs"):
+            from nsrun.lifecycle import runs
+
+            runs.sweep(state)
     except (NsrunError, OSError) as error:
         sweeper.troubles.append(str(error).partition("\n")[0])
     for what, where in (
@@ -298,11 +302,11 @@ def create_pod(call: Call) -> int:
     return 0
 
 
-def create(call: Call, options: dict[str, Any], leave: Any = None) -> Mapping[str, Any]:
+def create(call: Call, options: dict[str, Any], leave: Any = None, ident: str = "") -> Mapping[str, Any]:
     """Create a pod; return its note.  Signals stay blocked."""
     from nsrun.lifecycle.create import create_pod
 
-    return create_pod(call.state, options, trace_of(call), leave, last=True)
+    return create_pod(call.state, options, trace_of(call), leave, last=True, ident=ident)
 
 
 def tell_of_pod(call: Call, options: Mapping[str, Any], note: Mapping[str, Any]) -> None:
@@ -357,8 +361,11 @@ def join(call: Call) -> int:
     return start(call, call.operands[0], {**call.options, "command": call.rest}, leave)
 
 
-def start(call: Call, pod: str, options: dict[str, Any], leave: Any = None) -> int:
-    """Start a member in a pod, and print its name; in the foreground this process becomes its monitor."""
+def start(call: Call, pod: str, options: dict[str, Any], leave: Any = None, begun: Any = None) -> int:
+    """Start a member in a pod, and print its name; in the foreground this process becomes its monitor.
+
+    `begun` is called once the member has begun.
+    """
     from nsrun.cli.say import out
     from nsrun.lifecycle.join import join
 
@@ -374,6 +381,8 @@ def start(call: Call, pod: str, options: dict[str, Any], leave: Any = None) -> i
             trace(run)
         if cidfile >= 0 and run.note:
             os.write(cidfile, run.note["id"].encode())
+        if begun and run.note:
+            begun()
 
     try:
         note = join(

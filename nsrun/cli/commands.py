@@ -324,6 +324,17 @@ OF_MEMBER = (
         "when to restart the member after it ends; delays double from 0.1 s to 1 min",
         also=("unless-stopped",),
     ),
+    O(
+        "--health-cmd",
+        "CMD",
+        "check whether the member is healthy by this command: a shell's, or a JSON list; exit status 0 is healthy",
+    ),
+    O("--health-interval", "TIME", "time between two checks: 10s, 1m30s (default: 30s)"),
+    O("--health-timeout", "TIME", "kill a check that takes longer, and count it as failed (default: 30s)"),
+    O("--health-retries", "N", "so many failures one after the other make the member unhealthy (default: 3)"),
+    O("--health-start-period", "TIME", "failures do not count until then, or until the first success (default: 0s)"),
+    O("--health-start-interval", "TIME", "time between two checks in the start period (default: 5s)"),
+    O("--no-healthcheck", "", "do not check, also if the image says how"),
     *LIMITS,
     O("--status-fd", "N", "write JSON lines about start, error and end to this file descriptor"),
 )
@@ -334,6 +345,11 @@ OF_RUN = (
         option
         for option in OF_MEMBER
         if option.key not in ("image", "name", "rm", "net", "ipc", "pid", "uts", "sysctl", "hostname")
+    ),
+    O(
+        "-P, --publish-all",
+        "",
+        "publish every port that the image exposes, and -p does not name, on a free port of this host",
     ),
     O("--name", "NAME", "the name of the pod and of the member (default: generated from the image's)", empty=True),
     O("--rm", "", "with -d, too, remove both when the member ends"),
@@ -390,16 +406,35 @@ COMMANDS = (
         "run", (), "run.run", "create a pod with one member, and remove both when the member ends", "sudo nsrun run --rm -p 8080:80 wordpress",
         OF_RUN,
         "It is pod create and join in one: what they say applies. In the foreground both are removed when the member ends, unless it has a restart policy; with -d they stay, as with docker run -d, until pod rm, or with --rm until the member ends. A pod that others have joined meanwhile stays. With --rootfs or --bundle there is no IMAGE.",
-        rest=Operand(f"IMAGE [{COMMAND}]", "command"), usage=f"[OPTIONS] [--] IMAGE [{COMMAND}]",
+        rest=Operand(f"IMAGE [{COMMAND}]", "command"), usage=f"[OPTIONS] [--] IMAGE [{COMMAND}]", plan="run.plans",
     ),
     Command(
         "up", (Operand("FILE"),), "up.up", "make a pod and its members as a file says, and change only what differs from it", "sudo nsrun up blog.toml",
-        (O("-n, --dry-run", "", "print the commands that the file stands for, and do nothing"),),
-        "The file is TOML, with the names of the options of pod create and join (docs/up.md). Members start in the background, in the order of the file. A second up starts again what has ended, replaces members whose options or image have changed, and removes those that the file does not have any more.",
+        (
+            O("-n, --dry-run", "", "print the commands that the file stands for, and do nothing"),
+            O("--notify", "", "tell systemd that the pod runs, and that pause is the main process of the unit (nsrun unit)"),
+        ),
+        "The file is TOML, with the names of the options of pod create and join (docs/up.md), or, with .yaml at the end of its name, what kube play takes (docs/kube.md). Members start in the background, in the order of the file. A second up starts again what has ended, replaces members whose options or image have changed, and removes those that the file does not have any more.",
+        plan="up.plans",
     ),
     Command(
         "down", (Operand("FILE"),), "up.down", "stop and remove a pod that up has made, its last member first", "sudo nsrun down blog.toml", (SECONDS,),
         "Volumes with a name stay.",
+    ),
+    Command(
+        "kube play", (Operand("FILE"),), "kube.play", "make the pods of a YAML file of Kubernetes, and change only what differs from it", "sudo nsrun kube play rootfs/demo.yaml",
+        (O("--down", "", "stop and remove the pods of the file"), SECONDS, O("-n, --dry-run", "", "print the commands that the file stands for, and do nothing")),
+        "It is up with another language: docs/kube.md lists the fields that are done. Any other is refused, with its line and its path, before anything is done. FILE - is standard input. Volumes of claims stay, as other volumes with a name do.",
+        plan="kube.plans",
+    ),
+    Command(
+        "kube generate", (POD,), "kube.generate", "print a pod as YAML, for kube play, kubectl and podman kube play", "sudo nsrun kube generate web >web.yaml",
+        about="What Kubernetes has no field for stands in annotations, which only nsrun reads, and is named by comments at the top. Members are to have an image. Environments are printed as they are, secrets in them, too.",
+    ),
+    Command(
+        "unit", (Operand("POD|FILE"),), "units.unit", "print a systemd unit that has a pod run from boot on, or from login on", "sudo nsrun unit web.yaml >/etc/systemd/system/web.service",
+        (O("--user", "", "a unit of your own, for systemctl --user; as root: of the pod's owner"),),
+        "FILE is one of up or kube play. For a POD that up has not made, the unit needs a file: nsrun kube generate POD writes one.",
     ),
     Command(
         "exec", (MEMBER,), "execute", "run another command in a running member", "nsrun exec -it mysql sh",
@@ -409,7 +444,7 @@ COMMANDS = (
         "ls", (), "members.ls", "list members", "nsrun ls -a",
         (
             O("-a, --all", "", "include members that have ended"),
-            O("-f, --filter", "KEY=VALUE", "only members to which it applies: name, id, status, label, pod, ancestor, exited; several of a key are alternatives", many=True), *SHAPES, JSON,
+            O("-f, --filter", "KEY=VALUE", "only members to which it applies: name, id, status, health, label, pod, ancestor, exited; several of a key are alternatives", many=True), *SHAPES, JSON,
         ),
     ),
     Command(
@@ -455,12 +490,16 @@ COMMANDS = (
     Command(
         "events", (), "events.show", "print what happens to pods and members, as lines of JSON, until Ctrl-C", "nsrun events -f event=die",
         (
-            O("-f, --filter", "KEY=VALUE", "only events to which it applies: type (pod, member), event (create, start, pause, unpause, rename, oom, die, remove), pod, member, label; several of a key are alternatives", many=True),
+            O("-f, --filter", "KEY=VALUE", "only events to which it applies: type (pod, member), event (create, start, health, pause, unpause, rename, oom, die, remove), pod, member, label; several of a key are alternatives", many=True),
             O("-a, --all", "", "first tell of what there is, as if it had just come"),
         ),
         "The kernel says when to look, and no daemon is needed; so what happened before is not told, but for --all. Root is told of its own members, and an owner of theirs.", sweeps=False,
     ),
-    Command("wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql"),
+    Command(
+        "wait", (MEMBERS,), "members.wait", "wait until members end, and print their exit statuses", "nsrun wait mysql",
+        (O("--condition", "stopped|healthy|unhealthy", "wait for this instead, and print it (default: stopped)"),),
+        "A member that ends, or has no health check, never gets healthy: that is an error.",
+    ),
     Command("stop", (MEMBERS,), "members.stop", "stop members, without affecting any other", "nsrun stop -t 30 mysql", (SECONDS,), plan="planning.stop"),
     Command(
         "start", (MEMBERS,), "members.start", "start members that have ended once more, with what they wrote", "nsrun start mysql",
@@ -532,7 +571,7 @@ COMMANDS = (
             O("--compare", "docker|podman|kubectl", "name the command and the options of another tool for the same plan, and what has none there"),
         ),
         rest=Operand("COMMAND", "line", many=True), sweeps=False,
-        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes pods, members or images; run and up are made of pod create and join (up --dry-run prints them).",
+        about="With --step, Enter takes a step; a number, then Enter, goes on to that step; q, Ctrl-C and the end of the input remove everything. It knows every command that changes pods, members or images. Of run and up it shows the plans of all commands that they stand for; of up, of those that would change something now.",
     ),
     Command(
         "ns ls", (), "ns.ls", "list namespaces: who is in them, who owns them, and what holds those that no process is in", "sudo nsrun ns ls --type net",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LOOK_AGAIN = 30.0  # seconds after which we look even if nothing was told: there may be more than can be followed
 TOGETHER = 0.02  # seconds for which we wait for more, once something was told
 KEYS = ("type", "event", "pod", "member", "label")
-ACTIONS = ("create", "start", "pause", "unpause", "rename", "oom", "die", "remove")
+ACTIONS = ("create", "start", "health", "pause", "unpause", "rename", "oom", "die", "remove")
 
 
 def look(state: State) -> Seen:
@@ -86,6 +86,9 @@ def _changed(key: tuple[str, str], was: Row | None, row: Row) -> Iterator[Row]:
             yield _event(key, row, "die", begun)  # and it has begun once more: its exit status was recorded in between
         yield _event(key, row, "start", begun, **({"pid": row["pid"]} if row["pid"] else {}))
         lived, was = True, None
+    health = row.get("health", "none")
+    if health != "none" and health != (was or {}).get("health", "none"):
+        yield _event(key, row, "health", timestamp(), health=health)
     paused, now_paused = bool(was and was["status"] == "paused"), row["status"] == "paused"
     if paused != now_paused and (lives or now_paused):
         yield _event(key, row, "pause" if now_paused else "unpause", timestamp())

@@ -10,10 +10,9 @@ if TYPE_CHECKING:
 _RUN = "nsrun pod create NAME makes a pod, nsrun join NAME --image REF -- COMMAND starts a member in it"
 _LIMITS = "use --memory, --cpus and --pids-limit of pod create and join; nsrun stats shows them"
 _POD = "an option of the pod: nsrun pod create {}"
-_TIMER = "run nsrun exec MEMBER COMMAND from a timer of your own"
+_HEALTH = "nsrun join --health-cmd; nsrun inspect shows the last checks, and nsrun wait --condition healthy waits"
 _NO_IMAGE = "an unpacked root filesystem needs no image: nsrun join POD --rootfs DIR"
 _BUILD = "build images with another tool (buildah, docker build), then nsrun image load"
-_MEMBERS = "one nsrun join for each container, in one pod"
 _ROOT = "a member's files are below /proc/PID/root, with PID from nsrun ls"
 _TAGS = "skopeo list-tags, or the registry's own page"
 _CHOICE = "each member chooses: nsrun join --net, --ipc, --pid, --uts"
@@ -66,24 +65,25 @@ COMMANDS = {
     "version": "nsrun --version",
     "info": "nsrun doctor",
     "compose": "nsrun up FILE: a pod and its members from one file, which docs/up.md shows",
-    "kube": _MEMBERS,
-    "play": _MEMBERS,
-    "generate": _MEMBERS,
+    "play": "nsrun kube play FILE",
+    "kube down": "nsrun kube play --down FILE",
+    "kube apply": "nsrun kube play FILE",
+    "generate": "nsrun kube generate POD, or nsrun unit POD",
     "init": "nsrun join starts a member at once",
     "mount": _ROOT,
     "unshare": "unshare --map-auto --map-root-user",
     "list": "nsrun ls",
     "delete": "nsrun rm",
     "state": "nsrun inspect",
-    "health": _TIMER,
-    "healthcheck": _TIMER,
+    "health": _HEALTH,
+    "healthcheck": _HEALTH,
 }
 
 #: By the command, and by the flags that have this hint.
 OPTIONS = {
     "join": {
         "-p, --publish": _POD.format("-p"),
-        "-P, --publish-all": _POD.format("-p, with each port"),
+        "-P, --publish-all": "nsrun run -P, which makes a pod for the image; " + _POD.format("-p, with each port"),
         "--expose": "not needed: members of a pod reach all of its ports; -p of nsrun pod create publishes one",
         "--network": "--net pod|own|host|none; the pod's own network is chosen by nsrun pod create --network",
         "--ip": _POD.format("--ip"),
@@ -107,8 +107,6 @@ OPTIONS = {
         "-m": "--memory",
         "--memory-swap, --memory-reservation, --cpu-shares, -c, --blkio-weight, --oom-kill-disable": _LIMITS,
         "--cpu-quota, --cpu-period": "--cpus",
-        "--health-cmd, --health-interval": _TIMER,
-        "--no-healthcheck": "not needed: there are no health checks",
         "--sig-proxy": "signals are always passed on in the foreground",
         "--detach-keys": "Ctrl-P Ctrl-Q detaches from nsrun attach",
         "-a, --attach": "in the foreground all output is shown, and -i passes input on",
@@ -130,7 +128,6 @@ OPTIONS = {
         "--image": "the image is the first argument: nsrun run IMAGE",
         "--pod": "nsrun join POD starts a member in a pod that exists",
         "-h": "--hostname",
-        "-P, --publish-all": "-p, with each port",
         "--pull": "nsrun image pull, before",
     },
     "pod create": {
@@ -145,7 +142,7 @@ OPTIONS = {
         "--restart": "an option of each member: nsrun join --restart",
         "--replace": "nsrun pod rm -f NAME, before",
         "-m": "--memory",
-        "-P, --publish-all": "-p, with each port",
+        "-P, --publish-all": "a pod has no image whose ports these could be: nsrun run -P IMAGE, or -p :80 with each port",
         "-l": "--label",
         "--dns-search": "names are resolved as the host's /etc/resolv.conf says; mount another file over it with nsrun join -v",
     },

@@ -43,6 +43,12 @@ def _is_of_image(row: Row, wanted: str) -> bool:
     return wanted in (image, image.rpartition(":")[0]) or bool(image) and image.endswith(f"/{wanted}")
 
 
+def with_health(status: str, row: Row) -> str:
+    """Return the status of a member as docker shows it: running (healthy)."""
+    health = row.get("health", "none")
+    return status if health == "none" else f"{status} ({health})"
+
+
 _SHARED: Filters = {
     "name": lambda row, value: value in row["name"],
     "id": lambda row, value: bool(value) and row["id"].startswith(value),
@@ -53,6 +59,7 @@ MEMBER_FILTERS: Filters = {
     **_SHARED,
     "pod": lambda row, value: row["pod"] == value,
     "ancestor": _is_of_image,
+    "health": lambda row, value: row.get("health", "none") == value,
     "exited": lambda row, value: row["status"] == "stopped" and row["exit_code"] == int(value),
 }
 POD_FILTERS: Filters = {
@@ -73,6 +80,8 @@ _SHARED_FIELDS: Fields = {
 }
 MEMBER_FIELDS: Fields = {
     **_SHARED_FIELDS,
+    "Status": lambda row: with_health(row["status"], row),
+    "Health": lambda row: row.get("health", "none"),
     "Pod": _get("pod"),
     "PodName": _get("pod"),
     "Image": lambda row: row.get("image") or row.get("rootfs", ""),
@@ -95,6 +104,7 @@ POD_FIELDS: Fields = {
 #: The statuses of members and pods, which a filter may ask for.
 _STATUSES = ("created", "running", "paused", "restarting", "stopping", "stopped", "lost", "removing", "damaged")
 _NETWORKS = ("bridge", "none", "host", "pasta")
+_HEALTH = ("starting", "healthy", "unhealthy", "none")
 #: What docker says, and what is meant here.
 _ALIASES = {("status", "exited"): "stopped"}
 
@@ -104,7 +114,7 @@ def _value(key: str, value: str) -> str:
     from nsrun.schema import is_number
 
     value = _ALIASES.get((key, value), value)
-    known = {"status": _STATUSES, "network": _NETWORKS}.get(key)
+    known = {"status": _STATUSES, "network": _NETWORKS, "health": _HEALTH}.get(key)
     if known and value not in known:
         raise UsageError(f"--filter {key}={value}: unknown", hint=f"one of: {', '.join(known)}")
     if key == "exited" and not (is_number(value) and len(value) < 4 and int(value) < 256):

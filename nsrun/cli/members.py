@@ -34,7 +34,7 @@ def ls(call: Call) -> int:
     rows = []
     for m in found:
         status = (
-            m["status"]
+            lists.with_health(m["status"], m)
             + (f" ({m['exit_code']})" if m["exit_code"] is not None else "")
             + (" out of memory" if m.get("oom_killed") else "")
             + (" (orphaned)" if m["orphaned"] else "")
@@ -47,9 +47,9 @@ def ls(call: Call) -> int:
 
 def inspect(call: Call) -> int:
     from nsrun.cli import text
-    from nsrun.lifecycle.query import member_json
+    from nsrun.lifecycle.query import inspect_member
 
-    return text.json([member_json(call.state, call.state.member(name)) for name in call.operands])
+    return text.json([inspect_member(call.state, call.state.member(name)) for name in call.operands])
 
 
 def stats(call: Call) -> int:
@@ -133,8 +133,15 @@ def logs(call: Call) -> int:
 
 
 def wait(call: Call) -> int:
-    from nsrun.lifecycle.wait import wait_member
+    from nsrun.lifecycle.wait import wait_health, wait_member
 
+    if (wanted := call.options.get("condition", "stopped")) != "stopped":
+
+        def one(name: str) -> None:
+            wait_health(call.state, name, wanted)
+            out(wanted)
+
+        return each(call.operands, one, print_names=False)
     return each(call.operands, lambda name: out(str(wait_member(call.state, name))), print_names=False)
 
 

@@ -6,18 +6,28 @@ from __future__ import annotations
 import os
 
 from nsrun.cli.commands import COMMANDS, function, parse
-from nsrun.errors import UnknownError, UsageError
+from nsrun.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsrun.cli.commands import Call
     from nsrun.plan import Plan
     from nsrun.state import State
-    from nsrun.types import PodNote
 
 
 def plan_of(state: State, arguments: list[str]) -> Plan:
-    """Return the plan of a whole command line.  UsageError: its command has none that can be shown."""
+    """Return the plan of a whole command line.  UsageError: its command has none that can be shown, or several."""
+    found = plans_of(state, arguments)
+    if len(found) == 1 and found[0][0] == arguments:
+        return found[0][1]
+    raise UsageError(f"it is more than one plan: nsrun explain {arguments[0]} shows them")
+
+
+def plans_of(state: State, arguments: list[str]) -> list[tuple[list[str], Plan]]:
+    """Return the plans of a whole command line, each with the command line that it is the plan of: of most, that is this one.
+
+    Raise UsageError when its command has none that can be shown.
+    """
     call = parse(arguments)
     if not call.command or not call.command.plan:
         known = ", ".join(command.name for command in COMMANDS if command.plan)
@@ -28,8 +38,8 @@ def plan_of(state: State, arguments: list[str]) -> Plan:
         from nsrun.cli.owner import become_owner_of
 
         become_owner_of(call)  # perhaps it is in a user's pod: then the plan is its owner's
-    plan: Plan = function(call.command.plan)(call)
-    return plan
+    found = function(call.command.plan)(call)
+    return found if isinstance(found, list) else [(arguments, found)]
 
 
 def pod_create(call: Call) -> Plan:
@@ -50,6 +60,7 @@ def port_add(call: Call) -> Plan:
 
 def join(call: Call) -> Plan:
     from nsrun.lifecycle import NO_ID
+    from nsrun.lifecycle.create import pod_for
     from nsrun.lifecycle.join import plan_join
     from nsrun.plan.member import Request
 
@@ -237,21 +248,3 @@ def _signal_of(call: Call) -> int:
     from nsrun.spec.options import parse_signal
 
     return parse_signal(call.options.get("signal", "KILL"))
-
-
-def pod_for(state: State, name: str) -> PodNote:
-    """Return the pod's note; for a pod that does not exist yet, what it would be, so that one can read before one does."""
-    from nsrun.host import cgroup
-    from nsrun.schema import check_name
-
-    try:
-        return state.pod(name)
-    except UnknownError:
-        check_name(name, "pod")
-        return {
-            "name": name,
-            "id": "ID",
-            "hostname": name,
-            "pause": ["PAUSE", 0, ""],
-            "cgroup": cgroup.pod_path(name, "ID"),
-        }

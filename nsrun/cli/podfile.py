@@ -14,7 +14,8 @@
     image = "localhost/wordpress"
     after = ["blog-db"]
 
-What is not understood is refused, with its line.  Pure, but for reading the file.
+The pod YAML of Kubernetes becomes the same: nsrun.kube compiles it to such a document (`read_yaml`).  What is not understood
+is refused, with its line.  Pure, but for reading the file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from nsrun.schema import is_name, read_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
+
+    from nsrun.kube.document import Field
+    from nsrun.kube.pods import Compiled, OwnVolume
 
 MAX_BYTES = 1 << 20
 #: What `up` decides itself, or what needs a terminal that it does not have.
@@ -39,12 +44,25 @@ LABEL = "nsrun.up"
 
 
 class Wanted:
-    """A member as the file wants it.  `mark` is the same for the same options."""
+    """A member as the file wants it.  `mark` is the same for the same options.
 
-    __slots__ = ("after", "command", "name", "options")
+    `finish`: what comes after it starts when it has ended with status 0.
+    """
 
-    def __init__(self, name: str, options: dict[str, Any], command: list[str], after: list[str]) -> None:
-        self.name, self.options, self.command, self.after = name, options, command, after
+    __slots__ = ("after", "command", "finish", "name", "options")
+
+    def __init__(
+        self, name: str, options: dict[str, Any], command: list[str], after: list[str], finish: bool = False
+    ) -> None:
+        self.name, self.options, self.command, self.after, self.finish = name, options, command, after, finish
+
+    def filled(self, known: Mapping[str, str]) -> Wanted:
+        """Return the member with what is `known` by now in the place of what stands for it."""
+        if not known:
+            return self
+        from nsrun.kube.fields import fill
+
+        return Wanted(self.name, fill(self.options, known), fill(self.command, known), self.after, self.finish)
 
     def mark(self, known: dict[str, Any]) -> str:
         """Return the digest of the options, and of what is `known` of them by now."""
@@ -53,22 +71,38 @@ class Wanted:
 
 
 class PodFile:
-    """What a file says: the pod's name and options, and its members in the order in which they start."""
+    """What a file says: the pod's name and options, and its members in the order in which they start.
 
-    __slots__ = ("members", "name", "options", "reader")
+    `compiled`: what only YAML has, volumes that live with the pod and values that are filled in when a member starts; or None.
+    """
+
+    __slots__ = ("compiled", "members", "name", "options", "reader")
 
     def __init__(self, name: str, options: dict[str, Any], members: list[Wanted], reader: _Reader) -> None:
         self.name, self.options, self.members, self.reader = name, options, members, reader
+        self.compiled: Compiled | None = None
+
+    @property
+    def own(self) -> dict[str, OwnVolume]:
+        """Return the volumes that live with the pod."""
+        return self.compiled.own if self.compiled else {}
 
     def locate(self, keys: tuple[str, ...], error: NsrunError) -> NsrunError:
         """Return the error of a table with the line of the option that it names, or of the table."""
         named = next((key for key in self.reader.keys(keys) if f"--{key.replace('_', '-')}" in error.message), "")
-        found = self.reader.wrong((*keys, named) if named else keys, error.message, error.hint)
+        for table, value, field in self.compiled.items if self.compiled else ():
+            source = repr(value.partition(":")[0])
+            if table[: len(keys)] == keys and (value in error.message or source in error.message):
+                found = field.wrong(error.message, error.hint)
+                break
+        else:
+            found = self.reader.wrong((*keys, named) if named else keys, error.message, error.hint)
         return found if isinstance(error, UsageError) else BadInput(found.message, hint=found.hint)
 
     @property
     def mark(self) -> str:
-        return mark_of(self.options)
+        own = {"own": sorted(name for name, volume in self.own.items() if volume.files is None)}
+        return mark_of({**self.options, **(own if own["own"] else {})})
 
 
 def mark_of(what: dict[str, Any]) -> str:
@@ -76,13 +110,45 @@ def mark_of(what: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read(path: str) -> PodFile:
-    """Return what a file says.  Raise BadInput when it can't be read, and UsageError, with the line, for what it says wrongly."""
+def read(path: str) -> list[PodFile]:
+    """Return the pods of a file: of YAML by its name, else of TOML.
+
+    Raise BadInput when it can't be read, and UsageError, with the line, for what it says wrongly.
+    """
+    if path.endswith((".yaml", ".yml", ".json")):
+        return read_yaml(path)
+    return [parse(_bytes_of(path, "nsrun up FILE; docs/up.md shows one"), path)]
+
+
+def read_yaml(path: str) -> list[PodFile]:
+    """Return the pods of a file of Kubernetes' objects; "-" is standard input."""
+    return parse_yaml(_bytes_of(path, "docs/kube.md shows a file"), "standard input" if path == "-" else path)
+
+
+def _bytes_of(path: str, hint: str) -> bytes:
+    if path == "-":
+        import sys
+
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise BadInput(f"standard input is larger than {MAX_BYTES >> 10} KiB")
+        return data
     try:
-        data = read_document(path, MAX_BYTES)
+        return read_document(path, MAX_BYTES)
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}", hint="nsrun up FILE; docs/up.md shows one") from None
-    return parse(data, path)
+        raise BadInput(f"{path}: {error.strerror}", hint=hint) from None
+
+
+def parse_yaml(data: bytes, path: str) -> list[PodFile]:
+    """Return the pods that the text of a file describes.  Raise UsageError, with the line and the path of the field."""
+    from nsrun.kube.pods import compile_file
+
+    found = []
+    for compiled in compile_file(data, path):
+        pod = _Reader(path, "", compiled.fields).file(compiled.document)
+        pod.compiled = compiled
+        found.append(pod)
+    return found
 
 
 def parse(data: bytes, path: str) -> PodFile:
@@ -110,8 +176,9 @@ def parse(data: bytes, path: str) -> PodFile:
 class _Reader:
     """Turns the document of one file into a PodFile; knows in which line a key is."""
 
-    def __init__(self, path: str, text: str) -> None:
-        self.path, self.lines = path, _lines(text)
+    def __init__(self, path: str, text: str, fields: Mapping[tuple[str, ...], Field] | None = None) -> None:
+        self.path, self.fields = path, fields or {}
+        self.lines = {keys: field.line for keys, field in self.fields.items()} or _lines(text)
 
     def keys(self, table: tuple[str, ...]) -> list[str]:
         """Return the keys of a table, longest first."""
@@ -121,6 +188,8 @@ class _Reader:
     def wrong(self, keys: tuple[str, ...], why: str, hint: str = "") -> UsageError:
         while keys and keys not in self.lines:
             keys = keys[:-1]
+        if keys in self.fields:
+            return self.fields[keys].wrong(why, hint)
         line = f":{self.lines[keys]}" if keys else ""
         return UsageError(f"{self.path}{line}: {why}", hint=hint)
 
@@ -150,10 +219,15 @@ class _Reader:
             raise self.wrong(keys, f"{name!r} is not a name of a member", hint="letters, digits, _ . and -")
         command, after = self.words(table.pop("command", []), (*keys, "command")), table.pop("after", [])
         after = self.words(after, (*keys, "after"))
+        finish = table.pop("finish", False)
+        if not isinstance(finish, bool):
+            raise self.wrong((*keys, "finish"), "finish is neither true nor false")
         options = self.options(JOIN, table, keys, NOT_OF_MEMBER)
         if not {"rootfs", "image", "bundle"} & options.keys() and not command:
             raise self.wrong(keys, f"member {name!r} has neither an image nor a command", hint='image = "…"')
-        return Wanted(name, options, command, after)
+        if finish and options.get("restart", "no") != "no":
+            raise self.wrong((*keys, "finish"), "a member that is to finish has no restart policy")
+        return Wanted(name, options, command, after, finish)
 
     def words(self, value: Any, keys: tuple[str, ...]) -> list[str]:
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):

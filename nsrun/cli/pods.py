@@ -130,7 +130,7 @@ def rm(call: Call) -> int:
 
 
 def prune(call: Call) -> int:
-    from nsrun.lifecycle import remove
+    from nsrun.lifecycle import remove, volumes
     from nsrun.state import orphans
     from nsrun.state.sweep import Sweeper
 
@@ -176,6 +176,8 @@ def prune(call: Call) -> int:
             False,
         )
         prune_all(look(orphans.data), lambda data: data.free and state.remove_directory(data.path), str, True)
+    for path in look(volumes.finish):
+        out(f"{path}, of a volume that was removed")
     for line in sweeper.all():
         out(line)
     return code

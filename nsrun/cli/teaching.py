@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def explain(call: Call) -> int:
     from nsrun import explain as module
     from nsrun.cli import say
-    from nsrun.cli.planning import plan_of
+    from nsrun.cli.planning import plans_of
 
     chosen = [f"--{name}" for name in ("format", "step", "compare") if name in call.options]
     if len(chosen) > 1:
@@ -25,7 +25,13 @@ def explain(call: Call) -> int:
     if "compare" in call.options:
         return compare(call)
     form = call.options.get("format", "text")
-    (say.page if form == "text" else say.script)(module.explain(plan_of(call.state, call.rest), call.rest, form))
+    found = plans_of(call.state, call.rest)
+    show = say.page if form == "text" else say.script
+    if len(found) == 1 and found[0][0] == call.rest:
+        show(module.explain(found[0][1], call.rest, form))
+    else:
+        show(module.explain_all(found, form))
+        return 0
     if form == "text" and not call.state.uid:
         _tell_compiled(call)
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nsrun up` and `down`: a whole pod from one file (podfile.py).
+"""`nsrun up` and `down`, and `kube play`: whole pods from one file (podfile.py).
 
 `up` compares what the file wants with what there is, and changes only what differs.  It knows what it has made by a label, in
 which a digest of the options is; nothing else is kept.  What others have made is left alone, and is in the way if it has a
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from nsrun.cli.commands import Call
     from nsrun.cli.podfile import PodFile, Wanted
+    from nsrun.plan import Plan
     from nsrun.state import Note, State
 
 #: Seconds that one `up` or `down` waits for another.
@@ -32,60 +33,96 @@ PATIENCE = 600.0
 
 def up(call: Call) -> int:
     """Make what the file wants of what there is, and print what was done."""
-    from nsrun.cli.say import err, go_on_after, out
-
-    path, state = call.operands[0], call.state
-    wanted = podfile.read(path)
-    os.chdir(os.path.dirname(path) or ".")  # paths in the file are relative to it
-    if "dry_run" in call.options:
-        _check(call, wanted, None)
-        return _show(wanted, os.path.dirname(path))
-    with kernel.Fd(state.lock("up", PATIENCE)):  # two at once would remove what the other has just made
-        _check(call, wanted, _unchanged(state, wanted))
-        pod = _pod(call, wanted)
-        for member in wanted.members:
-            try:
-                done = _member(state, pod, member)
-            except (OSError, NsrunError) as error:
-                code = go_on_after(error, 0)
-                err(
-                    f"nsrun: what comes after member {member.name!r} was not started; nsrun up {path} goes on from here"
-                )
-                return code
-            out(f"member {member.name}: {done}")
-        for name in _superfluous(state, pod, wanted):
-            _remove(state, state.member(name))
-            out(f"member {name}: removed")
-    return 0
+    path = call.operands[0]
+    return apply(call, podfile.read(path), path, "nsrun up")
 
 
 def down(call: Call) -> int:
     """Stop the members, the last one first, then the pod, and remove them; volumes with a name stay."""
+    return take_down(call, podfile.read(call.operands[0]))
+
+
+def apply(call: Call, pods: list[PodFile], path: str, command: str) -> int:
+    """Make what the pods of a file want of what there is.  `command` does so once more."""
+    state = call.state
+    os.chdir(os.path.dirname(path) or ".")  # paths in the file are relative to it
+    if "dry_run" in call.options:
+        for wanted in pods:
+            _check(call, wanted, None)
+        return _show(call, pods, os.path.dirname(path))
+    with kernel.Fd(state.lock("up", PATIENCE)):  # two at once would remove what the other has just made
+        for wanted in pods:
+            _check(call, wanted, _unchanged(state, wanted))
+        for wanted in pods:
+            if code := _apply(call, wanted, f"{command} {path}"):
+                return code
+    if "notify" in call.options:
+        from nsrun.cli import say, units
+
+        say.flush()
+        for wanted in pods:
+            units.notify(state, state.pod(wanted.name))
+    return 0
+
+
+def _apply(call: Call, wanted: PodFile, again: str) -> int:
+    from nsrun.cli.say import err, go_on_after, out
+
+    state, pod = call.state, _pod(call, wanted)
+    for member in wanted.members:
+        try:
+            done = _member(state, pod, wanted, member)
+        except (OSError, NsrunError) as error:
+            code = go_on_after(error, 0)
+            err(f"nsrun: what comes after member {member.name!r} was not started; {again} goes on from here")
+            return code
+        out(f"member {member.name}: {done}")
+    for name in _superfluous(state, pod, wanted):
+        _remove(state, state.member(name))
+        out(f"member {name}: removed")
+    if wanted.compiled:
+        from nsrun.cli import provide
+
+        provide.clear_away(state, wanted, pod)
+    return 0
+
+
+def take_down(call: Call, pods: list[PodFile]) -> int:
+    """Stop and remove pods, the last one first."""
+    with kernel.Fd(call.state.lock("up", PATIENCE)):
+        for wanted in reversed(pods):
+            _take_down(call, wanted)
+            if wanted.compiled:
+                from nsrun.cli import provide
+
+                provide.clear_away(call.state, wanted, None)
+    return 0
+
+
+def _take_down(call: Call, wanted: PodFile) -> None:
     from nsrun.cli.members import say_killed, seconds_of
     from nsrun.cli.say import out
     from nsrun.lifecycle.remove import remove_pod
     from nsrun.lifecycle.stop import stop_member, stop_pod
 
-    wanted, state = podfile.read(call.operands[0]), call.state
-    with kernel.Fd(state.lock("up", PATIENCE)):
-        pod = state.read("pods", wanted.name)
-        if pod is None:
-            out(f"pod {wanted.name}: is not there")
-            return 0
-        _check_ours(pod, "pod")
-        if _living(state, wanted.name) is None:
-            remove_pod(state, wanted.name, True)
-        else:
-            seconds = seconds_of(call)
-            for member in reversed(wanted.members):
-                note = state.read("members", member.name)
-                if note and note["pod_id"] == pod["id"] and state.member_status(note)[0] in ALIVE:
-                    if stop_member(state, note, seconds):
-                        say_killed(member.name, seconds)
-            for name in stop_pod(state, wanted.name, seconds, pod["id"]):
-                say_killed(name, seconds)
-        out(f"pod {wanted.name}: removed")
-    return 0
+    state = call.state
+    pod = state.read("pods", wanted.name)
+    if pod is None:
+        out(f"pod {wanted.name}: is not there")
+        return
+    _check_ours(pod, "pod")
+    if _living(state, wanted.name) is None:
+        remove_pod(state, wanted.name, True)
+    else:
+        seconds = seconds_of(call)
+        for member in reversed(wanted.members):
+            note = state.read("members", member.name)
+            if note and note["pod_id"] == pod["id"] and state.member_status(note)[0] in ALIVE:
+                if stop_member(state, note, seconds):
+                    say_killed(member.name, seconds)
+        for name in stop_pod(state, wanted.name, seconds, pod["id"]):
+            say_killed(name, seconds)
+    out(f"pod {wanted.name}: removed")
 
 
 def _unchanged(state: State, wanted: PodFile) -> Note | None:
@@ -99,9 +136,8 @@ def _check(call: Call, wanted: PodFile, pod: Note | None) -> None:
 
     `pod`: the note of the pod that stays; None: it is made anew.  Plans are built as for `explain`, and nothing is done.
     """
-    from nsrun.cli.planning import pod_for
     from nsrun.lifecycle import NO_ID
-    from nsrun.lifecycle.create import plan_pod
+    from nsrun.lifecycle.create import plan_pod, pod_for
     from nsrun.lifecycle.join import plan_join
     from nsrun.plan.member import Request
 
@@ -112,13 +148,95 @@ def _check(call: Call, wanted: PodFile, pod: Note | None) -> None:
         except NsrunError as error:
             raise wanted.locate(("pod",), error) from None
     place: Any = pod or pod_for(state, wanted.name)
+    if wanted.compiled:
+        from nsrun.cli import provide
+
+        provide.check(state, wanted, pod)
     for member in wanted.members:
         try:
             _mark(state, member)
+            if wanted.compiled:
+                known = provide.known(state, pod)
+                member = provide.without_unmade(state, wanted.compiled, member.filled(known))
             options = {**member.options, "name": member.name, "command": member.command}
             plan_join(state, place, options, Request(detach=True), ident=NO_ID)
         except NsrunError as error:
             raise wanted.locate(("members", member.name), error) from None
+
+
+def plans(call: Call) -> list[tuple[list[str], Plan]]:
+    """Return the plans of all that `up` would do now, each with a command line that does the same; nothing is done."""
+    return plans_of(call, podfile.read(call.operands[0]))
+
+
+def plans_of(call: Call, pods: list[PodFile]) -> list[tuple[list[str], Plan]]:
+    """Return the plans of all that `apply` would do now with the pods of a file."""
+    os.chdir(os.path.dirname(call.operands[0]) or ".")
+    for wanted in pods:
+        _check(call, wanted, _unchanged(call.state, wanted))
+    return [plan for wanted in pods for plan in _plans_of(call.state, wanted)]
+
+
+def _plans_of(state: State, wanted: PodFile) -> list[tuple[list[str], Plan]]:
+    from nsrun.cli.halves import member_plan, pod_plan
+    from nsrun.lifecycle.foretell import plan_pod_stop, plan_start
+
+    note = _living(state, wanted.name)
+    pod: Any = _unchanged(state, wanted)
+    found: list[tuple[list[str], Plan]] = []
+    if note is not None and pod is None:
+        _check_ours(note, "pod")
+        found.append((["pod", "stop", wanted.name], plan_pod_stop(state, [wanted.name], None)))
+    if pod is None:
+        words, plan, pod = pod_plan(state, {**_labelled(wanted.options, wanted.mark), "name": wanted.name})
+        found.append((words, plan))
+    for member in wanted.members:
+        mark = _mark(state, member)
+        note, is_there = _found(state, pod, member.name, mark)
+        if note and is_there == "ended" and not _has_finished(state, note, member):
+            found.append((["start", member.name], plan_start(state, [member.name])))
+        if is_there in ("ended", "lives"):
+            continue
+        found += _removal(state, member.name) if is_there == "other" else []
+        if wanted.compiled:
+            from nsrun.cli import provide
+
+            filled = member.filled(provide.known(state, pod))
+            member = provide.without_unmade(state, wanted.compiled, filled)
+        options = {**_labelled(member.options, mark), "detach": True, "name": member.name, "command": member.command}
+        found.append(member_plan(state, pod, options))
+    if pod["id"] != "ID":
+        found += [one for name in _superfluous(state, pod, wanted) for one in _removal(state, name)]
+    return found
+
+
+def _removal(state: State, name: str) -> list[tuple[list[str], Plan]]:
+    """Return the plans of what _remove does."""
+    from nsrun.lifecycle.foretell import plan_rm, plan_stop
+
+    lives = state.member_status(state.member(name))[0] in ALIVE
+    stop = [(["stop", name], plan_stop(state, [name], None))] if lives else []
+    return [*stop, (["rm", name], plan_rm(state, [name], False, True))]
+
+
+def _found(state: State, pod: Note, name: str, mark: str) -> tuple[Note | None, str]:
+    """Return the note of a member of this pod, and whether it is as the file wants it: absent, lives, ended, other.
+
+    Raise BadInput when `up` has not made it.
+    """
+    note = state.read("members", name)
+    lives = note is not None and state.member_status(note)[0] in ALIVE
+    if not note or note["pod_id"] != pod["id"] or not (lives or state.began(note)):
+        return None, "absent"
+    _check_ours(note, "member")
+    if note["labels"][LABEL] != mark:
+        return note, "other"
+    return note, "lives" if lives else "ended"
+
+
+def _has_finished(state: State, note: Note, wanted: Wanted) -> bool:
+    """Return whether this is a member that has only to end well, as an init container has, and it has done so."""
+    return wanted.finish and state.member_status(note)[1] == 0
 
 
 def _living(state: State, name: str) -> Note | None:
@@ -181,34 +299,54 @@ def _mark(state: State, wanted: Wanted) -> str:
     return wanted.mark(known)
 
 
-def _member(state: State, pod: Note, wanted: Wanted) -> str:
+def _member(state: State, pod: Note, file: PodFile, wanted: Wanted) -> str:
     """Make a member as the file wants it; return what was done."""
-    from nsrun.cli import warn_of_plan
-    from nsrun.lifecycle.again import enters_for_good, run_apart, start_one_of
-    from nsrun.lifecycle.join import join
+    from nsrun.lifecycle.again import start_one_of
 
     mark, done = _mark(state, wanted), "started"
-    note = state.read("members", wanted.name)
-    lives = note is not None and state.member_status(note)[0] in ALIVE
-    if note and note["pod_id"] == pod["id"] and (lives or state.began(note)):
-        _check_ours(note, "member")
-        if note["labels"][LABEL] == mark:
-            if lives:
-                return "unchanged"
-            start_one_of(state, note)
-            return "started again"
+    note, is_there = _found(state, pod, wanted.name, mark)
+    if is_there == "lives":
+        return _finished(state, wanted.name) if wanted.finish else "unchanged"
+    if note and is_there == "ended":
+        if _has_finished(state, note, wanted):
+            return "unchanged"
+        start_one_of(state, note)
+        return _finished(state, wanted.name) if wanted.finish else "started again"
+    if note:
         _remove(state, note)
         done = "started anew, since it has changed"
-    options = _labelled(wanted.options, mark)
     if state.pod(pod["name"])["id"] != pod["id"]:
         raise BadInput(f"pod {pod['name']!r} is another one by now", hint="nsrun pod ls")
+    if file.compiled:
+        from nsrun.cli import provide
+
+        wanted = wanted.filled(provide.known(state, pod))
+        provide.provide(state, file.compiled, wanted, pod)
+    _start(state, pod, wanted, mark)
+    return _finished(state, wanted.name) if wanted.finish else done
+
+
+def _start(state: State, pod: Note, wanted: Wanted, mark: str) -> None:
+    from nsrun.cli import warn_of_plan
+    from nsrun.lifecycle.again import enters_for_good, run_apart
+    from nsrun.lifecycle.join import join
+
+    options = _labelled(wanted.options, mark)
     if enters_for_good(state, {"pod": pod["name"]}):
         command = ["--", *wanted.command] if wanted.command else []
         run_apart(state, ["join", pod["name"], "-d", "--name", wanted.name, *arguments(options), *command])
     else:
         options = {**options, "name": wanted.name, "command": wanted.command}
         join(state, pod["name"], options, detach=True, observe=warn_of_plan)
-    return done
+
+
+def _finished(state: State, name: str) -> str:
+    """Wait until a member has ended.  Raise BadInput unless it did so with status 0: the next `up` starts it again."""
+    from nsrun.lifecycle.wait import wait_member
+
+    if code := wait_member(state, name):
+        raise BadInput(f"member {name!r} has ended with status {code}", hint=f"nsrun logs {name}")
+    return "finished"
 
 
 def _remove(state: State, note: Note) -> None:
@@ -228,16 +366,26 @@ def _superfluous(state: State, pod: Note, wanted: PodFile) -> list[str]:
     return sorted(name for name in ours if name not in names)
 
 
-def _show(wanted: PodFile, directory: str) -> int:
+def _show(call: Call, pods: list[PodFile], directory: str) -> int:
     """Print the commands that the file stands for."""
-    from nsrun.cli.say import out
+    from nsrun.cli.say import page
     from nsrun.plan import sh_quote
 
     lines = [["cd", directory]] if directory not in ("", ".") else []
-    lines.append(["nsrun", "pod", "create", *arguments(wanted.options), wanted.name])
-    for member in wanted.members:
-        command = ["--", *member.command] if member.command else []
-        lines.append(["nsrun", "join", wanted.name, "-d", "--name", member.name, *arguments(member.options), *command])
+    for wanted in pods:
+        lines.append(["nsrun", "pod", "create", *arguments(wanted.options), wanted.name])
+        known = {}
+        if wanted.compiled:
+            from nsrun.cli import provide
+
+            known = provide.known(call.state, None)
+            for volume in wanted.own.values():
+                if volume.files is not None:
+                    page(f"# the volume {volume.name} gets {', '.join(sorted(volume.files))}\n", keep="\n")
+        for member in (member.filled(known) for member in wanted.members):
+            command = ["--", *member.command] if member.command else []
+            options = ["--name", member.name, *arguments(member.options)]
+            lines.append(["nsrun", "join", wanted.name, *([] if member.finish else ["-d"]), *options, *command])
     for words in lines:
-        out(" ".join(map(sh_quote, words)))
+        page(" ".join(map(sh_quote, words)) + "\n")
     return 0

@@ -20,8 +20,10 @@ def ls(call: Call) -> int:
             raise UsageError("--quiet and --json exclude each other")
         for name in volumes.names(call.state):
             out(name)
+        volumes.finish(call.state)
         return 0
     found = volumes.describe(call.state)
+    volumes.finish(call.state)
     if call.options.get("json"):
         return text.json(found)
     rows = [[v["name"], v["created"], ",".join(v["members"]) or "-", v["path"]] for v in found]
@@ -32,10 +34,15 @@ def inspect(call: Call) -> int:
     from nsrun.cli import text
     from nsrun.lifecycle import volumes
 
-    return text.json(volumes.describe(call.state, call.operands))
+    found = volumes.describe(call.state, call.operands)
+    volumes.finish(call.state)
+    return text.json(found)
 
 
 def rm(call: Call) -> int:
+    from nsrun.lifecycle import volumes
+
+    volumes.finish(call.state)
     return each(call.operands, lambda name: _remove(call, name))
 
 

@@ -417,12 +417,22 @@ def connect(
             if ip6:
                 forget_address(ip6)
             index = _make_port(sock, netns, bridge_index, ip, ident, ip6)
+            if (
+                not index and wanted_ip
+            ):  # we have the lease, so its pod has ended: the kernel is about to take the veth away
+                wait(lambda: veth_name(wanted_ip) not in _link_names(), 5.0)
+                index = _make_port(sock, netns, bridge_index, ip, ident, ip6)
         except BaseException:
             table.close()
             raise
         if index:
             return ip, index, table
         table.close()
+        if wanted_ip:
+            raise BadInput(
+                f"--ip {wanted_ip} was the address of a pod that has ended, and its veth {veth_name(ip)} is still there",
+                hint=f"something has the network namespace of that pod: nsrun ns ls; or: ip link del {veth_name(ip)}",
+            )
     if wanted_ip:
         raise BadInput(f"--ip {wanted_ip} is taken by another pod", hint="nsrun pod ls shows the addresses")
     raise BadInput(f"all addresses of {ip_text(net)}/{PREFIX} are in use", hint="remove a pod: nsrun pod ls")
@@ -608,12 +618,15 @@ def hold_port(
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, 0)  # nobody reads from it: keep next to nothing
         elif protocol == "tcp" and to_listen:
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        shared = port and released(host_ip, port, protocol)
-        if shared:
+        try:
+            sock.bind((host_ip, port))
+        except OSError as error:
+            if error.errno != EADDRINUSE or not port or not released(host_ip, port, protocol):
+                raise
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        sock.bind((host_ip, port))
-        if shared and not to_listen:
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)  # from now on it is ours alone
+            sock.bind((host_ip, port))
+            if not to_listen:  # listen(2) asks again
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)  # from now on it is ours alone
     except OSError as error:
         sock.close()
         if error.errno == EADDRINUSE:
@@ -642,9 +655,11 @@ def hold_ports(
         for index, (ip, host, pod, protocol) in enumerate(ports):
             if index in held:
                 continue
-            other = ("::", 0, pod, protocol)
-            twin = next((i for i in range(index + 1, len(ports)) if ports[i] == other and i not in held), -1)
-            if (ip, host) != ("0.0.0.0", 0) or twin < 0:
+            twin = -1
+            if (ip, host) == ("0.0.0.0", 0):
+                other = ("::", 0, pod, protocol)
+                twin = next((i for i in range(index + 1, len(ports)) if ports[i] == other and i not in held), -1)
+            if twin < 0:
                 held[index] = hold_port(ip, host, protocol, holder, released)
                 continue
             for attempt in range(20):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ENXIO, EXDEV
+from errno import EEXIST, EINVAL, EISDIR, ELOOP, ENODEV, ENOENT, ENOTDIR, ENOTEMPTY, ENXIO, EOPNOTSUPP, EXDEV
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError
@@ -116,6 +116,31 @@ def _copy_data(source: int, target: int, size: int) -> None:
     os.ftruncate(target, size)
 
 
+_IN_MEMORY = 16 << 20  # bytes of a file up to which its content is kept in memory
+
+
+def _stage(size: int) -> Any:
+    """Return a file without a name, in which a content can be made."""
+    if size <= _IN_MEMORY:
+        return os.fdopen(os.memfd_create("content", os.MFD_CLOEXEC), "r+b")
+    import tempfile
+
+    return tempfile.TemporaryFile()
+
+
+def _make_room(target: int, old: int, size: int) -> None:
+    """Have the file system give space for `size` bytes to a file.  Raise OSError when it has not so much: then nothing has changed."""
+    if not size:
+        return
+    try:
+        os.posix_fallocate(target, 0, size)
+    except OSError as error:
+        if size > old:
+            os.ftruncate(target, old)
+        if error.errno not in (EINVAL, EOPNOTSUPP, ENODEV):
+            raise
+
+
 class _Links:
     """The paths of the files with several names that were copied, by (device, inode), with what else there is to know."""
 
@@ -190,7 +215,7 @@ class Directory:
     def put(self, name: str, st: os.stat_result, fill: Callable[[int], None]) -> tuple[int, int]:
         """Make a file whose content `fill` writes, whole or not at all; return (device, inode).
 
-        One that is mounted there (/etc/hosts) is written in place, and so may be left incomplete.
+        One that is mounted there (/etc/hosts) can't be replaced, and is written in place: _overwrite.
         """
         if self._is_mounted(name):
             return self._overwrite(name, st, fill)
@@ -249,6 +274,11 @@ class Directory:
             raise
 
     def _overwrite(self, name: str, st: os.stat_result, fill: Callable[[int], None]) -> tuple[int, int]:
+        """Write what `fill` makes over a file that can't be replaced; return (device, inode).
+
+        All that may fail or take long is done before: the content is complete elsewhere, and the file has space for it.  Then a
+        process of its own writes it, which goes on if we are killed.
+        """
         where = repr("/".join([*self.path, name]))
         with kernel.Fd(os.open(name, _FIND, dir_fd=self.levels[-1])) as found:
             there = os.fstat(found)
@@ -256,9 +286,11 @@ class Directory:
                 raise BadInput(f"{where} is there, and is not a regular file")
             if (there.st_dev, there.st_ino) == (st.st_dev, st.st_ino):
                 raise BadInput(f"{where} is what is copied: the two are the same file")
-            flags = os.O_RDWR | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
-            with kernel.Fd(os.open(f"/proc/self/fd/{found}", flags)) as target:
-                fill(target)
+            flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+            with kernel.Fd(os.open(f"/proc/self/fd/{found}", flags)) as target, _stage(st.st_size) as whole:
+                fill(whole.fileno())
+                _make_room(target, there.st_size, st.st_size)
+                kernel.write_apart(whole.fileno(), target, st.st_size)
             return there.st_dev, there.st_ino
 
     def _link(self, path: str, made: tuple[int, int], name: str) -> bool:

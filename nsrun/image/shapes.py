@@ -21,6 +21,15 @@ PROCESS = {
     "Volumes?": {str: object},
     "ExposedPorts?": {str: object},
     "Labels?": {str: TEXT},
+    "Healthcheck?": {  # Docker's
+        "Test?": [STRING],
+        "Interval?": Number(),
+        "Timeout?": Number(),
+        "StartPeriod?": Number(),
+        "StartInterval?": Number(),
+        "Retries?": Number(),
+    },
+    "Shell?": [STRING],
 }
 CONFIG = {
     **PLATFORM,

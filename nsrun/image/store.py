@@ -230,7 +230,19 @@ class Store:
         from nsrun.state import timestamp
 
         document, process = found.config.document, found.config.process
-        keys = ("Entrypoint", "Cmd", "Env", "WorkingDir", "User", "StopSignal", "Volumes", "ExposedPorts", "Labels")
+        keys = (
+            "Entrypoint",
+            "Cmd",
+            "Env",
+            "WorkingDir",
+            "User",
+            "StopSignal",
+            "Volumes",
+            "ExposedPorts",
+            "Labels",
+            "Healthcheck",
+            "Shell",
+        )
         created = document.get("created")
         return {
             "id": found.config.digest[7:],

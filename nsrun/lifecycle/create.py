@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import BadInput
+from nsrun.errors import BadInput, UnknownError
 from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
 from nsrun.run import Run
 from nsrun.schema import check_name
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.plan import Plan
-    from nsrun.types import PodFacts, PodOptions, PodSpec
+    from nsrun.types import PodFacts, PodNote, PodOptions, PodSpec
 
     Options = Mapping[str, Any]
 
 
-def _host_resolv_conf(seen: dict[str, str | None]) -> str:
+def host_resolv_conf(seen: dict[str, str | None]) -> str:
     """Return the host's resolv.conf.  A server on loopback can't be reached from a pod: then systemd-resolved's upstream ones are used."""
     text = ""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
@@ -67,7 +67,7 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         "id": ident,
         "created": timestamp() if ident != NO_ID else "",
         "cgroup": cgroup.pod_path(name, ident, state.uid),
-        "resolv_conf": _host_resolv_conf(state.seen_text),
+        "resolv_conf": host_resolv_conf(state.seen_text),
         "owner": owner.name if owner else "root",
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
         "subnet6": os.environ.get("NSRUN_SUBNET6", ""),
@@ -149,15 +149,16 @@ def create_pod(
     leave: Callable[[Run], None] | None = None,
     last: bool = False,
     make: Callable[[Plan, State], Run] = Run,
+    ident: str = "",
 ) -> Mapping[str, Any]:
-    """Create a pod and return its note.
+    """Create a pod and return its note.  `ident`: its id, unless it is to be a new one.
 
     `make`: what runs the plan.  `leave` is called before pause starts.  `last`: the process ends after it.  SIGINT and SIGTERM then stay blocked once the pod is there, so that an
     interrupt never looks like a failure of what has succeeded.
     """
     if state.uid:
         _check_rootless(state, options)
-    plan = plan_pod(state, options)
+    plan = plan_pod(state, options, ident)
     run = make(plan, state)
     if leave:
         run.before_release = lambda: leave(run)
@@ -169,3 +170,20 @@ def create_pod(
         if not (last and run.note):
             run.restore_signals()
     return run.note
+
+
+def pod_for(state: State, name: str) -> PodNote:
+    """Return the pod's note; for a pod that does not exist yet, what it would be, so that one can read before one does."""
+    from nsrun.host import cgroup
+
+    try:
+        return state.pod(name)
+    except UnknownError:
+        check_name(name, "pod")
+        return {
+            "name": name,
+            "id": "ID",
+            "hostname": name,
+            "pause": ["PAUSE", 0, ""],
+            "cgroup": cgroup.pod_path(name, "ID"),
+        }

@@ -568,17 +568,24 @@ def plan_pause(state: State, names: list[str], frozen: bool) -> Plan:
     return Plan(f"{'pause' if frozen else 'unpause'} {' '.join(names)}", [*steps, Sweep()])
 
 
-def plan_rm(state: State, names: list[str], force: bool) -> Plan:
-    """`nsrun rm`."""
+def plan_rm(state: State, names: list[str], force: bool, stopped: bool = False) -> Plan:
+    """`nsrun rm`; `stopped`: of members that a command before has stopped."""
     steps: list[Step] = []
     for note in [state.member(name) for name in names if not force or state.has_member(name)]:
         status, name = state.member_status(note)[0], note["name"]
-        if status in ALIVE:
+        if status in ALIVE and not stopped:
             if not force:
                 raise BadInput(f"member {name!r} is {status}", hint=f"nsrun stop {name}, or: nsrun rm -f {name}")
             steps.append(_stop(state, note, SIGKILL, 0))
         steps.append(_remove(state, note))
     return Plan(f"rm {' '.join(names)}", [*steps, Sweep()])
+
+
+def plan_end(state: State, name: str) -> Plan:
+    """`nsrun stop`, and then `nsrun rm`, of a member that `up` does not want, or not as it is."""
+    note = state.member(name)
+    stop = [_stop(state, note, 0, None)] if state.member_status(note)[0] in ALIVE else []
+    return Plan(f"stop and rm {name}", [*stop, _remove(state, note), Sweep()])
 
 
 def plan_pod_stop(state: State, names: list[str], seconds: float | None) -> Plan:

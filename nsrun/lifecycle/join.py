@@ -321,6 +321,13 @@ def _note(
         note["labels"] = parse_labels(options["label"])
     if options.get("ends_pod"):
         note["ends_pod"] = True
+    if source.image or any("health" in key for key in options):
+        from nsrun.spec.health import parse_health
+
+        if (health := parse_health(options, source.config)) and request.monitored:
+            note["health"] = health
+        elif health and options.get("health_cmd") is not None:
+            raise UsageError("--health-cmd: without a monitor nothing checks the member", hint="detach=True")
     if "stop_timeout" in options:
         note["stop_timeout"] = parse_count(options["stop_timeout"], "--stop-timeout", "a number of seconds", 0, 86400)
     if source.image:

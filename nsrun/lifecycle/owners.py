@@ -142,7 +142,7 @@ def _listen(questions: list[_Question]) -> None:
 
 _SHOWN = {"name": str, "pod": str, "status": str, "pid": int, "pid_in_pod": int, "command": list}
 _KEPT = (
-    "id", "name", "pod", "status", "orphaned", "pid", "pid_in_pod", "exit_code", "oom_killed", "created", "started", "finished", "image",
+    "id", "name", "pod", "status", "health", "orphaned", "pid", "pid_in_pod", "exit_code", "oom_killed", "created", "started", "finished", "image",
     "image_id", "rootfs", "restarts",
 )  # fmt: skip
 

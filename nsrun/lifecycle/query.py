@@ -98,7 +98,7 @@ def member_json(state: State, note: Note) -> dict[str, Any]:
         pod = state.try_read("pods", note["pod"])
         orphaned = not (pod and pod["id"] == note["pod_id"] and pod_status(state, pod) in ("running", "removing"))
     inner, spaces = (_pid_inside(pid), kernel.namespace_ids(pid)) if pid else (0, {})
-    return _member_json(note, status, code, orphaned, pid, inner, recorded, spaces)
+    return _member_json(note, status, code, orphaned, pid, inner, recorded, spaces, _health(state, note, status))
 
 
 def _member_json(
@@ -110,12 +110,14 @@ def _member_json(
     inner: int,
     recorded: tuple[int, str, bool] | None,
     spaces: dict[str, int],
+    health: str,
 ) -> dict[str, Any]:
     return {
         "id": note["id"],
         "name": note["name"],
         "pod": note["pod"],
         "status": status,
+        "health": health,
         "orphaned": orphaned,
         "pid": pid,
         "pid_in_pod": inner,
@@ -130,6 +132,21 @@ def _member_json(
         "labels": note.get("labels", {}),
         "namespaces": spaces,
     }
+
+
+def inspect_member(state: State, note: Note) -> dict[str, Any]:
+    """Return everything about a member, as `inspect` prints it: also how it is checked, and what the last checks said."""
+    from nsrun.lifecycle.health import describe
+
+    return {**member_json(state, note), **describe(state, note)}
+
+
+def _health(state: State, note: Note, status: str) -> str:
+    if "health" not in note:
+        return "none"
+    from nsrun.lifecycle.health import health_of
+
+    return health_of(state, note, status)
 
 
 def _pid_inside(pid: int) -> int:
@@ -205,7 +222,17 @@ def members(state: State, everything: bool = False, spaces: bool = True) -> tupl
             pod = running.get(one.note["pod"])
             if pod and pod.running and pod.note["id"] == one.note["pod_id"]:
                 space = kernel.namespace_ids(one.pid) if spaces else {}
-                return _member_json(one.note, "running", None, False, one.pid, one.inner, None, space)
+                return _member_json(
+                    one.note,
+                    "running",
+                    None,
+                    False,
+                    one.pid,
+                    one.inner,
+                    None,
+                    space,
+                    _health(state, one.note, "running"),
+                )
         note = one.note if one else state.try_read("members", name)
         return member_json(state, note) if note else None
 
@@ -243,7 +270,7 @@ _DAMAGED_POD: dict[str, Any] = {
     "ports": [], "members": [], "labels": {},
 }  # fmt: skip
 _DAMAGED_MEMBER: dict[str, Any] = {
-    **_DAMAGED, "pod": "", "orphaned": False, "pid_in_pod": 0, "exit_code": None, "oom_killed": False, "started": None,
+    **_DAMAGED, "pod": "", "health": "none", "orphaned": False, "pid_in_pod": 0, "exit_code": None, "oom_killed": False, "started": None,
     "finished": None, "command": [], "rootfs": "", "restarts": 0, "labels": {},
 }  # fmt: skip
 

@@ -13,13 +13,13 @@ import os
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UnknownError
 from nsrun.schema import is_directory, is_name, is_there
-from nsrun.state import new_id
+from nsrun.state import make_directory, new_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nsrun.state import State
+    from nsrun.state import Note, State
 
 _GONE = ".gone-"  # what is being removed; no volume can have such a name
 _LOCK = "volumes"
@@ -90,22 +90,53 @@ def remove(state: State, name: str, used: dict[str, list[str]] | None = None) ->
         path = _path(state, name)
         _refuse_used(name, users(state) if used is None else used)
         os.rename(path, gone)
+        ours = _hold(gone)
         try:
             _refuse_used(name, users(state))
         except BaseException as error:
             if not is_there(path):
                 os.rename(gone, path)
+                _let_go(ours)
                 raise
             if not isinstance(error, BadInput):
+                _let_go(ours)
                 raise
             told = f"volume {name!r} was removed, and a member has made a new one of that name meanwhile"
-    state.remove_written(gone)
+    try:
+        state.remove_written(gone)
+    finally:
+        _let_go(ours)
     if is_there(gone):
         raise NsrunError(
             f"can't remove all of volume {name!r}: {gone}",
             hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then nsrun volume prune",
         )
     return told
+
+
+def _hold(gone: str) -> int:
+    """Return a descriptor of a volume that is being removed, with a lock by which others know that somebody does so: flock(2).
+
+    Return -1 when it can't be opened, since an ordinary user's member may have made it its own.  Raise BlockingIOError when
+    another has the lock.
+    """
+    import fcntl
+
+    try:
+        fd = os.open(gone, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except PermissionError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _let_go(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def _refuse_used(name: str, used: dict[str, list[str]]) -> None:
@@ -122,13 +153,86 @@ def unused(state: State) -> list[str]:
     return [name for name in names(state) if name not in used]
 
 
-def finish(state: State) -> None:
-    """Remove what commands that were killed have left half removed."""
+def finish(state: State) -> list[str]:
+    """Remove what commands that were killed have left half removed, and what nobody else is removing; return its paths."""
+    within, removed = f"{state.lib}/volumes", []
     try:
+        if not any(entry.startswith(_GONE) for entry in os.listdir(within)):
+            return []
         with kernel.Fd(state.lock(_LOCK)):  # else one of them may be renamed back
-            entries = os.listdir(f"{state.lib}/volumes")
+            entries = os.listdir(within)
     except FileNotFoundError:
-        return
+        return []
     for entry in entries:
         if entry.startswith(_GONE):
-            state.remove_written(f"{state.lib}/volumes/{entry}")
+            try:
+                ours = _hold(f"{within}/{entry}")
+            except (FileNotFoundError, BlockingIOError):
+                continue  # somebody removes it
+            try:
+                state.remove_written(f"{within}/{entry}")
+                removed.append(f"{within}/{entry}")
+            finally:
+                _let_go(ours)
+    return removed
+
+
+# ---- volumes that live with a pod: POD_NAME-MARK, of YAML (nsrun.kube.pods) -------------------------------------------
+
+
+def provide(state: State, name: str, files: dict[str, tuple[bytes, int]] | None, group: int, pod: Note) -> None:
+    """Make a volume of the pod's own, unless it is there: with these files, or an empty one that everybody may write to.
+
+    It gets its name when it is whole, so a volume that is there has all of its files.  `group`: whose it is, -1: root's.
+    """
+    path, staging = f"{state.lib}/volumes/{name}", f"{state.lib}/volumes/{_GONE}{new_id()}"
+    make_directory(f"{state.lib}/volumes")
+    with kernel.Fd(state.lock(_LOCK)):
+        if is_there(path):
+            return
+        os.mkdir(staging, 0o700)
+        try:
+            for file, (content, mode) in (files or {}).items():
+                os.makedirs(os.path.dirname(f"{staging}/{file}"), 0o755, exist_ok=True)
+                with open(f"{staging}/{file}", "xb") as opened:
+                    opened.write(content)
+                os.chmod(f"{staging}/{file}", mode | (0o040 if group >= 0 else 0))
+            os.chmod(staging, 0o777 if files is None else 0o755)
+            _give(state, staging, group, pod)
+            os.rename(staging, path)
+        except BaseException:
+            state.remove_written(staging)
+            raise
+
+
+def _give(state: State, top: str, group: int, pod: Note) -> None:
+    """Have what is in a new volume belong to root of the pod, and to a group."""
+    from nsrun.spec.idmaps import to_host
+
+    if state.uid:
+        return  # an owner is root of the pod themselves
+    uid, gid = 0, max(group, 0)
+    if user := pod.get("user"):
+        uid, gid = to_host(user["maps"]["uid"], uid), to_host(user["maps"]["gid"], gid)
+        if uid < 0 or gid < 0:
+            raise BadInput(f"the pod's user namespace has no group {group}", hint="a larger range in /etc/subgid")
+    for directory, _, files in os.walk(top):
+        os.chown(directory, uid, gid)
+        mode = os.stat(directory).st_mode & 0o777
+        os.chmod(directory, mode | (0o2000 if group >= 0 else 0))
+        for file in files:
+            kept = os.stat(f"{directory}/{file}").st_mode & 0o777
+            os.chown(f"{directory}/{file}", uid, gid)
+            os.chmod(f"{directory}/{file}", kept)
+
+
+def drop_own(state: State, pod: str, keep: set[str]) -> None:
+    """Remove the volumes that lived with pods of this name, but for those to `keep` and those that a member uses."""
+    import re
+
+    pattern = re.compile(re.escape(pod) + r"_[a-z0-9][a-z0-9-]*-[0-9a-f]{12}")
+    found = [name for name in names(state) if pattern.fullmatch(name) and name not in keep]
+    used = users(state) if found else {}
+    for name in found:
+        if not used.get(name):
+            remove(state, name, used)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nsrun wait`: wait until a member has ended."""
+"""`nsrun wait`: wait until a member has ended, or until it is healthy."""
 
 from __future__ import annotations
 
 import os
+import time
 from errno import ENOENT
 
 from nsrun.errors import BadInput, UnknownError
@@ -16,10 +17,34 @@ if TYPE_CHECKING:
     from nsrun.state import Note, State
 
 
+LOOK_AGAIN = 0.1  # seconds: what a health check has found is in a file
+
+
+def wait_health(state: State, name: str, wanted: str) -> None:
+    """Wait until the member is healthy, or unhealthy.  Raise BadInput when it can't get so any more."""
+    from nsrun.lifecycle.health import health_of
+
+    note: Note = state.member(name)
+    while True:
+        now = state.read("members", note["name"])
+        if now is None or now["id"] != note["id"]:
+            now = state.same_member(note)  # it may have been renamed
+        if now is None:
+            raise BadInput(f"member {name!r} was removed before it was {wanted}")
+        note, status = now, state.member_status(now)[0]
+        if not note.get("health"):
+            raise BadInput(f"member {name!r} has no health check", hint="nsrun join --health-cmd CMD")
+        if status not in (*BEGUN, "created", "restarting"):
+            raise BadInput(f"member {name!r} has ended before it was {wanted}", hint=f"nsrun logs {name}")
+        if health_of(state, note, status) == wanted:
+            return
+        wait_monitor(state, note, LOOK_AGAIN)
+        if status != "running":
+            time.sleep(LOOK_AGAIN)
+
+
 def wait_member(state: State, name: str) -> int:
     """Wait until the member has ended; return its exit status.  Raise BadInput when nobody saw it end."""
-    import time
-
     note: Note = state.member(name)
     while True:
         try:

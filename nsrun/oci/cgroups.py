@@ -240,11 +240,14 @@ def apply(paths: dict[str, str], settings: Sequence[Setting], unified: bool) -> 
             raise BadInput(f"{field}: {what or os.strerror(error.errno or 0)} ({setting.file} = {setting.text})", errno=error.errno or 0) from None  # fmt: skip
 
 
+def joined(paths: dict[str, str], born: bool) -> list[str]:
+    """Return the cgroups that a process of a container is moved into; `born`: it was born in that of v2."""
+    return [path for key, path in paths.items() if not (key == _V2 and born)]
+
+
 def join(paths: dict[str, str], pid: int, born: bool) -> None:
-    """Move a process into a container's cgroups; `born`: it was born in that of v2."""
-    for key, path in paths.items():
-        if key == _V2 and born:
-            continue
+    """Move a process into them."""
+    for path in joined(paths, born):
         _write(f"{path}/cgroup.procs", str(pid))
 
 

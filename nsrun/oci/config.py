@@ -120,7 +120,6 @@ REFUSED = {
     "linux.memoryPolicy": "set_mempolicy(2) is not called by nsrun-oci",
     "linux.netDevices": "devices of the network are not moved by nsrun-oci",
     "process.execCPUAffinity": "the affinity of an exec is not set by nsrun-oci",
-    "linux.seccomp.listenerPath": "a filter that asks a listener is not set by nsrun-oci",
 }
 
 

@@ -21,6 +21,7 @@ FLAGS = {
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
 }
 _WHAT = "linux.seccomp"
+_NOTIFY = "SCMP_ACT_NOTIFY"
 
 
 def flags(profile: Mapping[str, Any]) -> int:
@@ -31,6 +32,23 @@ def flags(profile: Mapping[str, Any]) -> int:
             raise BadInput(f"{_WHAT}.flags: {word!r} is unknown")
         found |= FLAGS[word]
     return found & ~1  # one thread alone: nothing to synchronize
+
+
+def asks(profile: Mapping[str, Any] | None) -> bool:
+    """Return whether a filter asks a listener (SCMP_ACT_NOTIFY).  Raise BadInput when nobody could answer."""
+    if not profile:
+        return False
+    if profile["defaultAction"] == _NOTIFY:
+        raise BadInput(f"{_WHAT}.defaultAction: {_NOTIFY} would ask for every call, those of nsrun-init too")
+    named = [rule.get("names") or [] for rule in profile.get("syscalls") or [] if rule.get("action") == _NOTIFY]
+    if not named:
+        return False
+    if any("write" in names for names in named):
+        raise BadInput(f"{_WHAT}.syscalls: {_NOTIFY} for write: it is how nsrun-init says that the listener is there")
+    path = profile.get("listenerPath") or ""
+    if not path.startswith("/"):
+        raise BadInput(f"{_WHAT}.listenerPath: {_NOTIFY} needs one, and it is an absolute path")
+    return True
 
 
 def compiled(kept: str, profile: Mapping[str, Any], caps: int) -> bytes:
@@ -49,7 +67,7 @@ def compiled(kept: str, profile: Mapping[str, Any], caps: int) -> bytes:
             return data[4:]
     except (OSError, BadInput):
         pass  # there is none yet, or something else: it is made anew
-    data = seccomp.programs(document, caps, _WHAT)
+    data = seccomp.programs(document, caps, _WHAT, notify=True)
     temporary = f"{path}.{os.getpid()}"
     try:
         os.makedirs(kept, 0o700, exist_ok=True)

@@ -167,7 +167,13 @@ def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, d
         machine.hierarchies = []  # the container stays in our cgroups; a limit finds no controller
     asked = linux.get("resources") or {}
     settings = resources.settings(asked, machine.unified)
-    paths = machine.paths(linux.get("cgroupsPath") or "", ident)
+    scope = None
+    if words.flag("systemd-cgroup") or words.value("cgroup-manager") == "systemd":
+        from nsrun.oci.systemd import limits, scope_of
+
+        scope = scope_of(linux.get("cgroupsPath") or "", ident)
+        limits(asked, machine.unified)  # what is no number is said before anything is made
+    paths = machine.paths(f"/{scope.path()}" if scope else linux.get("cgroupsPath") or "", ident)
     kinds = {entry["type"]: entry.get("path") or "" for entry in linux.get("namespaces") or []}
     environment = list(process.get("env") or [])
     preserve = _preserve(words, environment)
@@ -199,6 +205,8 @@ def _facts(words: Words, root: str, ident: str, bundle: str, document: Config, d
         cgroups=paths,
         settings=settings,
         unified=machine.unified,
+        scope=scope,
+        properties=asked,
         devices=resources.DeviceRules(asked["devices"]).program() if machine.unified and asked.get("devices") else b"",
         hierarchies=[(one.key, one.mount, one.mount + machine.own(one).rstrip("/")) for one in machine.hierarchies],
         may_lack=not settings and (bool(os.geteuid()) or nested),
@@ -265,7 +273,16 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
         kind, hook, hooks.state_of(facts.note, run.pid, "creating"), run.pid, run.cgroups
     )
     master: list[int] = []
-    run.before_release = lambda: master.extend([os.dup(run.fd("tty:master"))] if "tty:master" in run.handles else [])
+
+    def before_release() -> None:
+        if "tty:master" in run.handles:
+            master.append(os.dup(run.fd("tty:master")))
+        if detach and os.environ.get("NSRUN_REPLAY") != "0":
+            from nsrun.oci.leave import leave
+
+            leave(run, document)
+
+    run.before_release = before_release
     try:
         run.execute()
     except NsrunError as error:
@@ -297,6 +314,13 @@ def _call_all(kind: str, document: Config, container: Container, pid: int, statu
 
 def start(container: Container, log: Log) -> None:
     """Let the first process of a container become its program."""
+    if given := os.environ.pop("NSRUN_OCI_TOLD", ""):
+        from nsrun.oci.leave import is_told
+
+        if (fd := is_told(container, given)) >= 0:  # csrc/oci.c has let it go
+            _hear(container, fd)
+            _is_started(container)
+            return
     status, pid = container.status()
     if status != "created":
         raise BadInput(f"container {container.id!r} can't be started: it is {status}")
@@ -310,34 +334,44 @@ def start(container: Container, log: Log) -> None:
             _kill_first(container)
             raise
     _release(container)
+    _is_started(container)
+    if (document.get("hooks") or {}).get("poststart"):
+        _call_all("poststart", document, container, container.pid(), "running", log)
+
+
+def _is_started(container: Container) -> None:
+    """Write down that the program runs."""
     container.mark("started")
     for name in ("start", "told"):
         try:
             os.unlink(f"{container.path}/{name}")
         except FileNotFoundError:
             pass
-    if (document.get("hooks") or {}).get("poststart"):
-        _call_all("poststart", document, container, container.pid(), "running", log)
 
 
 def _release(container: Container) -> None:
     """Tell nsrun-init to become the program, and hear how that went.  Raise BadInput."""
-    from _struct import calcsize, unpack_from
-
     flags = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     with kernel.Fd(os.open(f"{container.path}/told", os.O_RDONLY | flags)) as told:
         try:
             with kernel.Fd(os.open(f"{container.path}/start", os.O_WRONLY | flags)) as fd:
-                os.set_blocking(told, True)
                 os.write(fd, bytes((GO,)))
         except OSError as error:
             if error.errno == ENXIO:  # nobody reads
                 raise BadInput(f"container {container.id!r} has just stopped") from None
             raise
-        pid = container.pid()  # 0: the program has ended already
-        with kernel.Fd(kernel.pidfd_of(pid) if pid else -1) as first:
-            _await_told(container, told, first)
-        said = os.read(told, 1024)
+        _hear(container, told)
+
+
+def _hear(container: Container, told: int) -> None:
+    """Hear from nsrun-init how its exec went.  Raise BadInput when it did not go well."""
+    from _struct import calcsize, unpack_from
+
+    os.set_blocking(told, True)
+    pid = container.pid()  # 0: the program has ended already
+    with kernel.Fd(kernel.pidfd_of(pid) if pid else -1) as first:
+        _await_told(container, told, first)
+    said = os.read(told, 1024)
     if len(said) >= calcsize(INIT_RECORD):
         kind, _, errno = unpack_from(INIT_RECORD, said)
         if kind == INIT_FAILED:
@@ -458,7 +492,10 @@ def _remove(container: Container, log: Log) -> None:
         _kill_first(container)
     except state.Elsewhere:
         pass  # delete has asked for its cgroups
-    _remove_cgroups(container.id, note["cgroups"] if note["boot"] == state.boot_id() else {})
+    if note["boot"] == state.boot_id():
+        if note.get("unit"):
+            _stop_unit(container, log)
+        _remove_cgroups(container.id, note["cgroups"])
     try:
         document = container.config()
     except state.Damaged as error:
@@ -467,6 +504,19 @@ def _remove(container: Container, log: Log) -> None:
     if (document.get("hooks") or {}).get("poststop"):
         _call_all("poststop", document, container, 0, "stopped", log)
     container.remove()
+
+
+def _stop_unit(container: Container, log: Log) -> None:
+    """Let systemd end the scope of a container, in which nothing runs any more."""
+    from nsrun.oci import systemd
+
+    note = container.note()
+    if cgroups.end(note["cgroups"]):
+        try:
+            with systemd.Manager() as manager:
+                manager.stop(note["unit"])
+        except (NsrunError, ImportError) as error:
+            log.warn(f"container {container.id!r}: {error}")  # a scope without a process ends by itself
 
 
 def _remove_cgroups(ident: str, paths: dict[str, str]) -> None:
@@ -711,7 +761,13 @@ def update(words: Words, root: str) -> None:
         if machine.unified and asked.get("devices"):
             raise BadInput("linux.resources.devices: on cgroup v2 they can't be changed later")
         _check_memory(container.note()["cgroups"], asked.get("memory") or {})
-        cgroups.apply(container.note()["cgroups"], resources.settings(asked, machine.unified), machine.unified)
+        settings = resources.settings(asked, machine.unified)
+        if unit := container.note().get("unit"):
+            from nsrun.oci import systemd
+
+            with systemd.Manager() as manager:  # which would write its own values when it is reloaded
+                manager.change(unit, systemd.limits(asked, machine.unified))
+        cgroups.apply(container.note()["cgroups"], settings, machine.unified)
 
 
 def _check_memory(paths: dict[str, str], memory: Config) -> None:

@@ -78,14 +78,14 @@ def command(words: Words, log: say.Log) -> int:
 
 
 def _check_systemd(words: Words) -> None:
-    """Raise UsageError when a container is to be a scope of systemd.  Other commands find it by what is written down."""
-    if words.command in ("create", "run"):
-        here = os.path.isdir("/run/systemd/system")
-        raise UsageError(
-            "--systemd-cgroup: nsrun-oci makes no scopes yet: use the cgroup manager cgroupfs"
-            if here
-            else "--systemd-cgroup: systemd does not run here (there is no /run/systemd/system)"
-        )
+    """Raise UsageError when a container can't be a scope of systemd.  Other commands find it by what is written down."""
+    if words.command not in ("create", "run"):
+        return
+    from nsrun.oci import systemd
+
+    systemd.check_here()
+    if os.geteuid():
+        raise UsageError("--systemd-cgroup: nsrun-oci asks the systemd of the machine alone, which takes root")
 
 
 def _on_containers(words: Words, root: str, log: say.Log) -> int:

@@ -33,6 +33,7 @@ from nsrun.oci.steps import (
     MakeFifos,
     MakeLink,
     MakeNode,
+    MakeScope,
     MakeTimeNamespace,
     MakeUserNamespace,
     MoveRoot,
@@ -47,10 +48,12 @@ from nsrun.oci.steps import (
     OpenTree,
     Proceed,
     SeedTmpfs,
+    SendListener,
     SendTerminal,
     SetCapabilitySets,
     SetDomainname,
     SetFilterFlags,
+    SetFilterWithListener,
     SetIoPriority,
     SetOomScore,
     SetPersonality,
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.oci.resources import Setting
+    from nsrun.oci.systemd import Scope
 
     Config = dict[str, Any]
 
@@ -119,7 +123,8 @@ class Facts:
 
     root, ident: of the state.  note: what the state says at first.  rootfs: absolute.  env: of the process, with HOME.
     cgroups: the paths by hierarchy; settings: what is written there; unified: whether all of it is v2; hierarchies: of v1,
-    (controllers, mount point, our own cgroup) in order; devices: a program for v2.
+    (controllers, mount point, our own cgroup) in order; devices: a program for v2.  scope: what systemd makes of the container, and
+    properties: what it is told of its limits.
     rootless: we are an ordinary user.  nodes: whether we may make device nodes.
     """
 
@@ -135,6 +140,8 @@ class Facts:
         self.hierarchies: Sequence[tuple[str, str, str]] = ()
         self.may_lack = False
         self.devices = b""
+        self.scope: Scope | None = None
+        self.properties: Mapping[str, Any] = {}
         self.rootless = False
         self.nodes = True
         self.selinux = False
@@ -161,6 +168,8 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     if facts.rootless and not new_user:
         raise BadInput("linux.namespaces: an ordinary user needs a new user namespace, or is root of one already")
     hooks = config.get("hooks") or {}
+    if hooks.get("startContainer") and _asks(linux):
+        raise BadInput("hooks.startContainer: a hook of the image has the container's filter, which asks a listener")
     uid_maps, gid_maps = maps.get("uid", ()), maps.get("gid", ())
     user_uid = to_host(uid_maps, (process.get("user") or {}).get("uid") or 0)
     if user_uid < 0:
@@ -176,7 +185,8 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         if not path and kind not in ("user", "cgroup", "time")
     )
     own_cgroup = "cgroup" in namespaces and not namespaces["cgroup"]
-    moved = bool(set(facts.cgroups) - {"0"})  # a cgroup of v1: nobody can be born there
+    # a cgroup of v1, or one that systemd makes of a process: nobody can be born there
+    moved = bool(set(facts.cgroups) - {"0"}) or facts.scope is not None
     waits_for_cgroups = own_cgroup and moved
 
     # 1 Open
@@ -206,7 +216,16 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         steps.append(GiveStdio(user_uid))
 
     # 2 Host
-    steps.append(MakeCgroups(facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack, facts.devices))
+    limited = (facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack, facts.devices)
+    in_cgroups: list[Step] = [JoinCgroups()] if moved else []
+    if facts.scope:
+        if any(isinstance(step, OpenCgroupTree) for step in opened):
+            raise BadInput(
+                "linux.namespaces: cgroup is missing: a scope of systemd is made later than its mounts of v1"
+            )
+        in_cgroups.insert(0, MakeScope(*limited, ident=facts.ident, scope=facts.scope, properties=facts.properties))
+    else:
+        steps.append(MakeCgroups(*limited))
     steps += [step for step in opened if step.phase == HOST]
     if new_user:
         steps.append(MakeUserNamespace(maps, "user:fd"))
@@ -260,12 +279,18 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     steps += _ends(process, facts, linux.get("seccomp"), waits=True)
 
     # 5 Commit
-    steps += [JoinCgroups(), Proceed()] if waits_for_cgroups else []
+    steps += [*in_cgroups, Proceed()] if waits_for_cgroups else []
     steps += [*called, Proceed()] if called else []
-    steps += [JoinCgroups()] if moved and not waits_for_cgroups else []
-    steps += _commit(process, facts)
+    steps += [] if waits_for_cgroups else in_cgroups
+    steps += _commit(process, facts, linux.get("seccomp"), "creating")
     steps += [WriteState(), *([WritePidFile(facts.pid_file)] if facts.pid_file else []), Release()]
     return Plan(f"create {facts.ident}", steps)
+
+
+def _asks(linux: Config) -> bool:
+    from nsrun.oci import filters
+
+    return filters.asks(linux.get("seccomp"))
 
 
 def _offsets(linux: Config) -> str:
@@ -304,7 +329,7 @@ def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], 
         *_ends(process, facts, seccomp, waits=False),
     ]
     steps += [JoinCgroups()] if set(note["cgroups"]) - {"0"} else []
-    steps += _commit(process, facts)
+    steps += _commit(process, facts, seccomp, "running", note)
     steps += [*([WritePidFile(facts.pid_file)] if facts.pid_file else []), Release()]
     return Plan(f"exec {facts.ident}", steps)
 
@@ -335,7 +360,7 @@ def hook_plan(
             steps.append(OpenNamespace("time", f"/proc/{pid}/ns/time", "ns:time"))
             clocks.append(EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME))
         ends = _ends(process, facts, linux.get("seccomp"), waits=False, program=hook["path"])
-        commit = _commit(process, facts)
+        commit = _commit(process, facts, None, "created")
     steps += [
         OpenCgroups(cgroups),
         LaunchContainer("member:ns", flags & ~(kernel.CLONE_NEWNS | kernel.CLONE_NEWTIME)),
@@ -358,8 +383,17 @@ def _hook_environment(hook: Config) -> tuple[str, ...]:
     return tuple(hook.get("env") or ())
 
 
-def _commit(process: Config, facts: Facts) -> list[Step]:
+def _commit(
+    process: Config, facts: Facts, seccomp: Config | None, status: str, note: Mapping[str, Any] | None = None
+) -> list[Step]:
+    from nsrun.oci import filters
+
     steps: list[Step] = []
+    if seccomp and filters.asks(seccomp):
+        note = note or facts.note
+        known = {key: note[key] for key in ("ociVersion", "id", "bundle", "annotations") if note.get(key)}
+        state = {**known, "status": status, "pid": note.get("pid") or 0}
+        steps += [SendListener(seccomp["listenerPath"], seccomp.get("listenerMetadata") or "", state), Proceed()]
     if process.get("oomScoreAdj") is not None:
         steps.append(SetOomScore(process["oomScoreAdj"]))
     if process.get("terminal") and facts.console:
@@ -401,8 +435,10 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
             raise BadInput("process.selinuxLabel: this kernel has no SELinux, or it is disabled")
         steps.append(WriteProc("/proc/self/attr/exec", process["selinuxLabel"], _LABEL))
     steps.append(ChangeDirectory(process["cwd"]))
+    asks = filters.asks(seccomp)
     if seccomp and not late:
-        steps.append(SetFilterFlags(flags, 3 + facts.preserve))
+        kind = SetFilterWithListener if asks else SetFilterFlags
+        steps.append(kind(flags, 3 + facts.preserve))
     uid, gid, groups = user.get("uid") or 0, user.get("gid") or 0, tuple(user.get("additionalGids") or ())
     steps.append(SetUser(uid, gid, groups, capabilities(process, "bounding"), facts.keep_groups))
     if user.get("umask") is not None:
@@ -411,6 +447,8 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
     steps.append(SetCapabilitySets(*(capabilities(process, name) for name in names)))
     if late:
         steps.append(NoNewPrivileges())
+        if asks:
+            steps.append(SetFilterWithListener(flags, 3 + facts.preserve))
     steps.append(
         ExecuteContainer(
             tuple(process["args"]),
@@ -418,9 +456,9 @@ def _ends(process: Config, facts: Facts, seccomp: Config | None, waits: bool, pr
             3 + facts.preserve,
             program,
             waits=waits,
-            filtered=bool(seccomp and late),
+            filtered=bool(seccomp and late and not asks),
             flags=flags,
-            closed=bool(seccomp and not late),
+            closed=bool(seccomp and (asks or not late)),
         )
     )
     return steps

@@ -6,6 +6,7 @@
     start      a FIFO: the first process waits for a byte here
     told       a FIFO: what became of its exec; end of file is success
     started    there when the program runs
+    plan       a compiled plan, by which csrc/oci.c does what follows (nsrun/oci/leave.py)
 
 A command holds flock(2) on the directory, so that two of one container follow each other; the kernel takes the lock away
 whatever happens to its holder.  A process is the one that the state means if pid, start time and boot are the same.
@@ -32,6 +33,7 @@ _COUNT = Number()
 _SHAPE: dict[Any, Any] = {
     "id": WORD, "bundle": WORD, "rootfs": WORD, "created": STRING, "ociVersion": STRING, "annotations": {str: STRING}, "owner": STRING,
     "boot": STRING, "view": [_COUNT], "cgroups": {str: WORD}, "uid": _COUNT, "pid?": _COUNT, "start?": _COUNT, "terminal?": object,
+    "unit?": WORD,
 }  # fmt: skip
 _INIT = "/memfd:nsrun-init (deleted)"
 
@@ -184,8 +186,11 @@ class Container:
 
     def document(self) -> dict[str, Any]:
         """Return what `state` prints and hooks get."""
+        return self.describe(*self.status())
+
+    def describe(self, status: str, pid: int) -> dict[str, Any]:
+        """Return the same for a status."""
         note = self.note()
-        status, pid = self.status()
         found = {
             "ociVersion": note["ociVersion"],
             "id": self.id,
@@ -204,6 +209,7 @@ def _lock(root: str, ident: str, seconds: float = 30) -> int:
     from fcntl import LOCK_EX, LOCK_NB, flock
     from time import monotonic, sleep
 
+    check_root(root)
     path, deadline = f"{root}/{ident}", monotonic() + seconds
     while True:
         try:
@@ -245,6 +251,18 @@ def _check_owner(path: str, st: os.stat_result) -> None:
         raise BadInput(f"{path} may be written to by others than its owner")
 
 
+def check_root(root: str) -> None:
+    """Raise BadInput when others may change which containers there are; what is not there holds none.
+
+    A sticky bit is of no use: whoever may make a name there may make one that we have not taken yet.
+    """
+    try:
+        st = os.stat(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    _check_owner(f"--root {root}", st)
+
+
 def find(root: str, ident: str) -> Container:
     """Return a container, locked.  Raise UnknownError when there is none."""
     return Container(root, ident, _lock(root, ident))
@@ -252,6 +270,7 @@ def find(root: str, ident: str) -> Container:
 
 def look(root: str, ident: str) -> Container:
     """Return a container that is not locked, to be looked at.  Raise UnknownError when there is none."""
+    check_root(root)
     try:
         there = os.lstat(f"{root}/{ident}")
     except FileNotFoundError:
@@ -267,9 +286,7 @@ def claim(root: str, ident: str) -> Container:
     from fcntl import LOCK_EX, LOCK_NB, flock
 
     os.makedirs(root, 0o711, exist_ok=True)
-    owner = os.stat(root).st_uid
-    if owner not in (0, os.geteuid()):
-        raise BadInput(f"--root {root} belongs to uid {owner}, who could change what is written there")
+    check_root(root)
     path = f"{root}/{ident}"
     try:
         os.mkdir(path, 0o700)
@@ -287,7 +304,8 @@ def claim(root: str, ident: str) -> Container:
 
 
 def ids(root: str) -> list[str]:
-    """Return the ids of all containers."""
+    """Return the ids of all containers.  Raise BadInput when others may change which there are."""
+    check_root(root)
     try:
         with os.scandir(root) as entries:
             return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))

@@ -8,7 +8,7 @@ from errno import EACCES, EINVAL, ELOOP, ENODEV, ENOENT, ENOSPC, ENOTDIR, EPERM
 from stat import S_IFMT, S_ISFIFO
 
 from nsrun import kernel
-from nsrun.errors import BadInput, KernelError
+from nsrun.errors import BadInput, KernelError, NsrunError
 from nsrun.oci import cgroups, state
 from nsrun.plan import COMMIT, HOST, InitStep, Part, Step
 from nsrun.plan.process import PTMX, Launch, open_ptmx, sealed
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from nsrun.oci.resources import Setting
     from nsrun.oci.run import ContainerRun
-    from nsrun.plan import Context
+    from nsrun.oci.systemd import Scope
+    from nsrun.plan import Compiling, Context, Replayed
 
 
 def _own(run: Context) -> ContainerRun:
@@ -270,6 +271,9 @@ class OpenContainer(Step):
     def makes(self) -> tuple[str, ...]:
         return (self.handle,)
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("process", self.pid, self.start, compiler.make(self.handle))]
+
     def do(self, run: Context) -> None:
         run.hold(self.handle, kernel.pidfd_open(self.pid))
         if kernel.process_start(self.pid) != self.start:
@@ -292,6 +296,9 @@ class LoadContainerFilter(Step):
 
     def makes(self) -> tuple[str, ...]:
         return ("seccomp:fd",)
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("memory", "seccomp", compiler.content("seccomp:fd"), compiler.make("seccomp:fd"))]
 
     def do(self, run: Context) -> None:
         from nsrun.oci import filters
@@ -385,6 +392,9 @@ class GiveStdio(Step):
     def made(self) -> list[str | Part]:
         return [Part([f"fchown(FD, {self.uid}, -1)"], each="FD of 0, 1 and 2 that is a pipe or a terminal")]
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("give_stdio", self.uid)]
+
     def do(self, run: Context) -> None:
         for fd in (0, 1, 2):
             try:
@@ -431,13 +441,20 @@ class MakeCgroups(Step):
         own.container.write("state", {**own.container.note(), "cgroups": dict(self.paths)})
         own.cgroups = dict(self.paths)
         own.cgroups = cgroups.make(cgroups.Machine(), dict(self.paths), self.may_lack)
-        cgroups.apply(own.cgroups, self.settings, self.unified)
+        self._limit(own.cgroups)
         fd = cgroups.open_v2(own.cgroups)
         if fd >= 0:
             run.hold("cgroup:dir", fd)
-        if self.devices:
-            if fd < 0:
-                raise BadInput("linux.resources.devices: there is no cgroup for them")
+
+    def _limit(self, paths: dict[str, str]) -> None:
+        """Write the limits of the container's cgroups."""
+        cgroups.apply(paths, self.settings, self.unified)
+        if not self.devices:
+            return
+        fd = cgroups.open_v2(paths)
+        if fd < 0:
+            raise BadInput("linux.resources.devices: there is no cgroup for them")
+        with kernel.Fd(fd):
             try:
                 kernel.device_filter(fd, self.devices)
             except KernelError as error:
@@ -448,6 +465,55 @@ class MakeCgroups(Step):
         if own.cgroups:
             own.is_left = True
             own.is_left = not cgroups.end(own.cgroups, 2) or bool(cgroups.remove(own.cgroups))
+
+
+class MakeScope(MakeCgroups):
+    phase = COMMIT
+    why = "A unit of systemd is made of a process that there is: systemd moves it into a cgroup of its tree, and leaves what is below to us (Delegate)."
+    man = "systemd.scope(5), org.freedesktop.systemd1(5)"
+    ident: str = ""
+    scope: Scope | None = None
+    properties: Mapping[str, Any] = {}  # linux.resources
+
+    def made(self) -> list[str | Part]:
+        assert self.scope
+        ask = f'StartTransientUnit("{self.scope.unit}", "fail", PIDs = [PID], Slice = "{self.scope.slice}", …)   /* to systemd, over D-Bus */'
+        return [ask, Part(["recvmsg(JobRemoved)"], when="it is done"), *super().made()]
+
+    def brief(self) -> str:
+        return f'StartTransientUnit("{self.scope.unit if self.scope else ""}")'
+
+    def makes(self) -> tuple[str, ...]:
+        return ()
+
+    def do(self, run: Context) -> None:
+        from nsrun.oci import systemd
+
+        own = _own(run)
+        assert own.container and self.scope
+        cgroups.check_empty(dict(self.paths))
+        own.container.write("state", {**own.container.note(), "cgroups": dict(self.paths), "unit": self.scope.unit})
+        asked = systemd.properties(self.ident, self.scope, run.pid, self.properties, self.unified)
+        with systemd.Manager() as manager:
+            manager.start(self.scope.unit, asked)
+        own.cgroups = dict(self.paths)
+        own.cgroups = cgroups.make(cgroups.Machine(), dict(self.paths), self.may_lack)
+        self._limit(own.cgroups)
+
+    def undo(self, run: Context) -> None:
+        from nsrun.oci import systemd
+
+        own = _own(run)
+        if own.cgroups:
+            own.is_left = True
+            own.is_left = not cgroups.end(own.cgroups, 2)
+        if self.scope and not own.is_left:
+            try:
+                with systemd.Manager() as manager:
+                    manager.stop(self.scope.unit)
+            except NsrunError:
+                pass  # a scope without a process ends by itself
+        super().undo(run)
 
 
 class OpenCgroups(Step):
@@ -462,6 +528,10 @@ class OpenCgroups(Step):
 
     def makes(self) -> tuple[str, ...]:
         return ("cgroup:dir?",)
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        path = cgroups.v2_of(dict(self.paths))
+        return [("cgroup", path, os.stat(path).st_ino, compiler.make("cgroup:dir"))] if path else []
 
     def do(self, run: Context) -> None:
         own = _own(run)
@@ -840,6 +910,32 @@ class SetFilterFlags(InitStep):
         return ("seccomp:fd",)
 
 
+class SetFilterWithListener(InitStep):
+    why = "The filter asks whoever has its listener, so that is handed out before anything else is done; nsrun-init waits as long."
+    man = "seccomp_unotify(2), close_range(2)"
+    flags: int
+    first: int = 3
+
+    def args(self, run: Context) -> Sequence[int]:
+        return (run.fd("seccomp:fd"), self.flags, self.first)
+
+    def made(self) -> list[str | Part]:
+        close = f"close_range({self.first}, ~0, CLOSE_RANGE_CLOEXEC)"
+        install = f"seccomp(SECCOMP_SET_MODE_FILTER, {self.flags}|SECCOMP_FILTER_FLAG_NEW_LISTENER, FILTER)"
+        return [
+            close,
+            Part([install], each="FILTER in seccomp:fd"),
+            "write(channel, INIT_WAITS)",
+            "read(channel)   /* GO */",
+        ]
+
+    def brief(self) -> str:
+        return f"seccomp(SECCOMP_SET_MODE_FILTER, {self.flags}|SECCOMP_FILTER_FLAG_NEW_LISTENER, FILTER)"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("seccomp:fd",)
+
+
 class Wait(InitStep):
     """nsrun-init says that it has come here, and goes on when it is told to."""
 
@@ -893,6 +989,9 @@ class JoinCgroups(Step):
     def made(self) -> list[str | Part]:
         return [Part(['write("cgroup.procs", PID)'], each="hierarchy but that in which it was born")]
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("join_cgroups", cgroups.joined(compiler.about["cgroups"], compiler.fd("cgroup:dir") >= 0))]
+
     def do(self, run: Context) -> None:
         own = _own(run)
         cgroups.join(own.cgroups, run.pid, "cgroup:dir" in run.handles)
@@ -919,8 +1018,32 @@ class SetOomScore(Step):
     def made(self) -> list[str | Part]:
         return [f'write("/proc/PID/oom_score_adj", "{self.value}")']
 
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("oom_score", self.value)]
+
     def do(self, run: Context) -> None:
         _write(f"/proc/{run.pid}/oom_score_adj", str(self.value))
+
+
+def _sending(path: str, what: str) -> list[str | Part]:
+    return ["socket(AF_UNIX, SOCK_STREAM)", f'connect("{path}")', f"sendmsg({what}, SCM_RIGHTS)"]
+
+
+def _send(path: str, data: bytes, fd: int) -> None:
+    """Send a text with a descriptor to whoever listens at a path.  Raise OSError, after 10 s too."""
+    import _socket
+    from struct import pack
+
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(10)
+        directory, _, name = path.rpartition("/")
+        with kernel.Fd(os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as place:
+            sock.connect(f"/proc/self/fd/{place}/{name}")  # a path of any length: sun_path holds 108 bytes
+        sent = sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", fd))])
+        sock.sendall(data[sent:])
+    finally:
+        sock.close()
 
 
 class SendTerminal(Step):
@@ -931,7 +1054,7 @@ class SendTerminal(Step):
     hints = {ENOENT: "--console-socket names nothing", 111: "nobody listens at --console-socket"}
 
     def made(self) -> list[str | Part]:
-        return ["socket(AF_UNIX, SOCK_STREAM)", f'connect("{self.path}")', "sendmsg(tty:master, SCM_RIGHTS)"]
+        return _sending(self.path, "tty:master")
 
     def brief(self) -> str:
         return f'connect("{self.path}")'
@@ -940,19 +1063,32 @@ class SendTerminal(Step):
         return ("tty:master",)
 
     def do(self, run: Context) -> None:
-        import _socket
-        from struct import pack
+        _send(self.path, str(run.values["tty:name"]).encode(), run.fd("tty:master"))
 
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        try:
-            sock.settimeout(10)
-            directory, _, name = self.path.rpartition("/")
-            with kernel.Fd(os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-                sock.connect(f"/proc/self/fd/{fd}/{name}")  # a path of any length: sun_path holds 108 bytes
-            data = str(run.values["tty:name"]).encode()
-            sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", run.fd("tty:master")))])
-        finally:
-            sock.close()
+
+class SendListener(Step):
+    phase = COMMIT
+    why = "Who listens at linux.seccomp.listenerPath gets the listener of the filter, and is told of which process it is, before its program begins."
+    man = "pidfd_getfd(2), unix(7) SCM_RIGHTS, seccomp_unotify(2)"
+    path: str
+    metadata: str
+    state: Mapping[str, Any]  # of the container; pid 0: the new process is its first
+    hints = {ENOENT: "linux.seccomp.listenerPath names nothing", 111: "nobody listens at linux.seccomp.listenerPath"}
+
+    def made(self) -> list[str | Part]:
+        return ["listener = pidfd_getfd(PIDFD, NUMBER)", *_sending(self.path, "listener")]
+
+    def brief(self) -> str:
+        return f'connect("{self.path}")'
+
+    def do(self, run: Context) -> None:
+        from nsrun.state import codec
+
+        own = _own(run)
+        state = {**self.state, "pid": self.state.get("pid") or own.pid}
+        document = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": own.pid, "metadata": self.metadata, "state": state}  # fmt: skip
+        with kernel.Fd(kernel.pidfd_getfd(own.pidfd, own.said)) as listener:
+            _send(self.path, codec.dumps(document).encode(), listener)
 
 
 class CallHooks(Step):

@@ -57,8 +57,9 @@ from nsrun.plan.process import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
-    from nsrun.types import MemberNote, MemberSpec, Nested, PodNote, Process
+    from nsrun.types import Health, MemberNote, MemberSpec, Nested, PodNote, Process
 
 DEVICES = tuple(name for name, _, _ in DEVICE_NODES)
 _OCI = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "mount": "mnt"}
@@ -156,8 +157,8 @@ def _ends(process: Process, filtered: bool, nested: Nested | None) -> list[Step]
     return steps
 
 
-def _stdio(process: Process, request: Request, pod: PodNote, member: str = "", tty: bool = True) -> Step:
-    """`tty`: has the pod a group of terminals?"""
+def _owner_of_streams(process: Process, request: Request, pod: PodNote) -> int:
+    """Return the id of a process's user on the side of the pipes that it gets.  Raise BadInput for an id that the pod does not have."""
     uid, user = process["user"]["uid"], pod.get("user") or pod.get("nested")
     if user:
         from nsrun.plan.owner import mapped
@@ -165,6 +166,12 @@ def _stdio(process: Process, request: Request, pod: PodNote, member: str = "", t
         uid = mapped(user, "uid", uid, bool(request.door or not pod.get("user")))
         for gid in [process["user"]["gid"], *process["user"]["additionalGids"]]:
             mapped(user, "gid", gid, True)
+    return uid
+
+
+def _stdio(process: Process, request: Request, pod: PodNote, member: str = "", tty: bool = True) -> Step:
+    """`tty`: has the pod a group of terminals?"""
+    uid = _owner_of_streams(process, request, pod)
     if process["terminal"]:
         return OpenTerminal(uid, member, tty)
     if request.fds:
@@ -253,6 +260,8 @@ def join_plan(spec: MemberSpec, pod: PodNote, note: MemberNote, request: Request
     steps.append(_stdio(process, request, pod, tty=tty))
     if (detach or request.background) and monitored:
         steps.append(ListenForAttach())
+    if (health := note.get("health")) and monitored:
+        steps.append(_checks(spec, health, pod, request, bool(filters)))
 
     # 2 Host, 3 Join
     steps.append(MakeCgroup(linux["cgroupsPath"], linux["resources"], pod=pod.get("cgroup_id", 0)))
@@ -291,18 +300,42 @@ def join_plan(spec: MemberSpec, pod: PodNote, note: MemberNote, request: Request
     return Plan(f"join {pod['name']}", steps, {"spec": spec, "layers": list(request.layers)})
 
 
-def exec_plan(spec: MemberSpec, note: MemberNote, pod: PodNote, request: Request) -> Plan:
-    """Return the plan of one more process in a member: its namespaces, its cgroup, its capabilities and never more."""
-    user, door, nested = pod.get("user"), request.door, pod.get("nested")
-    process = spec["process"]
+_TIMES = {"interval": "interval", "timeout": "timeout", "start_period": "period", "start_interval": "often"}
+
+
+def _checks(spec: MemberSpec, health: Health, pod: PodNote, request: Request, filtered: bool) -> Step:
+    """Return the step that leaves the plan of a member's health checks: what exec would do, without a terminal."""
+    from nsrun.plan.health import PrepareChecks
+
+    process: Process = {**spec["process"], "terminal": False, "args": health["command"]}
+    own = bool(spec["linux"]["cgroupsPath"])
+    steps = [Undumpable(), EnterMountNamespace("member:pidfd", "The member's own files and mounts, as it sees them.")]
+    if not own:  # by which the monitor finds what a check leaves behind
+        steps.append(Unshare(kernel.CLONE_NEWNS))
+    ends: Any = _ends(process, filtered, pod.get("nested"))
+    times = {short: round(1000 * float(health[key])) for key, short in _TIMES.items()}  # type: ignore[literal-required]
+    times["retries"] = health["retries"]
+    uid = _owner_of_streams(process, request, pod)
+    return PrepareChecks((*steps, *ends), _spaces(spec, pod), uid, times, own)
+
+
+def _spaces(spec: MemberSpec, pod: PodNote) -> int:
+    """Return the namespaces of a member that one more process in it joins, but for the mount namespace: CLONE_NEW…."""
     everything = (
         kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID | kernel.CLONE_NEWCGROUP
     )
-    if user:
+    if pod.get("user"):
         everything |= kernel.CLONE_NEWUSER
-    if user or nested:
+    if pod.get("user") or pod.get("nested"):
         networked = any(entry["type"] == "network" for entry in spec["linux"]["namespaces"])
         everything &= ~(_foreign(pod) if networked else kernel.CLONE_NEWNET)
+    return everything
+
+
+def exec_plan(spec: MemberSpec, note: MemberNote, pod: PodNote, request: Request) -> Plan:
+    """Return the plan of one more process in a member: its namespaces, its cgroup, its capabilities and never more."""
+    door, nested = request.door, pod.get("nested")
+    process = spec["process"]
     monitored = request.monitored
     steps: list[Step] = [OpenProcess(f"member {note['name']}", note, True, "member:ns")]
     if door:
@@ -319,7 +352,9 @@ def exec_plan(spec: MemberSpec, note: MemberNote, pod: PodNote, request: Request
         OpenCgroup(
             note.get("cgroup", spec["linux"]["cgroupsPath"]), note.get("cgroup_id", 0)
         ),  # a member that was renamed may begin in another
-        Launch("member:ns", everything, detach=request.detach, door="door:fd" if door else "", nested=bool(nested)),
+        Launch(
+            "member:ns", _spaces(spec, pod), detach=request.detach, door="door:fd" if door else "", nested=bool(nested)
+        ),
         Undumpable(),
         EnterMountNamespace("member:ns", "The member's own files and mounts, as it sees them."),
         *_ends(process, bool(filters), nested),

@@ -52,7 +52,11 @@ def pod_plan(spec: PodSpec) -> Plan:
     owned = "user:fd" if user else ""
     nested = spec.get("nested")
     outside = bridge or (by_root and not nested)  # who configures the network: we, or nsrun-init inside
-    note = {k: v for k, v in spec.items() if k not in ("files", "ports", "sysctls", "shm_size", "by_root", "groups")}
+    note = {
+        k: v
+        for k, v in spec.items()
+        if k not in ("files", "ports", "shm_size", "by_root", "groups") and (k != "sysctls" or v)
+    }
 
     steps: list[Step] = [
         ClaimName("pods", name, note),

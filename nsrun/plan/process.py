@@ -336,7 +336,7 @@ class ListenForAttach(Step):
 #: What nsrun-monitor keeps, if it is there (nsrun.run.Run.monitor_arguments).
 KEPT = (
     *("out:read", "err:read", "in:write", "tty:master", "cgroup:dir", "cgroup:parent", "attach:fd", "lock:held"),
-    *("lock:data", "member:mnt", "directory:fd"),
+    *("lock:data", "member:mnt", "directory:fd", "probe:fd", "init:fd", "seccomp:fd"),
 )
 
 

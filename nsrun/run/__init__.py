@@ -70,6 +70,8 @@ def monitor_arguments(run: Any, fds: dict[str, str]) -> tuple[list[str], list[in
         run.hold("directory:fd", os.open(run.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     if not options.get("own_cgroup", True):
         names.pop("cgroup"), names.pop("parent")
+    if checks := options.get("checks"):
+        names |= {"probe": "probe:fd", "init": "init:fd", "filter": "seccomp:fd"}
     argv, keep = ["nsrun-monitor"], []
     for key, name in names.items():
         fd = run.fd(name)
@@ -78,6 +80,7 @@ def monitor_arguments(run: Any, fds: dict[str, str]) -> tuple[list[str], list[in
             keep.append(fd)
     if "cgroup:name" in run.values and "parent" in names:
         argv.append(f"name={run.values['cgroup:name']}")
+    argv += [f"{key}={value}" for key, value in (checks or {}).items()]
     argv += [
         f"{key}={value}" for key, value in options.items() if key in ("foreground", "stdin", "cap", "delay", "status")
     ]
@@ -87,7 +90,7 @@ def monitor_arguments(run: Any, fds: dict[str, str]) -> tuple[list[str], list[in
     return argv + (["--", *after] if after else []), keep
 
 
-def encode(steps: list[InitStep], run: Any) -> bytes:
+def encode(steps: Sequence[InitStep], run: Any) -> bytes:
     """Return the steps as nsrun-init reads them (csrc/protocol.h, struct plan_header)."""
     parts = [pack(PLAN_HEADER, PLAN_MAGIC, len(steps))]
     for step in steps:
@@ -120,6 +123,13 @@ def encode_request(
     return b"".join(parts)
 
 
+class _Numbers:
+    """Stands for the Run where a plan names descriptors by the numbers that another process gives them."""
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self.fd = numbers.__getitem__
+
+
 class Failed(Exception):
     """Raised when nsrun-init reports that its step `index` failed."""
 
@@ -141,6 +151,7 @@ class Run:
         self.note: Mapping[str, Any] = {}
         self.directory = ""
         self.pid = self.pidfd = self.monitor_pid = -1
+        self.said = 0  # by nsrun-init, with its last record
         self.monitor_options: dict[str, Any] = {}
         self.after: list[str] = []
         self.parent = False  # whether this process, which uses the library, is the member's parent
@@ -280,6 +291,10 @@ class Run:
                     pass  # it is gone
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
+
+    def write_plan(self, handle: str, name: str, steps: Sequence[InitStep], numbers: Mapping[str, int]) -> None:
+        """Leave a plan of nsrun-init for another process, which has the handles as these descriptors."""
+        self.hold(handle, kernel.sealed_memfd(name, encode(steps, _Numbers(numbers))))
 
     # ---- phase 3 and 4 ---------------------------------------------------------------------------------
 
@@ -468,6 +483,7 @@ class Run:
         data = os.read(self._channel, 1024)
         if len(data) >= calcsize(INIT_RECORD):
             kind, index, errno = unpack_from(INIT_RECORD, data)
+            self.said = int(errno)
             if kind == INIT_FAILED:
                 raise Failed(index, errno, os.fsdecode(data[calcsize(INIT_RECORD) :]))
             return int(kind) or -1

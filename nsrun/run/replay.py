@@ -214,18 +214,18 @@ def compiled(run: Run, asked: Asked) -> bytes:
         if form is None:
             raise CannotReplay(f"the front has no {type(step).__name__}")
         found += form
-    body = b"".join(_encoded(*step) for step in found)
+    body = b"".join(encoded(*step) for step in found)
     first: list[Replayed] = [("words", asked.words, int(bool(asked.command)))]
     if run.directory:
         first.append(("fresh", _places(body, run.note["id"]), _places(body, run.note["created"])))
-    body = b"".join(_encoded(*step) for step in first) + body
+    body = b"".join(encoded(*step) for step in first) + body
     data = pack(REPLAY_HEADER, REPLAY_MAGIC, BUILD, kernel.checksum(body), len(first) + len(found)) + body
     if len(data) > REPLAY_BYTES:
         raise CannotReplay(f"it is larger than {REPLAY_BYTES} bytes")
     return data
 
 
-def _encoded(name: str, *values: Any) -> bytes:
+def encoded(name: str, *values: Any) -> bytes:
     number, kinds = REPLAY[name]
     return pack("=I", number) + b"".join(argument(kind, value) for kind, value in zip(kinds, values, strict=True))
 

@@ -161,8 +161,8 @@ _KEYS = frozenset(
 )
 
 
-def programs(document: Any, caps: int, what: str) -> bytes:
-    """Return the filters of a profile.  Raise NsrunError without libseccomp."""
+def programs(document: Any, caps: int, what: str, notify: bool = False) -> bytes:
+    """Return the filters of a profile; `notify`: a listener may be asked.  Raise NsrunError without libseccomp."""
     import struct
 
     try:
@@ -195,7 +195,7 @@ def programs(document: Any, caps: int, what: str) -> bytes:
         target.set_attr(library.Attr.CTL_NNP, 0)
         target.set_attr(library.Attr.CTL_OPTIMIZE, 2)  # a binary tree, since libseccomp 2.5
     for rule in found:
-        action = _action(library, rule.action, rule.errno, what)
+        action = _action(library, rule.action, rule.errno, what, notify)
         for name in rule.names:
             strict = rule.action != "SCMP_ACT_ALLOW" and name in allowed
             target = second if strict else first
@@ -247,8 +247,10 @@ def _architectures(document: Profile, library: Any) -> list[int]:
     return [arch for arch in found if arch is not None]
 
 
-def _action(library: Any, word: str, errno: int, what: str) -> int:
+def _action(library: Any, word: str, errno: int, what: str, notify: bool = False) -> int:
     name = word.removeprefix("SCMP_ACT_")
+    if name == "NOTIFY" and notify:
+        return int(library.NOTIFY)
     if name in ("ERRNO", "TRACE"):
         return int(getattr(library, name)(errno))
     if name in ("ALLOW", "KILL", "KILL_PROCESS", "KILL_THREAD", "TRAP", "LOG"):

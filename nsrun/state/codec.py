@@ -83,7 +83,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "id": HEX, "name": _NAME, "pod": _NAME, "pod_id": HEX, "created": LINE, "started": LINE, "command": [WORD], "rootfs": WORD,
         "cgroup": WORD, "shares_pid": FLAG, "terminal": FLAG, "stop_signal": Number(1, 64), "restart": LINE, "restarts": _COUNT,
         "rm": FLAG, "detached": FLAG, "process?": list, "pidfd?": _SIGNED, "image?": WORD, "image_id?": HEX, "layers?": [HEX],
-        "cgroup_id?": _COUNT, "held?": _COUNT, "held_since?": _COUNT, "renamed?": _NAME, "labels?": dict, "stop_timeout?": _COUNT, "ends_pod?": FLAG,
+        "cgroup_id?": _COUNT, "held?": _COUNT, "held_since?": _COUNT, "renamed?": _NAME, "labels?": dict, "stop_timeout?": _COUNT, "ends_pod?": FLAG, "health?": dict,
     },
     "published": {"id": HEX, "ports": _PORTS, "released?": _PORTS},
     "config.json": {

@@ -49,6 +49,21 @@ COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "The containers of a pod are in its manifest. Later, only an ephemeral container can be added, which is never removed or restarted.",
         ),
     ),
+    "run": (
+        ("docker run", "{command}", ""),
+        ("podman run", "{command}", "It makes no pod of its own; --pod new:NAME does."),
+        ("", "", "kubectl run NAME --image IMAGE -- COMMAND makes a pod of one container."),
+    ),
+    "up": (
+        ("", "", "docker compose up is the closest; its file has another format."),
+        ("", "", "podman kube play is the closest; its file is a manifest of Kubernetes, and all of it is made anew."),
+        ("", "", "kubectl apply is the closest; its file is a manifest."),
+    ),
+    "kube play": (
+        ("", "", "docker compose up is the closest; its file has another format."),
+        ("podman kube play", "{all}", "It makes all of it anew, with --replace, and leaves fields out that it does not know."),
+        ("kubectl apply --filename", "{all}", ""),
+    ),
     "port add": (
         ("", "", "Ports are published when a container is made: docker run --publish. The closest is another container, which forwards."),
         ("", "", "Ports are published when a pod is made: podman pod create --publish."),
@@ -188,9 +203,9 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "publish_mode": ("none: the daemon's option --userland-proxy is the closest", "none: rootless networks have forwarders of their own", "none: kube-proxy leads to a pod, by nat"),
         "publish": ("--publish {}", "--publish {}", "none: a Service, or the field hostPort; kubectl port-forward while it runs"),
         "network": (
-            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like"},
-            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta"},
-            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like", "bridge,ipv6=on": "none: docker network create --ipv6 says it, before"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta", "bridge,ipv6=on": "none: podman network create --ipv6 says it, before"},
+            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network", "bridge,ipv6=on": "none: the cluster has IPv6, or not"},
         ),
         "ip": ("--ip {}", "--ip {}", "none: the network plugin of the cluster chooses it"),
         "subnet": ("none: docker network create --subnet, before", "none: podman network create --subnet, before", "none: it is the cluster's"),
@@ -265,6 +280,13 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "tz": ("none: --volume, or --env TZ=…", "--tz {}", "none: a hostPath, or the variable TZ"),
         "cpuset_cpus": ("--cpuset-cpus {}", "--cpuset-cpus {}", "none: the CPU manager of the kubelet chooses them"),
         "cidfile": ("--cidfile {}", "--cidfile {}", "none"),
+        "health_cmd": ("--health-cmd {}", "--health-cmd {}", "field livenessProbe.exec.command, which restarts the container"),
+        "health_interval": ("--health-interval {}", "--health-interval {}", "field livenessProbe.periodSeconds"),
+        "health_timeout": ("--health-timeout {}", "--health-timeout {}", "field livenessProbe.timeoutSeconds"),
+        "health_retries": ("--health-retries {}", "--health-retries {}", "field livenessProbe.failureThreshold"),
+        "health_start_period": ("--health-start-period {}", "--health-start-period {}", "field startupProbe: failureThreshold times periodSeconds"),
+        "health_start_interval": ("--health-start-interval {}", "none: --health-interval", "field startupProbe.periodSeconds"),
+        "no_healthcheck": ("--no-healthcheck", "--no-healthcheck", "default: the image's is not used"),
         **_LIMITS,
         "status_fd": ("none: docker events", "none: podman events", "none: kubectl get pod --watch"),
     },
@@ -276,6 +298,15 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "workdir": ("--workdir {}", "--workdir {}", _NONE_IN_KUBECTL),
         "user": ("--user {}", "--user {}", _NONE_IN_KUBECTL),
         "detach": ("--detach", "--detach", "none: kubectl exec waits"),
+    },
+    "up": {
+        "dry_run": ("none", "none", "none: kubectl diff"),
+        "notify": ("none", "none: podman generate systemd prints units that are told", "none"),
+    },
+    "kube play": {
+        "down": ("none: docker compose down", "none: podman kube down", "none: kubectl delete --filename"),
+        "time": ("none", "none", "none: kubectl delete --grace-period"),
+        "dry_run": ("none", "none", "none: kubectl diff"),
     },
     "stop": {"time": ("-t {}", "-t {}", "none")},
     "restart": {"time": ("-t {}", "-t {}", "none")},
@@ -308,6 +339,16 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "max_ratio": (_NO_LIMIT_OF_IMAGES,) * 3,
     },
 }  # fmt: skip
+#: What `run` has of both: the network, the hostname and the kernel parameters are the pod's, and limits are the member's.
+OPTIONS["run"] = {
+    **{key: answers for key, answers in OPTIONS["pod create"].items() if key != "label"},
+    **{
+        key: answers
+        for key, answers in OPTIONS["join"].items()
+        if key not in ("image", "net", "ipc", "pid", "uts", "sysctl", "hostname")
+    },
+    "publish_all": ("--publish-all", "--publish-all", "none: the ports of a manifest are information"),
+}
 
 #: What is said by default, though no option was given: the namespaces that a member shares.
 IMPLIED = {"join": {"net": "pod", "ipc": "pod", "pid": "pod", "uts": "pod"}}
@@ -376,7 +417,9 @@ def compare(
 
 def _said(entry: Any, value: Any, first: str) -> tuple[str, str]:
     """Return the arguments, or what is to be said in their place."""
-    template: str = entry.get(value) or entry[value.partition(",")[0]] if isinstance(entry, dict) else entry
+    template: str = entry
+    if isinstance(entry, dict):  # what follows an "=" makes no difference
+        template = next(text for key, text in entry.items() if key.partition("=")[0] == value.partition("=")[0])
     if template.startswith(("none", "field ", "default", "argument")):
         return "", template
     return template.replace("{0}", first).replace("{}", sh_quote(str(value))), ""

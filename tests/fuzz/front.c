@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libFuzzer target: the steps of compiled plans (csrc/front.c), each with arguments of any kind, and a kernel that answers
+ * libFuzzer target: the steps of compiled plans (csrc/front.c; with -DOCI csrc/oci.c), each with arguments of any kind, and a kernel that answers
  * anything.  What they read and write must be theirs; what they say to the kernel is not looked at.
  *
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Icsrc tests/fuzz/front.c -o front-fuzzer && ./front-fuzzer SEEDS
@@ -17,7 +17,11 @@ static long sys6(long n, long a, long b, long c, long d, long e, long f);
 #define memmove front_memmove
 #define memcmp  front_memcmp
 #define main    front_main
+#ifdef OCI
+#include "../../csrc/oci.c"
+#else
 #include "../../csrc/front.c"
+#endif
 #undef memcpy
 #undef memset
 
@@ -97,6 +101,8 @@ static long sys6(long n, long a, long b, long c, long d, long e, long f)
 	case __NR_write:
 		look_at((const void *)b, (size_t)c);
 		return any_error(c);
+	case __NR_getdents64:
+		return fill((void *)b, (size_t)c);
 	case __NR_getrandom:
 		fill((void *)a, (size_t)b);
 		return b;
@@ -194,5 +200,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		free(maps[--n_maps]);
 	free(steps);
 	channel = child = monitor = go[0] = go[1] = -1, lost = released = 0;
+#ifdef OCI
+	container = told = -1, done = forced = 0;
+	memset(&first, 0, sizeof first);
+#endif
 	return 0;
 }

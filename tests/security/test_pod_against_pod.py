@@ -370,7 +370,7 @@ def test_only_what_is_its_own_leaves_a_pod(evil, victim, frame_program, to):
         ("UDP", 17, udp(5, 6, b"good-udp" + dst)), ("SCTP", 132, b"good-sctp" + dst), ("TCP", 6, bytes(20) + b"good-tcp" + dst),
         ("an echo", 58, b"\x80\0\0\0" + bytes(4) + b"good-echo" + dst), ("an error", 58, b"\1\0\0\0" + bytes(4) + b"good-err" + dst),
         ("a fragment of UDP", 44, b"\x11\0\0\1\0\0\0\7" + udp(5, 6, b"good-frag" + dst)),
-        ("a later fragment of an echo", 44, b"\x3a\0\0\x08\0\0\0\7" + b"\x88good-frag" + dst),
+        ("a later fragment of an echo", 44, b"\x3a\0\0\x09\0\0\0\7" + b"\x88good-later" + dst),
     ):  # fmt: skip
         good[f"IPv6: {name}"] = dst + evil.mac + b"\x86\xdd" + ipv6(protocol, packet, evil.ip6, victim.ip6)
     at_neighbour = Listener(frame_program, *victim.net)

@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * container.h: the steps that only the plan of a container has (CONTAINER in protocol.h).  Each does what nsrun/oci/lifecycle.py does
+ * where all is as usual, and fails where anything is not: then Python begins the command anew, and decides.
+ */
+#ifndef NSRUN_CONTAINER_H
+#define NSRUN_CONTAINER_H
+
+#include "replay.h"
+
+#include <asm/ioctls.h>
+#include <asm/siginfo.h>
+#include <linux/signalfd.h>
+
+static char container_path[PATH_MAX]; /* ROOT/ID */
+static int container = -1;            /* a descriptor of it, locked but for `state` */
+static long to_send = 15;             /* the signal of `kill` */
+static int forced;     /* whether --force was given */
+static int told = -1;                 /* in a `start` that has let the process go: its FIFO, by which we hear how that went */
+static int done;       /* whether the command is carried out */
+
+static struct {
+	long pid, start; /* pid 0: it has ended */
+	const char *status, *freezer;
+	int v1;
+} first;
+
+static long op_container(struct arg *a)
+{
+	return same(str_eq(a[0].s, container_path));
+}
+
+static long op_verb(struct arg *a)
+{
+	(void)a; /* oci.c skips the steps of other commands */
+	return 0;
+}
+
+/* Whether this process has that start time and is no zombie: nsrun/kernel.py, process_start(). */
+static long is_alive(long pid, long start)
+{
+	char path[64], text[1024], *p;
+	long r;
+
+	*put_str(put_num(put_str(path, "/proc/"), (unsigned long)pid, 1), "/stat") = 0;
+	r = read_text(path, text, sizeof text);
+	if (r == -ENOENT || r == -ESRCH)
+		return 0;
+	MUST(r);
+	for (p = text + r; p > text && *p != ')'; p--)
+		;
+	if (p[0] != ')' || p[1] != ' ')
+		return -EBADMSG;
+	if (p[2] == 'Z' || p[2] == 'X')
+		return 0;
+	r = start_of(pid);
+	if (r == -ENOENT || r == -ESRCH)
+		return 0;
+	MUST(r);
+	return r == start;
+}
+
+/* A pidfd of the first process, which is the container's as long as that is in hand. */
+static long open_first(void)
+{
+	long fd = SYS2(pidfd_open, first.pid, 0);
+
+	MUST(fd);
+	if (is_alive(first.pid, first.start) == 1)
+		return fd;
+	SYS1(close, fd);
+	return -ESRCH;
+}
+
+static int begins(const char *text, const char *word)
+{
+	return str_after(text, word) != NULL;
+}
+
+/* Whether its cgroup is frozen, or is being: nsrun/oci/cgroups.py, is_frozen(). */
+static int is_frozen(void)
+{
+	char path[PATH_MAX], text[256], *file;
+
+	if (!*first.freezer || str_len(first.freezer) > sizeof path - 32)
+		return 0;
+	file = put_str(path, first.freezer);
+	text[0] = 0;
+	if (first.v1) {
+		*put_str(file, "/freezer.state") = 0;
+		return read_text(path, text, sizeof text) > 0 && (begins(text, "FROZEN") || begins(text, "FREEZING"));
+	}
+	*put_str(file, "/cgroup.freeze") = 0;
+	if (read_text(path, text, sizeof text) > 0 && begins(text, "1"))
+		return 1;
+	*put_str(file, "/cgroup.events") = 0;
+	if (read_text(path, text, sizeof text) > 0)
+		for (const char *line = text; *line; line++)
+			if (begins(line, "frozen 1"))
+				return 1;
+	return 0;
+}
+
+static long op_look(struct arg *a)
+{
+	static const char init[] = "/memfd:nsrun-init (deleted)";
+	struct statx st;
+	char path[64], target[sizeof init];
+	long r = is_alive(a[0].i, a[1].i);
+
+	MUST(r);
+	first.pid = r ? a[0].i : 0, first.start = a[1].i;
+	first.freezer = a[2].s, first.v1 = a[3].i != 0;
+	first.status = "stopped";
+	if (!first.pid)
+		return 0;
+	first.status = "running";
+	if (SYS5(statx, container, "started", AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st) < 0) {
+		*put_str(put_num(put_str(path, "/proc/"), (unsigned long)first.pid, 1), "/exe") = 0;
+		r = SYS4(readlinkat, AT_FDCWD, path, target, sizeof target);
+		if (r < 0 || (r == sizeof init - 1 && memcmp(target, init, sizeof init - 1) == 0))
+			first.status = "created";
+	}
+	if (is_frozen())
+		first.status = "paused";
+	return 0;
+}
+
+static long op_only(struct arg *a)
+{
+	for (const char *word = a[0].s, *end = a[0].s + a[0].len; word < end; word += str_len(word) + 1)
+		if (first.status && str_eq(word, first.status))
+			return 0;
+	return same(forced && first.status && !str_eq(first.status, "paused")); /* what is frozen does not die: Python thaws it */
+}
+
+static long op_answer(struct arg *a)
+{
+	size_t size = (size_t)a[0].len + a[1].len + a[2].len + 64;
+	char *text = map_memory(size), *p;
+
+	if (!text || !first.status)
+		return -ENOMEM;
+	p = put_num(put_str(text, a[0].s), (unsigned long)first.pid, 1);
+	p = put_str(put_str(put_str(p, a[1].s), first.status), a[2].s);
+	done = 1;
+	for (const char *at = text; at < p;) {
+		long n = SYS3(write, 1, at, p - at);
+		if (n == -EPIPE)
+			sys_exit(1); /* who asked does not listen: nsrun/oci/main.py */
+		if (n <= 0) {
+			done = at != text; /* Python would say the first half twice */
+			return n < 0 && !done ? n : -EIO;
+		}
+		at += n;
+	}
+	return 0;
+}
+
+/* ---- start ----------------------------------------------------------------------------------------- */
+
+/* Wait until the process has become the program, or has ended; 1: it has said what went wrong. */
+static long await_told(int fd)
+{
+	struct pollfd both[] = {{.fd = told, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
+	const struct timespec pause = {.tv_nsec = 200000000}, none = {0};
+
+	for (;;) {
+		struct timespec wait = pause;
+		long r = SYS5(ppoll, both, 2, &wait, NULL, 0);
+		MUST(r);
+		if (r > 0) {
+			wait = none;
+			MUST(SYS5(ppoll, both, 1, &wait, NULL, 0)); /* what it has said before its end */
+			return (both[0].revents & POLLIN) != 0;
+		}
+		if (is_frozen())
+			return 1;
+	}
+}
+
+static long op_let_go(struct arg *a)
+{
+	const long flags = O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW;
+	long fd, hear, pidfd, r;
+	(void)a;
+
+	MUST(pidfd = open_first());
+	MUST(hear = SYS3(openat, container, "told", O_RDONLY | flags));
+	MUST(fd = SYS3(openat, container, "start", O_WRONLY | flags)); /* ENXIO: it has just ended */
+	r = SYS3(write, fd, &go_on, 1);
+	if (r != 1)
+		return r < 0 ? r : -EIO;
+	told = (int)hear;
+	SYS1(close, fd);
+	r = await_told((int)pidfd);
+	MUST(r);
+	if (r)
+		return -ENOEXEC;
+	MUST(fd = SYS4(openat, container, "started", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+	for (int i = 0; i < 2; i++) {
+		r = SYS3(unlinkat, container, i ? "told" : "start", 0);
+		if (r < 0 && r != -ENOENT)
+			return r;
+	}
+	return 0;
+}
+
+/* ---- kill and delete ------------------------------------------------------------------------------- */
+
+static long op_send(struct arg *a)
+{
+	long fd;
+	(void)a;
+
+	if (!first.pid)
+		return -ESRCH;
+	MUST(fd = open_first());
+	return SYS4(pidfd_send_signal, fd, to_send, NULL, 0);
+}
+
+static long op_end(struct arg *a)
+{
+	struct timespec patience = {.tv_nsec = 500000000};
+	struct pollfd p = {.events = POLLIN};
+	(void)a;
+
+	if (!first.pid)
+		return 0;
+	p.fd = (int)open_first();
+	if (p.fd == -ESRCH)
+		return 0; /* it has just ended */
+	MUST(p.fd);
+	MUST(SYS4(pidfd_send_signal, p.fd, SIGKILL, NULL, 0));
+	return SYS5(ppoll, &p, 1, &patience, NULL, 0) > 0 ? 0 : -EAGAIN;
+}
+
+/* Who was killed may be in its cgroup for a moment still; whoever stays there is ended by Python. */
+static long op_remove_cgroup(struct arg *a)
+{
+	const struct timespec pause = {.tv_nsec = 1000000};
+	long r = 0;
+
+	for (int tries = 0; tries < 5; tries++) {
+		r = SYS3(unlinkat, AT_FDCWD, a[0].s, AT_REMOVEDIR);
+		if (r != -EBUSY)
+			break;
+		SYS2(nanosleep, &pause, NULL);
+	}
+	return r == -ENOENT || r == -ENODEV ? 0 : r;
+}
+
+struct entry { /* struct linux_dirent64 */
+	uint64_t ino;
+	int64_t off;
+	unsigned short size;
+	unsigned char type;
+	char name[];
+};
+
+/* The state goes last, so that whoever is killed here can be repeated. */
+static long op_remove(struct arg *a)
+{
+	char entries[4096] __attribute__((aligned(8)));
+	long r, n = SYS3(getdents64, container, entries, sizeof entries - 1);
+	(void)a;
+
+	MUST(n);
+	entries[n] = 0;
+	for (long at = 0; at + (long)sizeof(struct entry) < n;) {
+		const struct entry *e = (const struct entry *)(const void *)(entries + at);
+		if (e->size < sizeof *e || at + e->size > n)
+			return -EBADMSG;
+		at += e->size;
+		if (!str_eq(e->name, ".") && !str_eq(e->name, "..") && !str_eq(e->name, "state")) {
+			r = SYS3(unlinkat, container, e->name, 0);
+			if (r < 0 && r != -ENOENT)
+				return r;
+		}
+	}
+	MUST(SYS3(unlinkat, container, "state", 0));
+	r = SYS3(unlinkat, AT_FDCWD, container_path, AT_REMOVEDIR);
+	return r;
+}
+
+/* ---- exec ------------------------------------------------------------------------------------------ */
+
+static long op_give_stdio(struct arg *a)
+{
+	char termios[256];
+	struct statx st;
+
+	for (int fd = 0; fd < 3; fd++)
+		if (SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_UID, &st) == 0 && (long)st.stx_uid != a[0].i &&
+		    ((st.stx_mode & S_IFMT) == S_IFIFO || SYS3(ioctl, fd, TCGETS, termios) == 0))
+			SYS3(fchown, fd, a[0].i, -1); /* a file stays whose it is */
+	return 0;
+}
+
+/* Write a number to a file of the kernel's. */
+static long write_number(const char *path, long number)
+{
+	char text[24];
+	long r, fd = SYS3(openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC);
+
+	MUST(fd);
+	*put_num(put_str(text, number < 0 ? "-" : ""), (unsigned long)(number < 0 ? -number : number), 1) = 0;
+	r = SYS3(write, fd, text, str_len(text));
+	SYS1(close, fd);
+	return r;
+}
+
+static long op_join_cgroups(struct arg *a)
+{
+	char path[PATH_MAX];
+
+	for (const char *one = a[0].s, *end = a[0].s + a[0].len; one < end; one += str_len(one) + 1) {
+		if (str_len(one) > sizeof path - 32)
+			return -ENAMETOOLONG;
+		*put_str(put_str(path, one), "/cgroup.procs") = 0;
+		MUST(write_number(path, member.pid));
+	}
+	return 0;
+}
+
+static long op_oom_score(struct arg *a)
+{
+	char path[64];
+
+	*put_str(put_num(put_str(path, "/proc/"), (unsigned long)member.pid, 1), "/oom_score_adj") = 0;
+	return write_number(path, a[0].i);
+}
+
+/* Wait for the new process, pass on what comes to us, and end as it does: nsrun/oci/foreground.py. */
+static long op_stay(struct arg *a)
+{
+	const sigbits not_ours = SIGBIT(SIGKILL) | SIGBIT(SIGSTOP) | SIGBIT(SIGCHLD) | SIGBIT(SIGURG) | SIGBIT(SIGPIPE) |
+	                         SIGBIT(SIGWINCH) | SIGBIT(SIGTSTP) | SIGBIT(SIGTTIN) | SIGBIT(SIGTTOU) | SIGBIT(SIGSEGV) |
+	                         SIGBIT(SIGBUS) | SIGBIT(SIGFPE) | SIGBIT(SIGILL) | SIGBIT(SIGTRAP) | SIGBIT(SIGSYS);
+	const sigbits passed = 0x7fffffff & ~not_ours;
+	struct pollfd both[2] = {{.fd = child, .events = POLLIN}, {.events = POLLIN}};
+	struct signalfd_siginfo info;
+	siginfo_t end = {0};
+	(void)a;
+
+	both[1].fd = (int)SYS4(signalfd4, -1, &passed, sizeof passed, SFD_CLOEXEC | SFD_NONBLOCK);
+	sys_sigmask(SIG_SETMASK, passed);
+	do {
+		long r = SYS5(ppoll, both, 2, NULL, NULL, 0);
+		if (r > 0 && both[1].revents && SYS3(read, both[1].fd, &info, sizeof info) == sizeof info)
+			SYS4(pidfd_send_signal, child, info.ssi_signo, NULL, 0);
+	} while (!both[0].revents);
+	if (SYS5(waitid, P_PIDFD, child, &end, WEXITED, NULL) < 0)
+		sys_exit(255);
+	sys_exit(end.si_code == CLD_EXITED ? end.si_status : 128 + end.si_status);
+}
+
+#endif

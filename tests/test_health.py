@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health checks: what the options and an image say, and what the monitor does (csrc/health.h)."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import CACHE, wait_for
+from images import Layout
+from test_image import busybox_layer  # noqa: F401  # a fixture
+
+import nsrun
+from nsrun.errors import BadInput, UsageError
+from nsrun.plan import name_of
+from nsrun.spec.health import parse_duration, parse_health
+
+live = pytest.mark.live
+#: A check is due every 0.1 s.
+OFTEN = ["--health-interval", "100ms"]
+SECOND = 10**9
+
+
+# ---- what is asked for --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("1m30s", 90), ("500ms", 0.5), ("0", 0), ("0s", 0), ("5", 5), ("1.5s", 1.5), ("2h", 7200), ("1ms", 0.001)],
+)  # fmt: skip
+def test_durations(text, seconds):
+    assert parse_duration(text, "-x") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "1x", "1m30", "-1s", "1s ", "1..5s", "0.1ms", "9999999h", "1 s", "٣s", "1d", "1ss", "."])  # fmt: skip
+def test_durations_refused(text):
+    with pytest.raises(UsageError, match="-x"):
+        parse_duration(text, "-x")
+
+
+@pytest.mark.parametrize(
+    ("asked", "command"),
+    [
+        ("exit 0", ["/bin/sh", "-c", "exit 0"]),
+        ("[ -e /x ]", ["/bin/sh", "-c", "[ -e /x ]"]),
+        ('["true", "a b"]', ["true", "a b"]),
+        ('["CMD", "true"]', ["true"]),
+        ('["CMD-SHELL", "exit 1"]', ["/bin/sh", "-c", "exit 1"]),
+        ("[1]", ["/bin/sh", "-c", "[1]"]),
+    ],
+)
+def test_commands(asked, command):
+    found = parse_health({"health_cmd": asked}, {})
+    assert found == {
+        "command": command,
+        "interval": 30,
+        "timeout": 30,
+        "start_period": 0,
+        "start_interval": 5,
+        "retries": 3,
+    }
+
+
+def test_an_images_check_and_what_options_change_of_it():
+    image = {"Healthcheck": {"Test": ["CMD", "probe"], "Interval": 5 * SECOND, "Timeout": SECOND // 2, "StartPeriod": SECOND, "Retries": 7}}  # fmt: skip
+    found = {"command": ["probe"], "interval": 5, "timeout": 0.5, "start_period": 1, "start_interval": 5, "retries": 7}
+    assert parse_health({}, image) == found
+    assert parse_health({"health_retries": "1", "health_timeout": "0"}, image) == {**found, "retries": 1, "timeout": 30}
+    assert parse_health({"health_cmd": "x"}, image) == {**found, "command": ["/bin/sh", "-c", "x"]}
+    assert parse_health({"no_healthcheck": True}, image) is None
+    assert parse_health({"health_cmd": "none"}, image) is None
+    shell = {"Healthcheck": {"Test": ["CMD-SHELL", "x"]}, "Shell": ["/bin/ash", "-ec"]}
+    assert (parse_health({}, shell) or {})["command"] == ["/bin/ash", "-ec", "x"]
+    for nothing in ({}, {"Healthcheck": {}}, {"Healthcheck": {"Test": ["NONE"]}}, {"Healthcheck": {"Test": []}}):
+        assert parse_health({}, nothing) is None
+
+
+def test_contradictions():
+    with pytest.raises(UsageError, match="contradict"):
+        parse_health({"no_healthcheck": True, "health_cmd": "x"}, {})
+    with pytest.raises(UsageError, match="--health-retries: there is no health check"):
+        parse_health({"health_retries": "1"}, {})
+    for bad in (["CMD"], ["CMD-SHELL"], ["CMD-SHELL", "a", "b"], ["x", "y"], ["CMD", ""], ["CMD", "a\0b"]):
+        with pytest.raises(BadInput):
+            parse_health({}, {"Healthcheck": {"Test": bad}})
+
+
+# ---- what is done -------------------------------------------------------------------------------------------------
+
+
+def start(host, busybox, check: str, *options: str, name: str = "m", command: tuple[str, ...] = ("sleep", "1000")):
+    host.start(name, busybox, *command, options=["--health-cmd", check, *OFTEN, *options])
+
+
+def log(host, name: str = "m") -> list[dict]:
+    return host.member(name)["healthcheck"]["log"]
+
+
+@live
+def test_starting_healthy_unhealthy_and_back(host, pod, busybox):
+    start(host, busybox, "echo seen; test -e /ok", "--health-retries", "3", "--health-interval", "300ms")
+    assert host.member("m")["health"] == "starting"
+    assert "running (starting)" in host.run("ls").stdout
+    host.run("exec", "m", "touch", "/ok")
+    assert host.run("wait", "--condition", "healthy", "m").stdout == "healthy\n"
+    assert "running (healthy)" in host.run("ls").stdout and host.member("m")["status"] == "running"
+    host.run("exec", "m", "rm", "/ok")
+    assert host.run("wait", "--condition", "unhealthy", "m").stdout == "unhealthy\n"
+    found = host.member("m")["healthcheck"]
+    assert found["failing_streak"] >= 3 and [one["exit_code"] for one in found["log"]][-3:] == [1, 1, 1]
+    wait_for(lambda: len(log(host)) == 5)
+    last = log(host)
+    assert all(one["output"] == "seen\n" and one["start"] < one["end"] for one in last)
+    assert last == sorted(last, key=lambda one: one["start"])
+    assert host.run("ls", "-q", "-f", "health=unhealthy").stdout == "m\n"
+    assert host.run("ls", "-q", "-f", "health=healthy").stdout == ""
+    assert host.run("ls", "--format", "{{.Status}}|{{.State}}|{{.Health}}").stdout == "running (unhealthy)|running|unhealthy\n"  # fmt: skip
+    assert host.json("ls")[0]["health"] == "unhealthy"
+    host.run("exec", "m", "touch", "/ok")
+    wait_for(lambda: host.member("m")["health"] == "healthy")
+    assert host.member("m")["healthcheck"]["failing_streak"] == 0
+
+
+@live
+def test_the_start_period(host, pod, busybox):
+    """Failures in it do not count, and checks come at their own interval; after a success it is over."""
+    start(host, busybox, "test -e /ok", "--health-retries", "1", "--health-start-period", "1000s", "--health-start-interval", "50ms", "--health-interval", "200ms")  # fmt: skip
+    wait_for(lambda: len(log(host)) == 5)
+    found = host.member("m")
+    assert found["health"] == "starting" and found["healthcheck"]["failing_streak"] == 0
+    host.run("exec", "m", "touch", "/ok")
+    host.run("wait", "--condition", "healthy", "m")
+    host.run("exec", "m", "rm", "/ok")
+    host.run("wait", "--condition", "unhealthy", "m")
+
+
+@live
+def test_it_is_what_exec_would_start(host, pod, busybox):
+    """The same namespaces, root, user, groups, capabilities, filter, limits and environment, in the member's cgroup."""
+    show = "for n in mnt net ipc uts pid cgroup user; do readlink /proc/self/ns/$n; done; id; pwd -P >&2; readlink /proc/self/root; env | sort; grep -E '^(Cap|NoNewPrivs|Seccomp|Groups)' /proc/self/status; ulimit -n; cat /etc/hostname"  # fmt: skip
+    options = [
+        "-u",
+        "7:8",
+        "--group-add",
+        "9",
+        "-w",
+        "/etc",
+        "-e",
+        "A=b c",
+        "--ulimit",
+        "nofile=77:78",
+        "--cap-drop",
+        "CHOWN",
+    ]
+    start(host, busybox, show, *options)
+    host.run("wait", "--condition", "healthy", "m")
+    mine = host.run("exec", "m", "/bin/sh", "-c", f"exec 2>&1; {show}").stdout
+    assert "uid=7" in mine and "Seccomp:\t2" in mine
+    assert sorted(log(host)[0]["output"].splitlines()) == sorted(mine.splitlines())
+
+
+@live
+def test_explain_says_what_is_called(host, pod, busybox, tmp_path):
+    """The calls that make a check, in their order, as strace shows them."""
+    words = ["join", pod, "-d", "--name", "m", "--health-cmd", '["true"]', "--health-interval", "300ms", "--rootfs", busybox, "sleep", "1000"]  # fmt: skip
+    steps = json.loads(host.run("explain", "--format", "json", *words).stdout)["steps"]
+    (told,) = (step for step in steps if step["step"] == "PrepareChecks")
+    (due,) = (part for part in told["parts"] if isinstance(part, dict))
+    *launch, inside = due["parts"][0]["parts"]
+    assert due["when"] == "a check is due, every 0.3 s" and inside["by"] == "nsrun-init"
+    host.run(*words)
+    monitor = pathlib.Path(f"/proc/{host.member('m')['pid']}/stat").read_text().rpartition(")")[2].split()[1]
+    trace = tmp_path / "trace"
+    names = "mkdirat,setns,clone3,execveat,setsid,keyctl,seccomp,setgroups,setresgid,setresuid,capset,chdir,execve"
+    with subprocess.Popen(["strace", "-f", "-o", str(trace), "-e", f"trace={names}", "-p", monitor], stderr=subprocess.DEVNULL) as strace:  # fmt: skip
+        try:
+            wait_for(lambda: trace.exists() and trace.read_text().count('"true"') > 1)
+        finally:
+            strace.kill()
+    calls = re.findall(r"^(\d+) +(\w+)\((.*)", trace.read_text(), re.M)
+    first = next(at for at, (_, name, _) in enumerate(calls) if name == "execveat")
+    init = [name for pid, name, _ in calls[first + 1 :] if pid == calls[first][0]]
+    wanted = [name_of(call) for call in inside["parts"] if isinstance(call, str)]
+    wanted = [name for name in wanted if name in names.split(",")]
+    once = init[: init.index("execve") + 1]
+    assert [name for name in once if name != "seccomp"] == wanted
+    before = [name for _, name, _ in calls[: first + 1] if name in ("mkdirat", "setns", "clone3", "execveat")]
+    assert before == [name_of(call) for call in launch]
+
+
+@live
+def test_a_check_that_hangs_is_killed_with_all_it_started(host, pod, busybox):
+    """Its output until then is kept; and neither the log, nor exec, nor signals wait for it."""
+    check = "echo begun; (setsid sleep 4321 &) ; setsid sleep 4321 & trap '' TERM; while :; do sleep 4321; done"
+    start(host, busybox, check, "--health-timeout", "1s", "--health-retries", "1", command=("sh", "-c", "trap 'echo hup' HUP; while :; do sleep 0.1; done"))  # fmt: skip
+    wait_for(lambda: any("sleep 4321" in row["command"] for row in host.json("top", "m")))
+    began = time.monotonic()
+    host.run("kill", "-s", "HUP", "m")
+    wait_for(lambda: host.run("logs", "m").stdout == "hup\n")
+    assert time.monotonic() - began < 20
+    host.run("wait", "--condition", "unhealthy", "m")
+    first = log(host)[0]
+    assert first["exit_code"] == -1 and first["output"].endswith("begun\n") and "longer than 1 s" in first["output"]
+    host.run("pause", "m")  # so that no other check begins
+    assert len([row for row in host.json("top", "m") if row["command"] == "sleep 4321"]) <= 3  # of one check at most
+    host.run("unpause", "m")
+    host.run("stop", "-t", "0", "m")
+    assert host.member("m")["health"] == "none" and host.member("m")["status"] == "stopped"
+    assert not _processes_with("sleep\0004321")
+
+
+def _processes_with(words: str) -> list[str]:
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if words.encode() in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+@live
+def test_its_process_is_killed(host, pod, busybox):
+    """Then the check ends with it, and the next one comes in its time."""
+    start(host, busybox, "test -e /ok || sleep 7654", "--health-retries", "1")
+    monitor = pathlib.Path(f"/proc/{host.member('m')['pid']}/stat").read_text().rpartition(")")[2].split()[1]
+    wait_for(lambda: _processes_with("sleep\0007654"))
+    children = pathlib.Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
+    (process,) = (pid for pid in children if pathlib.Path(f"/proc/{pid}/comm").read_text() == "nsrun-health\n")
+    old = _processes_with("sleep\0007654")
+    host.run("exec", "m", "touch", "/ok")
+    os.kill(int(process), signal.SIGKILL)
+    host.run("wait", "--condition", "healthy", "m")
+    assert log(host)[0]["exit_code"] == 137 and not {*old} & {*_processes_with("sleep\0007654")}
+
+
+@live
+def test_no_check_outlives_the_member(host, pod, busybox):
+    """Whoever ends it: itself, stop, kill, or its pod."""
+    for number, end in enumerate(("itself", "stop -t 0 m", "kill m", "pod kill pause")):
+        words = f"sleep 5432{number}"
+        start(host, busybox, words, command=("sh", "-c", "until test -e /end; do sleep 0.02; done"))
+        wait_for(lambda words=words: _processes_with(words.replace(" ", "\0")))
+        host.run(*(["exec", "m", "touch", "/end"] if end == "itself" else end.split()))
+        if not end.startswith("pod"):
+            wait_for(lambda: host.member("m")["status"] == "stopped")
+            host.run("rm", "m")
+        wait_for(lambda words=words: not _processes_with(words.replace(" ", "\0")), 5)
+
+
+@live
+def test_output_is_bounded(host, pod, busybox):
+    """The last 4 KiB count, of whatever bytes; and a check that writes more than a pipe holds goes on."""
+    start(host, busybox, "head -c 300000 /dev/zero | tr '\\0' x; printf '\\377last'")
+    host.run("wait", "--condition", "healthy", "m")
+    output = log(host)[0]["output"]
+    assert output == "x" * (4096 - 5) + "\ufffdlast"
+
+
+@live
+def test_a_check_that_can_not_be_executed(host, pod, busybox):
+    start(host, busybox, '["/nix"]', "--health-retries", "2")
+    host.run("wait", "--condition", "unhealthy", "m")
+    assert [one["exit_code"] for one in log(host)][:2] == [127, 127] and "/nix" in log(host)[0]["output"]
+    start(host, busybox, '["/etc/hostname"]', "--health-retries", "1", name="n")
+    host.run("wait", "--condition", "unhealthy", "n")
+    assert log(host, "n")[0]["exit_code"] == 126
+
+
+@live
+def test_a_restart_begins_anew(host, pod, busybox):
+    check = "test -e /ok"
+    start(host, busybox, check, "--health-retries", "1", "--restart", "always", command=("sh", "-c", "until test -e /end; do sleep 0.02; done; rm /end; sleep 0.3"))  # fmt: skip
+    host.run("wait", "--condition", "unhealthy", "m")
+    before = log(host)[-1]["start"]
+    host.run("exec", "m", "touch", "/ok", "/end")
+    wait_for(lambda: host.member("m")["restarts"] == 1 and host.member("m")["status"] == "running")
+    host.run("wait", "--condition", "healthy", "m")
+    assert all(one["start"] > before and one["exit_code"] == 0 for one in log(host))
+    host.run("stop", "-t", "0", "m")
+    host.run("exec", "m", "true", check=False)
+    host.run("start", "m")
+    assert host.run("wait", "--condition", "healthy", "m").stdout == "healthy\n"
+
+
+@live
+def test_what_is_paused_is_not_checked(host, pod, busybox):
+    start(host, busybox, "sleep 0.3", "--health-timeout", "600ms", "--health-retries", "1")
+    host.run("wait", "--condition", "healthy", "m")
+    host.run("pause", "m")
+    seen = host.member("m")
+    assert seen["health"] == "healthy" and "paused (healthy)" in host.run("ls").stdout
+    time.sleep(1.5)  # more than the time of a check that was under way
+    now = host.member("m")["healthcheck"]
+    assert len(now["log"]) <= len(seen["healthcheck"]["log"]) + 1 and now["failing_streak"] == 0
+    assert host.member("m")["health"] == "healthy"
+    assert "is paused" in host.fails(125, "exec", "m", "true")
+    host.run("unpause", "m")
+    count = len(host.member("m")["healthcheck"]["log"])
+    last = log(host)[-1]["start"] if count else ""
+    wait_for(lambda: log(host)[-1]["start"] > last)
+    assert host.member("m")["health"] == "healthy"
+
+
+@live
+def test_in_the_foreground(host, pod, busybox):
+    """Its output stays the member's alone, and its end does not wait for a check."""
+    words = ["join", pod, "--name", "f", "--rm", "--rootfs", busybox, *OFTEN, "--health-cmd", "echo check; sleep 6543"]
+    began = time.monotonic()
+    done = host.run(*words, "--", "sh", "-c", "sleep 1; echo out; exit 3", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "") and time.monotonic() - began < 30
+    assert not _processes_with("sleep\0006543")
+
+
+@live
+def test_a_killed_monitor_checks_nothing(host, pod, busybox):
+    start(host, busybox, "true")
+    host.run("wait", "--condition", "healthy", "m")
+    parent = int(pathlib.Path(f"/proc/{host.member('m')['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    wait_for(lambda: host.member("m")["health"] == "none")
+    assert host.member("m")["status"] == "running"
+
+
+@live
+def test_waiting_for_what_never_comes(host, pod, busybox):
+    host.start("plain", busybox, "sleep", "1000")
+    assert host.member("plain")["health"] == "none" and "healthcheck" not in host.member("plain")
+    assert "no health check" in host.fails(125, "wait", "--condition", "healthy", "plain")
+    start(host, busybox, "false", command=("sleep", "1"))
+    assert "has ended before it was healthy" in host.fails(125, "wait", "--condition", "healthy", "m")
+    assert "unknown value" in host.fails(2, "wait", "--condition", "x", "m")
+    assert host.run("wait", "--condition", "stopped", "m").stdout == "0\n"
+
+
+@live
+def test_events_tell(host, pod, busybox):
+    with host.background("events", "-f", "event=health", stdout=subprocess.PIPE) as listener:
+        try:
+            time.sleep(0.5)
+            start(host, busybox, "test -e /ok", "--health-retries", "1", "--health-interval", "400ms")
+            host.run("wait", "--condition", "unhealthy", "m")
+            host.run("exec", "m", "touch", "/ok")
+            told = [json.loads(listener.stdout.readline()) for _ in range(3)]
+        finally:
+            listener.kill()
+    assert [one["health"] for one in told] == ["starting", "unhealthy", "healthy"]
+    assert all(one["event"] == "health" and one["name"] == "m" for one in told)
+
+
+@live
+@pytest.mark.parametrize("cgroup", [None, "none"])
+def test_an_owners_pod(host, alice, box, cgroup):
+    """By the owner through the door, and by root, who enters the pod; with cgroups and without."""
+    env = {} if cgroup is None else {"NSRUN_CGROUP": cgroup}
+    host.run("pod", "create", "--network", "none", "q", env={"SUDO_UID": str(alice.uid), **env})
+    words = ["-d", "--health-cmd", "id -u; sleep 9876 & test -e /ok", *OFTEN, "--health-retries", "1"]
+    alice.run("join", "q", "--name", "a", *words, "--image", box, "--", "sleep", "1000", env=env)
+    alice.run("wait", "--condition", "unhealthy", "a")
+    assert alice.json("inspect", "a")[0]["healthcheck"]["log"][0]["output"] == "0\n"
+    assert [m["health"] for m in host.json("ls") if m["name"] == "a"] == ["unhealthy"]  # root asks the owner
+    alice.run("exec", "a", "touch", "/ok", env=env)
+    alice.run("wait", "--condition", "healthy", "a")
+    alice.run("stop", "-t", "0", "a", env=env)
+    host.run(
+        "join", "q", "--name", "r", *words, "--rootfs", CACHE / "busybox", "-u", "5", "--", "sleep", "1000", env=env
+    )
+    host.run("wait", "--condition", "unhealthy", "r")
+    assert log(host, "r")[0]["output"] == "5\n"
+    host.run("exec", "-u", "0", "r", "touch", "/ok", env=env)
+    host.run("wait", "--condition", "healthy", "r")
+    host.run("stop", "-t", "0", "r", env=env)
+    wait_for(lambda: not _processes_with("sleep\0009876"), 5)
+
+
+@live
+def test_a_pod_that_its_owner_made(host, alice, box):
+    alice.run("pod", "create", "--network", "none", "q")
+    alice.run("join", "q", "-d", "--name", "a", "--health-cmd", "true", *OFTEN, "--image", box, "--", "sleep", "1000")
+    alice.run("wait", "--condition", "healthy", "a")
+
+
+@live
+def test_without_a_cgroup(host, busybox):
+    """What a check leaves is found by its mount namespace; nothing else is ended."""
+    env = {"NSRUN_CGROUP": "none"}
+    host.run("pod", "create", "--network", "none", "pause", env=env)
+    start(host, busybox, "(setsid sleep 8765 &); sleep 0.01", command=("sh", "-c", "sleep 8766 & exec sleep 8767"))
+    host.run("wait", "--condition", "healthy", "m")
+    wait_for(lambda: len(log(host)) == 5)
+    assert len(_processes_with("sleep\0008765")) <= 1  # of the one that is under way
+    assert len(_processes_with("sleep\0008766")) == len(_processes_with("sleep\0008767")) == 1
+    host.start("n", busybox, "sleep", "1000", options=["--health-cmd", "setsid sleep 8764 & sleep 8764", *OFTEN, "--health-timeout", "300ms", "--health-retries", "1"])  # fmt: skip
+    host.run("wait", "--condition", "unhealthy", "n")
+    host.run("stop", "-t", "0", "n")
+    wait_for(lambda: not _processes_with("sleep\0008764"), 5)
+    assert host.member("m")["status"] == "running"
+
+
+@live
+def test_an_images_own_check(host, pod, tmp_path, busybox_layer):  # noqa: F811
+    """HEALTHCHECK of a Dockerfile is kept by the store, and --no-healthcheck wins over it."""
+    check = {"Test": ["CMD-SHELL", "test -e /ok"], "Interval": SECOND // 10, "Timeout": SECOND, "Retries": 1}
+    Layout(busybox_layer, Cmd=["sleep", "1000"], Healthcheck=check).write(tmp_path / "image")
+    image = host.run("image", "load", tmp_path / "image").stdout.strip()
+    host.run("join", pod, "-d", "--name", "m", "--image", image)
+    host.run("wait", "--condition", "unhealthy", "m")
+    assert host.member("m")["healthcheck"]["retries"] == 1 and host.member("m")["healthcheck"]["interval"] == 0.1
+    host.run("join", pod, "-d", "--name", "n", "--no-healthcheck", "--image", image)
+    host.run("join", pod, "-d", "--name", "o", "--health-cmd", "true", "--image", image)
+    host.run("wait", "--condition", "healthy", "o")
+    assert host.member("n")["health"] == "none"
+
+
+@live
+def test_the_library(host, busybox, monkeypatch):
+    monkeypatch.setenv("NSRUN_ROOT", str(host.root))
+    pod = nsrun.Pod.create("web", network="none")
+    member = pod.join(["sleep", "1000"], rootfs=busybox, name="m", health_cmd="echo hi", health_interval="100ms")
+    member.wait_health()
+    assert member.health == "healthy" and member.inspect()["healthcheck"]["log"][0]["output"] == "hi\n"
+    with pytest.raises(nsrun.UsageError, match="monitor"):
+        pod.run(["true"], rootfs=busybox, health_cmd="true")
+    with pytest.raises(nsrun.UsageError):
+        member.wait_health("x")
+
+
+@live
+def test_it_costs_no_python_and_little_memory(host, pod, busybox):
+    """What runs between two checks is the monitor and the member."""
+    start(host, busybox, "true", "--health-interval", "50ms")
+    wait_for(lambda: len(log(host)) == 5)
+    monitor = int(pathlib.Path(f"/proc/{host.member('m')['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    status = pathlib.Path(f"/proc/{monitor}/status").read_text()
+    assert int(status.partition("VmRSS:")[2].split()[0]) <= 64, status
+    opened = len(os.listdir(f"/proc/{monitor}/fd"))
+    wait_for(lambda: len(os.listdir(f"/proc/{monitor}/fd")) <= opened and opened < 40)
