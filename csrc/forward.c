@@ -462,7 +462,7 @@ union address {
 
 struct client {
 	struct link link;
-	int fd;				  /* -1: free, and `chain` the next free one */
+	int fd;      /* -1: free, and `chain` the next free one */
 	uint32_t chain, bucket;  /* the next with the same hash */
 	uint32_t port, here;     /* index of what it sends to; the address there (IPv4) */
 	uint32_t used, generation;
@@ -583,7 +583,7 @@ static void send_all(int fd, struct datagram *what, int n)
 
 static struct datagram *batch; /* BATCH of each */
 static struct iov *pieces;
-static union address *froms;
+static union address *senders;
 static struct on_address *heres;
 
 static long receive(int fd, int names)
@@ -592,7 +592,7 @@ static long receive(int fd, int names)
 		pieces[i] = (struct iov){data[i], DATAGRAM};
 		batch[i].head = (struct message){.iov = pieces + i, .n_iov = 1};
 		if (names) {
-			batch[i].head.name = froms + i, batch[i].head.name_len = sizeof *froms;
+			batch[i].head.name = senders + i, batch[i].head.name_len = sizeof *senders;
 			batch[i].head.control = heres + i, batch[i].head.control_len = sizeof *heres;
 		}
 	}
@@ -610,7 +610,7 @@ static void on_udp(uint32_t port)
 		const struct message *m = &batch[i].head;
 		const struct on_address *here = heres + i;
 		const int told = m->control_len >= sizeof here->head + sizeof here->info && here->head.level == SOL_IP && here->head.type == IP_PKTINFO;
-		whose[i] = client_of(port, froms + i, m->name_len, told ? here->info.ipi_spec_dst.s_addr : 0);
+		whose[i] = client_of(port, senders + i, m->name_len, told ? here->info.ipi_spec_dst.s_addr : 0);
 		pieces[i].len = batch[i].size;
 		batch[i].head = (struct message){.iov = pieces + i, .n_iov = 1};
 	}
@@ -764,10 +764,10 @@ static void make_room(void)
  */
 static void use_ports_again(void)
 {
-	char now = 0;
+	char value = 0;
 	long fd = SYS4(openat, AT_FDCWD, "/proc/sys/net/ipv4/tcp_tw_reuse", O_RDWR | O_CLOEXEC, 0);
 
-	if (fd >= 0 && SYS3(read, fd, &now, 1) == 1 && now == '2')
+	if (fd >= 0 && SYS3(read, fd, &value, 1) == 1 && value == '2')
 		SYS4(pwrite64, fd, "1", 1, 0);
 	SYS1(close, fd);
 }
@@ -797,7 +797,7 @@ static long make_tables(void)
 		uint16_t closed[MAX_PIPES];
 		struct datagram batch[BATCH];
 		struct iov pieces[BATCH];
-		union address froms[BATCH];
+		union address senders[BATCH];
 		struct on_address heres[BATCH];
 	} *t = map_memory(sizeof *t);
 
@@ -805,7 +805,7 @@ static long make_tables(void)
 	if (!t || !conns)
 		return -ENOMEM;
 	data = t->data, clients = t->clients, buckets = t->buckets, pipes = t->pipes, closed = t->closed;
-	batch = t->batch, pieces = t->pieces, froms = t->froms, heres = t->heres;
+	batch = t->batch, pieces = t->pieces, senders = t->senders, heres = t->heres;
 	return 0;
 }
 
