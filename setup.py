@@ -26,7 +26,7 @@ from distutils.command.build_scripts import build_scripts  # noqa: E402  # setup
 
 from csrc import built  # noqa: E402
 
-PROGRAMS = ("pause", "init", "monitor", "unpack", "door")
+PROGRAMS = ("pause", "init", "monitor", "unpack", "door", "forward")
 FLAGS = (
     "-std=gnu11 -Os -Wall -Wextra -Werror -ffreestanding -fno-builtin -fno-stack-protector -fno-asynchronous-unwind-tables "
     "-fno-ident -fno-pie -static -nostdlib -nostartfiles -Wl,-z,noseparate-code -Wl,--build-id=none -Wl,-z,norelro "

@@ -309,7 +309,7 @@ def fs_magic(fd: int) -> int:
 
 
 #: The programs that setup.py builds from csrc/NAME.c and installs as LIBEXEC/nsrun-NAME.
-PROGRAMS = ("pause", "init", "monitor", "unpack", "door")
+PROGRAMS = ("pause", "init", "monitor", "unpack", "door", "forward")
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 LIBEXEC = os.path.join(_PACKAGE, "libexec")
 

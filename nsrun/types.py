@@ -34,6 +34,7 @@ class Port(TypedDict):
     host_port: int  # 0: any free one
     pod_port: int
     protocol: str
+    mode: NotRequired[str]  # "forward": by nsrun-forward; else by what the pod's network has (nat, pasta)
 
 
 # ---- options: the names of the command line, with _ for - ---------------------------------------------------------
@@ -44,6 +45,7 @@ class PodOptions(TypedDict, total=False):
     owner: str
     network: str
     publish: list[str]
+    publish_mode: str
     ip: str
     subnet: str
     subnet6: str
@@ -141,6 +143,7 @@ class PodFacts(TypedDict):
     resolv_conf: str  # the host's, as text
     owner: str
     subnet: NotRequired[str]
+    no_nat: NotRequired[str]  # why nat can't publish here; "": it can
     subnet6: NotRequired[str]
     without_ipv6: NotRequired[str]  # why this host gives pods none
     user: NotRequired[Owner]  # of a pod with a user namespace of its own; then:

@@ -283,13 +283,13 @@ def test_programs_for_aarch64(tmp_path):
     sys.path.insert(0, str(TOP))
     flags = re.search(r"FLAGS = \(\n(.*?)\)\.split", (TOP / "setup.py").read_text(), re.S).group(1)
     flags = " ".join(re.findall(r'"(.*?)"', flags)).split()
-    for name in ("pause", "init", "monitor", "unpack", "door"):
+    for name in ("pause", "init", "monitor", "unpack", "door", "forward"):
         sh("aarch64-linux-gnu-gcc", *flags, "-o", tmp_path / name, TOP / f"csrc/{name}.c", timeout=60)
     qemu = ["qemu-aarch64-static"]
     assert sh(*qemu, tmp_path / "pause", "-v").stdout.startswith("nsrun-pause")
     native = sh(pathlib.Path(help.__file__).parent.parent / "libexec/nsrun-init", "--ops").stdout
     assert sh(*qemu, tmp_path / "init", "--ops").stdout == native
-    for name in ("monitor", "unpack", "door"):
+    for name in ("monitor", "unpack", "door", "forward"):
         assert sh(*qemu, tmp_path / name, check=False).returncode == 2
     read, write = os.pipe()
     pause = subprocess.Popen([*qemu, str(tmp_path / "pause"), str(write)], pass_fds=[write], stderr=subprocess.PIPE)

@@ -131,14 +131,14 @@ def test_what_the_front_does(which, tmp_path):
 
 
 def test_programs_that_stop_at_undefined_behaviour(host, alice, busybox, box):
-    """All five, built with UBSan (they have no libc for its messages: it traps), do what the others do."""
+    """All of them, built with UBSan (they have no libc for its messages: it traps), do what the others do."""
     flags = (
         "-std=gnu11 -O1 -g -ffreestanding -fno-builtin -fno-stack-protector -fno-pie -static -nostdlib -nostartfiles"
     )
     flags += " -fsanitize=undefined,bounds -fsanitize-undefined-trap-on-error"
     programs = host.root / "programs"
     programs.mkdir(mode=0o755)
-    for name in ("pause", "init", "monitor", "unpack", "door"):
+    for name in ("pause", "init", "monitor", "unpack", "door", "forward"):
         sh("cc", *flags.split(), "-o", programs / f"nsrun-{name}", HERE.parent / f"csrc/{name}.c", timeout=60)
     start = f"import sys; from nsrun import kernel; kernel.LIBEXEC = {str(programs)!r}; from nsrun.cli import main; sys.exit(main())"
 

@@ -160,8 +160,9 @@ def test_one_address_of_ipv6(host, outside, serve):
     assert call("127.0.0.1", 8083).startswith("web") and call(HERE, 8083, outside) == "ConnectionRefusedError"
     before = host.snapshot()
     assert "not an address of this host" in host.fails(125, "pod", "create", "-p", "[2001:db8:78::1]:80:80", "x")
-    assert "can't forward what comes to ::1" in host.fails(2, "pod", "create", "-p", "[::1]:8080:80", "x")
-    assert "can't forward what comes to ::1" in host.fails(2, "port", "add", "web", "[::1]:8080:80")
+    nat = ("--publish-mode", "nat")
+    assert "forwarder only" in host.fails(2, "pod", "create", *nat, "-p", "[::1]:8080:80", "x")
+    assert "forwarder only" in host.fails(2, "port", "add", *nat, "web", "[::1]:8080:80")
     assert host.snapshot() == before
 
 

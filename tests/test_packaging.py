@@ -135,7 +135,7 @@ def test_the_sdist_builds_a_wheel_and_runs_unit_tests(tmp_path):
         metadata = archive.read(f"nsrun-{version}.dist-info/METADATA").decode()
     assert f"nsrun-{version}.dist-info/licenses/LICENSE" in names
     assert "License-Expression: Apache-2.0" in metadata
-    for program in ("pause", "init", "monitor", "unpack", "door"):
+    for program in ("pause", "init", "monitor", "unpack", "door", "forward"):
         assert f"nsrun/libexec/nsrun-{program}" in names
     assert {"nsrun/py.typed", "nsrun/_kernel.abi3.so", "nsrun/host/_templates.py", "nsrun/seccomp/default.json"} <= {
         *names

@@ -75,7 +75,7 @@ def test_spelling():
 def test_c_compiles_without_a_warning(compiler, tmp_path):
     need(shutil.which(compiler), f"{compiler} is missing", f"apt-get install {compiler}")
     flags = "-std=gnu11 -Os -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wcast-qual -Wmissing-prototypes -Werror -ffreestanding -fno-builtin -fno-stack-protector -nostdlib -nostartfiles -static"
-    for name in ("pause", "init", "monitor", "unpack", "door", "oci"):
+    for name in ("pause", "init", "monitor", "unpack", "door", "forward", "oci"):
         check(compiler, *flags.split(), "-o", tmp_path / name, f"csrc/{name}.c")
 
 

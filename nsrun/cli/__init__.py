@@ -333,10 +333,24 @@ def tell_of_pod(call: Call, options: Mapping[str, Any], note: Mapping[str, Any])
         except OSError as error:
             chains = []
             err(f"warning: can't tell whether another firewall drops forwarded packets: {error}")
+        why = f"the firewall chain {chains[0]!r} drops what nat would forward" if chains else ""
+        tell_of_forwarder(note["ports"], options, why)
         for chain in chains:
             err(f"warning: the firewall chain {chain!r} drops packets that are forwarded to and from the pod")
         if chains:
             err(f"hint: {net.firewall_fix(chains)}")
+    else:
+        tell_of_forwarder(note["ports"], options)
+
+
+def tell_of_forwarder(ports: list[Any], options: Mapping[str, Any], why: str = "") -> None:
+    """Say why nsrun-forward passes on ports for which nobody asked that.  `why`: of all, not only those of [::1]."""
+    from nsrun.cli.say import err
+
+    if not any("mode" in port for port in ports) or options.get("publish_mode") == "forward":
+        return
+    why = why or "nothing else leads from ::1 to a pod"
+    err(f"nsrun-forward passes on what is published, since {why}; members see the pod's own address as the client's")
 
 
 def join(call: Call) -> int:

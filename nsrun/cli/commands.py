@@ -214,14 +214,21 @@ COMMAND = "CMD [ARG...]"
 #: The commands whose options the file of `up` has.
 POD_CREATE, JOIN = "pod create", "join"
 
+PUBLISH_MODE = O(
+    "--publish-mode",
+    "auto|nat|forward",
+    "what leads from the host to the pod; nat: the kernel, and members see who connects; forward: a process, which no firewall's FORWARD chain stops, and members see the pod's own address; auto: nat where it works",
+)
+
 #: What `pod create` has, but for limits.
 OF_POD = (
     O(
         "-p, --publish",
         "[IP:][HOST]:POD[/tcp|/udp]",
-        "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, [::]:8080:80, 8000-8010:8000-8010, :80 (a free port), 53:53/udp",
+        "forward a port of this host to the pod: 8080:80, 127.0.0.1:8080:80, [::]:8080:80, [::1]:8080:80, 8000-8010:8000-8010, :80 (a free port), 53:53/udp",
         many=True,
     ),
+    PUBLISH_MODE,
     O(
         "--network",
         "bridge|none|host",
@@ -453,7 +460,8 @@ COMMANDS = (
     Command("port ls", (Operand("POD|MEMBER", "process"),), "ports.ls", "list the published ports of a pod", "nsrun port ls web", (JSON,)),
     Command(
         "port add", (POD, Operand("[IP:][HOST]:POD[/tcp|/udp]", many=True)), "ports.add", "publish more ports of a pod that lives", "sudo nsrun port add web 8443:443 53:53/udp",
-        about="As -p of pod create, and gone with the pod in the same way. It is for pods on the bridge. A process of their own holds these ports, with 8 to 12 KiB.",
+        (PUBLISH_MODE,),
+        "As -p of pod create, and gone with the pod in the same way. A process of their own holds these ports, with 8 to 12 KiB, or passes them on, with 28. The user who made a pod without root adds ports from 1024 on, which are passed on.",
         plan="planning.port_add",
     ),
     Command(

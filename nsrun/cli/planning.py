@@ -54,7 +54,8 @@ def port_add(call: Call) -> Plan:
     from nsrun.lifecycle import NO_ID
     from nsrun.lifecycle.ports import plan_add
 
-    return plan_add(call.state, call.operands[0], call.operands[1:], ident=NO_ID)
+    mode = call.options.get("publish_mode") or "auto"
+    return plan_add(call.state, call.operands[0], call.operands[1:], mode, ident=NO_ID)
 
 
 def join(call: Call) -> Plan:

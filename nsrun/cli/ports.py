@@ -30,11 +30,15 @@ def ls(call: Call) -> int:
 
 
 def add(call: Call) -> int:
-    from nsrun.cli import trace_of
-    from nsrun.lifecycle.ports import add
+    from nsrun.cli import tell_of_forwarder, trace_of
+    from nsrun.lifecycle.ports import add, why_not_nat
 
-    for port in add(call.state, call.operands[0], call.operands[1:], trace_of(call)):
+    mode = call.options.get("publish_mode") or "auto"
+    ports = add(call.state, call.operands[0], call.operands[1:], mode, trace_of(call))
+    for port in ports:
         out(_line(port))
+    if any("mode" in port for port in ports):
+        tell_of_forwarder(ports, call.options, why_not_nat(call.state, call.operands[0]))
     return 0
 
 
@@ -51,4 +55,5 @@ def _address(port: Port) -> str:
 
 
 def _line(port: Port) -> str:
-    return f"{port['pod_port']}/{port['protocol']} -> {_address(port)}"
+    mode = f" ({port['mode']})" if "mode" in port else ""
+    return f"{port['pod_port']}/{port['protocol']} -> {_address(port)}{mode}"

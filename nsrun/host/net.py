@@ -425,10 +425,8 @@ def connect(
                 forget_address(ip6)
             alone = (gateway, gateway6) if isolated else None
             index = _make_port(sock, netns, bridge_index, ip, ident, ip6, alone)
-            if (
-                not index and wanted_ip
-            ):  # we have the lease, so its pod has ended: the kernel is about to take the veth away
-                _wait(lambda: veth_name(wanted_ip) not in _link_names(), 5.0)
+            if not index and wanted_ip:  # we have the lease, so its pod has ended: the kernel takes the veth away
+                wait(lambda: veth_name(wanted_ip) not in _link_names(), 5.0)
                 index = _make_port(sock, netns, bridge_index, ip, ident, ip6, alone)
         except BaseException:
             table.close()
@@ -641,17 +639,17 @@ def hold_port(
 
     `holder` tells which pod has a port, for the hint of an error.  A port that a living pod has `released` (release_port) is
     bound beside the socket that this pod still has.
-    With `to_listen`, only check whether another process could bind it with SO_REUSEADDR and listen (socket(7)): then
-    connections that ended in the last minute do not count.
+    With `to_listen`, bind it as a server does that sets SO_REUSEADDR (socket(7)): connections that ended in the last minute
+    do not count, and of UDP there is room for what comes.
     """
     kind = _socket.SOCK_DGRAM if protocol == "udp" else _socket.SOCK_STREAM
     sock = _socket.socket(_socket.AF_INET6 if ":" in host_ip else _socket.AF_INET, kind | _socket.SOCK_CLOEXEC)
     try:
         if ":" in host_ip:
             sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
-        if protocol == "udp":
+        if protocol == "udp" and not to_listen:
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, 0)  # nobody reads from it: keep next to nothing
-        elif to_listen:
+        elif protocol == "tcp" and to_listen:
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host_ip, port))
@@ -660,7 +658,8 @@ def hold_port(
                 raise
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
             sock.bind((host_ip, port))
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)  # from now on it is ours alone
+            if not to_listen:  # listen(2) asks again
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)  # from now on it is ours alone
     except OSError as error:
         sock.close()
         if error.errno == EADDRINUSE:
@@ -898,10 +897,10 @@ def remove_veth(note: Mapping[str, Any]) -> None:
     if network.get("veth") and network.get("netns") == netns_cookie():
         delete_link(network["veth"], network.get("veth_index", 0), alias_of(note["id"]))
         if note.get("user"):  # nsrun-hold, and with it the lease, ends a moment after pause
-            _wait(lambda: table_name(network["ip"]) not in leases(), 1.0)
+            wait(lambda: table_name(network["ip"]) not in leases(), 1.0)
 
 
-def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+def wait(condition: Callable[[], bool], seconds: float) -> bool:
     """Return whether the condition became true within `seconds`."""
     import time
 
@@ -931,7 +930,7 @@ def delete_link(name: str, index: int, alias: str) -> None:
             return link_identity(sock, index) != (name, alias)
 
     if index > 0:
-        _wait(gone, 1.0)  # if it can't be deleted now, its namespace is dying, and the kernel will delete it
+        wait(gone, 1.0)  # if it can't be deleted now, its namespace is dying, and the kernel will delete it
 
 
 def in_our_power() -> bool:
@@ -982,7 +981,7 @@ def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, p
             delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)
             return True
 
-    _wait(settled, patience)
+    wait(settled, patience)
 
 
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6", 5: "netdev", 7: "bridge", 3: "arp"}

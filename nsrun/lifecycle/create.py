@@ -74,6 +74,8 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
     }
     if not state.uid and (options.get("network") or "bridge").startswith("bridge"):
         facts["without_ipv6"] = without_ipv6()
+        if options.get("publish") and (options.get("publish_mode") or "auto") == "auto":
+            facts["no_nat"] = why_no_nat(not facts["without_ipv6"])
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts["by_root"], facts["groups"] = not state.uid, owner.groups
@@ -82,6 +84,17 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
             userns.check_within(owner, facts["user"]["maps"], around)
         facts["nested"], facts["devices"] = around, "host"
     return facts
+
+
+def why_no_nat(ipv6: bool) -> str:
+    """Return why nat can't lead to a pod on this host; "" when it can, or that can't be told.  `ipv6`: does the pod have that?"""
+    from nsrun.host.net import foreign_drops
+
+    try:
+        chains = foreign_drops(ipv6)
+    except OSError:
+        return ""
+    return f"the firewall chain {chains[0]!r} drops what nat would forward" if chains else ""
 
 
 def plan_pod(state: State, options: Options, ident: str = "") -> Plan:

@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nsrun port add` and `port rm`: published ports of a pod that lives.
 
-Each added set of ports has a process of its own, nsrun-hold, with the bound sockets and an nf_tables table; it ends with pause.
-The file that lists the set means something only while that process has a lock on the one beside it.  So if nsrun is killed,
+Each added set of ports has a process of its own: nsrun-hold, with the bound sockets and an nf_tables table, or nsrun-forward,
+which listens.  It ends with pause.  The file that lists the set means something only while that process has a lock on the one beside it.  So if nsrun is killed,
 either all of the set is there or nothing is.
 
 To remove a port, we borrow the sockets of the process that has it (pidfd_getfd(2)): by the netlink socket it is taken out of
 the table, which only that socket may change, and the socket that holds the port is told to let others have it, since nobody
-can make its process close it.  A set of which nothing is left ends with its process.
+can make its process close it.  Sockets of nsrun-forward are shut down, upon which it closes them.  A set of which nothing is
+left ends with its process.
 """
 
 from __future__ import annotations
 
 import _socket
 import os
-from errno import EBADF, ENOENT, ESRCH
+from errno import EBADF, ENOENT, ENOTCONN, ESRCH
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError, UnknownError, UsageError
 from nsrun.run import Run
-from nsrun.spec.options import PROTOCOLS, parse_count, parse_ipv4, parse_ipv6, parse_ports, published
+from nsrun.spec.options import (
+    FORWARD,
+    PROTOCOLS,
+    PUBLISH_MODES,
+    choose_mode,
+    is_forwarded,
+    parse_count,
+    parse_ipv4,
+    parse_ipv6,
+    parse_ports,
+)
 from nsrun.state import new_id, remove_tree
 from nsrun.state.life import HELD, KEEPER, open_pid, wait
 
@@ -33,33 +44,60 @@ if TYPE_CHECKING:
     from nsrun.types import PodNote, Port
 
 NETFILTER = 12  # NETLINK_NETFILTER, of netlink(7)
+PATIENCE = 5.0  # seconds that a forwarder may take to close a socket
 IP = (_socket.AF_INET, _socket.AF_INET6)
 
 
-def plan_add(state: State, name: str, specs: list[str], ident: str = "") -> Plan:
-    """Return the plan that adds ports to a pod; nothing is done.  Raise BadInput for a pod that can't have them."""
+def plan_add(state: State, name: str, specs: list[str], mode: str = "auto", ident: str = "") -> Plan:
+    """Return the plan that adds ports to a pod; nothing is done.  Raise BadInput for a pod that can't have them.
+
+    `mode`: what publishes them, of PUBLISH_MODES.
+    """
     from nsrun.plan.pod import holder_cgroup
     from nsrun.plan.ports import add_plan
 
-    pod = _pod(state, name)
-    why = "" if pod["network"].get("ip6") else f"pod {name!r} has no IPv6 address"
-    ports = parse_ports(specs, why)
+    pod = _pod(state, name, mode)
+    if mode not in PUBLISH_MODES:
+        raise UsageError(f"--publish-mode {mode!r}", hint=", ".join(PUBLISH_MODES))
+    ports = parse_ports(specs, "" if pod["network"].get("ip6") else f"pod {name!r} has no IPv6 address")
+    network, rootless = pod["network"]["mode"], bool(state.uid)
+    no_nat = why_not_nat(state, name) if mode == "auto" else ""
+    if rootless:
+        from nsrun.host.pasta import check_port
+
+        for port in ports:
+            check_port(port["host_port"])
     group = pod["cgroup"]
-    if pod.get("user"):
+    if rootless:
+        group = group and f"{group}/forward"
+    elif pod.get("user"):
         group = holder_cgroup(group)
     elif group:
         group = f"{group}/pause"
-    return add_plan(pod, ident or new_id(), published(ports), group)
+    return add_plan(pod, ident or new_id(), choose_mode(ports, mode, network, no_nat), group, rootless)
 
 
-def add(state: State, name: str, specs: list[str], observe: Callable[[Run], None] | None = None) -> list[Port]:
-    """Publish more ports of a pod that lives; return them, with the numbers that were free."""
+def why_not_nat(state: State, name: str) -> str:
+    """Return why ports of this pod can't be added by nat; "" when they can."""
+    from nsrun.lifecycle.create import why_no_nat
+
+    network = state.pod(name)["network"]
+    if network["mode"] == "pasta":
+        return "pasta can't be given more ports while it runs"
+    return why_no_nat(bool(network.get("ip6"))) if network["mode"] == "bridge" else ""
+
+
+def add(
+    state: State, name: str, specs: list[str], mode: str = "auto", observe: Callable[[Run], None] | None = None
+) -> list[Port]:
+    """Publish more ports of a pod that lives; return them, with the numbers that were free.  `mode`: of PUBLISH_MODES."""
     with kernel.Fd(state.lock("ports")):
-        plan = plan_add(state, name, specs)
-        pod = _pod(state, name)
+        plan = plan_add(state, name, specs, mode)
+        pod = _pod(state, name, mode)
         run = Run(plan, state)
         network: Any = pod["network"]
-        run.values.update({"pod:ip": network["ip"], "pod:gateway": network["gateway"]})
+        if network["mode"] == "bridge":
+            run.values.update({"pod:ip": network["ip"], "pod:gateway": network["gateway"]})
         try:
             run.execute()
         finally:
@@ -75,15 +113,23 @@ def remove(state: State, name: str, specs: list[str]) -> list[Port]:
     Raise UnknownError, with nothing done, when one is not published.
     """
     with kernel.Fd(state.lock("ports")):
-        pod = _pod(state, name)
+        pod = _pod(state, name, FORWARD)
         have = state.ports(pod)
         wanted: list[Port] = []
         for spec in specs:
             wanted += [port for port in _match(have, spec) if port not in wanted]
+        if pod["network"]["mode"] == "pasta" and any(port in pod.get("ports", []) for port in wanted):
+            raise BadInput(
+                f"pasta has these ports of pod {name!r}, and can't change them while it runs",
+                hint="nsrun pod create, anew; with --publish-mode forward its ports can be removed",
+            )
         for path, note, holder in state.more_ports(pod):
             gone = [port for port in note["ports"] if port in wanted]
             if gone and len(gone) == len(note["ports"]):
                 _end(path, holder)
+            elif gone and is_forwarded(gone[0]):
+                _shut_down(_open(holder, f"{path}.{HELD}", KEEPER), holder, gone)
+                state.save("pods", pod["name"], _without(note, gone, released=False), os.path.basename(path))
             elif gone:
                 _withdraw(_open(holder, f"{path}.{HELD}", KEEPER), holder, gone, f"nsadd-{note['id'][:8]}")
                 state.save("pods", pod["name"], _without(note, gone), os.path.basename(path))
@@ -95,7 +141,7 @@ def remove(state: State, name: str, specs: list[str]) -> list[Port]:
             _withdraw(pidfd, pid, gone, table_name(network["ip"]))
             state.save("pods", pod["name"], _without(pod, gone))
         _forget(wanted, pod)
-        _show(state, _pod(state, name))
+        _show(state, _pod(state, name, FORWARD))
         return wanted
 
 
@@ -105,24 +151,19 @@ def end(state: State, pod: Note) -> None:
         _end(path, holder)
 
 
-def _pod(state: State, name: str) -> PodNote:
-    """Return the note of a living pod whose ports we may change.  Raise BadInput for any other."""
+def _pod(state: State, name: str, how: str) -> PodNote:
+    """Return the note of a living pod whose ports we may change, by `how`.  Raise BadInput for any other."""
     pod = state.pod(name)
     mode = pod["network"]["mode"]
-    if state.uid and not (mode == "pasta"):
+    if state.uid and not state.door(pod).startswith(f"{state.run}/"):
         raise BadInput(
             f"the ports of pod {name!r} are root's to change",
             hint=f"sudo nsrun port {name} shows them; sudo nsrun port add",
         )
-    if mode == "pasta":
-        raise BadInput(
-            f"pod {name!r} has its ports from pasta, which can't change them while it runs",
-            hint="nsrun pod create -p, anew; or let root make the pod: sudo nsrun pod create",
-        )
-    if mode != "bridge":
+    if mode == "host" or (mode == "none" and how != FORWARD):
         raise BadInput(
             f"pod {name!r} has the network {mode!r}: there is nothing to forward",
-            hint="nsrun pod create --network bridge",
+            hint="nsrun pod create --network bridge" + ("; or --publish-mode forward" if mode == "none" else ""),
         )
     return pod
 
@@ -167,19 +208,19 @@ def _numbers(text: str, spec: str) -> range:
     return range(low, high + 1)
 
 
-def _without(note: Note, gone: list[Port]) -> Note:
+def _without(note: Note, gone: list[Port], released: bool = True) -> Note:
     left = [port for port in note["ports"] if port not in gone]
-    return {**note, "ports": left, "released": [*note.get("released", []), *gone]}
+    return {**note, "ports": left, **({"released": [*note.get("released", []), *gone]} if released else {})}
 
 
 def _show(state: State, pod: Note) -> None:
-    if pod.get("user"):
+    if pod.get("user") and not state.uid:
         state.show({**pod, "ports": state.ports(pod)})
 
 
 def _forget(ports: list[Port], pod: PodNote) -> None:
     network: Any = pod["network"]
-    if any(port["protocol"] == "udp" for port in ports):
+    if any(port["protocol"] == "udp" and not is_forwarded(port) for port in ports):
         from nsrun.host.conntrack import forget_ports
 
         forget_ports(ports, network["gateway"], network.get("ip6", ""))
@@ -257,6 +298,63 @@ def _withdraw(pidfd: int, pid: int, ports: list[Port], table: str) -> None:
                 one.close()
     finally:
         os.close(pidfd)
+
+
+def _shut_down(pidfd: int, pid: int, ports: list[Port]) -> None:
+    """Shut sockets of a forwarder down, and wait until it has closed them: then the ports are free.
+
+    shutdown(2) also ends a socket that listens, or that is not connected, for whoever waits for it (poll(2), POLLHUP).
+    """
+    wanted = {(port["protocol"], port["host_ip"], port["host_port"]) for port in ports}
+    kinds = {_socket.SOCK_STREAM: "tcp", _socket.SOCK_DGRAM: "udp"}
+    ended: set[str] = set()
+    try:
+        for number in map(int, os.listdir(f"/proc/{pid}/fd")):
+            sock = _borrow(pidfd, number)
+            if sock is None:
+                continue
+            try:
+                inet = sock.family in (_socket.AF_INET, _socket.AF_INET6)
+                if inet and _is_ours(sock) and (kinds.get(sock.type, ""), *sock.getsockname()[:2]) in wanted:
+                    ended.add(f"socket:[{os.fstat(sock.fileno()).st_ino}]")
+                    try:
+                        sock.shutdown(_socket.SHUT_RDWR)
+                    except OSError as error:
+                        if error.errno != ENOTCONN:  # of UDP: it is shut down nevertheless
+                            raise
+            finally:
+                sock.close()
+        from nsrun.host.net import wait
+
+        if not wait(lambda: not ended & _links(pid), PATIENCE):
+            raise NsrunError(f"process {pid} keeps ports that it was told to close", hint=f"is it stopped? ps -p {pid}")
+    finally:
+        os.close(pidfd)
+
+
+def _is_ours(sock: _socket.socket) -> bool:
+    """Return whether a forwarder's socket is one that clients reach: it listens, or is UDP's and not connected."""
+    if sock.type == _socket.SOCK_STREAM:
+        return bool(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
+    try:
+        sock.getpeername()
+    except OSError:
+        return True
+    return False
+
+
+def _links(pid: int) -> set[str]:
+    """Return what the descriptors of a process lead to; nothing when it has ended."""
+    found = set()
+    try:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found.add(os.readlink(f"/proc/{pid}/fd/{number}"))
+            except FileNotFoundError:
+                continue  # it was closed just now
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    return found
 
 
 def _borrow(pidfd: int, number: int) -> _socket.socket | None:

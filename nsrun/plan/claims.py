@@ -347,7 +347,9 @@ class WriteNote(Step):
         state = run.state
         process = state.identify(run.pid)
         if self.kind == "pods":
-            note = {**self.note, "pause": process, "pause_fd": run.pidfd, "ports": run.ports}
+            # those of nsrun-forward are in a file of their own, which counts as long as that lives
+            own = [port for port in run.ports if "mode" not in port]
+            note = {**self.note, "pause": process, "pause_fd": run.pidfd, "ports": own}
             note["namespaces"] = kernel.namespace_ids(run.pid)
             if "pod:ip" in run.values:
                 from nsrun.host.net import veth_name
@@ -372,7 +374,9 @@ class WriteNote(Step):
             state.commit_data(note)
         run.note = note
         state.save(self.kind, self.name, note)
+        if self.kind == "pods":
+            run.note = {**note, "ports": run.ports}
         if self.kind == "pods" and note.get("user") and not state.uid:
-            state.show(note)
+            state.show(run.note)
         if self.kind == "members" and state.is_being_removed(self.note["pod"]):
             raise BadInput(f"pod {self.note['pod']!r} is being removed", hint="nsrun pod ls")

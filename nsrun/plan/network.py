@@ -7,7 +7,7 @@ from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
 from nsrun.plan import HOST, OWN_KEYRING, InitStep, Part, Step
-from nsrun.spec.options import PROTOCOLS, at, port_ranges
+from nsrun.spec.options import PROTOCOLS, at, is_forwarded, port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -532,4 +532,5 @@ EOF"""
         from nsrun.host import net
 
         ip, gateway = str(run.values["pod:ip"]), str(run.values["pod:gateway"])
-        net.publish(run.fd(self.handle), self.ident, ip, gateway, run.ports, pod_ip6=str(run.values.get("pod:ip6", "")))
+        ports = [port for port in run.ports if not is_forwarded(port)]
+        net.publish(run.fd(self.handle), self.ident, ip, gateway, ports, pod_ip6=str(run.values.get("pod:ip6", "")))

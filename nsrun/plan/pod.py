@@ -30,7 +30,7 @@ from nsrun.plan.process import (
     SetUser,
     Undumpable,
 )
-from nsrun.spec.options import published
+from nsrun.spec.options import is_forwarded, published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +65,12 @@ def pod_plan(spec: PodSpec) -> Plan:
     ]
     if user:
         steps.append(LoadProgram("nsrun-door", "door:program"))
+    listen = None
+    if passed_on := published(filter(is_forwarded, spec["ports"])):  # only these pods pay for importing it
+        from nsrun.plan.forward import ListenPorts, StartForwarder, address_of
+
+        listen = ListenPorts(passed_on)
+        steps.append(LoadProgram("nsrun-forward", "forwarder:program"))
 
     if spec["limits"]:
         steps.append(LimitPod(spec["cgroup"], spec["limits"]))
@@ -72,7 +78,7 @@ def pod_plan(spec: PodSpec) -> Plan:
     if user and by_root:
         steps.append(DelegateCgroup(spec["cgroup"], user["uid"], user["gid"]))
     held: list[str] = []
-    forwarded = published(spec["ports"])
+    forwarded = published(port for port in spec["ports"] if not is_forwarded(port))
     if user:
         steps.append(NewUserNamespace(spec["owner"], user["uid"], user["gid"], user["maps"], spec["by_root"]))
     if own_net:
@@ -86,6 +92,8 @@ def pod_plan(spec: PodSpec) -> Plan:
         ports_step, table_step = HoldPorts(forwarded), PublishTable(ident, forwarded, ipv6=ipv6)
         held = [*ports_step.handles, table_step.handle]
         steps += [*([ports_step] if forwarded else []), table_step]
+    if listen:
+        steps.append(listen)
 
     uid = PAUSE_UID
     if within := user or nested:
@@ -149,6 +157,25 @@ def pod_plan(spec: PodSpec) -> Plan:
         steps.append(ForwardPorts(forwarded))
     if user and by_root:
         steps.append(HoldForPod(holder_cgroup(spec["cgroup"]), tuple(held)))
+    if listen:
+        place = (
+            holder_cgroup(spec["cgroup"]) if user and by_root else f"{spec['cgroup']}/pause" if spec["cgroup"] else ""
+        )
+        joins = bool(user) and not by_root
+        ids = () if joins or nested else (PAUSE_UID,)
+        steps.append(
+            StartForwarder(
+                name,
+                ident,
+                place,
+                listen.ports,
+                address_of(network["mode"]),
+                joins,
+                ids,
+                "member:pidfd",
+                bool(user) and by_root,
+            )
+        )
     if user:
         steps.append(OpenDoor(name, {**user, "groups": spec["groups"]}, spec["cgroup"]))
     steps += [

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of `nsrun port add`: ports for a pod that lives, held by a process of their own."""
+"""The plan of `nsrun port add`: ports for a pod that lives, held by a process of their own, or passed on by one."""
 
 from __future__ import annotations
 
 import os
 
 from nsrun.plan import COMMIT, HOST, OWN_KEYRING, Part, Plan, Step
+from nsrun.plan.forward import ListenPorts, StartForwarder, address_of
 from nsrun.plan.network import HoldPorts, PublishTable, netlink
 from nsrun.plan.process import LoadProgram, OpenProcess
+from nsrun.spec.options import is_forwarded, published
 from nsrun.state.life import HELD, KEEPER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nsrun.plan import Context
-    from nsrun.spec.options import Published
-    from nsrun.types import PodNote
+    from nsrun.types import PodNote, Port
+
+#: The ids of what holds ports, outside of every user namespace.
+NOBODY = 65535
 
 
 class MakeTable(Step):
@@ -74,7 +80,8 @@ EOF"""
         from nsrun.host import net
 
         gateway = str(run.values["pod:gateway"])
-        net.publish(run.fd(self.handle), self.ident, self.pod_ip, gateway, run.ports, self.table, self.pod_ip6)
+        ports = [port for port in run.ports if not is_forwarded(port)]
+        net.publish(run.fd(self.handle), self.ident, self.pod_ip, gateway, ports, self.table, self.pod_ip6)
 
 
 class HoldMore(Step):
@@ -123,7 +130,8 @@ class HoldMore(Step):
         state, path = run.state, run.state.path("pods", self.pod, f"{self.file}.{HELD}")
         flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = run.hold("ports:held", os.open(path, flags, 0o600))
-        state.save("pods", self.pod, {"id": self.ident, "ports": run.ports}, self.file)
+        ports = [port for port in run.ports if not is_forwarded(port)]
+        state.save("pods", self.pod, {"id": self.ident, "ports": ports}, self.file)
         keep = [run.fd("pod:pidfd"), lock, *(run.fd(name) for name in self.held)]
         words = [f"pause={run.fd('pod:pidfd')}", "uid=65535", "gid=65535"]
         run.start_door("more", words, keep, self.cgroup, (lock, KEEPER))
@@ -135,22 +143,28 @@ class HoldMore(Step):
             remove_tree(run.state.path("pods", self.pod, file))
 
 
-def add_plan(pod: PodNote, ident: str, ports: tuple[Published, ...], cgroup: str) -> Plan:
-    """Return the plan that adds published ports to a pod on the bridge.  `ident`: of this set of ports."""
+def add_plan(pod: PodNote, ident: str, ports: Sequence[Port], cgroup: str, rootless: bool) -> Plan:
+    """Return the plan that adds published ports to a pod.  `ident`: of this set of ports.  `rootless`: by an ordinary user."""
+    by_table = published(port for port in ports if not is_forwarded(port))
+    passed_on = published(filter(is_forwarded, ports))
+    name, network = pod["name"], pod["network"]
     table = f"nsadd-{ident[:8]}"
-    hold = HoldPorts(ports)
-    steps: list[Step] = [
-        OpenProcess(f"the pause of {pod['name']}", pod, False, "pod:pidfd"),
-        LoadProgram("nsrun-door", "door:program"),
-        hold,
-        MakeTable(table),
-        FillTable(
-            pod["id"],
-            ports,
-            table=table,
-            pod_ip=pod["network"].get("ip", ""),
-            pod_ip6=pod["network"].get("ip6", ""),
-        ),
-        HoldMore(pod["name"], ident, cgroup, (*hold.handles, "table:fd")),
-    ]
-    return Plan(f"port add {pod['name']}", steps)
+    hold, listen = HoldPorts(by_table), ListenPorts(passed_on)
+    steps: list[Step] = [OpenProcess(f"the pause of {name}", pod, False, "pod:pidfd")]
+    if by_table:
+        steps.append(LoadProgram("nsrun-door", "door:program"))
+    if passed_on:
+        steps.append(LoadProgram("nsrun-forward", "forwarder:program"))
+    if by_table:
+        ip, ip6 = network.get("ip", ""), network.get("ip6", "")
+        fill = FillTable(pod["id"], by_table, table=table, pod_ip=ip, pod_ip6=ip6)
+        steps += [hold, MakeTable(table), fill]
+    if passed_on:
+        steps.append(listen)
+    if by_table:
+        steps.append(HoldMore(name, ident, cgroup, (*hold.handles, "table:fd")))
+    if passed_on:
+        to = address_of(network["mode"], network.get("ip", ""))
+        ids = () if rootless or pod.get("nested") else (NOBODY,)
+        steps.append(StartForwarder(name, f"{ident}f", cgroup, passed_on, to, rootless, ids, "pod:pidfd"))
+    return Plan(f"port add {name}", steps)

@@ -425,9 +425,15 @@ class Run:
         self._await_ready()
 
     def start_door(
-        self, what: str, arguments: list[str], keep: list[int], path: str, lock: tuple[int, int] = (-1, 0)
+        self,
+        what: str,
+        arguments: list[str],
+        keep: list[int],
+        path: str,
+        lock: tuple[int, int] = (-1, 0),
+        program: str = "door",
     ) -> None:
-        """Start nsrun-door with these descriptors in a cgroup of its own; `what` distinguishes its handles.
+        """Start nsrun-door, or another `program`, with these descriptors in a cgroup; `what` distinguishes its handles.
 
         `lock` is a descriptor, and the byte of it that the program locks as long as it lives.
         """
@@ -437,10 +443,9 @@ class Run:
         if place >= 0:
             self.hold(f"{what}:cgroup", place)
         null = self.hold(f"{what}:null", os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-        program = self.fd("door:program")
         pid, pidfd, _ = kernel.launch(
-            program,
-            ["nsrun-door", *arguments],
+            self.fd("forwarder:program" if program == "forward" else "door:program"),
+            [f"nsrun-{program}", *arguments],
             stdio=[null] * 3,
             keep=keep,
             cgroup=place,

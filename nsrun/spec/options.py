@@ -25,6 +25,10 @@ DEFAULT_CAPABILITIES = (
 
 #: What can be forwarded to a pod.
 PROTOCOLS = ("tcp", "udp")
+#: The address of which the kernel forwards nothing: nsrun-forward does.
+LOOPBACK6 = "::1"
+#: How ports are published; and what the note of a port says when nsrun-forward does it.
+PUBLISH_MODES, FORWARD = ("auto", "nat", "forward"), "forward"
 
 #: What stands for every address of this host, of either family.
 ANY = ("0.0.0.0", "::")
@@ -117,13 +121,10 @@ def _addresses(text: str, word: str, without_ipv6: str) -> list[str]:
                 f"-p {word}: no host has the address {ip}", hint="0.0.0.0 means every address of this host"
             )
         return [ip]
+    if ip == LOOPBACK6:  # the forwarder leads from there to the pod's IPv4 address
+        return [ip]
     if without_ipv6:
         raise UsageError(f"-p {word}: {without_ipv6}", hint="write 127.0.0.1 or leave the address out")
-    if ip == "::1":
-        raise UsageError(
-            f"-p {word}: the kernel can't forward what comes to ::1",
-            hint="127.0.0.1 is forwarded, and so is every other address of this host: [::]",
-        )
     if ip.startswith(("ff", "fe8", "fe9", "fea", "feb", "::ffff:")):
         raise UsageError(
             f"-p {word}: {ip} is a group's, a link-local or an IPv4 address", hint="[::] means every IPv6 address"
@@ -147,6 +148,28 @@ def _port_range(text: str, word: str) -> list[int]:
     if not all(is_number(n) and 1 <= int(n) <= 65535 for n in numbers) or int(numbers[0]) > int(numbers[1]):
         raise UsageError(f"-p {word}: {text!r} is not a port or range", hint="ports go from 1 to 65535")
     return list(range(int(numbers[0]), int(numbers[1]) + 1))
+
+
+def choose_mode(ports: Iterable[Port], mode: str, network: str, no_nat: str = "") -> list[Port]:
+    """Return the ports with what publishes each in its "mode": nothing (nat, or pasta), or FORWARD.
+
+    `mode` is one of PUBLISH_MODES, `network` the pod's, and `no_nat` says why nat can't publish here.  Raise UsageError for a
+    combination that can't be had.
+    """
+    found: list[Port] = []
+    for port in ports:
+        only = port["host_ip"] == LOOPBACK6
+        if mode == "nat" and (only or network != "bridge"):
+            why = "[::1] is passed on by the forwarder only" if only else f"the network {network} has no nat"
+            raise UsageError(f"--publish-mode nat: {why}", hint="--publish-mode auto, or forward")
+        if mode == FORWARD or (mode == "auto" and (only or no_nat)):
+            port = {**port, "mode": FORWARD}
+        found.append(port)
+    return found
+
+
+def is_forwarded(port: Port) -> bool:
+    return port.get("mode") == FORWARD
 
 
 def published(ports: Iterable[Port]) -> tuple[Published, ...]:

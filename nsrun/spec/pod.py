@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from nsrun.errors import BadInput, UsageError
 from nsrun.spec.options import (
+    FORWARD,
+    PUBLISH_MODES,
+    choose_mode,
     parse_hostname,
     parse_ipv4,
     parse_labels,
@@ -49,8 +52,13 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
     without = _without_ipv6(ipv6, facts, sysctls) if mode == "bridge" else NO_BRIDGE
     ports = parse_ports(options.get("publish") or [], without)
-    if ports and mode in ("none", "host"):
-        raise UsageError(f"-p needs --network {known[0]}; with {mode} there is nothing to forward")
+    publish_mode = options.get("publish_mode") or "auto"
+    if publish_mode not in PUBLISH_MODES:
+        raise UsageError(f"--publish-mode {publish_mode!r}", hint=", ".join(PUBLISH_MODES))
+    if ports and (mode == "host" or (mode == "none" and publish_mode != FORWARD)):
+        instead = "" if mode == "host" else "--publish-mode forward publishes ports of a pod that has no network"
+        raise UsageError(f"-p needs --network {known[0]}; with {mode} there is nothing to forward", hint=instead)
+    ports = choose_mode(ports, publish_mode, mode, facts.get("no_nat", ""))
     for flag, value in (
         ("ip", options.get("ip")),
         ("subnet", options.get("subnet")),

@@ -71,7 +71,7 @@ _MAPS = {"uid": [[_COUNT]], "gid": [[_COUNT]]}
 _NETWORK = {
     "mode": LINE, "ipv6?": LINE, "isolated?": FLAG, "ip?": LINE, "ip6?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
 }  # fmt: skip
-_PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol": LINE}]
+_PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol": LINE, "mode?": LINE}]
 #: The shape of each kind of note (schema.py).
 SHAPES: dict[str, dict[str, Any]] = {
     "pods": {

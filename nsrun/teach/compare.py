@@ -197,9 +197,17 @@ _FILES_OF_VARIABLES = ("--env-file {}", "--env-file {}", "none: envFrom, a Confi
 _NONE_IN_KUBECTL = "none: kubectl exec chooses the command only"
 _NO_LIMIT_OF_IMAGES = "none: what an image unpacks to is not limited"
 
+_PUBLISH_MODE = (
+    "none: the daemon's option --userland-proxy is the closest",
+    "none: rootless networks have forwarders of their own",
+    "none: kube-proxy leads to a pod, by nat",
+)
+
 #: By command and option.
 OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
+    "port add": {"publish_mode": _PUBLISH_MODE},
     "pod create": {
+        "publish_mode": _PUBLISH_MODE,
         "publish": ("--publish {}", "--publish {}", "none: a Service, or the field hostPort; kubectl port-forward while it runs"),
         "network": (
             {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like", "bridge,ipv6=on": "none: docker network create --ipv6 says it, before", "bridge,isolated": "none: docker network create, a network for each of them", "bridge,isolated,ipv6=on": "none: docker network create, a network for each of them"},

@@ -14,7 +14,7 @@ from conftest import Host, ThrowawayHost, sh
 
 #: What nsrun starts, by the name of the process.
 PROGRAMS = (
-    "nsrun", "pause", "nsrun-init", "nsrun-monitor", "nsrun-follow", "nsrun-door", "nsrun-hold", "nsrun-unpack", "pasta",
+    "nsrun", "pause", "nsrun-init", "nsrun-monitor", "nsrun-follow", "nsrun-door", "nsrun-hold", "nsrun-forward", "nsrun-unpack", "pasta",
 )  # fmt: skip
 
 
