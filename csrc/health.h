@@ -33,7 +33,7 @@ enum health_status { STARTING,
 
 static struct {
 	int plan, init, filter, join; /* descriptors of memfds, -1 for none; CLONE_NEW… of what to join */
-	int uid;					  /* whom the pipe of the output belongs to */
+	int uid;       /* whom the pipe of the output belongs to */
 	long interval, timeout, period, often, retries; /* in ms; often: the interval until the period is over, or it is healthy */
 	enum health_status status;
 	long streak, count; /* failures one after the other, and checks so far */
