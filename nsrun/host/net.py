@@ -402,7 +402,7 @@ def connect(
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
     veth are gone.  Raise BadInput when the wanted one is taken, or all are.
     """
-    from nsrun.host.conntrack import forget_address
+    from nsrun.host.conntrack import forget_addresses
 
     net = ip_number(gateway) & 0xFFFFFF00
     if wanted_ip:
@@ -419,10 +419,8 @@ def connect(
         if table is None:
             continue
         try:
-            forget_address(ip)
             ip6 = address6(gateway6, ip) if gateway6 else ""
-            if ip6:
-                forget_address(ip6)
+            forget_addresses(ip, *([ip6] if ip6 else []))
             alone = (gateway, gateway6) if isolated else None
             index = _make_port(sock, netns, bridge_index, ip, ident, ip6, alone)
             if not index and wanted_ip:  # we have the lease, so its pod has ended: the kernel takes the veth away
