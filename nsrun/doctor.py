@@ -12,6 +12,7 @@ from errno import ENOSYS
 
 from nsrun import kernel
 from nsrun.errors import KernelError, NsrunError, errno_text, printable
+from nsrun.schema import read_setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,14 +37,6 @@ def _try(what: str, action: Callable[[], object], fix: str, needed: bool = True)
     except (OSError, NsrunError) as error:
         text = str(error) if isinstance(error, (KernelError, NsrunError)) else errno_text(error.errno or 0)
         return _finding(what, "missing" if needed else "limited", text, fix)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, errors="surrogateescape") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def _privileges() -> Finding:
@@ -100,7 +93,7 @@ def _nested() -> list[Finding]:
 
 def _memfd(state: State) -> Finding:
     """Check that sealed memfds can be executed, which vm.memfd_noexec (Linux 6.3, per PID namespace) may forbid."""
-    setting = _read("/proc/sys/vm/memfd_noexec")
+    setting = read_setting("/proc/sys/vm/memfd_noexec")
     if setting != "2":
         return _finding("sealed programs", "ok", "in memory")
     try:
@@ -114,7 +107,7 @@ def _memfd(state: State) -> Finding:
 
 def _proc() -> Finding:
     """Check whose processes are visible: hidepid of proc(5)."""
-    mounts = [line for line in _read("/proc/self/mountinfo").split("\n") if line.split()[4:5] == ["/proc"]]
+    mounts = [line for line in read_setting("/proc/self/mountinfo").split("\n") if line.split()[4:5] == ["/proc"]]
     hidden = [
         option
         for option in "".join(mounts[-1:]).rpartition(" - ")[2].replace(" ", ",").split(",")
@@ -228,7 +221,7 @@ def _ipv6() -> Finding:
             "sysctl net.ipv6.conf.all.disable_ipv6=0; without ipv6.disable=1",
         )
     text = "pods on the bridge have an address"
-    if _read("/proc/sys/net/ipv6/conf/all/forwarding") != "1":
+    if read_setting("/proc/sys/net/ipv6/conf/all/forwarding") != "1":
         text += "; forwarding is off, pod create enables it, with accept_ra=2 where it is 1"
     kept = [name for name, accept in net.listens_to_routers() if accept == "2"]
     return _finding("IPv6", "ok", text + (f"; accept_ra is 2 for {', '.join(kept)}, which so learn from routers" if kept else ""))  # fmt: skip
@@ -323,7 +316,7 @@ def _subordinate(user: Any, maps: Any) -> Finding:
 
 
 def _apparmor() -> Finding:
-    if _read("/sys/module/apparmor/parameters/enabled") == "Y":
+    if read_setting("/sys/module/apparmor/parameters/enabled") == "Y":
         return _finding("AppArmor", "ok", "profiles by name: --security-opt apparmor=PROFILE")
     return _finding("AppArmor", "ok", "not in this kernel; --security-opt apparmor=… is refused")
 
@@ -348,7 +341,7 @@ def _firewall() -> Finding:
             "forwarding", "limited", f"{which} forwarded packets; an accept elsewhere can't undo that",
             net.firewall_fix(chains),
         )  # fmt: skip
-    on = _read("/proc/sys/net/ipv4/ip_forward") == "1"
+    on = read_setting("/proc/sys/net/ipv4/ip_forward") == "1"
     return _finding(
         "forwarding",
         "ok",

@@ -51,6 +51,15 @@ def open_text(path: str) -> TextIO:
     return open(open_regular(path), encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
+def read_setting(path: str) -> str:
+    """Return the content of a file of the kernel's, below /proc or /sys, without its end of line; "" where there is none."""
+    try:
+        with open(path, errors="surrogateescape") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 def read_document(path: str, most: int) -> bytes:
     """Return the bytes of a regular file, at most `most`.
 

@@ -34,7 +34,7 @@ from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, ENOENT, EOP
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
-from nsrun.schema import is_number
+from nsrun.schema import is_number, read_setting
 from nsrun.spec.options import ANY, PROTOCOLS, at, ip_number, ip_text, parse_subnet, parse_subnet6, published
 
 TYPE_CHECKING = False
@@ -312,19 +312,12 @@ def listens_to_routers() -> list[tuple[str, str]]:
     found = []
     for name in sorted(os.listdir("/proc/sys/net/ipv6/conf")):
         if name not in ("all", "default", "lo", BRIDGE) and not (name.startswith("nsr") and len(name) == 11):
-            accept, forwards = (_read(f"/proc/sys/net/ipv6/conf/{name}/{key}") for key in ("accept_ra", "forwarding"))
+            accept, forwards = (
+                read_setting(f"/proc/sys/net/ipv6/conf/{name}/{key}") for key in ("accept_ra", "forwarding")
+            )
             if accept == "2" or (accept == "1" and forwards == "0"):
                 found.append((name, accept))
     return found
-
-
-def _read(path: str) -> str:
-    """Return the content of a file below /proc/sys; "" when its interface has just gone."""
-    try:
-        with open(path, errors="surrogateescape") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def forward6() -> None:
@@ -335,7 +328,7 @@ def forward6() -> None:
     this host forwards depends on "all" alone.
     """
     conf = "/proc/sys/net/ipv6/conf"
-    if _read(f"{conf}/all/forwarding") == "1":
+    if read_setting(f"{conf}/all/forwarding") == "1":
         return
     for name, accept in listens_to_routers():
         if accept == "1":
@@ -343,7 +336,7 @@ def forward6() -> None:
                 _write(f"{conf}/{name}/accept_ra", "2")
             except FileNotFoundError:
                 continue  # the interface has just gone
-    later = _read(f"{conf}/default/forwarding")
+    later = read_setting(f"{conf}/default/forwarding")
     _write(f"{conf}/all/forwarding", "1")
     if later == "0":
         _write(f"{conf}/default/forwarding", "0")
