@@ -129,8 +129,8 @@ class ConnectPod(Step):
     handle: str = "table:fd"
     hints = {
         EPERM: "needs CAP_NET_ADMIN",
-        EOPNOTSUPP: "this kernel has no veth, bridge or nf_tables: modprobe veth bridge nf_tables; or --network none",
-        EPROTONOSUPPORT: "this kernel has no nf_tables: modprobe nf_tables; or --network none",
+        EOPNOTSUPP: "this kernel has no veth, bridge or nf_tables: modprobe veth bridge nf_tables; or --network none, with --publish-mode forward for ports",
+        EPROTONOSUPPORT: "this kernel has no nf_tables: modprobe nf_tables; or --network none, with --publish-mode forward for ports",
         ENOENT: "this kernel can't filter what a pod sends: modprobe sch_ingress cls_bpf; or --network none",
         EINVAL: "tables with an owner came with Linux 5.12",
     }
