@@ -19,7 +19,7 @@ def exposed_ports(image: ImageConfig, named: Collection[tuple[int, str]]) -> tup
 
     `named` are the ports of the pod, with their protocols, that -p publishes already.  Raise BadInput for what is no port.
     """
-    found: dict[tuple[int, str], str] = {}
+    found: set[tuple[str, int]] = set()
     left = []
     for text in image.get("ExposedPorts") or {}:
         ports, _, protocol = text.partition("/")
@@ -30,8 +30,17 @@ def exposed_ports(image: ImageConfig, named: Collection[tuple[int, str]]) -> tup
         if (protocol or "tcp") not in PROTOCOLS:
             left.append(text)
             continue
-        for number in range(int(numbers[0]), int(numbers[1]) + 1):
-            key = (number, protocol or "tcp")
-            if key not in named:
-                found[key] = f":{number}/{key[1]}"
-    return [found[key] for key in sorted(found)], left
+        all_of_it = range(int(numbers[0]), int(numbers[1]) + 1)
+        found.update((protocol or "tcp", number) for number in all_of_it if (number, protocol or "tcp") not in named)
+    return [f":{first}{f'-{last}' if last > first else ''}/{protocol}" for protocol, first, last in _runs(found)], left
+
+
+def _runs(ports: set[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """Return (protocol, first port, last port) of each run of consecutive ports."""
+    runs: list[tuple[str, int, int]] = []
+    for protocol, number in sorted(ports):
+        if runs and (runs[-1][0], runs[-1][2]) == (protocol, number - 1):
+            runs[-1] = (protocol, runs[-1][1], number)
+        else:
+            runs.append((protocol, number, number))
+    return runs

@@ -185,7 +185,7 @@ def port_ranges(ports: Iterable[Published]) -> list[tuple[str, str, str]]:
     found: list[tuple[str, int, int, int, int, str]] = []  # address, first and last of the host, of the pod, protocol
     for ip, host, pod, protocol in ports:
         last = found[-1] if found else ("", 0, 0, 0, 0, "")
-        if (last[0], last[5]) == (ip, protocol) and host and (host, pod) == (last[2] + 1, last[4] + 1):
+        if (last[0], last[5], last[4] + 1) == (ip, protocol, pod) and host == (last[2] + 1 if last[2] else 0):
             found[-1] = (ip, last[1], host, last[3], pod, protocol)
         else:
             found.append((ip, host, host, pod, pod, protocol))
