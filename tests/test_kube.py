@@ -546,7 +546,7 @@ C = "containers:\n- name: c\n  image: box\n"
         (f"{C}  volumeMounts: [{{name: v, mountPath: /etc/resolv.conf}}]\nvolumes: [{{name: v, emptyDir: {{medium: Memory}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /etc/hostname}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: x}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /etc/hosts}}]\nvolumes: [{{name: v, hostPath: {{path: /x, type: Directory}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
-        (f"{C}  volumeMounts: [{{name: v, mountPath: /}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "-v"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "the target can't be /"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "255"),
     ],
 )  # fmt: skip
@@ -768,7 +768,7 @@ def test_an_init_container_that_fails(host, play):
         ("args: [sleep", "ports: [{containerPort: 1, hostPort: 80}, {containerPort: 2, hostPort: 80}]\n    args: [sleep", "spec.containers[1].ports["),
         ("persistentVolumeClaim: {claimName: kept}", "hostPath: {path: /no/such}", "spec.volumes[3].hostPath.path: '/no/such' does not exist"),
         ("persistentVolumeClaim: {claimName: kept}", "hostPath: {path: /etc, type: File}", "spec.volumes[3].hostPath.path: '/etc' is no File"),
-        ("mountPath: /kept", "mountPath: /proc/x", "spec.containers[1].volumeMounts[1]: "),
+        ("mountPath: /kept", "mountPath: /proc/x", "spec.containers[1].volumeMounts[1].mountPath: nothing may be mounted at /proc/x"),
         ("fieldPath: metadata.name", "fieldPath: spec.x", "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: "),
     ],
 )  # fmt: skip

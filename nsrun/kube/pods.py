@@ -28,7 +28,7 @@ from nsrun.kube.fields import (
     is_subdomain,
     quantity,
 )
-from nsrun.spec.options import parse_volume
+from nsrun.spec.options import parse_target
 from nsrun.spec.pod import is_address
 
 TYPE_CHECKING = False
@@ -895,9 +895,9 @@ class _Container:
         `single`: it is a file of the volume that is mounted.
         """
         try:
-            target = parse_volume(f"v:{field.text()}")["destination"]
+            target = parse_target(field.text(), "-v")
         except UsageError as error:
-            raise field.wrong(error.message, hint=error.hint) from None
+            raise field.wrong(error.message.removeprefix("-v: "), hint=error.hint) from None
         if any(len(os.fsencode(part)) > _MAX_NAME for part in target.split("/")):
             raise field.wrong(f"a name in it is longer than {_MAX_NAME} bytes")
         if kind == "hostPath":
