@@ -900,6 +900,8 @@ class _Container:
             raise field.wrong(error.message.removeprefix("-v: "), hint=error.hint) from None
         if any(len(os.fsencode(part)) > _MAX_NAME for part in target.split("/")):
             raise field.wrong(f"a name in it is longer than {_MAX_NAME} bytes")
+        if target.startswith(tuple(f"{file}/" for file in _FILES_OF_POD)):
+            raise field.wrong(f"{os.path.dirname(target)} is a file")
         if kind == "hostPath":
             wanted = (source.object().get("type") if source else None) or field
             directory = wanted.value in ("Directory", "DirectoryOrCreate")
@@ -947,7 +949,8 @@ class _Container:
             raise fields["path"].wrong("it is not an absolute path without .. and :")
         kinds = ("", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice")
         kind = fields["type"].one_of(*kinds) if "type" in fields else ""
-        self.pod.found.hosts.setdefault(self.member, []).append((path, kind, fields["path"]))
+        needed = kind or ("File" if os.path.normpath(target) in _FILES_OF_POD else "")
+        self.pod.found.hosts.setdefault(self.member, []).append((path, needed, fields["path"]))
         if kind in ("CharDevice", "BlockDevice"):
             self.put("device", [f"{path}:{target}"], field)
         else:
