@@ -33,6 +33,7 @@ TOO_COMMON = {
     "write",
     "ioctl",
     "socket",
+    "setsockopt",
     "listen",
     "dup",
     "poll",
@@ -520,8 +521,8 @@ def checks(pid: int, port: int) -> dict[str, object]:
     found["routes"] = [
         sorted(r["dst"] for r in json.loads(sh(*net, "ip", "-j", family, "route").stdout)) for family in ("-4", "-6")
     ]
-    six = sh("ip", "-6", "-o", "address", "show", "nsrun0", "scope", "global").stdout.split()[3].partition("/")[0]
-    for address in ("127.0.0.1", "192.0.2.1", f"[{six}]", "[::1]"):
+    bridge = sh("ip", "-6", "-o", "address", "show", "nsrun0", "scope", "global", check=False).stdout.split()[3:4]
+    for address in ("127.0.0.1", "192.0.2.1", *(f"[{six.partition('/')[0]}]" for six in bridge), "[::1]"):
         found[address] = sh("curl", "-sS", "-m", "3", f"http://{address}:{port}/", check=False).stdout.strip()
     return found
 

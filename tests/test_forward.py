@@ -71,8 +71,9 @@ def record(c, peer):
         met.append(b"RST")
 
 def tell(c, peer):
-    c.sendall(b" ".join(met))
-    met.clear()
+    said = met[:]
+    del met[: len(said)]  # what comes meanwhile stays for the next one
+    c.sendall(b" ".join(said))
 
 def serve(port, what):
     s = socket.create_server(("", port), backlog=4096)

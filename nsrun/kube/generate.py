@@ -13,6 +13,7 @@ import re
 from nsrun.errors import BadInput, NsrunError
 from nsrun.kube.document import scalar
 from nsrun.kube.fields import CREATE_OF, INIT, JOIN_OF, NAME_OF, is_label, is_label_key, is_label_value, is_subdomain
+from nsrun.schema import is_number
 from nsrun.spec.options import parse_size, parse_volume
 
 TYPE_CHECKING = False
@@ -281,7 +282,7 @@ class _OfAll:
         self.policy = _policy(first.get("restart", "no"))
         self.restart = {"always": "Always", "on-failure": "OnFailure", "no": "Never"}[self.policy]
         self.grace = int(first.get("stop_timeout", "10"))
-        groups = [[word for word in m.options.get("group_add") or [] if word.isdigit()] for m in members]
+        groups = [[word for word in m.options.get("group_add") or [] if is_number(word)] for m in members]
         self.groups = [int(word) for word in groups[0]] if all(one == groups[0] for one in groups) else []
 
 
@@ -371,7 +372,7 @@ class _Container:
     def secure(self, options: dict[str, Any]) -> None:
         if "user" in options:
             ids = options["user"].split(":")
-            if all(word.isdigit() for word in ids):
+            if all(is_number(word) for word in ids):
                 self.security |= dict(zip(("runAsUser", "runAsGroup"), map(int, ids), strict=False))
             else:
                 self.keep("user", options["user"])
@@ -502,7 +503,7 @@ class _Container:
         if not self.init and (_policy(restart) != self.of_all.policy or ":" in restart):
             self.keep("restart", restart)
         groups = options.get("group_add") or []
-        if rest := [word for word in groups if not word.isdigit() or not self.of_all.groups]:
+        if rest := [word for word in groups if not is_number(word) or not self.of_all.groups]:
             self.keep("group_add", rest)
 
 
