@@ -946,6 +946,20 @@ def test_what_was_played_is_generated(host, play):
 
 
 @pytest.mark.live
+def test_a_probe_whose_program_has_the_name_of_a_keyword(host, play):
+    """What Docker's keywords say can't be a probe, and is kept as an option."""
+    play(BOX.replace("args: [sleep,", 'livenessProbe: {exec: {command: [CMD, "true"]}}\n    args: [sleep,'))
+    found = list(yaml.safe_load_all(host.run("kube", "generate", "p").stdout))[-1]
+    probes = [one.get("livenessProbe", {}).get("exec") for one in found["spec"]["containers"]]
+    assert {"command": ["CMD", "true"]} in probes
+    host.run(
+        "join", "p", "-d", "--name", "shell", "--image", "box", "--health-cmd", '["CMD-SHELL", "true"]', "sleep", "9"
+    )
+    found = list(yaml.safe_load_all(host.run("kube", "generate", "p").stdout))[-1]
+    assert "CMD-SHELL" in found["metadata"]["annotations"]["nsrun.join/shell"]
+
+
+@pytest.mark.live
 def test_kubectl_takes_what_is_generated(host, play, tmp_path):
     """It is decoded to the types of its API, which have no field that is not in the schema, and nothing of it is lost."""
     need(shutil.which("kubectl"), "kubectl is missing", "apt-get install kubernetes-client")

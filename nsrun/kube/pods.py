@@ -949,7 +949,7 @@ class _Container:
             raise fields["path"].wrong("it is not an absolute path without .. and :")
         kinds = ("", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice")
         kind = fields["type"].one_of(*kinds) if "type" in fields else ""
-        needed = kind or ("File" if os.path.normpath(target) in _FILES_OF_POD else "")
+        needed = kind or ("File" if parse_target(target, "-v") in _FILES_OF_POD else "")
         self.pod.found.hosts.setdefault(self.member, []).append((path, needed, fields["path"]))
         if kind in ("CharDevice", "BlockDevice"):
             self.put("device", [f"{path}:{target}"], field)
