@@ -308,7 +308,7 @@ def test_broken_documents_of_the_store(host, tmp_path):
     value = json.loads(good)
     del value["crc"]
     spoilt = [b"", b"{", b"[]", b"\xff", b"[" * 50_000, good[: len(good) // 2]]
-    spoilt += [codec.encode(changed(value, path, wrong)) for path in places(value) for wrong in rng.sample(WRONG, 2)]
+    spoilt += [codec.seal(changed(value, path, wrong)) for path in places(value) for wrong in rng.sample(WRONG, 2)]
     for data in rng.sample(spoilt, 25) + spoilt[:6]:
         record.write_bytes(data)
         done = host.run("image", "ls")

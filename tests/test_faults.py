@@ -12,6 +12,8 @@ import time
 import pytest
 from conftest import HERE, NSRUN, kill, need, sh, wait_for
 
+from nsrun.errors import BadInput
+from nsrun.schema import WORD
 from nsrun.state import State, codec
 
 KILLER = [sys.executable, str(HERE / "killer.py")]
@@ -224,6 +226,16 @@ def test_what_ran_when_the_directory_of_all_notes_was_removed_is_found(host, ali
         wait_for(lambda pid=pid: not pathlib.Path(f"/proc/{pid}/stat").exists(), 10, f"the end of {pid}")
     host.run("pod", "prune", "--all")
     user.run("pod", "prune", "--all")
+
+
+def test_what_no_note_can_hold():
+    """Half a surrogate pair is refused before it is written; bytes that are not UTF-8, and any letter, are kept."""
+    for text in ("\ud800", "\udfff", "a\udc7f", "\udd00\ud83d"):
+        for note in ({"command": [text]}, {"labels": {text: "a"}}):
+            with pytest.raises(BadInput, match=r"U\+D[0-9A-F]{3} is not a character of text"):
+                codec.encode(note)
+    note = {"command": ["\udcff\udc80", "é", "\U0001f600", "\\ud800"], "labels": {"\udcff": ""}}
+    assert codec.decode(codec.encode(note), {"command": [WORD]}) == note
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"id": "x"}', "\x00" * 100])

@@ -131,7 +131,7 @@ def test_quotes_tags_anchors_and_documents():
         ("? [a]\n: 1\n", r"pod.yaml:1: a key is a string"),
         ("~: 1\n", r"pod.yaml:1: a key is a string"),
         ("[" * 3000, r"pod.yaml: it is nested too deeply"),
-        ("a: \ufdd0id\ufdd1\n", r"pod.yaml:1: U\+FDD0"),
+        ("a: \ufdd0id\ufdd1\n", r"pod.yaml:1: a: U\+FDD0"),
         ("&a [&b [&c [1,1,1,1,1,1,1,1,1,1],*c,*c,*c,*c,*c,*c,*c,*c,*c],"
          "*b,*b,*b,*b,*b,*b,*b,*b,*b,[*b,*b,*b,*b,*b,*b,*b,*b,*b],[*b,*b,*b,*b,*b,*b,*b]]".replace("1,1,1", "1," * 2000 + "1"), "more than"),
     ],
@@ -247,7 +247,9 @@ stringData: {L: w}
         ("env: [{name: A, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: B, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}}}]", {"env": ["A=p", "B=default"]}, []),
         ("env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, {name: B, value: http://$(A)/}]", {"env": [f"A={POD_IP}", f"B=http://{POD_IP}/"]}, []),
         ("workingDir: /srv", {"workdir": "/srv"}, []),
-        ("livenessProbe: {exec: {command: [a, 'b c']}, periodSeconds: 5}", {"health_cmd": '["a", "b c"]', "health_interval": "5s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, []),
+        ("livenessProbe: {exec: {command: [a, 'b c']}, periodSeconds: 5}", {"health_cmd": '["CMD", "a", "b c"]', "health_interval": "5s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, []),
+        *((f"livenessProbe: {{exec: {{command: {words}}}}}", {"health_cmd": f'["CMD", {", ".join(map(json.dumps, words))}]', "health_interval": "10s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, [])
+          for words in (["NONE"], ["CMD", "true"], ["CMD-SHELL", "a", "b"])),
         ("imagePullPolicy: Never", {}, []),
         ("terminationMessagePath: /dev/termination-log\nterminationMessagePolicy: File\nstdin: false\ntty: false\nlifecycle: {}\nreadinessProbe: null", {}, []),
         ("resources: {limits: {memory: 64Mi, cpu: 250m}, requests: {memory: 1Mi, cpu: 0.1}}", {"memory": str(64 << 20), "cpus": "0.25"}, []),
@@ -417,6 +419,18 @@ spec: {containers: [{name: c, image: box}]}
         ("join/c", "join/d", "p.yaml:8: metadata.annotations['nsrun.join/d']: nsrun knows no such"),
         ("'{\"net", "'{net", "p.yaml:9: metadata.annotations['nsrun.create/pod']: it is not JSON"),
         ("Web_1", "../x", "p.yaml:11: spec.containers[0]: '../x' is not a name"),
+        ('"network": "none"', '"name": "zz"', "p.yaml:9: metadata.annotations['nsrun.create/pod']: pod create has no"),
+        ('"restart"', '"name"', "p.yaml:8: metadata.annotations['nsrun.join/c']: join has no option 'name'"),
+        (
+            '"restart": "no"',
+            '"restart": ["x"]',
+            "p.yaml:8: metadata.annotations['nsrun.join/c']: restart is not a string",
+        ),
+        ('"restart": "no"', '"image": ["x"]', "p.yaml:8: metadata.annotations['nsrun.join/c']: image is not a string"),
+        ('"restart": "no"', '"image": 5', "p.yaml:8: metadata.annotations['nsrun.join/c']: image is not a string"),
+        ('"restart": "no"', '"env": ["A=\\ud800"]', "p.yaml:8: metadata.annotations['nsrun.join/c']: U+D800"),
+        ('"restart": "no"', '"env": {"\\ud800": "a"}', "p.yaml:8: metadata.annotations['nsrun.join/c']: U+D800"),
+        ('"none"', '"\\ufdd0id"', "p.yaml:9: metadata.annotations['nsrun.create/pod']: U+FDD0"),
     ):
         with pytest.raises(UsageError) as caught:
             podfile.parse_yaml(text.replace(old, new, 1).encode(), "p.yaml")
@@ -498,6 +512,43 @@ C = "containers:\n- name: c\n  image: box\n"
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, configMap: {{name: zip}}}}]", 10, "spec.volumes[0].configMap.name", "no ConfigMap"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\n- name: d\n  image: x\n  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, emptyDir: {{medium: Memory}}}}]", 13, "spec.volumes[0].emptyDir.medium", "several"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nsecurityContext: {{fsGroup: 5}}\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: x}}}}]", 10, "spec.securityContext.fsGroup", "claim"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: '/run/hostdir'}}}}]", 10, "spec.volumes[0].persistentVolumeClaim.claimName", "not a name of a claim"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: '../x'}}}}]", 10, "spec.volumes[0].persistentVolumeClaim.claimName", "not a name of a claim"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: 'p_v-0123456789ab'}}}}]", 10, "spec.volumes[0].persistentVolumeClaim.claimName", "not a name of a claim"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: 'a:b'}}}}]", 10, "spec.volumes[0].persistentVolumeClaim.claimName", "not a name of a claim"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: 'a,b'}}}}]", 10, "spec.volumes[0].persistentVolumeClaim.claimName", "not a name of a claim"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: ''}}}}]", 10, "spec.volumes[0].persistentVolumeClaim.claimName", "not a name of a claim"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa}}}}]", 10, "spec.volumes[0].persistentVolumeClaim.claimName", "not a name of a claim"),
+        (f"{C}  securityContext: {{seccompProfile: {{type: Localhost, localhostProfile: unconfined}}}}", 9, "spec.containers[0].securityContext.seccompProfile.localhostProfile", "names no profile"),
+        (f"{C}  securityContext: {{seccompProfile: {{type: Localhost, localhostProfile: default}}}}", 9, "spec.containers[0].securityContext.seccompProfile.localhostProfile", "names no profile"),
+        (f"{C}  securityContext: {{seccompProfile: {{type: Localhost, localhostProfile: ''}}}}", 9, "spec.containers[0].securityContext.seccompProfile.localhostProfile", "names no profile"),
+        (f"{C}  securityContext: {{appArmorProfile: {{type: Localhost, localhostProfile: 'unconfined'}}}}", 9, "spec.containers[0].securityContext.appArmorProfile.localhostProfile", "names no profile"),
+        (f"{C}  securityContext: {{appArmorProfile: {{type: Localhost, localhostProfile: ':root://unconfined'}}}}", 9, "spec.containers[0].securityContext.appArmorProfile.localhostProfile", "names no profile"),
+        (f"{C}  securityContext: {{appArmorProfile: {{type: Localhost, localhostProfile: 'a b'}}}}", 9, "spec.containers[0].securityContext.appArmorProfile.localhostProfile", "names no profile"),
+        (f"{C}  command: ['', x]", 9, "spec.containers[0].command[0]", "empty"),
+        (f"{C}  env: [{{name: A}}]\n  command: [$(A), x]", 10, "spec.containers[0].command[0]", "empty"),
+        (f"{C}  args:\n  - x\n  - \"\\ud800\"", 11, "spec.containers[0].args[1]", "not a character of text"),
+        (f"{C}  args:\n  - x\n  - \"\\ufdd0id\\ufdd1\"", 11, "spec.containers[0].args[1]", "not a character of text"),
+        (f"{C}  args: [\"a\\0b\"]", 9, "spec.containers[0].args[0]", "NUL"),
+        (f"{C}  env: [{{name: A, value: \"\\udcff\"}}]", 9, "spec.containers[0].env[0].value", "not a character of text"),
+        (f"{C}  env: [{{name: \"A\\0\"}}]", 9, "spec.containers[0].env[0].name", "NUL"),
+        (f"{C}  envFrom: [{{prefix: 'A=', configMapRef: {{name: zip, optional: true}}}}]", 9, "spec.containers[0].envFrom[0].prefix", "variable"),
+        (f"{C}  ports: [{{containerPort: 80, hostPort: 80, hostIP: '1.2.3.4:5'}}]", 9, "spec.containers[0].ports[0].hostIP", "not an address"),
+        (f"{C}hostAliases: [{{ip: 1.2.3.4, hostnames: ['a:b']}}]", 9, "spec.hostAliases[0].hostnames[0]", "not a name of a host"),
+        (f"{C}securityContext: {{sysctls: [{{name: 'a=b', value: c}}]}}", 9, "spec.securityContext.sysctls[0].name", "not a name of a sysctl"),
+        (f"{C}  volumeMounts: [{{name: [v], mountPath: /d}}]", 9, "spec.containers[0].volumeMounts[0].name", "a list is not a string"),
+        (f"{C}  volumeMounts: [{{name: {{a: b}}, mountPath: /d}}]", 9, "spec.containers[0].volumeMounts[0].name", "an object is not a string"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /dev}}]\nvolumes: [{{name: v, emptyDir: {{}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: //etc/../dev/}}]\nvolumes: [{{name: v, emptyDir: {{}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /dev}}]\nvolumes: [{{name: v, emptyDir: {{medium: Memory}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /dev}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: x}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /etc/hosts}}]\nvolumes: [{{name: v, emptyDir: {{}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /etc/resolv.conf}}]\nvolumes: [{{name: v, emptyDir: {{medium: Memory}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /etc/hostname}}]\nvolumes: [{{name: v, persistentVolumeClaim: {{claimName: x}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /etc/hosts}}]\nvolumes: [{{name: v, hostPath: {{path: /x, type: Directory}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "a directory can't be mounted"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /etc/hosts/x}}]\nvolumes: [{{name: v, hostPath: {{path: /x}}}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "/etc/hosts is a file"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "the target can't be /"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "255"),
     ],
 )  # fmt: skip
 def test_what_is_refused(spec, line, path, said):
@@ -527,6 +578,9 @@ def test_what_is_refused(spec, line, path, said):
         ("kind: Secret\napiVersion: v1\nmetadata: {name: a}\ndata: {k: '%'}", "pod.yaml:4: data.k: it is not base64"),
         ("kind: ConfigMap\napiVersion: v1\nmetadata: {name: a}\ndata: {k: on}", "pod.yaml:4: data.k: true is not a string"),
         ("kind: ConfigMap\napiVersion: v1\nmetadata: {name: a}\ndata: {../k: a}", "pod.yaml:4: data['../k']: "),
+        (f"kind: ConfigMap\napiVersion: v1\nmetadata: {{name: a}}\ndata: {{{'k' * 254}: a}}", f"pod.yaml:4: data.{'k' * 254}: "),
+        ("kind: ConfigMap\napiVersion: v1\nmetadata: {name: a}\ndata: {k: a}\nbinaryData: {k: ''}", "pod.yaml:5: binaryData.k: it is in data, too"),
+        ('"\\ud800": a', "pod.yaml:1: U+D800 is not a character of text"),
         (f"{HEAD}  {C.replace(chr(10), chr(10) + '  ')}\n---\n{HEAD}  {C.replace(chr(10), chr(10) + '  ')}", "pod.yaml:14: metadata.name: 'pod p' is there twice"),
     ],
 )  # fmt: skip
@@ -534,6 +588,33 @@ def test_documents_that_are_refused(text, said):
     with pytest.raises(UsageError) as caught:
         podfile.parse_yaml(text.encode(), "pod.yaml")
     assert caught.value.message.startswith(said), caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("items", "number", "said"),
+    [
+        ('{key: A, path: "p\\0q"}', 0, "it has a NUL byte"),
+        (f"{{key: A, path: {'/'.join('x' * 3000)}}}", 0, "the path is too long"),
+        (f"{{key: A, path: {'x' * 256}}}", 0, "the path is too long"),
+        ("{key: A, path: p/q}, {key: B, path: p/q}", 1, "there are two items 'p/q'"),
+        ("{key: A, path: p}, {key: B, path: p/q}", 1, "'p' is a file"),
+        ("{key: A, path: p/q/r}, {key: B, path: p/q}", 1, "'p/q' is a directory"),
+    ],
+)
+def test_paths_of_items_that_are_refused(items, number, said):
+    with pytest.raises(UsageError) as caught:
+        own(f"configMap: {{name: m, items: [{items}]}}")
+    where = f"spec.volumes[0].configMap.items[{number}].path: {said}"
+    assert where in caught.value.message, caught.value.message
+
+
+def test_a_file_of_a_map_in_the_place_of_one_of_the_pods():
+    """A file can be mounted there, and a sub path with a colon can't be told from two paths."""
+    spec = "volumes: [{name: v, configMap: {name: m, items: [{key: A, path: 'a:b'}, {key: B, path: b}]}}]"
+    options, _, _ = container("volumeMounts: [{name: v, mountPath: /etc/hosts, subPath: b}]", spec, MAPS)
+    assert options["volume"][0].endswith("/b:/etc/hosts:ro")
+    with pytest.raises(UsageError, match=r"volumeMounts\[0\].subPath: it has a :"):
+        container("volumeMounts: [{name: v, mountPath: /x, subPath: 'a:b'}]", spec, MAPS)
 
 
 def test_the_demos_are_the_same():
@@ -688,7 +769,8 @@ def test_an_init_container_that_fails(host, play):
         ("args: [sleep", "ports: [{containerPort: 1, hostPort: 80}, {containerPort: 2, hostPort: 80}]\n    args: [sleep", "spec.containers[1].ports["),
         ("persistentVolumeClaim: {claimName: kept}", "hostPath: {path: /no/such}", "spec.volumes[3].hostPath.path: '/no/such' does not exist"),
         ("persistentVolumeClaim: {claimName: kept}", "hostPath: {path: /etc, type: File}", "spec.volumes[3].hostPath.path: '/etc' is no File"),
-        ("mountPath: /kept", "mountPath: /proc/x", "spec.containers[1].volumeMounts[1]: "),
+        ("/kept}]\n  volumes:", "/kept}, {name: h, mountPath: /etc/hosts}]\n  volumes:\n  - {name: h, hostPath: {path: /}}", "spec.volumes[0].hostPath.path: '/' is no File"),
+        ("mountPath: /kept", "mountPath: /proc/x", "spec.containers[1].volumeMounts[1].mountPath: nothing may be mounted at /proc/x"),
         ("fieldPath: metadata.name", "fieldPath: spec.x", "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: "),
     ],
 )  # fmt: skip
@@ -861,6 +943,20 @@ def test_what_was_played_is_generated(host, play):
     assert {"name": "shared", "emptyDir": {}} in pod["spec"]["volumes"] and pod["spec"]["securityContext"][
         "fsGroup"
     ] == 2000
+
+
+@pytest.mark.live
+def test_a_probe_whose_program_has_the_name_of_a_keyword(host, play):
+    """What Docker's keywords say can't be a probe, and is kept as an option."""
+    play(BOX.replace("args: [sleep,", 'livenessProbe: {exec: {command: [CMD, "true"]}}\n    args: [sleep,'))
+    found = list(yaml.safe_load_all(host.run("kube", "generate", "p").stdout))[-1]
+    probes = [one.get("livenessProbe", {}).get("exec") for one in found["spec"]["containers"]]
+    assert {"command": ["CMD", "true"]} in probes
+    host.run(
+        "join", "p", "-d", "--name", "shell", "--image", "box", "--health-cmd", '["CMD-SHELL", "true"]', "sleep", "9"
+    )
+    found = list(yaml.safe_load_all(host.run("kube", "generate", "p").stdout))[-1]
+    assert "CMD-SHELL" in found["metadata"]["annotations"]["nsrun.join/shell"]
 
 
 @pytest.mark.live

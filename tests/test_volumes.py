@@ -96,6 +96,10 @@ def test_a_note_that_can_not_be_read_may_use_any(host, pod, busybox):
     note.write_text("rubbish")
     assert "may be about" in host.fails(125, "volume", "rm", "one")
     assert "may be about" in host.fails(125, "volume", "prune", "--all")
+    assert "may be about" in host.fails(125, "explain", "volume", "rm", "one")
+    for words in (("volume", "ls"), ("volume", "inspect", "one")):  # the rest is shown, and what can't be read is named
+        done = host.run(*words)
+        assert "one" in done.stdout and f"damaged: {note}: " in done.stderr
     assert (host.root / "lib/volumes/one").is_dir()
     note.write_text(text)
     host.run("volume", "rm", "one")

@@ -26,6 +26,7 @@ _INT = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[oO]?([0-7]+)|0[bB]([01]+)|(0
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 #: Marks places in a value that are filled when a member starts (fields.py); Unicode has set them aside for a program's own use.
 MARKS = "\ufdd0\ufdd1"
+_NO_TEXT = re.compile(f"[{MARKS}\ud800-\udfff]")
 
 
 class Field:
@@ -70,10 +71,13 @@ class Field:
             raise self.wrong(f"{self.said()} is not a list")
         return self.value
 
-    def text(self) -> str:
+    def text(self, nul: bool = False) -> str:
+        """Return a string, which may have NUL bytes in it only with `nul`."""
         if not isinstance(self.value, str):
             simple = isinstance(self.value, (bool, int, float))
             raise self.wrong(f"{self.said()} is not a string", hint="put it in quotes" if simple else "")
+        if "\0" in self.value and not nul:
+            raise self.wrong("it has a NUL byte")
         return self.value
 
     def number(self, low: int = 0, high: int = (1 << 63) - 1) -> int:
@@ -101,6 +105,12 @@ class Field:
         if isinstance(self.value, (dict, list)):
             return "an object" if isinstance(self.value, dict) else "a list"
         return repr(self.value)[:80] if isinstance(self.value, str) else str(self.value)[:80]
+
+
+def no_text(text: str) -> str:
+    """Return what is wrong with a text: it has a mark, or half a surrogate pair, which an escape can stand for; or ""."""
+    found = _NO_TEXT.search(text)
+    return f"U+{ord(found[0]):04X} is not a character of text" if found else ""
 
 
 def scalar(text: str) -> Any:
@@ -144,10 +154,6 @@ def load(data: bytes, file: str) -> list[Field]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(f"{file}:{line}: it is not UTF-8") from None
-    at = next((at for at, letter in enumerate(text) if letter in MARKS), -1)
-    if at >= 0:
-        line = text[:at].count("\n") + 1
-        raise UsageError(f"{file}:{line}: U+{ord(text[at]):04X} is not a character of text")
 
     class Loader(yaml.BaseLoader):  # type: ignore[misc]
         """Tells a plain word from one in quotes, and leaves it to `scalar` what the word means."""
@@ -196,7 +202,7 @@ class _Reader:
 
     def value(self, node: Any, path: str) -> Any:
         if isinstance(node, self.yaml.ScalarNode):
-            return self.scalar(node)
+            return self.scalar(node, path)
         if node.tag not in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
             raise self.wrong(node, f"the tag {node.tag} is not read here")
         if isinstance(node, self.yaml.SequenceNode):
@@ -207,7 +213,7 @@ class _Reader:
             if key.tag == "plain" and key.value == "<<":
                 merged.update(self.merged(value, path))
                 continue
-            name = self.key(key)
+            name = self.key(key, path)
             if name in found:
                 raise self.wrong(key, f"{below(path, name)}: it is there twice")
             found[name] = self.field(value, below(path, name))
@@ -225,7 +231,9 @@ class _Reader:
             found = {**value.value, **found}
         return found
 
-    def scalar(self, node: Any) -> Any:
+    def scalar(self, node: Any, path: str) -> Any:
+        if why := no_text(node.value):
+            raise self.wrong(node, f"{path}: {why}" if path else why)
         if node.tag == "plain":
             try:
                 return scalar(node.value)
@@ -235,8 +243,8 @@ class _Reader:
             raise self.wrong(node, f"the tag {node.tag} is not read here", hint="a string stands in quotes")
         return node.value
 
-    def key(self, node: Any) -> str:
-        value = self.scalar(node) if isinstance(node, self.yaml.ScalarNode) else None
+    def key(self, node: Any, path: str) -> str:
+        value = self.scalar(node, path) if isinstance(node, self.yaml.ScalarNode) else None
         if value is None:
             raise self.wrong(node, "a key is a string", hint="put it in quotes")
         return ("true" if value else "false") if isinstance(value, bool) else str(value)

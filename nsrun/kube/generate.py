@@ -356,7 +356,11 @@ class _Container:
             command = None
         seconds = {key: str(given.get(f"health_{key}", known)) for key, known in _HEALTH.items()}
         whole = all(re.fullmatch(r"[0-9]+s?", text) for text in seconds.values())
-        if not isinstance(command, list) or not whole or "health_start_interval" in given:
+        if isinstance(command, list) and command[:1] == ["CMD"]:
+            command = command[1:]
+        elif isinstance(command, list) and command[:1] in (["CMD-SHELL"], ["NONE"]):
+            command = None  # words of Docker's, which YAML takes for a program
+        if not isinstance(command, list) or not command or not whole or "health_start_interval" in given:
             for key, value in given.items():
                 self.keep(key, value)
             return {}

@@ -8,8 +8,11 @@ to be wrong with it is told with the line and the path of that field.  A field t
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 
-from nsrun.kube.document import Field, load
+from nsrun.errors import UsageError
+from nsrun.kube.document import Field, load, no_text
 from nsrun.kube.fields import (
     CREATE_OF,
     INIT,
@@ -25,6 +28,8 @@ from nsrun.kube.fields import (
     is_subdomain,
     quantity,
 )
+from nsrun.spec.options import parse_target
+from nsrun.spec.pod import is_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +95,12 @@ _VOLUMES_OTHERS = _names(
     storageos vsphereVolume"""
 )
 _MAX_ID = (1 << 32) - 2
+#: Options of one value that an annotation may replace, and that an error is traced to by their value.
+_TRACED = ("image", "workdir", "entrypoint")
+#: Characters of a path of an item, and bytes of a name in a path.
+_MAX_PATH, _MAX_NAME = 1024, 255
+#: Where a pod has directories of devices and files of its own.
+_DEVICES, _FILES_OF_POD = "/dev", ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 #: What Kubernetes waits for a container to stop, unless the file says.
 GRACE = 30
 
@@ -126,7 +137,7 @@ class Compiled:
         if isinstance(value, list):
             place.setdefault(key, []).extend(value)
             self.items += [((*table, key), str(one), field) for one in value]
-        elif key in ("image", "workdir", "entrypoint"):
+        elif key in _TRACED and isinstance(value, str):
             self.items.append(((*table, key), value, field))
             place[key] = value
         else:
@@ -204,10 +215,12 @@ class _File:
         found: dict[str, bytes] = {}
         for part in keys.split():
             for key, field in top[part].object().items() if part in top else ():
-                if not key or key in (".", "..") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in key):
-                    raise field.wrong(f"{key!r} is not a key", hint="letters, digits, -, _ and .")
+                if key in (".", "..") or not re.fullmatch(r"[-\w.]{1,253}", key, re.A):
+                    raise field.wrong(f"{key[:60]!r} is not a key", hint="at most 253 letters, digits, -, _ and .")
+                if part == "binaryData" and key in found:
+                    raise field.wrong("it is in data, too")
                 encoded = part == "binaryData" or (kind == "Secret" and part == "data")
-                found[key] = _decoded(field) if encoded else field.text().encode()
+                found[key] = _decoded(field) if encoded else field.text(nul=True).encode()
         self.data[kind, name.text()] = found
 
     def pod(self, name: Field, metadata: dict[str, Field], spec: Field) -> Compiled:
@@ -362,9 +375,18 @@ class _Pod:
             raise field.wrong("it is not JSON") from None
         if not isinstance(options, dict):
             raise field.wrong("it is not an object of options")
+        if why := no_text(json.dumps(options, ensure_ascii=False)):
+            raise field.wrong(why)
+        place = self.found.table(table)
         for key, value in options.items():
+            if table == ("pod",) and key == "name":
+                raise field.wrong("pod create has no option 'name' here", hint="metadata.name")
             if isinstance(value, list) and not all(isinstance(one, str) for one in value):
                 raise field.wrong(f"{key} is not a list of strings")
+            single = key in _TRACED or not isinstance(place.get(key, []), list)
+            wanted = (str, type(None)) if key in _TRACED else (str, bool, int, float, type(None))
+            if single and not isinstance(value, wanted):
+                raise field.wrong(f"{key} is not a string")
             self.found.put(table, key, value, field)
 
     def member(self, container: str) -> str:
@@ -383,6 +405,8 @@ class _Pod:
             if "ip" not in alias:
                 raise field.wrong("it has no ip")
             for name in alias["hostnames"].items() if "hostnames" in alias else []:
+                if not re.fullmatch(r"[^\s:]+", name.text()):
+                    raise name.wrong(f"{name.said()} is not a name of a host")
                 put(("pod",), "add_host", [f"{name.text()}:{alias['ip'].text()}"], name)
         servers = []
         if "dnsConfig" in spec:
@@ -398,6 +422,8 @@ class _Pod:
             pair = field.fields(_names("name value"))
             if "name" not in pair or "value" not in pair:
                 raise field.wrong("it has no name, or no value")
+            if "=" in pair["name"].text():
+                raise pair["name"].wrong(f"{pair['name'].said()} is not a name of a sysctl")
             put(("pod",), "sysctl", [f"{pair['name'].text()}={pair['value'].text()}"], field)
         for key, values in (
             ("fsGroupChangePolicy", ("Always", "OnRootMismatch")),
@@ -425,12 +451,12 @@ class _Pod:
             for container in self.of_spec[key].items() if key in self.of_spec else []:
                 mounts = container.object().get("volumeMounts")
                 names = {
-                    field.object()["name"].value
+                    field.object()["name"].text()
                     for field in (mounts.items() if mounts else [])
                     if "name" in field.object()
                 }
                 for one in names:
-                    self.empties[str(one)] = self.empties.get(str(one), 0) + 1
+                    self.empties[one] = self.empties.get(one, 0) + 1
 
     def own_volume(self, name: Field, files: dict[str, tuple[bytes, int]] | None) -> str:
         """Return the name that nsrun gives to a volume of the pod's own: made anew with the pod, or for another content."""
@@ -458,7 +484,7 @@ class _Pod:
         data = self.file.of(what, fields[named], fields.get("optional"))
         if "items" not in fields:
             return {key: (content, mode) for key, content in data.items()}
-        found = {}
+        found: dict[str, tuple[bytes, int]] = {}
         for item in fields["items"].items():
             one = item.fields(_names("key path mode"))
             if "key" not in one or "path" not in one:
@@ -470,8 +496,24 @@ class _Pod:
                 continue
             if path.startswith("/") or not all(part and part not in (".", "..") for part in path.split("/")):
                 raise one["path"].wrong("it is not a relative path")
+            _check_place(path, one["path"], found)
             found[path] = (data[key], one["mode"].number(0, 0o777) if "mode" in one else mode)
         return found
+
+
+def _check_place(path: str, field: Field, others: dict[str, tuple[bytes, int]]) -> None:
+    """Raise UsageError for a path of a file that can't be made beside the others of a volume."""
+    if len(os.fsencode(path)) > _MAX_PATH or any(len(os.fsencode(part)) > _MAX_NAME for part in path.split("/")):
+        raise field.wrong(
+            "the path is too long", hint=f"at most {_MAX_PATH} bytes, and {_MAX_NAME} between two slashes"
+        )
+    if path in others:
+        raise field.wrong(f"there are two items {path!r}")
+    for other in others:
+        if path.startswith(f"{other}/"):
+            raise field.wrong(f"{other!r} is a file, of another item")
+        if other.startswith(f"{path}/"):
+            raise field.wrong(f"{path!r} is a directory, for another item")
 
 
 def _checked(field: Field, known: frozenset[str], others: frozenset[str], defaults: dict[str, Any]) -> dict[str, Field]:
@@ -482,6 +524,14 @@ def _checked(field: Field, known: frozenset[str], others: frozenset[str], defaul
         if not (key in defaults and type(value.value) is type(defaults[key]) and value.value == defaults[key])
     }
     return Field(field.file, field.line, field.path, kept).fields(known, others)
+
+
+def _names_profile(option: str, name: str) -> bool:
+    """Return whether this is the file of a filter, or the name of an AppArmor profile: and no word that means something else."""
+    if option == "seccomp":
+        return name not in ("", "unconfined", "default")
+    plain = name.isprintable() and not any(c.isspace() for c in name) and 0 < len(name) <= _MAX_NAME
+    return plain and re.split("[:/&]", name)[-1] != "unconfined"
 
 
 class _Container:
@@ -568,6 +618,8 @@ class _Container:
                 raise port["hostPort"].wrong("with hostNetwork it is the same as containerPort")
             return
         address = port["hostIP"].text() if "hostIP" in port else ""
+        if address and not is_address(address):
+            raise port["hostIP"].wrong(f"{address!r} is not an address")
         address = f"[{address}]:" if ":" in address else f"{address}:" if address else ""
         suffix = "" if protocol == "TCP" else "/udp"
         others = self.pod.outside.setdefault((outside, protocol), set())
@@ -584,7 +636,10 @@ class _Container:
         came: dict[str, Field] = {}
         for field in self.fields["envFrom"].items() if "envFrom" in self.fields else []:
             source = field.fields(_names("prefix configMapRef secretRef"))
-            prefix = source.pop("prefix").text() if "prefix" in source else ""
+            prefix = source["prefix"].text() if "prefix" in source else ""
+            if "=" in prefix:
+                raise source["prefix"].wrong("it does not begin a name of a variable")
+            source.pop("prefix", None)
             if len(source) != 1:
                 raise field.wrong("it has one source: configMapRef or secretRef")
             kind, reference = next(iter(source.items()))
@@ -622,6 +677,8 @@ class _Container:
             raise field.wrong("its content is not text", hint="a volume takes any bytes") from None
         if "\0" in text:
             raise field.wrong("its content has a NUL byte")
+        if why := no_text(text):
+            raise field.wrong(f"its content is not text: {why}")
         return text
 
     def value_from(self, field: Field) -> str | None:
@@ -671,6 +728,8 @@ class _Container:
             if key in self.fields
         }
         command = words.get("command") or []
+        if command and not command[0]:
+            raise self.fields["command"].items()[0].wrong("it is empty, and names no program")
         if command:
             self.put("entrypoint", command[0], self.fields["command"])
         if rest := [*command[1:], *(words.get("args") or [])]:
@@ -742,6 +801,10 @@ class _Container:
                 raise both[key].wrong("it has a type, and a localhostProfile if that is Localhost")
             if kind == "Localhost":
                 name = found["localhostProfile"].text()
+                if not _names_profile(option, name):
+                    raise found["localhostProfile"].wrong(
+                        f"{name!r} names no profile", hint="type: Unconfined does without one"
+                    )
                 self.put("security_opt", [f"{option}={name}"], found["localhostProfile"])
             elif kind == "Unconfined":
                 self.put("security_opt", [f"{option}=unconfined"], both[key])
@@ -756,7 +819,10 @@ class _Container:
             raise field.wrong("it has no exec with a command")
         if "successThreshold" in probe and probe["successThreshold"].number(1, 1 << 20) != 1:
             raise probe["successThreshold"].wrong("one success makes it healthy")
-        self.put("health_cmd", json.dumps([word.text() for word in command.items()]), command)
+        words = [word.text() for word in command.items()]
+        if not words[0]:
+            raise command.items()[0].wrong("it is empty, and names no program")
+        self.put("health_cmd", json.dumps(["CMD", *words]), command)
         for key, option, default, unit in (
             ("periodSeconds", "interval", 10, "s"),
             ("timeoutSeconds", "timeout", 1, "s"),
@@ -784,6 +850,7 @@ class _Container:
         if found["name"].text() not in self.pod.volumes:
             raise found["name"].wrong(f"the pod has no volume {found['name'].text()!r}")
         name, kind, source = self.pod.volumes[found["name"].text()]
+        self.check_target(found["mountPath"], kind, source, "subPath" in found)
         read_only = "readOnly" in found and found["readOnly"].flag()
         below = found.get("subPath")
         if below and kind not in ("configMap", "secret"):
@@ -803,6 +870,11 @@ class _Container:
                     "what is in a volume of a claim keeps its groups",
                     hint="supplementalGroups, and a chgrp in an init container",
                 )
+            if not is_subdomain(claim["claimName"].text()) or len(claim["claimName"].text()) > 63:
+                raise claim["claimName"].wrong(
+                    f"{claim['claimName'].said()} is not a name of a claim",
+                    hint="lower-case letters, digits, - and ., at most 63 of them; hostPath takes a path",
+                )
             read_only = read_only or ("readOnly" in claim and claim["readOnly"].flag())
             self.bind(claim["claimName"].text(), target, read_only, field)
         elif source:
@@ -810,10 +882,35 @@ class _Container:
             volume = self.pod.own_volume(name, files)
             if below is None:
                 self.bind(volume, target, True, field)
+            elif ":" in below.text():
+                raise below.wrong("it has a :", hint="a path of items without one")
             elif below.text() in files:
                 self.bind(f"{LIB}/volumes/{volume}/{below.text()}", target, True, field)
             else:
                 raise below.wrong(f"the volume has no file {below.text()!r}")
+
+    def check_target(self, field: Field, kind: str, source: Field | None, single: bool) -> None:
+        """Raise UsageError for a path at which nothing can be mounted, or only something else than this volume.
+
+        `single`: it is a file of the volume that is mounted.
+        """
+        try:
+            target = parse_target(field.text(), "-v")
+        except UsageError as error:
+            raise field.wrong(error.message.removeprefix("-v: "), hint=error.hint) from None
+        if any(len(os.fsencode(part)) > _MAX_NAME for part in target.split("/")):
+            raise field.wrong(f"a name in it is longer than {_MAX_NAME} bytes")
+        if target.startswith(tuple(f"{file}/" for file in _FILES_OF_POD)):
+            raise field.wrong(f"{os.path.dirname(target)} is a file")
+        if kind == "hostPath":
+            wanted = (source.object().get("type") if source else None) or field
+            directory = wanted.value in ("Directory", "DirectoryOrCreate")
+        else:
+            directory = not single
+        if (directory and target in _FILES_OF_POD) or (kind != "hostPath" and target == _DEVICES):
+            raise field.wrong(
+                f"a directory can't be mounted at {target}" if directory else f"no file can be mounted at {target}"
+            )
 
     def bind(self, source: str, target: str, read_only: bool, field: Field, options: str = "") -> None:
         words = [
@@ -852,7 +949,8 @@ class _Container:
             raise fields["path"].wrong("it is not an absolute path without .. and :")
         kinds = ("", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice")
         kind = fields["type"].one_of(*kinds) if "type" in fields else ""
-        self.pod.found.hosts.setdefault(self.member, []).append((path, kind, fields["path"]))
+        needed = kind or ("File" if parse_target(target, "-v") in _FILES_OF_POD else "")
+        self.pod.found.hosts.setdefault(self.member, []).append((path, needed, fields["path"]))
         if kind in ("CharDevice", "BlockDevice"):
             self.put("device", [f"{path}:{target}"], field)
         else:

@@ -512,6 +512,7 @@ def plan_volume_rm(state: State, names: list[str] | None) -> Plan:
     """`nsrun volume rm`; None: `nsrun volume prune --all`."""
     from nsrun.lifecycle import volumes
 
+    volumes.users(state)  # a note that can't be read may be about any
     found = volumes.describe(state, volumes.unused(state) if names is None else names)
     if used := [volume for volume in found if volume["members"]]:
         raise BadInput(f"volume {used[0]['name']!r} is used by {', '.join(used[0]['members'])}", hint="nsrun volume ls")

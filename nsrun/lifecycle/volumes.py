@@ -44,6 +44,17 @@ def names(state: State) -> list[str]:
 
 def users(state: State) -> dict[str, list[str]]:
     """Return the members that use each volume.  Raise BadInput when a note can't be read, which may be about one."""
+    found = _known_users(state)
+    if state.broken:
+        path, why = next(iter(state.broken.items()))
+        raise BadInput(
+            f"{path}: {why}: it may be about a member that uses a volume", hint="nsrun doctor; nsrun pod prune"
+        )
+    return found
+
+
+def _known_users(state: State) -> dict[str, list[str]]:
+    """Return the members that use each volume, as far as their notes can be read: State.broken has the others."""
     found: dict[str, list[str]] = {}
     within = f"{state.lib}/volumes/"
     for note in state.all("members"):
@@ -54,11 +65,6 @@ def users(state: State) -> dict[str, list[str]]:
                 name = source[len(within) :].partition("/")[0]
                 if note["name"] not in found.setdefault(name, []):
                     found[name].append(note["name"])
-    if state.broken:
-        path, why = next(iter(state.broken.items()))
-        raise BadInput(
-            f"{path}: {why}: it may be about a member that uses a volume", hint="nsrun doctor; nsrun pod prune"
-        )
     return found
 
 
@@ -71,7 +77,7 @@ def _when(path: str) -> str:
 def describe(state: State, wanted: list[str] | None = None) -> list[dict[str, Any]]:
     """Return what there is to say of volumes (None: of all).  Raise UnknownError for one that does not exist."""
     paths = {name: _path(state, name) for name in (names(state) if wanted is None else wanted)}
-    used = users(state)
+    used = _known_users(state)
     return [
         {"name": name, "path": path, "created": _when(path), "members": used.get(name, [])}
         for name, path in paths.items()

@@ -100,7 +100,23 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def encode(note: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a note."""
+    """Return the bytes of a note.  Raise BadInput for a text that could be written, but not be used when it is read.
+
+    That is half a surrogate pair, but for those that os.fsdecode has for bytes that are not UTF-8.
+    """
+    data = seal(note)
+    if b"\\ud" in data:  # few notes have such an escape, or a letter beyond U+FFFF
+        import json
+
+        try:
+            json.dumps(note, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise BadInput(f"U+{ord(error.object[error.start]):04X} is not a character of text") from None
+    return data
+
+
+def seal(note: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a note, whatever is in it."""
     body = dumps(note).encode()[1:] + b"\n"
     return _HEAD % kernel.checksum(body) + body
 
