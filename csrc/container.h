@@ -159,7 +159,31 @@ static long op_answer(struct arg *a)
 
 /* ---- start ----------------------------------------------------------------------------------------- */
 
-/* Wait until the process has become the program, or has ended; 1: it has said what went wrong. */
+/*
+ * Whether the process that has closed its end of `told` may have ended before it became the program: then it still has the name
+ * that nsrun-init gives itself, or `kill` has left a mark.  Python finds out.
+ */
+static int may_be_killed(void)
+{
+	static const char init[] = "/memfd:nsrun-init (deleted)", name[] = " (nsrun-init) ";
+	char path[64], text[1024], target[sizeof init], *end;
+	struct statx st;
+	long r;
+
+	end = put_num(put_str(path, "/proc/"), (unsigned long)first.pid, 1);
+	*put_str(end, "/exe") = 0;
+	r = SYS4(readlinkat, AT_FDCWD, path, target, sizeof target);
+	if (r > 0 && (r != sizeof init - 1 || memcmp(target, init, sizeof init - 1) != 0))
+		return 0;
+	*put_str(end, "/stat") = 0;
+	r = read_text(path, text, sizeof text);
+	for (char *p = text; r > 0 && p < text + r; p++)
+		if (str_after(p, name))
+			return 1;
+	return SYS5(statx, container, "killed", AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st) == 0;
+}
+
+/* Wait until the process has become the program, or has ended; 1: it has said what went wrong, or may have been killed. */
 static long await_told(int fd)
 {
 	struct pollfd both[] = {{.fd = told, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
@@ -172,7 +196,7 @@ static long await_told(int fd)
 		if (r > 0) {
 			wait = none;
 			MUST(SYS5(ppoll, both, 1, &wait, NULL, 0)); /* what it has said before its end */
-			return (both[0].revents & POLLIN) != 0;
+			return (both[0].revents & POLLIN) != 0 || may_be_killed();
 		}
 		if (is_frozen())
 			return 1;

@@ -926,7 +926,11 @@ static long op_set_filter_flags(struct arg *a)
 	return install_filters((int)a[0].i, a[1].i, NULL);
 }
 
-/* nsrun takes the listener by its number (pidfd_getfd), so that the filter need not allow us to send it; the exec closes it. */
+/*
+ * nsrun takes the listener by its number (pidfd_getfd), so that the filter need not allow us to send it.  Then we close it: as long
+ * as anybody has it, the kernel lets a call wait for an answer, and after that it says ENOSYS.  nsrun/oci/filters.py sees to it
+ * that the calls until then ask nobody.
+ */
 static long op_set_filter_with_listener(struct arg *a)
 {
 	long listener = -EINVAL;
@@ -934,6 +938,7 @@ static long op_set_filter_with_listener(struct arg *a)
 	TRY(install_filters((int)a[0].i, a[1].i, &listener));
 	TRY(listener);
 	say_and_wait(listener);
+	SYS1(close, listener);
 	return 0;
 }
 

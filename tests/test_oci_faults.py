@@ -661,20 +661,155 @@ def test_a_create_killed_early_takes_no_cgroup_of_others(r):
     assert code == 1 and place > 4
 
 
-def test_a_damaged_state_with_a_relative_cgroup(r):
-    """It was below the cgroup of whoever made it: one of that name below ours is another."""
+@pytest.mark.parametrize("by_plan", [True, False])
+def test_a_damaged_state_with_a_relative_cgroup(r, by_plan):
+    """It was below the cgroup of whoever made it: one of that name below ours is another.  The plan has it, or the FIFOs."""
     document = r.config(*SLEEP)
     document["linux"]["cgroupsPath"] = f"nsrun-relative-{os.getpid()}"
     pid = r.create("c", document)
     kept = (r.state / "c/state").read_bytes()
     (r.state / "c/state").write_bytes(b"{")
     config = (r.state / "c/config").read_bytes()
+    if not by_plan:
+        (r.state / "c/plan").write_bytes(b"x" + (r.state / "c/plan").read_bytes()[1:])
     done = r.call("delete", "--force", "c")
-    assert done.returncode == 0 and "not known" in done.stderr and os.path.exists(f"/proc/{pid}/exe")
-    (r.state / "c").mkdir(mode=0o700)
+    assert done.returncode == 0 and ("not known" in done.stderr) == (not by_plan), done
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}/exe"))
+    assert not (r.state / "c").exists()
+    if not by_plan:  # its cgroup stays: remove it by what is known again
+        (r.state / "c").mkdir(mode=0o700)
+        (r.state / "c/state").write_bytes(kept)
+        (r.state / "c/config").write_bytes(config)
+        r.ok("delete", "--force", "c")
+
+
+def test_a_damaged_state_without_anything_that_tells_of_the_process(r):
+    document = r.config(*SLEEP)
+    document["linux"]["cgroupsPath"] = f"nsrun-relative-{os.getpid()}"
+    pid = r.create("c", document)
+    r.ok("start", "c")
+    kept = (r.state / "c/state").read_bytes()
+    os.unlink(r.state / "c/plan")
+    for damaged in (b"{", b""):
+        (r.state / "c/state").write_bytes(damaged)
+        done = r.call("delete", "--force", "c")
+        assert done.returncode == 1 and "end them, and remove" in done.stderr and os.path.exists(f"/proc/{pid}/exe")
+        assert (r.state / "c/config").exists()
     (r.state / "c/state").write_bytes(kept)
-    (r.state / "c/config").write_bytes(config)
+    nothing_left(r)
+
+
+# ---- a command that waits for the container -----------------------------------------------------------------------
+
+
+def begun(r: Runtime, *words: object) -> subprocess.Popen[str]:
+    command = r.words(r.program, f"--root={r.state}", *words)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=r.env)  # fmt: skip
+
+
+def is_held(r: Runtime) -> bool:
+    import fcntl
+
+    fd = os.open(r.state / "c", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def held(r: Runtime, how: str) -> subprocess.Popen[str]:
+    """A `start` that waits: for a hook, or for nsrun-init, which a container that shares its PID namespace has stopped."""
+    document = r.config(*SLEEP)
+    if how == "hook":
+        document["hooks"] = {"startContainer": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
+    else:
+        other = r.running("other")
+        document["linux"]["namespaces"][0]["path"] = f"/proc/{other}/ns/pid"
+    pid = r.create("c", document)
+    if how != "hook":
+        os.kill(pid, signal.SIGSTOP)
+    child = begun(r, "start", "c")
+    wait_for(lambda: is_held(r))
+    time.sleep(0.5)  # it may have been another moment of it
+    assert is_held(r) and child.poll() is None
+    return child
+
+
+@pytest.mark.parametrize("how", ["hook", "stopped"])
+@pytest.mark.parametrize("words", [("kill", "c", "KILL"), ("kill", "--all", "c", "KILL"), ("delete", "--force", "c")])
+def test_a_start_that_waits_holds_no_container(r, how, words):
+    child = held(r, how)
+    try:
+        assert r.status("c")["status"] == "created"
+        r.ok(*words, timeout=20)
+        _, said = child.communicate(timeout=20)
+        assert child.returncode == 1 and "was killed" in said, said
+    finally:
+        child.kill()
+    if words[0] == "kill":
+        wait_for(lambda: r.status("c")["status"] == "stopped")
+        r.ok("delete", "c")
+    assert not (r.state / "c").exists() and not r.cgroups("c")
+
+
+def test_who_holds_a_container_is_told(r):
+    child = held(r, "stopped")
+    try:
+        for words in (("exec", "c", "true"), ("ps", "c"), ("delete", "c")):
+            done = r.call(*words, timeout=25)
+            assert done.returncode in (1, 255) and f"busy: nsrun-oci start, pid {child.pid}," in done.stderr, done
+    finally:
+        child.kill()
+        child.communicate()
     r.ok("delete", "--force", "c")
+    assert not r.cgroups("c")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_waits_for_a_hook_is_interrupted(r, sent):
+    child = held(r, "hook")
+    child.send_signal(sent)
+    _, said = child.communicate(timeout=20)
+    assert child.returncode == 1 and "interrupted" in said
+    wait_for(lambda: r.status("c")["status"] == "stopped")
+    nothing_left(r)
+
+
+def test_a_create_that_waits_for_a_hook_is_ended(r):
+    document = r.config(*SLEEP)
+    document["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
+    bundle = r.bundle("c", document)
+    for interrupt in (True, False):
+        child = begun(r, "create", "--bundle", bundle, "c")
+        wait_for(lambda: bool(r.cgroups("c")))
+        time.sleep(1)
+        assert child.poll() is None
+        if interrupt:
+            child.send_signal(signal.SIGTERM)
+        else:
+            r.ok("delete", "--force", "c")
+        _, said = child.communicate(timeout=20)
+        assert child.returncode == 1 and ("interrupted" if interrupt else "was killed") in said
+        assert not (r.state / "c").exists() and not r.cgroups("c")
+
+
+def test_a_poststart_hook_that_does_not_end_holds_nothing(r):
+    document = r.config(*SLEEP)
+    document["hooks"] = {"poststart": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
+    r.create("c", document)
+    child = begun(r, "start", "c")
+    try:
+        wait_for(lambda: r.status("c")["status"] == "running")
+        assert r.ok("exec", "c", "echo", "x") == "x\n"
+        nothing_left(r)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=20) == 1
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_run_does_not_remove_another_of_its_name(r):

@@ -7,14 +7,16 @@ import fcntl
 import json
 import os
 import pathlib
+import signal
 import socket
 import struct
 import threading
+import time
 
 import pytest
 from conftest import wait_for
 from oci import SLEEP, Runtime, runtime
-from test_oci_faults import nothing_left
+from test_oci_faults import begun, is_held, nothing_left
 
 from nsrun.errors import BadInput
 from nsrun.oci import filters
@@ -142,6 +144,87 @@ def test_a_filter_that_asks_for_what_the_container_also_allows(r):
     assert r.reap(pid) == 5 and r.listener.pids
 
 
+@pytest.mark.live
+@pytest.mark.parametrize("late", [True, False])
+def test_a_listener_that_ends(r, late):
+    """The kernel answers for it as soon as nobody has it: nsrun-init keeps no copy."""
+    taken = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    taken.bind(str(r.base / "taken"))
+    taken.listen(4)
+
+    def take() -> None:
+        connection, _ = taken.accept()
+        _, control, _, _ = connection.recvmsg(65536, 1024)
+        os.close(array.array("i", control[0][2][:4])[0])
+        while connection.recv(65536):
+            pass
+        connection.close()
+
+    threading.Thread(target=take, daemon=True).start()
+    made = document(r, *SLEEP, listenerPath=str(r.base / "taken"), syscalls=rules("execve"))
+    made["process"]["noNewPrivileges"] = late
+    pid = r.create("c", made)
+    done = r.call("start", "c", timeout=10)
+    assert done.returncode == 1 and "not implemented" in done.stderr, done
+    r.reap(pid)
+    nothing_left(r)
+    taken.close()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("how", ["TERM", "kill", "delete"])
+def test_a_listener_that_never_answers(r, how):
+    """A call of nsrun-init waits for it; but whoever waits for nsrun-init can be ended, and so can the container."""
+    silent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    silent.bind(str(r.base / "silent"))
+    silent.listen(4)  # its queue has the listener as long as the socket lives
+    r.create("c", document(r, *SLEEP, listenerPath=str(r.base / "silent"), syscalls=rules("execve")))
+    child = begun(r, "start", "c")
+    try:
+        wait_for(lambda: is_held(r))
+        time.sleep(0.5)
+        assert child.poll() is None
+        if how == "TERM":
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(timeout=10) != 0
+        else:
+            r.ok(*(("kill", "c", "KILL") if how == "kill" else ("delete", "--force", "c")), timeout=20)
+            _, said = child.communicate(timeout=10)
+            assert child.returncode == 1 and "was killed" in said
+    finally:
+        child.kill()
+        child.communicate()
+        silent.close()
+    nothing_left(r)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("how", ["TERM", "INT", "delete"])
+def test_a_create_that_waits_for_a_listener_is_ended(r, how, late):
+    silent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    silent.bind(str(r.base / "silent"))
+    silent.listen(4)
+    made = document(r, *SLEEP, listenerPath=str(r.base / "silent"), syscalls=rules("statx", "faccessat"))
+    made["process"]["noNewPrivileges"] = late
+    child = begun(r, "create", "--bundle", r.bundle("c", made), "c")
+    try:
+        wait_for(lambda: bool(r.cgroups("c")))
+        time.sleep(1)
+        assert child.poll() is None
+        if how == "delete":
+            r.ok("delete", "--force", "c", timeout=20)
+        else:
+            child.send_signal(signal.Signals[f"SIG{how}"])
+        _, said = child.communicate(timeout=20)
+        assert child.returncode == 1 and (how == "delete" or "interrupted" in said), said
+        assert not (r.state / "c").exists() and not r.cgroups("c")
+    finally:
+        child.kill()
+        child.communicate()
+        silent.close()
+
+
 def rules(*names: str) -> list[dict]:
     return [{"names": list(names), "action": "SCMP_ACT_NOTIFY"}]
 
@@ -151,6 +234,8 @@ def rules(*names: str) -> list[dict]:
     [
         ({"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/x"}, "defaultAction"),
         ({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x", "syscalls": rules("read", "write")}, "syscalls"),
+        ({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x", "syscalls": rules("read")}, "syscalls"),
+        ({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x", "syscalls": rules("close")}, "syscalls"),
         ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules("mkdir")}, "listenerPath"),
         ({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "x", "syscalls": rules("mkdir")}, "listenerPath"),
     ],

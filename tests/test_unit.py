@@ -103,7 +103,7 @@ def heard(listening: socket.socket) -> dict[str, str]:
 
 
 @pytest.mark.live
-def test_root_names_pause_as_the_main_process(host, file, manager):
+def test_root_names_pause_as_the_main_process(host, file, manager, tmp_path):
     """It is told when all members run; pause is a child of process 1 by then, which is systemd elsewhere."""
     listening, env = manager
     host.run("up", "--notify", file, env=env)
@@ -115,6 +115,13 @@ def test_root_names_pause_as_the_main_process(host, file, manager):
     host.run("up", "--notify", file, env=env)
     assert heard(listening)["MAINPID"] == str(pause), "a second time, too"
     assert "NOTIFY_SOCKET" in host.run("up", "--notify", file, check=False).stderr
+    gone = tmp_path / "gone"
+    for told in ("No such file", "refused"):
+        done = host.run("up", "--notify", file, check=False, env={"NOTIFY_SOCKET": str(gone)})
+        assert f"NOTIFY_SOCKET={gone}: " in done.stderr and told in done.stderr, done.stderr
+        if not gone.exists():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
+                bound.bind(str(gone))
 
 
 @pytest.mark.live

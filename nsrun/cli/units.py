@@ -121,8 +121,11 @@ def notify(state: State, pod: Note) -> None:
     os.close(fd)
     words = ["READY=1", f"STATUS=pod {pod['name']}, pause {pause}", *([] if state.uid else [f"MAINPID={pause}"])]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told:
-        told.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-        told.send("\n".join(words).encode())
+        try:
+            told.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+            told.send("\n".join(words).encode())
+        except OSError as error:
+            raise BadInput(f"NOTIFY_SOCKET={address}: {error.strerror or error}", errno=error.errno or 0) from None
     if state.uid:
         import _signal
 

@@ -22,6 +22,12 @@ FLAGS = {
 }
 _WHAT = "linux.seccomp"
 _NOTIFY = "SCMP_ACT_NOTIFY"
+#: What nsrun-init calls while it has the listener itself: nobody would notice that the other one who has it ends.
+_OURS = {
+    "write": "it is how nsrun-init says that the listener is there",
+    "read": "it is how nsrun-init hears that the listener was sent",
+    "close": "it is how nsrun-init gives its own copy of the listener away",
+}
 
 
 def flags(profile: Mapping[str, Any]) -> int:
@@ -43,8 +49,9 @@ def asks(profile: Mapping[str, Any] | None) -> bool:
     named = [rule.get("names") or [] for rule in profile.get("syscalls") or [] if rule.get("action") == _NOTIFY]
     if not named:
         return False
-    if any("write" in names for names in named):
-        raise BadInput(f"{_WHAT}.syscalls: {_NOTIFY} for write: it is how nsrun-init says that the listener is there")
+    for call, why in _OURS.items():
+        if any(call in names for names in named):
+            raise BadInput(f"{_WHAT}.syscalls: {_NOTIFY} for {call}: {why}")
     path = profile.get("listenerPath") or ""
     if not path.startswith("/"):
         raise BadInput(f"{_WHAT}.listenerPath: {_NOTIFY} needs one, and it is an absolute path")

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 _OURS = ("SIGKILL", "SIGSTOP", "SIGCHLD", "SIGURG", "SIGPIPE", "SIGWINCH", "SIGTSTP", "SIGTTIN", "SIGTTOU")
 #: Faults of our own program: a handler in Python would return to the instruction that has it, again and again.
 _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
+#: Signals that interrupt a command, which then undoes what it has begun: SIGHUP, SIGINT, SIGTERM.
+INTERRUPTS = (1, 2, 15)
+
+
+def is_interrupted() -> bool:
+    """Return whether a signal that would interrupt us is pending, since we have blocked it."""
+    import _signal
+
+    return not _signal.sigpending().isdisjoint(INTERRUPTS)
 
 
 def stay(pid: int, master: int, ready: Callable[[], None]) -> int:

@@ -41,7 +41,7 @@ def call(
     config: dict[str, Any] | None = None,
     root: str = "",
 ) -> None:
-    """Call one hook and wait for it.  Raise BadInput when it fails, or takes longer than its timeout.
+    """Call one hook and wait for it.  Raise BadInput when it fails, takes longer than its timeout, or its container is killed.
 
     `config` and `root` (of the state) are those of a container whose own root is all there is: then the hook is a program of
     the image, and confined as the container's are.
@@ -59,7 +59,8 @@ def call(
                 child = _outside(hook, state, said)
         except (OSError, NsrunError) as error:
             raise BadInput(f"{what}: {getattr(error, 'message', '') or error}") from None
-        status = _wait(child, hook.get("timeout") or 0)
+        watched = 0 if kind in ("poststart", "poststop") else pid  # those two have their own end
+        status = _wait(child, hook.get("timeout") or 0, watched, what)
         if status == 0:
             return
         text = "; ".join(filter(None, os.fsdecode(os.pread(said, 2000, 0)).split("\n")))
@@ -101,6 +102,7 @@ def _inside(
     facts = Facts(root=root, selinux=os.path.exists("/sys/fs/selinux/enforce"), keep_groups=keep_groups)
     run = ContainerRun(hook_plan(dict(hook), pid, kernel.process_start(pid), foreign(pid), cgroups, config, facts))
     run.hold("in:read", os.dup(state)), run.hold("out:write", os.dup(said)), run.hold("err:write", os.dup(said))
+    run.watched, run.patience = pid, 5
     run.stdio = ("in:read", "out:write", "err:write")
     try:
         run.execute()
@@ -120,15 +122,39 @@ def foreign(pid: int) -> int:
     return found
 
 
-def _wait(child: int, seconds: float) -> int | None:
-    """Return the exit status of a child, negative for a signal; None when it was killed because it took too long."""
-    from select import poll
+def _wait(child: int, seconds: float, container: int, what: str) -> int | None:
+    """Return the exit status of a child, negative for a signal; None when it was killed because it took too long.
 
-    with kernel.Fd(kernel.pidfd_open(child)) as fd:
+    `container` is the first process of the container, 0 for none: when that ends, so does the child, and BadInput is raised.
+    """
+    from select import poll
+    from time import monotonic
+
+    from nsrun.oci.foreground import is_interrupted
+
+    deadline = monotonic() + seconds if seconds else None
+    with kernel.Fd(kernel.pidfd_open(child)) as fd, kernel.Fd(kernel.pidfd_of(container) if container else -1) as first:
         poller = poll()
         poller.register(fd, 1)
-        late = not poller.poll(seconds * 1000 if seconds else None)
-        if late:
-            kernel.pidfd_send_signal(fd, 9)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return None if late else status
+        if first >= 0:
+            poller.register(first, 1)
+        found: dict[int, int] = {}
+        try:
+            while not found and (deadline is None or monotonic() < deadline):
+                left = 5.0 if deadline is None else min(5.0, max(deadline - monotonic(), 0))
+                found = dict(poller.poll(left * 1000))
+                if not found and left == 5.0 and is_interrupted():
+                    raise KeyboardInterrupt  # `run` has blocked the signals
+        finally:
+            if fd not in found:
+                kernel.pidfd_send_signal(fd, 9)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if fd in found and status == -9 and first >= 0:
+            # the end of a PID namespace comes when all of its processes are reaped
+            poller.unregister(fd)
+            is_killed = bool(poller.poll(500))
+        else:
+            is_killed = bool(found) and fd not in found
+    if is_killed:
+        raise BadInput(f"{what}: the container was killed meanwhile")
+    return status if found else None

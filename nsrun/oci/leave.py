@@ -12,15 +12,26 @@ A command that needs more than that has no steps here, and is Python's.
 from __future__ import annotations
 
 import os
-from struct import pack
+from struct import calcsize, pack, unpack_from
 
 from nsrun import kernel
-from nsrun._protocol import BUILD, OP_OF_STEP, PLAN_HEADER, PLAN_MAGIC, REPLAY_BYTES, REPLAY_HEADER, REPLAY_MAGIC
+from nsrun._protocol import (
+    BUILD,
+    OP_OF_STEP,
+    PLAN_HEADER,
+    PLAN_MAGIC,
+    REPLAY,
+    REPLAY_BYTES,
+    REPLAY_HEADER,
+    REPLAY_MAGIC,
+)
 from nsrun.oci import cgroups, hooks
+from nsrun.oci.state import boot_id
 from nsrun.oci.steps import ExecuteContainer
 from nsrun.plan import INIT, InitStep
 from nsrun.run import encode
 from nsrun.run.replay import BOOT_ID, CannotReplay, Compiler, argument, encoded, same_file
+from nsrun.schema import read_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,6 +166,42 @@ def _exec(run: ContainerRun, container: Container, config: dict[str, Any]) -> li
             return None
         found += form
     return [*_look(container), _only("created", "running"), *witnesses, *found, ("stay",)]
+
+
+def recorded(path: str) -> tuple[int, int, list[str]]:
+    """Return the pid and start time of a container's first process, and its cgroups, as a compiled plan has them.
+
+    The pid is 0 when it is of another boot.  Raise OSError, ValueError or BadInput when there is no plan, it is not whole, or another build left it.
+    """
+    size = calcsize(REPLAY_HEADER)
+    data = read_document(path, REPLAY_BYTES)
+    if len(data) < size:
+        raise ValueError("it is cut off")
+    magic, build, checksum, count = unpack_from(REPLAY_HEADER, data)
+    body = data[size:]
+    if (magic, build, checksum) != (REPLAY_MAGIC, BUILD, kernel.checksum(body)):
+        raise ValueError("it is damaged, or of another build")
+    names = {number: (name, kinds) for name, (number, kinds) in REPLAY.items()}
+    pid, start, at, view, paths = 0, 0, 0, True, dict[str, None]()
+    for _ in range(count):
+        name, kinds = names[unpack_from("=I", body, at)[0]]
+        at += 4
+        values = []
+        for _ in kinds:
+            (size,) = unpack_from("=I", body, at)
+            values.append(body[at + 4 : at + 4 + size])
+            at += 4 + size
+        texts = [os.fsdecode(value.rstrip(b"\0")) for value in values]
+        if name == "same_link" and texts[0] == "/proc/self/ns/pid" and os.readlink(texts[0]) != texts[1]:
+            raise ValueError("it is of another PID namespace")
+        if name == "same_text" and texts[0] == BOOT_ID:
+            view = texts[1].strip() == boot_id()
+        elif name == "look":
+            pid, start = (int.from_bytes(value, "little") for value in values[:2])
+            paths |= {texts[2]: None} if texts[2] else {}
+        elif name == "remove_cgroup":
+            paths[texts[0]] = None
+    return (pid if view else 0), start, list(paths) if view else []
 
 
 def is_told(container: Container, text: str) -> int:

@@ -283,9 +283,10 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
             leave(run, document)
 
     run.before_release = before_release
+    run.patience = 0.1 if detach else 5
     try:
         run.execute()
-    except NsrunError as error:
+    except BaseException as error:
         _poststop(run, document, log)
         if isinstance(error, StepError):
             raise _explain(error) from None
@@ -330,19 +331,21 @@ def start(container: Container, log: Log) -> None:
         try:
             found = hooks.state_of(container.note(), pid, "created")
             hooks.call("startContainer", hook, found, pid, container.note()["cgroups"], document, container.root)
-        except NsrunError:
+        except BaseException:
             _kill_first(container)
             raise
     _release(container)
     _is_started(container)
     if (document.get("hooks") or {}).get("poststart"):
-        _call_all("poststart", document, container, container.pid(), "running", log)
+        pid = container.pid()
+        container.close()  # the program runs, and others may work on it while the hooks do what they do
+        _call_all("poststart", document, container, pid, "running", log)
 
 
 def _is_started(container: Container) -> None:
     """Write down that the program runs."""
     container.mark("started")
-    for name in ("start", "told"):
+    for name in ("start", "told", "killed"):
         try:
             os.unlink(f"{container.path}/{name}")
         except FileNotFoundError:
@@ -376,17 +379,46 @@ def _hear(container: Container, told: int) -> None:
         kind, _, errno = unpack_from(INIT_RECORD, said)
         if kind == INIT_FAILED:
             raise _no_program(os.fsdecode(said[calcsize(INIT_RECORD) :]), errno)
+    elif not said and _never_began(container):
+        raise BadInput(f"container {container.id!r} was killed before its program began")
+
+
+def _never_began(container: Container) -> bool:
+    """Return whether the first process has ended, or is about to, without becoming the program.
+
+    One that has become it has another executable and another name.  Of one that was reaped, only `kill` knows.
+    """
+    from time import monotonic, sleep
+
+    note, deadline = container.note(), monotonic() + 1
+    while (pid := container.pid()) and container.waits(pid):
+        if monotonic() > deadline:
+            return False
+        sleep(0.001)
+    if pid:
+        return False
+    name, _, rest = cgroups.read(f"/proc/{note['pid']}/stat").partition("(")[2].rpartition(")")
+    fields = rest.split()
+    if len(fields) > 19 and fields[19] == str(note["start"]):
+        return name == "nsrun-init"
+    return container.has("killed")
 
 
 def _await_told(container: Container, told: int, first: int) -> None:
     """Wait until nsrun-init has said something, has become the program or has ended.  Raise BadInput when it is frozen."""
     from select import POLLIN, poll
 
+    from nsrun.oci.foreground import is_interrupted
+
     poller = poll()
     for fd in (told, first):
         if fd >= 0:
             poller.register(fd, POLLIN)
+    tries = 0
     while not poller.poll(200):
+        tries += 1
+        if tries > 25 and is_interrupted():
+            raise KeyboardInterrupt  # `run` has blocked the signals, to pass them on to a program that does not begin
         if cgroups.is_frozen(container.note()["cgroups"]):
             raise BadInput(f"container {container.id!r} was frozen before its program began: nsrun-oci resume")
 
@@ -444,8 +476,7 @@ def run(words: Words, root: str, log: Log) -> int:
     from nsrun.oci.foreground import stay
 
     ours = [container.note()[key] for key in ("pid", "start", "created")]
-    os.close(container.fd)  # others may work on it meanwhile
-    container.fd = -1
+    container.close()  # others may work on it meanwhile
     code = stay(made.pid, master, made.restore_signals)
     if not words.flag("keep"):
         try:
@@ -463,7 +494,7 @@ def run(words: Words, root: str, log: Log) -> int:
 
 def delete(ident: str, root: str, force: bool, log: Log) -> None:
     try:
-        container = state.find(root, ident)
+        container = _take(ident, root) if force else state.find(root, ident)
     except UnknownError:
         if force:
             return
@@ -483,6 +514,31 @@ def delete(ident: str, root: str, force: bool, log: Log) -> None:
         if status not in ("stopped", "created") and not force:
             raise BadInput(f"container {ident!r} is {status}: nsrun-oci kill, or delete --force")
         _remove(container, log)
+
+
+def _take(ident: str, root: str) -> Container:
+    """Return a container that is to be removed, locked; end it before when another command holds it, since that may wait for it."""
+    try:
+        return state.find(root, ident, 1)
+    except state.Busy:
+        held = state.look(root, ident)
+    try:
+        _note_kill(held)
+        _kill_first(held)
+        if held.note()["boot"] == state.boot_id():
+            cgroups.end(held.note()["cgroups"])
+    except (state.Damaged, state.Elsewhere):
+        pass  # who holds it has just begun, or we can't see what runs
+    return state.find(root, ident)
+
+
+def _note_kill(container: Container) -> None:
+    """Write down that we kill a container that another command holds: if that is `start`, it has to tell."""
+    if container.fd < 0 and not container.has("started"):
+        try:
+            container.mark("killed")
+        except FileNotFoundError:
+            pass  # it has just been deleted
 
 
 def _remove(container: Container, log: Log) -> None:
@@ -532,16 +588,40 @@ def _remove_cgroups(ident: str, paths: dict[str, str]) -> None:
 
 
 def _remove_damaged(container: Container, log: Log) -> None:
-    """Do so when the state can't be read: the cgroups are those that its config.json names."""
+    """Remove a container whose state can't be read.  Raise BadInput when it can't be known what runs of it."""
+    from nsrun.oci.leave import recorded
+
+    first: list[tuple[int, int]] = []
     paths: dict[str, str] = {}
+    is_known = not container.has("state")  # without one, no process was made that has outlived its maker
+    try:
+        pid, start, found = recorded(f"{container.path}/plan")
+        mounts = {one.mount: one.key for one in cgroups.Machine().hierarchies}
+        paths = {mounts[top]: path for path in found for top in mounts if path.startswith(f"{top}/")}
+        first, is_known = [(pid, start)] if pid else [], True
+    except (NsrunError, OSError, ValueError):
+        first = [(pid, kernel.process_start(pid)) for pid in container.waiting()]
+        is_known = is_known or bool(first)
     try:
         path = (container.config().get("linux") or {}).get("cgroupsPath") or ""
         if path.startswith("/"):
-            paths = cgroups.Machine().paths(path, container.id)
-        else:
+            paths = {**cgroups.Machine().paths(path, container.id), **paths}
+            is_known = is_known or any(map(os.path.isdir, paths.values()))
+        elif not paths:
             log.warn(f"container {container.id!r}: its cgroup was below that of whoever made it, which is not known")
     except (NsrunError, OSError, AttributeError) as error:
         log.warn(f"container {container.id!r}: its cgroups are not known: {error}")
+    if not is_known:
+        raise BadInput(
+            f"container {container.id!r}: its state is damaged, so it is not known which processes are its: "
+            f"end them, and remove {container.path}"
+        )
+    for pid, start in first:
+        with kernel.Fd(kernel.pidfd_of(pid)) as fd:
+            if fd >= 0 and kernel.process_start(pid) == start and _signal(fd, 9):
+                cgroups.thaw(paths)
+                if not _await_end(fd, 10) and not (paths and cgroups.is_empty(paths)):
+                    raise BadInput(f"container {container.id!r}: a process does not end: [{pid}]")
     _remove_cgroups(container.id, paths)
     container.remove()
 
@@ -571,8 +651,15 @@ def signal_number(text: str) -> int:
 def kill(words: Words, root: str) -> None:
     ident = container_id(words, 2)
     number = signal_number(words.arguments[1] if len(words.arguments) > 1 else "SIGTERM")
-    with state.find(root, ident) as container:
+    try:
+        container = state.find(root, ident, 1)
+    except state.Busy:
+        container = state.look(root, ident)  # a pidfd and the start time say whom we kill, and a note is never changed
+        if container.status()[0] == "creating":
+            raise
+    with container:
         status, pid = container.status()
+        _note_kill(container)
         if words.flag("all"):
             cgroups.signal_all(
                 container.note()["cgroups"] if container.note()["boot"] == state.boot_id() else {}, number

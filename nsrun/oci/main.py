@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import NsrunError, UnknownError, UsageError
+from nsrun.errors import BadInput, NsrunError, UnknownError, UsageError
 from nsrun.oci import say
 from nsrun.oci.commands import COMMANDS, Words, container_id, read
 
@@ -99,6 +99,8 @@ def _on_containers(words: Words, root: str, log: say.Log) -> int:
         return 0
     from nsrun.oci import lifecycle
 
+    if name in ("create", "run", "start"):
+        _obey_signals()
     if name == "create":
         lifecycle.create(words, root, log)
     elif name == "run":
@@ -114,7 +116,14 @@ def _on_containers(words: Words, root: str, log: say.Log) -> int:
     elif name == "update":
         lifecycle.update(words, root)
     elif name == "start":
-        with state.find(root, container_id(words)) as container:
+        ident = container_id(words)
+        try:
+            container = state.find(root, ident)
+        except UnknownError:
+            if os.environ.get("NSRUN_OCI_TOLD"):  # csrc/oci.c has let it go
+                raise BadInput(f"container {ident!r} was killed and deleted before its program began") from None
+            raise
+        with container:
             lifecycle.start(container, log)
     elif name == "ps":
         return _ps(words, root)
@@ -123,6 +132,20 @@ def _on_containers(words: Words, root: str, log: say.Log) -> int:
     else:
         raise AssertionError(f"{name} is in COMMANDS ({len(COMMANDS)}) and nobody does it")
     return 0
+
+
+def _obey_signals() -> None:
+    """Let every signal that asks us to end interrupt the command as SIGINT does, so that it undoes what it has begun."""
+    import _signal
+
+    from nsrun.oci.foreground import INTERRUPTS
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in INTERRUPTS:
+        if _signal.getsignal(number) == _signal.SIG_DFL:
+            _signal.signal(number, interrupt)
 
 
 def _list(words: Words, root: str) -> int:

@@ -7,7 +7,7 @@ import os
 
 from nsrun import kernel
 from nsrun._protocol import GO, INIT_WAITS
-from nsrun.errors import KernelError
+from nsrun.errors import BadInput, KernelError
 from nsrun.run import Run, encode
 
 TYPE_CHECKING = False
@@ -28,6 +28,8 @@ class ContainerRun(Run):
         self.container = container
         self.cgroups: dict[str, str] = {}
         self.is_left = False  # a cgroup could not be removed: then what is written of it stays, for `delete --force`
+        self.watched = 0  # the pid of a container's first process, whose end is also ours
+        self.patience = 0.1  # seconds that nsrun-init may take for its exec before a signal that we have blocked counts
         self.call_hook: Callable[[str, Mapping[str, Any]], None] = lambda kind, hook: None
 
     def launch(self, step: Launching) -> None:
@@ -57,6 +59,27 @@ class ContainerRun(Run):
         )
         self.hold("member:pidfd", self.pidfd)
         self._await_ready()
+
+    def _hear(self) -> int:
+        """Do as any run does; but raise KeyboardInterrupt when nsrun-init does not come on and a signal waits (release()).
+
+        Raise BadInput when the process `watched` ends.
+        """
+        from select import poll
+
+        from nsrun.oci.foreground import is_interrupted
+
+        with kernel.Fd(kernel.pidfd_of(self.watched) if self.watched else -1) as watched:
+            poller = poll()
+            for fd in (self._channel, watched):
+                if fd >= 0:
+                    poller.register(fd, 1)
+            while not (found := dict(poller.poll(self.patience * 1000))):
+                if self._mask is not None and is_interrupted():
+                    raise KeyboardInterrupt
+        if self._channel not in found:
+            raise BadInput("the container was killed meanwhile")
+        return super()._hear()
 
     def proceed(self) -> None:
         """Let nsrun-init go on to where it waits next.  Raise Failed."""

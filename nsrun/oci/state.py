@@ -6,10 +6,12 @@
     start      a FIFO: the first process waits for a byte here
     told       a FIFO: what became of its exec; end of file is success
     started    there when the program runs
+    killed     there when it was killed while `start` waited for it
     plan       a compiled plan, by which csrc/oci.c does what follows (nsrun/oci/leave.py)
 
 A command holds flock(2) on the directory, so that two of one container follow each other; the kernel takes the lock away
-whatever happens to its holder.  A process is the one that the state means if pid, start time and boot are the same.
+whatever happens to its holder.  Nobody waits long for it, since its holder may wait for the container: `kill` and `delete
+--force` end the container without it.  A process is the one that the state means if pid, start time and boot are the same.
 """
 
 from __future__ import annotations
@@ -55,6 +57,10 @@ def boot_id() -> str:
 
 class Damaged(BadInput):
     """What is written of a container can't be read; `delete --force` removes it."""
+
+
+class Busy(BadInput):
+    """Another command works on a container, for longer than we wait."""
 
 
 class Elsewhere(BadInput):
@@ -154,7 +160,7 @@ class Container:
         pid = self.pid()
         if not pid:
             return ("creating" if self.fd < 0 and not note.get("pid") and self._is_locked() else "stopped"), 0
-        if not self.has("started") and self._waits(pid):
+        if not self.has("started") and self.waits(pid):
             status = "created"
         else:
             status = "running"
@@ -177,12 +183,33 @@ class Container:
             pass  # it has just gone
         return False
 
-    def _waits(self, pid: int) -> bool:
+    def waits(self, pid: int) -> bool:
         """Return whether nsrun-init has not become the program yet, as the kernel shows it."""
         try:
             return os.readlink(f"/proc/{pid}/exe") == _INIT
         except OSError:
             return True  # it may not be looked at: then only `started` tells
+
+    def waiting(self) -> list[int]:
+        """Return the processes that wait for `start`, found without the state: nsrun-init with our FIFOs open."""
+        fifos = set()
+        for name in ("start", "told"):
+            try:
+                st = os.lstat(f"{self.path}/{name}")
+            except FileNotFoundError:
+                continue
+            fifos.add((st.st_dev, st.st_ino))
+        found = []
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc") if fifos else [])):
+            try:
+                if os.readlink(f"/proc/{pid}/exe") != _INIT:
+                    continue
+                held = [os.stat(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            except OSError:
+                continue  # it has just ended, or is not ours to look at
+            if any((st.st_dev, st.st_ino) in fifos for st in held):
+                found.append(pid)
+        return found
 
     def document(self) -> dict[str, Any]:
         """Return what `state` prints and hooks get."""
@@ -204,7 +231,24 @@ class Container:
         return found
 
 
-def _lock(root: str, ident: str, seconds: float = 30) -> int:
+def _holder(fd: int) -> str:
+    """Return which command holds the lock of a directory, as the kernel shows it."""
+    from nsrun.oci.commands import COMMANDS
+
+    here = os.fstat(fd)
+    place = f"{os.major(here.st_dev):02x}:{os.minor(here.st_dev):02x}:{here.st_ino}"
+    try:
+        with open("/proc/locks", errors="surrogateescape") as file:
+            locks = [line.split() for line in file]
+        pid = next(int(words[4]) for words in locks if words[1] == "FLOCK" and words[5] == place)
+        with open(f"/proc/{pid}/cmdline", "rb") as words:
+            given = os.fsdecode(words.read()).split("\0")
+        return f"nsrun-oci {next(word for word in given[1:] if word in COMMANDS)}, pid {pid},"
+    except (OSError, ValueError, IndexError, StopIteration):
+        return "another command"  # of a PID namespace that we can't see, or it has just ended
+
+
+def _lock(root: str, ident: str, seconds: float) -> int:
     """Return a locked descriptor of a container's directory.  Raise UnknownError when there is none."""
     from fcntl import LOCK_EX, LOCK_NB, flock
     from time import monotonic, sleep
@@ -227,7 +271,7 @@ def _lock(root: str, ident: str, seconds: float = 30) -> int:
                     break
                 except BlockingIOError:
                     if monotonic() > deadline:
-                        raise BadInput(f"container {ident!r} is busy: another command works on it") from None
+                        raise Busy(f"container {ident!r} is busy: {_holder(fd)} works on it") from None
                     sleep(0.002)
             here = os.fstat(fd)
             _check_owner(path, here)
@@ -263,9 +307,9 @@ def check_root(root: str) -> None:
     _check_owner(f"--root {root}", st)
 
 
-def find(root: str, ident: str) -> Container:
-    """Return a container, locked.  Raise UnknownError when there is none."""
-    return Container(root, ident, _lock(root, ident))
+def find(root: str, ident: str, seconds: float = 10) -> Container:
+    """Return a container, locked.  Raise UnknownError when there is none, Busy when it is not free in time."""
+    return Container(root, ident, _lock(root, ident, seconds))
 
 
 def look(root: str, ident: str) -> Container:

@@ -927,6 +927,7 @@ class SetFilterWithListener(InitStep):
             Part([install], each="FILTER in seccomp:fd"),
             "write(channel, INIT_WAITS)",
             "read(channel)   /* GO */",
+            "close(listener)",
         ]
 
     def brief(self) -> str:
