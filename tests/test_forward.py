@@ -422,7 +422,10 @@ def deaf(port: int) -> socket.socket:
 
 
 def count_pipes(pid: int) -> int:
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    links = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it is closed by now
+            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
     return sum(link.startswith("pipe:") for link in links)
 
 

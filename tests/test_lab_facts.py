@@ -83,8 +83,8 @@ def test_a_table_with_an_owner(host):
     sh("nft", "add", "table", "ip", "ours")
     try:
         tables = [part["table"]["name"] for part in facts.rules(os.getpid()) if "table" in part]
-        (owned,) = [name for name in tables if name.startswith("nsrun-0")]
-        assert facts.has_owner(os.getpid(), "ip", owned)
+        (owned,) = {name for name in tables if name.startswith("nsrun-0")}
+        assert facts.has_owner(os.getpid(), "ip", owned) and facts.has_owner(os.getpid(), "ip6", owned)
         assert "ours" in tables and not facts.has_owner(os.getpid(), "ip", "ours")
         assert not facts.has_owner(os.getpid(), "ip", "not-there")
     finally:

@@ -140,8 +140,14 @@ def has_owner(pid: int, family: str, table: str) -> bool:
 
 
 def _json_of(pid: int, *command: str) -> Any:
-    printed = _in_netns(pid, *command).strip()
-    return json.loads(printed) if printed else None
+    for attempt in range(5):
+        printed = _in_netns(pid, *command).strip()
+        try:
+            return json.loads(printed) if printed else None
+        except ValueError:  # nft 1.0.6 prints half of it when a table goes meanwhile
+            if attempt == 4:
+                raise
+    return None
 
 
 def _in_netns(pid: int, *command: str) -> str:
