@@ -22,7 +22,7 @@ from stat import S_ISDIR
 
 from nsrun import kernel
 from nsrun.errors import BadInput, UnknownError, UsageError
-from nsrun.schema import STRING, WORD, Number, open_regular, read_document
+from nsrun.schema import STRING, WORD, Number, is_number, open_regular, read_document
 from nsrun.state import codec
 
 TYPE_CHECKING = False
@@ -200,7 +200,7 @@ class Container:
                 continue
             fifos.add((st.st_dev, st.st_ino))
         found = []
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc") if fifos else [])):
+        for pid in map(int, filter(is_number, os.listdir("/proc") if fifos else [])):
             try:
                 if os.readlink(f"/proc/{pid}/exe") != _INIT:
                     continue
