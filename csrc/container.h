@@ -293,7 +293,7 @@ static long op_remove(struct arg *a)
 	entries[n] = 0;
 	for (long at = 0; at + (long)sizeof(struct entry) < n;) {
 		const struct entry *e = (const struct entry *)(const void *)(entries + at);
-		if (e->size < sizeof *e || at + e->size > n)
+		if (e->size < sizeof *e || e->size % 8 || at + e->size > n)
 			return -EBADMSG;
 		at += e->size;
 		if (!str_eq(e->name, ".") && !str_eq(e->name, "..") && !str_eq(e->name, "state")) {
