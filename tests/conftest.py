@@ -121,6 +121,16 @@ def sh(*command: object, timeout: float = 60, check: bool = True, **kwargs) -> s
     return done
 
 
+def nft(*words: str) -> list[dict]:
+    """What `nft -j` prints.  1.0.6 crashes now and then over a table that has an owner."""
+    for _ in range(20):
+        done = sh("nft", "-j", *words, check=False)
+        if done.returncode >= 0:
+            break
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["nftables"]
+
+
 class ThrowawayHost:
     """Made once per test process."""
 
@@ -244,9 +254,7 @@ class Host:
     def snapshot(self) -> dict[str, object]:
         """What the kernel knows and a leak would change."""
         links = sorted(link["ifname"] for link in json.loads(sh("ip", "-j", "link").stdout))
-        tables = sorted(
-            t["table"]["name"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t
-        )
+        tables = sorted(t["table"]["name"] for t in nft("list", "tables") if "table" in t)
         mounts = pathlib.Path("/proc/thread-self/mountinfo").read_text()
         kinds: tuple[str, ...] = ("run/pods", "run/members", "run/tmp", "lib/upper")
         kinds += ("owned/*", *(f"users/*/{kind}" for kind in kinds))

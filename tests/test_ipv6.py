@@ -359,6 +359,15 @@ def test_a_bridge_of_an_administrators(host, serve):
         sh("ip", "link", "del", "nsrun0")
 
 
+def is_free(kind: int, port: int) -> bool:
+    with socket.socket(socket.AF_INET6, kind) as sock:
+        try:
+            sock.bind(("::", port))
+        except OSError:
+            return False
+    return True
+
+
 def test_killed(host, outside, serve):
     """With pause go its tables of both families, its sockets and its address."""
     before = host.snapshot()
@@ -366,8 +375,7 @@ def test_killed(host, outside, serve):
     kill(pod["pid"])
     wait_for(lambda: "nsrun-0a58" not in sh("nft", "list", "tables").stdout)
     for kind, port in ((socket.SOCK_STREAM, 8080), (socket.SOCK_DGRAM, 5353)):
-        with socket.socket(socket.AF_INET6, kind) as sock:
-            sock.bind(("::", port))
+        wait_for(lambda kind=kind, port=port: is_free(kind, port), what="pause has closed its sockets")
     host.run("pod", "prune")
     wait_for(lambda: host.snapshot() == before)
 

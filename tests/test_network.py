@@ -9,7 +9,7 @@ import socket
 import subprocess
 
 import pytest
-from conftest import NSRUN, kill, sh, wait_for
+from conftest import NSRUN, kill, nft, sh, wait_for
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_port_of_another_program(host):
 def test_the_table_has_an_owner(host, web):
     """Nobody can delete it while pause lives; the kernel does when pause is killed."""
     info = web("pause", "-p", "8080:80")
-    tables = [t["table"] for t in json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"] if "table" in t]
+    tables = [t["table"] for t in nft("list", "tables") if "table" in t]
     table, six = [table for table in tables if table["name"] != "nsrun-all-pods"]
     assert table["name"] == six["name"] and [table["family"], six["family"]] == ["ip", "ip6"]
     for family in ("ip", "ip6"):

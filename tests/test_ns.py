@@ -113,7 +113,9 @@ def test_ls_says_what_lsns_says(host, two):
     pause, web, _ = two
     ours = listing(host)
     for pid in (pause, web, os.getpid()):
-        for row in json.loads(sh("lsns", "-J", "-o", "NS,TYPE", "-p", pid).stdout)["namespaces"]:
+        words = ["lsns", "-J", "-o", "NS,TYPE", "-p", pid]  # which fails when another process ends meanwhile
+        done = wait_for(lambda words=words: (done := sh(*words, check=False)).returncode == 0 and done)
+        for row in json.loads(done.stdout)["namespaces"]:
             assert ours[row["ns"]]["type"] == row["type"], row
             assert inode(pid, row["type"]) == row["ns"]
     net = ours[inode(pause, "net")]

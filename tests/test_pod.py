@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods: made, listed, ended; what the kernel says about them."""
 
-import json
 import os
 import pathlib
 import re
@@ -11,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import NSRUN, kill, need, sh, wait_for
+from conftest import NSRUN, kill, need, nft, sh, wait_for
 
 
 def status(pid: int) -> dict[str, str]:
@@ -60,7 +59,7 @@ def test_json_has_the_contracts_keys(host, pod):
         "members",
         "labels",
     }
-    assert set(info["network"]) == {"mode", "ip", "ipv6", "ip6", "gateway", "bridge", "veth"}
+    assert set(info["network"]) == {"mode", "ip", "ipv6", "ip6", "gateway", "bridge", "veth", "isolated"}
     assert info["status"] == "running" and info["name"] == "pause" and info["network"]["mode"] == "none"
     for name in ("net", "ipc", "pid", "uts", "mnt", "user"):
         assert info["namespaces"][name] == os.stat(f"/proc/{info['pid']}/ns/{name}").st_ino
@@ -268,4 +267,4 @@ def test_interrupt_leaves_nothing(host):
             pods = host.json("pod", "ls")
             assert len(pods) == (process.returncode == 0), (number, delay, process.returncode)
             host.run("pod", "rm", "-f", "i")
-            assert json.loads(sh("nft", "-j", "list", "tables").stdout)["nftables"][1:] == []
+            assert nft("list", "tables")[1:] == []

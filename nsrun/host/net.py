@@ -656,7 +656,7 @@ def hold_port(
         if error.errno == EADDRINUSE:
             raise BadInput(
                 f"port {at(host_ip, port)}/{protocol} is taken",
-                hint=holder(host_ip, port, protocol) or _who_has(port, protocol),
+                hint=holder(host_ip, port, protocol) or _who_has(host_ip, port, protocol),
                 errno=EADDRINUSE,
             ) from None
         if error.errno == EADDRNOTAVAIL:
@@ -831,10 +831,11 @@ def release_port(sock: _socket.socket) -> None:
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
 
 
-def _who_has(port: int, protocol: str) -> str:
+def _who_has(host_ip: str, port: int, protocol: str) -> str:
     """Return which program has a port that no pod of ours has, as far as the kernel's tables show."""
     inodes, lingers = set(), False
-    for file in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
+    # a socket of IPv6 may have it for IPv4 as well, but not the other way round
+    for file in (f"/proc/net/{protocol}6", *(() if ":" in host_ip else (f"/proc/net/{protocol}",))):
         try:
             with open(file, errors="surrogateescape") as lines:
                 for fields in (line.split() for line in list(lines)[1:]):
