@@ -121,10 +121,16 @@ def sh(*command: object, timeout: float = 60, check: bool = True, **kwargs) -> s
     return done
 
 
-def nft(*words: str) -> list[dict]:
-    """What `nft -j` prints.  1.0.6 crashes now and then over a table that has an owner."""
+def tables() -> list[tuple[str, str]]:
+    """(family, name) of every table of nf_tables, from nft's text: as JSON, 1.0.6 crashes over one that has an owner."""
+    lines = sh("nft", "list", "tables").stdout.splitlines()
+    return sorted((family, name) for _, family, name in map(str.split, lines))
+
+
+def ruleset() -> list[dict]:
+    """What `nft -j list ruleset` prints, tried again when nft crashes."""
     for _ in range(20):
-        done = sh("nft", "-j", *words, check=False)
+        done = sh("nft", "-j", "list", "ruleset", check=False)
         if done.returncode >= 0:
             break
     assert done.returncode == 0, done.stderr
@@ -254,14 +260,13 @@ class Host:
     def snapshot(self) -> dict[str, object]:
         """What the kernel knows and a leak would change."""
         links = sorted(link["ifname"] for link in json.loads(sh("ip", "-j", "link").stdout))
-        tables = sorted(t["table"]["name"] for t in nft("list", "tables") if "table" in t)
         mounts = pathlib.Path("/proc/thread-self/mountinfo").read_text()
         kinds: tuple[str, ...] = ("run/pods", "run/members", "run/tmp", "lib/upper")
         kinds += ("owned/*", *(f"users/*/{kind}" for kind in kinds))
         notes = sorted(str(p.relative_to(self.root)) for kind in kinds for p in self.root.glob(f"{kind}/*"))
         return {
             "links": links,
-            "tables": tables,
+            "tables": tables(),
             "mounts": mounts,
             "notes": notes,
             "cgroups": self.cgroups(),

@@ -214,12 +214,12 @@ def test_both_families(host, served):
 
 def test_servers_of_every_address_but_loopback(host, busybox, served):
     """As with nat: one on all addresses, and one on the pod's own; one that is on 127.0.0.1 is the pod's own affair."""
-    pod = served(publish=["8009:9", "8080:80", "8081:81"])
+    pod = served(publish=["8009:9", "8180:80", "8081:81"])
     for number, address in ((80, pod["network"]["ip"]), (81, "127.0.0.1")):
         host.run(
             "join web -d --name {} --rootfs {} httpd -f -p {} -h /var/www", f"h{number}", busybox, f"{address}:{number}"
         )
-    wait_for(lambda: "nsrun" in sh("curl", "-s", "-m", "3", "http://127.0.0.1:8080/", check=False).stdout)
+    wait_for(lambda: "nsrun" in sh("curl", "-s", "-m", "3", "http://127.0.0.1:8180/", check=False).stdout)
     assert ask(8009) and sh("curl", "-s", "-m", "3", "http://127.0.0.1:8081/", check=False).returncode in (7, 56)
 
 
@@ -768,7 +768,7 @@ def test_a_pod_made_without_root(host, alice, served):
         sock.send(b"x")
         assert sock.recv(1) == b"X"
     assert "root" in alice.fails(125, "port", "add", "web", "80:9")
-    assert "no nat" in alice.fails(2, "port", "add", "--publish-mode", "nat", "web", "8080:9")
+    assert "no nat" in alice.fails(2, "port", "add", "--publish-mode", "nat", "web", "8180:9")
     assert "pasta has these ports" in alice.fails(125, "port", "rm", "web", "8009")
     alice.run("port", "rm", "web", "8007", "8053/udp")
     assert shown(alice) == {"9/tcp -> 0.0.0.0:8009", "8/tcp -> 0.0.0.0:8008 (forward)"} and is_free(8007)
@@ -811,14 +811,14 @@ def test_a_pod_that_root_made_for_a_user(host, alice, served):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--publish-mode", "nat", "-p", "[::1]:8080:80"], 2, "forwarder only"),
-        (["--publish-mode", "proxy", "-p", "0.0.0.0:8080:80"], 2, "unknown value"),
-        (["-p", "[::1]8080:80"], 2, "not [IP:]"),
-        (["-p", "[::1]:8080:80", "-p", "[::1]:8080:81"], 2, "published twice"),
+        (["--publish-mode", "nat", "-p", "[::1]:8180:80"], 2, "forwarder only"),
+        (["--publish-mode", "proxy", "-p", "0.0.0.0:8180:80"], 2, "unknown value"),
+        (["-p", "[::1]8180:80"], 2, "not [IP:]"),
+        (["-p", "[::1]:8180:80", "-p", "[::1]:8180:81"], 2, "published twice"),
         (["-p", "[::1]:0:80"], 2, "ports go from"),
-        (["--network", "none", "-p", "0.0.0.0:8080:80"], 2, "nothing to forward"),
-        (["--network", "host", "--publish-mode", "forward", "-p", "0.0.0.0:8080:80"], 2, "nothing to forward"),
-        (["--network", "none", "--publish-mode", "nat", "-p", "0.0.0.0:8080:80"], 2, "nothing to forward"),
+        (["--network", "none", "-p", "0.0.0.0:8180:80"], 2, "nothing to forward"),
+        (["--network", "host", "--publish-mode", "forward", "-p", "0.0.0.0:8180:80"], 2, "nothing to forward"),
+        (["--network", "none", "--publish-mode", "nat", "-p", "0.0.0.0:8180:80"], 2, "nothing to forward"),
     ],
 )
 def test_what_is_refused(host, words, code, said):
@@ -868,7 +868,7 @@ def test_the_shell_form(host, served, tmp_path):
 
 
 def test_explain_names_it(host):
-    plan = host.run("explain", "pod", "create", "--publish-mode", "forward", "-p", "0.0.0.0:8080:80", "x").stdout
+    plan = host.run("explain", "pod", "create", "--publish-mode", "forward", "-p", "0.0.0.0:8180:80", "x").stdout
     assert "nsrun-forward" in plan and "listen(fd, 4096)" in plan
-    steps = json.loads(host.run("explain", "--format", "json", "pod", "create", "-p", "[::1]:8080:80", "x").stdout)
+    steps = json.loads(host.run("explain", "--format", "json", "pod", "create", "-p", "[::1]:8180:80", "x").stdout)
     assert "StartForwarder" in json.dumps(steps) or "nsrun-forward" in json.dumps(steps)

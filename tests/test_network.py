@@ -9,7 +9,7 @@ import socket
 import subprocess
 
 import pytest
-from conftest import NSRUN, kill, nft, sh, wait_for
+from conftest import NSRUN, kill, sh, tables, wait_for
 
 
 @pytest.fixture
@@ -165,14 +165,13 @@ def test_a_port_of_another_program(host):
 def test_the_table_has_an_owner(host, web):
     """Nobody can delete it while pause lives; the kernel does when pause is killed."""
     info = web("pause", "-p", "8080:80")
-    tables = [t["table"] for t in nft("list", "tables") if "table" in t]
-    table, six = [table for table in tables if table["name"] != "nsrun-all-pods"]
-    assert table["name"] == six["name"] and [table["family"], six["family"]] == ["ip", "ip6"]
+    (four, name), (six, other) = [table for table in tables() if table[1] != "nsrun-all-pods"]
+    assert (four, six) == ("ip", "ip6") and name == other
     for family in ("ip", "ip6"):
-        done = sh("nft", "delete", "table", family, table["name"], check=False)
+        done = sh("nft", "delete", "table", family, name, check=False)
         assert done.returncode != 0 and "not permitted" in done.stderr
     kill(info["pid"])
-    wait_for(lambda: table["name"] not in sh("nft", "list", "tables").stdout)
+    wait_for(lambda: name not in sh("nft", "list", "tables").stdout)
     host.run("pod", "ls")
     assert "nsr" not in sh("ip", "-br", "link").stdout
 

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import NSRUN, kill, need, nft, sh, wait_for
+from conftest import NSRUN, kill, need, sh, tables, wait_for
 
 
 def status(pid: int) -> dict[str, str]:
@@ -267,4 +267,4 @@ def test_interrupt_leaves_nothing(host):
             pods = host.json("pod", "ls")
             assert len(pods) == (process.returncode == 0), (number, delay, process.returncode)
             host.run("pod", "rm", "-f", "i")
-            assert nft("list", "tables")[1:] == []
+            assert tables() == []

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import NSRUN, kill, nft, sh, wait_for
+from conftest import NSRUN, kill, ruleset, sh, wait_for
 from test_explain import Expected, not_editable, traced
 
 
@@ -44,7 +44,7 @@ def shown(host, name="web") -> set[str]:
 def forwarded() -> set[tuple[str, str]]:
     """(family and map's kind, key) of every element of nsrun's tables, as the kernel has it."""
     found = set()
-    for thing in nft("list", "ruleset"):
+    for thing in ruleset():
         one = thing.get("map", {})
         for key, _ in one.get("elem", []):
             found.add((f"{one['family']} {one['name']}", json.dumps(key)))

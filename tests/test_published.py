@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from conftest import nft, sh, wait_for
+from conftest import ruleset, sh, wait_for
 from test_ipv6 import HERE, outside  # noqa: F401
 from test_udp import inside
 
@@ -105,7 +105,7 @@ def answers(places: list[tuple[str, int, str]], prefix=()) -> list[str]:
 
 def forwarded() -> Iterator[Port]:
     """What the kernel's tables forward, whichever maps they have for it."""
-    for thing in nft("list", "ruleset"):
+    for thing in ruleset():
         for key, value in thing.get("map", {}).get("elem", []):
             anywhere = "0.0.0.0" if thing["map"]["family"] == "ip" else "::"
             address, number = key["concat"] if isinstance(key, dict) else (anywhere, key)
