@@ -140,13 +140,13 @@ def has_owner(pid: int, family: str, table: str) -> bool:
 
 
 def _json_of(pid: int, *command: str) -> Any:
-    for attempt in range(5):
-        printed = _in_netns(pid, *command).strip()
-        try:
-            return json.loads(printed) if printed else None
-        except ValueError:  # nft 1.0.6 prints half of it when a table goes meanwhile
-            if attempt == 4:
-                raise
+    for attempt in range(5):  # nft 1.0.6 crashes now and then over a table that has an owner
+        if printed := _in_netns(pid, *command).strip():
+            try:
+                return json.loads(printed)
+            except ValueError:
+                if attempt == 4:
+                    raise
     return None
 
 
