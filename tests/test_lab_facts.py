@@ -82,11 +82,11 @@ def test_a_table_with_an_owner(host):
     assert pod.returncode == 0
     sh("nft", "add", "table", "ip", "ours")
     try:
-        tables = [part["table"]["name"] for part in facts.rules(os.getpid()) if "table" in part]
-        (owned,) = {name for name in tables if name.startswith("nsrun-0")}
-        assert facts.has_owner(os.getpid(), "ip", owned) and facts.has_owner(os.getpid(), "ip6", owned)
-        assert "ours" in tables and not facts.has_owner(os.getpid(), "ip", "ours")
-        assert not facts.has_owner(os.getpid(), "ip", "not-there")
+        tables = facts.tables(os.getpid())
+        owned = {name: facts.has_owner(text) for name, text in tables.items() if name[1].startswith("nsrun-0")}
+        assert len({name for _, name in owned}) == 1
+        assert [(family, has) for (family, _), has in owned.items()] == [("ip", True), ("ip6", True)]
+        assert not facts.has_owner(tables["ip", "ours"])
     finally:
         sh("nft", "delete", "table", "ip", "ours")
 
@@ -161,7 +161,7 @@ def test_root_executes_nothing_in_namespaces_of_others(host, alice, tmp_path):
         wait_for(lambda: facts.process(pid).name == "sleep", 5, "her process")
         assert "--user" not in facts.enter(pid, "net", "uts", "mnt")
         assert facts.root_of_namespace(pid) == facts.root_of(pid)
-        facts.hostname_of(pid), facts.segments(pid), facts.ip_addresses(pid), facts.rules(pid)
+        facts.hostname_of(pid), facts.segments(pid), facts.ip_addresses(pid), facts.tables(pid)
         assert facts.file_from_inside(pid, "/etc/passwd") == b""
         with pytest.raises(OSError, match="refused|unreachable"):
             facts.http(pid, "127.0.0.1", 80)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published ports that come and go while a pod lives: port ls, add, rm."""
 
-import json
 import re
 import socket
 import subprocess
 import sys
 
 import pytest
-from conftest import NSRUN, kill, ruleset, sh, wait_for
+from conftest import NSRUN, forwarded, kill, sh, wait_for
 from test_explain import Expected, not_editable, traced
 
 
@@ -41,16 +40,6 @@ def shown(host, name="web") -> set[str]:
     return set(host.run("port", "ls", name).stdout.splitlines())
 
 
-def forwarded() -> set[tuple[str, str]]:
-    """(family and map's kind, key) of every element of nsrun's tables, as the kernel has it."""
-    found = set()
-    for thing in ruleset():
-        one = thing.get("map", {})
-        for key, _ in one.get("elem", []):
-            found.add((f"{one['family']} {one['name']}", json.dumps(key)))
-    return found
-
-
 def test_they_come_and_go(host, web):
     before = host.snapshot()
     pod = web("web", "-p", "8080:80")
@@ -76,7 +65,7 @@ def test_they_come_and_go(host, web):
     host.run("port", "rm", "web", "8080:80")
     assert get("127.0.0.1", 8080).startswith("curl") and get("127.0.0.1", 8082) == "web"
     host.run("port", "rm", "web", "127.0.0.1:8082", f"{free}", "5353/udp")
-    assert shown(host) == set() and forwarded() == set()
+    assert shown(host) == set() and forwarded() == []
     assert not [line for line in host.snapshot()["processes"] if "hold" in line or "door" in line], "no holder is left"
     host.run("pod", "rm", "-f", "web")
     assert host.snapshot() == before
@@ -143,7 +132,7 @@ def test_they_go_with_the_pod(host, web, how):
         kill(pod["pid"])
     else:
         host.run("pod", "rm", "-f", "web")
-    wait_for(lambda: forwarded() == set() and _is_free(8081), 5)
+    wait_for(lambda: forwarded() == [] and _is_free(8081), 5)
     host.run("pod", "prune")
     wait_for(lambda: host.snapshot() == before)
 
@@ -180,7 +169,7 @@ def test_a_pod_of_a_users(host, alice, web):
     assert shown(alice, "theirs") == of_both(80, 8081)
     assert len(forwarded()) == 2
     alice.run("pod", "stop", "theirs")
-    wait_for(lambda: forwarded() == set(), 5)
+    wait_for(lambda: forwarded() == [], 5)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +238,7 @@ def test_killed_at_any_call(host, what):
         count += 97
         assert count < 20000
     host.run("pod", "rm", "-f", "web")
-    assert forwarded() == set()
+    assert forwarded() == []
 
 
 @not_editable

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from conftest import ruleset, sh, wait_for
+from conftest import forwarded, sh, wait_for
 from test_ipv6 import HERE, outside  # noqa: F401
 from test_udp import inside
 
@@ -103,13 +103,11 @@ def answers(places: list[tuple[str, int, str]], prefix=()) -> list[str]:
     return json.loads(sh(*prefix, sys.executable, "-IS", "-c", CLIENT, input=json.dumps(places), cwd="/").stdout)
 
 
-def forwarded() -> Iterator[Port]:
+def in_the_tables() -> Iterator[Port]:
     """What the kernel's tables forward, whichever maps they have for it."""
-    for thing in ruleset():
-        for key, value in thing.get("map", {}).get("elem", []):
-            anywhere = "0.0.0.0" if thing["map"]["family"] == "ip" else "::"
-            address, number = key["concat"] if isinstance(key, dict) else (anywhere, key)
-            yield Port(address, number, value["concat"][1], "udp" if "udp" in thing["map"]["name"] else "tcp")
+    for one in forwarded():
+        address = one.address or ("0.0.0.0" if one.family == "ip" else "::")
+        yield Port(address, one.port, one.pod_port, "udp" if "udp" in one.map else "tcp")
 
 
 def is_held(address: str, port: int, protocol: str) -> bool:
@@ -144,7 +142,7 @@ def test_any_combination(host, outside, seed):  # noqa: F811
 
     shown = {Port(p["host_ip"], p["host_port"], p["pod_port"], p["protocol"]) for p in pod["ports"]}
     assert shown == set(ports), told
-    assert set(forwarded()) == set(ports), told
+    assert set(in_the_tables()) == set(ports), told
     places = [(a, n, what) for a in ("127.0.0.1", "192.0.2.1", HERE) for n in HOST for what in ("tcp", "udp")]
     meant = {place: [p for p in ports if p.takes(place[0]) and (p.host, p.protocol) == place[1:]] for place in places}
     for place in places:
@@ -158,4 +156,4 @@ def test_any_combination(host, outside, seed):  # noqa: F811
     asked = [place for place in places if place[0] != "127.0.0.1"]
     assert answers(asked, outside) == wanted[len(places) - len(asked) :], told
     host.run("pod", "rm", "-f", "p")
-    assert set(forwarded()) == set() and not any(is_held(*place) for place in places)
+    assert set(in_the_tables()) == set() and not any(is_held(*place) for place in places)

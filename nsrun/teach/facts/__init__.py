@@ -58,8 +58,8 @@ from nsrun.teach.facts.network import listening as listening
 from nsrun.teach.facts.network import netns_number as netns_number
 from nsrun.teach.facts.network import own_links as own_links
 from nsrun.teach.facts.network import routes as routes
-from nsrun.teach.facts.network import rules as rules
 from nsrun.teach.facts.network import sockets as sockets
+from nsrun.teach.facts.network import tables as tables
 from nsrun.teach.facts.network import tcp as tcp
 from nsrun.teach.facts.processes import KINDS as KINDS
 from nsrun.teach.facts.processes import Process as Process

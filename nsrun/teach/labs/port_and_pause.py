@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from errno import EADDRINUSE
 
 from nsrun.teach import facts, scene
 from nsrun.teach.lab import Lab, Row, Work, tool
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 _SERVER = "echo hello >index.html; exec httpd -f -p 80"
 
@@ -69,31 +66,19 @@ def _held(work: Work) -> Row:
 
 def _owner(work: Work) -> Row:
     port = int(work.variables["PORT"])
-    tables = sorted({(part["family"], part["table"]) for part in _parts(work) if _names(part, port)})
-    owned = [table for table in tables if facts.has_owner(os.getpid(), *table)]
+    named = re.compile(rf"^\t.*\b{port}\b", re.M)
+    tables = {table: text for table, text in facts.tables(os.getpid()).items() if named.search(text)}
+    owned = [table for table, text in tables.items() if facts.has_owner(text)]
     said = ", ".join(
         f"table {family} {name}: {'owner' if (family, name) in owned else 'no owner'}" for family, name in tables
     )
     return Row(
         "owner",
-        bool(tables) and owned == tables,
+        bool(tables) and owned == list(tables),
         f"the rules for port {port} are in a table that has an owner",
         said or f"no rule names port {port}",
         f"nft list ruleset | grep -E 'table|flags|{port}'",
     )
-
-
-def _parts(work: Work) -> list[dict[str, Any]]:
-    """Return the rules and maps of this machine's network namespace."""
-    listed = facts.rules(os.getpid())
-    return [next(iter(part.values())) for part in listed if "rule" in part or "map" in part]
-
-
-def _names(part: object, port: int) -> bool:
-    """Return whether a rule or a map names a port, wherever in it."""
-    if isinstance(part, dict):
-        return any(_names(value, port) for key, value in part.items() if key != "handle")
-    return any(_names(value, port) for value in part) if isinstance(part, list) else part == port
 
 
 def _answer(work: Work) -> Row:
@@ -111,7 +96,7 @@ def _answer(work: Work) -> Row:
 def reset(work: Work) -> None:
     """Remove a table that a student made by hand, which has the name that the lab gave it."""
     name = f"lab08-{work.variables['WORD']}"
-    if any("table" in part and part["table"]["name"] == name for part in facts.rules(os.getpid())):
+    if ("ip", name) in facts.tables(os.getpid()):
         scene.run(work, "nft", "delete", "table", "ip", name)
 
 
