@@ -110,6 +110,19 @@ def test_a_create_killed_before_the_acl_is_made_good(host, alice):
 # ---- the owner --------------------------------------------------------------------------------------------------
 
 
+def test_the_owner_comes_to_a_state_directory_that_nsrun_made(host, alice):
+    host.root.joinpath("new").mkdir(mode=0o711)
+    root = host.root / "new/state"
+    words = ["--root", root, "pod", "create", "--owner", "alice", "--network", "none", "p"]
+    try:
+        host.run(*words)
+        assert [pod["name"] for pod in json.loads(alice.run("--root", root, "pod", "ls", "--json").stdout)] == ["p"]
+        private = ("run", "users/12001")
+        assert [oct(os.stat(root / path).st_mode & 0o777) for path in ("", *private)] == ["0o711", "0o700", "0o700"]
+    finally:
+        host.run("--root", root, "pod", "rm", "-f", "p")
+
+
 def test_the_owner_needs_no_privilege(host, alice, owned, box):
     """Joins, executes, lists, stops; and what she starts is in the pod's namespaces and cgroup, hers on the host."""
     assert alice.run("join", owned, "-d", "--name", "m", "--image", box, "--", "sleep", "1000").stdout == "m\n"

@@ -223,12 +223,15 @@ def failures_of_threads() -> None:
 
 
 def each(names: Iterable[str], action: Callable[[str], object], print_names: bool = True) -> int:
-    """Call `action` for each name, and print the name when it is done; go on after an error, and return the first one's status."""
+    """Call `action` for each name; go on after an error, and return the first one's status.
+
+    The name is printed when the action is done, unless it returned False: there was nothing to do.
+    """
     code = 0
     for name in names:
         try:
-            action(name)
-            if print_names:
+            done = action(name)
+            if print_names and done is not False:
                 out(name)
         except (OSError, NsrunError) as error:
             code = go_on_after(error, code)

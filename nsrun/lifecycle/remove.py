@@ -69,8 +69,8 @@ def remove_member(state: State, note: Note, force: bool) -> None:
         end_pod_of(state, note)
 
 
-def remove_named(state: State, name: str, force: bool) -> None:
-    """Remove a member by its name, even if its note can't be read.
+def remove_named(state: State, name: str, force: bool) -> bool:
+    """Remove a member by its name, even if its note can't be read; return whether there was one.
 
     With `force`, it is no error when there is none.
     """
@@ -79,13 +79,14 @@ def remove_named(state: State, name: str, force: bool) -> None:
     except UnknownError:
         if not force or not is_name(name):
             raise
-        return
+        return False
     except BrokenNote:
         if not force:
             raise
         end_unreadable(state, "members", name)
-        return
+        return True
     remove_member(state, note, force)
+    return True
 
 
 def prune(state: State, kind: str, note: Note) -> bool:
@@ -243,10 +244,10 @@ def _kill_noted(state: State, note: Note) -> None:
             os.close(fd)
 
 
-def remove_pod(state: State, name: str, force: bool) -> None:
-    """Remove a pod that has ended, its members and everything they wrote.
+def remove_pod(state: State, name: str, force: bool) -> bool:
+    """Remove a pod that has ended, its members and everything they wrote; return whether there was one.
 
-    Raise BadInput when it lives; with `force`, end it first.
+    Raise BadInput when it lives; with `force`, end it first, and it is no error when there is none.
     """
     try:
         note = state.read("pods", name) if is_name(name) else state.pod(name)  # state.pod raises UnknownError here
@@ -254,20 +255,20 @@ def remove_pod(state: State, name: str, force: bool) -> None:
         if not force:
             raise
         end_unreadable(state, "pods", name)
-        return
+        return True
     if note is None:
-        if force:
-            return
-        state.pod(name)
-        return
+        if not force:
+            state.pod(name)
+        return False
     if pod_status(state, note) in ("running", "created", "removing"):
         if not force:
             raise BadInput(f"pod {name!r} is running", hint=f"nsrun pod stop {name}, or: nsrun pod rm -f {name}")
         try:
             note = settled(state, "pods", note)
         except UnknownError:
-            return
+            return False
     if state.pod_life(note).kept:
         end_pod(state, note, SIGKILL)
     elif not Sweeper(state).remove_pod(note):
         raise BadInput(f"another process keeps pod {name!r}", hint="nsrun pod ls -a")
+    return True

@@ -123,14 +123,14 @@ def own_proc() -> None:
         )
 
 
-def make_directory(path: str) -> None:
-    """Make a directory and its missing parents, each with mode 0700 whatever the umask is."""
+def make_directory(path: str, mode: int = 0o700) -> None:
+    """Make a directory and its missing parents, each with this mode whatever the umask is."""
     if not path or os.path.isdir(path):
         return
-    make_directory(os.path.dirname(path))
+    make_directory(os.path.dirname(path), mode)
     try:
-        os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
@@ -809,6 +809,8 @@ class State:
 
     def prepare(self) -> None:
         """Make what is missing in RUN."""
+        if self.root and not self.uid:
+            make_directory(self.root, 0o711)  # through it the owners of pods come to what is theirs; the rest is 0700
         for part in ("pods", "members", "tmp"):
             make_directory(f"{self.run}/{part}")
         os.chmod(self.run, 0o700)
