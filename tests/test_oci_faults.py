@@ -404,6 +404,22 @@ def test_the_log_is_appended_and_each_error_is_one_line(r):
     assert r.call("--log", "/nosuch/log", "state", "nobody").returncode == 1
 
 
+def test_nobody_reads_the_errors(r):
+    """An engine that does not empty the pipe is not kept waiting; the log has what it did not take."""
+    log = r.base / "log"
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    try:
+        while True:
+            os.write(theirs, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(theirs, True)
+    words = r.words(r.program, f"--root={r.state}", "--log", log, "state", "nosuch")
+    assert subprocess.run(words, stderr=theirs, env=r.env, timeout=20, check=False).returncode == 1
+    assert "nosuch" in log.read_text()
+    os.close(ours), os.close(theirs)
+
+
 def test_a_program_that_can_not_be_executed_is_told_by_start(r):
     root = r.base / "root"
     sh("cp", "-a", r.rootfs, root)

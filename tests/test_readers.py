@@ -86,12 +86,13 @@ def test_a_reader_that_takes_nothing(host, pod, busybox, full, end):
     assert host.json("ls") == []
 
 
-def programs() -> set[bytes]:
-    """The names of all processes."""
-    found = set()
-    for file in pathlib.Path("/proc").glob("[0-9]*/comm"):
+def programs(pid: int) -> set[bytes]:
+    """The names of all processes in the PID namespace of a process: other tests have some, too."""
+    found, namespace = set(), os.readlink(f"/proc/{pid}/ns/pid")
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            found.add(file.read_bytes().strip())
+            if os.readlink(process / "ns/pid") == namespace:
+                found.add((process / "comm").read_bytes().strip())
         except OSError:
             continue  # it has just ended
     return found
@@ -100,17 +101,39 @@ def programs() -> set[bytes]:
 @pytest.mark.parametrize("command", ["join", "exec"])
 def test_every_kind_of_reader(host, pod, busybox, blocked, command):
     """A pipe, a socket, a terminal under Ctrl-S: a signal ends what runs in the foreground."""
-    host.start("m", busybox, "sleep", "1000")
+    pause = host.pod("pause")["pid"]
     words = ["exec", "m"] if command == "exec" else ["join", "pause", "--name", "y", "--rootfs", busybox, "--"]
     for stream in ("", ">&2"):
+        host.start("m", busybox, "sleep", "1000")
         done = start(
             host, *words, "sh", "-c", f"trap 'exit 7' TERM; yes {stream} & wait", stdout=blocked, stderr=blocked
         )
-        wait_for(lambda: b"yes" in programs())
+        wait_for(lambda: b"yes" in programs(pause))
         time.sleep(0.2)
         done.send_signal(signal.SIGTERM)
         assert done.wait(timeout=8) == 7
-        host.run("rm", "-f", "y")
+        host.run("rm", "-f", "y", "m")  # what is left of them, too
+        assert programs(pause) == {b"pause"}
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal: proc_pid_status(5)."""
+    caught = pathlib.Path(f"/proc/{pid}/status").read_text().partition("SigCgt:\t")[2].split()[0]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("words", ["wait m", "logs -f m", "events", "run --rm --network none --rootfs {} -- sleep 99"])
+def test_a_signal_ends_a_command_that_could_not_say_so(host, pod, busybox, blocked, words):
+    """The signal that ended it is told on standard error, and nobody takes that."""
+    host.start("m", busybox, "sleep", "1000")
+    before = host.snapshot()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        done = start(host, *words.format(busybox).split(), stdout=blocked, stderr=blocked)
+        wait_for(lambda: catches(done.pid, number))  # noqa: B023
+        done.send_signal(number)
+        assert done.wait(timeout=8) == 128 + number
+    host.run("pod", "prune")
+    wait_for(lambda: host.snapshot() == before)
 
 
 def test_the_status_is_known_before_the_reader_goes_on(host, pod, busybox):

@@ -60,9 +60,9 @@ def _main(arguments: list[str]) -> int:
         return code
     except (KeyboardInterrupt, Interrupted) as error:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP})  # once is enough
-        from nsrun.cli.say import failure
+        from nsrun.cli import say
 
-        failure("interrupted")
+        say.interrupted()
         return 128 + (error.args[0] if isinstance(error, Interrupted) else 2)
     except BrokenPipeError:
         from nsrun.cli.say import give_up

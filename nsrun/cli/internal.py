@@ -27,14 +27,14 @@ def ended(call: Call) -> int:
 
 def left(call: Call) -> int:
     """The front executes this when it has ended what it began, and nothing is to be begun once more: tell why (front.c, tell)."""
-    from nsrun.cli.say import failure, out
+    from nsrun.cli.say import failure, interrupted, out
 
     why, what = call.operands
     if why == "unwritten":  # all is done; what is in the way of its output is found once more
         out(what)
         return 0
     if why == "interrupted":
-        failure("interrupted")
+        interrupted()
         return 128 + int(what)
     if why == "ended":
         failure(f"the {what} was ended before it had begun")

@@ -200,6 +200,19 @@ def failure(message: str, *hints: str) -> None:
     give_up()
 
 
+def interrupted() -> None:
+    """Report that a signal ended the command, unless that would have to wait for whoever reads standard error.
+
+    The signals are blocked by now, so nobody could end us while we wait.
+    """
+    import select
+
+    reader = select.poll()
+    reader.register(2, select.POLLOUT)
+    if reader.poll(0):
+        failure("interrupted")
+
+
 def failure_in_passing(error: Exception) -> None:
     """Report an exception that ends a thread or a destructor, and not the command."""
     found = failure_of(error)

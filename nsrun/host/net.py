@@ -675,15 +675,21 @@ def hold_ports(
     A port of any number that is published in both families has the same number in both.
     """
     held: dict[int, tuple[_socket.socket, int]] = {}
+    others: dict[tuple[int, str], list[int]] = {}  # of [::] and any number, the last of them first
+    for index in range(len(ports) - 1, -1, -1):
+        ip, host, pod, protocol = ports[index]
+        if (ip, host) == ("::", 0):
+            others.setdefault((pod, protocol), []).append(index)
     try:
         for index, (ip, host, pod, protocol) in enumerate(ports):
             if index in held:
                 continue
             twin = -1
             if (ip, host) == ("0.0.0.0", 0):
-                other = ("::", 0, pod, protocol)
-                twin = next((i for i in range(index + 1, len(ports)) if ports[i] == other and i not in held), -1)
-            if twin < 0:
+                of_this = others.get((pod, protocol), [])
+                while of_this and twin < index:
+                    twin = of_this.pop()
+            if twin < index:
                 held[index] = hold_port(ip, host, protocol, holder, released)
                 continue
             for attempt in range(20):

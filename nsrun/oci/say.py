@@ -32,9 +32,14 @@ class Log:
         self._write("warning", message)
 
     def _write(self, level: str, message: str) -> None:
+        import select
+
         line = printable(message)
+        reader = select.poll()
+        reader.register(2, select.POLLOUT)
         try:
-            os.write(2, f"nsrun-oci: {line}\n".encode("utf-8", "backslashreplace"))
+            if reader.poll(1000):  # ms; whoever takes nothing for so long must not keep an engine waiting
+                os.write(2, f"nsrun-oci: {line}\n".encode("utf-8", "backslashreplace"))
         except OSError:
             pass  # nobody reads it; the log has it
         if not self.path:
