@@ -187,30 +187,31 @@ def _openat2() -> str:
 def _owner_table() -> str:
     """Make all of a pod's network except the pod, in a network namespace that ends at once."""
     from nsrun.host import net, wire
+    from nsrun.host.bridges import BRIDGE
     from nsrun.lifecycle.create import without_ipv6
     from nsrun.spec.options import ANY
 
     with kernel.Fd(kernel.new_netns()) as netns:
         with kernel.inside_netns(netns), wire.open_socket(wire.NETLINK_ROUTE) as sock:
             gateway = "10.88.0.1"
-            requests = [("bridge", wire.encode("new_bridge", bridge=net.BRIDGE, mac=net.mac_of(gateway)))]
+            requests = [("bridge", wire.encode("new_bridge", bridge=BRIDGE, mac=net.mac_of(gateway)))]
             wire.talk(sock, requests)
-            index = net.interfaces()[net.BRIDGE]
+            index = net.interfaces()[BRIDGE]
             gateway6 = "" if without_ipv6() else "fd00::1"
-            ip, _, table = net.connect(sock, netns, gateway, index, "", "d0c70e000000", gateway6)
+            ip, _, table = net.connect(sock, netns, BRIDGE, gateway, index, "", "d0c70e000000", 1500, gateway6)
             ip6 = net.address6(gateway6, ip) if gateway6 else ""
             with table:
                 ports: list[Port] = [
                     {"host_ip": every, "host_port": 1, "pod_port": 1, "protocol": "tcp"}
                     for every in (ANY if ip6 else ANY[:1])
                 ]
-                net.publish(table.fileno(), "d0c70e000000", ip, gateway, ports, pod_ip6=ip6)
+                net.publish(table.fileno(), "d0c70e000000", BRIDGE, ip, gateway, ports, pod_ip6=ip6)
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge, veth, ingress filters"
 
 
 def _ipv6() -> Finding:
     """Tell whether pods on the bridge have IPv6, and whether this host still learns from routers while it forwards."""
-    from nsrun.host import net
+    from nsrun.host import bridges
     from nsrun.lifecycle.create import without_ipv6
 
     if why := without_ipv6():
@@ -223,7 +224,7 @@ def _ipv6() -> Finding:
     text = "pods on the bridge have an address"
     if read_setting("/proc/sys/net/ipv6/conf/all/forwarding") != "1":
         text += "; forwarding is off, pod create enables it, with accept_ra=2 where it is 1"
-    kept = [name for name, accept in net.listens_to_routers() if accept == "2"]
+    kept = [name for name, accept in bridges.listens_to_routers() if accept == "2"]
     return _finding("IPv6", "ok", text + (f"; accept_ra is 2 for {', '.join(kept)}, which so learn from routers" if kept else ""))  # fmt: skip
 
 
@@ -323,6 +324,7 @@ def _apparmor() -> Finding:
 
 def _firewall() -> Finding:
     from nsrun.host import net
+    from nsrun.host.bridges import BRIDGE
 
     try:
         chains = net.foreign_drops(True)
@@ -339,7 +341,7 @@ def _firewall() -> Finding:
         )
         return _finding(
             "forwarding", "limited", f"{which} forwarded packets; an accept elsewhere can't undo that",
-            net.firewall_fix(chains),
+            net.firewall_fix(chains, BRIDGE),
         )  # fmt: skip
     on = read_setting("/proc/sys/net/ipv4/ip_forward") == "1"
     return _finding(
@@ -464,9 +466,9 @@ def examine(state: State) -> list[Finding]:
         )
     )
     found.append(_try("id-mapped mounts", lambda: _idmap(state), "Linux 5.12 or newer", needed=False))
-    from nsrun.host import net
+    from nsrun.host import bridges
 
-    if not state.uid and net.in_our_power():
+    if not state.uid and bridges.in_our_power():
         found.append(
             _try(
                 "published ports",

@@ -44,6 +44,7 @@ class PodOptions(TypedDict, total=False):
     name: str
     owner: str
     network: str
+    mtu: str
     publish: list[str]
     publish_mode: str
     ip: str
@@ -123,6 +124,9 @@ class JoinOptions(ExecOptions, total=False):
 class Network(TypedDict):
     mode: str  # bridge, pasta, none, host
     bridge: NotRequired[str]
+    name: NotRequired[str]  # of a network that is not the default one
+    network_id: NotRequired[str]
+    mtu: NotRequired[int]
     wanted_ip: NotRequired[str]
     subnet: NotRequired[str]
     ipv6: NotRequired[str]  # of a bridge: on, or off and why
@@ -142,6 +146,11 @@ class PodFacts(TypedDict):
     cgroup: str  # path; "": the pod goes without
     resolv_conf: str  # the host's, as text
     owner: str
+    named: NotRequired[
+        Mapping[str, Any] | None
+    ]  # the record of the network that was named; None: there is none of the name
+    networks: NotRequired[str]  # what to say then
+    mtu: NotRequired[int]  # the uplink's
     subnet: NotRequired[str]
     no_nat: NotRequired[str]  # why nat can't publish here; "": it can
     subnet6: NotRequired[str]

@@ -19,6 +19,8 @@ what, last = sys.argv[1], int(sys.argv[2])
 state = State()
 if what in ("pod", "owned"):
     owner = {"owner": "alice"} if what == "owned" else {}
+    if "NETWORK" in os.environ:
+        owner["network"] = os.environ["NETWORK"]
     plan = plan_pod(state, {"name": "victim", "publish": ["127.0.0.1:20500:80"], **owner})
 else:
     source = "image" if state.uid else "rootfs"

@@ -36,11 +36,9 @@ def test_every_option_of_every_plan_has_an_answer():
                 if isinstance(entry, dict):
                     values = {*option.value.split("|"), *option.also}
                     assert entry.keys() == values, (command.name, option.key)
-                for one in entry.values() if isinstance(entry, dict) else [entry]:
+                for key, one in (entry if isinstance(entry, dict) else {"VALUE": entry}).items():
                     assert re.match(r"(-|none$|none: |field |default|argument$)", one), one
-                    assert not one.startswith("-") or ("{}" in one) == (
-                        bool(option.value) and not isinstance(entry, dict)
-                    )
+                    assert not one.startswith("-") or ("{}" in one) == (bool(option.value) and key.isupper())
 
 
 def used(tool: int) -> set[tuple[str, str]]:
@@ -49,7 +47,9 @@ def used(tool: int) -> set[tuple[str, str]]:
     for name, commands in compare.COMMANDS.items():
         head = commands[tool][0].split()
         words = [word for word in head[1:] if not word.startswith(("-", "{")) and word.islower()]
-        subcommand = " ".join(words[: 2 if words[:1] in (["pod"], ["container"], ["image"], ["volume"]) else 1])
+        subcommand = " ".join(
+            words[: 2 if words[:1] in (["pod"], ["container"], ["image"], ["volume"], ["network"]) else 1]
+        )
         entries = [entry[tool] for entry in compare.OPTIONS.get(name, {}).values()]
         templates = [t for e in entries for t in (e.values() if isinstance(e, dict) else [e])] if head else []
         for text in (commands[tool][0], *(t for t in templates if t.startswith("-"))):

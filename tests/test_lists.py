@@ -64,7 +64,7 @@ def test_filters_of_pods(line, fits):
     assert shape(line, pods=True).takes(POD) is fits
 
 
-@pytest.mark.parametrize("line", ["-f network=nope", "-f network=", "-f status=up", "-f exited=0"])
+@pytest.mark.parametrize("line", ["-f network=no/pe", "-f network=", "-f status=up", "-f exited=0"])
 def test_filters_of_pods_that_are_refused(line):
     with pytest.raises(UsageError):
         shape(line, pods=True)

@@ -33,13 +33,17 @@ USER = {"uid": 1000, "gid": 1000, "maps": MAPS}
 OWNED = {**POD, "user": USER, "owner": "alice", "network": {"mode": "bridge"}}
 
 
-def make_pod(owner="root", by_root=True, **options) -> Plan:
+BACK = {"name": "back", "id": "0123456789ab", "bridge": "nsrb01", "subnet": "10.88.1.0", "subnet6": "", "mtu": 0}
+
+
+def make_pod(owner="root", by_root=True, named=None, **options) -> Plan:
     facts: Any = {
         "id": "ID",
         "created": "",
         "cgroup": "/CGROUP/web-ID",
         "resolv_conf": "nameserver 192.0.2.53\n",
         "owner": owner,
+        "named": named,
         **({"user": USER, "by_root": by_root, "groups": [1000]} if owner != "root" else {}),
     }
     wanted: Any = {"name": "web", **options}
@@ -65,6 +69,7 @@ def make_exec(pod=POD, **request) -> Plan:
 PLANS = {
     "pod-create": lambda: make_pod(publish=["8080:80", "127.0.0.1:8443:443"]),
     "pod-create-none": lambda: make_pod(network="none", sysctl=["net.core.somaxconn=512"], hostname="other"),
+    "pod-create-network": lambda: make_pod(named=BACK, network="back,isolated", mtu="1400"),
     "pod-create-host": lambda: make_pod(network="host"),
     "pod-create-owned": lambda: make_pod("alice", publish=["8080:80"]),
     "pod-create-rootless": lambda: make_pod("alice", by_root=False, publish=["8080:80"]),
@@ -225,7 +230,9 @@ def test_templates_equal_pyroute2():
             "netns_fd": seed.randrange(3, 1 << 20),
             "index": seed.randrange(1, 1 << 30),
             "ip_word": seed.randrange(1 << 32),
-            "label": seed.randbytes(16),
+            "began": seed.randbytes(16),
+            "reached": seed.randbytes(16),
+            "mtu": seed.randrange(68, 65536),
             "mac": b"\x02" + seed.randbytes(5),
             "pod_ip": ip(),
             "host_ip": ip(),

@@ -338,7 +338,7 @@ def tell_of_pod(call: Call, options: Mapping[str, Any], note: Mapping[str, Any])
         for chain in chains:
             err(f"warning: the firewall chain {chain!r} drops packets that are forwarded to and from the pod")
         if chains:
-            err(f"hint: {net.firewall_fix(chains)}")
+            err(f"hint: {net.firewall_fix(chains, note['network']['bridge'])}")
     else:
         tell_of_forwarder(note["ports"], options)
 

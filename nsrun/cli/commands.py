@@ -59,7 +59,7 @@ class Operand:
     """An argument that is not an option, by its place.
 
     `kind` says what it names: a "pod" or "member" that exists, an "end" of a copy (MEMBER:PATH or a file), a "process" (a pid, or the name of a member or pod), an
-    "image" of the store, a "volume", a "lab", a "line" (a command line of nsrun itself), a "command" (the program that a member
+    "image" of the store, a "volume", a "network", a "lab", a "line" (a command line of nsrun itself), a "command" (the program that a member
     executes), or "" for anything else.
     """
 
@@ -208,6 +208,7 @@ BUDGET = (
 POD, PODS = Operand("POD", "pod"), Operand("POD", "pod", many=True)
 MEMBER, MEMBERS = Operand("MEMBER", "member"), Operand("MEMBER", "member", many=True)
 VOLUMES = Operand("VOLUME", "volume", many=True)
+NETWORKS = Operand("NETWORK", "network", many=True)
 REF, REFS = Operand("REF", "image"), Operand("REF", "image", many=True)
 LAB, LAB_IF_ANY = Operand("LAB", "lab"), Operand("LAB", "lab", optional=True)
 COMMAND = "CMD [ARG...]"
@@ -231,13 +232,18 @@ OF_POD = (
     PUBLISH_MODE,
     O(
         "--network",
-        "bridge|none|host",
-        "bridge: an address of its own on nsrun0, of IPv6 too unless this host has none, or with bridge,ipv6=off; with bridge,isolated no other pod reaches it, nor it them, but by published ports; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge",
-        also=("pasta", "bridge,ipv6=on", "bridge,isolated", "bridge,isolated,ipv6=on"),
+        "bridge|none|host|NETWORK",
+        "bridge: an address of its own on nsrun0, of IPv6 too unless this host has none, or with bridge,ipv6=off; with bridge,isolated no other pod reaches it, nor it them, but by published ports; NETWORK: the same on a network of network create, whose pods no other reaches; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge",
+        also=("pasta", "bridge,ipv6=on", "bridge,isolated", "bridge,isolated,ipv6=on", "NETWORK,isolated"),
     ),
     O("--ip", "ADDR", "the pod's address in the bridge's network"),
-    O("--subnet", "ADDR/24", "the bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),
-    O("--subnet6", "ADDR/64", "the bridge's IPv6 network, if it does not have one yet (NSRUN_SUBNET6)"),
+    O("--subnet", "ADDR/24", "the default bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),
+    O("--subnet6", "ADDR/64", "the default bridge's IPv6 network, if it does not have one yet (NSRUN_SUBNET6)"),
+    O(
+        "--mtu",
+        "BYTES",
+        "the largest packet of the pod's eth0 (default: the network's, or that of the interface of the default route)",
+    ),
     O("--hostname", "NAME", "hostname inside the pod (default: the pod's name)"),
     O("--add-host", "HOST:IP", "add a line to /etc/hosts; host-gateway stands for this host", many=True),
     O("--dns", "ADDR", "a name server for /etc/resolv.conf", many=True),
@@ -561,6 +567,21 @@ COMMANDS = (
     Command(
         "volume prune", (), "volumes.prune", "remove all volumes that no member uses", "nsrun volume prune --all",
         (O("-a, --all", "", "say that you mean volumes with names; there are no others without a member"),), plan="planning.volume_prune",
+    ),
+    Command(
+        "network create", (Operand("NAME"),), "networks.create", "make a network: pods that are on it with --network NAME reach each other, and no pod of another", "sudo nsrun network create backend",
+        (
+            O("--subnet", "ADDR/24", "its addresses (default: the first of some /24 that nobody uses)"),
+            O("--subnet6", "ADDR/64", "its IPv6 addresses (default: a ULA that follows from the machine and the /24)"),
+            O("--mtu", "BYTES", "the largest packet of its pods (default: that of the interface of the default route when a pod is made)"),
+        ),
+        "Only root has networks; a pod that root makes for a user can be on one. A network stays until network rm, over a reboot, too. Its bridge is made with its first pod, and goes with the last.", plan="planning.network_create",
+    ),
+    Command("network ls", (), "networks.ls", "list networks, the default bridge first, and the pods that are on them", "sudo nsrun network ls", (O("-q, --quiet", "", "print only the names"), JSON)),
+    Command("network inspect", (NETWORKS,), "networks.inspect", "print everything about networks as JSON", "sudo nsrun network inspect backend", (JSON,)),
+    Command(
+        "network rm", (NETWORKS,), "networks.rm", "remove networks that no living pod is on", "sudo nsrun network rm backend",
+        (O("-f, --force", "", "one that does not exist is no error, and a damaged record is removed, too"),), plan="planning.network_rm",
     ),
     Command(
         "explain", (), "teaching.explain", "print what a command would do, step by step; nothing is done",

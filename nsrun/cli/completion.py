@@ -75,6 +75,14 @@ def _names(state: State, kind: str) -> list[str]:
         from nsrun.lifecycle import volumes
 
         return volumes.names(state)
+    if kind == "network":
+        from nsrun.state import networks
+
+        try:
+            found = networks.names(state)
+        except OSError:  # they are root's
+            found = []
+        return found
     if kind == "end":
         return [f"{name}:" for name in state.names("members")]
     return state.names(f"{kind}s") if kind in ("pod", "member") else []
@@ -123,7 +131,10 @@ def candidates(arguments: list[str], offered: Sequence[Command] = COMMANDS) -> l
     if rest and rest[-1] in valued:
         option = valued[rest[-1]]
         values = [w.partition("[")[0].rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for w in closed_set(option.value)]
-        return [v for v in values or _names(state, option.key) if v.startswith(current)]
+        names = _names(state, option.key)
+        if option.key == "network":
+            names = [*(word for word in option.value.split("|") if word.islower()), *names]
+        return [v for v in values or names if v.startswith(current)]
     if current.startswith("-"):
         return [f for o in command.options for f in o.flags if f.startswith(current)]
     given = [w for i, w in enumerate(rest) if not w.startswith("-") and (i == 0 or rest[i - 1] not in valued)]

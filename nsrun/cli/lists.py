@@ -64,7 +64,7 @@ MEMBER_FILTERS: Filters = {
 }
 POD_FILTERS: Filters = {
     **_SHARED,
-    "network": lambda row, value: row["network"]["mode"] == value,
+    "network": lambda row, value: value == (row["network"].get("name") or row["network"]["mode"]),
     "ctr-names": lambda row, value: any(value in name for name in row["members"]),
 }
 _SHARED_FIELDS: Fields = {
@@ -93,7 +93,7 @@ MEMBER_FIELDS: Fields = {
 POD_FIELDS: Fields = {
     **_SHARED_FIELDS,
     "Ports": lambda row: ", ".join(f"{at(p['host_ip'], p['host_port'])}->{p['pod_port']}/{p['protocol']}" for p in row["ports"]),
-    "Network": lambda row: row["network"]["mode"],
+    "Network": lambda row: row["network"].get("name") or row["network"]["mode"],
     "Address": lambda row: row["network"]["ip"],
     "Members": lambda row: ",".join(row["members"]),
     "NumberOfContainers": lambda row: len(row["members"]),
@@ -103,7 +103,6 @@ POD_FIELDS: Fields = {
 
 #: The statuses of members and pods, which a filter may ask for.
 _STATUSES = ("created", "running", "paused", "restarting", "stopping", "stopped", "lost", "removing", "damaged")
-_NETWORKS = ("bridge", "none", "host", "pasta")
 _HEALTH = ("starting", "healthy", "unhealthy", "none")
 #: What docker says, and what is meant here.
 _ALIASES = {("status", "exited"): "stopped"}
@@ -111,10 +110,14 @@ _ALIASES = {("status", "exited"): "stopped"}
 
 def _value(key: str, value: str) -> str:
     """Return the value of a filter as the rows have it.  Raise UsageError for one that no row can have."""
-    from nsrun.schema import is_number
+    from nsrun.schema import is_name, is_number
 
     value = _ALIASES.get((key, value), value)
-    known = {"status": _STATUSES, "network": _NETWORKS, "health": _HEALTH}.get(key)
+    known = {"status": _STATUSES, "health": _HEALTH}.get(key)
+    if key == "network" and not is_name(value):
+        raise UsageError(
+            f"--filter {key}={value}: unknown", hint="bridge, none, host, pasta, or one of nsrun network ls"
+        )
     if known and value not in known:
         raise UsageError(f"--filter {key}={value}: unknown", hint=f"one of: {', '.join(known)}")
     if key == "exited" and not (is_number(value) and len(value) < 4 and int(value) < 256):

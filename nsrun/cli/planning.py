@@ -171,6 +171,18 @@ def volume_prune(call: Call) -> Plan:
     return plan_volume_rm(call.state, None)
 
 
+def network_create(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell_network import plan_create
+
+    return plan_create(call.state, call.operands[0], call.options)
+
+
+def network_rm(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell_network import plan_rm
+
+    return plan_rm(call.state, call.operands, bool(call.options.get("force")))
+
+
 def kill(call: Call) -> Plan:
     from nsrun.lifecycle.foretell import plan_kill
 

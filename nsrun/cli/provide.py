@@ -13,6 +13,7 @@ from nsrun.cli.podfile import PodFile, Wanted
 from nsrun.errors import BadInput
 from nsrun.kube.fields import LIB, POD_ID, POD_IP, fill
 from nsrun.lifecycle import NO_ID, volumes
+from nsrun.spec.options import parse_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def check(state: State, wanted: PodFile, pod: Any) -> None:
     compiled = wanted.compiled
     if compiled is None:
         return
-    mode = pod["network"]["mode"] if pod else wanted.options.get("network") or ("pasta" if state.uid else "bridge")
-    for field in compiled.wants_address.values() if mode.partition(",")[0] != "bridge" else ():
+    asked = wanted.options.get("network") or ("pasta" if state.uid else "bridge")
+    mode = pod["network"]["mode"] if pod else parse_network(asked)[0]
+    for field in compiled.wants_address.values() if mode != "bridge" else ():
         raise _wrong(field, "the pod has no address of its own", "a pod of root's has one, on the bridge")
     for volume in compiled.own.values():
         if volume.group >= 0 and state.uid:

@@ -98,8 +98,8 @@ def new_bridge(name: str, mac: bytes) -> bytes:
     return _finish(msg, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 
 
-def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
-    """Make a veth pair whose far end, eth0, is made inside the pod.
+def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes, mtu: int) -> bytes:
+    """Make a veth pair whose far end, eth0, is made inside the pod.  Both ends have this MTU, and the bridge its ports' least.
 
     So nothing is moved or left behind (moby#31414).
     """
@@ -107,11 +107,13 @@ def new_veth(name: str, bridge: int, netns_fd: int, mac: bytes) -> bytes:
     peer["attrs"] = [
         ("IFLA_IFNAME", "eth0"),
         ("IFLA_ADDRESS", _mac(mac)),
+        ("IFLA_MTU", mtu),
         ("IFLA_NET_NS_FD", netns_fd),
     ]
     msg = ifinfmsg()
     msg["attrs"] = [
         ("IFLA_IFNAME", name),
+        ("IFLA_MTU", mtu),
         ("IFLA_MASTER", bridge),
         (
             "IFLA_LINKINFO",
@@ -511,8 +513,13 @@ def _state(bit: int) -> list[Expr]:
 LABELS = 13  # NFT_CT_LABELS
 
 
-def _labelled(label: bytes) -> list[Expr]:
-    return [_ct(LABELS), _cmp(label)]
+def _labelled(label: bytes, mask: bytes) -> list[Expr]:
+    return [_ct(LABELS), _masked(mask), _cmp(label)]
+
+
+def _original() -> list[Expr]:
+    """ct direction original"""
+    return [_ct(1), _cmp(b"\0")]
 
 
 def _set_label(label: bytes) -> list[Expr]:
@@ -677,26 +684,35 @@ def rule_guard_loopback(table: str, bridge: str) -> bytes:
     return _rule(table, "guard", _ifname(IIFNAME, bridge), _addr(DADDR, "127.0.0.0", 8), [_verdict(0)])
 
 
-# A connection belongs to the pod that began it or for whose published port it began, and its label (16 bytes that
-# conntrack keeps with it) says so: entries of a dead pod must not lead to the next one with its address.
+# A connection belongs to the pod that began it and to that for whose published port it began, and its label says so (16 bytes
+# that conntrack keeps with it, half for each; what is set is added): entries of a dead pod must not lead to the next one with its
+# address.
+
+FIRST_HALF, SECOND_HALF = b"\xff" * 8 + bytes(8), bytes(8) + b"\xff" * 8
 
 
-def rule_label_out(table: str, bridge: str, pod_ip: str, label: bytes, family: int = V4) -> bytes:
-    """Label as the pod's whatever it sends away from its bridge …"""
+def rule_label_out(table: str, bridge: str, pod_ip: str, began: bytes, family: int = V4) -> bytes:
+    """Label as begun by the pod whatever it sends away from its bridge, but for answers …"""
     away = [*_pod("from", pod_ip, family), *_ifname(OIFNAME, bridge, 1)]
-    return _rule(table, "forward", away, _set_label(label), family=family)
+    return _rule(table, "forward", away, _original(), _set_label(began), family=family)
 
 
-def rule_label_in(table: str, bridge: str, pod_ip: str, label: bytes, family: int = V4) -> bytes:
+def rule_label_in(table: str, bridge: str, pod_ip: str, reached: bytes, family: int = V4) -> bytes:
     """… and what begins at a published port, on its way to the bridge, where nobody else has this address …"""
     here = [*_pod("to", pod_ip, family), *_ifname(OIFNAME, bridge)]
-    return _rule(table, "forward", here, _dnatted(), _state(NEW), _set_label(label), family=family)
+    return _rule(table, "forward", here, _dnatted(), _state(NEW), _set_label(reached), family=family)
 
 
-def rule_forward_labelled(table: str, bridge: str, pod_ip: str, label: bytes, family: int = V4) -> bytes:
-    """… and let in what has the label …"""
+def rule_forward_began(table: str, bridge: str, pod_ip: str, began: bytes, family: int = V4) -> bytes:
+    """… and let in the answers to what the pod began …"""
     outside = [*_pod("to", pod_ip, family), *_ifname(IIFNAME, bridge, 1)]
-    return _rule(table, "forward", outside, _labelled(label), [_verdict(1)], family=family)
+    return _rule(table, "forward", outside, _labelled(began, FIRST_HALF), [_verdict(1)], family=family)
+
+
+def rule_forward_reached(table: str, bridge: str, pod_ip: str, reached: bytes, family: int = V4) -> bytes:
+    """… and what came for its published ports …"""
+    outside = [*_pod("to", pod_ip, family), *_ifname(IIFNAME, bridge, 1)]
+    return _rule(table, "forward", outside, _labelled(reached, SECOND_HALF), [_verdict(1)], family=family)
 
 
 def rule_forward_related(table: str, bridge: str, pod_ip: str, family: int = V4) -> bytes:
@@ -725,10 +741,12 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
     "veth": ("nsr@@@@@@@@", b"nsr@@@@@@@@"),
     "table": ("nsrun-########", b"nsrun-########"),
     "alias": ("nsrun:%%%%%%%%%%%%", b"nsrun:%%%%%%%%%%%%"),
-    "label": (b"label:&&&&&&&&&&", b"label:&&&&&&&&&&"),
+    "began": (b"began:&&&&&&&&&&", b"began:&&&&&&&&&&"),
+    "reached": (b"reached:&&&&&&&&", b"reached:&&&&&&&&"),
     "bridge_index": (0x5A5B5C5D, struct.pack("=I", 0x5A5B5C5D)),
     "netns_fd": (0x6A6B6C6D, struct.pack("=I", 0x6A6B6C6D)),
     "index": (0x4A4B4C4D, struct.pack("=I", 0x4A4B4C4D)),
+    "mtu": (0x2A2B2C2D, struct.pack("=I", 0x2A2B2C2D)),
     "ip_word": (0x3A3B3C3D, struct.pack("=I", 0x3A3B3C3D)),
     "mac": (bytes.fromhex("f2f3f4f5f6f7"), bytes.fromhex("f2f3f4f5f6f7")),
     "pod_ip": ("237.238.239.241", bytes((237, 238, 239, 241))),
@@ -756,7 +774,7 @@ BRIDGE_WORDS = ("mac_high", "mac_low", "gateway_word", "net_word")
 #: name → (function, its parameters as names of SAMPLES or constants)
 MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "new_bridge": (new_bridge, ("bridge", "mac")),
-    "new_veth": (new_veth, ("veth", "bridge_index", "netns_fd", "mac")),
+    "new_veth": (new_veth, ("veth", "bridge_index", "netns_fd", "mac", "mtu")),
     "port_up": (port_up, ("index", "alias")),
     "alias_bridge": (alias_bridge, ("bridge", "alias")),
     "get_link": (get_link, ("index",)),
@@ -803,9 +821,10 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "masquerade_loopback": (rule_masquerade_loopback, ("table", "bridge", "pod_ip")),
     "masquerade_hairpin": (rule_masquerade_hairpin, ("table", "bridge", "pod_ip", "gateway")),
     "guard_loopback": (rule_guard_loopback, ("table", "bridge")),
-    "label_out": (rule_label_out, ("table", "bridge", "pod_ip", "label")),
-    "label_in": (rule_label_in, ("table", "bridge", "pod_ip", "label")),
-    "forward_labelled": (rule_forward_labelled, ("table", "bridge", "pod_ip", "label")),
+    "label_out": (rule_label_out, ("table", "bridge", "pod_ip", "began")),
+    "label_in": (rule_label_in, ("table", "bridge", "pod_ip", "reached")),
+    "forward_began": (rule_forward_began, ("table", "bridge", "pod_ip", "began")),
+    "forward_reached": (rule_forward_reached, ("table", "bridge", "pod_ip", "reached")),
     "forward_related": (rule_forward_related, ("table", "bridge", "pod_ip")),
     "forward_closed": (rule_forward_closed, ("table", "bridge", "pod_ip")),
     "forward_nothing_new": (rule_forward_nothing_new, ("table", "bridge")),
@@ -826,7 +845,7 @@ MESSAGES |= {
         "get_tables", "udp_flows", "flows_to", "new_table", "new_common_table", "del_table",
         *(f"{part}_{name}" for part in ("map", "elements", "no_elements") for name in MAPS),
         *(f"publish_{name}_{chain}" for name in MAPS for chain in ("prerouting", "output")),
-        "masquerade_out", "label_out", "label_in", "forward_labelled", "forward_related", "forward_closed",
+        "masquerade_out", "label_out", "label_in", "forward_began", "forward_reached", "forward_related", "forward_closed",
         "forward_nothing_new", *(f"chain_{name}" for name in HOOKS if name != "guard"),
     ]
 }  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of a pod's network: one bridge, a veth pair per pod, published ports.
+"""The host's side of a pod's network: a veth pair per pod, its lease, published ports; bridges.py has the bridges.
 
     pod A eth0 ── nsr0a580002 ┐
     pod B eth0 ── nsr0a580003 ┴ nsrun0 10.88.0.1/24 … routed and masqueraded by the host
@@ -11,8 +11,7 @@ published port is a bound socket.  So nothing here needs a lease file, and when 
 idle bridge with its table, which the next command removes.
 
 A filter on a pod's veth checks what the pod sends (portfilter.py), and ends with the veth.  Which port of the bridge
-leads to whom is configured for the bridge and for the host, never learned.  The rules for the whole bridge are in a
-table without an owner, which is removed with the bridge.
+leads to whom is configured for the bridge and for the host, never learned.
 
 IPv6 stands beside that.  A pod's address is the prefix of the bridge's ULA and the pod's IPv4 address, so it has no lease of
 its own; its table of family ip6 belongs to the same socket.  The bridge and the pod know each other's MAC by configuration,
@@ -29,13 +28,12 @@ from __future__ import annotations
 import _socket
 import os
 import sys
-from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
+from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
-from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
-from nsrun.schema import is_number, read_setting
-from nsrun.spec.options import ANY, PROTOCOLS, at, ip_number, ip_text, parse_subnet, parse_subnet6, published
+from nsrun.schema import is_number
+from nsrun.spec.options import ANY, PROTOCOLS, at, ip_number, ip_text, published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,18 +44,9 @@ if TYPE_CHECKING:
     from nsrun.types import Port
 
 
-BRIDGE = "nsrun0"
-BRIDGE_ALIAS = "nsrun:all the pods"
-#: The one table without an owner: its rules hold as long as there is a bridge, whichever process is killed.
-COMMON_TABLE = "nsrun-all-pods"
 PREFIX = 24
-#: The subnets that are tried in this order until one is free on this machine; NSRUN_SUBNET (or --subnet) names another.
-SUBNETS = (
-    [f"10.88.{n}.0" for n in range(16)]
-    + [f"172.28.{n}.0" for n in range(16)]
-    + [f"192.168.{n}.0" for n in range(200, 232)]
-)
-
+#: What the names of a pod's veth and of its lease begin with; eight hexadecimal digits follow, which are the address.
+VETH, LEASE = "nsr", "nsrun-"
 
 #: Settings by which a host takes advice from its network: below /proc/sys/net, with the interface left out.
 ADVICE = ("ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects", "ipv4/conf/{}/accept_redirects")
@@ -67,13 +56,13 @@ ADVICE = ("ipv6/conf/{}/accept_ra", "ipv6/conf/{}/accept_redirects", "ipv4/conf/
 V6 = "6"
 
 
-def _nft_family(version: str) -> str:
+def nft_family(version: str) -> str:
     return f"ip{version}"
 
 
 def address6(network: str, ip: str) -> str:
     """Return the IPv6 address that goes with a pod's IPv4 address; `network` is any address of the /64."""
-    return _text6(net6_of(network) + bytes(4) + ip_number(ip).to_bytes(4, "big"))
+    return text6(net6_of(network) + bytes(4) + ip_number(ip).to_bytes(4, "big"))
 
 
 def net6_of(ip6: str) -> bytes:
@@ -81,7 +70,7 @@ def net6_of(ip6: str) -> bytes:
     return _socket.inet_pton(_socket.AF_INET6, ip6)[:8]
 
 
-def _text6(raw: bytes) -> str:
+def text6(raw: bytes) -> str:
     return _socket.inet_ntop(_socket.AF_INET6, raw)
 
 
@@ -90,12 +79,12 @@ def veth_name(ip: str) -> str:
 
     An interface name holds 15 bytes: the address in hex fits, and identifies the pod.
     """
-    return f"nsr{ip_number(ip):08x}"
+    return f"{VETH}{ip_number(ip):08x}"
 
 
 def table_name(ip: str) -> str:
     """Return the name of the pod's table, which is its lease on the address."""
-    return f"nsrun-{ip_number(ip):08x}"
+    return f"{LEASE}{ip_number(ip):08x}"
 
 
 def alias_of(ident: str) -> str:
@@ -103,9 +92,13 @@ def alias_of(ident: str) -> str:
     return f"nsrun:{ident}"
 
 
-def label_of(ident: str) -> bytes:
-    """Return the conntrack label of a pod's connections, which says whose they are."""
-    return bytes.fromhex(ident).rjust(16, b"\0")
+def labels_of(ident: str) -> tuple[bytes, bytes]:
+    """Return the conntrack labels of a pod's connections: of those that it began, and of those that reached it by a published port.
+
+    Each takes half of the 16 bytes, since a connection between pods of two networks has both: of the one and of the other.
+    """
+    half = bytes.fromhex(ident).rjust(8, b"\0")
+    return half + bytes(8), bytes(8) + half
 
 
 def mac_of(ip: str) -> bytes:
@@ -139,258 +132,32 @@ def interfaces() -> dict[str, int]:
     return {name: index for index, name in _socket.if_nameindex()}
 
 
-def _link_names() -> set[str]:
+def link_names() -> set[str]:
     """Return the names of all links: proc_net(5), dev.  A dump of the links themselves takes ten times as long."""
     with open("/proc/thread-self/net/dev", "rb") as file:
         return {os.fsdecode(line.partition(b":")[0].strip()) for line in file.readlines()[2:]}
 
 
-def _routes() -> list[tuple[int, int]]:
-    """Return (destination, mask) of every route but the default; proc_net(5), route."""
-    found = []
-    with open("/proc/thread-self/net/route", "rb") as file:  # an interface's name may have any bytes but ASCII blanks
-        for line in file.readlines()[1:]:
-            fields = line.split()
-            to, mask = (int.from_bytes(bytes.fromhex(f.decode()), "little") for f in (fields[1], fields[7]))
-            if mask:
-                found.append((to, mask))
-    return found
-
-
-def subnet_in_use(subnet: str) -> bool:
-    net, mask = ip_number(subnet), 0xFFFFFF00
-    return any(net & m == to & m & mask or to & mask == net for to, m in _routes())
-
-
-def pick_subnet(wanted: str) -> str:
-    """Return the first address of a free /24.  Raise BadInput when the wanted one is in use, or all are."""
-    if wanted:
-        net = parse_subnet(wanted)
-        if subnet_in_use(net):
-            raise BadInput(
-                f"--subnet {net}/24 is in use on this machine", hint="ip route shows what uses it; choose another"
-            )
-        return net
-    for net in SUBNETS:
-        if not subnet_in_use(net):
-            return net
-    raise BadInput("no free /24 for the bridge", hint="name one with --subnet or NSRUN_SUBNET")
-
-
-def current_gateway() -> str:
-    return wire.address_of(BRIDGE)
-
-
-def _prefix_in_use(prefix: bytes) -> bool:
-    """Return whether a route of at least 40 bits overlaps with a /64, or it is part of one; proc_net(5), ipv6_route."""
-    wanted = int.from_bytes(prefix, "big")
-    with open("/proc/thread-self/net/ipv6_route", "rb") as file:
-        for line in file:
-            fields = line.split()
-            to, bits = int(fields[0], 16) >> 64, min(int(fields[1], 16), 64)
-            if bits >= 40 and to >> (64 - bits) == wanted >> (64 - bits):
-                return True
-    return False
-
-
-def pick_subnet6(wanted: str, gateway: str) -> str:
-    """Return a free /64.  Raise BadInput when the wanted one is in use.
-
-    Else it is a ULA (RFC 4193), the same whenever the bridge has this IPv4 address: fd, 40 bits of b2sum(1) of machine-id(5),
-    and two bytes of the IPv4 subnet.
-    """
-    if wanted:
-        network = parse_subnet6(wanted)
-        if _prefix_in_use(net6_of(network)):
-            raise BadInput(
-                f"--subnet6 {network}/64 is in use on this machine",
-                hint="ip -6 route shows what uses it; choose another",
-            )
-        return network
-    from _blake2 import blake2b
-
-    try:
-        with open("/etc/machine-id", "rb") as file:
-            machine = file.read(64)
-    except OSError:
-        machine = b""  # behind NAT it need not be unique
-    for attempt in range(16):
-        digest = blake2b(machine + b"\n" * attempt).digest()
-        prefix = b"\xfd" + digest[:5] + ip_number(gateway).to_bytes(4, "big")[1:3]
-        if not _prefix_in_use(prefix):
-            return _text6(prefix + bytes(8))
-    raise BadInput("no free /64 for the bridge", hint="name one with --subnet6 or NSRUN_SUBNET6")
-
-
-def current_gateway6() -> str:
-    """Return the bridge's first IPv6 address of a /64 that is not link-local; proc_net(5), if_inet6."""
-    try:
-        with open("/proc/thread-self/net/if_inet6", "rb") as file:
-            for line in file:
-                address, _, prefix, scope, _, name = line.split()
-                if (name, prefix, scope) == (BRIDGE.encode(), b"40", b"00"):
-                    return _text6(bytes.fromhex(address.decode()))
-    except FileNotFoundError:
-        pass  # no IPv6 here
-    return ""
-
-
-def _write(path: str, value: str) -> None:
+def write(path: str, value: str) -> None:
     with open(path, "w") as file:
         file.write(value)
-
-
-def ensure_bridge(sock: Any, wanted: str) -> tuple[str, int]:
-    """Return (gateway, index) of the bridge, which is made if there is none.
-
-    The caller holds the lock on the network.
-    """
-    gateway = current_gateway()
-    if gateway and wanted and ip_number(gateway) & 0xFFFFFF00 != ip_number(wanted.partition("/")[0]) & 0xFFFFFF00:
-        raise BadInput(
-            f"the bridge {BRIDGE} is {gateway}/{PREFIX}: pods are on it",
-            hint="all pods of a machine share one network; leave --subnet out",
-        )
-    if not gateway:
-        gateway = ip_text(ip_number(pick_subnet(wanted)) + 1)
-        # one datagram, which the kernel carries out whatever signal comes: a bridge without the alias is nobody's to remove
-        requests = [
-            (f"ip link add {BRIDGE} type bridge", wire.encode("new_bridge", bridge=BRIDGE, mac=mac_of(gateway))),
-            (
-                f"ip link set {BRIDGE} alias '{BRIDGE_ALIAS}'",
-                wire.encode("alias_bridge", bridge=BRIDGE, alias=BRIDGE_ALIAS),
-            ),
-        ]
-        try:
-            wire.talk(sock, requests)
-        except KernelError as error:
-            if error.errno != EEXIST:  # if it exists without an address, its maker was killed
-                raise
-        index = _socket.if_nametoindex(BRIDGE)
-        message = wire.encode("new_address", index=index, pod_ip=gateway)
-        wire.talk(sock, [(f"ip address add {gateway}/{PREFIX} dev {BRIDGE}", message)])
-        for setting in ADVICE:
-            try:  # a pod must not tell this host where to send its packets (CVE-2020-13401)
-                _write("/proc/sys/net/" + setting.format(BRIDGE), "0")
-            except FileNotFoundError:
-                continue  # no IPv6 here
-    with open("/proc/sys/net/ipv4/ip_forward", errors="surrogateescape") as file:
-        forwards = file.read().strip() == "1"
-    if not forwards:
-        _write("/proc/sys/net/ipv4/ip_forward", "1")
-    _ensure_common_table()
-    # Only this link: 127.0.0.1 may be routed to a pod.  What comes back that way is dropped on the pod's veth, by the
-    # table of all pods, and, should an administrator flush that, by every pod's own (rule_guard_loopback).
-    _write(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet", "1")
-    return gateway, _socket.if_nametoindex(BRIDGE)
-
-
-def ensure_bridge6(sock: wire.Socket, gateway: str, index: int, wanted: str) -> str:
-    """Return the bridge's IPv6 address, which it gets if it has none.
-
-    The caller holds the lock on the network, and has made the bridge.
-    """
-    gateway6 = current_gateway6()
-    if gateway6 and wanted and net6_of(gateway6) != net6_of(parse_subnet6(wanted)):
-        raise BadInput(
-            f"the bridge {BRIDGE} is {gateway6}/64: pods are on it",
-            hint="all pods of a machine share one network; leave --subnet6 out",
-        )
-    if not gateway6:
-        gateway6 = address6(pick_subnet6(wanted, gateway), gateway)
-        # without a link-local address of its own it sends no redirects: what pods send to each other passes by this host
-        _write(f"/proc/sys/net/ipv6/conf/{BRIDGE}/addr_gen_mode", "1")
-        message = wire.encode("bridge_address6", index=index, gateway6=gateway6)
-        wire.talk(sock, [(f"ip -6 address add {gateway6}/64 dev {BRIDGE} nodad", message)])
-    _ensure_common_table(V6)
-    forward6()
-    return gateway6
-
-
-def listens_to_routers() -> list[tuple[str, str]]:
-    """Return (interface, accept_ra) for the interfaces of this network namespace that may learn from a router."""
-    found = []
-    for name in sorted(os.listdir("/proc/sys/net/ipv6/conf")):
-        if name not in ("all", "default", "lo", BRIDGE) and not (name.startswith("nsr") and len(name) == 11):
-            accept, forwards = (
-                read_setting(f"/proc/sys/net/ipv6/conf/{name}/{key}") for key in ("accept_ra", "forwarding")
-            )
-            if accept == "2" or (accept == "1" and forwards == "0"):
-                found.append((name, accept))
-    return found
-
-
-def forward6() -> None:
-    """Make this host forward IPv6, if it does not.
-
-    An interface that forwards learns nothing from routers, and the routes that it has learnt are dropped, unless accept_ra
-    is 2 by then (ip-sysctl.rst); so where it is 1 it becomes 2.  Interfaces to come are left as they would have been: whether
-    this host forwards depends on "all" alone.
-    """
-    conf = "/proc/sys/net/ipv6/conf"
-    if read_setting(f"{conf}/all/forwarding") == "1":
-        return
-    for name, accept in listens_to_routers():
-        if accept == "1":
-            try:
-                _write(f"{conf}/{name}/accept_ra", "2")
-            except FileNotFoundError:
-                continue  # the interface has just gone
-    later = read_setting(f"{conf}/default/forwarding")
-    _write(f"{conf}/all/forwarding", "1")
-    if later == "0":
-        _write(f"{conf}/default/forwarding", "0")
-
-
-def _ensure_common_table(version: str = "") -> None:
-    if COMMON_TABLE in tables(version):  # asking first: a batch that is refused waits for an RCU grace period, 5 ms
-        return
-    family = _nft_family(version)
-    batch = [
-        ("nft batch", wire.encode("batch_begin")),
-        (f"nft create table {family} {COMMON_TABLE}", wire.encode(f"new_common_table{version}", table=COMMON_TABLE)),
-    ]
-    rules_of_all = [("forward", "forward_nothing_new")]
-    for chain, rule in rules_of_all if version else [("guard", "guard_loopback"), *rules_of_all]:
-        text, words = f"{family} {COMMON_TABLE} {chain}", {"table": COMMON_TABLE}
-        batch.append((f"nft add chain {text}", wire.encode(f"chain_{chain}{version}", **words)))
-        batch.append((f"nft add rule {text}", wire.encode(f"{rule}{version}", **words, bridge=BRIDGE)))
-    batch.append(("nft batch", wire.encode("batch_end")))
-    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-        try:
-            wire.talk(sock, batch)
-        except KernelError as error:
-            if error.errno != EEXIST:  # another process was faster; a batch is carried out completely or not at all
-                raise
-
-
-def _remove_common_table(version: str = "") -> None:
-    text = f"nft delete table {_nft_family(version)} {COMMON_TABLE}"
-    requests = [
-        ("nft batch", wire.encode("batch_begin")),
-        (text, wire.encode(f"del_table{version}", table=COMMON_TABLE)),
-        ("nft batch", wire.encode("batch_end")),
-    ]
-    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-        try:
-            wire.talk(sock, requests)
-        except KernelError as error:
-            if error.errno != ENOENT:  # it has just been flushed
-                raise
 
 
 def connect(
     sock: wire.Socket,
     netns: int,
+    bridge: str,
     gateway: str,
     bridge_index: int,
     wanted_ip: str,
     ident: str,
+    mtu: int,
     gateway6: str = "",
     isolated: bool = False,
 ) -> tuple[str, int, wire.Socket]:
     """Lease the first free address (or the wanted one) and make the pair; return (address, index of our end, the
-    lease).  With `gateway6`, the pod has an IPv6 address too (address6); `isolated` is as for secure_port().
+    lease).  With `gateway6`, the pod has an IPv6 address too (address6); `isolated` is as for secure_port().  Both ends
+    have this `mtu`, in bytes.
 
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
     veth are gone.  Raise BadInput when the wanted one is taken, or all are.
@@ -404,7 +171,7 @@ def connect(
             raise BadInput(f"--ip {wanted_ip} is not a free address of {ip_text(net)}/{PREFIX}")
         candidates = [number]
     else:
-        taken = {name[3:] for name in _link_names()} | {name[6:] for name in leases()}
+        taken = {name[3:] for name in link_names()} | {name[6:] for name in leases()}
         candidates = [n for n in range(net + 2, net + 255) if f"{n:08x}" not in taken]
     for number in candidates:
         ip = ip_text(number)
@@ -415,10 +182,11 @@ def connect(
             ip6 = address6(gateway6, ip) if gateway6 else ""
             forget_addresses(ip, *([ip6] if ip6 else []))
             alone = (gateway, gateway6) if isolated else None
-            index = _make_port(sock, netns, bridge_index, ip, ident, ip6, alone)
+            port = (sock, netns, bridge, bridge_index, ip, ident, mtu, ip6, alone)
+            index = _make_port(*port)
             if not index and wanted_ip:  # we have the lease, so its pod has ended: the kernel takes the veth away
-                wait(lambda: veth_name(wanted_ip) not in _link_names(), 5.0)
-                index = _make_port(sock, netns, bridge_index, ip, ident, ip6, alone)
+                wait(lambda: veth_name(wanted_ip) not in link_names(), 5.0)
+                index = _make_port(*port)
         except BaseException:
             table.close()
             raise
@@ -465,33 +233,42 @@ def make_table(name: str) -> wire.Socket | None:
 
 
 def tables(version: str = "") -> set[str]:
-    """Return the names of all tables of nsrun in this network namespace, of family ip, or ip6 for V6."""
+    """Return the names of all tables of nsrun in this network namespace, pods' and bridges', of family ip, or ip6 for V6."""
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
         bodies = wire.ask(sock, "nft list tables", wire.encode(f"get_tables{version}"))
     names = (wire.attributes(body[4:]).get(1, b"").rstrip(b"\0").decode(errors="replace") for body in bodies)
-    return {name for name in names if name.startswith("nsrun-") and len(name) == len(COMMON_TABLE)}
+    return {name for name in names if name.startswith(LEASE) and len(name) == len(LEASE) + 8}
 
 
 def leases() -> set[str]:
     """Return the names of the pods' tables."""
-    return tables() - {COMMON_TABLE}
+    return {name for name in tables() if set("0123456789abcdef").issuperset(name[len(LEASE) :])}
 
 
 def _make_port(
-    sock: wire.Socket, netns: int, bridge_index: int, ip: str, ident: str, ip6: str, alone: tuple[str, str] | None
+    sock: wire.Socket,
+    netns: int,
+    bridge: str,
+    bridge_index: int,
+    ip: str,
+    ident: str,
+    mtu: int,
+    ip6: str,
+    alone: tuple[str, str] | None,
 ) -> int:
     """Make the pair, and bring this end up when the filter is on it; return its index, or 0 when the name is taken."""
     name, mac = veth_name(ip), mac_of(ip)
-    message = wire.encode("new_veth", veth=name, bridge_index=bridge_index, netns_fd=netns, mac=mac)
+    message = wire.encode("new_veth", veth=name, bridge_index=bridge_index, netns_fd=netns, mac=mac, mtu=mtu)
+    text = f"ip link add {name} mtu {mtu} master {bridge} type veth peer name eth0 mtu {mtu} netns {netns}"
     try:
-        wire.talk(sock, [(f"ip link add {name} master {BRIDGE} type veth peer name eth0 netns {netns}", message)])
+        wire.talk(sock, [(text, message)])
     except KernelError as error:
         if error.errno == EEXIST:
             return 0
         raise
     index = _socket.if_nametoindex(name)
     try:
-        secure_port(sock, name, index, bridge_index, ip, ident, ip6, alone)
+        secure_port(sock, name, index, bridge, bridge_index, ip, ident, ip6, alone)
     except BaseException:
         wire.talk(sock, [(f"ip link del {name}", wire.encode("del_link", index=index))])
         raise
@@ -502,6 +279,7 @@ def secure_port(
     sock: wire.Socket,
     name: str,
     index: int,
+    bridge: str,
     bridge_index: int,
     ip: str,
     ident: str,
@@ -519,7 +297,7 @@ def secure_port(
     if ip6:
         words |= zip(("high6", "low6"), _words(net6_of(ip6)), strict=True)
     if alone:
-        own = wire.mac_of_link(BRIDGE)
+        own = wire.mac_of_link(bridge)
         words |= {"mac_high": int.from_bytes(own[:4], "big"), "mac_low": int.from_bytes(own[4:], "big")}
         words |= {"gateway_word": ip_number(alone[0]), "net_word": ip_number(alone[0]) & 0xFFFFFF00}
         if ip6:
@@ -536,7 +314,7 @@ def secure_port(
         ]  # fmt: skip
     text = f"bridge fdb replace {mac_text} {device} master static sticky"
     requests.append((text, wire.encode("fdb_entry", index=index, mac=mac)))
-    text = f"lladdr {mac_text} dev {BRIDGE} nud permanent"
+    text = f"lladdr {mac_text} dev {bridge} nud permanent"
     message = wire.encode("neighbour", bridge_index=bridge_index, pod_ip=ip, mac=mac)
     requests.append((f"ip neighbour replace {ip} {text}", message))
     if ip6:
@@ -591,11 +369,11 @@ def trust_no_router(link_local: bool) -> None:
     for setting in ADVICE:
         for where in ("all", "default", "eth0"):
             try:
-                _write(f"/proc/sys/net/{setting.format(where)}", "0")
+                write(f"/proc/sys/net/{setting.format(where)}", "0")
             except FileNotFoundError:
                 continue  # no IPv6 here
     if not link_local:
-        _write("/proc/sys/net/ipv6/conf/eth0/addr_gen_mode", "1")
+        write("/proc/sys/net/ipv6/conf/eth0/addr_gen_mode", "1")
 
 
 def loopback_message() -> bytes:
@@ -727,7 +505,7 @@ def ports_by_map(ports: Iterable[Published], version: str = "") -> list[tuple[st
 
 
 def rules(
-    table: str, ident: str, pod_ip: str, gateway: str, ports: list[Port], pod_ip6: str = ""
+    table: str, ident: str, bridge: str, pod_ip: str, gateway: str, ports: list[Port], pod_ip6: str = ""
 ) -> list[tuple[str, bytes]]:
     """Return the content of the pod's own nf_tables tables as (nft command, message) …
 
@@ -736,42 +514,46 @@ def rules(
     requests = [("nft batch", wire.encode("batch_begin"))]
     for chain in CHAINS:
         requests.append((f"nft add chain ip {table} {chain}", wire.encode(f"chain_{chain}", table=table)))
-    label = label_of(ident)
-    on_bridge = {"table": table, "bridge": BRIDGE, "pod_ip": pod_ip}
+    began, reached = labels = labels_of(ident)
+    on_bridge = {"table": table, "bridge": bridge, "pod_ip": pod_ip}
     for text, data in (
-        ("guard", wire.encode("guard_loopback", table=table, bridge=BRIDGE)),
+        ("guard", wire.encode("guard_loopback", table=table, bridge=bridge)),
         ("postrouting", wire.encode("masquerade_out", **on_bridge)),
         ("postrouting", wire.encode("masquerade_loopback", **on_bridge)),
         (
             "postrouting",
             wire.encode("masquerade_hairpin", **on_bridge, subnet=ip_text(ip_number(gateway) & 0xFFFFFF00)),
         ),
-        ("forward", wire.encode("label_out", **on_bridge, label=label)),
-        ("forward", wire.encode("label_in", **on_bridge, label=label)),
-        ("forward", wire.encode("forward_labelled", **on_bridge, label=label)),
+        ("forward", wire.encode("label_out", **on_bridge, began=began)),
+        ("forward", wire.encode("label_in", **on_bridge, reached=reached)),
+        ("forward", wire.encode("forward_began", **on_bridge, began=began)),
+        ("forward", wire.encode("forward_reached", **on_bridge, reached=reached)),
         ("forward", wire.encode("forward_related", **on_bridge)),
         ("forward", wire.encode("forward_closed", **on_bridge)),
     ):
         requests.append((f"nft add rule ip {table} {text}", data))
     requests += forwarding(table, pod_ip, ports)
     if pod_ip6:
-        requests += _rules6(table, label, pod_ip6, ports)
+        requests += _rules6(table, bridge, labels, pod_ip6, ports)
     return [*requests, ("nft batch", wire.encode("batch_end"))]
 
 
-def _rules6(table: str, label: bytes, pod_ip6: str, ports: list[Port]) -> list[tuple[str, bytes]]:
+def _rules6(
+    table: str, bridge: str, labels: tuple[bytes, bytes], pod_ip6: str, ports: list[Port]
+) -> list[tuple[str, bytes]]:
     """Return what makes and fills the pod's table of family ip6; messages.py has the reasons for the rules."""
     requests = [(f"nft add table ip6 {table} {{ flags owner; }}", wire.encode("new_table6", table=table))]
     chains = ("prerouting", "output") if any(":" in port["host_ip"] for port in ports) else ()
     for chain in (*chains, "postrouting", "forward"):
         requests.append((f"nft add chain ip6 {table} {chain}", wire.encode(f"chain_{chain}6", table=table)))
-    on_bridge = {"table": table, "bridge": BRIDGE, "pod_ip6": pod_ip6}
+    on_bridge, (began, reached) = {"table": table, "bridge": bridge, "pod_ip6": pod_ip6}, labels
     for text, data in (
         ("postrouting", wire.encode("masquerade_out6", **on_bridge)),
         ("postrouting", wire.encode("masquerade_hairpin6", **on_bridge, net6=net6_of(pod_ip6))),
-        ("forward", wire.encode("label_out6", **on_bridge, label=label)),
-        ("forward", wire.encode("label_in6", **on_bridge, label=label)),
-        ("forward", wire.encode("forward_labelled6", **on_bridge, label=label)),
+        ("forward", wire.encode("label_out6", **on_bridge, began=began)),
+        ("forward", wire.encode("label_in6", **on_bridge, reached=reached)),
+        ("forward", wire.encode("forward_began6", **on_bridge, began=began)),
+        ("forward", wire.encode("forward_reached6", **on_bridge, reached=reached)),
         ("forward", wire.encode("forward_related6", **on_bridge)),
         ("forward", wire.encode("forward_closed6", **on_bridge)),
     ):
@@ -781,7 +563,7 @@ def _rules6(table: str, label: bytes, pod_ip6: str, ports: list[Port]) -> list[t
 
 def forwarding(table: str, pod_ip: str, ports: list[Port], version: str = "") -> list[tuple[str, bytes]]:
     """Return what forwards ports of this host to an address of a pod, as (nft command, message) …; the two chains are there."""
-    requests, family = [], _nft_family(version)
+    requests, family = [], nft_family(version)
     for name, _, some in ports_by_map(published(ports), version):
         requests.append((f"nft add map {family} {table} {name}", wire.encode(f"map_{name}{version}", table=table)))
         for first in range(0, len(some), 1000):  # an attribute holds 64 KiB
@@ -802,7 +584,7 @@ def only_forwarding(table: str, pod_ip: str, ports: list[Port], pod_ip6: str = "
     """Return the content of the tables for ports that a pod got later; all else is in the pod's own."""
     requests = [("nft batch", wire.encode("batch_begin"))]
     for version, address in (("", pod_ip), (V6, pod_ip6)):
-        family = _nft_family(version)
+        family = nft_family(version)
         if not ports_by_map(published(ports), version):
             continue
         if version:
@@ -824,7 +606,7 @@ def withdraw(sock: wire.Socket, table: str, ports: list[Port]) -> None:
                     {"port": host} | ({f"host_ip{version}": ip} if name.endswith("addresses") else {})
                     for ip, host, _, _ in some[first : first + 1000]
                 ]
-                text = f"nft delete element {_nft_family(version)} {table} {name}"
+                text = f"nft delete element {nft_family(version)} {table} {name}"
                 requests.append((text, wire.encode_list(f"no_elements_{name}{version}", items, table=table)))
     wire.talk(sock, [*requests, ("nft batch", wire.encode("batch_end"))])
 
@@ -867,7 +649,7 @@ def _who_has(host_ip: str, port: int, protocol: str) -> str:
 
 
 def publish(
-    table: int, ident: str, pod_ip: str, gateway: str, ports: list[Port], more: str = "", pod_ip6: str = ""
+    table: int, ident: str, bridge: str, pod_ip: str, gateway: str, ports: list[Port], more: str = "", pod_ip6: str = ""
 ) -> None:
     """Fill the pod's tables; `table` is a descriptor of the lease, since only its owner can change the table.
 
@@ -878,7 +660,7 @@ def publish(
         if more:
             requests = only_forwarding(more, pod_ip, ports, pod_ip6)
         else:
-            requests = rules(table_name(pod_ip), ident, pod_ip, gateway, ports, pod_ip6)
+            requests = rules(table_name(pod_ip), ident, bridge, pod_ip, gateway, ports, pod_ip6)
         wire.talk(sock, requests)
     if any(port["protocol"] == "udp" for port in ports):
         from nsrun.host.conntrack import forget_ports
@@ -931,57 +713,6 @@ def delete_link(name: str, index: int, alias: str) -> None:
         wait(gone, 1.0)  # if it can't be deleted now, its namespace is dying, and the kernel will delete it
 
 
-def in_our_power() -> bool:
-    """Return whether we may change links and tables of the network namespace that we are in.
-
-    That needs CAP_NET_ADMIN in the user namespace to which it belongs; root of another one does not have it.
-    network_namespaces(7).
-    """
-    from nsrun.linux import capability_mask
-
-    if not kernel.capability_sets()["CapEff"] & capability_mask(["net_admin"]):
-        return False
-    if not kernel.in_userns():
-        return True
-    from nsrun.host import userns
-
-    return userns.owns_network()
-
-
-def remove_idle_bridge(lock: Callable[[], int], known: set[str] | None = None, patience: float = 0.0) -> None:
-    """Remove the bridge when no pod is on it, neither by a veth nor by a lease.
-
-    `patience` is the number of seconds to wait for veths that are not among the `known` ones: a dying pod takes a
-    moment.  A bridge that is not nsrun's own stays, but does not lead to 127.0.0.1 any more.
-    """
-
-    if BRIDGE not in _link_names() or not in_our_power():
-        return
-    if known is None and kernel.has_carrier(BRIDGE):
-        return  # a pod is on it
-
-    def settled() -> bool:
-        with kernel.Fd(lock()):
-            links = interfaces()
-            if BRIDGE not in links:
-                return True
-            found = tables()
-            pods = {name for name in links if name.startswith("nsr") and len(name) == 11}
-            pods |= {f"nsr{name[6:]}" for name in found - {COMMON_TABLE}}
-            if pods:
-                return pods <= (known or set())
-            _write(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet", "0")
-            if COMMON_TABLE in found:
-                _remove_common_table()
-            if COMMON_TABLE in tables(V6):
-                _remove_common_table(V6)
-            # last, because the next command tries again while it exists
-            delete_link(BRIDGE, links[BRIDGE], BRIDGE_ALIAS)
-            return True
-
-    wait(settled, patience)
-
-
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6", 5: "netdev", 7: "bridge", 3: "arp"}
 
 
@@ -1013,8 +744,8 @@ def foreign_drops(ipv6: bool) -> list[str]:
     return list(found.values())
 
 
-def firewall_fix(chains: Iterable[str]) -> str:
-    """Return the commands that let pods' packets through these chains."""
+def firewall_fix(chains: Iterable[str], bridge: str) -> str:
+    """Return the commands that let the packets of a bridge's pods through these chains."""
     return "; ".join(
-        f"nft insert rule {chain} {way} {BRIDGE} accept" for chain in chains for way in ("oifname", "iifname")
+        f"nft insert rule {chain} {way} {bridge} accept" for chain in chains for way in ("oifname", "iifname")
     )

@@ -8,8 +8,9 @@ need.
 from __future__ import annotations
 
 import _socket
+import os
 import struct
-from errno import EINTR
+from errno import EINTR, ENODEV
 
 from nsrun.errors import KernelError
 
@@ -32,6 +33,7 @@ _NUMBERS = (
     "bridge_index",
     "netns_fd",
     "index",
+    "mtu",
     "ip_word",
     "high6",
     "low6",
@@ -185,3 +187,17 @@ def mac_of_link(interface: str) -> bytes:
 
     with Socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
         return ioctl(sock.fileno(), 0x8927, struct.pack("16s24x", interface.encode()))[18:24]
+
+
+def mtu_of_link(interface: str) -> int:
+    """Return the MTU of an interface, in bytes (netdevice(7), SIOCGIFMTU); 0 when it is gone."""
+    from fcntl import ioctl
+
+    with Socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
+        try:
+            answer = ioctl(sock.fileno(), 0x8921, struct.pack("16s24x", os.fsencode(interface)))
+        except OSError as error:
+            if error.errno != ENODEV:
+                raise
+            return 0
+    return int(struct.unpack_from("=i", answer, 16)[0])

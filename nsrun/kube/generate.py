@@ -173,8 +173,12 @@ class _Writer:
         network = note["network"]
         if network["mode"] == "none":
             found["network"] = "none"
-        elif network.get("ipv6", "").startswith("off: --network"):
-            found["network"] = "bridge,ipv6=off"
+        elif network["mode"] == "bridge":
+            words = [network.get("name", "bridge")]
+            words += ["ipv6=off"] if network.get("ipv6", "").startswith("off: --network") else []
+            words += ["isolated"] if network.get("isolated") else []
+            if words != ["bridge"]:
+                found["network"] = ",".join(words)
         if network.get("wanted_ip"):
             found["ip"] = network["wanted_ip"]
         if note["hostname"] != self.name and not is_label(note["hostname"]):

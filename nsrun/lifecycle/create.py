@@ -8,8 +8,8 @@ import os
 from nsrun.errors import BadInput, UnknownError
 from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
 from nsrun.run import Run
-from nsrun.schema import check_name
-from nsrun.spec.options import parse_ports
+from nsrun.schema import check_name, is_name
+from nsrun.spec.options import parse_network, parse_ports
 from nsrun.spec.pod import NO_BRIDGE, pod_spec
 from nsrun.state import State, new_id, timestamp
 
@@ -42,15 +42,15 @@ def host_resolv_conf(seen: dict[str, str | None]) -> str:
     return text.replace("\0", "")
 
 
-def without_ipv6() -> str:
-    """Return why this host gives pods on the bridge no IPv6 address; "" when it does.  ip-sysctl.rst"""
-    for where in ("all", "default", "nsrun0"):
+def without_ipv6(bridge: str = "nsrun0") -> str:
+    """Return why this host gives pods on a bridge no IPv6 address; "" when it does.  ip-sysctl.rst"""
+    for where in ("all", "default", bridge):
         try:
             with open(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6", "rb") as file:
                 if file.read(1) != b"0":
                     return f"net.ipv6.conf.{where}.disable_ipv6 of this host is set"
         except FileNotFoundError:
-            if where != "nsrun0":
+            if where != bridge:
                 return "this host has no IPv6: its kernel has none, or was booted with ipv6.disable=1"
     return ""
 
@@ -72,8 +72,17 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         "subnet": os.environ.get("NSRUN_SUBNET", ""),
         "subnet6": os.environ.get("NSRUN_SUBNET6", ""),
     }
-    if not state.uid and (options.get("network") or "bridge").startswith("bridge"):
-        facts["without_ipv6"] = without_ipv6()
+    mode, network, *_ = parse_network(options.get("network") or "bridge")
+    if not state.uid and network:
+        from nsrun.state import networks
+
+        facts["named"] = networks.read(state, network) if is_name(network) else None
+        facts["networks"] = "" if facts["named"] else networks.known(state)
+    if not state.uid and mode == "bridge":
+        from nsrun.host import uplink
+
+        facts["mtu"] = uplink.mtu()
+        facts["without_ipv6"] = without_ipv6((facts.get("named") or {}).get("bridge", "nsrun0"))
         if options.get("publish") and (options.get("publish_mode") or "auto") == "auto":
             facts["no_nat"] = why_no_nat(not facts["without_ipv6"])
     if owner:

@@ -56,7 +56,7 @@ def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
     return _pod_json(state, note, members, status, pid, kernel.namespace_ids(pid) if pid else {})
 
 
-_NETWORK = ("mode", "ip", "ipv6", "ip6", "gateway", "bridge", "veth")
+_NETWORK = ("mode", "name", "ip", "ipv6", "ip6", "gateway", "bridge", "veth")
 
 
 def _pod_json(
@@ -72,7 +72,8 @@ def _pod_json(
         "owner": note["owner"],
         "hostname": note["hostname"],
         "namespaces": spaces,
-        "network": {key: network.get(key, "") for key in _NETWORK} | {"isolated": network.get("isolated", False)},
+        "network": {key: network.get(key, "") for key in _NETWORK}
+        | {"isolated": network.get("isolated", False), "mtu": network.get("mtu", 0)},
         "ports": state.ports(note),
         "members": [m["name"] for m in members if m["pod_id"] == note["id"]] + owners_members(state, note),
         "labels": note["labels"],

@@ -400,9 +400,10 @@ def end_pod(state: State, note: Note, signal: int) -> None:
 
     cgroup.remove_empty(state.uid)
     if note["network"]["mode"] == "bridge" and not state.uid:
-        from nsrun.host import net
+        from nsrun.host.bridges import remove_idle_bridge
+        from nsrun.state.networks import bridge_in
 
-        net.remove_idle_bridge(lambda: state.lock("net"))
+        remove_idle_bridge(lambda: state.lock("net"), bridge_in(note["network"]))
 
 
 def end_pod_of(state: State, note: Note) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
+from nsrun.errors import BadInput
 from nsrun.plan import HOST, OWN_KEYRING, InitStep, Part, Step
 from nsrun.spec.options import PROTOCOLS, at, is_forwarded, port_ranges
 
@@ -13,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nsrun.host.bridges import Bridge
     from nsrun.plan import Compiling, Context, Replayed
     from nsrun.spec.options import Published
 
@@ -80,28 +82,38 @@ class LoopbackUp(InitStep):
         return "nsenter --target PID --net ip -br link show lo"
 
 
-COMMON_RULES = """nft list table ip nsrun-all-pods >/dev/null 2>&1 || nft -f - <<EOF
-table ip nsrun-all-pods {
- chain guard { type filter hook prerouting priority -300;
-  iifname "nsrun0" ip daddr 127.0.0.0/8 drop
- }
- chain forward { type filter hook forward priority 0;
-  oifname "nsrun0" iifname != "nsrun0" ct status & dnat == 0 ct state new drop
- }
-}
+def common_rules(bridge: str) -> str:
+    """Return the commands that make the table of family ip of a whole bridge."""
+    from nsrun.host.bridges import common_table
+
+    return f"""nft list table ip {common_table(bridge)} >/dev/null 2>&1 || nft -f - <<EOF
+table ip {common_table(bridge)} {{
+ chain guard {{ type filter hook prerouting priority -300;
+  iifname "{bridge}" ip daddr 127.0.0.0/8 drop
+ }}
+ chain forward {{ type filter hook forward priority 0;
+  oifname "{bridge}" iifname != "{bridge}" ct status & dnat == 0 ct state new drop
+ }}
+}}
 EOF"""
 
-COMMON_RULES6 = """nft list table ip6 nsrun-all-pods >/dev/null 2>&1 || nft -f - <<EOF
-table ip6 nsrun-all-pods {
- chain forward { type filter hook forward priority 0;
-  oifname "nsrun0" iifname != "nsrun0" ct status & dnat == 0 ct state new drop
- }
-}
+
+def common_rules6(bridge: str) -> str:
+    """Return the commands that make the table of family ip6 of a whole bridge."""
+    from nsrun.host.bridges import common_table
+
+    return f"""nft list table ip6 {common_table(bridge)} >/dev/null 2>&1 || nft -f - <<EOF
+table ip6 {common_table(bridge)} {{
+ chain forward {{ type filter hook forward priority 0;
+  oifname "{bridge}" iifname != "{bridge}" ct status & dnat == 0 ct state new drop
+ }}
+}}
 EOF"""
+
 
 FORWARD6 = """if [ "$(cat /proc/sys/net/ipv6/conf/all/forwarding)" = 0 ]; then
  for d in /proc/sys/net/ipv6/conf/*; do
-  case ${d##*/} in all|default|lo|nsrun0) continue;; esac
+  case ${d##*/} in all|default|lo|nsrun0|nsrb??) continue;; esac
   [ "$(cat $d/accept_ra) $(cat $d/forwarding)" != "1 0" ] || echo 2 >$d/accept_ra
  done
  later=$(cat /proc/sys/net/ipv6/conf/default/forwarding)
@@ -126,6 +138,10 @@ class ConnectPod(Step):
     ipv6: bool = False
     subnet6: str = ""
     isolated: bool = False
+    mtu: int = 1500
+    bridge: str = "nsrun0"
+    network: str = ""  # its name and its id, if it is not the default one
+    network_id: str = ""
     handle: str = "table:fd"
     hints = {
         EPERM: "needs CAP_NET_ADMIN",
@@ -136,14 +152,16 @@ class ConnectPod(Step):
     }
 
     def made(self) -> list[str | Part]:
-        which = self.ip or "the first free one"
+        from nsrun.host.bridges import common_table
+
+        which, table = self.ip or "the first free one", common_table(self.bridge)
         bridge = [
-            netlink("ip link add nsrun0 type bridge"),
-            netlink("ip link set nsrun0 alias …; ip address add … dev nsrun0"),
+            netlink(f"ip link add {self.bridge} type bridge"),
+            netlink(f"ip link set {self.bridge} alias …; ip address add … dev {self.bridge}"),
         ]
         six: list[str | Part] = [
-            Part([netlink("ip -6 address add … dev nsrun0 nodad")], when="the bridge has no IPv6 address"),
-            Part([netlink("nft create table ip6 nsrun-all-pods …")], when="there is no such table"),
+            Part([netlink(f"ip -6 address add … dev {self.bridge} nodad")], when="the bridge has no IPv6 address"),
+            Part([netlink(f"nft create table ip6 {table} …")], when="there is no such table"),
             Part(
                 [
                     Part(
@@ -156,15 +174,15 @@ class ConnectPod(Step):
         ]
         return [
             'flock("net.lock", LOCK_EX)',
-            Part([*bridge, 'write("/proc/sys/net/ipv4/ip_forward", "1")'], when="there is no bridge nsrun0"),
-            Part([netlink("nft create table ip nsrun-all-pods …")], when="there is no such table"),
+            Part([*bridge, 'write("/proc/sys/net/ipv4/ip_forward", "1")'], when=f"there is no bridge {self.bridge}"),
+            Part([netlink(f"nft create table ip {table} …")], when="there is no such table"),
             *(six if self.ipv6 else []),
             netlink("nft add table ip nsrun-… { flags owner; }") + f"   /* pod:ip: {which} */",
             Part(
                 [netlink("conntrack -D --reply-src pod:ip")],
                 each=f"entry that a dead pod has left of the address{'es' if self.ipv6 else ''}",
             ),
-            netlink("ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"),
+            netlink(self.brief()),
             netlink(
                 "tc filter add dev nsr… ingress bpf …; "
                 + ("tc filter add dev nsr… egress bpf …; " if self.isolated else "")
@@ -173,7 +191,9 @@ class ConnectPod(Step):
         ]
 
     def brief(self) -> str:
-        return "ip link add nsr… master nsrun0 type veth peer name eth0 netns net:fd"
+        return (
+            f"ip link add nsr… mtu {self.mtu} master {self.bridge} type veth peer name eth0 mtu {self.mtu} netns net:fd"
+        )
 
     def needs(self) -> tuple[str, ...]:
         return ("net:fd",)
@@ -182,9 +202,11 @@ class ConnectPod(Step):
         return (self.handle, "pod:ip", *(("pod:ip6",) if self.ipv6 else ()))
 
     def shell(self) -> str:
-        from nsrun.host.net import ADVICE, BRIDGE_ALIAS, alias_of
+        from nsrun.host.bridges import Bridge
+        from nsrun.host.net import ADVICE, alias_of
         from nsrun.host.portfilter import MAC_PREFIX
 
+        name, alias = self.bridge, Bridge(self.bridge, self.network, self.network_id).alias
         prefix = f"{MAC_PREFIX >> 8:02x}:{MAC_PREFIX & 255:02x}"
         choose = f"IP={self.ip}" if self.ip else (
             "IP=; n=2; while [ $n -lt 255 ]; do a=$(printf '%02x%02x%02x%02x' $(echo $NETWORK.$n | tr . ' '));"
@@ -192,34 +214,34 @@ class ConnectPod(Step):
         )  # fmt: skip
         default = self.subnet.rsplit(".", 1)[0] if self.subnet else "10.88.0"
         mac = f"$(printf '{prefix}:%02x:%02x:%02x:%02x' $(echo {{}} | tr . ' '))"
-        advice = " ".join("/proc/sys/net/" + setting.format("nsrun0") for setting in ADVICE)
+        advice = " ".join("/proc/sys/net/" + setting.format(name) for setting in ADVICE)
         check = self._filters()
         bridge6 = [choose]
         if self.ipv6:
             bridge6 = [
                 "six() { printf '%s::%x%02x:%x%02x' $PREFIX6 $(echo $1 | tr . ' '); }",
-                """PREFIX6=$(ip -6 -o address show nsrun0 scope global 2>/dev/null | awk '{sub("::[^:]*:[^:]*/64$", "", $4); print $4; exit}')""",
-                f'if [ ! "$PREFIX6" ]; then PREFIX6={self._prefix6()}; echo 1 >/proc/sys/net/ipv6/conf/nsrun0/addr_gen_mode; ip -6 address add $(six $GATEWAY)/64 dev nsrun0 nodad; fi',
-                COMMON_RULES6,
+                f"""PREFIX6=$(ip -6 -o address show {name} scope global 2>/dev/null | awk '{{sub("::[^:]*:[^:]*/64$", "", $4); print $4; exit}}')""",
+                f'if [ ! "$PREFIX6" ]; then PREFIX6={self._prefix6()}; echo 1 >/proc/sys/net/ipv6/conf/{name}/addr_gen_mode; ip -6 address add $(six $GATEWAY)/64 dev {name} nodad; fi',
+                common_rules6(name),
                 FORWARD6,
                 choose,
                 "IP6=$(six $IP); GATEWAY6=$(six $GATEWAY); set -- $(echo $PREFIX6 | tr : ' '); HIGH6=$(printf '%04x%04x' 0x$1 0x$2); LOW6=$(printf '%04x%04x' 0x$3 0x$4)",
             ]
         return "\n".join(
             [
-                f'GATEWAY=$(ip -4 -o address show nsrun0 2>/dev/null | awk \'{{sub("/.*", "", $4); print $4}}\'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}',
-                f"ip link show nsrun0 >/dev/null 2>&1 || {{ ip link add nsrun0 address {mac.format('$GATEWAY')} type bridge mcast_snooping 0; ip link set nsrun0 alias '{BRIDGE_ALIAS}'; ip address add $GATEWAY/24 dev nsrun0; for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; ip link set nsrun0 up; }}",
-                COMMON_RULES,
-                "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/nsrun0/route_localnet",
+                f'GATEWAY=$(ip -4 -o address show {name} 2>/dev/null | awk \'{{sub("/.*", "", $4); print $4}}\'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}',
+                f"ip link show {name} >/dev/null 2>&1 || {{ ip link add {name} address {mac.format('$GATEWAY')} type bridge mcast_snooping 0; ip link set {name} alias '{alias}'; ip address add $GATEWAY/24 dev {name}; for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; ip link set {name} up; }}",
+                common_rules(name),
+                f"echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/{name}/route_localnet",
                 *bridge6,
                 f"HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; MAC={mac.format('$IP')}",
                 "nft create table ip nsrun-$HEX",
                 "conntrack -D -f ipv4 --reply-src $IP 2>/dev/null || :",
                 *(["conntrack -D -f ipv6 --reply-src $IP6 2>/dev/null || :"] if self.ipv6 else []),
-                "ip link add $VETH type veth peer name eth0 address $MAC netns $NET; ip link set $VETH master nsrun0",
+                f"ip link add $VETH mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} address $MAC netns $NET; ip link set $VETH master {name}",
                 *check,
-                "bridge fdb replace $MAC dev $VETH master static sticky; ip neighbour replace $IP lladdr $MAC dev nsrun0 nud permanent",
-                *(["ip -6 neighbour replace $IP6 lladdr $MAC dev nsrun0 nud permanent"] if self.ipv6 else []),
+                f"bridge fdb replace $MAC dev $VETH master static sticky; ip neighbour replace $IP lladdr $MAC dev {name} nud permanent",
+                *([f"ip -6 neighbour replace $IP6 lladdr $MAC dev {name} nud permanent"] if self.ipv6 else []),
                 f"bridge link set dev $VETH learning off flood off hairpin on; ip link set $VETH alias {alias_of(self.ident)} up",
             ]
         )
@@ -245,13 +267,13 @@ class ConnectPod(Step):
             "$((0x$GATEWAY_HEX))",
         ]
         return [
-            "set -- $(ip -o link show nsrun0 | sed 's/.*link.ether //; s/ .*//; y/:/ /'); MAC_HIGH=$1$2$3$4; MAC_LOW=$5$6; GATEWAY_HEX=$(printf '%02x%02x%02x%02x' $(echo $GATEWAY | tr . ' '))",
+            f"set -- $(ip -o link show {self.bridge} | sed 's/.*link.ether //; s/ .*//; y/:/ /'); MAC_HIGH=$1$2$3$4; MAC_LOW=$5$6; GATEWAY_HEX=$(printf '%02x%02x%02x%02x' $(echo $GATEWAY | tr . ' '))",
             f'tc qdisc add dev $VETH clsact; {add.format("ingress")} "{tc_bytecode(program(MARKERS[0], prefix6, bridge), words)}"',
             f'{add.format("egress")} "{tc_bytecode(arrivals(prefix6, bridge), words)}"',
         ]
 
     def _prefix6(self) -> str:
-        """Return the first four groups of the bridge's IPv6 network, or the commands that print them (net.pick_subnet6)."""
+        """Return the first four groups of the bridge's IPv6 network, or the commands that print them (bridges.pick_subnet6)."""
         if self.subnet6:
             from nsrun.host.net import net6_of
 
@@ -265,21 +287,29 @@ class ConnectPod(Step):
     )
 
     def check(self) -> str:
-        return (
-            "ip -br link show master nsrun0; nft list tables; tc filter show dev VETH ingress; bridge fdb show dev VETH"
-        )
+        return f"ip -br link show master {self.bridge}; nft list tables; tc filter show dev VETH ingress; bridge fdb show dev VETH"
 
     def do(self, run: Context) -> None:
-        from nsrun.host import net, wire
+        from nsrun.host import bridges, net, wire
 
         with kernel.Fd(run.state.lock("net")):
+            bridge = self._bridge(run)
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
-                gateway, index = net.ensure_bridge(sock, self.subnet)
-                gateway6 = net.ensure_bridge6(sock, gateway, index, self.subnet6) if self.ipv6 else ""
+                gateway, index = bridges.ensure_bridge(sock, bridge)
+                gateway6 = bridges.ensure_bridge6(sock, bridge, gateway, index) if self.ipv6 else ""
                 ip, veth, table = net.connect(
-                    sock, run.fd("net:fd"), gateway, index, self.ip, self.ident, gateway6, self.isolated
+                    sock,
+                    run.fd("net:fd"),
+                    self.bridge,
+                    gateway,
+                    index,
+                    self.ip,
+                    self.ident,
+                    self.mtu,
+                    gateway6,
+                    self.isolated,
                 )
-                mac = wire.mac_of_link(net.BRIDGE) if self.ipv6 or self.isolated else b""
+                mac = wire.mac_of_link(self.bridge) if self.ipv6 or self.isolated else b""
         run.hold(self.handle, table.detach())
         if self.ipv6:
             ip6 = net.address6(gateway6, ip)
@@ -287,19 +317,35 @@ class ConnectPod(Step):
         run.values["bridge:mac"] = mac.hex()
         run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()})
 
+    def _bridge(self, run: Context) -> Bridge:
+        """Return the bridge, under the lock on the network.  Raise BadInput when its network has been removed."""
+        from nsrun.host import bridges
+
+        if not self.network and bridges.current_gateway(self.bridge):
+            return bridges.Bridge(self.bridge, subnet=self.subnet, subnet6=self.subnet6)
+        from nsrun.state import networks
+
+        taken = networks.subnets(run.state, but=self.network)
+        if self.network:
+            record = networks.read(run.state, self.network)
+            if record is None or record["id"] != self.network_id:
+                raise BadInput(f"network {self.network!r} has just been removed", hint="nsrun network ls")
+        return bridges.Bridge(self.bridge, self.network, self.network_id, self.subnet, self.subnet6, taken)
+
     def undo(self, run: Context) -> None:
-        from nsrun.host import net
+        from nsrun.host import bridges, net
 
         if "pod:ip" in run.values:
             name = net.veth_name(str(run.values["pod:ip"]))
             net.delete_link(name, int(run.values["veth:index"]), net.alias_of(self.ident))
-        net.remove_idle_bridge(lambda: run.state.lock("net"))
+        bridge = bridges.Bridge(self.bridge, self.network, self.network_id)
+        bridges.remove_idle_bridge(lambda: run.state.lock("net"), bridge)
 
 
 class ConfigurePod(Step):
     phase = HOST
     man = "rtnetlink(7), ip-address(8), ip-route(8)"
-    bridge: bool = True
+    bridge: str = ""  # "": the pod has only lo
     ipv6: bool = False
     isolated: bool = False
 
@@ -340,9 +386,9 @@ class ConfigurePod(Step):
         six = ""
         if self.ipv6:
             quiet += "; echo 1 >/proc/sys/net/ipv6/conf/eth0/addr_gen_mode"
-            six = f"\n{run} -6 address add $IP6/128 dev eth0 nodad; {run} -6 neighbour replace $GATEWAY6 lladdr $(ip -o link show nsrun0 | sed 's/.*link.ether //; s/ .*//') dev eth0 nud permanent; {run} -6 route add default via $GATEWAY6 dev eth0 onlink"
+            six = f"\n{run} -6 address add $IP6/128 dev eth0 nodad; {run} -6 neighbour replace $GATEWAY6 lladdr $(ip -o link show {self.bridge} | sed 's/.*link.ether //; s/ .*//') dev eth0 nud permanent; {run} -6 route add default via $GATEWAY6 dev eth0 onlink"
         if self.isolated:
-            six = f"; {run} neighbour replace $GATEWAY lladdr $(ip -o link show nsrun0 | sed 's/.*link.ether //; s/ .*//') dev eth0 nud permanent{six}"
+            six = f"; {run} neighbour replace $GATEWAY lladdr $(ip -o link show {self.bridge} | sed 's/.*link.ether //; s/ .*//') dev eth0 nud permanent{six}"
         return f"nsenter --target $NET --net sh -c '{quiet}'; {run} link set lo up; {run} address add $IP/24 dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY{six}"
 
     def check(self) -> str:
@@ -433,6 +479,7 @@ class PublishTable(Step):
     ports: tuple[Published, ...] = ()
     handle: str = "table:fd"
     ipv6: bool = False
+    bridge: str = "nsrun0"
     hints = {
         EOPNOTSUPP: "this kernel lacks nf_tables nat, fib or masquerade: modprobe nf_tables nft_chain_nat nft_fib_ipv4 nft_fib_ipv6 nft_masq",
         ENOENT: "this kernel lacks an nf_tables expression: modprobe nft_chain_nat nft_fib_ipv4 nft_fib_ipv6 nft_masq nft_ct",
@@ -491,36 +538,38 @@ class PublishTable(Step):
         six = f"""
 table ip6 nsrun-$HEX {{
 {self.chains("6")} chain postrouting {{ type nat hook postrouting priority 100;
-  ip6 saddr $IP6 oifname != "nsrun0" masquerade
-  ip6 saddr $PREFIX6::/64 ip6 daddr $IP6 ct status dnat oifname "nsrun0" masquerade
+  ip6 saddr $IP6 oifname != "{self.bridge}" masquerade
+  ip6 saddr $PREFIX6::/64 ip6 daddr $IP6 ct status dnat oifname "{self.bridge}" masquerade
  }}
  chain forward {{ type filter hook forward priority 0;
-  ip6 saddr $IP6 oifname != "nsrun0" ct label set $LABEL
-  ip6 daddr $IP6 oifname "nsrun0" ct status dnat ct state new ct label set $LABEL
-  ip6 daddr $IP6 iifname != "nsrun0" ct label $LABEL accept
-  ip6 daddr $IP6 iifname != "nsrun0" ct state related accept
-  ip6 daddr $IP6 iifname != "nsrun0" drop
+  ip6 saddr $IP6 oifname != "{self.bridge}" ct direction original ct label set $BEGAN
+  ip6 daddr $IP6 oifname "{self.bridge}" ct status dnat ct state new ct label set $REACHED
+  ip6 daddr $IP6 iifname != "{self.bridge}" ct label $BEGAN accept
+  ip6 daddr $IP6 iifname != "{self.bridge}" ct label $REACHED accept
+  ip6 daddr $IP6 iifname != "{self.bridge}" ct state related accept
+  ip6 daddr $IP6 iifname != "{self.bridge}" drop
  }}
 }}"""
-        return f"""LABEL=$(($(od -An -N1 -tu1 /dev/urandom) % 128))
+        return f"""BEGAN=$(($(od -An -N1 -tu1 /dev/urandom) % 64)); REACHED=$((BEGAN + 64))
 
 
 nft -f - <<EOF
 table ip nsrun-$HEX {{
 {self.chains()} chain postrouting {{ type nat hook postrouting priority 100;
-  ip saddr $IP oifname != "nsrun0" masquerade
-  ip saddr 127.0.0.0/8 ip daddr $IP oifname "nsrun0" masquerade
-  ip saddr $NETWORK.0/24 ip daddr $IP ct status dnat oifname "nsrun0" masquerade
+  ip saddr $IP oifname != "{self.bridge}" masquerade
+  ip saddr 127.0.0.0/8 ip daddr $IP oifname "{self.bridge}" masquerade
+  ip saddr $NETWORK.0/24 ip daddr $IP ct status dnat oifname "{self.bridge}" masquerade
  }}
  chain guard {{ type filter hook prerouting priority -300;
-  iifname "nsrun0" ip daddr 127.0.0.0/8 drop
+  iifname "{self.bridge}" ip daddr 127.0.0.0/8 drop
  }}
  chain forward {{ type filter hook forward priority 0;
-  ip saddr $IP oifname != "nsrun0" ct label set $LABEL
-  ip daddr $IP oifname "nsrun0" ct status dnat ct state new ct label set $LABEL
-  ip daddr $IP iifname != "nsrun0" ct label $LABEL accept
-  ip daddr $IP iifname != "nsrun0" ct state related accept
-  ip daddr $IP iifname != "nsrun0" drop
+  ip saddr $IP oifname != "{self.bridge}" ct direction original ct label set $BEGAN
+  ip daddr $IP oifname "{self.bridge}" ct status dnat ct state new ct label set $REACHED
+  ip daddr $IP iifname != "{self.bridge}" ct label $BEGAN accept
+  ip daddr $IP iifname != "{self.bridge}" ct label $REACHED accept
+  ip daddr $IP iifname != "{self.bridge}" ct state related accept
+  ip daddr $IP iifname != "{self.bridge}" drop
  }}
 }}{six if self.ipv6 else ""}
 EOF"""
@@ -533,4 +582,5 @@ EOF"""
 
         ip, gateway = str(run.values["pod:ip"]), str(run.values["pod:gateway"])
         ports = [port for port in run.ports if not is_forwarded(port)]
-        net.publish(run.fd(self.handle), self.ident, ip, gateway, ports, pod_ip6=str(run.values.get("pod:ip6", "")))
+        ip6 = str(run.values.get("pod:ip6", ""))
+        net.publish(run.fd(self.handle), self.ident, self.bridge, ip, gateway, ports, pod_ip6=ip6)

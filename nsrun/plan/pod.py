@@ -85,11 +85,17 @@ def pod_plan(spec: PodSpec) -> Plan:
         steps.append(NewNetns(owned))
     if bridge:
         wanted, subnet6 = network.get("wanted_ip", ""), network.get("subnet6", "")
-        steps.append(ConnectPod(ident, wanted, network.get("subnet", ""), ipv6, subnet6, isolated))
+        where = (network["bridge"], network.get("name", ""), network.get("network_id", ""))
+        steps.append(
+            ConnectPod(ident, wanted, network.get("subnet", ""), ipv6, subnet6, isolated, network["mtu"], *where)
+        )
     if own_net and outside:
-        steps.append(ConfigurePod(bridge, ipv6, isolated))
+        steps.append(ConfigurePod(network.get("bridge", ""), ipv6, isolated))
     if bridge:
-        ports_step, table_step = HoldPorts(forwarded), PublishTable(ident, forwarded, ipv6=ipv6)
+        ports_step, table_step = (
+            HoldPorts(forwarded),
+            PublishTable(ident, forwarded, ipv6=ipv6, bridge=network["bridge"]),
+        )
         held = [*ports_step.handles, table_step.handle]
         steps += [*([ports_step] if forwarded else []), table_step]
     if listen:

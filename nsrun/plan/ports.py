@@ -81,7 +81,7 @@ EOF"""
 
         gateway = str(run.values["pod:gateway"])
         ports = [port for port in run.ports if not is_forwarded(port)]
-        net.publish(run.fd(self.handle), self.ident, self.pod_ip, gateway, ports, self.table, self.pod_ip6)
+        net.publish(run.fd(self.handle), self.ident, "", self.pod_ip, gateway, ports, self.table, self.pod_ip6)
 
 
 class HoldMore(Step):

@@ -681,13 +681,27 @@ def parse_subnet6(text: str) -> str:
     return inet_ntop(AF_INET6, raw[:8] + bytes(8))
 
 
-def parse_network(text: str) -> tuple[str, bool | None, bool]:
-    """Return (mode, whether IPv6 was asked for, whether the pod is isolated) of --network MODE[,ipv6=on|off][,isolated].
+#: What --network says besides the name of a network.
+MODES = ("bridge", "none", "host", "pasta")
 
-    None: nothing was said of IPv6.
+
+def parse_network(text: str) -> tuple[str, str, bool | None, bool]:
+    """Return (mode, network, whether IPv6 was asked for, whether the pod is isolated) of --network MODE|NETWORK[,ipv6=on|off][,isolated].
+
+    A pod of a network has the mode bridge; "" is the default one.  None: nothing was said of IPv6.
     """
-    mode, *words = text.split(",")
+    name, *words = text.split(",")
+    mode, network = (name, "") if name in MODES else ("bridge", name)
     known = ("ipv6=on", "ipv6=off", "isolated")
     if words and (mode != "bridge" or not set(words).issubset(known) or len({w[:4] for w in words}) < len(words)):
         raise UsageError(f"--network {text}", hint="bridge,ipv6=off, bridge,ipv6=on, bridge,isolated; none, host")
-    return mode, ("ipv6=on" in words) if set(words) & set(known[:2]) else None, "isolated" in words
+    return mode, network, ("ipv6=on" in words) if set(words) & set(known[:2]) else None, "isolated" in words
+
+
+#: The MTUs that a pod may have, in bytes: RFC 791 and the kernel's ETH_MAX_MTU; IPv6 needs RFC 8200's.
+LEAST_MTU, MOST_MTU, LEAST_MTU6 = 68, 65535, 1280
+
+
+def parse_mtu(text: str) -> int:
+    """Return the bytes of --mtu."""
+    return parse_count(text, "--mtu", "a number of bytes", LEAST_MTU, MOST_MTU)

@@ -6,12 +6,14 @@ from __future__ import annotations
 from nsrun.errors import BadInput, UsageError
 from nsrun.spec.options import (
     FORWARD,
+    LEAST_MTU6,
     PUBLISH_MODES,
     choose_mode,
     parse_hostname,
     parse_ipv4,
     parse_labels,
     parse_limits,
+    parse_mtu,
     parse_network,
     parse_ports,
     parse_size,
@@ -44,13 +46,24 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     """Return what a pod is.  Raise UsageError or BadInput for options that can't be had, or contradict each other."""
     name = options.get("name") or "pause"
     rootless = bool(facts.get("user")) and not facts.get("by_root")
-    mode, ipv6, isolated = parse_network(options.get("network") or ("pasta" if rootless else "bridge"))
+    asked = options.get("network") or ("pasta" if rootless else "bridge")
+    mode, network_name, ipv6, isolated = parse_network(asked)
     known = ("pasta" if rootless else "bridge", "none", "host")
     if mode not in known:
-        why = "the bridge is root's: sudo nsrun pod create, or " if mode == "bridge" else ""
-        raise UsageError(f"--network {mode}", hint=f"{why}{', '.join(known)}")
+        whose = "networks are root's" if network_name else "the bridge is root's"
+        why = f"{whose}: sudo nsrun pod create, or " if mode == "bridge" else ""
+        raise UsageError(f"--network {network_name or mode}", hint=f"{why}{', '.join(known)}")
+    named = facts.get("named") if network_name else None
+    if network_name and not named:
+        told = facts.get("networks", "")
+        raise UsageError(
+            f"--network {network_name!r} is no network", hint=f"{', '.join(known)}; {told}".removesuffix("; ")
+        )
+    mtu = 0
+    if mode == "bridge":
+        mtu = parse_mtu(options["mtu"]) if options.get("mtu") else (named or {}).get("mtu") or facts.get("mtu", 1500)
     sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
-    without = _without_ipv6(ipv6, facts, sysctls) if mode == "bridge" else NO_BRIDGE
+    without = _without_ipv6(ipv6, facts, sysctls, mtu) if mode == "bridge" else NO_BRIDGE
     ports = parse_ports(options.get("publish") or [], without)
     publish_mode = options.get("publish_mode") or "auto"
     if publish_mode not in PUBLISH_MODES:
@@ -63,9 +76,15 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         ("ip", options.get("ip")),
         ("subnet", options.get("subnet")),
         ("subnet6", options.get("subnet6")),
+        ("mtu", options.get("mtu")),
     ):
         if value and mode != "bridge":
             raise UsageError(f"--{flag} needs --network bridge")
+        if value and named and flag.startswith("subnet"):
+            raise UsageError(
+                f"--{flag} is for the default bridge; network {network_name!r} has its own",
+                hint=f"nsrun network inspect {network_name}",
+            )
     if options.get("subnet6") and without:
         raise BadInput(f"--subnet6: {without}")
     hostname = parse_hostname(options.get("hostname") or name)
@@ -86,16 +105,19 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     labels = parse_labels(options.get("label") or [])
     network: Network = {"mode": mode}
     if mode == "bridge":
-        network["bridge"] = "nsrun0"
+        network["bridge"], network["mtu"] = named["bridge"] if named else "nsrun0", mtu
+        if named:
+            network["name"], network["network_id"] = named["name"], named["id"]
         if options.get("ip"):
             network["wanted_ip"] = parse_ipv4(options["ip"], "--ip")
-        network["subnet"] = options.get("subnet") or facts.get("subnet", "")
+        network["subnet"] = named["subnet"] if named else options.get("subnet") or facts.get("subnet", "")
         if network["subnet"]:
             parse_subnet(network["subnet"])
         if isolated:
             network["isolated"] = True
         network["ipv6"] = f"off: {without}" if without else "on"
-        if subnet6 := "" if without else options.get("subnet6") or facts.get("subnet6", ""):
+        subnet6 = named["subnet6"] if named else options.get("subnet6") or facts.get("subnet6", "")
+        if subnet6 and not without:
             network["subnet6"] = parse_subnet6(subnet6)
     spec: PodSpec = {
         "name": name,
@@ -120,12 +142,14 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
 NO_BRIDGE = "only IPv4 addresses can be published on without a bridge"
 
 
-def _without_ipv6(asked: bool | None, facts: PodFacts, sysctls: Mapping[str, str]) -> str:
+def _without_ipv6(asked: bool | None, facts: PodFacts, sysctls: Mapping[str, str], mtu: int) -> str:
     """Return why a pod on the bridge has no IPv6; "" when it has.  Raise BadInput when it was asked for and can't be had."""
     why = facts.get("without_ipv6", "")
     for where in ("all", "default", "eth0"):
         if sysctls.get(key := f"net.ipv6.conf.{where}.disable_ipv6", "0") != "0":
             why = why or f"--sysctl {key}={sysctls[key]}"
+    if mtu < LEAST_MTU6:
+        why = why or f"its MTU is {mtu}, and IPv6 needs {LEAST_MTU6}"
     if asked and why:
         raise BadInput(f"--network bridge,ipv6=on: {why}", hint="leave ipv6=on out; nsrun doctor tells of IPv6")
     return "--network bridge,ipv6=off" if asked is False else why

@@ -17,6 +17,7 @@ write-lock its `held`: so what is removed belongs to nobody, and is not somethin
     RUN/aside/          broken notes whose name was wanted for something else
     LIB/upper/ID/       held, about, committed, upper, work, volume-N: what a member wrote, with a proof of life of its own
     LIB/volumes/NAME    named volumes
+    LIB/networks/NAME.json  networks (networks.py)
     OWNED/UID/NAME.json, .held, .door    for a pod that root made for a user: root writes, the user reads
 
 RUN is /run/nsrun, LIB is /var/lib/nsrun, OWNED is /run/nsrun-owned.  For an ordinary user, LIB is XDG_DATA_HOME/nsrun
@@ -306,6 +307,14 @@ class State:
         if time_ns() - st.st_ctime_ns > SETTLED:
             self._decoded[path] = looks, note
         return dict(note)
+
+    def document(self, path: str, shape: str) -> Note | None:
+        """Return another document in the format of notes, or None when there is none.  Raise BrokenNote."""
+        return self._load(path, shape)
+
+    def write_document(self, path: str, document: Note) -> None:
+        """Write a document in the format of notes, in the place of the one that is there."""
+        self._write(path, document)
 
     def notes_of(self, kind: str, name: str) -> tuple[str, ...]:
         """Return the paths that the note may have: for a pod that root made for us, root shows it elsewhere."""

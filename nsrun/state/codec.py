@@ -69,7 +69,7 @@ _COUNT, _SIGNED = Number(), Number(-1)
 _NAME = Text("a name", 63, of="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _MAPS = {"uid": [[_COUNT]], "gid": [[_COUNT]]}
 _NETWORK = {
-    "mode": LINE, "ipv6?": LINE, "isolated?": FLAG, "ip?": LINE, "ip6?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
+    "mode": LINE, "name?": _NAME, "network_id?": HEX, "mtu?": _COUNT, "ipv6?": LINE, "isolated?": FLAG, "ip?": LINE, "ip6?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
 }  # fmt: skip
 _PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol": LINE, "mode?": LINE}]
 #: The shape of each kind of note (schema.py).
@@ -86,6 +86,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "cgroup_id?": _COUNT, "held?": _COUNT, "held_since?": _COUNT, "renamed?": _NAME, "labels?": dict, "stop_timeout?": _COUNT, "ends_pod?": FLAG, "health?": dict,
     },
     "published": {"id": HEX, "ports": _PORTS, "released?": _PORTS},
+    "networks": {"id": Text("an id", 12, of="0123456789abcdef"), "name": _NAME, "created": LINE, "bridge": LINE, "subnet": LINE, "subnet6": LINE, "mtu": _COUNT},
     "config.json": {
         "process": {"args": [WORD], "env": [WORD], "cwd": WORD, "user": dict, "capabilities": dict}, "root": {"path": WORD},
         "linux": dict, "annotations": {str: WORD},

@@ -90,12 +90,13 @@ class Sweeper:
             self._try(f"claim {entry}", self._claim, entry)
         if buried or not self._is_any_living():
             self._try("cgroups", self._base)
-        if (
-            not state.uid
-            and os.path.exists("/proc/sys/net/ipv4/conf/nsrun0")
-            and (buried or not kernel.has_carrier("nsrun0"))
-        ):
-            self._try("bridge", self._bridge, buried)
+        if not state.uid:
+            self._try("bridge", self._bridge, "nsrun0", buried)
+            if is_directory(f"{state.lib}/networks"):
+                from nsrun.state import networks
+
+                for name in networks.names(state):
+                    self._try(f"network {name}", self._network, name, buried)
         return self.removed
 
     def _try(self, what: str, action: Callable[..., object], *args: object) -> bool:
@@ -141,15 +142,25 @@ class Sweeper:
 
         cgroup.remove_empty(self.state.uid)
 
-    def _bridge(self, buried: bool) -> None:
-        """Remove the bridge if it is idle; after a pod was buried, wait for its veth, which takes a moment to die."""
-        from nsrun.host import net
+    def _network(self, name: str, buried: bool) -> None:
+        from nsrun.state import networks
+
+        if record := networks.read(self.state, name):
+            self._bridge(record["bridge"], buried, record)
+
+    def _bridge(self, name: str, buried: bool, record: Note | None = None) -> None:
+        """Remove a bridge if it is idle; after a pod was buried, wait for its veth, which takes a moment to die."""
+        if not os.path.exists(f"/proc/sys/net/ipv4/conf/{name}") or (kernel.has_carrier(name) and not buried):
+            return
+        from nsrun.host import bridges
+        from nsrun.state import networks
 
         known = set()
-        for name in filter(self._is_living, self._names("pods") if buried else ()):
-            if note := self.state.try_read("pods", name):
+        for pod in filter(self._is_living, self._names("pods") if buried else ()):
+            if note := self.state.try_read("pods", pod):
                 known.add(note["network"].get("veth", ""))
-        net.remove_idle_bridge(lambda: self.state.lock("net"), known, 0.5 if buried else 0.0)
+        bridge = networks.bridge_of(record) if record else bridges.Bridge()
+        bridges.remove_idle_bridge(lambda: self.state.lock(networks.LOCK), bridge, known, 0.5 if buried else 0.0)
 
     # ---- pods ------------------------------------------------------------------------------------------
 

@@ -119,6 +119,16 @@ COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("podman volume prune", "", "It has no --all, and takes all that no container uses."),
         ("", "", "A volume claim stays until it is deleted by its name."),
     ),
+    "network create": (
+        ("docker network create", "{all}", "The bridge is made at once."),
+        ("podman network create", "{all}", ""),
+        ("", "", "A cluster has one network, and its policies."),
+    ),
+    "network rm": (
+        ("docker network rm", "{all}", ""),
+        ("podman network rm", "{all}", "With --force it removes the pods that are on it."),
+        ("", "", "A cluster has one network."),
+    ),
     "pod restart": (
         ("", "", "docker has no pods: docker restart, for each container."),
         ("podman pod restart", "{all}", "It restarts the infra container, too, and so makes new namespaces."),
@@ -210,11 +220,12 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "publish_mode": _PUBLISH_MODE,
         "publish": ("--publish {}", "--publish {}", "none: a Service, or the field hostPort; kubectl port-forward while it runs"),
         "network": (
-            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like", "bridge,ipv6=on": "none: docker network create --ipv6 says it, before", "bridge,isolated": "none: docker network create, a network for each of them", "bridge,isolated,ipv6=on": "none: docker network create, a network for each of them"},
-            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta", "bridge,ipv6=on": "none: podman network create --ipv6 says it, before", "bridge,isolated": "none: podman network create --opt isolate=true, before", "bridge,isolated,ipv6=on": "none: podman network create --opt isolate=true, before"},
-            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network", "bridge,ipv6=on": "none: the cluster has IPv6, or not", "bridge,isolated": "none: a NetworkPolicy of the cluster", "bridge,isolated,ipv6=on": "none: a NetworkPolicy of the cluster"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "none: its rootless networks are slirp4netns and the like", "bridge,ipv6=on": "none: docker network create --ipv6 says it, before", "bridge,isolated": "none: docker network create, a network for each of them", "bridge,isolated,ipv6=on": "none: docker network create, a network for each of them", "NETWORK": "--network {}", "NETWORK,isolated": "none: docker network create says it, before"},
+            {"bridge": "--network bridge", "none": "--network none", "host": "--network host", "pasta": "--network pasta", "bridge,ipv6=on": "none: podman network create --ipv6 says it, before", "bridge,isolated": "none: podman network create --opt isolate=true, before", "bridge,isolated,ipv6=on": "none: podman network create --opt isolate=true, before", "NETWORK": "--network {}", "NETWORK,isolated": "none: podman network create says it, before"},
+            {"bridge": "default", "none": "none: the network plugin of the cluster gives every pod an address", "host": "field spec.hostNetwork: true", "pasta": "none: the cluster has one network", "bridge,ipv6=on": "none: the cluster has IPv6, or not", "bridge,isolated": "none: a NetworkPolicy of the cluster", "bridge,isolated,ipv6=on": "none: a NetworkPolicy of the cluster", "NETWORK": "none: the cluster has one network", "NETWORK,isolated": "none: the cluster has one network"},
         ),
         "ip": ("--ip {}", "--ip {}", "none: the network plugin of the cluster chooses it"),
+        "mtu": ("none: docker network create --opt com.docker.network.driver.mtu=BYTES, before", "none: podman network create --opt mtu=BYTES, before", "none: the network plugin of the cluster sets it"),
         "subnet": ("none: docker network create --subnet, before", "none: podman network create --subnet, before", "none: it is the cluster's"),
         "subnet6": ("none: docker network create --ipv6 --subnet, before", "none: podman network create --ipv6 --subnet, before", "none: it is the cluster's"),
         "hostname": ("--hostname {}", "--hostname {}", "field spec.hostname"),
@@ -323,6 +334,12 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "follow_link": ("--follow-link", "none: it follows links of the source", "none"),
     },
     "volume prune": {"all": ("--all", "default", "none")},
+    "network create": {
+        "subnet": ("--subnet {}", "--subnet {}", "none"),
+        "subnet6": ("--ipv6 --subnet {}", "--ipv6 --subnet {}", "none"),
+        "mtu": ("--opt com.docker.network.driver.mtu={}", "--opt mtu={}", "none"),
+    },
+    "network rm": {"force": ("--force", "none: --force removes the pods that are on it", "none")},
     "kill": {"signal": ("--signal {}", "--signal {}", "none")},
     "rm": {"force": ("--force", "--force", "none")},
     "pod stop": {"time": ("none: docker stop -t, for each", "-t {}", "--grace-period={}")},
@@ -426,7 +443,8 @@ def _said(entry: Any, value: Any, first: str) -> tuple[str, str]:
     """Return the arguments, or what is to be said in their place."""
     template: str = entry
     if isinstance(entry, dict):  # what follows an "=" makes no difference
-        template = next(text for key, text in entry.items() if key.partition("=")[0] == value.partition("=")[0])
+        known = [text for key, text in entry.items() if key.partition("=")[0] == value.partition("=")[0]]
+        template = known[0] if known else entry["NETWORK" if "," not in value else "NETWORK,isolated"]
     if template.startswith(("none", "field ", "default", "argument")):
         return "", template
     return template.replace("{0}", first).replace("{}", sh_quote(str(value))), ""

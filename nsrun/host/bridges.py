@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bridges that pods are on: how one is made when the first pod needs it, and removed when the last has gone.
+
+There is the default one, nsrun0, and one for each network that an administrator has made (state/networks.py).  Each has a /24, a
+/64 and a table of nf_tables without an owner, whose rules hold for the whole bridge; that table is removed with the bridge.  What
+is on a bridge is told by addresses: a pod's veth and its lease are named after its address (net.py), and networks do not overlap.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+from errno import EEXIST, ENOENT
+
+from nsrun import kernel
+from nsrun.errors import BadInput, KernelError
+from nsrun.host import wire
+from nsrun.host.net import (
+    ADVICE,
+    LEASE,
+    PREFIX,
+    V6,
+    VETH,
+    address6,
+    alias_of,
+    delete_link,
+    interfaces,
+    link_identity,
+    link_names,
+    mac_of,
+    net6_of,
+    nft_family,
+    tables,
+    text6,
+    wait,
+    write,
+)
+from nsrun.schema import read_setting
+from nsrun.spec.options import ip_number, ip_text, parse_subnet, parse_subnet6
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+#: The bridge of pods that name no network.
+BRIDGE = "nsrun0"
+#: What a bridge of a network is called, with a number: of the same length, since messages are made for names of that length.
+NAMED = "nsrb{:02x}"
+BRIDGE_ALIAS = "nsrun:all the pods"
+COMMON_TABLE = "nsrun-all-pods"
+#: The subnets that are tried in this order until one is free on this machine; NSRUN_SUBNET (or --subnet) names another.
+SUBNETS = (
+    [f"10.88.{n}.0" for n in range(16)]
+    + [f"172.28.{n}.0" for n in range(16)]
+    + [f"192.168.{n}.0" for n in range(200, 232)]
+)
+
+
+class Bridge:
+    """A bridge: of the network `network`, whose id is `ident`, or of all pods that name none.
+
+    `subnet` and `subnet6` are what it is to have, "" for what is free; `taken` are the subnets of other networks.
+    """
+
+    __slots__ = ("ident", "name", "network", "subnet", "subnet6", "taken")
+
+    def __init__(
+        self,
+        name: str = BRIDGE,
+        network: str = "",
+        ident: str = "",
+        subnet: str = "",
+        subnet6: str = "",
+        taken: Iterable[str] = (),
+    ) -> None:
+        self.name, self.network, self.ident = name, network, ident
+        self.subnet, self.subnet6, self.taken = subnet, subnet6, tuple(taken)
+
+    @property
+    def alias(self) -> str:
+        """What `ip link` shows of whose it is."""
+        return alias_of(self.ident) if self.ident else BRIDGE_ALIAS
+
+    @property
+    def table(self) -> str:
+        """The name of its table without an owner."""
+        return common_table(self.name)
+
+
+def common_table(bridge: str) -> str:
+    """Return the name of the one table of a bridge without an owner: its rules hold whichever process is killed."""
+    return COMMON_TABLE if bridge == BRIDGE else f"nsrun-b-{bridge}"
+
+
+def is_bridge(name: str) -> bool:
+    """Return whether nsrun's bridges are called so."""
+    return name == BRIDGE or (len(name) == len(BRIDGE) and name.startswith("nsrb"))
+
+
+def _routes() -> list[tuple[int, int]]:
+    """Return (destination, mask) of every route but the default; proc_net(5), route."""
+    found = []
+    with open("/proc/thread-self/net/route", "rb") as file:  # an interface's name may have any bytes but ASCII blanks
+        for line in file.readlines()[1:]:
+            fields = line.split()
+            to, mask = (int.from_bytes(bytes.fromhex(f.decode()), "little") for f in (fields[1], fields[7]))
+            if mask:
+                found.append((to, mask))
+    return found
+
+
+def subnet_in_use(subnet: str) -> bool:
+    net, mask = ip_number(subnet), 0xFFFFFF00
+    return any(net & m == to & m & mask or to & mask == net for to, m in _routes())
+
+
+def pick_subnet(wanted: str, taken: Iterable[str] = (), what: str = "--subnet") -> str:
+    """Return the first address of a /24 that is free and not among the `taken` ones, which are those of networks.
+
+    Raise BadInput, about `what`, when the wanted one is in use, or all are.
+    """
+    if wanted:
+        net = parse_subnet(wanted)
+        if net in taken:
+            raise BadInput(
+                f"{what} {net}/{PREFIX} belongs to another network", hint="nsrun network ls shows them; choose another"
+            )
+        if subnet_in_use(net):
+            raise BadInput(
+                f"{what} {net}/{PREFIX} is in use on this machine", hint="ip route shows what uses it; choose another"
+            )
+        return net
+    for net in SUBNETS:
+        if net not in taken and not subnet_in_use(net):
+            return net
+    raise BadInput("no free /24 for the bridge", hint="name one with --subnet or NSRUN_SUBNET")
+
+
+def current_gateway(bridge: str = BRIDGE) -> str:
+    return wire.address_of(bridge)
+
+
+def _prefix_in_use(prefix: bytes) -> bool:
+    """Return whether a route of at least 40 bits overlaps with a /64, or it is part of one; proc_net(5), ipv6_route."""
+    wanted = int.from_bytes(prefix, "big")
+    with open("/proc/thread-self/net/ipv6_route", "rb") as file:
+        for line in file:
+            fields = line.split()
+            to, bits = int(fields[0], 16) >> 64, min(int(fields[1], 16), 64)
+            if bits >= 40 and to >> (64 - bits) == wanted >> (64 - bits):
+                return True
+    return False
+
+
+def pick_subnet6(wanted: str, gateway: str, what: str = "--subnet6") -> str:
+    """Return a free /64.  Raise BadInput, about `what`, when the wanted one is in use.
+
+    Else it is a ULA (RFC 4193), the same whenever the bridge has this IPv4 address: fd, 40 bits of b2sum(1) of machine-id(5),
+    and two bytes of the IPv4 subnet.
+    """
+    if wanted:
+        network = parse_subnet6(wanted)
+        if _prefix_in_use(net6_of(network)):
+            raise BadInput(
+                f"{what} {network}/64 is in use on this machine",
+                hint="ip -6 route shows what uses it; choose another",
+            )
+        return network
+    from _blake2 import blake2b
+
+    try:
+        with open("/etc/machine-id", "rb") as file:
+            machine = file.read(64)
+    except OSError:
+        machine = b""  # behind NAT it need not be unique
+    for attempt in range(16):
+        digest = blake2b(machine + b"\n" * attempt).digest()
+        prefix = b"\xfd" + digest[:5] + ip_number(gateway).to_bytes(4, "big")[1:3]
+        if not _prefix_in_use(prefix):
+            return text6(prefix + bytes(8))
+    raise BadInput("no free /64 for the bridge", hint="name one with --subnet6 or NSRUN_SUBNET6")
+
+
+def current_gateway6(bridge: str = BRIDGE) -> str:
+    """Return a bridge's first IPv6 address of a /64 that is not link-local; proc_net(5), if_inet6."""
+    try:
+        with open("/proc/thread-self/net/if_inet6", "rb") as file:
+            for line in file:
+                address, _, prefix, scope, _, name = line.split()
+                if (name, prefix, scope) == (bridge.encode(), b"40", b"00"):
+                    return text6(bytes.fromhex(address.decode()))
+    except FileNotFoundError:
+        pass  # no IPv6 here
+    return ""
+
+
+def ensure_bridge(sock: wire.Socket, bridge: Bridge) -> tuple[str, int]:
+    """Return (gateway, index) of the bridge, which is made if there is none.
+
+    The caller holds the lock on the network.  Raise BadInput when its subnet is in use, or its name is another's.
+    """
+    name = bridge.name
+    gateway = current_gateway(name)
+    if gateway and bridge.subnet and _net_of(gateway) != _net_of(bridge.subnet.partition("/")[0]):
+        if bridge.network:
+            raise _anothers(bridge)
+        raise BadInput(
+            f"the bridge {name} is {gateway}/{PREFIX}: pods are on it",
+            hint="all pods of the default bridge share one network; leave --subnet out, or: nsrun network create",
+        )
+    if not gateway:
+        what = f"network {bridge.network!r}:" if bridge.network else "--subnet"
+        gateway = ip_text(ip_number(pick_subnet(bridge.subnet, bridge.taken, what)) + 1)
+        # one datagram, which the kernel carries out whatever signal comes: a bridge without the alias is nobody's to remove
+        requests = [
+            (f"ip link add {name} type bridge", wire.encode("new_bridge", bridge=name, mac=mac_of(gateway))),
+            (
+                f"ip link set {name} alias '{bridge.alias}'",
+                wire.encode("alias_bridge", bridge=name, alias=bridge.alias),
+            ),
+        ]
+        if name in interfaces():  # without an address: its maker was killed, or it is another's
+            _check_owner(sock, bridge)
+        try:
+            wire.talk(sock, requests)
+        except KernelError as error:
+            if error.errno != EEXIST:
+                raise
+        index = _socket.if_nametoindex(name)
+        message = wire.encode("new_address", index=index, pod_ip=gateway)
+        wire.talk(sock, [(f"ip address add {gateway}/{PREFIX} dev {name}", message)])
+        for setting in ADVICE:
+            try:  # a pod must not tell this host where to send its packets (CVE-2020-13401)
+                write("/proc/sys/net/" + setting.format(name), "0")
+            except FileNotFoundError:
+                continue  # no IPv6 here
+    else:
+        _check_owner(sock, bridge)
+    with open("/proc/sys/net/ipv4/ip_forward", errors="surrogateescape") as file:
+        forwards = file.read().strip() == "1"
+    if not forwards:
+        write("/proc/sys/net/ipv4/ip_forward", "1")
+    _ensure_common_table(name)
+    # Only this link: 127.0.0.1 may be routed to a pod.  What comes back that way is dropped on the pod's veth, by the
+    # bridge's table, and, should an administrator flush that, by every pod's own (rule_guard_loopback).
+    write(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
+    return gateway, _socket.if_nametoindex(name)
+
+
+def _net_of(ip: str) -> int:
+    return ip_number(ip) & 0xFFFFFF00
+
+
+def _check_owner(sock: wire.Socket, bridge: Bridge) -> None:
+    """Raise BadInput when the link with the name of a network's bridge is not the one that nsrun made for it.
+
+    The default bridge may be an administrator's (docs/decisions/0034).
+    """
+    if bridge.network and link_identity(sock, interfaces().get(bridge.name, 0)) != (bridge.name, bridge.alias):
+        raise _anothers(bridge)
+
+
+def _anothers(bridge: Bridge) -> BadInput:
+    return BadInput(
+        f"the link {bridge.name}, which is to be the bridge of network {bridge.network!r}, is another's",
+        hint=f"ip -d link show {bridge.name}; remove it, or: nsrun network rm {bridge.network}, and create it anew",
+    )
+
+
+def ident_of(name: str) -> str:
+    """Return the id of the network whose bridge a link is, by its alias; "" when it is none."""
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        found = link_identity(sock, interfaces().get(name, 0))
+    alias = found[1] if found and found[0] == name else ""
+    ident = alias.removeprefix(alias_of(""))
+    return ident if alias == alias_of(ident) and len(ident) == 12 else ""
+
+
+def free_name(taken: Iterable[str]) -> str:
+    """Return the name for the bridge of a new network: no link has it, nor another network.  Raise BadInput when all are taken."""
+    used = {*taken, *link_names()}
+    for number in range(1, 256):
+        if (name := NAMED.format(number)) not in used:
+            return name
+    raise BadInput("there are 255 networks: no bridge can be called otherwise", hint="nsrun network rm")
+
+
+def ensure_bridge6(sock: wire.Socket, bridge: Bridge, gateway: str, index: int) -> str:
+    """Return the bridge's IPv6 address, which it gets if it has none.
+
+    The caller holds the lock on the network, and has made the bridge.
+    """
+    name, wanted = bridge.name, bridge.subnet6
+    gateway6 = current_gateway6(name)
+    if gateway6 and wanted and net6_of(gateway6) != net6_of(parse_subnet6(wanted)):
+        raise BadInput(
+            f"the bridge {name} is {gateway6}/64: pods are on it",
+            hint="all pods of a bridge share one network; leave --subnet6 out",
+        )
+    if not gateway6:
+        what = f"network {bridge.network!r}:" if bridge.network else "--subnet6"
+        gateway6 = address6(pick_subnet6(wanted, gateway, what), gateway)
+        # without a link-local address of its own it sends no redirects: what pods send to each other passes by this host
+        write(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode", "1")
+        message = wire.encode("bridge_address6", index=index, gateway6=gateway6)
+        wire.talk(sock, [(f"ip -6 address add {gateway6}/64 dev {name} nodad", message)])
+    _ensure_common_table(name, V6)
+    forward6()
+    return gateway6
+
+
+def listens_to_routers() -> list[tuple[str, str]]:
+    """Return (interface, accept_ra) for the interfaces of this network namespace that may learn from a router."""
+    found = []
+    for name in sorted(os.listdir("/proc/sys/net/ipv6/conf")):
+        ours = is_bridge(name) or (name.startswith(VETH) and len(name) == len(VETH) + 8)
+        if name not in ("all", "default", "lo") and not ours:
+            accept, forwards = (
+                read_setting(f"/proc/sys/net/ipv6/conf/{name}/{key}") for key in ("accept_ra", "forwarding")
+            )
+            if accept == "2" or (accept == "1" and forwards == "0"):
+                found.append((name, accept))
+    return found
+
+
+def forward6() -> None:
+    """Make this host forward IPv6, if it does not.
+
+    An interface that forwards learns nothing from routers, and the routes that it has learnt are dropped, unless accept_ra
+    is 2 by then (ip-sysctl.rst); so where it is 1 it becomes 2.  Interfaces to come are left as they would have been: whether
+    this host forwards depends on "all" alone.
+    """
+    conf = "/proc/sys/net/ipv6/conf"
+    if read_setting(f"{conf}/all/forwarding") == "1":
+        return
+    for name, accept in listens_to_routers():
+        if accept == "1":
+            try:
+                write(f"{conf}/{name}/accept_ra", "2")
+            except FileNotFoundError:
+                continue  # the interface has just gone
+    later = read_setting(f"{conf}/default/forwarding")
+    write(f"{conf}/all/forwarding", "1")
+    if later == "0":
+        write(f"{conf}/default/forwarding", "0")
+
+
+def _ensure_common_table(bridge: str, version: str = "") -> None:
+    table = common_table(bridge)
+    if table in tables(version):  # asking first: a batch that is refused waits for an RCU grace period, 5 ms
+        return
+    family = nft_family(version)
+    batch = [
+        ("nft batch", wire.encode("batch_begin")),
+        (f"nft create table {family} {table}", wire.encode(f"new_common_table{version}", table=table)),
+    ]
+    rules_of_all = [("forward", "forward_nothing_new")]
+    for chain, rule in rules_of_all if version else [("guard", "guard_loopback"), *rules_of_all]:
+        text, words = f"{family} {table} {chain}", {"table": table}
+        batch.append((f"nft add chain {text}", wire.encode(f"chain_{chain}{version}", **words)))
+        batch.append((f"nft add rule {text}", wire.encode(f"{rule}{version}", **words, bridge=bridge)))
+    batch.append(("nft batch", wire.encode("batch_end")))
+    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
+        try:
+            wire.talk(sock, batch)
+        except KernelError as error:
+            if error.errno != EEXIST:  # another process was faster; a batch is carried out completely or not at all
+                raise
+
+
+def _remove_common_table(bridge: str, version: str = "") -> None:
+    table = common_table(bridge)
+    if table not in tables(version):
+        return
+    text = f"nft delete table {nft_family(version)} {table}"
+    requests = [
+        ("nft batch", wire.encode("batch_begin")),
+        (text, wire.encode(f"del_table{version}", table=table)),
+        ("nft batch", wire.encode("batch_end")),
+    ]
+    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
+        try:
+            wire.talk(sock, requests)
+        except KernelError as error:
+            if error.errno != ENOENT:  # it has just been flushed
+                raise
+
+
+def in_our_power() -> bool:
+    """Return whether we may change links and tables of the network namespace that we are in.
+
+    That needs CAP_NET_ADMIN in the user namespace to which it belongs; root of another one does not have it.
+    network_namespaces(7).
+    """
+    from nsrun.linux import capability_mask
+
+    if not kernel.capability_sets()["CapEff"] & capability_mask(["net_admin"]):
+        return False
+    if not kernel.in_userns():
+        return True
+    from nsrun.host import userns
+
+    return userns.owns_network()
+
+
+def pods_on(bridge: str, links: Iterable[str], leases: Iterable[str]) -> set[str]:
+    """Return the veths of the pods on a bridge, also of those that are nothing any more but a lease or a veth.
+
+    Their names have the address, and addresses of a bridge are of its /24 (decision 48).
+    """
+    gateway = current_gateway(bridge)
+    if not gateway:
+        return set()
+    start = f"{_net_of(gateway) >> 8:06x}"
+    found = {name for name in links if name.startswith(VETH + start) and len(name) == len(VETH) + 8}
+    return found | {f"{VETH}{name[len(LEASE) :]}" for name in leases if name.startswith(LEASE + start)}
+
+
+def remove_idle_bridge(
+    lock: Callable[[], int], bridge: Bridge | None = None, known: set[str] | None = None, patience: float = 0.0
+) -> bool:
+    """Remove a bridge, by default nsrun0, when no pod is on it, neither by a veth nor by a lease; return whether there is none on it.
+
+    `patience` is the number of seconds to wait for veths that are not among the `known` ones: a dying pod takes a
+    moment.  A bridge that is not nsrun's own stays, but does not lead to 127.0.0.1 any more.
+    """
+    ours = bridge or Bridge()
+    name = ours.name
+    if name not in link_names() or not in_our_power():
+        return True
+    if known is None and not patience and kernel.has_carrier(name):
+        return False  # a pod is on it
+    idle = False
+
+    def settled() -> bool:
+        nonlocal idle
+        with kernel.Fd(lock()):
+            idle = take_down(ours)
+            return idle or (known is not None and _only(known, name))
+
+    wait(settled, patience)
+    return idle
+
+
+def _only(known: set[str], bridge: str) -> bool:
+    """Return whether the pods on a bridge are all known ones, for which there is nothing to wait."""
+    return pods_on(bridge, interfaces(), tables()) <= known
+
+
+def take_down(bridge: Bridge) -> bool:
+    """Remove a bridge unless a pod is on it; return whether none is.  The caller holds the lock on the network."""
+    name, links = bridge.name, interfaces()
+    if name not in links:
+        return True
+    if pods_on(name, links, tables()):
+        return False
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        if bridge.network and link_identity(sock, links[name]) != (name, bridge.alias):
+            return True  # of another --root, or an administrator's
+    write(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "0")
+    _remove_common_table(name)
+    _remove_common_table(name, V6)
+    # last, because the next command tries again while it exists
+    delete_link(name, links[name], bridge.alias)
+    return True

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nsrun network: more than one bridge.  Who reaches whom is asked by sockets, and what is there by the kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import HERE, sh, tables, wait_for
+
+from nsrun.errors import BadInput, BrokenNote
+from nsrun.lifecycle import networks as made
+from nsrun.lifecycle.create import plan_pod
+from nsrun.run import Run
+from nsrun.state import State, networks
+
+pytestmark = pytest.mark.live
+
+SERVE = "mkdir -p /w; echo {} >/w/index.html; exec httpd -f -p 80 -h /w"
+
+
+class Web:
+    """A pod that answers on port 80 with its name."""
+
+    def __init__(self, host, busybox: str, name: str, *options: object, **kwargs) -> None:
+        host.run("pod", "create", *options, name, **kwargs)
+        host.run("join", name, "-d", "--name", f"{name}-web", "--rootfs", busybox, "--", "sh", "-c", SERVE.format(name))
+        info = host.pod(name)
+        self.name, self.pid, self.network = name, info["pid"], info["network"]
+        wait_for(lambda: self.sees(self.network["ip"]) == name, what=f"{name} answers")
+
+    def sees(self, address: str, port: int = 80, seconds: int = 2) -> str:
+        """What a client in this pod gets from an address; "" when it gets nothing."""
+        address = f"[{address}]" if ":" in address else address
+        words = ("curl", "-sS", "-m", seconds, f"http://{address}:{port}/")
+        return sh("nsenter", "-t", self.pid, "-n", *words, check=False).stdout.strip()
+
+
+def links() -> set[str]:
+    return {link["ifname"] for link in json.loads(sh("ip", "-j", "link").stdout)}
+
+
+def test_what_there_is(host):
+    assert [n["name"] for n in host.json("network", "ls")] == ["bridge"]
+    assert host.run("network", "create", "back").stdout == "back\n"
+    host.run("network", "create", "front", "--subnet", "10.99.5.9/24", "--mtu", "1400", "--subnet6", "fd00:5::/64")
+    assert host.run("network", "ls", "-q").stdout.split() == ["bridge", "back", "front"]
+    found = {n["name"]: n for n in host.json("network", "ls")}
+    assert host.json("network", "inspect", "front", "bridge") == [found["front"], found["bridge"]]
+    front = found["front"]
+    assert (front["subnet"], front["gateway"], front["subnet6"]) == ("10.99.5.0/24", "10.99.5.1", "fd00:5::/64")
+    assert (front["mtu"], front["up"], front["pods"]) == (1400, False, [])
+    assert found["bridge"]["bridge"] == "nsrun0" and found["back"]["bridge"] != front["bridge"]
+    assert not {n["bridge"] for n in found.values()} & links()  # nobody needs one
+    assert "10.99.5.0/24" in host.run("network", "ls").stdout
+    assert host.run("_complete", "network", "rm", "f").stdout == "front\n"
+    assert host.run("_complete", "pod", "create", "--network", "").stdout.split() == [
+        *("bridge", "none", "host", "back", "front")
+    ]
+    assert host.run("network", "rm", "back", "front").stdout == "back\nfront\n"
+    assert host.run("network", "ls", "-q").stdout == "bridge\n"
+    assert list((host.root / "lib/networks").iterdir()) == []
+
+
+def test_what_is_refused(host):
+    host.run("network", "create", "back", "--subnet", "10.99.5.0/24")
+    before = host.snapshot(), host.json("network", "ls")
+    for word in ("bridge", "none", "host", "pasta"):
+        assert "something else" in host.fails(2, "network", "create", word)
+    for word in ("..", "", "a/b", "-x", "a" * 64, "a,isolated"):
+        host.fails(2, "network", "create", "--", word)
+    assert "taken" in host.fails(125, "network", "create", "back")
+    assert "another network" in host.fails(125, "network", "create", "x", "--subnet", "10.99.5.128/24")
+    assert "in use on this machine" in host.fails(125, "network", "create", "x", "--subnet", "192.0.2.0/24")
+    assert "/24" in host.fails(125, "network", "create", "x", "--subnet", "10.98.0.0/16")
+    for mtu in ("0", "67", "65536", "big", "-1"):
+        host.fails(2, "network", "create", "x", f"--mtu={mtu}")
+        host.fails(2, "pod", "create", f"--mtu={mtu}", "x")
+    assert "another network" in host.fails(125, "pod", "create", "--subnet", "10.99.5.0/24", "x")
+    for option in ("--subnet=10.97.0.0/24", "--subnet6=fd00:9::/64"):
+        assert "inspect back" in host.fails(2, "pod", "create", "--network", "back", option, "x")
+    for word in ("nowhere", "back,", "back,often", "back,isolated,isolated", "../back", "BACK", "bridge|none", "hosts"):
+        message = host.fails(2, "pod", "create", "--network", word, "x")
+        assert "back" in message if word.isalpha() else True
+        assert "bridge" in message and "none" in message
+    assert "no network 'zz'" in host.fails(125, "network", "inspect", "zz")
+    assert "no network 'zz'" in host.fails(125, "network", "rm", "zz")
+    host.run("network", "rm", "-f", "zz")
+    assert "default" in host.fails(125, "network", "rm", "bridge")
+    assert before == (host.snapshot(), host.json("network", "ls"))
+
+
+def test_networks_are_roots(host, alice):
+    host.run("network", "create", "back")
+    for words in (("ls",), ("create", "x"), ("rm", "back"), ("inspect", "back")):
+        assert "sudo" in alice.fails(125, "network", *words)
+    assert "root's" in alice.fails(2, "pod", "create", "--network", "back")
+
+
+def test_who_reaches_whom(host, busybox):
+    """As with docker: pods of one network reach each other, by the addresses of no bridge those of another."""
+    host.run("network", "create", "back")
+    host.run("network", "create", "front")
+    back = Web(host, busybox, "back", "--network", "back")
+    more = Web(host, busybox, "more", "--network", "back,isolated")
+    front = Web(host, busybox, "front", "--network", "front", "-p", "20801:80")
+    other = Web(host, busybox, "other", "-p", "20802:80")
+    mate = Web(host, busybox, "mate", "--network", "front")
+    assert len({pod.network["bridge"] for pod in (back, front, other)}) == 3
+    assert (mate.network["name"], mate.network["bridge"]) == ("front", front.network["bridge"])
+    pods = (back, more, front, other, mate)
+    for one in pods:
+        for two in pods:
+            together = one is two or {one, two} == {front, mate}
+            for address in (two.network["ip"], two.network["ip6"]):
+                assert one.sees(address, seconds=3 if together else 1) == (two.name if together else ""), (
+                    one.name,
+                    two.name,
+                )
+    # what is published is published for all, on every bridge's own address, too; a connection has many packets
+    for one in pods:
+        for port, name in ((20801, "front"), (20802, "other")):
+            assert one.sees("192.0.2.1", port) == name
+            assert one.sees(one.network["gateway"], port) == name
+            assert one.sees(host.json("network", "inspect", "bridge")[0]["subnet6"].replace("::/64", "::a58:1"), port) in (name, "")  # fmt: skip
+    for port, name in ((20801, "front"), (20802, "other")):
+        assert sh("curl", "-sS", "-m", "3", f"http://127.0.0.1:{port}/").stdout == f"{name}\n"
+        neighbour = ("nsenter", "-t", host.throwaway.neighbour.pid, "-n")
+        assert sh(*neighbour, "curl", "-sS", "-m", "3", f"http://192.0.2.1:{port}/").stdout == f"{name}\n"
+    assert "1 packets received" in host.run("exec", "back-web", "ping", "-c", "1", "-W", "2", "192.0.2.9").stdout
+    assert [n["pods"] for n in host.json("network", "ls")] == [["other"], ["back", "more"], ["front", "mate"]]
+    assert host.run("pod", "ls", "-q", "--filter", "network=front").stdout.split() == ["front", "mate"]
+
+
+def test_a_long_connection_between_networks(host, busybox):
+    """Each of its packets has the labels of both pods: the one that began it, and the one whose port it is."""
+    host.run("network", "create", "back")
+    front = Web(host, busybox, "front", "-p", "20803:80")
+    host.run("exec", "front-web", "sh", "-c", "dd if=/dev/zero of=/w/big bs=1M count=8")
+    back = Web(host, busybox, "back", "--network", "back")
+    for address in ("192.0.2.1", f"[{front.network['ip6'].rpartition(':')[0]}:1]"):
+        got = sh(*("nsenter", "-t", back.pid, "-n"), "curl", "-sS", "-m", "9", "-o", "/dev/null", "-w", "%{size_download}", f"http://{address}:20803/big")  # fmt: skip
+        assert got.stdout == str(8 << 20)
+
+
+def test_a_network_in_use_stays(host, busybox):
+    host.run("network", "create", "back")
+    host.run("pod", "create", "--network", "back", "one")
+    before = host.snapshot()
+    for command in (["network", "rm", "back"], ["explain", "network", "rm", "back"], ["network", "rm", "-f", "back"]):
+        assert "used by pod one" in host.fails(125, *command)
+    assert host.snapshot() == before
+    bridge = host.json("network", "inspect", "back")[0]["bridge"]
+    host.run("pod", "kill", "one")
+    wait_for(lambda: bridge not in links(), what="the bridge goes with the last pod")
+    host.run("pod", "create", "--network", "back", "two")
+    os.kill(host.pod("two")["pid"], signal.SIGKILL)
+    assert host.run("network", "rm", "back").stdout == "back\n"  # the kernel has let go, or is about to
+    assert bridge not in links() and not [name for _, name in tables() if bridge in name]
+
+
+def test_an_owned_pod_on_a_network(host, alice, busybox):
+    host.run("network", "create", "back")
+    one = Web(host, busybox, "one", "--network", "back", "-p", "20804:80")
+    host.run("pod", "create", "--network", "back", "-p", "20805:80", "hers", env={"SUDO_UID": str(alice.uid)})
+    hers = alice.pod("hers")
+    assert hers["network"]["name"] == "back" and hers["network"]["bridge"] == one.network["bridge"]
+    words = ("nsenter", "-t", hers["pid"], "-n", "curl", "-sS", "-m", "3", f"http://{one.network['ip']}/")
+    assert sh(*words).stdout == "one\n"
+    host.run("pod", "rm", "-f", "hers")
+
+
+def test_a_lie_does_not_pass(host, busybox):
+    """The filter is on the veth of every network (decisions 25, 26, 44): of three frames one has the pod's own address."""
+    host.run("network", "create", "back")
+    one = Web(host, busybox, "one", "--network", "back")
+    host.run("pod", "create", "--network", "back", "evil")
+    evil = host.pod("evil")
+    listener = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 7)); print('ready', flush=True)\nwhile True: print(*s.recvfrom(99), flush=True)"  # fmt: skip
+    hears = subprocess.Popen(["nsenter", "-t", str(one.pid), "-n", sys.executable, "-c", listener], stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert hears.stdout is not None
+    assert hears.stdout.readline() == "ready\n"
+    sender = """
+import socket, struct, sys
+mac, own, target, gateway = sys.argv[1:]
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); raw.bind(("eth0", 0))
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data)); total = (total & 0xffff) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xffff
+def frame(source, data):
+    udp = struct.pack("!HHHH", 9, 7, 8 + len(data), 0) + data
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(target))
+    head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+    return bytes.fromhex(mac.replace(":", "")) + raw.getsockname()[4] + b"\\x08\\x00" + head + udp
+for source, data in ((gateway, b"as the bridge"), ("10.88.0.2", b"from elsewhere"), (own, b"honest")):
+    raw.send(frame(source, data))
+"""
+    mac = json.loads(sh("nsenter", "-t", one.pid, "-n", "ip", "-j", "link", "show", "eth0").stdout)[0]["address"]
+    addresses = (evil["network"]["ip"], one.network["ip"], evil["network"]["gateway"])
+    sh("nsenter", "-t", evil["pid"], "-n", sys.executable, "-c", sender, mac, *addresses)
+    try:
+        assert "honest" in hears.stdout.readline()  # the first that arrives is the last that was sent
+    finally:
+        hears.kill()
+        hears.wait()
+        hears.stdout.close()
+
+
+def test_two_at_once(host):
+    """Networks get other bridges and addresses, pods of one network other addresses on one bridge."""
+    words = [["network", "create", f"n{n}"] for n in range(4)]
+    assert [one.wait(60) for one in [host.background(*w, stdout=subprocess.DEVNULL) for w in words]] == [0] * 4
+    found = host.json("network", "ls")[1:]
+    assert len({n["bridge"] for n in found}) == len({n["subnet"] for n in found}) == 4
+    same = [host.background("network", "create", "same", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]  # fmt: skip
+    assert sorted(one.wait(60) for one in same) == [0, 125, 125]
+    words = [["pod", "create", "--network", f"n{n % 2}", f"p{n}"] for n in range(4)]
+    assert [one.wait(60) for one in [host.background(*w, stdout=subprocess.DEVNULL) for w in words]] == [0] * 4
+    assert len({host.pod(f"p{n}")["network"]["ip"] for n in range(4)}) == 4
+    assert [n["pods"] for n in host.json("network", "ls")][1:3] == [["p0", "p2"], ["p1", "p3"]]
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "lie", "name", "directory"])
+def test_a_damaged_record_is_not_an_absent_one(host, damage):
+    host.run("network", "create", "back")
+    host.run("pod", "create", "--network", "back", "one")
+    path = host.root / "lib/networks/back.json"
+    text = path.read_bytes()
+    if damage == "directory":
+        path.unlink()
+        path.mkdir()
+    elif damage == "name":
+        path.rename(path.with_name("other.json"))
+        path = path.with_name("other.json")
+    else:
+        path.write_bytes({"torn": text[:-9], "empty": b"", "lie": text.replace(b"nsrb", b"eth0")}[damage])
+    name = path.name[:-5]
+    for words in (["pod", "create", "--network", name, "two"], ["network", "create", "x"], ["network", "create", name], ["network", "inspect", name], ["network", "rm", name]):  # fmt: skip
+        host.fails(125, *words)
+    host.run("network", "ls")
+    if damage != "name":
+        assert "used by pod one" in host.fails(125, "network", "rm", "-f", name)
+    host.run("pod", "rm", "-f", "one")
+    host.run("network", "rm", "-f", name)
+    assert not path.exists()
+    host.run("network", "create", "back")
+    assert not [link for link in links() if link.startswith("nsrb")]
+
+
+def test_a_network_that_goes_while_a_pod_comes(host, monkeypatch):
+    """Between the plan and the lease it was removed, and made anew with the same name: its addresses may be others."""
+    monkeypatch.setenv("NSRUN_ROOT", str(host.root))
+    state = State()
+    host.run("network", "create", "back")
+    before = host.snapshot()
+    for again in (False, True):
+        plan = plan_pod(state, {"name": "one", "network": "back"})
+        host.run("network", "rm", "back")
+        if again:
+            host.run("network", "create", "back")
+        with pytest.raises(BadInput, match="has just been removed"):
+            Run(plan, state).execute()
+        assert host.snapshot() == before
+        if not again:
+            host.run("network", "create", "back")
+
+
+def test_a_link_of_that_name_is_not_ours(host):
+    host.run("network", "create", "back")
+    bridge = host.json("network", "inspect", "back")[0]["bridge"]
+    sh("ip", "link", "add", bridge, "type", "bridge")
+    try:
+        assert "another's" in host.fails(125, "pod", "create", "--network", "back", "one")
+        host.run("network", "create", "next")
+        assert host.json("network", "inspect", "next")[0]["bridge"] not in (bridge, "nsrun0")
+        host.run("network", "rm", "back")
+        assert bridge in links()
+    finally:
+        sh("ip", "link", "del", bridge)
+
+
+@pytest.mark.parametrize("step", range(1, 12))
+def test_killed_while_a_pod_of_a_network_is_made(host, step):
+    host.run("network", "create", "back")
+    before = host.snapshot()
+    done = subprocess.run([sys.executable, str(HERE / "killer.py"), "pod", str(step)], env={**host.env, "NETWORK": "back"}, capture_output=True, timeout=30, check=False)  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+
+    def clean() -> bool:
+        host.run("pod", "ls")
+        return host.snapshot() == before
+
+    wait_for(clean, what="one later command, and nothing is left")
+    assert host.run("network", "rm", "back").stdout == "back\n"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_while_a_record_is_written(host, monkeypatch, when):
+    """What is there is a whole record or none."""
+    monkeypatch.setenv("NSRUN_ROOT", str(host.root))
+    program = f"""
+import os, signal
+from nsrun.lifecycle import networks
+from nsrun.state import State, _put
+import nsrun.state
+def die(new, path):
+    if {when == "after"}: _put(new, path)
+    os.kill(os.getpid(), signal.SIGKILL)
+nsrun.state._put = die
+networks.create(State(), "back", {{}})
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=host.env, check=False, timeout=30)
+    assert done.returncode == -signal.SIGKILL
+    assert networks.names(State()) == (["back"] if when == "after" else [])
+    if when == "before":
+        host.run("network", "create", "back")
+    host.run("pod", "create", "--network", "back", "one")
+
+
+def test_the_shell_form(host, tmp_path, monkeypatch):
+    """What explain prints makes a record that nsrun takes, and removes it."""
+    monkeypatch.setenv("NSRUN_ROOT", str(host.root))
+    script = tmp_path / "create.sh"
+    words = ("network", "create", "back", "--subnet", "10.99.7.0/24", "--mtu", "1300")
+    assert json.loads(host.run("explain", "--format", "json", *words).stdout)
+    assert "back.json" in host.run("explain", *words).stdout
+    script.write_text(host.run("explain", "--format", "shell", *words).stdout)
+    assert networks.names(State()) == []
+    sh("sh", "-e", script)
+    found = made.describe(State(), ["back"])[0]
+    assert (found["subnet"], found["mtu"]) == ("10.99.7.0/24", 1300) and len(found["id"]) == 12
+    host.run("pod", "create", "--network", "back", "one")
+    host.run("pod", "rm", "-f", "one")
+    script.write_text(host.run("explain", "--format", "shell", "network", "rm", "back").stdout)
+    sh("sh", "-e", script)
+    assert networks.names(State()) == []
+
+
+def test_a_record_of_another_shape(host, monkeypatch):
+    monkeypatch.setenv("NSRUN_ROOT", str(host.root))
+    host.run("network", "create", "back")
+    state = State()
+    good = dict(networks.get(state, "back"))
+    for key, value in (("bridge", "nsrun0"), ("bridge", "eth0"), ("subnet", "10.1.2.3"), ("subnet6", "x"), ("mtu", 5), ("id", "1")):  # fmt: skip
+        state.write_document(networks.path_of(state, "back"), {**good, key: value})
+        with pytest.raises(BrokenNote):
+            networks.read(state, "back")
+    state.write_document(networks.path_of(state, "back"), good)
+    assert networks.read(state, "back") == good
