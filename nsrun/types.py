@@ -127,6 +127,8 @@ class Network(TypedDict):
     name: NotRequired[str]  # of a network that is not the default one
     network_id: NotRequired[str]
     mtu: NotRequired[int]
+    hosts: NotRequired[str]  # what its file of names begins with
+    hosts_file: NotRequired[list[int]]  # the device and the inode of that
     wanted_ip: NotRequired[str]
     subnet: NotRequired[str]
     ipv6: NotRequired[str]  # of a bridge: on, or off and why

@@ -14,14 +14,14 @@ from conftest import HERE, NSRUN, kill, need, not_editable, private, sh, wait_fo
 from images import Layout, directory, entry, tar
 from test_plan import PLANS
 
-from nsrun.lifecycle import foretell, foretell_image
+from nsrun.lifecycle import foretell, foretell_image, foretell_network
 from nsrun.plan import INIT, Part, name_of
 from nsrun.plan.health import PrepareChecks
 
 MOUNTS = "fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,mount,umount2,pivot_root"
 PROCESSES = "clone3,fork,vfork,setns,unshare,setsid,keyctl,execve,execveat,setgroups,setresgid,setresuid,capset,chdir"
 #: What strace is asked for, of nsrun (with the helpers that it clones), and of nsrun-init.
-OF_NSRUN = f"{MOUNTS},{PROCESSES},memfd_create,bind,connect,pidfd_open,rename,mkdir,mkdirat,pipe2,fchown,fchownat,fcntl,sendto,sendmsg,pidfd_send_signal,flock".split(",")  # fmt: skip
+OF_NSRUN = f"{MOUNTS},{PROCESSES},memfd_create,bind,connect,pidfd_open,rename,mkdir,mkdirat,pipe2,fchown,fchownat,fcntl,sendto,sendmsg,pidfd_send_signal,flock,pidfd_getfd,pwrite64,ftruncate".split(",")  # fmt: skip
 OF_INIT = f"{MOUNTS},{PROCESSES},openat,openat2,mkdirat,mknodat,symlinkat,write,read,prctl,ioctl,socket,fchdir,sethostname,seccomp,prlimit64,close_range,fcntl".split(",")  # fmt: skip
 #: These can't be told from what Python does all the time: reading modules and notes, asking for the index of an interface.
 TOO_COMMON = {
@@ -310,7 +310,7 @@ def test_the_shell_form_of_an_end(host, pod, busybox, tmp_path):
 
 def test_what_stands_for_a_function_names_it():
     """The steps of commands that run no plan."""
-    texts = [pathlib.Path(module.__file__).read_text() for module in (foretell, foretell_image)]
+    texts = [pathlib.Path(module.__file__).read_text() for module in (foretell, foretell_image, foretell_network)]
     names = re.findall(r'(?:native = |, )"(\w+/\w+\.py) (\w+)"', "".join(texts))
     assert len(names) > 20
     for file, name in names:

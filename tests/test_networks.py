@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import HERE, sh, tables, wait_for
+from conftest import HERE, NSRUN, not_editable, sh, tables, wait_for
+from test_explain import Expected, foretold, handles_are_declared, traced
 
 from nsrun.errors import BadInput, BrokenNote
 from nsrun.lifecycle import networks as made
@@ -283,7 +285,7 @@ def test_a_link_of_that_name_is_not_ours(host):
         sh("ip", "link", "del", bridge)
 
 
-@pytest.mark.parametrize("step", range(1, 12))
+@pytest.mark.parametrize("step", range(1, 14))
 def test_killed_while_a_pod_of_a_network_is_made(host, step):
     host.run("network", "create", "back")
     before = host.snapshot()
@@ -351,3 +353,189 @@ def test_a_record_of_another_shape(host, monkeypatch):
             networks.read(state, "back")
     state.write_document(networks.path_of(state, "back"), good)
     assert networks.read(state, "back") == good
+
+
+# ---- names ------------------------------------------------------------------------------------------------------------
+
+
+def hosts(host, member: str) -> list[tuple[str, str]]:
+    """(name, address) as a member's /etc/hosts has them, without those of itself."""
+    text = host.run("exec", member, "cat", "/etc/hosts").stdout
+    rows = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    return [
+        (name, row[0]) for row in rows for name in row[1:] if name not in ("localhost", "ip6-localhost", "ip6-loopback")
+    ]
+
+
+def of(info: dict) -> list[tuple[str, str]]:
+    return [(info["name"], info["network"][key]) for key in ("ip", "ip6")]
+
+
+def test_pods_of_a_network_find_each_other_by_name(host, busybox):
+    """A pod that starts later appears in those that live, and one that ends goes, however it ends."""
+    host.run("network", "create", "back")
+    one = Web(host, busybox, "one", "--network", "back", "--add-host", "db:192.0.2.77")
+    assert hosts(host, "one-web") == [*of(host.pod("one")), ("db", "192.0.2.77")]
+    Web(host, busybox, "two", "--network", "back", "--hostname", "second")
+    infos = {name: host.pod(name) for name in ("one", "two")}
+    assert hosts(host, "one-web") == [*of(infos["one"]), ("db", "192.0.2.77"), *of(infos["two"])]
+    assert set(hosts(host, "two-web")) == {*of(infos["one"]), *of(infos["two"]), *(("second", a) for _, a in of(infos["two"]))}  # fmt: skip
+    assert host.run("exec", "one-web", "wget", "-q", "-O", "-", "http://two/").stdout == "two\n"
+    assert host.run("exec", "two-web", "wget", "-q", "-O", "-", "http://one/").stdout == "one\n"
+    inode = host.run("exec", "one-web", "stat", "-c", "%d:%i", "/etc/hosts").stdout
+    Web(host, busybox, "db", "--network", "back")  # what the user said of a name stays
+    assert [row for row in hosts(host, "one-web") if row[0] == "db"] == [("db", "192.0.2.77")]
+    assert [row for row in hosts(host, "two-web") if row[0] == "db"] == of(host.pod("db"))
+    host.run("pod", "create", "elsewhere")
+    host.run("join", "elsewhere", "-d", "--name", "e", "--rootfs", busybox, "sleep", "1000")
+    assert hosts(host, "e") == of(host.pod("elsewhere"))
+    assert "elsewhere" not in dict(hosts(host, "one-web"))
+    host.run("pod", "stop", "-t", "0", "db")
+    assert "db" not in dict(hosts(host, "two-web"))
+    os.kill(infos["two"]["pid"], signal.SIGKILL)
+
+    def swept() -> bool:
+        host.run("pod", "ls")
+        return hosts(host, "one-web") == [*of(infos["one"]), ("db", "192.0.2.77")]
+
+    wait_for(swept, what="the sweep takes the name of a dead pod away")
+    assert host.run("exec", "one-web", "stat", "-c", "%d:%i", "/etc/hosts").stdout == inode
+    assert "ead-only" in host.run("exec", "one-web", "sh", "-c", "echo x >>/etc/hosts", check=False).stderr
+    assert one.network["ip"] == infos["one"]["network"]["ip"]
+
+
+def test_a_name_that_means_something_else_is_nobodys(host, busybox):
+    host.run("network", "create", "back")
+    Web(host, busybox, "one", "--network", "back")
+    before = hosts(host, "one-web")
+    host.run("pod", "create", "--network", "back", "localhost")
+    host.run("pod", "create", "--network", "back", "ONE")
+    assert hosts(host, "one-web") == before
+
+
+def test_names_of_an_owned_pod(host, alice, busybox, box):
+    """nsrun-hold has the file of a user's pod; the owner reads it, and can't have root write anywhere else."""
+    host.run("network", "create", "back")
+    host.run("pod", "create", "--network", "back", "hers", env={"SUDO_UID": str(alice.uid)})
+    alice.run("join", "hers", "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    Web(host, busybox, "one", "--network", "back")
+    assert set(hosts(alice, "m")) == {*of(host.pod("hers")), *of(host.pod("one"))}
+    assert set(hosts(host, "one-web")) == {*of(host.pod("hers")), *of(host.pod("one"))}
+    assert alice.run("exec", "m", "wget", "-q", "-O", "-", "http://one/").stdout == "one\n"
+    # whatever she puts in its place: what is written to is the file that root made
+    secret = host.root / "secret"
+    secret.write_text("mine\n")
+    pid = host.pod("hers")["pid"]
+    program = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for fd in [os.open(f"/proc/{sys.argv[1]}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]:
+    assert libc.setns(fd, 0) == 0, os.strerror(ctypes.get_errno())
+assert libc.mount(b"tmpfs", b"/names", b"tmpfs", 0, None) == 0, os.strerror(ctypes.get_errno())
+os.symlink(sys.argv[2], "/names/hosts")
+print("in its place")
+"""
+    assert alice.sh(sys.executable, "-c", program, pid, secret).stdout == "in its place\n"
+    denied = alice.sh("nsenter", "-t", pid, "-U", "sh", "-c", f"echo x >>/proc/{pid}/root/names/hosts", check=False)
+    assert denied.returncode != 0
+    host.run("pod", "create", "--network", "back", "third")
+    assert "third" in dict(hosts(alice, "m")) and secret.read_text() == "mine\n"
+    host.run("pod", "rm", "-f", "hers")
+    assert "hers" not in dict(hosts(host, "one-web"))
+
+
+def test_a_file_that_is_not_the_one_is_not_written(host, busybox, tmp_path, monkeypatch):
+    """A descriptor that the note does not speak of is nobody's file of names; whoever makes a pod is told."""
+    monkeypatch.setenv("NSRUN_ROOT", str(host.root))
+    host.run("network", "create", "back")
+    host.run("pod", "create", "--network", "back", "one")
+    state = State()
+    note = dict(state.pod("one"))
+    text = pathlib.Path(f"/proc/{note['pause'][0]}/root/names/hosts").read_text()
+    state.save("pods", "one", {**note, "network": {**note["network"], "hosts_file": [1, 2]}})
+    done = host.run("pod", "create", "--network", "back", "two")
+    assert "'one'" in done.stderr and "warning" in done.stderr
+    assert pathlib.Path(f"/proc/{note['pause'][0]}/root/names/hosts").read_text() == text
+    host.run("pod", "rm", "-f", "two")
+
+
+def test_many_pods_at_once_know_each_other(host, busybox):
+    host.run("network", "create", "back")
+    words = [["pod", "create", "--network", "back", f"p{n}"] for n in range(5)]
+    assert [one.wait(90) for one in [host.background(*w, stdout=subprocess.DEVNULL) for w in words]] == [0] * 5
+    for n in range(5):
+        text = pathlib.Path(f"/proc/{host.pod(f'p{n}')['pid']}/root/names/hosts").read_text()
+        assert {line.split()[1] for line in text.splitlines() if line[:1].isdigit()} == {"localhost", *(f"p{i}" for i in range(5))}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [12, 13])
+def test_killed_while_names_are_told(host, busybox, step):
+    """The last steps before the pod runs: its name is nowhere after one later command."""
+    host.run("network", "create", "back")
+    Web(host, busybox, "one", "--network", "back")
+    before = hosts(host, "one-web")
+    done = subprocess.run([sys.executable, str(HERE / "killer.py"), "pod", str(step)], env={**host.env, "NETWORK": "back"}, capture_output=True, timeout=30, check=False)  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+
+    def clean() -> bool:
+        names = host.run("pod", "ls", "-a", "-q").stdout.split()
+        return names == ["one"] and hosts(host, "one-web") == before
+
+    wait_for(clean, what="one later command, and the name is gone")
+
+
+# ---- explain ----------------------------------------------------------------------------------------------------------
+
+
+@not_editable  # coverage makes calls of its own
+def test_what_explain_says_is_what_strace_shows(host, alice, tmp_path):
+    host.run("pod", "create", "--network", "none", "first")  # which makes the directories
+    foretold(host, tmp_path, "network", "create", "back")
+    for env in ({}, {"SUDO_UID": str(alice.uid)}):
+        for name in ("one", "two"):  # the second one tells the first
+            words = ["pod", "create", "--network", "back", f"{name}{len(env)}"]
+            Expected(host, words, env).check(*traced(host, words, tmp_path, env=env))
+    foretold(host, tmp_path, "pod", "kill", "one0")
+    foretold(host, tmp_path, "pod", "rm", "-f", "two0", "one1", "two1")
+    foretold(host, tmp_path, "network", "rm", "back")
+
+
+def test_the_handles_of_a_pod_with_names(host, alice):
+    host.run("network", "create", "back")
+    steps = handles_are_declared(host, "pod", "create", "--network", "back", "one")
+    assert {"MakeNames", "TellNames"} <= {*steps}
+    host.env["SUDO_UID"] = str(alice.uid)
+    handles_are_declared(host, "pod", "create", "--network", "back", "two")
+
+
+def test_a_pod_of_a_network_by_hand(host, busybox, tmp_path):
+    """The shell form, run as root: it gets the next address of the network, and is told the names that there are."""
+    host.run("network", "create", "back")
+    one = Web(host, busybox, "one", "--network", "back")
+    script = tmp_path / "pod.sh"
+    script.write_text(host.run("explain", "--format", "shell", "pod", "create", "--network", "back", "hand").stdout)
+    with open(tmp_path / "errors", "w") as errors:
+        done = subprocess.run(["sh", script], env={**host.env, "PATH": f"{os.path.dirname(NSRUN)}:{os.environ['PATH']}"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=100, check=False)  # fmt: skip
+    assert done.returncode == 0, (tmp_path / "errors").read_text()
+    pid = int(done.stdout.split()[-1])
+    try:
+        address = one.network["ip"].rpartition(".")[0] + ".3"
+        words = ("nsenter", "-t", pid, "-n", "curl", "-sS", "-m", "3", f"http://{one.network['ip']}/")
+        assert sh(*words).stdout == "one\n"
+        assert address in sh("nsenter", "-t", pid, "-n", "ip", "-4", "address", "show", "eth0").stdout
+        text = pathlib.Path(f"/proc/{pid}/root/run/nsrun-shell/root-hand/names/hosts").read_text()
+        assert f"{one.network['ip']}\tone\n" in text and f"{address}\thand\n" in text
+        assert ("hand", address) in hosts(host, "one-web")
+    finally:
+        sh("kill", "-9", pid)
+        wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+        sh("umount", "-l", "/run/nsrun-shell/names-hand", check=False)
+        wait_for(lambda: f"nsr0a5801{3:02x}" not in links() or not sh("ip", "link", "del", "nsr0a580103", check=False))
+        for family, table in tables():
+            if table.endswith("03"):
+                sh("nft", "delete", "table", family, table)
+        for path in sorted(host.cgroups(), key=len, reverse=True):
+            if "hand" in path:
+                wait_for(lambda path=path: not pathlib.Path(path, "cgroup.procs").read_text())
+                os.rmdir(path)
+        sh("rm", "-r", "/run/nsrun-shell")

@@ -70,6 +70,8 @@ PLANS = {
     "pod-create": lambda: make_pod(publish=["8080:80", "127.0.0.1:8443:443"]),
     "pod-create-none": lambda: make_pod(network="none", sysctl=["net.core.somaxconn=512"], hostname="other"),
     "pod-create-network": lambda: make_pod(named=BACK, network="back,isolated", mtu="1400"),
+    "pod-create-network-owned": lambda: make_pod(named=BACK, network="back", owner="alice"),
+    "join-network": lambda: make_join(pod={**POD, "network": {"mode": "bridge", "hosts_file": [1, 2]}}),
     "pod-create-host": lambda: make_pod(network="host"),
     "pod-create-owned": lambda: make_pod("alice", publish=["8080:80"]),
     "pod-create-rootless": lambda: make_pod("alice", by_root=False, publish=["8080:80"]),

@@ -322,6 +322,10 @@ def tell_of_pod(call: Call, options: Mapping[str, Any], note: Mapping[str, Any])
         from nsrun.cli.pods import warn_without_cgroup
 
         warn_without_cgroup(call.state)
+    for name in note.get("untold", ()):
+        err(
+            f"warning: the pods of network {note['network']['name']} have no file in pod {name!r} that can be written: it does not know the new name"
+        )
     asked = [p[:2] for p in published(parse_ports(options.get("publish") or []))]
     for ip, host, pod in port_ranges(p for p in published(note["ports"]) if p[0] != "127.0.0.1" or p[:2] not in asked):
         err(f"published {ip}:{host} → {pod if '/' in pod else pod + '/tcp'}")

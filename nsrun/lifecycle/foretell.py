@@ -361,12 +361,17 @@ class EndPod(Deed):
         return "nsrun pod ls -a"
 
 
-_BRIDGE = [
-    'flock("net.lock", LOCK_EX)',
-    netlink("nft delete table ip nsrun-all-pods"),
-    netlink("nft delete table ip6 nsrun-all-pods"),
-    netlink("ip link del nsrun0"),
-]
+def _bridge(name: str) -> list[str]:
+    """Return the calls that remove a bridge."""
+    from nsrun.host.bridges import common_table
+
+    table = common_table(name)
+    return [
+        'flock("net.lock", LOCK_EX)',
+        netlink(f"nft delete table ip {table}"),
+        netlink(f"nft delete table ip6 {table}"),
+        netlink(f"ip link del {name}"),
+    ]
 
 
 class RemovePod(Deed):
@@ -381,11 +386,17 @@ class RemovePod(Deed):
     veth: str
     members: tuple[tuple[str, str], ...]  # name, and what it wrote
     last: bool  # on the bridge
+    network: str = ""
+    bridge: str = "nsrun0"
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = ['flock("names.lock", LOCK_EX)']
         if self.veth:
             found.append(Part([netlink(f"ip link del {self.veth}")], when="the kernel has not removed it yet"))
+        if self.network:
+            write = ["holder = pidfd_open(HOLDER, 0)", "FD = pidfd_getfd(holder, …)"]
+            write += ["pwrite64(FD, names, 0)", "ftruncate(FD)"]
+            found += ['flock("hosts.lock", LOCK_EX)', Part(write, each=f"living pod of network {self.network}")]
         if self.cgroup:
             found.append(Part(["unlinkat(CGROUP, AT_REMOVEDIR)"], each=f"CGROUP in {self.cgroup}, and that itself"))
         for member, upper in self.members:
@@ -393,7 +404,7 @@ class RemovePod(Deed):
             found += _removed("members", member)
         found += _removed("pods", self.name)
         if self.last:
-            found.append(Part(_BRIDGE, when="no pod is left on the bridge", each="try, for half a second"))
+            found.append(Part(_bridge(self.bridge), when="no pod is left on the bridge", each="try, for half a second"))
         return found
 
     def brief(self) -> str:
@@ -425,7 +436,11 @@ class Sweep(Deed):
             Part(
                 ["unlinkat(CGROUP, AT_REMOVEDIR)", netlink("ip link del …")], each="CGROUP and link that is left of it"
             ),
-            Part(_BRIDGE, when="no pod is left on the bridge", each="try, for half a second"),
+            Part(
+                ['flock("hosts.lock", LOCK_EX)', "pwrite64(FD, names, 0)", "ftruncate(FD)"],
+                each="FD of the pods that shared a network with what died",
+            ),
+            Part(_bridge("BRIDGE"), when="no pod is left on a bridge", each="try, for half a second"),
         ]
 
     def brief(self) -> str:
@@ -694,5 +709,7 @@ def _end(state: State, note: Note, signal: int) -> list[Step]:
 
 def _remove_pod(state: State, note: Note) -> Step:
     members = tuple((member["name"], _upper(state, member)) for member in state.members_of(note))
-    veth = note["network"].get("veth", "") if not state.uid else ""
-    return RemovePod(note["name"], note["cgroup"], veth, members, bool(veth))
+    network = note["network"]
+    veth = network.get("veth", "") if not state.uid else ""
+    where = (network.get("name", ""), network.get("bridge", "")) if veth else ()
+    return RemovePod(note["name"], note["cgroup"], veth, members, bool(veth), *where)

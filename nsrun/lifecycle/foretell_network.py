@@ -29,6 +29,7 @@ class WriteNetwork(Deed):
     def made(self) -> list[str | Part]:
         return [
             'flock("net.lock", LOCK_EX)',
+            Part(["mkdir(PART, 0700)"], when="it is missing", each="PART of the directory of networks"),
             f'write("{self.path}.tmp", {{{self.record["bridge"]}, {self.record["subnet"]}/24, …}})',
             f'rename("{self.path}.tmp", "{self.path}")',
         ]

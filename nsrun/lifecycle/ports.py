@@ -235,17 +235,12 @@ def _open(holder: int, path: str, byte: int) -> int:
 
 def _first_holder(state: State, pod: PodNote) -> tuple[int, int]:
     """Return (pidfd, pid) of the process that has the ports that a pod was made with."""
-    from nsrun.state.life import HOLDER
-
-    if not pod.get("user"):
-        fd, pid = state.pause(pod)
-        if fd < 0:
-            raise UnknownError(f"pod {pod['name']!r} has just ended", hint="nsrun pod ls")
+    fd, pid = state.first_holder(pod)
+    if fd >= 0:
         return fd, pid
-    holder = state.life("pods", pod["name"]).holder
-    if not holder:
+    if pod.get("user") and state.pod_life(pod).alive:
         raise NsrunError(f"nsrun-hold of pod {pod['name']!r} has ended: its ports are gone", hint="nsrun pod rm -f")
-    return _open(holder, state.held("pods", pod["name"]), HOLDER), holder
+    raise UnknownError(f"pod {pod['name']!r} has just ended", hint="nsrun pod ls")
 
 
 def _end(path: str, holder: int) -> None:

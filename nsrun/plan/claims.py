@@ -317,7 +317,7 @@ class WriteNote(Step):
         return f'rename("{self.kind}/{self.name}/note.tmp", "{self.kind}/{self.name}/note")'
 
     def needs(self) -> tuple[str, ...]:
-        return ("lock:held?", "lock:data?", "pidfd:slot?", "member:pidfd?", "pod:ip?", "pod:ip6?")
+        return ("lock:held?", "lock:data?", "pidfd:slot?", "member:pidfd?", "pod:ip?", "pod:ip6?", "names:fd?")
 
     def check(self) -> str:
         return f"nsrun {'pod ' if self.kind == 'pods' else ''}inspect {self.name}"
@@ -365,6 +365,10 @@ class WriteNote(Step):
                 }
                 if "pod:ip6" in run.values:
                     note["network"]["ip6"] = str(run.values["pod:ip6"])
+                if "names:fd" in run.handles:
+                    note["network"]["hosts"] = run.text(note["network"]["hosts"])
+                    st = os.fstat(run.fd("names:fd"))
+                    note["network"]["hosts_file"] = [st.st_dev, st.st_ino]
         else:
             note = {**self.note, "process": process, "pidfd": run.monitors_pidfd()}
         if "lock:held" in run.handles:

@@ -13,6 +13,7 @@ from nsrun.plan.mounts import (
     MakePrivate,
     Mount,
     MountFromPod,
+    MountTree,
     Pivot,
     ReadonlyRoot,
     TmpfsRoot,
@@ -98,6 +99,16 @@ def pod_plan(spec: PodSpec) -> Plan:
         )
         held = [*ports_step.handles, table_step.handle]
         steps += [*([ports_step] if forwarded else []), table_step]
+    names = None
+    files = spec["files"]
+    if network.get("name"):  # only these pods pay for importing it
+        from nsrun.plan.names import DIRECTORY, HANDLE, TREE, MakeNames, TellNames
+
+        make = MakeNames(name)
+        steps.append(make)
+        names = MountTree(TREE, DIRECTORY, make.path)
+        files = {path: text for path, text in files.items() if path != "/etc/hosts"}
+        held.append(HANDLE)
     if listen:
         steps.append(listen)
 
@@ -124,7 +135,8 @@ def pod_plan(spec: PodSpec) -> Plan:
         *_for_members(bool(user) or spec.get("devices") == "host", bool(within) and own_net),
         MakeDirectory("/etc"),
         MakeDirectory("/member"),
-        *(WriteFile(path, text) for path, text in spec["files"].items()),
+        *(WriteFile(path, text) for path, text in files.items()),
+        *([names] if names else []),
         SetHostname(spec["hostname"]),
     ]  # fmt: skip
     if own_net and not outside:
@@ -186,6 +198,7 @@ def pod_plan(spec: PodSpec) -> Plan:
         steps.append(OpenDoor(name, {**user, "groups": spec["groups"]}, spec["cgroup"]))
     steps += [
         WriteNote("pods", name, note),
+        *([TellNames(network["name"], ident, name, spec["files"]["/etc/hosts"])] if names else []),
         Release(),
     ]
     return Plan(f"pod create {name}", steps, {"ready": True, "spec": spec})

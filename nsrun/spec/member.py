@@ -315,6 +315,10 @@ def given_mounts(options: JoinOptions, facts: MemberFacts) -> list[Mount]:
 
         tty_group = to_host(within["maps"]["gid"], 5) >= 0
     mounts = default_mounts(facts["root"] == "/", bool(options.get("terminal")), ways["ipc"] == "make", tty_group)
+    if "hosts_file" in (pod.get("network") or {}):  # a file of its own, since it changes (plan/names.py)
+        for default in mounts:
+            if default["source"] == "/etc/hosts":
+                default["source"] = "/names/hosts"
     if within and (ways["net"] == "stay" or (ways["net"] == "join" and pod["network"]["mode"] == "host")):
         # sysfs shows a network namespace, and only who owns that may mount it
         mounts = [m for m in mounts if not m["destination"].startswith("/sys")]

@@ -108,6 +108,7 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         network["bridge"], network["mtu"] = named["bridge"] if named else "nsrun0", mtu
         if named:
             network["name"], network["network_id"] = named["name"], named["id"]
+            network["hosts"] = "\n".join(hosts) + "\n"
         if options.get("ip"):
             network["wanted_ip"] = parse_ipv4(options["ip"], "--ip")
         network["subnet"] = named["subnet"] if named else options.get("subnet") or facts.get("subnet", "")

@@ -536,6 +536,19 @@ class State:
             fd = -1
         return (fd, pid) if fd >= 0 else (-1, 0)
 
+    def first_holder(self, note: Note) -> tuple[int, int]:
+        """Return (pidfd, pid) of the process that keeps what a pod was made with; (-1, 0) when it has ended.
+
+        That is pause, or, where the pod has an owner, nsrun-hold, since the owner has every power over pause.
+        """
+        if not note.get("user"):
+            return self.pause(note)
+        holder = self.life("pods", note["name"]).holder
+        if not holder:
+            return -1, 0
+        fd = life.open_pid(holder, self.held("pods", note["name"]), life.HOLDER)
+        return (fd, holder) if fd >= 0 else (-1, 0)
+
     def noted_process(self, note: Note) -> int:
         """Return a pidfd of the process named by a note, or by `committed` beside data; -1 when it may be another."""
         fd = kernel.pidfd_of(note["process"][0]) if self._noted(note) else -1

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from nsrun import kernel
 from nsrun.errors import BadInput
-from nsrun.schema import FLAG, HEX, LINE, WORD, Number, Text, check
+from nsrun.schema import FLAG, HEX, LINE, STRING, WORD, Number, Text, check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _COUNT, _SIGNED = Number(), Number(-1)
 _NAME = Text("a name", 63, of="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _MAPS = {"uid": [[_COUNT]], "gid": [[_COUNT]]}
 _NETWORK = {
-    "mode": LINE, "name?": _NAME, "network_id?": HEX, "mtu?": _COUNT, "ipv6?": LINE, "isolated?": FLAG, "ip?": LINE, "ip6?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
+    "mode": LINE, "name?": _NAME, "network_id?": HEX, "mtu?": _COUNT, "hosts?": STRING, "hosts_file?": [_COUNT], "ipv6?": LINE, "isolated?": FLAG, "ip?": LINE, "ip6?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
 }  # fmt: skip
 _PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol": LINE, "mode?": LINE}]
 #: The shape of each kind of note (schema.py).

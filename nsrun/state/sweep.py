@@ -211,6 +211,10 @@ class Sweeper:
             from nsrun.host import net
 
             net.remove_veth(note)
+        if note["network"].get("name"):
+            from nsrun.state import names
+
+            self.troubles += [f"pod {name}: its file of names can't be written" for name in names.forget(state, note)]
         if note.get("user") and note["cgroup"]:
             cgroup.remove(f"{note['cgroup']}.hold", kill=True)
         cgroup.remove(note["cgroup"], note.get("cgroup_id", 0), kill=bool(note.get("user")))
