@@ -21,10 +21,11 @@ from nsrun.plan.health import PrepareChecks
 MOUNTS = "fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,mount,umount2,pivot_root"
 PROCESSES = "clone3,fork,vfork,setns,unshare,setsid,keyctl,execve,execveat,setgroups,setresgid,setresuid,capset,chdir"
 #: What strace is asked for, of nsrun (with the helpers that it clones), and of nsrun-init.
-OF_NSRUN = f"{MOUNTS},{PROCESSES},memfd_create,bind,connect,pidfd_open,rename,mkdir,mkdirat,pipe2,fchown,fchownat,fcntl,sendto,sendmsg,pidfd_send_signal,flock,pidfd_getfd,pwrite64,ftruncate".split(",")  # fmt: skip
+OF_NSRUN = f"{MOUNTS},{PROCESSES},memfd_create,bind,connect,pidfd_open,rename,mkdir,mkdirat,pipe2,fchown,fchownat,fcntl,sendto,sendmsg,pidfd_send_signal,flock,pidfd_getfd,pwrite64".split(",")  # fmt: skip
 OF_INIT = f"{MOUNTS},{PROCESSES},openat,openat2,mkdirat,mknodat,symlinkat,write,read,prctl,ioctl,socket,fchdir,sethostname,seccomp,prlimit64,close_range,fcntl".split(",")  # fmt: skip
 #: These can't be told from what Python does all the time: reading modules and notes, asking for the index of an interface.
 TOO_COMMON = {
+    "ftruncate",
     "open",
     "openat",
     "openat2",
