@@ -91,7 +91,7 @@ def test_what_is_refused(host):
         assert "bridge" in message and "none" in message
     assert "no network 'zz'" in host.fails(125, "network", "inspect", "zz")
     assert "no network 'zz'" in host.fails(125, "network", "rm", "zz")
-    host.run("network", "rm", "-f", "zz")
+    assert host.run("network", "rm", "-f", "zz").stdout == ""
     assert "default" in host.fails(125, "network", "rm", "bridge")
     assert before == (host.snapshot(), host.json("network", "ls"))
 

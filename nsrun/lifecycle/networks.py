@@ -80,8 +80,8 @@ def pods_of(state: State, name: str) -> list[str]:
     ]
 
 
-def remove(state: State, name: str, force: bool = False) -> None:
-    """Remove a network that no pod is on, and its bridge.
+def remove(state: State, name: str, force: bool = False) -> bool:
+    """Remove a network that no pod is on, and its bridge; return whether there was one.
 
     Raise BadInput when a pod is on it.  With `force` one that does not exist is no error, nor is a record that can't be read.
     """
@@ -92,20 +92,20 @@ def remove(state: State, name: str, force: bool = False) -> None:
         if record is None:
             if not force:
                 networks.get(state, name)
-            return
+            return False
     except BrokenNote as error:
         if not force or not error.damaged:
             raise
         _remove_broken(state, name)
-        return
+        return True
     bridge = networks.bridge_of(record)
     if bridges.remove_idle_bridge(lambda: state.lock(networks.LOCK), bridge, patience=PATIENCE):
         with kernel.Fd(state.lock(networks.LOCK)):
             if networks.read(state, name) != record:  # another command was faster
-                return
+                return False
             if bridges.take_down(bridge):
                 networks.remove(state, name)
-                return
+                return True
     raise in_use(state, name)
 
 
