@@ -15,11 +15,11 @@ import subprocess
 from typing import Any
 
 import pytest
-from conftest import need, wait_for
+from conftest import need, not_editable, wait_for
 from oci import SLEEP, Runtime, runtime
 from test_oci_faults import descendants_in, nothing_left
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, not_editable]
 
 
 @pytest.fixture
