@@ -418,17 +418,14 @@ static long write_number(const char *path, long number)
 	return r;
 }
 
-static long op_join_cgroups(struct arg *a)
+static long op_open_cgroup(struct arg *a)
 {
 	char path[PATH_MAX];
 
-	for (const char *one = a[0].s, *end = a[0].s + a[0].len; one < end; one += str_len(one) + 1) {
-		if (str_len(one) > sizeof path - 32)
-			return -ENAMETOOLONG;
-		*put_str(put_str(path, one), "/cgroup.procs") = 0;
-		MUST(write_number(path, member.pid));
-	}
-	return 0;
+	if (a[0].len > sizeof path - 8)
+		return -ENAMETOOLONG;
+	*put_str(put_str(path, a[0].s), "/tasks") = 0;
+	return move_to(SYS3(openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC), a[1].i);
 }
 
 static long op_oom_score(struct arg *a)

@@ -90,6 +90,7 @@ struct plan_header {
 	OP(execute, "ll") \
 	OP(execute_pause, "ill") \
 	OP(new_mount, "ssslii") \
+	OP(enter_cgroup, "ii") \
 	OP(bind_inside, "ss") \
 	OP(make_node, "siiiii") \
 	OP(make_link, "ss") \
@@ -223,7 +224,7 @@ struct replay_header {
  *     home WORD ROOT PATH DEV INODE SIZE MTIME CTIME    its env gets that, if it has no HOME; as same_inside has it
  *     unlock                        others may work on the container
  *     give_stdio UID                the pipes and terminals of our standard streams belong to that user
- *     join_cgroups PATHS            the new process is moved there
+ *     open_cgroup PATH HANDLE       by which a process of one thread enters a cgroup of v1
  *     oom_score VALUE               of the new process
  *     arguments HEAD ENV TAIL HANDLE       nsrun-init's plan: HEAD, the list of arguments, ENV or what --process says, TAIL
  *     write_pid                     of the new process, where --pid-file says
@@ -244,7 +245,7 @@ struct replay_header {
 	DO(home, "sssiiiii") \
 	DO(unlock, "") \
 	DO(give_stdio, "i") \
-	DO(join_cgroups, "l") \
+	DO(open_cgroup, "si") \
 	DO(oom_score, "i") \
 	DO(arguments, "bbbi") \
 	DO(write_pid, "") \

@@ -534,6 +534,19 @@ def test_what_a_caller_says_was_told_is_not_believed(r):
     assert r.status("c")["pid"] == pid
 
 
+@pytest.mark.parametrize("replay", ["0", "must"])
+def test_a_process_enters_the_cgroups_of_v1_by_itself(r, replay):
+    """Nobody is moved by its pid, which waits some milliseconds for all forks of the machine."""
+    pid = r.running("c")
+    out = r.base / "trace"
+    words = r.words(need_strace(), "-f", "-o", out, "-e", "trace=openat", r.program, f"--root={r.state}", "exec", "c", "cat", "/proc/self/cgroup")  # fmt: skip
+    done = subprocess.run(words, stdout=subprocess.PIPE, timeout=60, check=True, text=True, env={**r.env, "NSRUN_REPLAY": replay})  # fmt: skip
+    assert done.stdout == pathlib.Path(f"/proc/{pid}/cgroup").read_text()
+    opened = out.read_text()
+    assert "cgroup.procs" not in opened
+    assert opened.count("/tasks") == len([path for path in r.cgroups("c") if os.path.exists(f"{path}/tasks")])
+
+
 def test_an_exec_passes_signals_on(r):
     r.running("c")
     command = r.words(r.program, f"--root={r.state}", "exec", "c", "sh", "-c", "trap 'exit 6' TERM; echo ready; while :; do sleep 0.05; done")  # fmt: skip

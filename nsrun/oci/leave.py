@@ -55,7 +55,6 @@ class ExecCompiler(Compiler):
 
     def __init__(self, plan: Plan, run: ContainerRun, pid: int, start: int) -> None:
         super().__init__(plan, run, ())
-        self.about = {"cgroups": run.cgroups}
         self._process = pid, start
         self.values = {"member:ns:pid": pid}
         self.stdio = ("ours", "ours", "ours")  # handles that there are not: the caller's own

@@ -64,6 +64,7 @@ from nsrun.oci.steps import (
     Wait,
     WritePidFile,
     WriteState,
+    enter_cgroups,
 )
 from nsrun.plan import HOST, OPEN, Plan, Step
 from nsrun.plan.mounts import (
@@ -185,9 +186,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         if not path and kind not in ("user", "cgroup", "time")
     )
     own_cgroup = "cgroup" in namespaces and not namespaces["cgroup"]
-    # a cgroup of v1, or one that systemd makes of a process: nobody can be born there
-    moved = bool(set(facts.cgroups) - {"0"}) or facts.scope is not None
-    waits_for_cgroups = own_cgroup and moved
+    waits_for_cgroups = own_cgroup and facts.scope is not None  # which systemd makes of a process that there is
 
     # 1 Open
     steps: list[Step] = [ClaimContainer(facts.root, facts.ident, facts.note, config), MakeFifos()]
@@ -217,7 +216,8 @@ def create_plan(config: Config, facts: Facts) -> Plan:
 
     # 2 Host
     limited = (facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack, facts.devices)
-    in_cgroups: list[Step] = [JoinCgroups()] if moved else []
+    in_cgroups: list[Step] = [JoinCgroups()] if facts.scope else []
+    entering = [] if facts.scope else enter_cgroups(facts.cgroups, optional=True)
     if facts.scope:
         if any(isinstance(step, OpenCgroupTree) for step in opened):
             raise BadInput(
@@ -248,7 +248,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     steps += [Undumpable(), MakePrivate()]
     steps += [EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME)] if "time" in namespaces else []
     if own_cgroup:
-        steps += [*([Wait()] if waits_for_cgroups else []), Unshare(kernel.CLONE_NEWCGROUP)]
+        steps += [*([Wait()] if waits_for_cgroups else entering), Unshare(kernel.CLONE_NEWCGROUP)]
     steps.append(AttachRoot("rootfs:fd", "/" if "user" in namespaces else facts.rootfs))
     steps += inner[: len(inner) - bool(process.get("terminal"))] + nodes
     steps += inner[len(inner) - bool(process.get("terminal")) :]
@@ -276,6 +276,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         steps.append(SetPropagation(propagation))
     if linux.get("personality"):
         steps.append(SetPersonality(8 if linux["personality"]["domain"] == "LINUX32" else 0))
+    steps += [] if own_cgroup else entering
     steps += _ends(process, facts, linux.get("seccomp"), waits=True)
 
     # 5 Commit
@@ -324,11 +325,11 @@ def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], 
             keep_keys=facts.keep_keys,
         ),
         Undumpable(),
+        *enter_cgroups(note["cgroups"]),
         *clocks,
         EnterMountNamespace("member:ns", "The container's own files and mounts, as it sees them."),
         *_ends(process, facts, seccomp, waits=False),
     ]
-    steps += [JoinCgroups()] if set(note["cgroups"]) - {"0"} else []
     steps += _commit(process, facts, seccomp, "running", note)
     steps += [*([WritePidFile(facts.pid_file)] if facts.pid_file else []), Release()]
     return Plan(f"exec {facts.ident}", steps)
@@ -365,10 +366,10 @@ def hook_plan(
         OpenCgroups(cgroups),
         LaunchContainer("member:ns", flags & ~(kernel.CLONE_NEWNS | kernel.CLONE_NEWTIME)),
         Undumpable(),
+        *enter_cgroups(cgroups),
         *clocks,
         EnterMountNamespace("member:ns", "A hook sees the mounts of the container."),
         *ends,
-        *([JoinCgroups()] if set(cgroups) - {"0"} else []),
         *commit,
         Release(),
     ]
