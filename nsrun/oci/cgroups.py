@@ -250,10 +250,11 @@ def entered(paths: Mapping[str, str]) -> dict[str, str]:
     return {handle(key): path for key, path in paths.items() if key != _V2}
 
 
-def join(paths: dict[str, str], pid: int) -> None:
-    """Move a process into them."""
-    for path in paths.values():
-        _write(f"{path}/cgroup.procs", str(pid))
+def join(paths: dict[str, str], pid: int, born: bool) -> None:
+    """Move a process into them; `born`: it was born in that of v2."""
+    for key, path in paths.items():
+        if key != _V2 or not born:
+            _write(f"{path}/cgroup.procs", str(pid))
 
 
 # ---- what is in them ----------------------------------------------------------------------------------------------

@@ -1025,15 +1025,15 @@ class ExecuteContainer(InitStep):
 
 class JoinCgroups(Step):
     phase = COMMIT
-    why = "A scope is made of a process that there is, and systemd leaves it where it was in the hierarchies of v1 that are not its own."
+    why = "A scope is made of a process that there is; and in a user namespace that others are root of, nsrun-init may hold no cgroup that root has opened, by which they could move any process that they see."
     man = "cgroups(7)"
 
     def made(self) -> list[str | Part]:
-        return [Part(['write("cgroup.procs", PID)'], each="hierarchy")]
+        return [Part(['write("cgroup.procs", PID)'], each="hierarchy but that in which it was born")]
 
     def do(self, run: Context) -> None:
         own = _own(run)
-        cgroups.join(own.cgroups, run.pid)
+        cgroups.join(own.cgroups, run.pid, "cgroup:dir" in run.handles)
 
 
 class Proceed(Step):
