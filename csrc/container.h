@@ -6,7 +6,9 @@
 #ifndef NSRUN_CONTAINER_H
 #define NSRUN_CONTAINER_H
 
+#include "process.h"
 #include "replay.h"
+#include "witnesses.h"
 
 #include <asm/ioctls.h>
 #include <asm/siginfo.h>
@@ -18,6 +20,16 @@ static long to_send = 15;             /* the signal of `kill` */
 static int forced;     /* whether --force was given */
 static int told = -1;                 /* in a `start` that has let the process go: its FIFO, by which we hear how that went */
 static int done;       /* whether the command is carried out */
+
+/* What the options of `exec` say. */
+static struct {
+	const char *process, *pid_file; /* NULL: not given */
+	int detach;
+	struct strings args, env; /* of the file of --process */
+	const char *home;         /* what its env gets */
+	int unlike;               /* the plan is for another file of --process, or another /etc/passwd */
+	int written;              /* whether --pid-file is */
+} asked;
 
 static struct {
 	long pid, start; /* pid 0: it has ended */
@@ -309,6 +321,78 @@ static long op_remove(struct arg *a)
 
 /* ---- exec ------------------------------------------------------------------------------------------ */
 
+/* Read the file of --process; returns its size, and its text with a NUL. */
+static long read_whole(const char *path, char **text)
+{
+	struct statx st;
+	long n = 0, r, fd = SYS3(openat, AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+
+	MUST(fd);
+	r = SYS5(statx, fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_SIZE, &st);
+	if (r == 0 && ((st.stx_mode & S_IFMT) != S_IFREG || st.stx_size > REPLAY_BYTES || !(*text = map_memory(st.stx_size + 1))))
+		r = -EINVAL;
+	for (; r >= 0 && n < (long)st.stx_size; n += r)
+		if ((r = SYS3(read, fd, *text + n, st.stx_size - (uint64_t)n)) == 0)
+			r = -EBADMSG; /* it is being written */
+	SYS1(close, fd);
+	return r < 0 ? r : n;
+}
+
+/* The command of the command line, as such a file would say it. */
+static long take_command(void)
+{
+	size_t size = 0;
+	char *p;
+
+	for (char **word = argv_ + 1 + n_words; *word; word++)
+		size += str_len(*word) + 1;
+	if (!(p = map_memory(size)))
+		return -ENOMEM;
+	asked.args = (struct strings){.s = p, .len = (uint32_t)size};
+	for (char **word = argv_ + 1 + n_words; *word; word++)
+		p = put_bytes(p, *word, str_len(*word) + 1);
+	return 0;
+}
+
+static long op_frame(struct arg *a)
+{
+	char *text = NULL, *strings;
+	long n;
+
+	if (!asked.process)
+		return take_command();
+	MUST(n = read_whole(asked.process, &text));
+	if (!(strings = map_memory((size_t)n + 1)))
+		return -ENOMEM;
+	asked.unlike = !read_process(text, (size_t)n, a[0].s, a[0].len, strings, &asked.args, &asked.env);
+	return same(!asked.unlike);
+}
+
+static int has_home(const struct strings *env)
+{
+	for (uint32_t at = 0; at < env->len; at += (uint32_t)str_len(env->s + at) + 1)
+		if (str_after(env->s + at, "HOME="))
+			return 1;
+	return 0;
+}
+
+static long op_home(struct arg *a)
+{
+	if (!asked.process || has_home(&asked.env))
+		return 0;
+	asked.unlike = op_same_inside(a + 1) < 0;
+	asked.home = asked.unlike ? NULL : a[0].s;
+	return same(!asked.unlike);
+}
+
+static long op_unlock(struct arg *a)
+{
+	(void)a;
+	SYS1(close, container);
+	container = -1;
+	return 0;
+}
+
 static long op_give_stdio(struct arg *a)
 {
 	char termios[256];
@@ -334,17 +418,14 @@ static long write_number(const char *path, long number)
 	return r;
 }
 
-static long op_join_cgroups(struct arg *a)
+static long op_open_cgroup(struct arg *a)
 {
 	char path[PATH_MAX];
 
-	for (const char *one = a[0].s, *end = a[0].s + a[0].len; one < end; one += str_len(one) + 1) {
-		if (str_len(one) > sizeof path - 32)
-			return -ENAMETOOLONG;
-		*put_str(put_str(path, one), "/cgroup.procs") = 0;
-		MUST(write_number(path, member.pid));
-	}
-	return 0;
+	if (a[0].len > sizeof path - 8)
+		return -ENAMETOOLONG;
+	*put_str(put_str(path, a[0].s), "/tasks") = 0;
+	return move_to(SYS3(openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC), a[1].i);
 }
 
 static long op_oom_score(struct arg *a)
@@ -353,6 +434,67 @@ static long op_oom_score(struct arg *a)
 
 	*put_str(put_num(put_str(path, "/proc/"), (unsigned long)member.pid, 1), "/oom_score_adj") = 0;
 	return write_number(path, a[0].i);
+}
+
+static long op_arguments(struct arg *a)
+{
+	struct strings env = {.s = a[1].s, .len = a[1].len};
+	const char *home = asked.home ? asked.home : "";
+	uint32_t n_home = asked.home ? (uint32_t)str_len(home) + 1 : 0, n_env;
+	char *whole, *p;
+	size_t size;
+	long r;
+
+	if (asked.process)
+		env = asked.env;
+	if (asked.process && !asked.home && !has_home(&env))
+		return -ESTALE; /* Python looks it up */
+	n_env = env.len + n_home;
+	size = (size_t)a[0].len + 2 * sizeof n_env + asked.args.len + n_env + a[2].len;
+	p = whole = map_memory(size);
+	if (!whole)
+		return -ENOMEM;
+	p = put_bytes(p, a[0].s, a[0].len);
+	p = put_bytes(p, &asked.args.len, sizeof asked.args.len);
+	p = put_bytes(p, asked.args.s, asked.args.len);
+	p = put_bytes(p, &n_env, sizeof n_env);
+	p = put_bytes(p, env.s, env.len);
+	p = put_bytes(p, home, n_home);
+	put_bytes(p, a[2].s, a[2].len);
+	r = move_to(sealed_memfd("plan", whole, size, 0), a[3].i);
+	SYS2(munmap, whole, size);
+	return r;
+}
+
+/* Write the pid beside the file that is named, where nobody can have put one before us, and rename it. */
+static long op_write_pid(struct arg *a)
+{
+	char path[PATH_MAX], text[24], random[8], *end;
+	const char *name = asked.pid_file;
+	long r, fd;
+	(void)a;
+
+	if (!asked.pid_file)
+		return 0;
+	if (str_len(asked.pid_file) > sizeof path - 32 || SYS3(getrandom, random, sizeof random, 0) != sizeof random)
+		return -ENAMETOOLONG;
+	for (const char *c = name; *c; c++)
+		if (*c == '/')
+			name = c + 1;
+	end = put_str(put_bytes(path, asked.pid_file, (size_t)(name - asked.pid_file)), ".nsrun-oci.");
+	for (unsigned i = 0; i < 2 * sizeof random; i++)
+		*end++ = "0123456789abcdef"[random[i / 2] >> 4 * (i % 2) & 15];
+	*end = 0;
+	MUST(fd = SYS4(openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644));
+	end = put_num(text, (unsigned long)member.pid, 1);
+	r = SYS3(write, fd, text, end - text);
+	SYS1(close, fd);
+	r = r < 0 ? r : r < end - text ? -ENOSPC
+	                               : SYS4(renameat, AT_FDCWD, path, AT_FDCWD, asked.pid_file);
+	if (r < 0)
+		SYS3(unlinkat, AT_FDCWD, path, 0);
+	asked.written = r >= 0;
+	return r;
 }
 
 /* Wait for the new process, pass on what comes to us, and end as it does: nsrun/oci/foreground.py. */
@@ -367,6 +509,8 @@ static long op_stay(struct arg *a)
 	siginfo_t end = {0};
 	(void)a;
 
+	if (asked.detach)
+		return 0; /* whoever called us is its parent when we end */
 	both[1].fd = (int)SYS4(signalfd4, -1, &passed, sizeof passed, SFD_CLOEXEC | SFD_NONBLOCK);
 	sys_sigmask(SIG_SETMASK, passed);
 	do {

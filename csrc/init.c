@@ -845,6 +845,18 @@ static long op_move_root(struct arg *a)
 	return SYS1(chdir, "/");
 }
 
+/*
+ * a[0]: `tasks` of a cgroup of v1.  With 0 a thread moves itself, for which the kernel needs no lock against all forks and exits of the
+ * machine; with the pid of another it waits for an RCU grace period, some milliseconds.  a[1]: it may be missing.
+ */
+static long op_enter_cgroup(struct arg *a)
+{
+	if (a[0].i < 0 && a[1].i)
+		return 0;
+	TRY(SYS3(write, a[0].i, "0", 1));
+	return SYS1(close, a[0].i);
+}
+
 static long op_set_propagation(struct arg *a)
 {
 	(void)a;

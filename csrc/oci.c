@@ -31,13 +31,24 @@ static const struct op ops[] = {
 
 static const char *verb, *root = "/run/nsrun-oci", *ident, *wanted;
 
-/* Whether a word is an option with a value that means nothing to us, or --root; `i` is then at its last word. */
+/* Whether a word is an option with a value that we know; `i` is then at its last word. */
 static int is_value(int *i)
 {
-	static const char *const names[] = {"--root", "--log", "--log-format"};
+	static const char *ignored, *format, *preserved;
+	static const struct {
+		const char *name, **to;
+	} values[] = {
+		{"--root", &root},
+		{"--log", &ignored},
+		{"--log-format", &format}, /* those from here on are exec's */
+		{"--process", &asked.process},
+		{"--pid-file", &asked.pid_file},
+		{"--preserve-fds", &preserved},
+	};
+	unsigned count = verb && str_eq(verb, "exec") ? 6 : 3;
 
-	for (unsigned n = 0; n < sizeof names / sizeof *names; n++) {
-		const char *value = str_after(argv_[*i], names[n]);
+	for (unsigned n = 0; n < count; n++) {
+		const char *value = str_after(argv_[*i], values[n].name);
 		if (!value || (*value && *value != '='))
 			continue;
 		if (*value)
@@ -46,11 +57,8 @@ static int is_value(int *i)
 			value = argv_[*i];
 		else
 			return 0;
-		if (n == 2 && !str_eq(value, "text") && !str_eq(value, "json"))
-			return 0;
-		if (n == 0)
-			root = value;
-		return 1;
+		*values[n].to = value;
+		return (values[n].to != &format || str_eq(value, "text") || str_eq(value, "json")) && (values[n].to != &preserved || str_eq(value, "0"));
 	}
 	return 0;
 }
@@ -63,6 +71,27 @@ static int is_id(const char *s)
 		if (!((*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z') || (*s >= '0' && *s <= '9') || *s == '_' || *s == '+' || *s == '-' || *s == '.'))
 			return 0;
 	return 1;
+}
+
+/* Whether the path of --pid-file is one that means the same wherever we are, and without links taken for directories. */
+static int is_plain_path(const char *path)
+{
+	if (*path != '/')
+		return 0;
+	for (; *path; path++)
+		if (*path == '/' && (path[1] == '.' || !path[1]))
+			return 0;
+	return 1;
+}
+
+/* Whether an exec is one that a plan can be for: a file of --process, or a command. */
+static int is_usual_exec(void)
+{
+	if (!is_id(ident) || variable("LISTEN_FDS") || (asked.pid_file && !is_plain_path(asked.pid_file)))
+		return 0;
+	if (asked.process)
+		return *asked.process && !str_eq(asked.process, "-") && n_words + 1 == argc_;
+	return n_words + 1 < argc_ && !str_eq(argv_[n_words + 1], "--");
 }
 
 /* The number of a signal; 0 for what Python knows better. */
@@ -91,6 +120,8 @@ static int is_usual(void)
 			continue;
 		if (verb && str_eq(verb, "delete") && (str_eq(word, "--force") || str_eq(word, "-f"))) {
 			forced = 1;
+		} else if (verb && str_eq(verb, "exec") && (str_eq(word, "--detach") || str_eq(word, "-d"))) {
+			asked.detach = 1;
 		} else if (*word == '-') {
 			return 0;
 		} else if (!verb) {
@@ -103,7 +134,7 @@ static int is_usual(void)
 			ident = word;
 			if (str_eq(verb, "exec")) {
 				n_words = i;
-				return is_id(ident) && i + 1 < argc_ && !str_eq(argv_[i + 1], "--") && !variable("LISTEN_FDS");
+				return is_usual_exec();
 			}
 		} else if (str_eq(verb, "kill") && !wanted) {
 			wanted = word;
@@ -172,24 +203,31 @@ static void run_plan(char *begin, char *end)
 	done |= found;
 }
 
-static void replay(void)
+/* Carry out the plan of a file in the directory of the container. */
+static void run_file(const char *name)
 {
 	char *text;
 	size_t size;
-	long fd;
+	long fd = SYS3(openat, container, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 
-	if (!HAS_BUILD || SYS0(geteuid) != 0 || SYS0(getuid) != 0 || !is_usual())
-		return;
-	to_ours();
-	if (!are_free() || !open_container())
-		return;
-	fd = SYS3(openat, container, "plan", O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 	if (fd < 0)
 		return;
 	text = map_plan((int)fd, &size);
 	SYS1(close, fd);
 	if (text)
 		run_plan(text, text + size);
+}
+
+static void replay(void)
+{
+	if (!HAS_BUILD || SYS0(geteuid) != 0 || SYS0(getuid) != 0 || !is_usual())
+		return;
+	to_ours();
+	if (!are_free() || !open_container())
+		return;
+	run_file("plan");
+	if (asked.unlike) /* then nothing was done */
+		run_file("exec");
 }
 
 /* What was begun of an exec ends; and Python hears what a process says that we have let go. */
@@ -200,6 +238,8 @@ static void undo(void)
 	size_t n = 0;
 
 	SYS1(close, channel);
+	if (asked.written)
+		SYS3(unlinkat, AT_FDCWD, asked.pid_file, 0);
 	if (child >= 0) {
 		SYS4(pidfd_send_signal, child, SIGKILL, NULL, 0);
 		SYS5(waitid, P_PIDFD, child, NULL, WEXITED, NULL);

@@ -90,6 +90,7 @@ struct plan_header {
 	OP(execute, "ll") \
 	OP(execute_pause, "ill") \
 	OP(new_mount, "ssslii") \
+	OP(enter_cgroup, "ii") \
 	OP(bind_inside, "ss") \
 	OP(make_node, "siiiii") \
 	OP(make_link, "ss") \
@@ -219,10 +220,15 @@ struct replay_header {
  *     end                           it is killed, and has ended
  *     remove_cgroup PATH            no process is in it
  *     remove                        what is written of the container
+ *     frame MEMBERS                 the file of --process, if it was given, says this beside args and env: a list of "key":value
+ *     home WORD ROOT PATH DEV INODE SIZE MTIME CTIME    its env gets that, if it has no HOME; as same_inside has it
+ *     unlock                        others may work on the container
  *     give_stdio UID                the pipes and terminals of our standard streams belong to that user
- *     join_cgroups PATHS            the new process is moved there
+ *     open_cgroup PATH HANDLE       by which a process of one thread enters a cgroup of v1
  *     oom_score VALUE               of the new process
- *     stay                          until it has ended
+ *     arguments HEAD ENV TAIL HANDLE       nsrun-init's plan: HEAD, the list of arguments, ENV or what --process says, TAIL
+ *     write_pid                     of the new process, where --pid-file says
+ *     stay                          until it has ended, unless it is detached
  */
 #define CONTAINER(DO) \
 	DO(container, "s") \
@@ -235,9 +241,14 @@ struct replay_header {
 	DO(end, "") \
 	DO(remove_cgroup, "s") \
 	DO(remove, "") \
+	DO(frame, "l") \
+	DO(home, "sssiiiii") \
+	DO(unlock, "") \
 	DO(give_stdio, "i") \
-	DO(join_cgroups, "l") \
+	DO(open_cgroup, "si") \
 	DO(oom_score, "i") \
+	DO(arguments, "bbbi") \
+	DO(write_pid, "") \
 	DO(stay, "")
 
 /* What is known only at the time stands in the template of a note as HOLE, a byte that is in no note, and one of the others. */

@@ -130,6 +130,11 @@ static long start_of(long pid)
 	return (long)found;
 }
 
+static char *put_bytes(char *p, const void *bytes, size_t n)
+{
+	return (char *)memcpy(p, bytes, n) + n;
+}
+
 #define MOST 32 /* numbers, or words */
 
 /* Numbers of a plan, at most `most` of them; returns how many, or -EBADMSG. */

@@ -47,11 +47,6 @@ static long op_memory(struct arg *a)
 	return move_to(sealed_memfd(a[0].s, a[1].s, a[1].len, 0), a[2].i);
 }
 
-static char *put_bytes(char *p, const void *bytes, size_t n)
-{
-	return (char *)memcpy(p, bytes, n) + n;
-}
-
 static long op_document(struct arg *a)
 {
 	uint32_t len = a[1].len;

@@ -11,9 +11,11 @@ import pathlib
 import random
 import shutil
 import struct
+import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -128,6 +130,84 @@ def test_what_the_front_does(which, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stderr.rpartition("Done ")[2].split()[0]) > 10_000
+
+
+#: Texts of which a file of `exec --process` may be made; frame of tests/fuzz/process.c.
+_PROCESS = ['"user":{"uid":0}', '"cwd":"/"', '"args":["sh","-c","a\\u003cb\\n\\"\\\\\\/\x7f"]', '"env":["A=b",""]', '"args":[]', '"env":[]', '"env":null', '"args":["\\u0000"]', '"args":["é"]',
+            '"args":["\\ud83d\\ude00","\\u00e9","\\u007F"]', '"user":{"uid":01}', '"cwd":"/x"', '"ar\\u0067s":["z"]', '"x":1', ",", "{", "}", "[", "]", '"', "\\", " ", "\n", ":", "\t", "1"]  # fmt: skip
+
+
+def _process_files(rng: random.Random) -> Iterator[bytes]:
+    frame, args, env = _PROCESS[:2], _PROCESS[2], _PROCESS[3]
+    while True:
+        parts = (
+            frame
+            + [rng.choice([args, args, *_PROCESS[4:10]])]
+            + ([rng.choice([env, *_PROCESS[5:7]])] if rng.random() < 0.7 else [])
+        )
+        if rng.random() < 0.3:
+            rng.shuffle(parts)
+        if rng.random() < 0.2:
+            parts.insert(rng.randrange(len(parts)), rng.choice(_PROCESS))
+        text = "{" + ",".join(parts) + "}" + "\n" * rng.randrange(3)
+        if rng.random() < 0.5:
+            at = rng.randrange(len(text))
+            text = text[:at] + rng.choice([*_PROCESS, "", ""]) + text[at + rng.randrange(3) :]
+        data = text.encode()
+        yield data if rng.random() < 0.9 else data[: rng.randrange(len(data) + 1)]
+
+
+def test_what_a_file_of_exec_says(tmp_path):
+    """csrc/process.h: libFuzzer, with ASan and UBSan; and what it takes, Python takes, and reads the same."""
+    from nsrun.errors import BadInput
+    from nsrun.oci import config
+    from nsrun.oci.leave import members
+    from nsrun.state import codec
+
+    need(shutil.which("clang"), "clang is not installed", ".ci/deps test")
+    flags = ["-g", "-O1", "-fno-sanitize-recover=undefined", f"-I{HERE.parent}/csrc", HERE / "fuzz/process.c", "-o"]
+    sh("clang", "-fsanitize=fuzzer,address,undefined", *flags, tmp_path / "process-fuzzer", timeout=120)
+    sh("clang", "-DPRINT", "-fsanitize=address,undefined", *flags, tmp_path / "print", timeout=120)
+    seed = random.randrange(1 << 30)
+    made = _process_files(random.Random(seed))
+    files = [next(made) for _ in range(4000)]
+    (tmp_path / "seeds").mkdir()
+    for number, data in enumerate(files[:200]):
+        (tmp_path / f"seeds/{number}").write_bytes(data)
+    limits = [f"-max_total_time={int(SECONDS / 3)}", "-max_len=2000", "-timeout=10", "-rss_limit_mb=1000"]
+    done = sh(*SMALL, tmp_path / "process-fuzzer", *limits, f"-artifact_prefix={tmp_path}/", tmp_path / "seeds", timeout=SECONDS + 60, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stderr.rpartition("Done ")[2].split()[0]) > 10_000
+    given = b"".join(struct.pack("=I", len(data)) + data for data in files)
+    out = subprocess.run([tmp_path / "print"], input=given, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    at, taken = 0, 0
+
+    def strings() -> list[str]:
+        nonlocal at
+        (size,) = struct.unpack_from("=I", out, at)
+        at += 4 + size
+        return out[at - size : at].decode().split("\0")[:-1]
+
+    for data in files:
+        (is_taken,) = struct.unpack_from("=I", out, at)
+        at += 4
+        try:
+            found = config.load_process(codec.loads(data.decode()), "it")
+        except (BadInput, ValueError):
+            found = {}
+        what = f"seed {seed}: {data!r}"
+        if is_taken:
+            taken += 1
+            assert found and members(found) == _PROCESS[:2], what
+            assert (strings(), strings()) == (found["args"], found.get("env") or []), what
+        elif (
+            found
+            and members(found) == _PROCESS[:2]
+            and data.isascii()
+            and data.startswith(b"{" + ",".join(_PROCESS[:3]).encode() + b"}")
+        ):
+            raise AssertionError(f"not taken: {what}")
+    assert at == len(out) and 200 < taken < len(files)
 
 
 def test_programs_that_stop_at_undefined_behaviour(host, alice, busybox, box):

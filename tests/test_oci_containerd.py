@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from conftest import Host, wait_for
 from engines import GROUP, Containerd, engine
-from oci import OCI
+from oci import OCI, replaying
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -15,8 +15,10 @@ pytestmark = [pytest.mark.live, pytest.mark.slow]
 class OciContainerd(Containerd):
     """containerd as engines.py has it, but what its shim calls is nsrun-oci."""
 
+    runtime = OCI
+
     def container(self, name: str, *options: object) -> int:
-        return super().container(name, f"--runc-binary={OCI}", *options)
+        return super().container(name, f"--runc-binary={self.runtime}", *options)
 
 
 @pytest.fixture
@@ -47,6 +49,25 @@ def test_ctr_runs_execs_pauses_and_kills(containerd):
     wait_for(lambda: "STOPPED" in containerd.ctr("tasks", "ls").stdout)
     containerd.ctr("tasks", "rm", "one", check=False)
     wait_for(lambda: "one" not in containerd.ctr("tasks", "ls").stdout)
+
+
+def test_an_exec_of_containerds_needs_no_python(containerd):
+    """What its shim writes for --process is like config.json, or like what it wrote before."""
+    containerd.runtime = str(replaying(containerd.base))
+    containerd.container("one")
+    flag = containerd.base / "replay"
+
+    def execute(ident: str, *options: str):
+        return containerd.ctr("tasks", "exec", f"--exec-id={ident}", *options, "one", "sh", "-c", "id -u; pwd; echo $HOME; exit 4", check=False)  # fmt: skip
+
+    flag.touch()
+    done = execute("e1")
+    assert (done.returncode, done.stdout) == (4, "0\n/\n/root\n"), done
+    flag.unlink()
+    done = execute("e2", "--cwd=/tmp")
+    flag.touch()
+    again = execute("e3", "--cwd=/tmp")
+    assert (again.returncode, again.stdout) == (done.returncode, done.stdout) == (4, "0\n/tmp\n/root\n"), (done, again)
 
 
 def test_ctr_in_the_foreground(containerd):

@@ -9,6 +9,7 @@ import shutil
 import pytest
 from conftest import NSRUN, Host, need, wait_for
 from engines import GROUP, PATH, Podman, engine
+from oci import replaying
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 OCI = os.path.join(os.path.dirname(NSRUN), "nsrun-oci")
@@ -17,9 +18,11 @@ OCI = os.path.join(os.path.dirname(NSRUN), "nsrun-oci")
 class OciPodman(Podman):
     """podman as engines.py has it, but what runs the containers is nsrun-oci."""
 
+    runtime = OCI
+
     def call(self, *words: object, **kwargs):
         places = [f"--{name}={self.base}/{name}" for name in ("root", "runroot", "tmpdir")]
-        return self.run("podman", *places, "--cgroup-manager=cgroupfs", f"--runtime={OCI}", *words, **kwargs)
+        return self.run("podman", *places, "--cgroup-manager=cgroupfs", f"--runtime={self.runtime}", *words, **kwargs)
 
 
 @pytest.fixture
@@ -67,6 +70,26 @@ def test_podman_execs_stops_and_kills(podman):
     podman.podman("kill", "one")
     assert podman.podman("wait", "one") == "137"
     podman.podman("rm", "one")
+
+
+def test_an_exec_of_podmans_needs_no_python(podman):
+    """What it writes for --process is like what it wrote before, once Python has seen that: this one has no umask."""
+    podman.runtime = str(replaying(podman.base))
+    podman.podman("run", "--detach", "--name=one", *OPTIONS, "busybox", "sleep", "1000")
+    flag = podman.base / "replay"
+    command = ("one", "sh", "-c", "id; pwd; echo $A; cat /proc/self/status | grep -E 'Cap|Umask'; exit 4")
+    for options in ((), ("--user=1000", "--workdir=/tmp"), ("--privileged",)):
+        flag.unlink(missing_ok=True)
+        first = podman.call("exec", *options, *command, check=False)
+        flag.touch()
+        again = podman.call("exec", *options, *command, check=False)
+        assert (again.returncode, again.stdout, again.stderr) == (4, first.stdout, "") and first.returncode == 4, (
+            first,
+            again,
+        )
+    done = podman.call("exec", "--privileged", "--env=A=b", "--interactive", *command, check=False)
+    assert done.returncode == 4 and "\nb\n" in done.stdout, done
+    podman.podman("rm", "--force", "--time=0", "one")
 
 
 def test_podman_runs_at_a_terminal(podman):

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -58,7 +59,12 @@ def picture(r: Runtime, pid: int) -> object:
         program = os.readlink(f"/proc/{pid}/exe") if lives else ""
     except OSError:
         lives, program = False, ""
-    return files and [name for name in files if name != "plan"], r.cgroups("c"), lives, os.path.basename(program)
+    return (
+        files and [name for name in files if name not in ("plan", "exec")],
+        r.cgroups("c"),
+        lives,
+        os.path.basename(program),
+    )
 
 
 def is_ready(pid: int) -> bool:
@@ -69,6 +75,28 @@ def is_ready(pid: int) -> bool:
         return True
     return not caught or bool(int(caught[0], 16) & 1 << (signal.SIGUSR1 - 1))
 
+
+LOOK = "id; pwd; env; ulimit -n; grep -E 'Cap|NoNew|Seccomp|Umask' /proc/self/status; cat /proc/self/cgroup /proc/self/oom_score_adj; ls /proc/self/fd"
+#: What engines, and others, write for --process: the container's own process with other members, or a text.
+FILES: dict[str, Any] = {
+    "own.json": {"args": ["sh", "-c", LOOK]},
+    "env.json": {"args": ["sh", "-c", LOOK], "env": ["PATH=/bin", "A=\"\\\t<&>\x7f", "HOME=/h", "E="]},
+    "noenv.json": {"args": ["/bin/env"], "env": None},
+    "user.json": {"args": ["sh", "-c", LOOK], "user": {"uid": 1, "gid": 2, "additionalGids": [3], "umask": 23}, "cwd": "/tmp"},
+    "caps.json": {"args": ["sh", "-c", LOOK], "capabilities": {"bounding": ["CAP_CHOWN"], "ambient": []}, "noNewPrivileges": False},
+    "limits.json": {"args": ["sh", "-c", LOOK], "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}], "oomScoreAdj": 300, "unknown": [{}]},
+    "exit.json": {"args": ["sh", "-c", "echo out; echo err >&2; exit 41"]},
+    "killed.json": {"args": ["sh", "-c", "kill -9 $$"]},
+    "unicode.json": {"args": ["echo", "\u00e9\u20ac\U0001f600"]},
+    "sleep.json": {"args": ["sleep", "1000"]},
+    "nosuch.json": {"args": ["/nosuch"]},
+    "noargs.json": {"args": []},
+    "nul.json": {"args": ["a\0b"]},
+    "relative.json": {"args": ["true"], "cwd": "tmp"},
+    "cap.json": {"args": ["true"], "capabilities": {"bounding": ["CAP_NOPE"]}},
+    "terminal.json": {"args": ["tty"], "terminal": True, "consoleSize": {"height": 33, "width": 77}},
+    "text.json": "{", "two.json": '{"args":["true"],"cwd":"/"}{}', "list.json": "[]", "empty.json": "", "latin.json": b'{"args":["\xe9"],"cwd":"/"}',
+}  # fmt: skip
 
 Story = list[Any]  # command lines, and "reap"
 STORIES: dict[str, Story] = {
@@ -95,20 +123,61 @@ STORIES: dict[str, Story] = {
         ("exec", "c", "sh", "-c", "cat /proc/self/oom_score_adj; readlink /proc/self/ns/pid | cut -c1-3"), ("exec", "c", "echo", "--", "-x"),
         ("exec", "--cwd", "/tmp", "c", "pwd"), ("exec", "-e", "A=1", "c", "sh", "-c", "echo $A"), ("delete", "--force", "c"),
     ],
+    "an exec by a file": [
+        *((*engine, "own.json", "c") for engine in (("exec", "--process"), ("exec", "--detach", "--pid-file", "PIDFILE", "--process"))), ("start", "c"),
+        *(("exec", "--process", file, "c") for file in FILES for _ in range(2)),
+        ("exec", "--preserve-fds", "0", "--process=own.json", "c"), ("exec", "--process", "own.json", "--process", "exit.json", "c"),
+        ("exec", "--detach", "--pid-file=PIDFILE", "--process", "sleep.json", "c"), ("exec", "-d", "--pid-file", "PIDFILE", "c", "sleep", "1000"),
+        ("--log", "LOG", "--log-format", "json", "exec", "--process", "nosuch.json", "--detach", "--pid-file", "PIDFILE", "c"),
+        ("exec", "--process", "own.json", "--pid-file", "/nosuch/pid", "c"), ("exec", "--process", "own.json", "c", "true"), ("exec", "--process=", "c", "true"),
+        ("exec", "--process", "none.json", "c"), ("exec", "--process", "/", "c"), ("exec", "--process", "own.json", "--tty", "c"), ("exec", "--process", "own.json"),
+        ("exec", "--process", "own.json", "--console-socket", "/nosuch", "c"), ("exec", "--process", "own.json", "--preserve-fds", "90", "c"),
+        ("pause", "c"), ("exec", "--process", "own.json", "c"), ("resume", "c"), ("delete", "--force", "c"), ("exec", "--process", "own.json", "c"),
+    ],
     "signals": [("start", "c"), ("kill", "--all", "c", "CONT"), ("kill", "c", "USR1"), "reap", ("delete", "c")],
     "kills by name": [("start", "c"), ("kill", "c", "SIGURG"), ("kill", "c", "sigcont"), ("kill", "c", "SIGTERM"), "reap", ("delete", "c")],
 }  # fmt: skip
 
 
+def write_files(r: Runtime, document: dict[str, Any]) -> None:
+    """As Go's encoder does: without blanks, and with <, > and & escaped."""
+    for name, change in FILES.items():
+        data = change
+        if isinstance(change, dict):
+            text = json.dumps({**document["process"], **change}, separators=(",", ":"), ensure_ascii=False) + "\n"
+            data = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        (r.base / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def in_cgroup(r: Runtime, pid: int) -> tuple[str, str]:
+    """What a detached process is, when it has become that, and where."""
+    wait_for(lambda: "nsrun-init" not in os.readlink(f"/proc/{pid}/exe"))
+    return (
+        pathlib.Path(f"/proc/{pid}/cmdline").read_text(),
+        re.sub(r"(?m)^\d+:", "", pathlib.Path(f"/proc/{pid}/cgroup").read_text()),
+    )
+
+
 def tell(r: Runtime, story: Story, replay: str, document: dict[str, Any]) -> list[object]:
     pid = r.create("c", document)
+    write_files(r, document)
+    pid_file = r.base / "execpid"
+    places = {"LOG": str(r.base / "log"), "PIDFILE": str(pid_file)}
     found: list[object] = [picture(r, pid)]
     for words in story:
+        pid_file.unlink(missing_ok=True)
         if words == "reap":
             found.append(r.reap(pid))
         else:
-            code, out, err = told(r, replay, *(str(r.base / "log") if word == "LOG" else word for word in words))
+            given = [re.sub("^(--pid-file=)PIDFILE$", rf"\1{pid_file}", places.get(word, word)) for word in words]
+            code, out, err = told(r, replay, *given, cwd=r.base)
             found.append((words, code, plain(out, pid), plain(err, pid)))
+        found.append(sorted(path.name for path in r.base.iterdir() if "pid" in path.name))
+        if pid_file.exists():
+            started = int(pid_file.read_text())
+            found.append((pid_file.stat().st_mode, os.stat(f"/proc/{started}").st_uid))
+            if "sleep" in str(words):
+                found.append(in_cgroup(r, started))
         if words == ("start", "c") and code == 0:
             wait_for(lambda: is_ready(pid))
         if "kill" not in words:  # which takes its time
@@ -141,6 +210,106 @@ def test_the_usual_life_needs_no_python(r):
     assert json.loads(must(r, "state", "c")[1]) == {**created, "status": "stopped", "pid": 0}
     assert must(r, "delete", "c") == (0, "", "")
     assert not r.cgroups("c") and not (r.state / "c").exists()
+
+
+ENGINE = ("--log", "LOG", "--log-format", "json", "exec", "--process")
+
+
+def test_an_exec_by_a_file_needs_no_python(r):
+    """As containerd and podman call it: one like the container's own at once, another one from the second time on."""
+    document = r.config(*SLEEP)
+    r.create("c", document)
+    must(r, "start", "c")
+    write_files(r, document)
+    pid_file = r.base / "execpid"
+
+    def words(name: str, *options: str) -> list[str]:
+        return [str(r.base / "log") if word == "LOG" else word for word in (*ENGINE, str(r.base / name), *options, "c")]
+
+    for name in ("own.json", "env.json", "exit.json", "sleep.json"):
+        assert must(r, *words(name, "--detach", "--pid-file", str(pid_file)))[0] == 0
+        started = int(pid_file.read_text())
+        assert not [path for path in pid_file.parent.iterdir() if path.name.startswith(".")]
+        if name == "sleep.json":
+            assert in_cgroup(r, started)[0] == "sleep\x001000\0"
+            os.kill(started, signal.SIGKILL)
+        assert r.reap(started) == {"own.json": 0, "env.json": 0, "exit.json": 41, "sleep.json": -9}[name]
+    assert must(r, *words("exit.json")) == (41, "out\n", "err\n")
+    out = must(r, *words("env.json"))[1]
+    assert {'A="\\\t<&>\x7f', "HOME=/h", "E="} < set(out.splitlines()) and "HOME=/root" in must(r, *words("own.json"))[
+        1
+    ]
+    for name in ("user.json", "caps.json", "limits.json"):
+        pythons(r, *words(name))
+        code, out, err = told(r, "1", *words(name))
+        assert (code, err) == (0, ""), name
+        assert must(r, *words(name)) == (code, out, err), name
+        assert must(r, *words("exit.json"))[0] == 41
+    assert b"PATH=" not in (r.state / "c/exec").read_bytes()  # the environment of an exec is written nowhere
+    for name in (
+        "noenv.json",
+        "unicode.json",
+        "terminal.json",
+        "noargs.json",
+        "nul.json",
+        "text.json",
+        "two.json",
+        "list.json",
+        "empty.json",
+        "latin.json",
+        "nosuch.json",
+    ):
+        told(r, "1", *words(name))
+        pythons(r, *words(name))
+    os.mkfifo(r.base / "fifo")
+    own = str(r.base / "own.json")
+    for some in (
+        ("--process", "-"), ("--process", str(r.base / "fifo")), ("--process", own, "--pid-file", "relative"), ("--process", own, "--pid-file", "/run/../x"),
+        ("--process", own, "--pid-file", "/run/"), ("--process", own, "--preserve-fds", "1"), ("--process", own, "--tty"), ("--process", own, "--console-socket", "/x"),
+        ("--process", own, "--user", "1"), ("--process", own, "--cap", "CHOWN"), ("--process", own, "--apparmor", "x"), ("--process", own, "--ignore-paused"),
+    ):  # fmt: skip
+        pythons(r, "exec", *some, "c")
+    r.env["LISTEN_FDS"] = "1"
+    pythons(r, *words("own.json"))
+    del r.env["LISTEN_FDS"]
+    r.ok("pause", "c")
+    pythons(r, *words("own.json"))
+
+
+def test_a_home_is_looked_up_when_the_passwd_has_changed(r):
+    root = r.base / "root"
+    subprocess.run(["cp", "-a", r.rootfs, root], check=True)
+    (root / "etc/passwd").write_text("root:x:0:0::/one:/bin/sh\n")
+    time.sleep(1.1)  # a file that has just been changed is no witness
+    document = r.config(*SLEEP)
+    document["root"]["path"] = str(root)
+    r.create("c", document)
+    must(r, "start", "c")
+    file = r.base / "home.json"
+    file.write_text(json.dumps({**document["process"], "args": ["sh", "-c", "echo $HOME"]}, separators=(",", ":")))
+    assert must(r, "exec", "--process", file, "c") == (0, "/one\n", "")
+    (root / "etc/passwd").write_text("root:x:0:0::/two:/bin/sh\n")
+    pythons(r, "exec", "--process", file, "c")
+    assert told(r, "1", "exec", "--process", file, "c") == (0, "/two\n", "")
+    time.sleep(1.1)
+    assert told(r, "1", "exec", "--process", file, "c") == (0, "/two\n", "")
+    assert must(r, "exec", "--process", file, "c") == (0, "/two\n", "")
+    (root / "etc/passwd").unlink()
+    assert told(r, "1", "exec", "--process", file, "c") == (0, "/\n", "")
+    assert must(r, "exec", "--process", file, "c") == (0, "/\n", "")
+
+
+def test_others_may_work_on_a_container_while_an_exec_runs(r):
+    """Whoever does it holds the lock of the container only until the process is made."""
+    r.running("c")
+    for replay in ("0", "must"):
+        command = r.words(r.program, f"--root={r.state}", "exec", "c", "sh", "-c", "echo ready; exec sleep 1000")
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={**r.env, "NSRUN_REPLAY": replay})  # fmt: skip
+        assert child.stdout and child.stdout.readline() == "ready\n"
+        assert must(r, "exec", "c", "true")[0] == 0
+        assert must(r, "kill", "c", "18")[0] == 0  # SIGCONT
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=20) == 143
 
 
 def test_what_is_pythons(r):
@@ -281,22 +450,27 @@ _CHANGES = {
     "exit_group",
     "socketpair",
     "fchown",
+    "renameat",
 }
 
 
-@pytest.mark.parametrize("verb", ["start", "kill", "delete", "exec"])
+@pytest.mark.parametrize("verb", ["start", "kill", "delete", "exec", "exec --process"])
 def test_the_front_killed_at_every_call(r, verb):
     """`delete --force` cleans what any of them leaves."""
-    words = {"start": ["start", "c"], "kill": ["kill", "c", "KILL"], "delete": ["delete", "--force", "c"], "exec": ["exec", "c", "true"]}[verb]  # fmt: skip
+    words = {"start": ["start", "c"], "kill": ["kill", "c", "KILL"], "delete": ["delete", "--force", "c"], "exec": ["exec", "c", "true"],
+             "exec --process": ["exec", "--process", str(r.base / "file"), "--detach", "--pid-file", str(r.base / "execpid"), "c"]}[verb]  # fmt: skip
     null, out = subprocess.DEVNULL, r.base / "trace"
 
     def traced(*options: str) -> int:
         command = r.words(need_strace(), "-o", out, *options, r.program, f"--root={r.state}", *words)
         return subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=60, check=False, env={**r.env, "NSRUN_REPLAY": "must"}).returncode  # fmt: skip
 
+    document = r.config(*SLEEP)
+    (r.base / "file").write_text(json.dumps({**document["process"], "args": ["true"]}, separators=(",", ":")))
+
     def begin() -> None:
-        r.create("c", None, *SLEEP)
-        if verb == "exec":
+        r.create("c", document)
+        if "exec" in verb:
             must(r, "start", "c")
 
     begin()
@@ -311,13 +485,17 @@ def test_the_front_killed_at_every_call(r, verb):
     begin()
     for name, count in places:
         assert traced("-e", f"inject={name}:signal=SIGKILL:when={count}") == -9, (name, count)
-        if verb == "exec":
+        if "exec" in verb:
             wait_for(lambda: len(descendants_in(r)) <= 2)  # the shell, and its sleep
+            if (r.base / "execpid").exists():
+                assert int((r.base / "execpid").read_text()) > 0  # never half of it
+                (r.base / "execpid").unlink()
             continue
         nothing_left(r)
         begin()
     assert len(places) > 5, calls
-    if verb == "exec":
+    if "exec" in verb:
+        assert must(r, *words)[0] == 0
         assert r.ok("exec", "c", "echo", "lives") == "lives\n"
     nothing_left(r)
 
@@ -354,6 +532,19 @@ def test_what_a_caller_says_was_told_is_not_believed(r):
         r.ok("delete", "--force", "c")
         pid = r.create("c", None, *SLEEP)
     assert r.status("c")["pid"] == pid
+
+
+@pytest.mark.parametrize("replay", ["0", "must"])
+def test_a_process_enters_the_cgroups_of_v1_by_itself(r, replay):
+    """Nobody is moved by its pid, which waits some milliseconds for all forks of the machine."""
+    pid = r.running("c")
+    out = r.base / "trace"
+    words = r.words(need_strace(), "-f", "-o", out, "-e", "trace=openat", r.program, f"--root={r.state}", "exec", "c", "cat", "/proc/self/cgroup")  # fmt: skip
+    done = subprocess.run(words, stdout=subprocess.PIPE, timeout=60, check=True, text=True, env={**r.env, "NSRUN_REPLAY": replay})  # fmt: skip
+    assert done.stdout == pathlib.Path(f"/proc/{pid}/cgroup").read_text()
+    opened = out.read_text()
+    assert "cgroup.procs" not in opened
+    assert opened.count("/tasks") == len([path for path in r.cgroups("c") if os.path.exists(f"{path}/tasks")])
 
 
 def test_an_exec_passes_signals_on(r):

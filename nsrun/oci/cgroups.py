@@ -17,7 +17,7 @@ from nsrun.errors import BadInput, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from nsrun.oci.resources import Setting
 
@@ -240,15 +240,21 @@ def apply(paths: dict[str, str], settings: Sequence[Setting], unified: bool) -> 
             raise BadInput(f"{field}: {what or os.strerror(error.errno or 0)} ({setting.file} = {setting.text})", errno=error.errno or 0) from None  # fmt: skip
 
 
-def joined(paths: dict[str, str], born: bool) -> list[str]:
-    """Return the cgroups that a process of a container is moved into; `born`: it was born in that of v2."""
-    return [path for key, path in paths.items() if not (key == _V2 and born)]
+def handle(key: str) -> str:
+    """Return the handle of a cgroup of v1 by which a process enters it."""
+    return f"cgroup:{key}"
+
+
+def entered(paths: Mapping[str, str]) -> dict[str, str]:
+    """Return the cgroups that a process has to enter, since nobody can be born in one of v1: their paths by their handles."""
+    return {handle(key): path for key, path in paths.items() if key != _V2}
 
 
 def join(paths: dict[str, str], pid: int, born: bool) -> None:
-    """Move a process into them."""
-    for path in joined(paths, born):
-        _write(f"{path}/cgroup.procs", str(pid))
+    """Move a process into them; `born`: it was born in that of v2."""
+    for key, path in paths.items():
+        if key != _V2 or not born:
+            _write(f"{path}/cgroup.procs", str(pid))
 
 
 # ---- what is in them ----------------------------------------------------------------------------------------------
@@ -518,6 +524,11 @@ def check_empty(paths: dict[str, str]) -> None:
     for key, path in paths.items():
         if members({key: path}):
             raise BadInput(f"linux.cgroupsPath: processes are in {path} already")
+
+
+def open_tasks(path: str) -> int:
+    """Return a descriptor by which a process of one thread enters a cgroup of v1."""
+    return os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def open_v2(paths: dict[str, str]) -> int:

@@ -4,9 +4,10 @@
     before the first verb   what every command takes for granted: witnesses (nsrun/run/replay.py)
     state                   the document as `state` prints it, but for the pid and the status
     start, kill, delete     what lifecycle.py does of them where there are no hooks
-    exec                    the plan of an exec with no option, of the container's own process with other arguments
+    exec                    the plan of an exec, of the container's own process with other arguments, and with --process another environment
 
-A command that needs more than that has no steps here, and is Python's.
+A command that needs more than that has no steps here, and is Python's.  An `exec --process` that is like no plan leaves one of its
+own (`exec`), for the next that is like it.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ from nsrun._protocol import (
     REPLAY_HEADER,
     REPLAY_MAGIC,
 )
+from nsrun.errors import NsrunError
 from nsrun.oci import cgroups, hooks
-from nsrun.oci.state import boot_id
-from nsrun.oci.steps import ExecuteContainer
+from nsrun.oci.state import boot_id, home_of
+from nsrun.oci.steps import ExecuteContainer, WritePidFile
 from nsrun.plan import INIT, InitStep
+from nsrun.plan.process import Release
 from nsrun.run import encode
-from nsrun.run.replay import BOOT_ID, CannotReplay, Compiler, argument, encoded, same_file
-from nsrun.schema import read_document
+from nsrun.run.replay import BOOT_ID, CannotReplay, Compiler, argument, encoded, same_file, same_inside
+from nsrun.schema import open_regular, read_document
+from nsrun.state import codec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from nsrun.oci.run import ContainerRun
@@ -51,7 +55,6 @@ class ExecCompiler(Compiler):
 
     def __init__(self, plan: Plan, run: ContainerRun, pid: int, start: int) -> None:
         super().__init__(plan, run, ())
-        self.about = {"cgroups": run.cgroups}
         self._process = pid, start
         self.values = {"member:ns:pid": pid}
         self.stdio = ("ours", "ours", "ours")  # handles that there are not: the caller's own
@@ -66,37 +69,58 @@ class ExecCompiler(Compiler):
         bare = pack(PLAN_HEADER, PLAN_MAGIC, 0)
         head = pack(PLAN_HEADER, PLAN_MAGIC, len(steps) + 1) + encode(steps, self)[len(bare) :]
         program, _, environment, *numbers = last.args(self)  # type: ignore[arg-type]
+        if self.plan is self.run.plan:
+            environment = []  # the file of --process says it each time
         head += pack("=I", OP_OF_STEP["ExecuteContainer"]) + argument("s", program)
-        tail = argument("l", environment) + b"".join(argument("i", number) for number in numbers)
-        return ("document", head, b"", tail), sorted(self._asked - {-1})
+        tail = b"".join(argument("i", number) for number in numbers)
+        return ("arguments", head, argument("l", environment)[4:], tail), sorted(self._asked - {-1})
 
 
 def leave(run: ContainerRun, config: dict[str, Any]) -> None:
     """Leave the plan of a container that has just been made, if there can be one."""
     container = run.container
     assert container
+    called = config.get("hooks") or {}
+
+    def verbs() -> dict[str, Sequence[Replayed] | None]:
+        return {
+            "state": _state(container),
+            "start": None if called.get("startContainer") or called.get("poststart") else [*_look(container), _only("created"), ("let_go",)],
+            "kill": [*_look(container), ("send",)],
+            "delete": None if called.get("poststop") or container.note().get("unit") else _delete(container),
+            "exec": _own_exec(run, container, config),
+        }  # fmt: skip
+
+    _leave(container, "plan", verbs)
+
+
+def leave_exec(run: ContainerRun, container: Container, process: dict[str, Any], frame: Sequence[str]) -> None:
+    """Leave the plan of an exec that is about to begin, for others whose file of --process says the same but for args and env.
+
+    process: as that is executed; frame: members().
+    """
+    if process.get("terminal") or os.environ.get("LISTEN_FDS"):
+        return
+    _leave(container, "exec", lambda: {"exec": _exec(run, container, run.plan, process, frame)})
+
+
+def _leave(container: Container, name: str, verbs: Callable[[], dict[str, Sequence[Replayed] | None]]) -> None:
+    """Write a compiled plan into the directory of a container, unless there can be none."""
     try:
         if os.geteuid() or kernel.in_userns():
             raise CannotReplay("it is not of the host's own root")
         steps = _witnesses(container)
-        called = config.get("hooks") or {}
-        for verb, some in (
-            ("state", _state(container)),
-            ("start", None if called.get("startContainer") or called.get("poststart") else [*_look(container), _only("created"), ("let_go",)]),
-            ("kill", [*_look(container), ("send",)]),
-            ("delete", None if called.get("poststop") or container.note().get("unit") else _delete(container)),
-            ("exec", _exec(run, container, config)),
-        ):  # fmt: skip
+        for verb, some in verbs().items():
             if some is not None:
                 steps += [("verb", verb), *some]
         body = b"".join(encoded(*step) for step in steps)
         data = pack(REPLAY_HEADER, REPLAY_MAGIC, BUILD, kernel.checksum(body), len(steps)) + body
         if len(data) > REPLAY_BYTES:
             raise CannotReplay("it is too large")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        with open(os.open(f"{container.path}/plan.tmp", flags, 0o600), "wb") as file:
+        path = f"{container.path}/{name}"
+        with open(open_regular(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), "wb") as file:
             file.write(data)
-        os.rename(f"{container.path}/plan.tmp", f"{container.path}/plan")
+        os.rename(f"{path}.tmp", path)
     except CannotReplay:
         pass
     except Exception:  # the container is there, and every command finds all that it needs without a plan
@@ -142,30 +166,60 @@ def _delete(container: Container) -> list[Replayed]:
     return [*_look(container), _only("stopped", "created"), ("end",), *(("remove_cgroup", path) for path in paths), ("remove",)]  # fmt: skip
 
 
-def _exec(run: ContainerRun, container: Container, config: dict[str, Any]) -> list[Replayed] | None:
-    """Return the steps of an exec; None when Python has to do it."""
+def members(process: dict[str, Any]) -> list[str]:
+    """Return what a file of `exec --process` says beside args and env, as csrc/process.h compares it."""
+    return [codec.compact({key: value})[1:-1] for key, value in process.items() if key not in ("args", "env")]
+
+
+def _own_exec(run: ContainerRun, container: Container, config: dict[str, Any]) -> list[Replayed] | None:
+    """Return the steps of an exec like the container's own process; None when Python has to do it."""
     from nsrun.oci.plan import Facts, exec_plan
 
+    own = config["process"]
+    process = {**own, "terminal": False, "consoleSize": None}
+    if process.get("selinuxLabel"):
+        return None
+    note = container.note()
+    facts = Facts(root=container.root, ident=container.id)
+    plan = exec_plan(process, (config.get("linux") or {}).get("seccomp"), note, hooks.foreign(note["pid"]), facts)
+    return _exec(run, container, plan, process, () if own.get("terminal") else members(own))
+
+
+def _exec(
+    run: ContainerRun, container: Container, plan: Plan, process: dict[str, Any], frame: Sequence[str]
+) -> list[Replayed] | None:
+    """Return the steps of an exec; None when Python has to do it."""
     note = container.note()
     pid, start = note["pid"], note["start"]
-    flags = hooks.foreign(pid)
-    process = {**config["process"], "terminal": False, "consoleSize": None}
-    if flags & (kernel.CLONE_NEWUSER | kernel.CLONE_NEWTIME) or process.get("selinuxLabel"):
+    if hooks.foreign(pid) & (kernel.CLONE_NEWUSER | kernel.CLONE_NEWTIME) or process.get("selinuxLabel"):
         return None
     witnesses = [_same_link(f"/proc/{who}/ns/{name}") for name in _NAMESPACES for who in ("self", pid)]
-    selinux = os.path.exists("/sys/fs/selinux/enforce")
-    facts = Facts(root=container.root, ident=container.id, selinux=selinux)
-    plan = exec_plan(process, (config.get("linux") or {}).get("seccomp"), note, flags, facts)
     compiler = ExecCompiler(plan, run, pid, start)
     found: list[Replayed] = []
     for step in plan.steps:
-        if step.phase == INIT:
+        if step.phase == INIT or isinstance(step, WritePidFile):
             continue
         form: Sequence[Replayed] | None = step.replayed(compiler)
         if form is None:
             return None
-        found += form
-    return [*_look(container), _only("created", "running"), *witnesses, *found, ("stay",)]
+        found += [("write_pid",), *form] if isinstance(step, Release) else form
+    home = _home(pid, (process.get("user") or {}).get("uid") or 0)
+    return [("frame", frame), *home, *_look(container), _only("created", "running"), *witnesses, ("unlock",), *found, ("stay",)]  # fmt: skip
+
+
+def _home(pid: int, uid: int) -> list[Replayed]:
+    """Return the step that gives a process a HOME; none when it can't be known whether that will be the same."""
+    from time import time_ns
+
+    root, when = f"/proc/{pid}/root", time_ns()
+    seen: list[os.stat_result] = []
+    try:
+        with kernel.Fd(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            word = home_of(fd, uid, seen)
+        _, *witness = same_inside(root, "/etc/passwd", seen[0] if seen else None, when)
+    except (CannotReplay, NsrunError, OSError):
+        return []
+    return [("home", word, *witness)]
 
 
 def recorded(path: str) -> tuple[int, int, list[str]]:

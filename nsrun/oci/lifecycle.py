@@ -99,16 +99,10 @@ def _home(root: int, environment: list[str], uid: int) -> list[str]:
     """Return the environment with a HOME: that of the user in the container's own /etc/passwd."""
     if any(word.startswith("HOME=") for word in environment):
         return environment
-    home = "/"
     try:
-        for line in kernel.read_in_root_at(root, "/etc/passwd").split("\n"):
-            fields = line.split(":")
-            if len(fields) > 5 and fields[2] == str(uid) and fields[5].startswith("/"):
-                home = fields[5]
-                break
+        return [*environment, state.home_of(root, uid)]
     except (NsrunError, OSError):
-        pass
-    return [*environment, f"HOME={home}"]
+        return [*environment, "HOME=/"]
 
 
 def _host_maps(path: str) -> dict[str, list[list[int]]]:
@@ -694,15 +688,13 @@ def _is_id(text: str) -> bool:
     return is_number(text) and int(text) <= MAX_ID
 
 
-def _exec_process(words: Words, document: Config) -> Config:
-    """Return the process of an exec: what the options say, or the file of --process, and the container's own for the rest."""
+def _exec_process(words: Words, document: Config, file: Config) -> Config:
+    """Return the process of an exec: what the options say, or the `file` of --process, and the container's own for the rest."""
     from nsrun.oci import config
 
     own = document["process"]
-    if path := words.value("process"):
-        if words.arguments[1:]:
-            raise UsageError("--process and a command exclude each other")
-        process = config.load_process(_document(path), path)
+    if file:
+        process = dict(file)
         for name in ("capabilities", "apparmorProfile", "selinuxLabel", "rlimits"):
             if process.get(name) in (None, "") and own.get(name):  # {} and [] are none of them, and not the container's
                 process[name] = own[name]
@@ -765,7 +757,14 @@ def execute(words: Words, root: str, log: Log) -> int:
         if status not in ("created", "running"):
             raise BadInput(f"container {ident!r} can't execute anything: it is {status}")
         note, document = container.note(), container.config()
-    process = _exec_process(words, document)
+    file: Config = {}
+    if path := words.value("process"):
+        from nsrun.oci import config
+
+        if words.arguments[1:]:
+            raise UsageError("--process and a command exclude each other")
+        file = config.load_process(_document(path), path)
+    process = _exec_process(words, document, file)
     _check_console(process, words.value("console-socket"), detach)
     linux = document.get("linux") or {}
     environment = list(process.get("env") or [])
@@ -786,7 +785,14 @@ def execute(words: Words, root: str, log: Log) -> int:
     )
     made = ContainerRun(exec_plan(process, linux.get("seccomp"), note, flags, facts))
     master: list[int] = []
-    made.before_release = lambda: master.extend([os.dup(made.fd("tty:master"))] if "tty:master" in made.handles else [])
+
+    def before_release() -> None:
+        if "tty:master" in made.handles:
+            master.append(os.dup(made.fd("tty:master")))
+        if file and not preserve and os.environ.get("NSRUN_REPLAY") != "0":
+            _leave_exec(made, root, note, process, file)
+
+    made.before_release = before_release
     try:
         made.execute()
     except StepError as error:
@@ -796,6 +802,19 @@ def execute(words: Words, root: str, log: Log) -> int:
     from nsrun.oci.foreground import stay
 
     return stay(made.pid, master[0] if master else -1, made.restore_signals)
+
+
+def _leave_exec(run: ContainerRun, root: str, note: Config, process: Config, file: Config) -> None:
+    """Leave the plan of an exec with --process, if nobody works on the container now."""
+    from nsrun.oci import leave
+
+    try:
+        container = state.find(root, note["id"], 0)
+    except (NsrunError, OSError):
+        return
+    with container:
+        if container.has("state") and container.note() == note:
+            leave.leave_exec(run, container, process, leave.members(file))
 
 
 # ---- update, events -----------------------------------------------------------------------------------------------

@@ -64,8 +64,9 @@ from nsrun.oci.steps import (
     Wait,
     WritePidFile,
     WriteState,
+    enter_cgroups,
 )
-from nsrun.plan import HOST, OPEN, Plan, Step
+from nsrun.plan import HOST, OPEN, InitStep, Plan, Step
 from nsrun.plan.mounts import (
     AttachRoot,
     EnterMountNamespace,
@@ -185,9 +186,8 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         if not path and kind not in ("user", "cgroup", "time")
     )
     own_cgroup = "cgroup" in namespaces and not namespaces["cgroup"]
-    # a cgroup of v1, or one that systemd makes of a process: nobody can be born there
-    moved = bool(set(facts.cgroups) - {"0"}) or facts.scope is not None
-    waits_for_cgroups = own_cgroup and moved
+    entering, in_cgroups = _cgroup_steps(facts.cgroups, bool(facts.scope or namespaces.get("user")), optional=True)
+    waits_for_cgroups = own_cgroup and bool(in_cgroups or facts.scope)
 
     # 1 Open
     steps: list[Step] = [ClaimContainer(facts.root, facts.ident, facts.note, config), MakeFifos()]
@@ -217,13 +217,13 @@ def create_plan(config: Config, facts: Facts) -> Plan:
 
     # 2 Host
     limited = (facts.cgroups, tuple(facts.settings), facts.unified, facts.may_lack, facts.devices)
-    in_cgroups: list[Step] = [JoinCgroups()] if moved else []
     if facts.scope:
         if any(isinstance(step, OpenCgroupTree) for step in opened):
             raise BadInput(
                 "linux.namespaces: cgroup is missing: a scope of systemd is made later than its mounts of v1"
             )
-        in_cgroups.insert(0, MakeScope(*limited, ident=facts.ident, scope=facts.scope, properties=facts.properties))
+        made = MakeScope(*limited, ident=facts.ident, scope=facts.scope, properties=facts.properties)
+        in_cgroups = [made, JoinCgroups()]
     else:
         steps.append(MakeCgroups(*limited))
     steps += [step for step in opened if step.phase == HOST]
@@ -248,7 +248,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     steps += [Undumpable(), MakePrivate()]
     steps += [EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME)] if "time" in namespaces else []
     if own_cgroup:
-        steps += [*([Wait()] if waits_for_cgroups else []), Unshare(kernel.CLONE_NEWCGROUP)]
+        steps += [*([Wait()] if waits_for_cgroups else entering), Unshare(kernel.CLONE_NEWCGROUP)]
     steps.append(AttachRoot("rootfs:fd", "/" if "user" in namespaces else facts.rootfs))
     steps += inner[: len(inner) - bool(process.get("terminal"))] + nodes
     steps += inner[len(inner) - bool(process.get("terminal")) :]
@@ -276,6 +276,7 @@ def create_plan(config: Config, facts: Facts) -> Plan:
         steps.append(SetPropagation(propagation))
     if linux.get("personality"):
         steps.append(SetPersonality(8 if linux["personality"]["domain"] == "LINUX32" else 0))
+    steps += [] if own_cgroup else entering
     steps += _ends(process, facts, linux.get("seccomp"), waits=True)
 
     # 5 Commit
@@ -285,6 +286,13 @@ def create_plan(config: Config, facts: Facts) -> Plan:
     steps += _commit(process, facts, linux.get("seccomp"), "creating")
     steps += [WriteState(), *([WritePidFile(facts.pid_file)] if facts.pid_file else []), Release()]
     return Plan(f"create {facts.ident}", steps)
+
+
+def _cgroup_steps(paths: Mapping[str, str], moved: bool, optional: bool = False) -> tuple[list[InitStep], list[Step]]:
+    """Return the steps by which a process enters its cgroups of v1, and those by which we move it there."""
+    if moved:
+        return [], [JoinCgroups()] if set(paths) - {"0"} else []
+    return enter_cgroups(paths, optional), []
 
 
 def _asks(linux: Config) -> bool:
@@ -312,6 +320,7 @@ def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], 
     else:
         steps.append(GiveStdio(uid))
     clocks: list[Step] = []
+    entering, in_cgroups = _cgroup_steps(note["cgroups"], bool(flags & kernel.CLONE_NEWUSER))
     if flags & kernel.CLONE_NEWTIME:
         steps.append(OpenNamespace("time", f"/proc/{note['pid']}/ns/time", "ns:time"))
         clocks.append(EnterMountNamespace("ns:time", _CLOCKS, kernel.CLONE_NEWTIME))
@@ -324,12 +333,12 @@ def exec_plan(process: Config, seccomp: Config | None, note: Mapping[str, Any], 
             keep_keys=facts.keep_keys,
         ),
         Undumpable(),
+        *entering,
         *clocks,
         EnterMountNamespace("member:ns", "The container's own files and mounts, as it sees them."),
         *_ends(process, facts, seccomp, waits=False),
     ]
-    steps += [JoinCgroups()] if set(note["cgroups"]) - {"0"} else []
-    steps += _commit(process, facts, seccomp, "running", note)
+    steps += [*in_cgroups, *_commit(process, facts, seccomp, "running", note)]
     steps += [*([WritePidFile(facts.pid_file)] if facts.pid_file else []), Release()]
     return Plan(f"exec {facts.ident}", steps)
 
@@ -344,6 +353,7 @@ def hook_plan(
     """
     steps: list[Step] = [OpenContainer(pid, start), LoadProgram("nsrun-init", "init:fd")]
     clocks: list[Step] = []
+    entering, in_cgroups = _cgroup_steps(cgroups, bool(flags & kernel.CLONE_NEWUSER))
     if config is None:
         ends: list[Step] = [ExecuteContainer(_hook_arguments(hook), _hook_environment(hook), program=hook["path"])]
         commit: list[Step] = []
@@ -365,10 +375,11 @@ def hook_plan(
         OpenCgroups(cgroups),
         LaunchContainer("member:ns", flags & ~(kernel.CLONE_NEWNS | kernel.CLONE_NEWTIME)),
         Undumpable(),
+        *entering,
         *clocks,
         EnterMountNamespace("member:ns", "A hook sees the mounts of the container."),
         *ends,
-        *([JoinCgroups()] if set(cgroups) - {"0"} else []),
+        *in_cgroups,
         *commit,
         Release(),
     ]

@@ -8,6 +8,7 @@
     started    there when the program runs
     killed     there when it was killed while `start` waited for it
     plan       a compiled plan, by which csrc/oci.c does what follows (nsrun/oci/leave.py)
+    exec       another one, of the last `exec --process` that was not like it
 
 A command holds flock(2) on the directory, so that two of one container follow each other; the kernel takes the lock away
 whatever happens to its holder.  Nobody waits long for it, since its holder may wait for the container: `kill` and `delete
@@ -48,6 +49,15 @@ def default_root() -> str:
     if os.geteuid():
         raise UsageError("XDG_RUNTIME_DIR is not set: --root says where the state is")
     return "/run/nsrun-oci"
+
+
+def home_of(root: int, uid: int, seen: list[os.stat_result] | None = None) -> str:
+    """Return "HOME=…" of a user in the /etc/passwd of a root directory; `seen` gets what was read.  Raise NsrunError or OSError."""
+    for line in kernel.read_in_root_at(root, "/etc/passwd", seen).split("\n"):
+        fields = line.split(":")
+        if len(fields) > 5 and fields[2] == str(uid) and fields[5].startswith("/"):
+            return f"HOME={fields[5]}"
+    return "HOME=/"
 
 
 def boot_id() -> str:

@@ -408,6 +408,19 @@ class GiveStdio(Step):
 # ---- 2 Host -------------------------------------------------------------------------------------------------------
 
 
+def _tasks(paths: Mapping[str, str]) -> list[str | Part]:
+    return [f'{handle} = open("{path}/tasks", O_WRONLY)' for handle, path in cgroups.entered(paths).items()]
+
+
+def _hold(run: Context, paths: dict[str, str]) -> None:
+    """Open the cgroup that a process is born in, and those that it enters."""
+    fd = cgroups.open_v2(paths)
+    if fd >= 0:
+        run.hold("cgroup:dir", fd)
+    for handle, path in cgroups.entered(paths).items():
+        run.hold(handle, cgroups.open_tasks(path))
+
+
 class MakeCgroups(Step):
     phase = HOST
     why = "The container is one directory in each hierarchy, with its limits, before a process is in it."
@@ -420,6 +433,9 @@ class MakeCgroups(Step):
     hints = {EACCES: "needs root, or a path below a cgroup that was delegated", ENOSPC: "cpuset.cpus of the cgroup above is empty"}  # fmt: skip
 
     def made(self) -> list[str | Part]:
+        return [*self.making(), *_tasks(self.paths)]
+
+    def making(self) -> list[str | Part]:
         found: list[str | Part] = [f'mkdir("{path}", 0755)' for path in self.paths.values()]
         if found:
             note: list[str | Part] = ['open("state.tmp")', 'rename("state.tmp", "state")']
@@ -432,7 +448,7 @@ class MakeCgroups(Step):
         return "mkdir of the container's cgroups"
 
     def makes(self) -> tuple[str, ...]:
-        return ("cgroup:dir?",)
+        return ("cgroup:dir?", *(f"{handle}?" for handle in cgroups.entered(self.paths)))
 
     def do(self, run: Context) -> None:
         cgroups.check_empty(dict(self.paths))
@@ -442,9 +458,7 @@ class MakeCgroups(Step):
         own.cgroups = dict(self.paths)
         own.cgroups = cgroups.make(cgroups.Machine(), dict(self.paths), self.may_lack)
         self._limit(own.cgroups)
-        fd = cgroups.open_v2(own.cgroups)
-        if fd >= 0:
-            run.hold("cgroup:dir", fd)
+        _hold(run, own.cgroups)
 
     def _limit(self, paths: dict[str, str]) -> None:
         """Write the limits of the container's cgroups."""
@@ -478,7 +492,7 @@ class MakeScope(MakeCgroups):
     def made(self) -> list[str | Part]:
         assert self.scope
         ask = f'StartTransientUnit("{self.scope.unit}", "fail", PIDs = [PID], Slice = "{self.scope.slice}", …)   /* to systemd, over D-Bus */'
-        return [ask, Part(["recvmsg(JobRemoved)"], when="it is done"), *super().made()]
+        return [ask, Part(["recvmsg(JobRemoved)"], when="it is done"), *self.making()]
 
     def brief(self) -> str:
         return f'StartTransientUnit("{self.scope.unit if self.scope else ""}")'
@@ -518,28 +532,27 @@ class MakeScope(MakeCgroups):
 
 class OpenCgroups(Step):
     phase = HOST
-    why = "One more process of a container is born in its cgroup."
-    man = "clone3(2) CLONE_INTO_CGROUP"
+    why = "One more process of a container is born in its cgroup of v2, and enters those of v1."
+    man = "clone3(2) CLONE_INTO_CGROUP, cgroups(7)"
     paths: Mapping[str, str]
 
     def made(self) -> list[str | Part]:
         v2 = cgroups.v2_of(dict(self.paths))
-        return [f'cgroup:dir = open("{v2}", O_DIRECTORY)' if v2 else "# there is no cgroup of v2"]
+        return [f'cgroup:dir = open("{v2}", O_DIRECTORY)' if v2 else "# there is no cgroup of v2", *_tasks(self.paths)]
 
     def makes(self) -> tuple[str, ...]:
-        return ("cgroup:dir?",)
+        return ("cgroup:dir?", *cgroups.entered(self.paths))
 
     def replayed(self, compiler: Compiling) -> list[Replayed]:
         path = cgroups.v2_of(dict(self.paths))
-        return [("cgroup", path, os.stat(path).st_ino, compiler.make("cgroup:dir"))] if path else []
+        found: list[Replayed] = [("open_cgroup", path, compiler.make(handle)) for handle, path in cgroups.entered(self.paths).items()]  # fmt: skip
+        return [*([("cgroup", path, os.stat(path).st_ino, compiler.make("cgroup:dir"))] if path else []), *found]
 
     def do(self, run: Context) -> None:
         own = _own(run)
         # One that can't be seen here is an error: the process would be outside of the container's limits.
         own.cgroups = dict(self.paths)
-        fd = cgroups.open_v2(own.cgroups)
-        if fd >= 0:
-            run.hold("cgroup:dir", fd)
+        _hold(run, own.cgroups)
 
 
 class MakeUserNamespace(Step):
@@ -937,6 +950,34 @@ class SetFilterWithListener(InitStep):
         return ("seccomp:fd",)
 
 
+class EnterCgroup(InitStep):
+    many = "{} cgroups are entered"
+    why = "Nobody can be born in a cgroup of v1. Who enters one by itself, as its only thread, does not wait until all forks of the machine are done, as who is moved does."
+    man = "cgroups(7)"
+    handle: str
+    path: str
+    optional: bool = False  # it may be missing, where it could not be made
+
+    def args(self, run: Context) -> Sequence[int]:
+        return (run.fd(self.handle), int(self.optional))
+
+    def made(self) -> list[str | Part]:
+        return [f'write({self.handle}, "0")', f"close({self.handle})"]
+
+    def thing(self) -> str:
+        return self.path
+
+    def needs(self) -> tuple[str, ...]:
+        return (f"{self.handle}?" if self.optional else self.handle,)
+
+    def check(self) -> str:
+        return "cat /proc/PID/cgroup"
+
+
+def enter_cgroups(paths: Mapping[str, str], optional: bool = False) -> list[InitStep]:
+    return [EnterCgroup(handle, path, optional) for handle, path in cgroups.entered(paths).items()]
+
+
 class Wait(InitStep):
     """nsrun-init says that it has come here, and goes on when it is told to."""
 
@@ -984,14 +1025,11 @@ class ExecuteContainer(InitStep):
 
 class JoinCgroups(Step):
     phase = COMMIT
-    why = "Nobody can be born in a cgroup of v1, so the process is moved there before it is anything."
+    why = "A scope is made of a process that there is; and in a user namespace that others are root of, nsrun-init may hold no cgroup that root has opened, by which they could move any process that they see."
     man = "cgroups(7)"
 
     def made(self) -> list[str | Part]:
         return [Part(['write("cgroup.procs", PID)'], each="hierarchy but that in which it was born")]
-
-    def replayed(self, compiler: Compiling) -> list[Replayed]:
-        return [("join_cgroups", cgroups.joined(compiler.about["cgroups"], compiler.fd("cgroup:dir") >= 0))]
 
     def do(self, run: Context) -> None:
         own = _own(run)

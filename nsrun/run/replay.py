@@ -268,7 +268,7 @@ def witnesses(run: Run, asked: Asked) -> list[Replayed]:
     }
     found += [same_file(path, st) for path, st in seen.items()]
     found += [_same_text(path, text) for path, text in run.state.seen_text.items()]
-    return found + [_same_inside(*seen) for seen in run.state.seen_inside]
+    return found + [same_inside(*seen) for seen in run.state.seen_inside]
 
 
 def _boot_id() -> str:
@@ -292,7 +292,7 @@ def _same_text(path: str, text: str | None) -> Replayed:
     return ("absent", path) if text is None else ("same_text", path, text)
 
 
-def _same_inside(root: str, path: str, st: os.stat_result | None, when: int) -> Replayed:
+def same_inside(root: str, path: str, st: os.stat_result | None, when: int) -> Replayed:
     """Return the witness of a file that was read below a root directory at a time, in nanoseconds.
 
     One that had been changed within the second before could be changed again and look the same: raise CannotReplay.

@@ -189,6 +189,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	answers = (const char *)data + 1 + n_steps, answers_end = answers + n_answers;
 	argc_ = 6, argv_ = words, envp_ = variables, n_words = 2, budget = 20000;
 	plan_begin = steps, plan_end = steps + n_steps;
+#ifdef OCI
+	asked.process = n_steps % 2 ? "process" : NULL, asked.pid_file = "/run/x/pid";
+#endif
 	p = steps, end = steps + n_steps;
 	if (!_setjmp(over)) {
 		struct arg a[16];
@@ -202,6 +205,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	channel = child = monitor = go[0] = go[1] = -1, lost = released = 0;
 #ifdef OCI
 	container = told = -1, done = forced = 0;
+	memset(&asked, 0, sizeof asked);
 	memset(&first, 0, sizeof first);
 #endif
 	return 0;
