@@ -30,6 +30,5 @@ def test_limits_and_profiles_where_the_kernel_has_them():
         "tests/machine id says no more; another machine",
     )
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "no cgroup v2 with controllers" not in done.stdout and re.search(r"^s*\.{13,} ", done.stdout, re.M), (
-        done.stdout
-    )
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert "no cgroup v2 with controllers" not in done.stdout and passed and int(passed[1]) >= 13, done.stdout

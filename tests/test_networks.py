@@ -315,7 +315,7 @@ def die(new, path):
 nsrun.state._put = die
 networks.create(State(), "back", {{}})
 """
-    done = subprocess.run([sys.executable, "-c", program], env=host.env, check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-I", "-c", program], env=host.env, check=False, timeout=30)
     assert done.returncode == -signal.SIGKILL
     assert networks.names(State()) == (["back"] if when == "after" else [])
     if when == "before":
