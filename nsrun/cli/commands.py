@@ -335,6 +335,13 @@ OF_MEMBER = (
         "CMD",
         "check whether the member is healthy by this command: a shell's, or a JSON list; exit status 0 is healthy",
     ),
+    O(
+        "--health-http",
+        "URL",
+        "check by a GET of http://[HOST]:PORT/PATH in the pod's network: a status from 200 to 399 is healthy; without HOST: at the pod's address",
+    ),
+    O("--health-header", "NAME:VALUE", "one more header of --health-http", many=True),
+    O("--health-tcp", "[HOST:]PORT", "check by a connection in the pod's network"),
     O("--health-interval", "TIME", "time between two checks: 10s, 1m30s (default: 30s)"),
     O("--health-timeout", "TIME", "kill a check that takes longer, and count it as failed (default: 30s)"),
     O("--health-retries", "N", "so many failures one after the other make the member unhealthy (default: 3)"),

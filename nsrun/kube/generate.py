@@ -39,6 +39,27 @@ _DEFAULT_SHM = 64 << 20
 _HEALTH = {"interval": "30s", "timeout": "30s", "retries": "3", "start_period": "0s"}
 
 
+def _connection(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the httpGet or tcpSocket of a health check; {} where it has none."""
+    kind = next((key for key in ("health_http", "health_tcp") if key in options), "")
+    if not kind:
+        return {}
+    text = options[kind]
+    place, slash, path = text.removeprefix("http://").partition("/") if kind == "health_http" else (text, "", "")
+    host, colon, port = place.rpartition(":")
+    if kind == "health_http" and (not colon or place.endswith("]")):
+        host, port = place, "80"
+    found: dict[str, Any] = {"port": int(port)}
+    if host:
+        found["host"] = host.strip("[]")
+    if kind == "health_tcp":
+        return {"tcpSocket": found}
+    headers = [header.partition(":") for header in options.get("health_header", [])]
+    if headers:
+        found["httpHeaders"] = [{"name": name, "value": value.strip()} for name, _, value in headers]
+    return {"httpGet": {"path": f"/{path}", **found}}
+
+
 class Pod:
     """A pod to write: its note, and what only the machine tells.
 
@@ -364,12 +385,13 @@ class _Container:
             command = command[1:]
         elif isinstance(command, list) and command[:1] in (["CMD-SHELL"], ["NONE"]):
             command = None  # words of Docker's, which YAML takes for a program
-        if not isinstance(command, list) or not command or not whole or "health_start_interval" in given:
+        action = {"exec": {"command": command}} if isinstance(command, list) and command else _connection(given)
+        if not action or not whole or "health_start_interval" in given:
             for key, value in given.items():
                 self.keep(key, value)
             return {}
         numbers = {key: int(text.rstrip("s")) for key, text in seconds.items()}
-        probe = {"exec": {"command": command}, "initialDelaySeconds": numbers["start_period"]}
+        probe = {**action, "initialDelaySeconds": numbers["start_period"]}
         rest = {"periodSeconds": "interval", "timeoutSeconds": "timeout", "failureThreshold": "retries"}
         return probe | {field: numbers[key] for field, key in rest.items()}
 

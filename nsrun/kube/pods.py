@@ -28,6 +28,7 @@ from nsrun.kube.fields import (
     is_subdomain,
     quantity,
 )
+from nsrun.spec.health import check_connect
 from nsrun.spec.options import parse_target
 from nsrun.spec.pod import is_address
 
@@ -72,8 +73,10 @@ _CONTAINER = _names(
     """name image imagePullPolicy command args workingDir ports env envFrom volumeMounts resources securityContext
     restartPolicy livenessProbe"""
 )
-_PROBE = _names("exec initialDelaySeconds periodSeconds timeoutSeconds failureThreshold successThreshold")
-_PROBE_OTHERS = _names("httpGet tcpSocket grpc terminationGracePeriodSeconds")
+_PROBE = _names(
+    "exec httpGet tcpSocket initialDelaySeconds periodSeconds timeoutSeconds failureThreshold successThreshold"
+)
+_PROBE_OTHERS = _names("grpc terminationGracePeriodSeconds")
 _CONTAINER_OTHERS = _names(
     """lifecycle readinessProbe startupProbe resizePolicy restartPolicyRules stdin stdinOnce tty
     terminationMessagePath terminationMessagePolicy volumeDevices"""
@@ -811,18 +814,13 @@ class _Container:
 
     def probe(self, field: Field) -> None:
         """Have the member's health checked.  What is unhealthy is shown, and not restarted."""
-        import json
-
         probe = field.fields(_PROBE, _PROBE_OTHERS)
-        command = probe["exec"].fields(_names("command")).get("command") if "exec" in probe else None
-        if command is None or not command.items():
-            raise field.wrong("it has no exec with a command")
+        kinds = [kind for kind in ("exec", "httpGet", "tcpSocket") if kind in probe]
+        if len(kinds) != 1:
+            raise field.wrong("it has one of exec, httpGet and tcpSocket")
         if "successThreshold" in probe and probe["successThreshold"].number(1, 1 << 20) != 1:
             raise probe["successThreshold"].wrong("one success makes it healthy")
-        words = [word.text() for word in command.items()]
-        if not words[0]:
-            raise command.items()[0].wrong("it is empty, and names no program")
-        self.put("health_cmd", json.dumps(["CMD", *words]), command)
+        {"exec": self.probe_command, "httpGet": self.probe_http, "tcpSocket": self.probe_tcp}[kinds[0]](probe[kinds[0]])
         for key, option, default, unit in (
             ("periodSeconds", "interval", 10, "s"),
             ("timeoutSeconds", "timeout", 1, "s"),
@@ -832,6 +830,61 @@ class _Container:
             low = 0 if key == "initialDelaySeconds" else 1
             number = probe[key].number(low, 86400) if key in probe else default
             self.put(f"health_{option}", f"{number}{unit}", probe.get(key, field))
+
+    def probe_command(self, field: Field) -> None:
+        import json
+
+        command = field.fields(_names("command")).get("command")
+        if command is None or not command.items():
+            raise field.wrong("it has no command")
+        words = [word.text() for word in command.items()]
+        if not words[0]:
+            raise command.items()[0].wrong("it is empty, and names no program")
+        self.put("health_cmd", json.dumps(["CMD", *words]), command)
+
+    def probe_http(self, field: Field) -> None:
+        found = field.fields(_names("host port path scheme httpHeaders"))
+        if "scheme" in found:
+            found["scheme"].one_of("HTTP")
+        path = found["path"].text() if "path" in found else "/"
+        url = f"http://{self.probe_place(field, found)}/{path.removeprefix('/')}"
+        headers = []
+        for header in found["httpHeaders"].items() if "httpHeaders" in found else []:
+            pair = header.fields(_names("name value"))
+            if "name" not in pair or "value" not in pair:
+                raise header.wrong("it has no name, or no value")
+            if ":" in pair["name"].text():
+                raise pair["name"].wrong(f"{pair['name'].said()} is not a name of a header")
+            headers.append(f"{pair['name'].text()}: {pair['value'].text()}")
+        try:
+            check_connect({"health_http": url, "health_header": headers})
+        except UsageError as error:
+            raise field.wrong(error.message, hint=error.hint) from None
+        self.put("health_http", url, field)
+        if headers:
+            self.put("health_header", headers, found["httpHeaders"])
+
+    def probe_tcp(self, field: Field) -> None:
+        self.put("health_tcp", self.probe_place(field, field.fields(_names("host port"))).removeprefix(":"), field)
+
+    def probe_place(self, field: Field, found: dict[str, Field]) -> str:
+        """Return HOST:PORT of a probe, without HOST for the pod's own address; a port may have the name of one of the container's."""
+        if "port" not in found:
+            raise field.wrong("it has no port")
+        port = found["port"]
+        if isinstance(port.value, str):
+            ports = [one.object() for one in (self.fields["ports"].items() if "ports" in self.fields else [])]
+            named = [one["containerPort"] for one in ports if "name" in one and one["name"].value == port.value]
+            if not named:
+                raise port.wrong(f"the container has no port {port.said()}")
+            port = named[0]
+        number = port.number(1, 65535)
+        host = found["host"].text() if "host" in found else ""
+        if host and host != "localhost" and not is_address(host):
+            raise found["host"].wrong(
+                f"{found['host'].said()} is not an address", hint="leave it out for the pod's own"
+            )
+        return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
 
     # ---- mounts --------------------------------------------------------------------------------------------------
 

@@ -304,18 +304,25 @@ _TIMES = {"interval": "interval", "timeout": "timeout", "start_period": "period"
 
 
 def _checks(spec: MemberSpec, health: Health, pod: PodNote, request: Request, filtered: bool) -> Step:
-    """Return the step that leaves the plan of a member's health checks: what exec would do, without a terminal."""
+    """Return the step that leaves the plan of a member's health checks: what exec would do, without a terminal; or a place."""
     from nsrun.plan.health import PrepareChecks
 
+    times = {short: round(1000 * float(health[key])) for key, short in _TIMES.items()}  # type: ignore[literal-required]
+    times["retries"] = health["retries"]
     process: Process = {**spec["process"], "terminal": False, "args": health["command"]}
+    uid = _owner_of_streams(process, request, pod)
+    if "connect" in health:
+        from nsrun.plan.health import PrepareConnects
+        from nsrun.spec.health import parse_connect
+
+        address = pod["network"].get("ip", "") if "network" in pod else ""  # a pod that is planned has none yet
+        place = parse_connect(health["connect"], health.get("headers", []), address)
+        return PrepareConnects(*place, _spaces(spec, pod), uid, times)
     own = bool(spec["linux"]["cgroupsPath"])
     steps = [Undumpable(), EnterMountNamespace("member:pidfd", "The member's own files and mounts, as it sees them.")]
     if not own:  # by which the monitor finds what a check leaves behind
         steps.append(Unshare(kernel.CLONE_NEWNS))
     ends: Any = _ends(process, filtered, pod.get("nested"))
-    times = {short: round(1000 * float(health[key])) for key, short in _TIMES.items()}  # type: ignore[literal-required]
-    times["retries"] = health["retries"]
-    uid = _owner_of_streams(process, request, pod)
     return PrepareChecks((*steps, *ends), _spaces(spec, pod), uid, times, own)
 
 
