@@ -318,6 +318,9 @@ CACHE_VOLUME = f"p_v-{POD_ID}"
     ("volume", "mount", "option", "value"),
     [
         ("emptyDir: {}", "mountPath: /d", "volume", f"{CACHE_VOLUME}:/d:nocopy"),
+        ("emptyDir: {}", "mountPath: /d\n  subPath: a/b", "volume", f"{CACHE_VOLUME}:/d:subpath=a/b"),
+        ("hostPath: {path: /usr}", "mountPath: /d\n  subPath: bin\n  readOnly: true", "volume", "/usr:/d:ro,subpath=bin"),
+        ("persistentVolumeClaim: {claimName: kept}", "mountPath: /d\n  subPath: a", "volume", "kept:/d:subpath=a"),
         ("emptyDir: null", "mountPath: /d\n  readOnly: true", "volume", f"{CACHE_VOLUME}:/d:ro,nocopy"),
         ("emptyDir: {medium: Memory, sizeLimit: 1Mi}", "mountPath: /d", "tmpfs", "/d:mode=1777,exec,size=1048576"),
         ("emptyDir: {medium: Memory}", "mountPath: /d", "tmpfs", "/d:mode=1777,exec"),
@@ -518,7 +521,9 @@ C = "containers:\n- name: c\n  image: box\n"
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]", 9, "spec.containers[0].volumeMounts[0].name", "no volume 'v'"),
         (f"{C}  volumeMounts: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0]", "no mountPath"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: d}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "absolute"),
-        (f"{C}  volumeMounts: [{{name: v, mountPath: /d, subPath: x}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].subPath", "the whole"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d, subPath: ../x}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].subPath", "relative path"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d, subPath: /x}}]\nvolumes: [{{name: v, hostPath: {{path: /x}}}}]", 9, "spec.containers[0].volumeMounts[0].subPath", "relative path"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d, subPath: x}}]\nvolumes: [{{name: v, emptyDir: {{medium: Memory}}}}]", 10, "spec.volumes[0].emptyDir.medium", "the whole"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d, mountPropagation: Bidirectional}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPropagation", "nothing for"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, hostPath: {{path: a/b}}}}]", 10, "spec.volumes[0].hostPath.path", "absolute"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, emptyDir: {{sizeLimit: 1Mi}}}}]", 10, "spec.volumes[0].emptyDir.sizeLimit", "in memory"),
@@ -971,6 +976,27 @@ def test_probes_that_connect_there_and_back(host, play):
     probes = {one["name"]: one["livenessProbe"] for one in pod["spec"]["containers"]}
     assert probes["a"]["httpGet"] == {"path": "/page", "port": 8080, "httpHeaders": [{"name": "X-A", "value": "b"}]}  # fmt: skip
     assert probes["b"]["tcpSocket"] == {"port": 8080} and probes["b"]["periodSeconds"] == 1
+    assert all("unchanged" in line for line in play(generated).stdout.splitlines())
+
+
+@pytest.mark.live
+def test_parts_of_volumes_there_and_back(host, play, tmp_path):
+    """subPath of each kind of volume: made when it is missing, and inside of the volume whatever symlinks are there."""
+    (tmp_path / "outside").write_text("outside")
+    text = BOX.replace(
+        "    - {name: memory, mountPath: /memory}",
+        "    - {name: memory, mountPath: /memory}\n    - {name: shared, mountPath: /new, subPath: deep/new}\n    - {name: host, mountPath: /host, subPath: d}",
+    )
+    text = text.replace("mountPath: /kept}", "mountPath: /kept, subPath: part}").replace("  volumes:", f"  volumes:\n  - {{name: host, hostPath: {{path: {tmp_path}/host}}}}")  # fmt: skip
+    (tmp_path / "host/d").mkdir(parents=True)
+    (tmp_path / "host/d/file").write_text("of the host")
+    play(text)
+    assert inside(host, "p-a", "cat /host/file; touch /new/x; ls /shared/deep/new /memory") == "of the host/memory:\n\n/shared/deep/new:\nx\n"  # fmt: skip
+    assert inside(host, "p-b", "touch /kept/y; ls /s/deep/new") == "x\n"
+    generated = host.run("kube", "generate", "p").stdout
+    (pod,) = (one for one in yaml.safe_load_all(generated) if one["kind"] == "Pod")
+    parts = {mount["mountPath"]: mount.get("subPath") for one in pod["spec"]["containers"] for mount in one["volumeMounts"]}  # fmt: skip
+    assert (parts["/new"], parts["/host"], parts["/kept"]) == ("deep/new", "d", "part")
     assert all("unchanged" in line for line in play(generated).stdout.splitlines())
 
 

@@ -14,7 +14,7 @@ from nsrun.errors import BadInput, NsrunError
 from nsrun.kube.document import scalar
 from nsrun.kube.fields import CREATE_OF, INIT, JOIN_OF, NAME_OF, is_label, is_label_key, is_label_value, is_subdomain
 from nsrun.schema import is_number
-from nsrun.spec.options import parse_size, parse_volume
+from nsrun.spec.options import SUBPATH, parse_size, parse_volume, subpath_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -436,8 +436,11 @@ class _Container:
         except NsrunError:
             self.keep("volume", [word])
             return
-        given = set(mount["options"]) - {"rbind", "rprivate"}
-        below = {"mountPath": mount["destination"]} | ({"readOnly": True} if "ro" in given else {})
+        part = subpath_of(mount)
+        given = set(mount["options"]) - {"rbind", "rprivate", f"{SUBPATH}{part}"}
+        below: dict[str, Any] = {"mountPath": mount["destination"]} | ({"readOnly": True} if "ro" in given else {})
+        if part:
+            below["subPath"] = part
         where = mount["source"]
         if mount["type"] == "bind" and where.startswith(f"{self.writer.pod.lib}/volumes/"):
             name, _, path = where[len(self.writer.pod.lib) + 9 :].partition("/")

@@ -29,7 +29,7 @@ from nsrun.kube.fields import (
     quantity,
 )
 from nsrun.spec.health import check_connect
-from nsrun.spec.options import parse_target
+from nsrun.spec.options import SUBPATH, parse_target
 from nsrun.spec.pod import is_address
 
 TYPE_CHECKING = False
@@ -906,14 +906,11 @@ class _Container:
         self.check_target(found["mountPath"], kind, source, "subPath" in found)
         read_only = "readOnly" in found and found["readOnly"].flag()
         below = found.get("subPath")
-        if below and kind not in ("configMap", "secret"):
-            raise below.wrong(
-                f"of a volume of the kind {kind} only the whole is mounted", hint="a volume for each directory"
-            )
+        part = self.subpath(below) if below and kind not in ("configMap", "secret") else ""
         if kind == "emptyDir":
-            self.empty(name, source, target, read_only, field)
+            self.empty(name, source, target, read_only, field, part)
         elif kind == "hostPath" and source:
-            self.of_host(source, target, read_only, field)
+            self.of_host(source, target, read_only, field, part)
         elif kind == "persistentVolumeClaim" and source:
             claim = source.fields(_names("claimName readOnly"))
             if "claimName" not in claim:
@@ -929,7 +926,7 @@ class _Container:
                     hint="lower-case letters, digits, - and ., at most 63 of them; hostPath takes a path",
                 )
             read_only = read_only or ("readOnly" in claim and claim["readOnly"].flag())
-            self.bind(claim["claimName"].text(), target, read_only, field)
+            self.bind(claim["claimName"].text(), target, read_only, field, part)
         elif source:
             files = self.pod.content(kind, source)
             volume = self.pod.own_volume(name, files)
@@ -941,6 +938,13 @@ class _Container:
                 self.bind(f"{LIB}/volumes/{volume}/{below.text()}", target, True, field)
             else:
                 raise below.wrong(f"the volume has no file {below.text()!r}")
+
+    def subpath(self, field: Field) -> str:
+        """Return the option of a volume that mounts a part of it; "" for an empty path, which is the whole."""
+        path = field.text()
+        if path.startswith("/") or ".." in path.split("/") or ":" in path or "," in path:
+            raise field.wrong("it is not a relative path without .., : and ,")
+        return f"{SUBPATH}{path}" if path else ""
 
     def check_target(self, field: Field, kind: str, source: Field | None, single: bool) -> None:
         """Raise UsageError for a path at which nothing can be mounted, or only something else than this volume.
@@ -973,14 +977,16 @@ class _Container:
         ]
         self.put("volume", [":".join(words)], field)
 
-    def empty(self, name: Field, source: Field | None, target: str, read_only: bool, field: Field) -> None:
+    def empty(self, name: Field, source: Field | None, target: str, read_only: bool, field: Field, part: str) -> None:
         fields = source.fields(_names("medium sizeLimit")) if source else {}
         medium = fields["medium"].one_of("", "Memory") if "medium" in fields else ""
         size = quantity(fields["sizeLimit"], 0) if "sizeLimit" in fields else 0
         if not medium:
             if size:
                 raise fields["sizeLimit"].wrong("only a volume in memory has a limit", hint="medium: Memory")
-            self.bind(self.pod.own_volume(name, None), target, read_only, field, "nocopy")
+            self.bind(self.pod.own_volume(name, None), target, read_only, field, part or "nocopy")
+        elif part:
+            raise fields["medium"].wrong("of memory only the whole is mounted", hint="leave medium out")
         elif target == "/dev/shm":  # the pod's own, which all of its members share
             self.pod.found.table(("pod",))["shm_size"] = str(size) if size else "64m"
             self.pod.found.fields[("pod", "shm_size")] = field
@@ -993,7 +999,7 @@ class _Container:
             mode = ["mode=1777", "exec", *([f"size={size}"] if size else []), *(["ro"] if read_only else [])]
             self.put("tmpfs", [f"{target}:{','.join(mode)}"], field)
 
-    def of_host(self, source: Field, target: str, read_only: bool, field: Field) -> None:
+    def of_host(self, source: Field, target: str, read_only: bool, field: Field, part: str) -> None:
         fields = source.fields(_names("path type"))
         if "path" not in fields:
             raise source.wrong("it has no path")
@@ -1004,7 +1010,9 @@ class _Container:
         kind = fields["type"].one_of(*kinds) if "type" in fields else ""
         needed = kind or ("File" if parse_target(target, "-v") in _FILES_OF_POD else "")
         self.pod.found.hosts.setdefault(self.member, []).append((path, needed, fields["path"]))
+        if part and kind not in ("", "Directory", "DirectoryOrCreate"):
+            raise fields["type"].wrong("only a directory has a subPath")
         if kind in ("CharDevice", "BlockDevice"):
             self.put("device", [f"{path}:{target}"], field)
         else:
-            self.bind(path, target, read_only, field)
+            self.bind(path, target, read_only, field, part)

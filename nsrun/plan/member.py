@@ -53,6 +53,7 @@ from nsrun.plan.process import (
     Undumpable,
     Unshare,
 )
+from nsrun.spec.options import subpath_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -230,13 +231,16 @@ def join_plan(spec: MemberSpec, pod: PodNote, note: MemberNote, request: Request
         attrs, data = _attrs(mount["options"])
         if kind in ("bind", "volume"):
             handle, readonly = f"volume{number}:fd", "ro" in mount["options"]
-            seed = "" if kind == "bind" or host_root or "nocopy" in mount["options"] else target
+            below = subpath_of(mount)
+            seed = "" if kind == "bind" or host_root or below or "nocopy" in mount["options"] else target
             staging = f"{request.staging}/seed{number}" if seed else ""
             ids = (mapped(user, "uid", 0, bool(door)), mapped(user, "gid", 0, bool(door))) if user else (0, 0)
             made = kind == "volume"
             own = ident if seed or (made and mount["source"].startswith(f"{request.staging}/")) else ""
-            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, made, seed, staging, ids, own))
-            inner.append(MountTree(handle, target, mount["source"], readonly))
+            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, made, seed, staging, ids, own, below))
+            inner.append(
+                MountTree(handle, target, f"{mount['source']}/{below}" if below else mount["source"], readonly)
+            )
         elif kind == "device":
             volumes.append(OpenDevice(mount["source"], f"device{number}:fd"))
             inner.append(MountTree(f"device{number}:fd", target, mount["source"]))
