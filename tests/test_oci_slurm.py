@@ -164,7 +164,7 @@ def test_what_slurm_asks(slurm):
         "-n2",
         "sh",
         "-c",
-        "trap 'echo ended; exit 0' TERM; echo up; while :; do sleep 0.1; done",
+        "trap 'echo ended; exit 5' TERM; echo up; while :; do sleep 0.1; done",
     ]
     with open(slurm.base / "out", "w+") as out:
         job = subprocess.Popen(slurm.words(*words), env=slurm.env, stdout=out, stderr=out)
