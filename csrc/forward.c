@@ -56,7 +56,6 @@
 #define CHUNK    (1 << 20) /* as much as a pipe takes */
 #define NONE     (~0U)
 
-#define SOCK_STREAM     1
 #define SOCK_NONBLOCK   O_NONBLOCK
 #define SHUT_WR         1
 #define MSG_PEEK        2

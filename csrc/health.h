@@ -11,6 +11,9 @@
  *           <── pipe ─────────────────────────────────────── its output, of which the last 4 KiB are kept
  *           <── exit status: that of the check; SIGALRM: its time was over; SIGTERM: it counts for nothing
  *
+ * A check that connects (--health-tcp, --health-http) executes nothing: nsrun-health itself joins the network namespace, and sees
+ * whether somebody answers there (connect.h).
+ *
  * A check has a cgroup below the member's, so that cgroup.kill ends it and nothing else; a new one each time, since Linux 6.12 and
  * later let no process be born where cgroup.kill was used.  A member without a cgroup has its checks in copies of its mount
  * namespace, by which they are found.
@@ -33,6 +36,7 @@ enum health_status { STARTING,
 
 static struct {
 	int plan, init, filter, join; /* descriptors of memfds, -1 for none; CLONE_NEW… of what to join */
+	int connect;   /* the plan is an address and a request, for connect.h */
 	int uid;       /* whom the pipe of the output belongs to */
 	long interval, timeout, period, often, retries; /* in ms; often: the interval until the period is over, or it is healthy */
 	enum health_status status;
@@ -89,6 +93,12 @@ static __attribute__((noreturn)) void end_as(int sig)
 	sys_exit(125);
 }
 
+/* The end of a check that wait_until() gave up; a member that is paused is not unhealthy. */
+static __attribute__((noreturn)) void end_late(int came, int frozen)
+{
+	end_as(came == 0 && !frozen ? SIGALRM : SIGTERM);
+}
+
 static __attribute__((noreturn)) void complain(const char *what, size_t n, long error, int code)
 {
 	char text[256], *p = put_str(text, "nsrun: the health check can't be executed: ");
@@ -121,13 +131,13 @@ static long keep_only(const int *fds, int n)
 }
 
 /*
- * Wait until a descriptor is readable; 0 when it is too late, -1 when the member has ended, or the monitor wants no result.  Of a
+ * Wait until a descriptor is ready; 0 when it is too late, -1 when the member has ended, or the monitor wants no result.  Of a
  * pipe without a reader ppoll(2) tells as POLLERR.
  */
-static int wait_until(int fd, long until)
+static int wait_until(int fd, short events, long until)
 {
 	for (;;) {
-		struct pollfd p[] = {{fd, POLLIN, 0}, {PROBE_MEMBER_FD, POLLIN, 0}, {CHECK_OUT, 0, 0}};
+		struct pollfd p[] = {{fd, events, 0}, {PROBE_MEMBER_FD, POLLIN, 0}, {CHECK_OUT, 0, 0}};
 		long left = until - now_ms();
 		struct timespec wait = {left / 1000, left % 1000 * 1000000};
 		if (left <= 0)
@@ -206,6 +216,8 @@ static int is_frozen(int fd)
 	return 0;
 }
 
+#include "connect.h"
+
 static __attribute__((noreturn)) void run_check(int output, long until)
 {
 	static const char *argv[] = {"nsrun-init", NULL, NULL, NULL};
@@ -227,6 +239,8 @@ static __attribute__((noreturn)) void run_check(int output, long until)
 	SYS5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* our memory is root's, and the clone is visible in the pod */
 	if (keep_only(fds, CHECK_FDS - 3) < 0)
 		end_as(SIGTERM);
+	if (health.connect)
+		connect_check(until);
 	null = SYS4(openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC, 0);
 	n = null < 0 ? null : take_stdio((int[]){(int)null, (int)null, (int)null});
 	if (n >= 0)
@@ -249,7 +263,7 @@ static __attribute__((noreturn)) void run_check(int output, long until)
 	}
 	SYS1(close, ours[1]);
 	for (;;) {
-		came = wait_until(ours[0], until);
+		came = wait_until(ours[0], POLLIN, until);
 		n = came > 0 ? SYS3(read, ours[0], said, sizeof said) : -1;
 		if (n < (long)sizeof record)
 			break; /* end of file: it has been executed, if we have let it go */
@@ -270,15 +284,15 @@ static __attribute__((noreturn)) void run_check(int output, long until)
 		complain(killed, sizeof killed - 1, 0, 125);
 	}
 	if (came > 0)
-		came = wait_until(l.pidfd, until);
+		came = wait_until(l.pidfd, POLLIN, until);
 	if (came > 0) {
 		SYS5(waitid, P_PIDFD, l.pidfd, &info, WEXITED, NULL);
 		end_check(&l);
 		sys_exit(info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status);
 	}
-	going = came == 0 && !is_frozen(l.cgroup); /* a member that is paused is not unhealthy */
+	going = is_frozen(l.cgroup);
 	end_check(&l);
-	end_as(going ? SIGALRM : SIGTERM);
+	end_late(came, going);
 }
 
 /* ---- the monitor ----------------------------------------------------------------------------------- */
@@ -494,7 +508,7 @@ static void health_option(const char *arg)
 	static const struct {
 		const char *key;
 		int *value;
-	} ints[] = {{"probe=", &health.plan}, {"init=", &health.init}, {"filter=", &health.filter}, {"join=", &health.join}, {"owner=", &health.uid}};
+	} ints[] = {{"probe=", &health.plan}, {"init=", &health.init}, {"filter=", &health.filter}, {"join=", &health.join}, {"connect=", &health.connect}, {"owner=", &health.uid}};
 
 	for (unsigned i = 0; i < sizeof longs / sizeof *longs; i++)
 		if (str_after(arg, longs[i].key))

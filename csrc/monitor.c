@@ -21,6 +21,7 @@
  *     cap=BYTES        the log is rotated at this size
  *     delay=MS         wait this long before PROGRAM (see restart) unless the member ran for 10 s
  *     probe=FD init=FD filter=FD join=FLAGS owner=UID interval=MS timeout=MS period=MS often=MS retries=N    its health checks (health.h)
+ *     connect=1        they connect to a port, and probe=FD says to which (connect.h)
  *   PROGRAM is executed when the member has ended, with its exit status as last argument: nsrun itself, to
  *   restart or remove it.  DIR/stop means that somebody asked for the end; we make it when we are signalled.
  *

@@ -109,6 +109,9 @@ class JoinOptions(ExecOptions, total=False):
     cpuset_cpus: str
     cidfile: str
     health_cmd: str
+    health_http: str
+    health_header: list[str]
+    health_tcp: str
     health_interval: str
     health_timeout: str
     health_retries: str
@@ -360,7 +363,9 @@ class MemberFacts(TypedDict):
 class Health(TypedDict):
     """How a member's health is checked; times in seconds."""
 
-    command: list[str]
+    command: list[str]  # [] for a check that connects
+    connect: NotRequired[str]  # tcp://HOST:PORT, http://HOST:PORT/PATH; without HOST: the pod's own address
+    headers: NotRequired[list[str]]  # of an HTTP request
     interval: float
     timeout: float
     start_period: float

@@ -17,11 +17,11 @@ from conftest import NSRUN
 class Terminal:
     """Types, reads, resizes."""
 
-    def __init__(self, host, *words, rows=31, columns=101):
+    def __init__(self, host, *words, rows=31, columns=101, program=NSRUN):
         self.master, slave = pty.openpty()
         self.resize(rows, columns)
         self.process = subprocess.Popen(
-            [NSRUN, *map(str, words)], stdin=slave, stdout=slave, stderr=slave, env={**host.env, "TERM": "vt100"}, start_new_session=True,
+            [program, *map(str, words)], stdin=slave, stdout=slave, stderr=slave, env={**host.env, "TERM": "vt100"}, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
         )  # fmt: skip
         self.slave = slave

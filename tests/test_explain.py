@@ -209,6 +209,7 @@ def test_roots_join_of_an_owned_pod_is_what_strace_shows(host, alice, owned, bus
         ["--read-only", "--tmpfs", "/t", "-u", "33", "--ulimit", "nofile=64:64"],
         ["-v", "/usr:/mnt/usr:ro", "-w", "/tmp", "--device", "/dev/full"],
         ["-d", "--health-cmd", "true"],
+        ["-d", "--health-tcp", "80"],
     ],
 )
 def test_join_is_what_strace_shows(host, pod, busybox, tmp_path, options):

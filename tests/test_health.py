@@ -9,17 +9,18 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from conftest import CACHE, wait_for
+from conftest import CACHE, sh, wait_for
 from images import Layout
 from test_image import busybox_layer  # noqa: F401  # a fixture
 
 import nsrun
 from nsrun.errors import BadInput, UsageError
 from nsrun.plan import name_of
-from nsrun.spec.health import parse_duration, parse_health
+from nsrun.spec.health import parse_connect, parse_duration, parse_health
 
 live = pytest.mark.live
 #: A check is due every 0.1 s.
@@ -89,6 +90,59 @@ def test_contradictions():
     for bad in (["CMD"], ["CMD-SHELL"], ["CMD-SHELL", "a", "b"], ["x", "y"], ["CMD", ""], ["CMD", "a\0b"]):
         with pytest.raises(BadInput):
             parse_health({}, {"Healthcheck": {"Test": bad}})
+
+
+def connects(**options) -> tuple[str, int, bytes]:
+    found = parse_health({f"health_{key}": value for key, value in options.items()}, {})  # type: ignore[arg-type]
+    assert found and found["command"] == []
+    return parse_connect(found["connect"], found.get("headers", []), "10.0.0.9")
+
+
+@pytest.mark.parametrize(
+    "options, address, port, line, host",
+    [
+        ({"tcp": "80"}, "10.0.0.9", 80, "", ""),
+        ({"tcp": ":80"}, "10.0.0.9", 80, "", ""),
+        ({"tcp": "localhost:65535"}, "127.0.0.1", 65535, "", ""),
+        ({"tcp": "[::1]:1"}, "::1", 1, "", ""),
+        ({"http": "http://:8080"}, "10.0.0.9", 8080, "GET / HTTP/1.1", "10.0.0.9:8080"),
+        ({"http": "http://:8080/a/b?c=d%20e"}, "10.0.0.9", 8080, "GET /a/b?c=d%20e HTTP/1.1", "10.0.0.9:8080"),
+        ({"http": "http://127.0.0.1/x"}, "127.0.0.1", 80, "GET /x HTTP/1.1", "127.0.0.1:80"),
+        ({"http": "http://[::1]/x"}, "::1", 80, "GET /x HTTP/1.1", "[::1]:80"),
+        ({"http": "http://[::1]:81/x", "header": ["host: me"]}, "::1", 81, "GET /x HTTP/1.1", "me"),
+    ],
+)
+def test_where_a_check_connects(options, address, port, line, host):
+    *place, request = connects(**options)
+    assert place == [address, port]
+    lines = request.decode().split("\r\n")
+    assert lines[0] == line
+    if line:
+        headers = {name.lower(): value for name, _, value in (text.partition(": ") for text in lines[1:-2])}
+        assert headers == {"host": host, "user-agent": "nsrun", "accept": "*/*", "connection": "close"}
+        assert lines[-2:] == ["", ""]
+    else:
+        assert request == b""
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        *(({"tcp": bad}, "is not a port") for bad in ("", "x", "0", "65536", "1:", "http://x", "-1")),
+        *(({"tcp": f"{bad}:1"}, "is not an address") for bad in ("name", "::1", "[127.0.0.1]", "[::1", "1.2.3")),
+        *(({"http": bad}, "does not begin with http://") for bad in ("", "https://x", ":80/", "ftp://1.2.3.4/")),
+        *(({"http": f"http://{bad}"}, "is not a") for bad in ("", "name/", ":80/ b", ":80/\nX", ":80/ü", ":80/#x", "a@1.2.3.4/", "1.2.3.4:80?x", ":/")),
+        *(({"http": "http://:80", "header": [bad]}, "is not a header") for bad in ("x", ": y", "a b: c", "a: b\r\nc: d", "ü: x")),
+        ({"http": "http://:80", "header": ["Connection: keep-alive"]}, "is nsrun's own"),
+        ({"http": f"http://:80/{'x' * 4096}"}, "has more than"),
+        ({"tcp": "1", "header": ["a: b"]}, "needs --health-http"),
+        ({"tcp": "1", "http": "http://:1"}, "contradict"),
+        ({"tcp": "1", "cmd": "true"}, "contradict"),
+    ],
+)  # fmt: skip
+def test_where_none_connects(options, message):
+    with pytest.raises(UsageError, match=message):
+        connects(**options)
 
 
 # ---- what is done -------------------------------------------------------------------------------------------------
@@ -417,6 +471,116 @@ def test_an_images_own_check(host, pod, tmp_path, busybox_layer):  # noqa: F811
     host.run("join", pod, "-d", "--name", "o", "--health-cmd", "true", "--image", image)
     host.run("wait", "--condition", "healthy", "o")
     assert host.member("n")["health"] == "none"
+
+
+#: Servers that nsrun's own httpd is not: of each port, what is done with a connection.
+SERVERS = """
+import socket, sys, threading, time
+def serve(port, act):
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("127.0.0.1", port))
+    server.listen(100)
+    while act:
+        one = server.accept()[0]
+        threading.Thread(target=act, args=(one,), daemon=True).start()
+    time.sleep(1000)
+def drip(one):
+    while True:
+        one.send(b"H")
+        time.sleep(0.05)
+def says(text):
+    def act(one):
+        one.recv(4096)
+        one.send(text)
+        one.close()
+    return act
+acts = {91: None, 92: drip, 93: says(b"garbage\\n"), 94: says(b"HTTP/1.1 399 Odd\\r\\n\\r\\n"), 95: says(b"HTTP/1.0 400\\r\\n"),
+        96: says(b""), 97: says(b"HTTP/1.1 200"), 98: says(b"HTTP/1.1 2000 x\\n"), 99: says(b"H" * 5000)}
+for port, act in acts.items():
+    threading.Thread(target=serve, args=(port, act), daemon=True).start()
+time.sleep(1000)
+"""
+
+
+def connection(host, busybox, name: str, *options: str) -> dict:
+    host.start(name, busybox, "sleep", "1000", options=[*options, *OFTEN, "--health-retries", "1"])
+    wait_for(lambda: log(host, name))
+    return log(host, name)[0]
+
+
+@live
+def test_a_check_that_connects(host, busybox):
+    """What answers is in the pod's network; nothing of the check is seen in the pod, and it has no power."""
+    host.run("pod", "create", "pause")
+    host.start("web", busybox, "sh", "-c", "echo hi >/page; exec httpd -f -h /", options=["--health-tcp", "80", *OFTEN])
+    host.run("wait", "--condition", "healthy", "web")
+    assert log(host, "web")[-1]["output"] == "connected\n" and log(host, "web")[-1]["exit_code"] == 0
+    good = connection(host, busybox, "good", "--health-http", "http://:80/page", "--health-header", "X-Own: 1")
+    assert (good["exit_code"], good["output"]) == (0, "HTTP/1.1 200 OK\n")
+    bad = connection(host, busybox, "bad", "--health-http", "http://localhost/nosuch")
+    assert (bad["exit_code"], bad["output"]) == (1, "HTTP/1.1 404 Not Found\n")
+    none = connection(host, busybox, "none", "--health-tcp", "81")
+    assert (none["exit_code"], none["output"]) == (1, "nsrun: the health check can't connect [errno 111]\n")
+    assert {one["name"]: one["health"] for one in host.json("ls")} == {"web": "healthy", "good": "healthy", "bad": "unhealthy", "none": "unhealthy"}  # fmt: skip
+    assert "nsrun-health" not in host.run("exec", "web", "ps", "-ef").stdout
+    host.run("stop", "-t", "0", "web")
+    host.run("wait", "--condition", "unhealthy", "good")
+    assert log(host, "good")[-1]["output"].startswith("nsrun: the health check can't connect")
+
+
+@live
+def test_servers_that_are_slow_or_odd(host, pod, busybox):
+    """A server that does not answer holds up nothing: the member's end is seen at once, and its output taken."""
+    pause = host.pod()["pid"]
+    servers = subprocess.Popen(["nsenter", "-t", str(pause), "-n", sys.executable, "-c", SERVERS])
+    try:
+        wait_for(lambda: sh("nsenter", "-t", pause, "-n", "ss", "-ltnH").stdout.count("127.0.0.1:9") == 9)
+        for port, code, output in (
+            (91, -1, "it took longer than 0.3 s"), (92, -1, "it took longer"), (93, 1, "nsrun: the answer is not HTTP\n"),
+            (94, 0, "HTTP/1.1 399 Odd\n"), (95, 1, "HTTP/1.0 400\n"), (96, 1, "nsrun: the answer is not HTTP\n"),
+            (97, 0, "HTTP/1.1 200\n"), (98, 1, "nsrun: the answer is not HTTP\n"), (99, 1, "nsrun: the answer is not HTTP\n"),
+        ):  # fmt: skip
+            limit = "300ms" if code < 0 else "20s"
+            found = connection(
+                host, busybox, f"m{port}", "--health-http", f"http://:{port}/", "--health-timeout", limit
+            )
+            assert found["exit_code"] == code and found["output"].startswith(output), (port, found)
+        assert connection(host, busybox, "tcp", "--health-tcp", "91")["exit_code"] == 0
+        # one is under way for long
+        host.start("slow", busybox, "sh", "-c", "while :; do echo on; sleep 0.1; done", options=["--health-http", "http://:91/", "--health-interval", "10ms", "--health-timeout", "1000s"])  # fmt: skip
+        wait_for(lambda: _children(host, "slow"))
+        (checker,) = _children(host, "slow")
+        status = dict(line.split(":\t", 1) for line in pathlib.Path(f"/proc/{checker}/status").read_text().splitlines() if ":\t" in line)  # fmt: skip
+        wait_for(lambda: host.run("logs", "slow").stdout.count("on") > 3)
+        assert os.readlink(f"/proc/{checker}/ns/net") == os.readlink(f"/proc/{pause}/ns/net")
+        assert os.readlink(f"/proc/{checker}/ns/pid") == os.readlink("/proc/self/ns/pid")
+        assert status["Uid"].split() == ["65534"] * 4 and status["CapPrm"] == status["CapEff"] == "0" * 16
+        host.run("stop", "-t", "0", "slow")
+        wait_for(lambda: not os.path.exists(f"/proc/{checker}"))
+    finally:
+        servers.kill()
+        servers.wait()
+
+
+def _children(host, name: str) -> list[int]:
+    """The processes of the monitor's that check a member and have entered the pod."""
+    monitor = int(pathlib.Path(f"/proc/{host.member(name)['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    found = map(int, pathlib.Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split())
+    return [pid for pid in found if pid != host.member(name)["pid"] and "Uid:\t65534" in pathlib.Path(f"/proc/{pid}/status").read_text()]  # fmt: skip
+
+
+@live
+def test_an_owners_check_that_connects(host, alice, box):
+    """In a pod with a user namespace, that root or the owner made, by the owner and by root."""
+    host.run("pod", "create", "--network", "none", "q", env={"SUDO_UID": str(alice.uid)})
+    alice.run("pod", "create", "--network", "none", "own")
+    page = ["--health-http", "http://:8080/page", *OFTEN, "--image", box, "--", "sh", "-c", "echo hi >/page; exec httpd -f -p 8080 -h /"]  # fmt: skip
+    for user, pod, name in ((alice, "q", "a"), (alice, "own", "b")):
+        user.run("join", pod, "-d", "--name", name, *page)
+        user.run("wait", "--condition", "healthy", name)
+    host.run("join", "q", "-d", "--name", "r", "--health-tcp", "8080", *OFTEN, "--rootfs", CACHE / "busybox", "--", "sleep", "1000")  # fmt: skip
+    host.run("wait", "--condition", "healthy", "r")
 
 
 @live

@@ -248,6 +248,10 @@ stringData: {L: w}
         ("env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, {name: B, value: http://$(A)/}]", {"env": [f"A={POD_IP}", f"B=http://{POD_IP}/"]}, []),
         ("workingDir: /srv", {"workdir": "/srv"}, []),
         ("livenessProbe: {exec: {command: [a, 'b c']}, periodSeconds: 5}", {"health_cmd": '["CMD", "a", "b c"]', "health_interval": "5s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, []),
+        ("livenessProbe: {tcpSocket: {port: 80}}", {"health_tcp": "80", "health_interval": "10s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, []),
+        ("ports: [{name: web, containerPort: 8080}]\nlivenessProbe: {tcpSocket: {port: web, host: '::1'}}", {"health_tcp": "[::1]:8080", "health_interval": "10s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, []),
+        ("livenessProbe: {httpGet: {port: 80, scheme: HTTP}}", {"health_http": "http://:80/", "health_interval": "10s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, []),
+        ("livenessProbe: {httpGet: {port: 80, host: 127.0.0.1, path: 'x?y', httpHeaders: [{name: A, value: b}]}}", {"health_http": "http://127.0.0.1:80/x?y", "health_header": ["A: b"], "health_interval": "10s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, []),
         *((f"livenessProbe: {{exec: {{command: {words}}}}}", {"health_cmd": f'["CMD", {", ".join(map(json.dumps, words))}]', "health_interval": "10s", "health_timeout": "1s", "health_retries": "3", "health_start_period": "0s"}, [])
           for words in (["NONE"], ["CMD", "true"], ["CMD-SHELL", "a", "b"])),
         ("imagePullPolicy: Never", {}, []),
@@ -314,6 +318,9 @@ CACHE_VOLUME = f"p_v-{POD_ID}"
     ("volume", "mount", "option", "value"),
     [
         ("emptyDir: {}", "mountPath: /d", "volume", f"{CACHE_VOLUME}:/d:nocopy"),
+        ("emptyDir: {}", "mountPath: /d\n  subPath: a/b", "volume", f"{CACHE_VOLUME}:/d:subpath=a/b"),
+        ("hostPath: {path: /usr}", "mountPath: /d\n  subPath: bin\n  readOnly: true", "volume", "/usr:/d:ro,subpath=bin"),
+        ("persistentVolumeClaim: {claimName: kept}", "mountPath: /d\n  subPath: a", "volume", "kept:/d:subpath=a"),
         ("emptyDir: null", "mountPath: /d\n  readOnly: true", "volume", f"{CACHE_VOLUME}:/d:ro,nocopy"),
         ("emptyDir: {medium: Memory, sizeLimit: 1Mi}", "mountPath: /d", "tmpfs", "/d:mode=1777,exec,size=1048576"),
         ("emptyDir: {medium: Memory}", "mountPath: /d", "tmpfs", "/d:mode=1777,exec"),
@@ -469,8 +476,17 @@ C = "containers:\n- name: c\n  image: box\n"
         ("containers:\n- name: C\n  image: x", 7, "spec.containers[0].name", "no name"),
         ("containers:\n- name: c", 7, "spec.containers[0]", "no image"),
         (f"{C}  imagePullPolicy: Always", 9, "spec.containers[0].imagePullPolicy", "no image is pulled"),
-        (f"{C}  livenessProbe: {{httpGet: {{port: 80}}}}", 9, "spec.containers[0].livenessProbe.httpGet", "nothing for this field"),
-        (f"{C}  livenessProbe: {{exec: {{}}}}", 9, "spec.containers[0].livenessProbe", "no exec with a command"),
+        (f"{C}  livenessProbe: {{grpc: {{port: 80}}}}", 9, "spec.containers[0].livenessProbe.grpc", "nothing for this field"),
+        (f"{C}  livenessProbe: {{exec: {{}}}}", 9, "spec.containers[0].livenessProbe.exec", "no command"),
+        (f"{C}  livenessProbe: {{periodSeconds: 1}}", 9, "spec.containers[0].livenessProbe", "one of exec, httpGet and tcpSocket"),
+        (f"{C}  livenessProbe: {{tcpSocket: {{port: 1}}, httpGet: {{port: 1}}}}", 9, "spec.containers[0].livenessProbe", "one of exec, httpGet and tcpSocket"),
+        (f"{C}  livenessProbe: {{tcpSocket: {{}}}}", 9, "spec.containers[0].livenessProbe.tcpSocket", "no port"),
+        (f"{C}  livenessProbe: {{tcpSocket: {{port: web}}}}", 9, "spec.containers[0].livenessProbe.tcpSocket.port", "no port 'web'"),
+        (f"{C}  livenessProbe: {{tcpSocket: {{port: 0}}}}", 9, "spec.containers[0].livenessProbe.tcpSocket.port", "out of range"),
+        (f"{C}  livenessProbe: {{httpGet: {{port: 1, host: a.example}}}}", 9, "spec.containers[0].livenessProbe.httpGet.host", "not an address"),
+        (f"{C}  livenessProbe: {{httpGet: {{port: 1, scheme: HTTPS}}}}", 9, "spec.containers[0].livenessProbe.httpGet.scheme", "HTTP"),
+        (f"{C}  livenessProbe: {{httpGet: {{port: 1, path: '/a b'}}}}", 9, "spec.containers[0].livenessProbe.httpGet", "not a URL"),
+        (f"{C}  livenessProbe: {{httpGet: {{port: 1, httpHeaders: [{{name: a}}]}}}}", 9, "spec.containers[0].livenessProbe.httpGet.httpHeaders[0]", "no value"),
         (f"{C}  livenessProbe: {{exec: {{command: [x]}}, successThreshold: 2}}", 9, "spec.containers[0].livenessProbe.successThreshold", "one success"),
         (f"{C}  readinessProbe: {{exec: {{command: [x]}}}}", 9, "spec.containers[0].readinessProbe", "nothing for this field"),
         (f"{C}  lifecycle: {{preStop: {{}}}}", 9, "spec.containers[0].lifecycle", "nothing for this field"),
@@ -505,7 +521,9 @@ C = "containers:\n- name: c\n  image: box\n"
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]", 9, "spec.containers[0].volumeMounts[0].name", "no volume 'v'"),
         (f"{C}  volumeMounts: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0]", "no mountPath"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: d}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPath", "absolute"),
-        (f"{C}  volumeMounts: [{{name: v, mountPath: /d, subPath: x}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].subPath", "the whole"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d, subPath: ../x}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].subPath", "relative path"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d, subPath: /x}}]\nvolumes: [{{name: v, hostPath: {{path: /x}}}}]", 9, "spec.containers[0].volumeMounts[0].subPath", "relative path"),
+        (f"{C}  volumeMounts: [{{name: v, mountPath: /d, subPath: x}}]\nvolumes: [{{name: v, emptyDir: {{medium: Memory}}}}]", 10, "spec.volumes[0].emptyDir.medium", "the whole"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d, mountPropagation: Bidirectional}}]\nvolumes: [{{name: v}}]", 9, "spec.containers[0].volumeMounts[0].mountPropagation", "nothing for"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, hostPath: {{path: a/b}}}}]", 10, "spec.volumes[0].hostPath.path", "absolute"),
         (f"{C}  volumeMounts: [{{name: v, mountPath: /d}}]\nvolumes: [{{name: v, emptyDir: {{sizeLimit: 1Mi}}}}]", 10, "spec.volumes[0].emptyDir.sizeLimit", "in memory"),
@@ -943,6 +961,43 @@ def test_what_was_played_is_generated(host, play):
     assert {"name": "shared", "emptyDir": {}} in pod["spec"]["volumes"] and pod["spec"]["securityContext"][
         "fsGroup"
     ] == 2000
+
+
+@pytest.mark.live
+def test_probes_that_connect_there_and_back(host, play):
+    """What is played is healthy, and what is written is what was played."""
+    http = "livenessProbe: {periodSeconds: 1, httpGet: {port: web, path: /page, httpHeaders: [{name: X-A, value: b}]}}"
+    text = BOX.replace('command: [sleep, "1000"]', f'command: [sh, -c, "echo hi >/tmp/page; exec httpd -f -p 8080 -h /tmp"]\n    ports: [{{name: web, containerPort: 8080}}]\n    {http}', 1)  # fmt: skip
+    play(text.replace("args: [sleep,", "livenessProbe: {periodSeconds: 1, tcpSocket: {port: 8080}}\n    args: [sleep,"))
+    for member in ("p-a", "p-b"):
+        host.run("wait", "--condition", "healthy", member)
+    generated = host.run("kube", "generate", "p").stdout
+    (pod,) = (one for one in yaml.safe_load_all(generated) if one["kind"] == "Pod")
+    probes = {one["name"]: one["livenessProbe"] for one in pod["spec"]["containers"]}
+    assert probes["a"]["httpGet"] == {"path": "/page", "port": 8080, "httpHeaders": [{"name": "X-A", "value": "b"}]}  # fmt: skip
+    assert probes["b"]["tcpSocket"] == {"port": 8080} and probes["b"]["periodSeconds"] == 1
+    assert all("unchanged" in line for line in play(generated).stdout.splitlines())
+
+
+@pytest.mark.live
+def test_parts_of_volumes_there_and_back(host, play, tmp_path):
+    """subPath of each kind of volume: made when it is missing, and inside of the volume whatever symlinks are there."""
+    (tmp_path / "outside").write_text("outside")
+    text = BOX.replace(
+        "    - {name: memory, mountPath: /memory}",
+        "    - {name: memory, mountPath: /memory}\n    - {name: shared, mountPath: /new, subPath: deep/new}\n    - {name: host, mountPath: /host, subPath: d}",
+    )
+    text = text.replace("mountPath: /kept}", "mountPath: /kept, subPath: part}").replace("  volumes:", f"  volumes:\n  - {{name: host, hostPath: {{path: {tmp_path}/host}}}}")  # fmt: skip
+    (tmp_path / "host/d").mkdir(parents=True)
+    (tmp_path / "host/d/file").write_text("of the host")
+    play(text)
+    assert inside(host, "p-a", "cat /host/file; touch /new/x; ls /shared/deep/new /memory") == "of the host/memory:\n\n/shared/deep/new:\nx\n"  # fmt: skip
+    assert inside(host, "p-b", "touch /kept/y; ls /s/deep/new") == "x\n"
+    generated = host.run("kube", "generate", "p").stdout
+    (pod,) = (one for one in yaml.safe_load_all(generated) if one["kind"] == "Pod")
+    parts = {mount["mountPath"]: mount.get("subPath") for one in pod["spec"]["containers"] for mount in one["volumeMounts"]}  # fmt: skip
+    assert (parts["/new"], parts["/host"], parts["/kept"]) == ("deep/new", "d", "part")
+    assert all("unchanged" in line for line in play(generated).stdout.splitlines())
 
 
 @pytest.mark.live

@@ -90,6 +90,7 @@ PLANS = {
         net="own", ipc="own", pid="own", uts="own", read_only=True, security_opt=["no-new-privileges"]
     ),
     "join-nested": lambda: make_join(pid="nested", terminal=True, interactive=True, workdir="/srv"),
+    "join-health-http": lambda: make_join(detach=True, health_http="http://:8080/x", health_header=["A: b"]),
     "join-health": lambda: make_join(detach=True, user="33", terminal=True, health_cmd="true", health_interval="5s"),
     "exec": lambda: make_exec(interactive=True),
 }

@@ -12,7 +12,9 @@ import pytest
 from conftest import not_editable, wait_for
 from test_explain import foretold
 
+from nsrun.errors import UsageError
 from nsrun.lifecycle import volumes
+from nsrun.spec.options import parse_volume
 from nsrun.state import State
 
 pytestmark = pytest.mark.live
@@ -171,3 +173,33 @@ def test_removing_a_volume_is_what_strace_shows(host, pod, busybox, tmp_path):
         host.run("join", pod, "--rm", "-v", f"{name}:/v", "--rootfs", busybox, "--", "true")
     foretold(host, tmp_path, "volume", "rm", "one")
     foretold(host, tmp_path, "volume", "prune", "--all")
+
+
+# ---- a part of a volume ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.live
+def test_a_part_of_a_volume(host, pod, busybox):
+    """It is made where it is missing, and what a member has put there leads nowhere out of the volume."""
+    volume = pathlib.Path(host.root, "lib/volumes/v")
+    host.run("join", pod, "--rm", "--rootfs", busybox, "-v", "v:/d:subpath=a/b", "--", "touch", "/d/x")
+    assert (volume / "a/b/x").exists() and (volume / "a").stat().st_mode & 0o777 == 0o755
+    text = host.run("join", pod, "--rm", "--rootfs", busybox, "--mount", "type=volume,source=v,target=/d,volume-subpath=a/b/x,readonly", "--", "sh", "-c", "test -f /d; touch /d 2>&1; true").stdout  # fmt: skip
+    assert "Read-only" in text
+    secret = host.root / "secret"
+    secret.mkdir()
+    (secret / "file").write_text("of the host")
+    for name, target in (("absolute", secret), ("up", "../../../../../../../../../.." + str(secret)), ("proc", "/proc/1/root"), ("in", "a/b")):  # fmt: skip
+        (volume / name).symlink_to(target)
+    assert host.run("join", pod, "--rm", "--rootfs", busybox, "-v", "v:/d:subpath=in", "--", "ls", "/d").stdout == "x\n"
+    for name in ("absolute", "up", "proc", "absolute/file"):
+        done = host.run("join", pod, "--rm", "--rootfs", busybox, "-v", f"v:/d:subpath={name}", "--", "ls", "-R", "/d", check=False)  # fmt: skip
+        assert done.returncode and "file" not in done.stdout, (name, done)
+    assert not (secret / "x").exists() and sorted(path.name for path in volume.iterdir()) == ["a", "absolute", "in", "proc", "up"]  # fmt: skip
+    assert host.run("volume", "rm", "v", check=False).returncode == 0
+
+
+@pytest.mark.parametrize("bad", ["v:/d:subpath=", "v:/d:subpath=/a", "v:/d:subpath=a/../..", "v:/d:subpath=a,subpath=b", "v:/d:subpat=a"])  # fmt: skip
+def test_parts_that_are_refused(bad):
+    with pytest.raises(UsageError):
+        parse_volume(bad)

@@ -14,7 +14,7 @@ from nsrun.errors import BadInput, NsrunError
 from nsrun.kube.document import scalar
 from nsrun.kube.fields import CREATE_OF, INIT, JOIN_OF, NAME_OF, is_label, is_label_key, is_label_value, is_subdomain
 from nsrun.schema import is_number
-from nsrun.spec.options import parse_size, parse_volume
+from nsrun.spec.options import SUBPATH, parse_size, parse_volume, subpath_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +37,27 @@ _NOT_KEPT = (
 _DEFAULT_SHM = 64 << 20
 #: What join takes for what it is not told about a health check.
 _HEALTH = {"interval": "30s", "timeout": "30s", "retries": "3", "start_period": "0s"}
+
+
+def _connection(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the httpGet or tcpSocket of a health check; {} where it has none."""
+    kind = next((key for key in ("health_http", "health_tcp") if key in options), "")
+    if not kind:
+        return {}
+    text = options[kind]
+    place, slash, path = text.removeprefix("http://").partition("/") if kind == "health_http" else (text, "", "")
+    host, colon, port = place.rpartition(":")
+    if kind == "health_http" and (not colon or place.endswith("]")):
+        host, port = place, "80"
+    found: dict[str, Any] = {"port": int(port)}
+    if host:
+        found["host"] = host.strip("[]")
+    if kind == "health_tcp":
+        return {"tcpSocket": found}
+    headers = [header.partition(":") for header in options.get("health_header", [])]
+    if headers:
+        found["httpHeaders"] = [{"name": name, "value": value.strip()} for name, _, value in headers]
+    return {"httpGet": {"path": f"/{path}", **found}}
 
 
 class Pod:
@@ -364,12 +385,13 @@ class _Container:
             command = command[1:]
         elif isinstance(command, list) and command[:1] in (["CMD-SHELL"], ["NONE"]):
             command = None  # words of Docker's, which YAML takes for a program
-        if not isinstance(command, list) or not command or not whole or "health_start_interval" in given:
+        action = {"exec": {"command": command}} if isinstance(command, list) and command else _connection(given)
+        if not action or not whole or "health_start_interval" in given:
             for key, value in given.items():
                 self.keep(key, value)
             return {}
         numbers = {key: int(text.rstrip("s")) for key, text in seconds.items()}
-        probe = {"exec": {"command": command}, "initialDelaySeconds": numbers["start_period"]}
+        probe = {**action, "initialDelaySeconds": numbers["start_period"]}
         rest = {"periodSeconds": "interval", "timeoutSeconds": "timeout", "failureThreshold": "retries"}
         return probe | {field: numbers[key] for field, key in rest.items()}
 
@@ -414,8 +436,11 @@ class _Container:
         except NsrunError:
             self.keep("volume", [word])
             return
-        given = set(mount["options"]) - {"rbind", "rprivate"}
-        below = {"mountPath": mount["destination"]} | ({"readOnly": True} if "ro" in given else {})
+        part = subpath_of(mount)
+        given = set(mount["options"]) - {"rbind", "rprivate", f"{SUBPATH}{part}"}
+        below: dict[str, Any] = {"mountPath": mount["destination"]} | ({"readOnly": True} if "ro" in given else {})
+        if part:
+            below["subPath"] = part
         where = mount["source"]
         if mount["type"] == "bind" and where.startswith(f"{self.writer.pod.lib}/volumes/"):
             name, _, path = where[len(self.writer.pod.lib) + 9 :].partition("/")

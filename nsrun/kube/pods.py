@@ -28,7 +28,8 @@ from nsrun.kube.fields import (
     is_subdomain,
     quantity,
 )
-from nsrun.spec.options import parse_target
+from nsrun.spec.health import check_connect
+from nsrun.spec.options import SUBPATH, parse_target
 from nsrun.spec.pod import is_address
 
 TYPE_CHECKING = False
@@ -72,8 +73,10 @@ _CONTAINER = _names(
     """name image imagePullPolicy command args workingDir ports env envFrom volumeMounts resources securityContext
     restartPolicy livenessProbe"""
 )
-_PROBE = _names("exec initialDelaySeconds periodSeconds timeoutSeconds failureThreshold successThreshold")
-_PROBE_OTHERS = _names("httpGet tcpSocket grpc terminationGracePeriodSeconds")
+_PROBE = _names(
+    "exec httpGet tcpSocket initialDelaySeconds periodSeconds timeoutSeconds failureThreshold successThreshold"
+)
+_PROBE_OTHERS = _names("grpc terminationGracePeriodSeconds")
 _CONTAINER_OTHERS = _names(
     """lifecycle readinessProbe startupProbe resizePolicy restartPolicyRules stdin stdinOnce tty
     terminationMessagePath terminationMessagePolicy volumeDevices"""
@@ -811,18 +814,13 @@ class _Container:
 
     def probe(self, field: Field) -> None:
         """Have the member's health checked.  What is unhealthy is shown, and not restarted."""
-        import json
-
         probe = field.fields(_PROBE, _PROBE_OTHERS)
-        command = probe["exec"].fields(_names("command")).get("command") if "exec" in probe else None
-        if command is None or not command.items():
-            raise field.wrong("it has no exec with a command")
+        kinds = [kind for kind in ("exec", "httpGet", "tcpSocket") if kind in probe]
+        if len(kinds) != 1:
+            raise field.wrong("it has one of exec, httpGet and tcpSocket")
         if "successThreshold" in probe and probe["successThreshold"].number(1, 1 << 20) != 1:
             raise probe["successThreshold"].wrong("one success makes it healthy")
-        words = [word.text() for word in command.items()]
-        if not words[0]:
-            raise command.items()[0].wrong("it is empty, and names no program")
-        self.put("health_cmd", json.dumps(["CMD", *words]), command)
+        {"exec": self.probe_command, "httpGet": self.probe_http, "tcpSocket": self.probe_tcp}[kinds[0]](probe[kinds[0]])
         for key, option, default, unit in (
             ("periodSeconds", "interval", 10, "s"),
             ("timeoutSeconds", "timeout", 1, "s"),
@@ -832,6 +830,61 @@ class _Container:
             low = 0 if key == "initialDelaySeconds" else 1
             number = probe[key].number(low, 86400) if key in probe else default
             self.put(f"health_{option}", f"{number}{unit}", probe.get(key, field))
+
+    def probe_command(self, field: Field) -> None:
+        import json
+
+        command = field.fields(_names("command")).get("command")
+        if command is None or not command.items():
+            raise field.wrong("it has no command")
+        words = [word.text() for word in command.items()]
+        if not words[0]:
+            raise command.items()[0].wrong("it is empty, and names no program")
+        self.put("health_cmd", json.dumps(["CMD", *words]), command)
+
+    def probe_http(self, field: Field) -> None:
+        found = field.fields(_names("host port path scheme httpHeaders"))
+        if "scheme" in found:
+            found["scheme"].one_of("HTTP")
+        path = found["path"].text() if "path" in found else "/"
+        url = f"http://{self.probe_place(field, found)}/{path.removeprefix('/')}"
+        headers = []
+        for header in found["httpHeaders"].items() if "httpHeaders" in found else []:
+            pair = header.fields(_names("name value"))
+            if "name" not in pair or "value" not in pair:
+                raise header.wrong("it has no name, or no value")
+            if ":" in pair["name"].text():
+                raise pair["name"].wrong(f"{pair['name'].said()} is not a name of a header")
+            headers.append(f"{pair['name'].text()}: {pair['value'].text()}")
+        try:
+            check_connect({"health_http": url, "health_header": headers})
+        except UsageError as error:
+            raise field.wrong(error.message, hint=error.hint) from None
+        self.put("health_http", url, field)
+        if headers:
+            self.put("health_header", headers, found["httpHeaders"])
+
+    def probe_tcp(self, field: Field) -> None:
+        self.put("health_tcp", self.probe_place(field, field.fields(_names("host port"))).removeprefix(":"), field)
+
+    def probe_place(self, field: Field, found: dict[str, Field]) -> str:
+        """Return HOST:PORT of a probe, without HOST for the pod's own address; a port may have the name of one of the container's."""
+        if "port" not in found:
+            raise field.wrong("it has no port")
+        port = found["port"]
+        if isinstance(port.value, str):
+            ports = [one.object() for one in (self.fields["ports"].items() if "ports" in self.fields else [])]
+            named = [one["containerPort"] for one in ports if "name" in one and one["name"].value == port.value]
+            if not named:
+                raise port.wrong(f"the container has no port {port.said()}")
+            port = named[0]
+        number = port.number(1, 65535)
+        host = found["host"].text() if "host" in found else ""
+        if host and host != "localhost" and not is_address(host):
+            raise found["host"].wrong(
+                f"{found['host'].said()} is not an address", hint="leave it out for the pod's own"
+            )
+        return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
 
     # ---- mounts --------------------------------------------------------------------------------------------------
 
@@ -853,14 +906,11 @@ class _Container:
         self.check_target(found["mountPath"], kind, source, "subPath" in found)
         read_only = "readOnly" in found and found["readOnly"].flag()
         below = found.get("subPath")
-        if below and kind not in ("configMap", "secret"):
-            raise below.wrong(
-                f"of a volume of the kind {kind} only the whole is mounted", hint="a volume for each directory"
-            )
+        part = self.subpath(below) if below and kind not in ("configMap", "secret") else ""
         if kind == "emptyDir":
-            self.empty(name, source, target, read_only, field)
+            self.empty(name, source, target, read_only, field, part)
         elif kind == "hostPath" and source:
-            self.of_host(source, target, read_only, field)
+            self.of_host(source, target, read_only, field, part)
         elif kind == "persistentVolumeClaim" and source:
             claim = source.fields(_names("claimName readOnly"))
             if "claimName" not in claim:
@@ -876,7 +926,7 @@ class _Container:
                     hint="lower-case letters, digits, - and ., at most 63 of them; hostPath takes a path",
                 )
             read_only = read_only or ("readOnly" in claim and claim["readOnly"].flag())
-            self.bind(claim["claimName"].text(), target, read_only, field)
+            self.bind(claim["claimName"].text(), target, read_only, field, part)
         elif source:
             files = self.pod.content(kind, source)
             volume = self.pod.own_volume(name, files)
@@ -888,6 +938,13 @@ class _Container:
                 self.bind(f"{LIB}/volumes/{volume}/{below.text()}", target, True, field)
             else:
                 raise below.wrong(f"the volume has no file {below.text()!r}")
+
+    def subpath(self, field: Field) -> str:
+        """Return the option of a volume that mounts a part of it; "" for an empty path, which is the whole."""
+        path = field.text()
+        if path.startswith("/") or ".." in path.split("/") or ":" in path or "," in path:
+            raise field.wrong("it is not a relative path without .., : and ,")
+        return f"{SUBPATH}{path}" if path else ""
 
     def check_target(self, field: Field, kind: str, source: Field | None, single: bool) -> None:
         """Raise UsageError for a path at which nothing can be mounted, or only something else than this volume.
@@ -920,14 +977,16 @@ class _Container:
         ]
         self.put("volume", [":".join(words)], field)
 
-    def empty(self, name: Field, source: Field | None, target: str, read_only: bool, field: Field) -> None:
+    def empty(self, name: Field, source: Field | None, target: str, read_only: bool, field: Field, part: str) -> None:
         fields = source.fields(_names("medium sizeLimit")) if source else {}
         medium = fields["medium"].one_of("", "Memory") if "medium" in fields else ""
         size = quantity(fields["sizeLimit"], 0) if "sizeLimit" in fields else 0
         if not medium:
             if size:
                 raise fields["sizeLimit"].wrong("only a volume in memory has a limit", hint="medium: Memory")
-            self.bind(self.pod.own_volume(name, None), target, read_only, field, "nocopy")
+            self.bind(self.pod.own_volume(name, None), target, read_only, field, part or "nocopy")
+        elif part:
+            raise fields["medium"].wrong("of memory only the whole is mounted", hint="leave medium out")
         elif target == "/dev/shm":  # the pod's own, which all of its members share
             self.pod.found.table(("pod",))["shm_size"] = str(size) if size else "64m"
             self.pod.found.fields[("pod", "shm_size")] = field
@@ -940,7 +999,7 @@ class _Container:
             mode = ["mode=1777", "exec", *([f"size={size}"] if size else []), *(["ro"] if read_only else [])]
             self.put("tmpfs", [f"{target}:{','.join(mode)}"], field)
 
-    def of_host(self, source: Field, target: str, read_only: bool, field: Field) -> None:
+    def of_host(self, source: Field, target: str, read_only: bool, field: Field, part: str) -> None:
         fields = source.fields(_names("path type"))
         if "path" not in fields:
             raise source.wrong("it has no path")
@@ -951,7 +1010,9 @@ class _Container:
         kind = fields["type"].one_of(*kinds) if "type" in fields else ""
         needed = kind or ("File" if parse_target(target, "-v") in _FILES_OF_POD else "")
         self.pod.found.hosts.setdefault(self.member, []).append((path, needed, fields["path"]))
+        if part and kind not in ("", "Directory", "DirectoryOrCreate"):
+            raise fields["type"].wrong("only a directory has a subPath")
         if kind in ("CharDevice", "BlockDevice"):
             self.put("device", [f"{path}:{target}"], field)
         else:
-            self.bind(path, target, read_only, field)
+            self.bind(path, target, read_only, field, part)

@@ -326,8 +326,8 @@ def _note(
 
         if (health := parse_health(options, source.config)) and request.monitored:
             note["health"] = health
-        elif health and options.get("health_cmd") is not None:
-            raise UsageError("--health-cmd: without a monitor nothing checks the member", hint="detach=True")
+        elif health and (asked := [key for key in ("cmd", "http", "tcp") if options.get(f"health_{key}") is not None]):
+            raise UsageError(f"--health-{asked[0]}: without a monitor nothing checks the member", hint="detach=True")
     if "stop_timeout" in options:
         note["stop_timeout"] = parse_count(options["stop_timeout"], "--stop-timeout", "a number of seconds", 0, 86400)
     if source.image:

@@ -53,6 +53,7 @@ from nsrun.plan.process import (
     Undumpable,
     Unshare,
 )
+from nsrun.spec.options import subpath_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -230,13 +231,16 @@ def join_plan(spec: MemberSpec, pod: PodNote, note: MemberNote, request: Request
         attrs, data = _attrs(mount["options"])
         if kind in ("bind", "volume"):
             handle, readonly = f"volume{number}:fd", "ro" in mount["options"]
-            seed = "" if kind == "bind" or host_root or "nocopy" in mount["options"] else target
+            below = subpath_of(mount)
+            seed = "" if kind == "bind" or host_root or below or "nocopy" in mount["options"] else target
             staging = f"{request.staging}/seed{number}" if seed else ""
             ids = (mapped(user, "uid", 0, bool(door)), mapped(user, "gid", 0, bool(door))) if user else (0, 0)
             made = kind == "volume"
             own = ident if seed or (made and mount["source"].startswith(f"{request.staging}/")) else ""
-            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, made, seed, staging, ids, own))
-            inner.append(MountTree(handle, target, mount["source"], readonly))
+            volumes.append(OpenVolume(mount["source"], handle, readonly, attrs, made, seed, staging, ids, own, below))
+            inner.append(
+                MountTree(handle, target, f"{mount['source']}/{below}" if below else mount["source"], readonly)
+            )
         elif kind == "device":
             volumes.append(OpenDevice(mount["source"], f"device{number}:fd"))
             inner.append(MountTree(f"device{number}:fd", target, mount["source"]))
@@ -304,18 +308,25 @@ _TIMES = {"interval": "interval", "timeout": "timeout", "start_period": "period"
 
 
 def _checks(spec: MemberSpec, health: Health, pod: PodNote, request: Request, filtered: bool) -> Step:
-    """Return the step that leaves the plan of a member's health checks: what exec would do, without a terminal."""
+    """Return the step that leaves the plan of a member's health checks: what exec would do, without a terminal; or a place."""
     from nsrun.plan.health import PrepareChecks
 
+    times = {short: round(1000 * float(health[key])) for key, short in _TIMES.items()}  # type: ignore[literal-required]
+    times["retries"] = health["retries"]
     process: Process = {**spec["process"], "terminal": False, "args": health["command"]}
+    uid = _owner_of_streams(process, request, pod)
+    if "connect" in health:
+        from nsrun.plan.health import PrepareConnects
+        from nsrun.spec.health import parse_connect
+
+        address = pod["network"].get("ip", "") if "network" in pod else ""  # a pod that is planned has none yet
+        place = parse_connect(health["connect"], health.get("headers", []), address)
+        return PrepareConnects(*place, _spaces(spec, pod), uid, times)
     own = bool(spec["linux"]["cgroupsPath"])
     steps = [Undumpable(), EnterMountNamespace("member:pidfd", "The member's own files and mounts, as it sees them.")]
     if not own:  # by which the monitor finds what a check leaves behind
         steps.append(Unshare(kernel.CLONE_NEWNS))
     ends: Any = _ends(process, filtered, pod.get("nested"))
-    times = {short: round(1000 * float(health[key])) for key, short in _TIMES.items()}  # type: ignore[literal-required]
-    times["retries"] = health["retries"]
-    uid = _owner_of_streams(process, request, pod)
     return PrepareChecks((*steps, *ends), _spaces(spec, pod), uid, times, own)
 
 

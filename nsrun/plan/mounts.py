@@ -288,6 +288,7 @@ class OpenVolume(Step):
     staging: str = ""  # where it is made until it is whole
     ids: tuple[int, int] = (0, 0)  # whose a new volume is
     ident: str = ""  # of the member whose own it is, and whose data it is part of
+    below: str = ""  # what of it is mounted; "": all.  A directory is made of what is missing
     hints = {
         ENOENT: "the source must exist",
         ENOSYS: "mount_setattr came with Linux 5.12",
@@ -308,9 +309,26 @@ class OpenVolume(Step):
         elif self.make:
             found.append(Part([f'mkdir("{self.source}", 0755)'], when="it is missing"))
         attrs = kernel.flag_names(self._attrs(), kernel.MOUNT_ATTRS)
+        if self.below:
+            found += [
+                f'volume = open("{self.source}", O_PATH|O_DIRECTORY)',
+                Part(
+                    [
+                        f"openat2(volume, PART, O_PATH|O_DIRECTORY, {_IN_ROOT})",
+                        "mkdirat(parent, PART, 0700)",
+                        "fchown(made, the volume's)",
+                        "fchmod(made, the volume's)",
+                    ],
+                    each=f"PART of {self.below} that is missing",
+                ),
+                f"below = openat2(volume, {_c(self.below)}, O_PATH, {_IN_ROOT})",
+            ]
+        tree = (
+            'below, "", OPEN_TREE_CLONE|AT_EMPTY_PATH' if self.below else f'AT_FDCWD, "{self.source}", OPEN_TREE_CLONE'
+        )
         return [
             *found,
-            f'{self.handle} = open_tree(AT_FDCWD, "{self.source}", OPEN_TREE_CLONE|AT_RECURSIVE)',
+            f"{self.handle} = open_tree({tree}|AT_RECURSIVE)",
             f'mount_setattr({self.handle}, "", AT_EMPTY_PATH|AT_RECURSIVE, MS_PRIVATE, {attrs})',
         ]
 
@@ -335,6 +353,8 @@ class OpenVolume(Step):
         return "cat /proc/PID/mountinfo"
 
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.below:
+            return None  # it is looked for below the volume each time
         if self.ident and self.source.startswith(f"{compiler.state.upper(self.ident)}/"):
             return None  # it is made for each member
         return [("tree", self.source, 1, self._attrs(), compiler.make(self.handle))]
@@ -352,8 +372,33 @@ class OpenVolume(Step):
                 os.makedirs(self.source, 0o755, exist_ok=True)
                 os.chmod(self.source, 0o755)  # whatever the umask
                 os.chown(self.source, *self.ids)
-        fd = run.hold(self.handle, kernel.open_tree(self.source, recursive=True))
+        fd = run.hold(self.handle, self._open_below() if self.below else kernel.open_tree(self.source, recursive=True))
         kernel.mount_setattr(fd, set=self._attrs(), propagation=kernel.MS_PRIVATE, recursive=True)
+
+    def _open_below(self) -> int:
+        """Return a tree of what is below: a symlink that somebody has put there leads nowhere out of the volume."""
+        with kernel.Fd(os.open(self.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as volume:
+            with kernel.Fd(self._make_below(volume)) as found:
+                return kernel.open_tree("", recursive=True, dir_fd=found)
+
+    def _make_below(self, volume: int) -> int:
+        """Open it; what is missing becomes a directory with the volume's own owner and mode, as a kubelet makes it."""
+        whole = os.stat(volume)
+        parts = [part for part in self.below.split("/") if part not in ("", ".")]
+        for depth in range(1, len(parts) + 1):
+            path, above = "/".join(parts[:depth]), "/".join(parts[: depth - 1]) or "."
+            try:
+                os.close(kernel.open_in_root(volume, path, os.O_PATH | os.O_CLOEXEC))
+            except KernelError as error:
+                if error.errno != ENOENT:
+                    raise
+                with kernel.Fd(kernel.open_in_root(volume, above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as parent:
+                    os.mkdir(parts[depth - 1], 0o700, dir_fd=parent)
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                with kernel.Fd(kernel.open_in_root(volume, path, flags)) as made:
+                    os.fchown(made, whole.st_uid, whole.st_gid)
+                    os.fchmod(made, whole.st_mode & 0o7777)
+        return kernel.open_in_root(volume, "/".join(parts) or ".", os.O_PATH | os.O_CLOEXEC)
 
     def undo(self, run: Context) -> None:
         if self.ident and not run.again:

@@ -71,7 +71,9 @@ def monitor_arguments(run: Any, fds: dict[str, str]) -> tuple[list[str], list[in
     if not options.get("own_cgroup", True):
         names.pop("cgroup"), names.pop("parent")
     if checks := options.get("checks"):
-        names |= {"probe": "probe:fd", "init": "init:fd", "filter": "seccomp:fd"}
+        names |= {"probe": "probe:fd"}
+        if "connect" not in checks:
+            names |= {"init": "init:fd", "filter": "seccomp:fd"}
     argv, keep = ["nsrun-monitor"], []
     for key, name in names.items():
         fd = run.fd(name)

@@ -411,10 +411,26 @@ def _check_sense(options: Sequence[str], word: str) -> None:
         raise UsageError(f"{word}: {twice[0]} is there twice")
 
 
+#: The option of a mount that names what of its source is mounted.
+SUBPATH = "subpath="
+
+
+def subpath_of(mount: Mount) -> str:
+    """Return the path below the source of what is mounted; "": the source itself."""
+    return next((option[len(SUBPATH) :] for option in mount["options"] if option.startswith(SUBPATH)), "")
+
+
 def _volume(source: str, target: str, options: list[str], word: str) -> Mount:
     for option in options:
-        if option not in _FLAGS:
-            raise UsageError(f"{word}: unknown option {option!r}", hint=f"known: {' '.join(sorted(_FLAGS))}")
+        if option.startswith(SUBPATH):
+            path = option[len(SUBPATH) :]
+            if not path or path.startswith("/") or ".." in path.split("/") or "\0" in path:
+                raise UsageError(f"{word}: {path!r} is not a relative path without '..'")
+            if not source:
+                raise UsageError(f"{word}: a volume without a name is new, and has nothing below it")
+        elif option not in _FLAGS:
+            known = " ".join(sorted({*_FLAGS, f"{SUBPATH}PATH"}))
+            raise UsageError(f"{word}: unknown option {option!r}", hint=f"known: {known}")
     if "dev" in options:
         raise UsageError(f"{word}: devices of a volume can't be used", hint="--device HOST:MEMBER gives one")
     _check_sense(options, word)
@@ -427,7 +443,11 @@ def _volume(source: str, target: str, options: list[str], word: str) -> Mount:
         "destination": parse_target(target, word),
         "type": kind,
         "source": os.path.abspath(source) if kind == "bind" else source,
-        "options": ["rbind", "rprivate", *(o for o in options if o in ("ro", "nosuid", "nodev", "noexec", "nocopy"))],
+        "options": [
+            "rbind",
+            "rprivate",
+            *(o for o in options if o in ("ro", "nosuid", "nodev", "noexec", "nocopy") or o.startswith(SUBPATH)),
+        ],
     }
 
 
@@ -473,8 +493,11 @@ def parse_mount(word: str) -> Mount:
             raise UsageError(f"--mount {word}: unknown key {sorted(unknown)[0]!r}")
         return parse_tmpfs(":".join([target, ",".join(options)]).rstrip(":"))
     source = values.pop("source", "")
+    options += [f"{SUBPATH}{values.pop(key)}" for key in ("subpath", "volume-subpath") if key in values]
     if values or kind not in ("bind", "volume") or (kind == "bind" and not source):
-        raise UsageError(f"--mount {word}: not type=bind|tmpfs|volume,source=…,target=…[,readonly][,nosuid]")
+        raise UsageError(
+            f"--mount {word}: not type=bind|tmpfs|volume,source=…,target=…[,readonly][,nosuid][,subpath=PATH]"
+        )
     if kind == "bind" and not source.startswith(("/", ".")):
         source = f"./{source}"
     return _volume(source, target, options, f"--mount {word}")
