@@ -54,7 +54,7 @@ def _is_on(state: State, note: Note, network: str) -> bool:
 def text_of(note: Note, pods: list[Note]) -> str:
     """Return the file of a pod: what it was made with, and then the pods whose names that does not have."""
     base = note["network"]["hosts"]
-    known = {name.lower() for line in base.splitlines() for name in line.split()[1:]}
+    known = {name.lower() for line in base.split("\n") for name in line.split()[1:]}
     found = [f"{base}# pods of network {note['network']['name']}\n"]
     for pod in pods:
         if pod["name"].lower() not in known:
