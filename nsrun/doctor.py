@@ -187,10 +187,12 @@ def _openat2() -> str:
 def _owner_table() -> str:
     """Make all of a pod's network except the pod, in a network namespace that ends at once."""
     from nsrun.host import net, wire
-    from nsrun.host.bridges import BRIDGE
+    from nsrun.host.bridges import BRIDGE, without_tables
     from nsrun.lifecycle.create import without_ipv6
     from nsrun.spec.options import ANY
 
+    if why := without_tables():
+        raise NsrunError(f"by nsrun-forward only, and pods on the bridge are closed in: {why}")
     with kernel.Fd(kernel.new_netns()) as netns:
         with kernel.inside_netns(netns), wire.open_socket(wire.NETLINK_ROUTE) as sock:
             gateway = "10.88.0.1"
@@ -214,6 +216,8 @@ def _ipv6() -> Finding:
     from nsrun.host import bridges
     from nsrun.lifecycle.create import without_ipv6
 
+    if why := bridges.without_tables():
+        return _finding("IPv6", "limited", f"pods on the bridge have none: {why}", "modprobe nf_tables")
     if why := without_ipv6():
         return _finding(
             "IPv6",
@@ -324,9 +328,11 @@ def _apparmor() -> Finding:
 
 def _firewall() -> Finding:
     from nsrun.host import net
-    from nsrun.host.bridges import BRIDGE
+    from nsrun.host.bridges import BRIDGE, without_tables
 
     try:
+        if why := without_tables():
+            return _finding("forwarding", "limited", f"nothing is, to and from pods: {why}", "modprobe nf_tables")
         chains = net.foreign_drops(True)
     except OSError as error:
         return _finding(

@@ -137,6 +137,7 @@ class Network(TypedDict):
     ipv6: NotRequired[str]  # of a bridge: on, or off and why
     subnet6: NotRequired[str]
     isolated: NotRequired[bool]
+    closed: NotRequired[str]  # why nothing is forwarded to and from it: there is no nf_tables
     ip: NotRequired[str]
     ip6: NotRequired[str]
     gateway: NotRequired[str]
@@ -157,6 +158,7 @@ class PodFacts(TypedDict):
     networks: NotRequired[str]  # what to say then
     mtu: NotRequired[int]  # the uplink's
     subnet: NotRequired[str]
+    no_tables: NotRequired[str]  # why a pod on the bridge is closed in; "": there is nf_tables
     no_nat: NotRequired[str]  # why nat can't publish here; "": it can
     subnet6: NotRequired[str]
     without_ipv6: NotRequired[str]  # why this host gives pods none

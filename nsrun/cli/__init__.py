@@ -329,7 +329,12 @@ def tell_of_pod(call: Call, options: Mapping[str, Any], note: Mapping[str, Any])
     asked = [p[:2] for p in published(parse_ports(options.get("publish") or []))]
     for ip, host, pod in port_ranges(p for p in published(note["ports"]) if p[0] != "127.0.0.1" or p[:2] not in asked):
         err(f"published {ip}:{host} → {pod if '/' in pod else pod + '/tcp'}")
-    if note["network"]["mode"] == "bridge":
+    if closed := note["network"].get("closed"):
+        err(
+            f"the pod is closed in, since {closed}: it reaches this host and other pods, and is reached from outside by published ports only"
+        )
+        tell_of_forwarder(note["ports"], options, closed)
+    elif note["network"]["mode"] == "bridge":
         from nsrun.host import net
 
         try:

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import _socket
 import os
-from errno import EEXIST, ENOENT
+from errno import EACCES, EEXIST, ENOENT, EPERM
 
 from nsrun import kernel
-from nsrun.errors import BadInput, KernelError
+from nsrun.errors import BadInput, KernelError, NsrunError
 from nsrun.host import wire
 from nsrun.host.net import (
     ADVICE,
     LEASE,
+    NO_TABLES,
     PREFIX,
     V6,
     VETH,
     address6,
     alias_of,
+    ask_tables,
     delete_link,
     interfaces,
     link_identity,
@@ -195,8 +197,8 @@ def current_gateway6(bridge: str = BRIDGE) -> str:
     return ""
 
 
-def ensure_bridge(sock: wire.Socket, bridge: Bridge) -> tuple[str, int]:
-    """Return (gateway, index) of the bridge, which is made if there is none.
+def ensure_bridge(sock: wire.Socket, bridge: Bridge, closed: bool = False) -> tuple[str, int]:
+    """Return (gateway, index) of the bridge, which is made if there is none.  `closed`: nothing is forwarded to and from the pod.
 
     The caller holds the lock on the network.  Raise BadInput when its subnet is in use, or its name is another's.
     """
@@ -237,6 +239,8 @@ def ensure_bridge(sock: wire.Socket, bridge: Bridge) -> tuple[str, int]:
                 continue  # no IPv6 here
     else:
         _check_owner(sock, bridge)
+    if closed:
+        return gateway, _socket.if_nametoindex(name)
     with open("/proc/sys/net/ipv4/ip_forward", errors="surrogateescape") as file:
         forwards = file.read().strip() == "1"
     if not forwards:
@@ -404,6 +408,19 @@ def in_our_power() -> bool:
     return userns.owns_network()
 
 
+def without_tables() -> str:
+    """Return why pods on the bridge can't have nf_tables: this kernel has none, or a filter refuses them; "" when they can."""
+    try:
+        ask_tables()
+    except OSError as error:
+        if error.errno in NO_TABLES:
+            return f"this kernel has no nf_tables ({os.strerror(error.errno)})"
+        if error.errno in (EPERM, EACCES):
+            return f"nf_tables are refused here ({os.strerror(error.errno)})" if in_our_power() else ""
+        raise
+    return ""
+
+
 def pods_on(bridge: str, links: Iterable[str], leases: Iterable[str]) -> set[str]:
     """Return the veths of the pods on a bridge, also of those that are nothing any more but a lease or a veth.
 
@@ -420,10 +437,11 @@ def pods_on(bridge: str, links: Iterable[str], leases: Iterable[str]) -> set[str
 def remove_idle_bridge(
     lock: Callable[[], int], bridge: Bridge | None = None, known: set[str] | None = None, patience: float = 0.0
 ) -> bool:
-    """Remove a bridge, by default nsrun0, when no pod is on it, neither by a veth nor by a lease; return whether there is none on it.
+    """Remove a bridge, by default nsrun0, when no pod is on it, neither by a veth nor by a lease; return whether none is known of.
 
     `patience` is the number of seconds to wait for veths that are not among the `known` ones: a dying pod takes a
-    moment.  A bridge that is not nsrun's own stays, but does not lead to 127.0.0.1 any more.
+    moment.  A bridge that is not nsrun's own stays, but does not lead to 127.0.0.1 any more.  Where nobody may ask who has a
+    lease (NoAnswer), it stays as it is.
     """
     ours = bridge or Bridge()
     name = ours.name
@@ -436,24 +454,46 @@ def remove_idle_bridge(
     def settled() -> bool:
         nonlocal idle
         with kernel.Fd(lock()):
-            idle = take_down(ours)
-            return idle or (known is not None and _only(known, name))
+            try:
+                idle = take_down(ours)
+                return idle or (known is not None and _only(known, name))
+            except NoAnswer:
+                idle = True
+                return True
 
     wait(settled, patience)
     return idle
 
 
+class NoAnswer(NsrunError):
+    """A filter of system calls refuses nf_tables, so which addresses of a bridge are leased is not known."""
+
+
+def _leases(bridge: str) -> set[str]:
+    """Return the names of all tables of nsrun.  Raise NoAnswer."""
+    try:
+        return tables()
+    except OSError as error:
+        if error.errno not in (EPERM, EACCES):
+            raise
+        raise NoAnswer(
+            f"nft list tables: {os.strerror(error.errno)}: whether a pod is on {bridge} is not known",
+            hint=f"do it where nf_tables are not refused; or, when no pod is left: ip link del {bridge}",
+            errno=error.errno,
+        ) from None
+
+
 def _only(known: set[str], bridge: str) -> bool:
     """Return whether the pods on a bridge are all known ones, for which there is nothing to wait."""
-    return pods_on(bridge, interfaces(), tables()) <= known
+    return pods_on(bridge, interfaces(), _leases(bridge)) <= known
 
 
 def take_down(bridge: Bridge) -> bool:
-    """Remove a bridge unless a pod is on it; return whether none is.  The caller holds the lock on the network."""
+    """Remove a bridge unless a pod is on it; return whether none is.  The caller holds the lock on the network.  Raise NoAnswer."""
     name, links = bridge.name, interfaces()
     if name not in links:
         return True
-    if pods_on(name, links, tables()):
+    if pods_on(name, links, ()) or pods_on(name, (), _leases(name)):
         return False
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         if bridge.network and link_identity(sock, links[name]) != (name, bridge.alias):

@@ -240,6 +240,21 @@ def arrival_filter(index: int, *words: int) -> bytes:
     return _filter(index, CLSACT_EGRESS, portfilter.arrivals(*_apart(words)))
 
 
+def closed_filter(index: int, ip_word: int, net_word: int) -> bytes:
+    """Add the filter for what a pod that is closed in may send."""
+    return _filter(index, CLSACT_INGRESS, portfilter.program(ip_word, net=net_word))
+
+
+def closed_isolating_filter(index: int, ip_word: int, *words: int) -> bytes:
+    """Add the filter for what an isolated pod that is closed in may send."""
+    return _filter(index, CLSACT_INGRESS, portfilter.program(ip_word, (), words, words[3]))
+
+
+def closed_arrival_filter(index: int, *words: Any) -> bytes:
+    """Add the filter for what comes to a pod that is closed in; `words`: the bridge's, and whether the pod is isolated."""
+    return _filter(index, CLSACT_EGRESS, portfilter.closed_arrivals(words[:4], words[4]))
+
+
 def _apart(words: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the words of IPv6's prefix, and those of the bridge, which are four without IPv6."""
     return (words[:2], words[2:]) if len(words) == 8 else ((), words)
@@ -789,6 +804,10 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "isolating_filter6": (isolating_filter, ("index", "ip_word", "high6", "low6", *BRIDGE_WORDS, "third6", "fourth6")),
     "arrival_filter": (arrival_filter, ("index", *BRIDGE_WORDS)),
     "arrival_filter6": (arrival_filter, ("index", "high6", "low6", *BRIDGE_WORDS, "third6", "fourth6")),
+    "closed_filter": (closed_filter, ("index", "ip_word", "net_word")),
+    "closed_isolating_filter": (closed_isolating_filter, ("index", "ip_word", *BRIDGE_WORDS)),
+    "closed_arrival_filter": (closed_arrival_filter, ("index", *BRIDGE_WORDS, False)),
+    "closed_isolating_arrival_filter": (closed_arrival_filter, ("index", *BRIDGE_WORDS, True)),
     "neighbour_gateway": (neighbour, ("index", "gateway", "mac")),
     "link_up": (link_up, ("index",)),
     "del_link": (del_link, ("index",)),

@@ -13,6 +13,9 @@ idle bridge with its table, which the next command removes.
 A filter on a pod's veth checks what the pod sends (portfilter.py), and ends with the veth.  Which port of the bridge
 leads to whom is configured for the bridge and for the host, never learned.
 
+Without nf_tables a pod is closed in.  Its lease is a bound socket, its filters let nothing pass but what stays on the bridge, and
+this host is told neither to forward nor to route 127.0.0.1 to a pod; nsrun-forward publishes its ports.
+
 IPv6 stands beside that.  A pod's address is the prefix of the bridge's ULA and the pod's IPv4 address, so it has no lease of
 its own; its table of family ip6 belongs to the same socket.  The bridge and the pod know each other's MAC by configuration,
 and all that a pod sends goes by way of the bridge's address, so there is no neighbour discovery.
@@ -154,10 +157,11 @@ def connect(
     mtu: int,
     gateway6: str = "",
     isolated: bool = False,
-) -> tuple[str, int, wire.Socket]:
+    closed: bool = False,
+) -> tuple[str, int, _socket.socket]:
     """Lease the first free address (or the wanted one) and make the pair; return (address, index of our end, the
-    lease).  With `gateway6`, the pod has an IPv6 address too (address6); `isolated` is as for secure_port().  Both ends
-    have this `mtu`, in bytes.
+    lease).  With `gateway6`, the pod has an IPv6 address too (address6); `isolated` and `closed` are as for secure_port().
+    Both ends have this `mtu`, in bytes.
 
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
     veth are gone.  Raise BadInput when the wanted one is taken, or all are.
@@ -171,18 +175,19 @@ def connect(
             raise BadInput(f"--ip {wanted_ip} is not a free address of {ip_text(net)}/{PREFIX}")
         candidates = [number]
     else:
-        taken = {name[3:] for name in link_names()} | {name[6:] for name in leases()}
+        taken = {name[3:] for name in link_names()} | {name[6:] for name in (() if closed else leases())}
         candidates = [n for n in range(net + 2, net + 255) if f"{n:08x}" not in taken]
     for number in candidates:
         ip = ip_text(number)
-        table = lease(ip)
+        table = bound_lease(ip) if closed else lease(ip)
         if table is None:
             continue
         try:
             ip6 = address6(gateway6, ip) if gateway6 else ""
-            forget_addresses(ip, *([ip6] if ip6 else []))
-            alone = (gateway, gateway6) if isolated else None
-            port = (sock, netns, bridge, bridge_index, ip, ident, mtu, ip6, alone)
+            if not closed:
+                forget_addresses(ip, *([ip6] if ip6 else []))
+            limits = ((gateway, gateway6) if isolated else None, gateway if closed else "")
+            port = (sock, netns, bridge, bridge_index, ip, ident, mtu, ip6, *limits)
             index = _make_port(*port)
             if not index and wanted_ip:  # we have the lease, so its pod has ended: the kernel takes the veth away
                 wait(lambda: veth_name(wanted_ip) not in link_names(), 5.0)
@@ -211,6 +216,27 @@ def lease(ip: str) -> wire.Socket | None:
     return make_table(table_name(ip))
 
 
+#: A port of TCP that IANA has given to nobody; only root may bind it (ip_unprivileged_port_start).
+LEASED_PORT = 4
+
+
+def bound_lease(ip: str) -> _socket.socket | None:
+    """Lease an address where there is no nf_tables, by a socket that is bound to it and to LEASED_PORT; None when another pod has it.
+
+    It does not listen, and nothing reaches it, since the address is not this host's: ip(7), IP_FREEBIND.
+    """
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(_socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND
+        sock.bind((ip, LEASED_PORT))
+    except OSError as error:
+        sock.close()
+        if error.errno == EADDRINUSE:
+            return None
+        raise KernelError(error.errno or 0, f"bind({ip}:{LEASED_PORT})") from None
+    return sock
+
+
 def make_table(name: str) -> wire.Socket | None:
     """Make an empty table that ends with the socket, which is returned; None when there is one of this name."""
     sock = wire.open_socket(wire.NETLINK_NETFILTER)
@@ -232,10 +258,24 @@ def make_table(name: str) -> wire.Socket | None:
     return sock
 
 
+#: What the kernel answers where it has no nf_tables: there are no tables then.  nfnetlink.c
+NO_TABLES = (EPROTONOSUPPORT, EOPNOTSUPP, EINVAL)
+
+
+def ask_tables(version: str = "") -> list[bytes]:
+    """Return the answers about all tables of a family in this network namespace.  Raise OSError, also for a filter that refuses it."""
+    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
+        return wire.ask(sock, "nft list tables", wire.encode(f"get_tables{version}"))
+
+
 def tables(version: str = "") -> set[str]:
     """Return the names of all tables of nsrun in this network namespace, pods' and bridges', of family ip, or ip6 for V6."""
-    with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-        bodies = wire.ask(sock, "nft list tables", wire.encode(f"get_tables{version}"))
+    try:
+        bodies = ask_tables(version)
+    except OSError as error:
+        if error.errno not in NO_TABLES:
+            raise
+        return set()
     names = (wire.attributes(body[4:]).get(1, b"").rstrip(b"\0").decode(errors="replace") for body in bodies)
     return {name for name in names if name.startswith(LEASE) and len(name) == len(LEASE) + 8}
 
@@ -255,6 +295,7 @@ def _make_port(
     mtu: int,
     ip6: str,
     alone: tuple[str, str] | None,
+    closed: str,
 ) -> int:
     """Make the pair, and bring this end up when the filter is on it; return its index, or 0 when the name is taken."""
     name, mac = veth_name(ip), mac_of(ip)
@@ -268,7 +309,7 @@ def _make_port(
         raise
     index = _socket.if_nametoindex(name)
     try:
-        secure_port(sock, name, index, bridge, bridge_index, ip, ident, ip6, alone)
+        secure_port(sock, name, index, bridge, bridge_index, ip, ident, ip6, alone, closed)
     except BaseException:
         wire.talk(sock, [(f"ip link del {name}", wire.encode("del_link", index=index))])
         raise
@@ -285,10 +326,12 @@ def secure_port(
     ident: str,
     ip6: str = "",
     alone: tuple[str, str] | None = None,
+    closed: str = "",
 ) -> None:
     """Configure who is behind a port of the bridge and what may come from it; then bring it up.
 
-    `alone`: the bridge's addresses, when the pod is isolated; then nothing may come from or go to another pod.
+    `alone`: the bridge's addresses, when the pod is isolated; then nothing may come from or go to another pod.  `closed`: the
+    bridge's IPv4 address, when the pod is closed in; then nothing may come from or go to where the bridge does not lead.
     """
     mac, device = mac_of(ip), f"dev {name}"
     mac_text = ":".join(f"{byte:02x}" for byte in mac)
@@ -296,16 +339,18 @@ def secure_port(
     words: dict[str, object] = {"index": index}
     if ip6:
         words |= zip(("high6", "low6"), _words(net6_of(ip6)), strict=True)
-    if alone:
-        own = wire.mac_of_link(bridge)
+    if alone or closed:
+        own, gateway_word = wire.mac_of_link(bridge), ip_number(alone[0] if alone else closed)
         words |= {"mac_high": int.from_bytes(own[:4], "big"), "mac_low": int.from_bytes(own[4:], "big")}
-        words |= {"gateway_word": ip_number(alone[0]), "net_word": ip_number(alone[0]) & 0xFFFFFF00}
-        if ip6:
+        words |= {"gateway_word": gateway_word, "net_word": gateway_word & 0xFFFFFF00}
+        if ip6 and alone:
             words |= zip(("third6", "fourth6"), _words(_socket.inet_pton(_socket.AF_INET6, alone[1])[8:]), strict=True)
+        kind = ("closed_" if closed else "") + ("isolating_" if alone else "")
+        sent, arrives = f"{kind}filter{six}", f"{kind if closed else ''}arrival_filter{six}"
         requests = [
             (f"tc qdisc add {device} clsact", wire.encode("both_ways", index=index)),
-            (f"tc filter add {device} ingress bpf direct-action …", wire.encode(f"isolating_filter{six}", ip_word=ip_number(ip), **words)),
-            (f"tc filter add {device} egress bpf direct-action …", wire.encode(f"arrival_filter{six}", **words)),
+            (f"tc filter add {device} ingress bpf direct-action …", wire.encode(sent, ip_word=ip_number(ip), **words)),
+            (f"tc filter add {device} egress bpf direct-action …", wire.encode(arrives, **words)),
         ]  # fmt: skip
     else:
         requests = [
@@ -676,7 +721,9 @@ def remove_veth(note: Mapping[str, Any]) -> None:
     network = note.get("network") or {}
     if network.get("veth") and network.get("netns") == netns_cookie():
         delete_link(network["veth"], network.get("veth_index", 0), alias_of(note["id"]))
-        if note.get("user"):  # nsrun-hold, and with it the lease, ends a moment after pause
+        if note.get("user") and not network.get(
+            "closed"
+        ):  # nsrun-hold, and with it the lease, ends a moment after pause
             wait(lambda: table_name(network["ip"]) not in leases(), 1.0)
 
 
@@ -726,7 +773,7 @@ def foreign_drops(ipv6: bool) -> list[str]:
         with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
             chains = wire.ask(sock, "nft list chains", wire.encode("get_chains"))
     except OSError as error:
-        if error.errno not in (EPROTONOSUPPORT, EOPNOTSUPP, EINVAL):
+        if error.errno not in NO_TABLES:
             raise
         return []  # there is no nf_tables here, so it drops nothing
     found: dict[int, str] = {}

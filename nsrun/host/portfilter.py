@@ -14,6 +14,10 @@ A pod that is isolated sends to the bridge's own MAC alone, and to no address of
 second program, on what goes to the pod, drops what comes from such an address.  So neither frames that somebody makes by hand
 nor routes by way of the host lead from one pod to the other, whichever of them is isolated.
 
+A pod that is closed in, since there is no nf_tables to guard the ways by this host, sends to addresses of the bridge's network
+alone; to it comes what other pods send on the bridge, with their own MAC and address, and what this host sends from the bridge's.
+Whatever this host would forward has the bridge's MAC and another address, so it is dropped, whoever it pretends to be.
+
 It is a tc filter rather than an nf_tables rule because of its lifetime: it ends with the veth and with nothing else.  A
 table ends with its owner's socket or with `nft flush ruleset`, and a pod's namespaces may outlive both.
 
@@ -30,6 +34,7 @@ PASS, DROP = 0, 2  # TC_ACT_OK, TC_ACT_SHOT (linux/pkt_cls.h)
 # Opcodes of linux/bpf_common.h: load a word, half, byte; the frame's length; X = header length; compare; return.
 LD, LDH, LDB, LDH_X, LEN, LDX_IHL = 0x20, 0x28, 0x30, 0x48, 0x80, 0xB1
 AND, JEQ, JGE, JSET, RET = 0x54, 0x15, 0x35, 0x45, 0x06
+TAX, JEQ_X = 0x07, 0x1D  # X = A; compare A with X
 VLAN_PRESENT = 0xFFFFF000 + 48  # SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT (linux/filter.h)
 NEXT = ""
 
@@ -41,7 +46,7 @@ Line = tuple[int, int, str, str]
 Instruction = tuple[int, int, int, int]
 
 
-def _lines(ip: int, prefix6: Sequence[int], bridge: Sequence[int]) -> list[str | Line]:
+def _lines(ip: int, prefix6: Sequence[int], bridge: Sequence[int], net: int) -> list[str | Line]:
     """Return labels and (opcode, operand, target if true, target if false); offsets count from the Ethernet header.
 
     A load beyond the end of the frame would end the program with 0, PASS; so it checks lengths first.
@@ -62,6 +67,8 @@ def _lines(ip: int, prefix6: Sequence[int], bridge: Sequence[int]) -> list[str |
             (JEQ, bridge[3], "drop", NEXT),
             "allowed",
         ]
+    if net:
+        in_network = [(LD, 30, NEXT, NEXT), (AND, 0xFFFFFF00, NEXT, NEXT), (JEQ, net, NEXT, "drop"), *in_network]
     return [
         (LEN, 0, NEXT, NEXT),
         (JGE, 34, NEXT, "drop"),  # Ethernet and the shortest IPv4 header
@@ -163,13 +170,14 @@ def _ip6(ip: int, prefix6: Sequence[int], bridge: Sequence[int]) -> list[str | L
     ]
 
 
-def program(ip: int, prefix6: Sequence[int] = (), bridge: Sequence[int] = ()) -> list[Instruction]:
+def program(ip: int, prefix6: Sequence[int] = (), bridge: Sequence[int] = (), net: int = 0) -> list[Instruction]:
     """Return the program for this address as in struct sock_filter: (opcode, jump if true, jump if false, operand) ….
 
     `prefix6`: the two words before the pod's IPv6 address, which ends with the IPv4 one; none: the pod has none.  `bridge`, for
     a pod that is isolated: the bridge's MAC in two words, its address and network, and the second half of its IPv6 address.
+    `net`, for one that is closed in: the bridge's network.
     """
-    return _assembled(_lines(ip, prefix6, bridge))
+    return _assembled(_lines(ip, prefix6, bridge, net))
 
 
 def arrivals(prefix6: Sequence[int], bridge: Sequence[int]) -> list[Instruction]:
@@ -203,6 +211,48 @@ def arrivals(prefix6: Sequence[int], bridge: Sequence[int]) -> list[Instruction]
             (JEQ, bridge[2], "pass", NEXT),
             (AND, 0xFFFFFF00, NEXT, NEXT),
             (JEQ, bridge[3], "drop", NEXT),
+            "pass",
+            (RET, PASS, NEXT, NEXT),
+            "drop",
+            (RET, DROP, NEXT, NEXT),
+        ]
+    )
+
+
+def closed_arrivals(bridge: Sequence[int], alone: bool) -> list[Instruction]:
+    """Return the program for what comes to a pod that is closed in: from the bridge itself, and from other pods unless it is `alone`.
+
+    `bridge`: its MAC in two words, its address, and its network.  What this host forwards is not from the bridge: it has its
+    MAC, and another address.
+    """
+    others = "drop" if alone else NEXT
+    return _assembled(
+        [
+            (LEN, 0, NEXT, NEXT),
+            (JGE, 34, NEXT, "drop"),
+            (LDH, 12, NEXT, NEXT),
+            (JEQ, 0x0800, "ip", NEXT),
+            (JEQ, 0x0806, NEXT, "drop"),
+            (LD, 28, NEXT, NEXT),  # ARP: the sender's address
+            (JEQ, bridge[2], "pass", others),
+            (AND, 0xFFFFFF00, NEXT, NEXT),
+            (JEQ, bridge[3], "pass", "drop"),
+            "ip",
+            (LD, 26, NEXT, NEXT),
+            (JEQ, bridge[2], "bridge", others),
+            (TAX, 0, NEXT, NEXT),
+            (LD, 8, NEXT, NEXT),
+            (JEQ_X, 0, NEXT, "drop"),  # a pod's MAC ends with its address
+            (LDH, 6, NEXT, NEXT),
+            (JEQ, MAC_PREFIX, NEXT, "drop"),
+            (LD, 26, NEXT, NEXT),
+            (AND, 0xFFFFFF00, NEXT, NEXT),
+            (JEQ, bridge[3], "pass", "drop"),
+            "bridge",
+            (LD, 6, NEXT, NEXT),
+            (JEQ, bridge[0], NEXT, "drop"),
+            (LDH, 10, NEXT, NEXT),
+            (JEQ, bridge[1], NEXT, "drop"),
             "pass",
             (RET, PASS, NEXT, NEXT),
             "drop",

@@ -80,10 +80,12 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         facts["networks"] = "" if facts["named"] else networks.known(state)
     if not state.uid and mode == "bridge":
         from nsrun.host import uplink
+        from nsrun.host.bridges import without_tables
 
         facts["mtu"] = uplink.mtu()
-        facts["without_ipv6"] = without_ipv6((facts.get("named") or {}).get("bridge", "nsrun0"))
-        if options.get("publish") and (options.get("publish_mode") or "auto") == "auto":
+        closed = facts["no_tables"] = facts["no_nat"] = without_tables()
+        facts["without_ipv6"] = without_ipv6((facts.get("named") or {}).get("bridge", "nsrun0")) or closed
+        if not closed and options.get("publish") and (options.get("publish_mode") or "auto") == "auto":
             facts["no_nat"] = why_no_nat(not facts["without_ipv6"])
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}

@@ -61,7 +61,7 @@ def plan_add(state: State, name: str, specs: list[str], mode: str = "auto", iden
         raise UsageError(f"--publish-mode {mode!r}", hint=", ".join(PUBLISH_MODES))
     ports = parse_ports(specs, "" if pod["network"].get("ip6") else f"pod {name!r} has no IPv6 address")
     network, rootless = pod["network"]["mode"], bool(state.uid)
-    no_nat = why_not_nat(state, name) if mode == "auto" else ""
+    no_nat = why_not_nat(state, name) if mode == "auto" else pod["network"].get("closed", "")
     if rootless:
         from nsrun.host.pasta import check_port
 
@@ -84,6 +84,8 @@ def why_not_nat(state: State, name: str) -> str:
     network = state.pod(name)["network"]
     if network["mode"] == "pasta":
         return "pasta can't be given more ports while it runs"
+    if why := network.get("closed", ""):
+        return why
     return why_no_nat(bool(network.get("ip6"))) if network["mode"] == "bridge" else ""
 
 

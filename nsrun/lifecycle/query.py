@@ -56,7 +56,7 @@ def pod_json(state: State, note: Note, members: list[Note]) -> dict[str, Any]:
     return _pod_json(state, note, members, status, pid, kernel.namespace_ids(pid) if pid else {})
 
 
-_NETWORK = ("mode", "name", "ip", "ipv6", "ip6", "gateway", "bridge", "veth")
+_NETWORK = ("mode", "name", "ip", "ipv6", "ip6", "gateway", "bridge", "veth", "closed")
 
 
 def _pod_json(

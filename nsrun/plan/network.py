@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
+from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM
 
 from nsrun import kernel
 from nsrun.errors import BadInput
@@ -125,12 +125,6 @@ class ConnectPod(Step):
     """The bridge, the lease, the pair."""
 
     phase = HOST
-    why = (
-        "A table with an owner is named after the address. Names are unique, so the kernel itself leases the address "
-        "for as long as the pod's table lives. A filter, which lives as long as the veth, lets nothing pass but frames "
-        "from this MAC and address. Which MAC is behind which port is written down and not learned. The IPv6 address ends "
-        "with the IPv4 one, so one lease serves both."
-    )
     man = "veth(4), bridge(8), ip-link(8), nft(8), tc-bpf(8)"
     ident: str
     ip: str = ""
@@ -138,6 +132,7 @@ class ConnectPod(Step):
     ipv6: bool = False
     subnet6: str = ""
     isolated: bool = False
+    closed: bool = False
     mtu: int = 1500
     bridge: str = "nsrun0"
     network: str = ""  # its name and its id, if it is not the default one
@@ -145,11 +140,19 @@ class ConnectPod(Step):
     handle: str = "table:fd"
     hints = {
         EPERM: "needs CAP_NET_ADMIN",
-        EOPNOTSUPP: "this kernel has no veth, bridge or nf_tables: modprobe veth bridge nf_tables; or --network none, with --publish-mode forward for ports",
-        EPROTONOSUPPORT: "this kernel has no nf_tables: modprobe nf_tables; or --network none, with --publish-mode forward for ports",
+        EOPNOTSUPP: "this kernel has no veth or bridge: modprobe veth bridge; or --network none, with --publish-mode forward for ports",
         ENOENT: "this kernel can't filter what a pod sends: modprobe sch_ingress cls_bpf; or --network none",
         EINVAL: "tables with an owner came with Linux 5.12",
     }
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        if self.closed:
+            lease = "There is no nf_tables. A socket that is bound to the address leases it for as long as the pod lives. Two filters, which live as long as the veth, let pass only what stays on the bridge, since nothing else guards the ways by this host."
+        else:
+            lease = "A table with an owner is named after the address. Names are unique, so the kernel itself leases the address for as long as the pod's table lives. A filter, which lives as long as the veth, lets nothing pass but frames from this MAC and address."
+        last = " The IPv6 address ends with the IPv4 one, so one lease serves both." if self.ipv6 else ""
+        return f"{lease} Which MAC is behind which port is written down and not learned.{last}"
 
     def made(self) -> list[str | Part]:
         from nsrun.host.bridges import common_table
@@ -172,6 +175,21 @@ class ConnectPod(Step):
                 when="this host does not forward IPv6",
             ),
         ]
+        pair = netlink(self.brief())
+        filters = "tc filter add dev nsr… ingress bpf …; " + (
+            "tc filter add dev nsr… egress bpf …; " if self.isolated or self.closed else ""
+        )
+        port = netlink(f"{filters}bridge fdb …; ip neighbour …; ip link set nsr… up")
+        if self.closed:
+            return [
+                'flock("net.lock", LOCK_EX)',
+                Part(bridge, when=f"there is no bridge {self.bridge}"),
+                f"{self.handle} = socket(AF_INET, SOCK_STREAM)",
+                f"setsockopt({self.handle}, IPPROTO_IP, IP_FREEBIND, 1)",
+                f"bind({self.handle}, pod:ip:4)   /* pod:ip: {which} */",
+                pair,
+                port,
+            ]
         return [
             'flock("net.lock", LOCK_EX)',
             Part([*bridge, 'write("/proc/sys/net/ipv4/ip_forward", "1")'], when=f"there is no bridge {self.bridge}"),
@@ -182,12 +200,8 @@ class ConnectPod(Step):
                 [netlink("conntrack -D --reply-src pod:ip")],
                 each=f"entry that a dead pod has left of the address{'es' if self.ipv6 else ''}",
             ),
-            netlink(self.brief()),
-            netlink(
-                "tc filter add dev nsr… ingress bpf …; "
-                + ("tc filter add dev nsr… egress bpf …; " if self.isolated else "")
-                + "bridge fdb …; ip neighbour …; ip link set nsr… up"
-            ),
+            pair,
+            port,
         ]
 
     def brief(self) -> str:
@@ -231,12 +245,21 @@ class ConnectPod(Step):
             [
                 f'GATEWAY=$(ip -4 -o address show {name} 2>/dev/null | awk \'{{sub("/.*", "", $4); print $4}}\'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}',
                 f"ip link show {name} >/dev/null 2>&1 || {{ ip link add {name} address {mac.format('$GATEWAY')} type bridge mcast_snooping 0; ip link set {name} alias '{alias}'; ip address add $GATEWAY/24 dev {name}; for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; ip link set {name} up; }}",
-                common_rules(name),
-                f"echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/{name}/route_localnet",
+                *(
+                    [
+                        common_rules(name),
+                        f"echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/{name}/route_localnet",
+                    ]
+                    if not self.closed
+                    else []
+                ),
                 *bridge6,
                 f"HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; MAC={mac.format('$IP')}",
-                "nft create table ip nsrun-$HEX",
-                "conntrack -D -f ipv4 --reply-src $IP 2>/dev/null || :",
+                *(
+                    ["nft create table ip nsrun-$HEX", "conntrack -D -f ipv4 --reply-src $IP 2>/dev/null || :"]
+                    if not self.closed
+                    else []
+                ),
                 *(["conntrack -D -f ipv6 --reply-src $IP6 2>/dev/null || :"] if self.ipv6 else []),
                 f"ip link add $VETH mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} address $MAC netns $NET; ip link set $VETH master {name}",
                 *check,
@@ -248,16 +271,18 @@ class ConnectPod(Step):
 
     def _filters(self) -> list[str]:
         """Return the commands that check what the pod sends, and what comes to one that is isolated."""
-        from nsrun.host.portfilter import MARKERS, arrivals, program, tc_bytecode
+        from nsrun.host.portfilter import MARKERS, arrivals, closed_arrivals, program, tc_bytecode
 
         add = "tc filter add dev $VETH {} bpf direct-action bytecode"
         prefix6 = MARKERS[1:3] if self.ipv6 else ()
         words = ["$((0x$HEX))", "$((0x$HIGH6))", "$((0x$LOW6))"] if self.ipv6 else ["$((0x$HEX))", "", ""]
-        if not self.isolated:
+        if not self.isolated and not self.closed:
             return [
                 f'tc qdisc add dev $VETH ingress; {add.format("ingress")} "{tc_bytecode(program(MARKERS[0], prefix6), words)}"'
             ]
         bridge = MARKERS[3:9] if self.ipv6 else MARKERS[3:7]
+        sent = program(MARKERS[0], prefix6, bridge if self.isolated else (), bridge[3] if self.closed else 0)
+        comes = closed_arrivals(bridge, self.isolated) if self.closed else arrivals(prefix6, bridge)
         words += [
             "$((0x$MAC_HIGH))",
             "$((0x$MAC_LOW))",
@@ -268,8 +293,8 @@ class ConnectPod(Step):
         ]
         return [
             f"set -- $(ip -o link show {self.bridge} | sed 's/.*link.ether //; s/ .*//; y/:/ /'); MAC_HIGH=$1$2$3$4; MAC_LOW=$5$6; GATEWAY_HEX=$(printf '%02x%02x%02x%02x' $(echo $GATEWAY | tr . ' '))",
-            f'tc qdisc add dev $VETH clsact; {add.format("ingress")} "{tc_bytecode(program(MARKERS[0], prefix6, bridge), words)}"',
-            f'{add.format("egress")} "{tc_bytecode(arrivals(prefix6, bridge), words)}"',
+            f'tc qdisc add dev $VETH clsact; {add.format("ingress")} "{tc_bytecode(sent, words)}"',
+            f'{add.format("egress")} "{tc_bytecode(comes, words)}"',
         ]
 
     def _prefix6(self) -> str:
@@ -282,12 +307,19 @@ class ConnectPod(Step):
         machine = "$(cat /etc/machine-id 2>/dev/null | b2sum | sed 's/^\\(..\\)\\(....\\)\\(....\\).*/\\1:\\2:\\3/')"
         return f"fd{machine}:$(printf '%02x%02x' $(echo $GATEWAY | awk -F. '{{print $2, $3}}'))"
 
-    approx = (
-        "the search for a free address is not atomic; the table has no owner, nft delete table gives the address back"
-    )
+    @property
+    def approx(self) -> str:  # type: ignore[override]
+        lease = (
+            "there is no lease" if self.closed else "the table has no owner, nft delete table gives the address back"
+        )
+        return f"the search for a free address is not atomic; {lease}"
 
     def check(self) -> str:
-        return f"ip -br link show master {self.bridge}; nft list tables; tc filter show dev VETH ingress; bridge fdb show dev VETH"
+        return (
+            f"ip -br link show master {self.bridge}; "
+            + ("tc filter show dev VETH egress; " if self.closed else "nft list tables; ")
+            + "tc filter show dev VETH ingress; bridge fdb show dev VETH"
+        )
 
     def do(self, run: Context) -> None:
         from nsrun.host import bridges, net, wire
@@ -295,7 +327,7 @@ class ConnectPod(Step):
         with kernel.Fd(run.state.lock("net")):
             bridge = self._bridge(run)
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
-                gateway, index = bridges.ensure_bridge(sock, bridge)
+                gateway, index = bridges.ensure_bridge(sock, bridge, self.closed)
                 gateway6 = bridges.ensure_bridge6(sock, bridge, gateway, index) if self.ipv6 else ""
                 ip, veth, table = net.connect(
                     sock,
@@ -308,6 +340,7 @@ class ConnectPod(Step):
                     self.mtu,
                     gateway6,
                     self.isolated,
+                    self.closed,
                 )
                 mac = wire.mac_of_link(self.bridge) if self.ipv6 or self.isolated else b""
         run.hold(self.handle, table.detach())

@@ -49,6 +49,7 @@ def pod_plan(spec: PodSpec) -> Plan:
     name, network, ident = spec["name"], spec["network"], spec["id"]
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
     ipv6, isolated = network.get("ipv6") == "on", network.get("isolated", False)
+    closed = bool(network.get("closed"))
     by_root = not user or spec["by_root"]
     owned = "user:fd" if user else ""
     nested = spec.get("nested")
@@ -88,11 +89,15 @@ def pod_plan(spec: PodSpec) -> Plan:
         wanted, subnet6 = network.get("wanted_ip", ""), network.get("subnet6", "")
         where = (network["bridge"], network.get("name", ""), network.get("network_id", ""))
         steps.append(
-            ConnectPod(ident, wanted, network.get("subnet", ""), ipv6, subnet6, isolated, network["mtu"], *where)
+            ConnectPod(
+                ident, wanted, network.get("subnet", ""), ipv6, subnet6, isolated, closed, network["mtu"], *where
+            )
         )
     if own_net and outside:
         steps.append(ConfigurePod(network.get("bridge", ""), ipv6, isolated))
-    if bridge:
+    if closed:
+        held = [ConnectPod.handle]
+    elif bridge:
         ports_step, table_step = (
             HoldPorts(forwarded),
             PublishTable(ident, forwarded, ipv6=ipv6, bridge=network["bridge"]),

@@ -159,8 +159,9 @@ def choose_mode(ports: Iterable[Port], mode: str, network: str, no_nat: str = ""
     found: list[Port] = []
     for port in ports:
         only = port["host_ip"] == LOOPBACK6
-        if mode == "nat" and (only or network != "bridge"):
-            why = "[::1] is passed on by the forwarder only" if only else f"the network {network} has no nat"
+        if mode == "nat" and (only or no_nat or network != "bridge"):
+            why = no_nat or f"the network {network} has no nat"
+            why = "[::1] is passed on by the forwarder only" if only else why
             raise UsageError(f"--publish-mode nat: {why}", hint="--publish-mode auto, or forward")
         if mode == FORWARD or (mode == "auto" and (only or no_nat)):
             port = {**port, "mode": FORWARD}

@@ -116,6 +116,8 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
             parse_subnet(network["subnet"])
         if isolated:
             network["isolated"] = True
+        if facts.get("no_tables"):
+            network["closed"] = facts["no_tables"]
         network["ipv6"] = f"off: {without}" if without else "on"
         subnet6 = named["subnet6"] if named else options.get("subnet6") or facts.get("subnet6", "")
         if subnet6 and not without:
