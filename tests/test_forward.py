@@ -693,6 +693,78 @@ def test_a_port_that_was_removed_is_free(host, served):
         assert sock.recv(10) == b"AGAIN" and other.recv(10) == b"again"
 
 
+def ended(port: int) -> bool:
+    """Whether connections to a port have ended on its side, and linger."""
+    return bool(sh("ss", "-tanH", "state", "time-wait", f"sport = :{port}").stdout)
+
+
+def reusing(port: int, address: str = "0.0.0.0", kind: int = socket.SOCK_STREAM) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address, port))
+    return sock
+
+
+def test_from_forward_to_nat_at_once(host, served):
+    """Connections that have ended are no hindrance; and then the port is the pod's alone."""
+    pod = served(publish=[])
+    host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8009:9")
+    assert ask(8009) == pod["network"]["ip"]
+    wait_for(lambda: ended(8009))
+    host.run("port", "rm", "web", "8009")
+    host.run("port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8009:9")
+    assert ended(8009) and ask(8009) == pod["network"]["gateway"]
+    for address in ("0.0.0.0", "127.0.0.1", "192.0.2.1"):
+        with pytest.raises(OSError, match="in use"):
+            reusing(8009, address)
+    assert "is taken" in host.fails(125, "port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8009:9")
+
+
+def test_who_is_bound_there_can_not_listen_any_more(host, served):
+    """A program that shares the address with connections that have ended shares it with the pod, and gets nothing of it."""
+    pod = served(publish=[])
+    host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8009:9")
+    assert ask(8009) == pod["network"]["ip"]
+    wait_for(lambda: ended(8009))
+    host.run("port", "rm", "web", "8009")
+    with reusing(8009) as other:
+        host.run("port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8009:9")
+        with pytest.raises(OSError, match="in use"):
+            other.listen()
+        assert ask(8009) == pod["network"]["gateway"]
+    host.run("port", "rm", "web", "8009")
+    with reusing(8009) as other:
+        other.listen()
+        assert "is taken" in host.fails(125, "port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8009:9")
+    with reusing(8019):  # nothing has ended there: it may be another's for good
+        assert "does not listen" in host.fails(125, "port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8019:9")
+
+
+def test_a_port_of_udp_is_shared_with_nobody(host, served):
+    """Of two that share one, the later gets everything."""
+    served(publish=[])
+    with reusing(8053, kind=socket.SOCK_DGRAM):
+        assert "is taken" in host.fails(125, "port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8053:53/udp")
+    host.run("port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8053:53/udp")
+    with pytest.raises(OSError, match="in use"):
+        reusing(8053, kind=socket.SOCK_DGRAM)
+
+
+def test_nobody_else_binds_meanwhile(host, served):
+    """Whoever keeps the lock of this network namespace lets nsrun wait, for a second, and not for ever."""
+    import fcntl
+
+    pod = served(publish=[])
+    host.run("port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8009:9")
+    assert ask(8009) == pod["network"]["ip"]
+    wait_for(lambda: ended(8009))
+    host.run("port", "rm", "web", "8009")
+    with open("/proc/thread-self/ns/net") as netns:
+        fcntl.flock(netns, fcntl.LOCK_EX)
+        assert "TIME_WAIT" in host.fails(125, "port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8009:9")
+    host.run("port", "add", "--publish-mode", "nat", "web", "0.0.0.0:8009:9")
+
+
 def test_a_port_that_is_taken(host, served):
     served(publish=["8009:9", "[::1]:8019:9"])
     for spec in ("8009:9", "[::1]:8019:9", "127.0.0.1:8009:9"):

@@ -33,6 +33,7 @@ import os
 import sys
 from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
+from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
 from nsrun.schema import is_number
@@ -452,7 +453,7 @@ def hold_port(
     """Return a bound socket: while it is open, no other program and no other pod can have this port (moby#13024).
 
     `holder` tells which pod has a port, for the hint of an error.  A port that a living pod has `released` (release_port) is
-    bound beside the socket that this pod still has.
+    bound beside the socket that this pod still has, and one of TCP beside connections that have ended (_bind_beside).
     With `to_listen`, bind it as a server does that sets SO_REUSEADDR (socket(7)): connections that ended in the last minute
     do not count, and of UDP there is room for what comes.
     """
@@ -468,12 +469,12 @@ def hold_port(
         try:
             sock.bind((host_ip, port))
         except OSError as error:
-            if error.errno != EADDRINUSE or not port or not released(host_ip, port, protocol):
+            if error.errno != EADDRINUSE or not port:
                 raise
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-            sock.bind((host_ip, port))
-            if not to_listen:  # listen(2) asks again
-                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)  # from now on it is ours alone
+            ended = protocol == "tcp" and _sockets_of(host_ip, port, protocol) == (set(), True)
+            if not ended and not released(host_ip, port, protocol):
+                raise
+            _bind_beside(sock, host_ip, port, protocol, to_listen)
     except OSError as error:
         sock.close()
         if error.errno == EADDRINUSE:
@@ -488,6 +489,35 @@ def hold_port(
             ) from None
         raise
     return sock, sock.getsockname()[1]
+
+
+def _bind_beside(sock: _socket.socket, host_ip: str, port: int, protocol: str, to_listen: bool) -> None:
+    """Bind beside sockets that have SO_REUSEADDR: of connections that have ended (TIME_WAIT), or of a pod that has released the port.
+
+    When ours has SO_REUSEADDR no more, nobody else can bind the port, nor listen who has bound it before: socket(7).  Meanwhile,
+    no other nsrun of this network namespace does the same; and whoever has begun to listen is found, and has the port.
+    Raise OSError EADDRINUSE when somebody has it.
+    """
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+    with kernel.Fd(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns:
+
+        def locked() -> bool:
+            try:
+                flock(netns, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if not wait(locked, 1.0):  # anybody may lock it for as long as they like
+            raise OSError(EADDRINUSE, os.strerror(EADDRINUSE))
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        sock.bind((host_ip, port))
+        if to_listen:  # listen(2) asks again
+            return
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)
+        if protocol == "tcp" and _sockets_of(host_ip, port, protocol)[0]:
+            raise OSError(EADDRINUSE, os.strerror(EADDRINUSE))
 
 
 def hold_ports(
@@ -664,8 +694,8 @@ def release_port(sock: _socket.socket) -> None:
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
 
 
-def _who_has(host_ip: str, port: int, protocol: str) -> str:
-    """Return which program has a port that no pod of ours has, as far as the kernel's tables show."""
+def _sockets_of(host_ip: str, port: int, protocol: str) -> tuple[set[str], bool]:
+    """Return the sockets that have a port as proc_pid_fd(5) names them, of TCP those that listen, and whether connections linger."""
     inodes, lingers = set(), False
     # a socket of IPv6 may have it for IPv4 as well, but not the other way round
     for file in (f"/proc/net/{protocol}6", *(() if ":" in host_ip else (f"/proc/net/{protocol}",))):
@@ -678,6 +708,12 @@ def _who_has(host_ip: str, port: int, protocol: str) -> str:
                             inodes.add(f"socket:[{fields[9]}]")
         except OSError:
             continue
+    return inodes, lingers
+
+
+def _who_has(host_ip: str, port: int, protocol: str) -> str:
+    """Return which program has a port that no pod of ours has, as far as the kernel's tables show."""
+    inodes, lingers = _sockets_of(host_ip, port, protocol)
     for pid in filter(is_number, os.listdir("/proc") if inodes else []):
         try:
             for fd in os.listdir(f"/proc/{pid}/fd"):
