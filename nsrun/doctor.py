@@ -202,12 +202,12 @@ def _owner_table() -> str:
             gateway6 = "" if without_ipv6() else "fd00::1"
             ip, _, table = net.connect(sock, netns, BRIDGE, gateway, index, "", "d0c70e000000", 1500, gateway6)
             ip6 = net.address6(gateway6, ip) if gateway6 else ""
-            with table:
+            with kernel.Fd(table.detach()) as fd:
                 ports: list[Port] = [
                     {"host_ip": every, "host_port": 1, "pod_port": 1, "protocol": "tcp"}
                     for every in (ANY if ip6 else ANY[:1])
                 ]
-                net.publish(table.fileno(), "d0c70e000000", BRIDGE, ip, gateway, ports, pod_ip6=ip6)
+                net.publish(fd, "d0c70e000000", BRIDGE, ip, gateway, ports, pod_ip6=ip6)
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge, veth, ingress filters"
 
 

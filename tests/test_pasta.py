@@ -11,8 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import USERS, kill, need, not_editable, sh, wait_for
-from test_explain import Expected, traced
+from conftest import kill, need, sh, wait_for
 from test_rootless import forwarders
 
 #: Answers on 80/tcp and 20921/udp of both families: who it is to TCP, and in capitals to UDP.
@@ -22,7 +21,7 @@ def tcp(family, address):
     with socket.create_server((address, 80), family=family) as s:
         while True:
             c, peer = s.accept()
-            c.sendall(sys.argv[1].encode()); c.close()
+            c.recv(100); c.sendall(sys.argv[1].encode()); c.close()
 def udp(family, address):
     s = socket.socket(family, socket.SOCK_DGRAM)
     if family == socket.AF_INET6:
@@ -41,8 +40,7 @@ address, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
 s.settimeout(3)
 s.connect((address, port))
-if kind == "udp":
-    s.send(b"who")
+s.send(b"who")
 print(s.recv(100).decode())
 """
 WHO = ["root", "for alice", "alice"]
@@ -83,6 +81,8 @@ def make(host, alice):
         wait_for(
             lambda: len(sh("nsenter", "-t", pod["pid"], "-n", "ss", "-ltnH", "sport = :80").stdout.splitlines()) == 2
         )
+        # pasta's addresses are new to the kernel, which asks for a second whether somebody else has them
+        wait_for(lambda: not sh("nsenter", "-t", pod["pid"], "-n", "ip", "-6", "address", "show", "tentative").stdout)
         return {**pod, "said": done.stderr}
 
     return make
@@ -218,13 +218,3 @@ def test_what_is_refused(host):
         os.chmod("/dev/net/tun", 0o666)
     assert "nat" in host.fails(2, "pod", "create", "--network", "pasta", "--publish-mode", "nat", "-p", "20920:80", "x")
     assert host.json("pod", "ls", "-a") == []
-
-
-@not_editable
-@pytest.mark.parametrize("owner", ["root", "alice"])
-def test_what_strace_shows(host, tmp_path, owner):
-    assert owner == "root" or owner in USERS
-    words = ["pod", "create", "--network", "pasta", "--owner", owner, "-p", "0.0.0.0:20920:80", "x"]
-    expected = Expected(host, words)
-    outside, others, _ = traced(host, words, tmp_path)
-    expected.check(outside, others)

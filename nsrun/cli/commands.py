@@ -233,7 +233,7 @@ OF_POD = (
     O(
         "--network",
         "bridge|none|host|NETWORK",
-        "bridge: an address of its own on nsrun0, of IPv6 too unless this host has none, or with bridge,ipv6=off; with bridge,isolated no other pod reaches it, nor it them, but by published ports; NETWORK: the same on a network of network create, whose pods no other reaches; none: only the loopback interface; host: this host's network; without root, pasta replaces the bridge",
+        "bridge: an address of its own on nsrun0, of IPv6 too unless this host has none, or with bridge,ipv6=off; with bridge,isolated no other pod reaches it, nor it them, but by published ports; NETWORK: the same on a network of network create, whose pods no other reaches; none: only the loopback interface; host: this host's network; pasta: what pasta(1) copies from this host's network, in place of the bridge, as always without root",
         also=("pasta", "bridge,ipv6=on", "bridge,isolated", "bridge,isolated,ipv6=on", "NETWORK,isolated"),
     ),
     O("--ip", "ADDR", "the pod's address in the bridge's network"),

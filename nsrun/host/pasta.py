@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network of a pod that an ordinary user made: pasta(1), which needs no privilege.
+"""The network of a pod that has no bridge: pasta(1), which needs no privilege.
 
-pasta writes its pid file last, so it is ready when that is there.  It ends with pause: nsrun-door sees to that, or, if
-nsrun-door was killed, the sweep that releases the pod.
+A user's pasta writes its pid file last, so it is ready when that is there.  Root's can't, since it gives up root before that, and
+root's directories are closed; it is ready when it has its own filter of system calls, which comes even later.  It ends with
+pause: nsrun-door or nsrun-hold sees to that, or, if those were killed, the sweep that releases the pod.
+
+The namespaces are its standard input and output, for root's: it opens them when it has no power over /proc/PID/ns any more, and
+newer versions close all other descriptors first.
 """
 
 from __future__ import annotations
@@ -20,15 +24,37 @@ from nsrun.schema import is_number, open_regular, open_text
 SECONDS = 10
 
 
-def start(command: list[str], directory: str) -> tuple[int, int]:
-    """Start pasta; return its (pid, pidfd).
+def without_ipv6() -> str:
+    """Return why pasta gives pods no IPv6: it copies the address of the interface with the default route; proc_net(5), ipv6_route."""
+    try:
+        with open("/proc/thread-self/net/ipv6_route", "rb") as file:
+            routes = [line.split() for line in file]
+    except FileNotFoundError:
+        routes = []
+    if any(fields[1] == b"00" and fields[9] != b"lo" for fields in routes):
+        return ""
+    return "pasta gives a pod no IPv6 address, since this host has no default route of IPv6"
+
+
+def _may_open(path: str, anybody: bool) -> bool:
+    return os.access(path, os.R_OK | os.W_OK) and (not anybody or os.stat(path).st_mode & 0o006 == 0o006)
+
+
+def _filters(pid: int) -> int:
+    """Return how many filters of system calls a process has: proc_pid_status(5), Seccomp_filters."""
+    with open(f"/proc/{pid}/status", "rb") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith(b"Seccomp_filters:")), 0)
+
+
+def start(command: list[str], directory: str, namespaces: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Start pasta; return its (pid, pidfd).  `namespaces`: descriptors of the pod's network and of its user namespace, of root's.
 
     Raise NsrunError with its messages, or when it is missing.  They go to DIRECTORY/forward.log.
     """
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+    if not _may_open("/dev/net/tun", bool(namespaces)):
         there = os.path.exists("/dev/net/tun")
         raise NsrunError(
-            f"pasta needs /dev/net/tun, which {'you may not open' if there else 'is not there'}",
+            f"pasta needs /dev/net/tun, which {('only root may open' if namespaces else 'you may not open') if there else 'is not there'}",
             hint="sudo chmod 0666 /dev/net/tun (what udev does)" if there else "sudo modprobe tun",
         )
     pidfile, log = f"{directory}/forward.pid", f"{directory}/forward.log"
@@ -40,9 +66,14 @@ def start(command: list[str], directory: str) -> tuple[int, int]:
         raise NsrunError(f"another pasta is writing to {log}", hint="nsrun pod ls -a; nsrun pod prune") from None
     os.ftruncate(errors, 0)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    command = [*command, "--pid", pidfile]
+    if namespaces:
+        command = [f"{directory}/pasta", *command[1:]]  # it goes by the last part, and end_of() by all of it
+    else:
+        command = [*command, "--pid", pidfile]
+    before = _filters(os.getpid())
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((null, null, errors))]
+        stdio = (*(namespaces or (null, null)), errors)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
         pid = os.posix_spawnp(
             "pasta",
             command,
@@ -54,8 +85,8 @@ def start(command: list[str], directory: str) -> tuple[int, int]:
         )
     except FileNotFoundError:
         raise NsrunError(
-            "pasta is missing: a pod that is made without root needs it for its network",
-            hint="apt-get install passt; or --network none; or let root make the pod: sudo nsrun pod create",
+            "pasta is missing: a pod that is made without root, or with --network pasta, needs it for its network",
+            hint="apt-get install passt; or --network none; or let root make the pod, on the bridge: sudo nsrun pod create",
         ) from None
     finally:
         os.close(errors)
@@ -66,9 +97,9 @@ def start(command: list[str], directory: str) -> tuple[int, int]:
             if os.waitpid(pid, os.WNOHANG)[0]:
                 break
             try:
-                if os.stat(pidfile).st_size:
+                if _filters(pid) > before if namespaces else os.stat(pidfile).st_size:
                     return pid, kernel.pidfd_open(pid)
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 pass
             time.sleep(0.002)
         else:
@@ -94,7 +125,7 @@ def stop(pid: int) -> None:
 
 
 def end_of(directory: str) -> None:
-    """End the pasta of a pod whose nsrun-door was killed.  It is recognised by its --pid DIRECTORY/forward.pid.
+    """End the pasta of a pod whose nsrun-door was killed.  It is recognised by its --pid DIRECTORY/forward.pid, or by the name DIRECTORY/pasta.
 
     As long as forward.log is locked there is one, though perhaps not under that name yet, if its maker was killed
     between fork and exec.  Raise NsrunError when it does not end.
@@ -118,7 +149,7 @@ def end_of(directory: str) -> None:
 
 
 def _kill(directory: str) -> None:
-    tail = os.fsencode(f"\0--pid\0{directory}/forward.pid\0")
+    tail, name = os.fsencode(f"\0--pid\0{directory}/forward.pid\0"), os.fsencode(f"{directory}/pasta\0")
     for pid in filter(is_number, os.listdir("/proc")):
         try:
             fd = kernel.pidfd_of(int(pid))
@@ -127,7 +158,7 @@ def _kill(directory: str) -> None:
             try:
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
                     command = file.read()
-                if command.startswith(b"pasta\0") and command.endswith(tail):
+                if command.startswith(name) or (command.startswith(b"pasta\0") and command.endswith(tail)):
                     # we had the pidfd before we read the command line, so the pid has not passed to another process
                     kernel.pidfd_send_signal(fd, 9)
             finally:

@@ -9,8 +9,8 @@ from nsrun.errors import BadInput, UnknownError
 from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
 from nsrun.run import Run
 from nsrun.schema import check_name, is_name
-from nsrun.spec.options import parse_network, parse_ports
-from nsrun.spec.pod import NO_BRIDGE, pod_spec
+from nsrun.spec.options import is_forwarded, parse_network, parse_ports
+from nsrun.spec.pod import pod_spec
 from nsrun.state import State, new_id, timestamp
 
 TYPE_CHECKING = False
@@ -87,6 +87,10 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         facts["without_ipv6"] = without_ipv6((facts.get("named") or {}).get("bridge", "nsrun0")) or closed
         if not closed and options.get("publish") and (options.get("publish_mode") or "auto") == "auto":
             facts["no_nat"] = why_no_nat(not facts["without_ipv6"])
+    if (options.get("network") or ("pasta" if state.uid else "")) == "pasta":
+        from nsrun.host import pasta
+
+        facts["without_ipv6"] = pasta.without_ipv6()
     if owner:
         facts["user"] = {"uid": owner.uid, "gid": owner.gid, "maps": userns.maps_of(owner)}
         facts["by_root"], facts["groups"] = not state.uid, owner.groups
@@ -117,6 +121,12 @@ def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
     spec = pod_spec(asked, gather(state, name, asked, ident))
     if not state.uid and ident != NO_ID:
         _check_powers(spec)
+    if spec["network"]["mode"] == "pasta" and spec.get("by_root"):  # a process of the owner's has the sockets
+        from nsrun.host.pasta import check_port
+
+        for port in spec["ports"]:
+            if not is_forwarded(port):
+                check_port(port["host_port"])
     return pod_plan(spec)
 
 
@@ -135,6 +145,10 @@ def _check_powers(pod: PodSpec) -> None:
             "--network bridge: root of this user namespace has no power over the network namespace that it is in",
             hint="--network none, or host; or one of its own: unshare --user --map-root-user --net nsrun …",
         )
+    if mode == "pasta" and pod.get("nested"):
+        raise BadInput(
+            "--network pasta: root of a user namespace can't give pasta another one", hint="--network bridge, or none"
+        )
     granted = need_powers(OF_CREATE + (("net_admin",) if mode != "host" else ()), "a pod")
     if not granted & capability_mask(["mknod"]) and not pod.get("user"):
         pod["devices"] = "host"
@@ -146,7 +160,7 @@ def _check_rootless(state: State, options: Options) -> None:
 
     if options.get("owner") is not None:
         raise BadInput("--owner: only root makes a pod for somebody", hint="sudo nsrun pod create; yours it is anyway")
-    for port in parse_ports(options.get("publish") or [], NO_BRIDGE):
+    for port in parse_ports(options.get("publish") or [], pasta.without_ipv6()):
         pasta.check_port(port["host_port"])
     name = _name_of(options)
     if state.has_pod(name) and not state.door({"name": name}).startswith(f"{state.run}/"):

@@ -10,6 +10,7 @@ from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.plan import COMMIT, HOST, OPEN, OWN_KEYRING, Part, Step
 from nsrun.plan.network import binding
+from nsrun.spec.options import ANY
 from nsrun.state.life import HOLDER
 
 TYPE_CHECKING = False
@@ -391,28 +392,47 @@ class OpenDoor(Step):
         run.start_door("door", words, [fd for fd in (listener, run.pidfd, forward) if fd >= 0], place)
 
 
+class OwnNetwork(NewUserNamespace):
+    """The user namespace that owns the network of a root's pod, for pasta."""
+
+    handle: str = "network:user"
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        return f"It owns the pod's network and nothing else, and nobody is in it but pasta, which runs as {self.uid}: so pasta has power over that network alone."
+
+
 class ForwardPorts(Step):
-    """pasta: the network of a pod that was made without root."""
+    """pasta: the network of a pod without a bridge."""
 
     phase = COMMIT
-    why = "Without root there is no bridge and no veth, so pasta copies between the network of the pod and sockets of the owner."
     man = "pasta(1)"
     ports: tuple[Published, ...]
+    run_as: tuple[int, int] | None = None  # whom root's pasta becomes; then, of what it is root:
+    user: str = ""
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        if not self.run_as:
+            return "Without root there is no bridge and no veth, so pasta copies between the network of the pod and sockets of the owner."
+        return f"pasta copies between the network of the pod and sockets of this host. It binds the ports as root, and goes on as {self.run_as[0]}, with power over that network alone."
 
     def words(self, pause: object, ports: Sequence[Published]) -> list[str]:
         """pasta's command line; the pod's network namespace by pause."""
         words = ["pasta", "--foreground", "--quiet", "--config-net", "--ns-ifname", "eth0", "--no-map-gw"]
-        words += [
-            "--userns",
-            f"/proc/{pause}/ns/user",
-            "--netns",
-            f"/proc/{pause}/ns/net",
-        ]
+        if self.run_as:
+            words += ["--runas", f"{self.run_as[0]}:{self.run_as[1]}"]
+        user, net = ("self/fd/1", "self/fd/0") if self.run_as else (f"{pause}/ns/user", f"{pause}/ns/net")
+        words += ["--userns", f"/proc/{user}", "--netns", f"/proc/{net}"]
         for outwards, inwards, protocol in (("-T", "-u", "udp"), ("-U", "-t", "tcp")):
             words += [outwards, "none"]
             some = [port for port in ports if port[3] == protocol]
             for ip, host, pod, _ in some:
-                words += [inwards, f"{'' if ip == '0.0.0.0' else ip + '/'}{host}:{pod}"]
+                both = all(
+                    (every, host, pod, protocol) in some for every in ANY
+                )  # then it is one socket of both families
+                if not both or ip == ANY[0]:
+                    words += [inwards, f"{'' if both and ip in ANY else ip + '/'}{host}:{pod}"]
             words += [] if some else [inwards, "none"]
         return words
 
@@ -420,7 +440,8 @@ class ForwardPorts(Step):
         words = " ".join(self.words("PAUSE", self.ports))
         return [
             *binding(self.ports, "PORT, which says whether it is free; then it is closed"),
-            "fork()",
+            'flock("forward.log", LOCK_EX)',
+            "clone3(CLONE_VM|CLONE_VFORK)",
             Part(["setsid()", f"execve(pasta: {words})"], by="the child, which becomes pasta"),
             "forward:pidfd = pidfd_open(pasta, 0)",
         ]
@@ -428,11 +449,15 @@ class ForwardPorts(Step):
     def brief(self) -> str:
         return " ".join(self.words("PAUSE", self.ports))
 
+    def needs(self) -> tuple[str, ...]:
+        return ("net:fd", self.user) if self.run_as else ()
+
     def makes(self) -> tuple[str, ...]:
         return ("forward:pidfd",)
 
     def shell(self) -> str:
-        return " ".join(self.words("$POD", self.ports)) + " &"
+        namespaces = " </proc/$POD/ns/net >/proc/$USERNS/ns/user" if self.run_as else ""
+        return " ".join(self.words("$POD", self.ports)) + namespaces.replace(">", "1<") + " &"
 
     def check(self) -> str:
         return "pgrep -a pasta; cat /proc/PID/net/dev"
@@ -441,14 +466,20 @@ class ForwardPorts(Step):
         from nsrun.host import net, pasta
 
         ports: list[Published] = []
+        twins: dict[tuple[int, str], list[int]] = {}  # free ports of IPv4, which are to be those of IPv6, too
         for ip, host, pod, protocol in self.ports:  # is it free?  pasta binds it itself
+            if (ip, host) == ("::", 0) and twins.get((pod, protocol)):
+                host = twins[pod, protocol].pop(0)
             sock, port = net.hold_port(
                 ip, host, protocol, run.state.pod_with_port, run.state.was_released, to_listen=True
             )
+            if (ip, host) == ("0.0.0.0", 0):
+                twins.setdefault((pod, protocol), []).append(port)
             sock.close()
             ports.append((ip, port, pod, protocol))
             run.ports.append({"host_ip": ip, "host_port": port, "pod_port": pod, "protocol": protocol})
-        pid, fd = pasta.start(self.words(run.pid, ports), run.directory)
+        namespaces = (run.fd("net:fd"), run.fd(self.user)) if self.run_as else None
+        pid, fd = pasta.start(self.words(run.pid, ports), run.directory, namespaces)
         run.hold("forward:pidfd", fd)
         run.values["forward:pid"] = pid
 
@@ -457,6 +488,38 @@ class ForwardPorts(Step):
             from nsrun.host import pasta
 
             pasta.stop(int(run.values["forward:pid"]))
+
+
+class EndWithPause(Step):
+    """Starts nsrun-hold, which ends root's pasta when pause ends."""
+
+    phase = COMMIT
+    why = "pasta may not notice that the pod has ended, so a process of its own ends it then."
+    man = "pidfd_send_signal(2), poll(2)"
+    cgroup: str
+    uid: int
+
+    def made(self) -> list[str | Part]:
+        child = ["setsid()", OWN_KEYRING]
+        child.append('execveat(door:program, "", ["nsrun-door", "pause=…", "forward=…"], [], AT_EMPTY_PATH)')
+        return [*_begin(self.cgroup), Part(child, by="the child, which becomes nsrun-hold")]
+
+    def brief(self) -> str:
+        return "start nsrun-hold"
+
+    def needs(self) -> tuple[str, ...]:
+        return ("door:program", "member:pidfd", "forward:pidfd")
+
+    def makes(self) -> tuple[str, ...]:
+        return ("hold:pidfd", "hold:null", "hold:cgroup?")
+
+    def check(self) -> str:
+        return "pgrep -a nsrun-hold"
+
+    def do(self, run: Context) -> None:
+        forward = run.fd("forward:pidfd")
+        words = [f"pause={run.pidfd}", f"forward={forward}", f"uid={self.uid}", f"gid={self.uid}"]
+        run.start_door("hold", words, [run.pidfd, forward], self.cgroup)
 
 
 def mapped(user: Mapping[str, Any], kind: str, ident: int, inside: bool) -> int:

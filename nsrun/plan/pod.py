@@ -44,9 +44,19 @@ PAUSE_UID = 65535
 def pod_plan(spec: PodSpec) -> Plan:
     """Return the plan that makes a pod of its spec (spec.pod.pod_spec)."""
     user = spec.get("user")
-    if user:  # a pod of root's does not pay for importing them
-        from nsrun.plan.owner import DelegateCgroup, ForwardPorts, HoldForPod, NewUserNamespace, OpenDoor, ShowOwner
     name, network, ident = spec["name"], spec["network"], spec["id"]
+    pasta = network["mode"] == "pasta"
+    if user or pasta:  # an ordinary pod of root's does not pay for importing them
+        from nsrun.plan.owner import (
+            DelegateCgroup,
+            EndWithPause,
+            ForwardPorts,
+            HoldForPod,
+            NewUserNamespace,
+            OpenDoor,
+            OwnNetwork,
+            ShowOwner,
+        )
     bridge, own_net = network["mode"] == "bridge", network["mode"] != "host"
     ipv6, isolated = network.get("ipv6") == "on", network.get("isolated", False)
     closed = bool(network.get("closed"))
@@ -65,7 +75,7 @@ def pod_plan(spec: PodSpec) -> Plan:
         LoadProgram("nsrun-init", "init:fd"),
         LoadProgram("nsrun-pause", "pause:fd"),
     ]
-    if user:
+    if user or pasta:
         steps.append(LoadProgram("nsrun-door", "door:program"))
     listen = None
     if passed_on := published(filter(is_forwarded, spec["ports"])):  # only these pods pay for importing it
@@ -83,8 +93,13 @@ def pod_plan(spec: PodSpec) -> Plan:
     forwarded = published(port for port in spec["ports"] if not is_forwarded(port))
     if user:
         steps.append(NewUserNamespace(spec["owner"], user["uid"], user["gid"], user["maps"], spec["by_root"]))
+    owns = owned
+    if pasta and not user:
+        just = {kind: [[0, PAUSE_UID, 1]] for kind in ("uid", "gid")}
+        steps.append(OwnNetwork("root", PAUSE_UID, PAUSE_UID, just, True))
+        owns = OwnNetwork.handle
     if own_net:
-        steps.append(NewNetns(owned))
+        steps.append(NewNetns(owns))
     if bridge:
         wanted, subnet6 = network.get("wanted_ip", ""), network.get("subnet6", "")
         where = (network["bridge"], network.get("name", ""), network.get("network_id", ""))
@@ -176,8 +191,11 @@ def pod_plan(spec: PodSpec) -> Plan:
         SetCapabilities(0),
         ExecutePause("pause:fd", (lock, "alive:write") if user and by_root else (lock, *held)),
     ]
-    if network["mode"] == "pasta":
-        steps.append(ForwardPorts(forwarded))
+    if pasta:
+        run_as = (user["uid"], user["gid"]) if user else (PAUSE_UID, PAUSE_UID)
+        steps.append(ForwardPorts(forwarded, run_as if by_root else None, owns))
+        if not user:
+            steps.append(EndWithPause(f"{spec['cgroup']}/pause" if spec["cgroup"] else "", PAUSE_UID))
     if user and by_root:
         steps.append(HoldForPod(holder_cgroup(spec["cgroup"]), tuple(held)))
     if listen:

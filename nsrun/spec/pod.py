@@ -48,7 +48,7 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     rootless = bool(facts.get("user")) and not facts.get("by_root")
     asked = options.get("network") or ("pasta" if rootless else "bridge")
     mode, network_name, ipv6, isolated = parse_network(asked)
-    known = ("pasta" if rootless else "bridge", "none", "host")
+    known = ("pasta", "none", "host") if rootless else ("bridge", "pasta", "none", "host")
     if mode not in known:
         whose = "networks are root's" if network_name else "the bridge is root's"
         why = f"{whose}: sudo nsrun pod create, or " if mode == "bridge" else ""
@@ -64,6 +64,8 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         mtu = parse_mtu(options["mtu"]) if options.get("mtu") else (named or {}).get("mtu") or facts.get("mtu", 1500)
     sysctls = parse_sysctls(options.get("sysctl") or [], mode != "host", True, True, "the pod's")
     without = _without_ipv6(ipv6, facts, sysctls, mtu) if mode == "bridge" else NO_BRIDGE
+    if mode == "pasta":
+        without = facts.get("without_ipv6", "")
     ports = parse_ports(options.get("publish") or [], without)
     publish_mode = options.get("publish_mode") or "auto"
     if publish_mode not in PUBLISH_MODES:
@@ -90,7 +92,7 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     hostname = parse_hostname(options.get("hostname") or name)
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     hosts.append(f"{{pod:ip}}\t{hostname}" if mode == "bridge" else f"127.0.1.1\t{hostname}")
-    if not without:
+    if mode == "bridge" and not without:
         hosts.append(f"{{pod:ip6}}\t{hostname}")
     for word in options.get("add_host") or []:
         host, _, address = word.partition(":")

@@ -215,17 +215,20 @@ class Sweeper:
             from nsrun.state import names
 
             self.troubles += [f"pod {name}: its file of names can't be written" for name in names.forget(state, note)]
+        if note["network"]["mode"] == "pasta":
+            self.end_forwarder(note["name"])
         if note.get("user") and note["cgroup"]:
             cgroup.remove(f"{note['cgroup']}.hold", kill=True)
         cgroup.remove(note["cgroup"], note.get("cgroup_id", 0), kill=bool(note.get("user")))
         state.disown(note)
 
     def end_forwarder(self, name: str) -> None:
-        """End the pasta of a user's own pod, in case nothing else has ended it."""
-        if self.state.uid:
+        """End the pasta of a pod, in case nothing else has ended it."""
+        directory = self.state.path("pods", name)
+        if self.state.uid or os.path.lexists(f"{directory}/forward.log"):
             from nsrun.host import pasta
 
-            pasta.end_of(self.state.path("pods", name))
+            pasta.end_of(directory)
 
     def _remove_pod(self, name: str, note: Note | None) -> bool:
         """Remove a pod that nobody keeps, and its members.  The caller has the lock `names`."""
