@@ -156,6 +156,7 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 	@$(SUDO) env PATH="$$PATH" bench/run
 	@$(SUDO) env PATH="$$PATH" bench/images
 	@$(SUDO) env PATH="$$PATH" bench/many
+	@$(SUDO) env PATH="$$PATH" bench/forward
 	@$(SUDO) env PATH="$$PATH" bench/teach
 	@$(SUDO) env PATH="$$PATH" bench/engines
 

@@ -210,6 +210,13 @@ def test_a_free_port_of_both_families(six, make):
     assert ask("127.0.0.1", numbers.pop()) == "web"
 
 
+@pytest.mark.parametrize("who", ["root", "alice"])
+def test_less_under_way(make, who):
+    """What docs/network.md advises, so that an old pasta does not lose what the pod sends."""
+    pod = make(who, "--sysctl", "net.ipv4.tcp_wmem=4096 16384 262144")
+    assert sh("nsenter", "-t", pod["pid"], "-n", "sysctl", "-n", "net.ipv4.tcp_wmem").stdout.split()[2] == "262144"
+
+
 def test_what_is_refused(host):
     os.chmod("/dev/net/tun", 0o600)
     try:
