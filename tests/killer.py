@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs `pod create` or `join`, and kills itself with SIGKILL after the given step.  Started by test_faults.py.
 
-killer.py pod|owned|join|detached STEP [ROOTFS or IMAGE]      STEP 0: print the number of steps that Python carries out, do nothing
+killer.py pod|owned|pasta|join|detached STEP [ROOTFS or IMAGE]      STEP 0: print the number of steps that Python carries out, do nothing
 """
 
 import os
@@ -17,11 +17,11 @@ from nsrun.state import State
 
 what, last = sys.argv[1], int(sys.argv[2])
 state = State()
-if what in ("pod", "owned"):
-    owner = {"owner": "alice"} if what == "owned" else {}
+if what in ("pod", "owned", "pasta"):
+    more = {"owned": {"owner": "alice"}, "pasta": {"network": "pasta"}}.get(what, {})
     if "NETWORK" in os.environ:
-        owner["network"] = os.environ["NETWORK"]
-    plan = plan_pod(state, {"name": "victim", "publish": ["127.0.0.1:20500:80"], **owner})
+        more["network"] = os.environ["NETWORK"]
+    plan = plan_pod(state, {"name": "victim", "publish": ["127.0.0.1:20500:80"], **more})
 else:
     source = "image" if state.uid else "rootfs"
     options = {"name": "victim", source: sys.argv[3], "command": ["sleep", "1000"]}

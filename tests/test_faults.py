@@ -20,7 +20,7 @@ KILLER = [sys.executable, str(HERE / "killer.py")]
 
 
 def steps_of(what: str) -> int:
-    return {"pod": 12, "owned": 18, "rootless": 12, "join": 12, "detached": 13, "owners": 15}[what]
+    return {"pod": 12, "owned": 18, "rootless": 12, "pasta": 13, "join": 12, "detached": 13, "owners": 15}[what]
 
 
 def killed_after(host, what: str, step: int, rootfs: str = "") -> None:
@@ -47,7 +47,7 @@ def gone(host, before) -> None:
 
 def test_the_number_of_steps(host, pod, busybox):
     """The parametrized tests below must reach every step."""
-    for what in ("pod", "join", "detached"):
+    for what in ("pod", "pasta", "join", "detached"):
         out = sh(*KILLER, what, 0, busybox, env=host.env).stdout
         assert int(out) == steps_of(what), what
 
@@ -98,6 +98,18 @@ def test_a_rootless_create_killed(host, alice, step):
         gone(alice, before)
     else:
         assert [p["name"] for p in alice.json("pod", "ls")] == ["victim"]
+
+
+@pytest.mark.parametrize("step", range(1, steps_of("pasta") + 1))
+def test_a_create_on_pasta_killed(host, step):
+    """Root's, too: between the start of pasta and that of nsrun-hold nobody else ends it."""
+    need(shutil.which("pasta"), "pasta is missing", "apt-get install passt")
+    before = host.snapshot()
+    killed_after(host, "pasta", step)
+    if step < steps_of("pasta"):
+        gone(host, before)
+    else:
+        assert [p["name"] for p in host.json("pod", "ls")] == ["victim"]
 
 
 @pytest.mark.parametrize("step", range(1, steps_of("owners") - 1))

@@ -36,7 +36,7 @@ OWNED = {**POD, "user": USER, "owner": "alice", "network": {"mode": "bridge"}}
 BACK = {"name": "back", "id": "0123456789ab", "bridge": "nsrb01", "subnet": "10.88.1.0", "subnet6": "", "mtu": 0}
 
 
-def make_pod(owner="root", by_root=True, named=None, **options) -> Plan:
+def make_pod(owner="root", by_root=True, named=None, no_tables="", **options) -> Plan:
     facts: Any = {
         "id": "ID",
         "created": "",
@@ -44,6 +44,9 @@ def make_pod(owner="root", by_root=True, named=None, **options) -> Plan:
         "resolv_conf": "nameserver 192.0.2.53\n",
         "owner": owner,
         "named": named,
+        "no_tables": no_tables,
+        "no_nat": no_tables,
+        "without_ipv6": no_tables,
         **({"user": USER, "by_root": by_root, "groups": [1000]} if owner != "root" else {}),
     }
     wanted: Any = {"name": "web", **options}
@@ -74,6 +77,8 @@ PLANS = {
     "join-network": lambda: make_join(pod={**POD, "network": {"mode": "bridge", "hosts_file": [1, 2]}}),
     "pod-create-host": lambda: make_pod(network="host"),
     "pod-create-owned": lambda: make_pod("alice", publish=["8080:80"]),
+    "pod-create-closed": lambda: make_pod(no_tables="there is no nf_tables", publish=["8080:80"]),
+    "pod-create-pasta": lambda: make_pod(network="pasta", publish=["8080:80", "0.0.0.0:53:53/udp"]),
     "pod-create-rootless": lambda: make_pod("alice", by_root=False, publish=["8080:80"]),
     "join-owner": lambda: make_join(pod=OWNED, detach=True, door="/OWNED/1000/web.door"),
     "join-owned-by-root": lambda: make_join(pod=OWNED, user="33", volume=["named:/data"]),

@@ -33,6 +33,7 @@ def test_ruff():
         "bench/run",
         "bench/images",
         "bench/many",
+        "bench/forward",
         "bench/profile",
         "bench/teach",
         "bench/engines",
