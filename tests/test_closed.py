@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -212,6 +213,94 @@ def test_beside_a_pod_that_has_a_table(host, bare, outside):
     assert ask("192.0.2.1", 20910, outside) == "open" and ask("192.0.2.1", 20911, outside) == "web"
     assert ask(web["network"]["ip"], 80, outside) == ""
     assert web["network"]["ip"] != host.pod("open")["network"]["ip"]
+
+
+@pytest.fixture
+def networks(host, bare):
+    for name in ("back", "front"):
+        bare.run("network", "create", name)
+    yield
+    for pod in host.json("pod", "ls", "-a"):
+        host.run("pod", "rm", "-f", pod["name"])
+    assert host.run("network", "rm", "back", "front").stdout == "back\nfront\n"
+    assert not [name for name in os.listdir("/sys/class/net") if name.startswith("nsrb")]
+
+
+def test_of_more_than_one_network(host, bare, networks):
+    """Pods of one network reach each other; those of two do not, nor one that is not closed in, by a host that forwards."""
+    FORWARDS.write_text("1")
+    one, mate = (make(bare, name, "--network", "back") for name in ("one", "mate"))
+    two, web = make(bare, "two", "--network", "front", "-p", "20910:80"), make(bare, "web")
+    alone = make(bare, "alone", "--network", "back,isolated")
+    host.run("pod", "create", "--network", "front", "open")
+    host.run("join", "open", "-d", "--name", "open-s", "--", sys.executable, "-IS", "-c", SERVER)
+    pods = {pod["name"]: pod for pod in (one, mate, two, web, alone, host.pod("open"))}
+    wait_for(lambda: ask(pods["open"]["network"]["ip"], 80) == "open")
+    assert [bool(pod["network"].get("closed")) for pod in pods.values()] == [True] * 5 + [False]
+    assert len({pod["network"]["bridge"] for pod in pods.values()}) == 3
+    together = [{"one", "mate"}, {"two", "open"}]
+    for name, pod in pods.items():
+        assert ask(pod["network"]["ip"], 80) == name
+        for other, its in pods.items():
+            if name != other:
+                expected = other if {name, other} in together else ""
+                assert ask(its["network"]["ip"], 80, inside(pod)) == expected, (name, other)
+        assert ask(pod["network"]["gateway"], 20910, inside(pod)) == "two"  # what is published is so for all
+
+
+@pytest.mark.parametrize("left", ["ingress", "egress", "none"])
+def test_each_filter_alone_parts_two_networks(bare, networks, left):
+    """That for what a pod sends, and that for what comes to one; without both, a host that forwards leads from one to the other."""
+    FORWARDS.write_text("1")
+    one, two = (make(bare, name, "--network", network) for name, network in (("one", "back"), ("two", "front")))
+    mate = make(bare, "mate", "--network", "front")
+    for pod, way in ((one, "ingress"), (two, "egress")):
+        if way != left:
+            sh("tc", "filter", "del", "dev", pod["network"]["veth"], way)
+    send("other", one["network"]["ip"], two["network"]["ip"], 53, inside(one))
+    send("mate", mate["network"]["ip"], two["network"]["ip"], 53, inside(mate))
+    send("bridge", two["network"]["gateway"], two["network"]["ip"], 53)
+    expected = {"mate", "bridge", *(["other"] if left == "none" else [])}
+    wait_for(lambda: expected <= set(bare.run("logs", "two-s").stdout.split()))
+    assert set(bare.run("logs", "two-s").stdout.split()) == expected
+
+
+@pytest.mark.parametrize("owner", ["root", "alice"])
+def test_names_of_a_network(bare, alice, busybox, box, networks, owner):
+    """They are in the hosts file of a pod that is closed in, as in that of any other."""
+    bare.run("pod", "create", "--owner", owner, "--network", "back", "one")
+    if owner == "alice":
+        alice.run("join", "one", "-d", "--name", "m", "--image", box, "--", "sleep", "1000")
+    else:
+        bare.run("join", "one", "-d", "--name", "m", "--rootfs", busybox, "--", "sleep", "1000")
+    reader = alice if owner == "alice" else bare
+
+    def known() -> list[list[str]]:
+        lines = reader.run("exec", "m", "cat", "/etc/hosts").stdout.splitlines()
+        return [line.split() for line in lines if line.split()[1:] in (["one"], ["two"])]
+
+    row = [bare.pod("one")["network"]["ip"], "one"]
+    assert known() == [row]
+    two = make(bare, "two", "--network", "back")
+    assert known() == [row, [two["network"]["ip"], "two"]]
+    assert reader.run("exec", "m", "nc", "two", "80").stdout == "two"
+    bare.run("pod", "rm", "-f", "two")
+    assert known() == [row]
+
+
+def test_a_network_where_they_are_refused(bare, host):
+    """Nobody may ask who has a lease there, so the bridge stays, and who would remove it is told."""
+    bare.errno = errno.EPERM
+    bare.run("network", "create", "back")
+    web = make(bare, "web", "--network", "back", "-p", "20910:80")
+    assert "since nf_tables are refused here" in web["said"] and ask("127.0.0.1", 20910) == "web"
+    assert "used by pod web" in bare.fails(125, "network", "rm", "back")
+    bare.run("pod", "rm", "-f", "web")
+    said = bare.fails(125, "network", "rm", "back")
+    assert "is not known" in said and f"ip link del {web['network']['bridge']}" in said
+    assert bare.run("network", "ls", "-q").stdout.split() == ["bridge", "back"]
+    sh("ip", "link", "del", web["network"]["bridge"])
+    assert bare.run("network", "rm", "back").stdout == "back\n"
 
 
 @not_editable

@@ -78,6 +78,7 @@ PLANS = {
     "pod-create-host": lambda: make_pod(network="host"),
     "pod-create-owned": lambda: make_pod("alice", publish=["8080:80"]),
     "pod-create-closed": lambda: make_pod(no_tables="there is no nf_tables", publish=["8080:80"]),
+    "pod-create-network-closed": lambda: make_pod(named=BACK, network="back", no_tables="there is no nf_tables"),
     "pod-create-pasta": lambda: make_pod(network="pasta", publish=["8080:80", "0.0.0.0:53:53/udp"]),
     "pod-create-rootless": lambda: make_pod("alice", by_root=False, publish=["8080:80"]),
     "join-owner": lambda: make_join(pod=OWNED, detach=True, door="/OWNED/1000/web.door"),

@@ -359,11 +359,14 @@ def _ensure_common_table(bridge: str, version: str = "") -> None:
         ("nft batch", wire.encode("batch_begin")),
         (f"nft create table {family} {table}", wire.encode(f"new_common_table{version}", table=table)),
     ]
-    rules_of_all = [("forward", "forward_nothing_new")]
-    for chain, rule in rules_of_all if version else [("guard", "guard_loopback"), *rules_of_all]:
+    chains = {"forward": ["forward_nothing_new"]}
+    if not version:  # a pod that is closed in has no IPv6
+        chains["guard"] = ["guard_loopback"]
+        chains["forward"] += ["forward_apart_named", "forward_apart_default"]
+    for chain, rules in chains.items():
         text, words = f"{family} {table} {chain}", {"table": table}
         batch.append((f"nft add chain {text}", wire.encode(f"chain_{chain}{version}", **words)))
-        batch.append((f"nft add rule {text}", wire.encode(f"{rule}{version}", **words, bridge=bridge)))
+        batch += [(f"nft add rule {text}", wire.encode(f"{rule}{version}", **words, bridge=bridge)) for rule in rules]
     batch.append(("nft batch", wire.encode("batch_end")))
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
         try:

@@ -748,6 +748,15 @@ def rule_forward_nothing_new(table: str, bridge: str, family: int = V4) -> bytes
     return _rule(table, "forward", outside, _dnatted(0), _state(NEW), [_verdict(0)], family=family)
 
 
+def rule_forward_apart(table: str, bridge: str, start: str) -> bytes:
+    """Lead pods to none of another bridge, whose name begins with `start`, but by published ports.
+
+    Masqueraded, what they send would look like that bridge's own to a pod that is closed in (portfilter.closed_arrivals).
+    """
+    others = [*_ifname(IIFNAME, bridge), *_ifname(OIFNAME, bridge, 1), *_meta(OIFNAME, start.encode())]
+    return _rule(table, "forward", others, _dnatted(0), [_verdict(0)])
+
+
 # ---- templates ---------------------------------------------------------------------------------------
 
 #: Sample values that occur nowhere else in a message, and their bytes.  Names have one fixed length.
@@ -847,6 +856,8 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "forward_related": (rule_forward_related, ("table", "bridge", "pod_ip")),
     "forward_closed": (rule_forward_closed, ("table", "bridge", "pod_ip")),
     "forward_nothing_new": (rule_forward_nothing_new, ("table", "bridge")),
+    "forward_apart_named": (rule_forward_apart, ("table", "bridge", "'nsrb")),
+    "forward_apart_default": (rule_forward_apart, ("table", "bridge", "'nsru")),
     **{f"chain_{name}": (new_chain, ("table", f"'{name}")) for name in HOOKS},
 }
 

@@ -93,6 +93,8 @@ table ip {common_table(bridge)} {{
  }}
  chain forward {{ type filter hook forward priority 0;
   oifname "{bridge}" iifname != "{bridge}" ct status & dnat == 0 ct state new drop
+  iifname "{bridge}" oifname != "{bridge}" oifname "nsrb*" ct status & dnat == 0 drop
+  iifname "{bridge}" oifname != "{bridge}" oifname "nsru*" ct status & dnat == 0 drop
  }}
 }}
 EOF"""
