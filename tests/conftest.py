@@ -129,6 +129,15 @@ def tables() -> list[tuple[str, str]]:
     return sorted((family, name) for _, family, name in map(str.split, lines))
 
 
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process are (proc_pid_fd(5)), which tells what it waits for."""
+    found = []
+    for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            found.append(os.readlink(file))
+    return found
+
+
 class Forwarded(NamedTuple):
     """An element of a map of nf_tables: whatever comes in at the address and port goes to the pod's port."""
 

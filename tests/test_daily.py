@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import CACHE, NSRUN, not_editable, wait_for
+from conftest import CACHE, NSRUN, not_editable, open_files, wait_for
 from test_explain import foretold
 
 pytestmark = pytest.mark.live
@@ -357,6 +357,7 @@ def test_a_running_member_gets_another_name(host, pod, busybox):
     waiting = host.background("wait", "a", stdout=subprocess.PIPE, text=True)
     follower = host.background("logs", "-f", "a", stdout=subprocess.PIPE, text=True)
     assert follower.stdout.readline() == "one\n"
+    wait_for(lambda: "anon_inode:[pidfd]" in open_files(waiting.pid), what="it waits for the monitor")
     assert host.run("rename", "a", "b").stdout == "b\n"
     assert host.member("b") == {**before, "name": "b"} and host.pod()["members"] == ["b"]
     assert "no member" in host.fails(125, "exec", "a", "true")

@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import CACHE, sh, wait_for
+from conftest import CACHE, open_files, sh, wait_for
 from images import Layout
 from test_image import busybox_layer  # noqa: F401  # a fixture
 
@@ -398,7 +398,7 @@ def test_waiting_for_what_never_comes(host, pod, busybox):
 def test_events_tell(host, pod, busybox):
     with host.background("events", "-f", "event=health", stdout=subprocess.PIPE) as listener:
         try:
-            time.sleep(0.5)
+            wait_for(lambda: "anon_inode:inotify" in open_files(listener.pid))
             start(host, busybox, "test -e /ok", "--health-retries", "1", "--health-interval", "400ms")
             host.run("wait", "--condition", "unhealthy", "m")
             host.run("exec", "m", "touch", "/ok")

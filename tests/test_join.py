@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import kill, sh, wait_for
+from conftest import kill, open_files, sh, wait_for
 
 from nsrun import kernel
 from nsrun.linux import capability_mask
@@ -277,7 +277,7 @@ def test_wait_for_a_member_that_is_forgotten_at_its_end(host, pod, busybox):
     host.start("a", busybox, "sh", "-c", "trap 'exit 4' HUP; echo up; while :; do sleep 0.05; done", options=["--rm"])
     wait_for(lambda: host.run("logs", "a").stdout == "up\n")
     waiter = host.background("wait", "a", stdout=-1, text=True)
-    wait_for(lambda: any("pidfd" in os.readlink(fd) for fd in pathlib.Path(f"/proc/{waiter.pid}/fd").iterdir()))
+    wait_for(lambda: "anon_inode:[pidfd]" in open_files(waiter.pid))
     host.run("kill", "-s", "HUP", "a")
     assert waiter.communicate(timeout=30)[0] == "4\n"
     assert host.json("ls", "-a") == []

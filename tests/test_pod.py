@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import NSRUN, kill, need, sh, tables, wait_for
+from conftest import NSRUN, kill, need, open_files, sh, tables, wait_for
 
 
 def status(pid: int) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_stop_stops_members_first(host, pod, busybox):
     waiter = host.background("wait", "a", stdout=-1, text=True)
     wait_for(lambda: len(host.run("pod", "ps", "pause").stdout.splitlines()) > 2)
     # `wait` must have begun, or the member is gone before it looks
-    wait_for(lambda: any("pidfd" in os.readlink(fd) for fd in pathlib.Path(f"/proc/{waiter.pid}/fd").iterdir()))
+    wait_for(lambda: "anon_inode:[pidfd]" in open_files(waiter.pid))
     waiter.send_signal(signal.SIGSTOP)  # it looks when all is gone
     host.run("pod", "stop", "-t", "5", "pause")
     waiter.send_signal(signal.SIGCONT)

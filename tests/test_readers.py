@@ -13,7 +13,7 @@ import termios
 import time
 
 import pytest
-from conftest import NSRUN, wait_for
+from conftest import NSRUN, open_files, wait_for
 from person import Terminal
 
 
@@ -237,7 +237,7 @@ def test_the_fifth_who_attaches_is_told_why(host, pod, busybox):
     monitor = int(pathlib.Path(f"/proc/{host.member('a')['pid']}/stat").read_text().rpartition(")")[2].split()[1])
 
     def sockets() -> int:
-        return sum("socket:" in os.readlink(file) for file in pathlib.Path(f"/proc/{monitor}/fd").iterdir())
+        return sum(file.startswith("socket:") for file in open_files(monitor))
 
     before = sockets()
     others = [start(host, "attach", "a", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(4)]
