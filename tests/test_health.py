@@ -136,6 +136,7 @@ def test_where_a_check_connects(options, address, port, line, host):
         ({"http": "http://:80", "header": ["Connection: keep-alive"]}, "is nsrun's own"),
         ({"http": f"http://:80/{'x' * 4096}"}, "has more than"),
         ({"tcp": "1", "header": ["a: b"]}, "needs --health-http"),
+        ({"http": "tcp://:80"}, "does not begin with http://"),
         ({"tcp": "1", "http": "http://:1"}, "contradict"),
         ({"tcp": "1", "cmd": "true"}, "contradict"),
     ],
@@ -523,6 +524,9 @@ def test_a_check_that_connects(host, busybox):
     none = connection(host, busybox, "none", "--health-tcp", "81")
     assert (none["exit_code"], none["output"]) == (1, "nsrun: the health check can't connect [errno 111]\n")
     assert {one["name"]: one["health"] for one in host.json("ls")} == {"web": "healthy", "good": "healthy", "bad": "unhealthy", "none": "unhealthy"}  # fmt: skip
+    own = ["--net", "own", "--health-tcp", "80", *OFTEN]  # its own network, where the pod's address is not
+    host.start("own", busybox, "httpd", "-f", options=own)
+    host.run("wait", "--condition", "healthy", "own")
     assert "nsrun-health" not in host.run("exec", "web", "ps", "-ef").stdout
     host.run("stop", "-t", "0", "web")
     host.run("wait", "--condition", "unhealthy", "good")

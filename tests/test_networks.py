@@ -79,13 +79,29 @@ def test_what_is_refused(host):
     assert "another network" in host.fails(125, "network", "create", "x", "--subnet", "10.99.5.128/24")
     assert "in use on this machine" in host.fails(125, "network", "create", "x", "--subnet", "192.0.2.0/24")
     assert "/24" in host.fails(125, "network", "create", "x", "--subnet", "10.98.0.0/16")
+    for subnet in ("0.0.0.0/24", "127.0.0.0/24", "127.5.5.0", "224.0.0.0/24", "240.0.0.0/24", "255.255.255.0/24"):
+        assert "no pod can have" in host.fails(125, "network", "create", "x", "--subnet", subnet)
+        assert "no pod can have" in host.fails(125, "pod", "create", "--subnet", subnet, "x")
+    many = [f"--add-host=h{n}.{60 * 'x'}:10.1.2.3" for n in range(2000)]
+    assert "more than 128 KiB" in host.fails(125, "pod", "create", "--network", "back", *many, "x")
     for mtu in ("0", "67", "65536", "big", "-1"):
         host.fails(2, "network", "create", "x", f"--mtu={mtu}")
         host.fails(2, "pod", "create", f"--mtu={mtu}", "x")
     assert "another network" in host.fails(125, "pod", "create", "--subnet", "10.99.5.0/24", "x")
     for option in ("--subnet=10.97.0.0/24", "--subnet6=fd00:9::/64"):
         assert "inspect back" in host.fails(2, "pod", "create", "--network", "back", option, "x")
-    for word in ("nowhere", "back,", "back,often", "back,isolated,isolated", "../back", "BACK", "bridge|none", "hosts"):
+    for word in (
+        "nowhere",
+        "back,",
+        "back,often",
+        "back,isolated,isolated",
+        "../back",
+        "BACK",
+        "bridge|none",
+        "hosts",
+        ",isolated",
+        ",ipv6=off",
+    ):
         message = host.fails(2, "pod", "create", "--network", word, "x")
         assert "back" in message if word.isalpha() else True
         assert "bridge" in message and "none" in message
@@ -94,6 +110,34 @@ def test_what_is_refused(host):
     assert host.run("network", "rm", "-f", "zz").stdout == ""
     assert "default" in host.fails(125, "network", "rm", "bridge")
     assert before == (host.snapshot(), host.json("network", "ls"))
+
+
+def test_a_hosts_file_that_a_member_has_made_long(host, busybox):
+    """With CAP_SYS_PTRACE a member of root's comes to the file; then its own pod has what it wants, and nobody else waits for it."""
+    host.run("network", "create", "back")
+    host.run("pod", "create", "--network", "back", "one")
+    for size in ("3000000000000000000", "100M"):
+        host.run("join", "one", "--rm", "--cap-add", "sys_ptrace", "--rootfs", busybox, "--", "truncate", "-s", size, "/proc/1/root/names/hosts")  # fmt: skip
+        host.run("pod", "create", "--network", "back", "two")
+        host.run("join", "one", "-d", "--name", "m", "--rootfs", busybox, "--", "sleep", "1000")
+        hosts = host.run("exec", "m", "cat", "/etc/hosts").stdout
+        assert hosts.endswith("\ttwo\n") and len(hosts) < 2000
+        host.run("rm", "-f", "m")
+        host.run("pod", "rm", "-f", "two")
+
+
+def test_the_bridge_of_another_state_directory(host):
+    other = host.root / "other"
+    host.run("network", "create", "back")
+    host.run("--root", other, "network", "create", "theirs")
+    host.run("--root", other, "pod", "create", "--network", "theirs", "z")
+    try:
+        assert "network rm back" in host.fails(125, "pod", "create", "--network", "back", "x")
+        assert host.run("network", "rm", "back").stdout == "back\n"
+        host.run("network", "create", "back")
+        host.run("pod", "create", "--network", "back", "x")
+    finally:
+        host.run("--root", other, "pod", "rm", "-f", "z")
 
 
 def test_networks_are_roots(host, alice):

@@ -122,6 +122,14 @@ def catches_signals(pid: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_an_error_is_told(host, full, number):
+    done = start(host, "pod", "inspect", "nosuch", stderr=full)
+    wait_for(lambda: "pipe_write" in pathlib.Path(f"/proc/{done.pid}/wchan").read_text())
+    done.send_signal(number)
+    assert done.wait(timeout=8) == 128 + number
+
+
 @pytest.mark.parametrize("words", ["wait m", "logs -f m", "events", "run --rm --network none --rootfs {} -- sleep 99"])
 def test_a_signal_ends_a_command_that_could_not_say_so(host, pod, busybox, blocked, words):
     """The signal that ended it is told on standard error, and nobody takes that."""

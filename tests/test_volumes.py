@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -195,11 +198,46 @@ def test_a_part_of_a_volume(host, pod, busybox):
     for name in ("absolute", "up", "proc", "absolute/file"):
         done = host.run("join", pod, "--rm", "--rootfs", busybox, "-v", f"v:/d:subpath={name}", "--", "ls", "-R", "/d", check=False)  # fmt: skip
         assert done.returncode and "file" not in done.stdout, (name, done)
+    (volume / "nowhere").symlink_to("not/there")
+    assert "nowhere" in host.fails(
+        125, "join", pod, "--rm", "--rootfs", busybox, "-v", "v:/d:subpath=nowhere", "--", "true"
+    )
+    (volume / "nowhere").unlink()
     assert not (secret / "x").exists() and sorted(path.name for path in volume.iterdir()) == ["a", "absolute", "in", "proc", "up"]  # fmt: skip
     assert host.run("volume", "rm", "v", check=False).returncode == 0
 
 
-@pytest.mark.parametrize("bad", ["v:/d:subpath=", "v:/d:subpath=/a", "v:/d:subpath=a/../..", "v:/d:subpath=a,subpath=b", "v:/d:subpat=a"])  # fmt: skip
+SWAPPER = """
+import ctypes, os, sys
+os.chdir(sys.argv[1]), os.setgid(1000), os.setuid(1000)
+os.symlink("secret", "link")
+while True:
+    ctypes.CDLL(None).renameat2(-100, b"link", -100, b"part", 2)  # RENAME_EXCHANGE
+"""
+
+
+@pytest.mark.live
+def test_what_is_beside_a_part_is_not_changed(host, pod, busybox, tmp_path):
+    """Who may write to a volume puts a link to a private directory where nsrun has just made one."""
+    tmp_path.chmod(0o755)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "secret").mkdir(mode=0o700)
+    os.chown(volume, 1000, 1000)
+    volume.chmod(0o777)
+    with subprocess.Popen([sys.executable, "-I", "-c", SWAPPER, volume]) as swapper:
+        try:
+            for _ in range(15):
+                host.run("join", pod, "--rm", "--rootfs", busybox, "-v", f"{volume}:/d:subpath=part", "--", "true", check=False)  # fmt: skip
+                with contextlib.suppress(OSError):
+                    (volume / "part").rmdir()
+        finally:
+            swapper.kill()
+    found = (volume / "secret").stat()
+    assert (found.st_uid, found.st_mode & 0o777) == (0, 0o700)
+
+
+@pytest.mark.parametrize("bad", ["v:/d:subpath=", "v:/d:subpath=/a", "v:/d:subpath=a/../..", "v:/d:subpath=a,subpath=b", "v:/d:subpat=a", f"v:/d:subpath={256 * 'a'}", f"v:/d:subpath={2500 * 'a/'}"])  # fmt: skip
 def test_parts_that_are_refused(bad):
     with pytest.raises(UsageError):
         parse_volume(bad)

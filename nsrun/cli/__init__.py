@@ -41,8 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
-    except (KeyboardInterrupt, Interrupted):  # a second signal, while the first was being reported
-        return 130
+    except (KeyboardInterrupt, Interrupted) as error:  # while an error was being reported, or a first signal
+        return _status_of(error)
+
+
+def _status_of(signal: BaseException) -> int:
+    """Return the exit status of a command that a signal has ended, as a shell gives it."""
+    return 128 + (int(signal.args[0]) if isinstance(signal, Interrupted) else 2)
 
 
 def _main(arguments: list[str]) -> int:
@@ -63,7 +68,7 @@ def _main(arguments: list[str]) -> int:
         from nsrun.cli import say
 
         say.interrupted()
-        return 128 + (error.args[0] if isinstance(error, Interrupted) else 2)
+        return _status_of(error)
     except BrokenPipeError:
         from nsrun.cli.say import give_up
 

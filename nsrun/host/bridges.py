@@ -450,7 +450,7 @@ def remove_idle_bridge(
     name = ours.name
     if name not in link_names() or not in_our_power():
         return True
-    if known is None and not patience and kernel.has_carrier(name):
+    if known is None and not patience and not ours.network and kernel.has_carrier(name):
         return False  # a pod is on it
     idle = False
 
@@ -496,11 +496,11 @@ def take_down(bridge: Bridge) -> bool:
     name, links = bridge.name, interfaces()
     if name not in links:
         return True
-    if pods_on(name, links, ()) or pods_on(name, (), _leases(name)):
-        return False
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         if bridge.network and link_identity(sock, links[name]) != (name, bridge.alias):
             return True  # of another --root, or an administrator's
+    if pods_on(name, links, ()) or pods_on(name, (), _leases(name)):
+        return False
     write(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "0")
     _remove_common_table(name)
     _remove_common_table(name, V6)

@@ -319,7 +319,10 @@ def _checks(spec: MemberSpec, health: Health, pod: PodNote, request: Request, fi
         from nsrun.plan.health import PrepareConnects
         from nsrun.spec.health import parse_connect
 
-        address = pod["network"].get("ip", "") if "network" in pod else ""  # a pod that is planned has none yet
+        own = any(entry == {"type": "network"} for entry in spec["linux"]["namespaces"])  # not the pod's
+        address = (
+            pod["network"].get("ip", "") if "network" in pod and not own else ""
+        )  # one that is planned has none yet
         place = parse_connect(health["connect"], health.get("headers", []), address)
         return PrepareConnects(*place, _spaces(spec, pod), uid, times)
     own = bool(spec["linux"]["cgroupsPath"])

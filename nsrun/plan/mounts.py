@@ -382,8 +382,11 @@ class OpenVolume(Step):
                 return kernel.open_tree("", recursive=True, dir_fd=found)
 
     def _make_below(self, volume: int) -> int:
-        """Open it; what is missing becomes a directory with the volume's own owner and mode, as a kubelet makes it."""
-        whole = os.stat(volume)
+        """Open it; what is missing becomes a directory of ours with the volume's mode, as a kubelet makes it.
+
+        Nothing is changed once it is made: whoever may write there could have put another directory in its place.
+        """
+        mode = os.stat(volume).st_mode & 0o1777
         parts = [part for part in self.below.split("/") if part not in ("", ".")]
         for depth in range(1, len(parts) + 1):
             path, above = "/".join(parts[:depth]), "/".join(parts[: depth - 1]) or "."
@@ -392,12 +395,16 @@ class OpenVolume(Step):
             except KernelError as error:
                 if error.errno != ENOENT:
                     raise
-                with kernel.Fd(kernel.open_in_root(volume, above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as parent:
-                    os.mkdir(parts[depth - 1], 0o700, dir_fd=parent)
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                with kernel.Fd(kernel.open_in_root(volume, path, flags)) as made:
-                    os.fchown(made, whole.st_uid, whole.st_gid)
-                    os.fchmod(made, whole.st_mode & 0o7777)
+                umask = os.umask(0)
+                try:
+                    with kernel.Fd(
+                        kernel.open_in_root(volume, above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                    ) as parent:
+                        os.mkdir(parts[depth - 1], mode, dir_fd=parent)
+                except FileExistsError:  # a symlink that leads nowhere, or another has made it just now
+                    pass
+                finally:
+                    os.umask(umask)
         return kernel.open_in_root(volume, "/".join(parts) or ".", os.O_PATH | os.O_CLOEXEC)
 
     def undo(self, run: Context) -> None:

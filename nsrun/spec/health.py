@@ -147,6 +147,8 @@ def check_connect(options: JoinOptions) -> tuple[str, list[str]]:
     if headers and "health_http" not in kinds:
         raise UsageError("--health-header needs --health-http")
     url = options["health_http"] if "health_http" in kinds else ""
+    if url.startswith("tcp:"):
+        raise UsageError(f"--health-http {url[:80]!r} does not begin with http://", hint="--health-tcp [HOST:]PORT")
     if "health_tcp" in kinds:
         url = f"tcp://{options['health_tcp']}"
     if url or "health_http" in kinds:

@@ -427,6 +427,8 @@ def _volume(source: str, target: str, options: list[str], word: str) -> Mount:
             path = option[len(SUBPATH) :]
             if not path or path.startswith("/") or ".." in path.split("/") or "\0" in path:
                 raise UsageError(f"{word}: {path!r} is not a relative path without '..'")
+            if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.split("/")):
+                raise UsageError(f"{word[:200]}: the path of {SUBPATH} is too long", hint="pathconf(3)")
             if not source:
                 raise UsageError(f"{word}: a volume without a name is new, and has nothing below it")
         elif option not in _FLAGS:
@@ -679,6 +681,8 @@ def parse_subnet(text: str) -> str:
     address = parse_ipv4(address, "--subnet")
     if prefix not in ("", "24"):
         raise BadInput(f"--subnet {text}: the bridge's network is a /24")
+    if int(address.partition(".")[0]) in (0, 127, *range(224, 256)):  # RFC 6890
+        raise BadInput(f"--subnet {text}: no pod can have an address of it", hint="10.99.7.0/24, for example")
     return ip_text(ip_number(address) & 0xFFFFFF00)
 
 
@@ -717,7 +721,9 @@ def parse_network(text: str) -> tuple[str, str, bool | None, bool]:
     name, *words = text.split(",")
     mode, network = (name, "") if name in MODES else ("bridge", name)
     known = ("ipv6=on", "ipv6=off", "isolated")
-    if words and (mode != "bridge" or not set(words).issubset(known) or len({w[:4] for w in words}) < len(words)):
+    if words and (
+        not name or mode != "bridge" or not set(words).issubset(known) or len({w[:4] for w in words}) < len(words)
+    ):
         raise UsageError(f"--network {text}", hint="bridge,ipv6=off, bridge,ipv6=on, bridge,isolated; none, host")
     return mode, network, ("ipv6=on" in words) if set(words) & set(known[:2]) else None, "isolated" in words
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from nsrun.types import Network, Ownership, PodFacts, PodOptions, PodSpec
 
 
+#: Bytes that the hosts file of a pod of a network may begin with: there is room for as many names of others.
+MOST_HOSTS = 128 << 10
+
+
 def is_address(text: str) -> bool:
     """Return whether a text is an IPv4 or IPv6 address as inet_pton(3) reads them."""
     from _socket import AF_INET, AF_INET6, inet_pton
@@ -111,6 +115,11 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         if named:
             network["name"], network["network_id"] = named["name"], named["id"]
             network["hosts"] = "\n".join(hosts) + "\n"
+            if len(network["hosts"].encode()) > MOST_HOSTS:
+                raise BadInput(
+                    f"--add-host: they have more than {MOST_HOSTS >> 10} KiB",
+                    hint=f"the file of a pod of network {named['name']} has the names of its other pods, too",
+                )
         if options.get("ip"):
             network["wanted_ip"] = parse_ipv4(options["ip"], "--ip")
         network["subnet"] = named["subnet"] if named else options.get("subnet") or facts.get("subnet", "")

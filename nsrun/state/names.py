@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nsrun.state import Note, State
 
 LOCK = "hosts"
+#: Bytes that the files may have (plan/names.py, SIZE).
+MOST = 256 << 10
 
 
 def tell(state: State, network: str, own: Mapping[str, int] | None = None, without: str = "") -> list[str]:
@@ -64,9 +66,15 @@ def text_of(note: Note, pods: list[Note]) -> str:
 
 
 def write(fd: int, text: str) -> None:
-    """Replace what is in an open file.  It is written at once, with empty lines where it was longer, and cut then."""
+    """Replace what is in an open file.  It is written at once, with empty lines where it was longer, and cut then.
+
+    One that a member with more capabilities has made longer than ours can get is cut first.
+    """
     data = text.encode()
     there = os.fstat(fd).st_size
+    if there > MOST:
+        os.ftruncate(fd, 0)
+        there = 0
     if there == len(data) and os.pread(fd, there, 0) == data:
         return
     left, at = data + b"\n" * (there - len(data)), 0
