@@ -284,7 +284,7 @@ def test_the_common_table_comes_back_and_goes_with_the_bridge(host):
     sh("nft", "flush", "ruleset")
     assert "nsrun-all-pods" not in sh("nft", "list", "tables").stdout
     host.run("pod", "create", "b")
-    assert sh("nft", "list", "table", "ip", "nsrun-all-pods").stdout.count("drop") == 2
+    assert sh("nft", "list", "table", "ip", "nsrun-all-pods").stdout.count("drop") == 4
     assert sh("nft", "list", "table", "ip6", "nsrun-all-pods").stdout.count("drop") == 1
     host.run("pod", "rm", "-f", "a", "b")
     assert "nsrun" not in sh("nft", "list", "tables").stdout + sh("ip", "-br", "link").stdout

@@ -415,7 +415,7 @@ class ForwardPorts(Step):
     def why(self) -> str:  # type: ignore[override]
         if not self.run_as:
             return "Without root there is no bridge and no veth, so pasta copies between the network of the pod and sockets of the owner."
-        return f"pasta copies between the network of the pod and sockets of this host. It binds the ports as root, and goes on as {self.run_as[0]}, with power over that network alone."
+        return f"Instead of a bridge there is pasta, which copies between the network of the pod and sockets of this host. It binds the ports as root, and goes on as {self.run_as[0]}, with power over that network alone."
 
     def words(self, pause: object, ports: Sequence[Published]) -> list[str]:
         """pasta's command line; the pod's network namespace by pause."""
