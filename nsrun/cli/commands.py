@@ -277,7 +277,7 @@ OF_MEMBER = (
         "mount a directory or file of this host, or a named volume, at DST; OPTIONS: ro,nosuid,noexec,subpath=PATH,…",
         many=True,
     ),
-    O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…[,readonly][,nosuid][,subpath=PATH]", many=True),
+    O("--mount", "type=…", "type=bind|tmpfs|volume,source=…,target=…, and readonly, nosuid, subpath=PATH", many=True),
     O("--tmpfs", "DST[:OPTIONS]", "mount an empty tmpfs: /tmp:size=64m,mode=1777", many=True),
     O("--device", "HOST[:MEMBER]", "add a device node of this host, for example /dev/fuse", many=True),
     O("--read-only", "", "make the root filesystem read-only"),

@@ -494,7 +494,7 @@ class EndWithPause(Step):
     """Starts nsrun-hold, which ends root's pasta when pause ends."""
 
     phase = COMMIT
-    why = "pasta may not notice that the pod has ended, so a process of its own ends it then."
+    why = "A process of its own ends pasta, which may not notice that the pod has ended."
     man = "pidfd_send_signal(2), poll(2)"
     cgroup: str
     uid: int
