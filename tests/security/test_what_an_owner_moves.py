@@ -125,7 +125,7 @@ group = sys.argv[1]
 os.mkdir(f"{group}/ice")
 open(f"{group}/ice/cgroup.freeze", "w").write("1")
 print(flush=True)
-end = time.time() + 100
+end = time.time() + 400
 while time.time() < end:
     for file in glob.glob(f"{group}/root-*/cgroup.procs"):
         try:
@@ -139,7 +139,8 @@ def test_root_does_not_wait_for_a_frozen_init(host, alice, owned, busybox):
     freezer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/")
     try:
         freezer.stdout.readline()
-        host.run("join", owned, "-d", "--name", "z", "--rootfs", busybox, "--", "sleep", "100", check=False, timeout=35)
+        # several waits of some seconds, each bounded; the init is frozen for far longer
+        host.run("join", owned, "-d", "--name", "z", "--rootfs", busybox, "--", "sleep", "1", check=False, timeout=200)
     finally:
         freezer.kill()
         freezer.communicate()
