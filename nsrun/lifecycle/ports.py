@@ -247,6 +247,8 @@ def _first_holder(state: State, pod: PodNote) -> tuple[int, int]:
 
 def _end(path: str, holder: int) -> None:
     """End a holder, and with it its ports; then remove the file that lists them."""
+    from select import POLLIN, poll
+
     held = f"{path}.{HELD}"
     fd = open_pid(holder, held, KEEPER)
     if fd >= 0:
@@ -256,7 +258,10 @@ def _end(path: str, holder: int) -> None:
             if error.errno != ESRCH:
                 raise
         try:
-            if not wait(held, fd, 10, KEEPER):
+            poller = poll()
+            poller.register(fd, POLLIN)
+            # its lock is free before its sockets are closed: they are when its pidfd says that it has ended
+            if not wait(held, fd, 10, KEEPER) or not poller.poll(10_000):
                 raise NsrunError(f"process {holder}, which holds ports, does not end", hint=f"ps -p {holder}")
         finally:
             os.close(fd)
