@@ -59,7 +59,19 @@ def test_json_has_the_contracts_keys(host, pod):
         "members",
         "labels",
     }
-    assert set(info["network"]) == {"mode", "ip", "ipv6", "ip6", "gateway", "bridge", "veth", "closed", "isolated"}
+    assert set(info["network"]) == {
+        "mode",
+        "name",
+        "ip",
+        "ipv6",
+        "ip6",
+        "gateway",
+        "bridge",
+        "veth",
+        "closed",
+        "isolated",
+        "mtu",
+    }
     assert info["status"] == "running" and info["name"] == "pause" and info["network"]["mode"] == "none"
     for name in ("net", "ipc", "pid", "uts", "mnt", "user"):
         assert info["namespaces"][name] == os.stat(f"/proc/{info['pid']}/ns/{name}").st_ino

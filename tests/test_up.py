@@ -63,7 +63,7 @@ MEMBER = '[pod]\nname = "p"\n[members.m]\nimage = "box"\n'
         ("[pod]\nname = 'p'\nname = 'q'\n", 3, "overwrite"),
         ("[pod]\nname = p\n", 2, "invalid"),
         ("[pod]\nname = 'p'\npublish = '80:80'\n", 3, "expected a list"),
-        ("[pod]\nname = 'p'\npublish = [80]\nnetwork = 'hosts'\n", 4, "unknown value"),
+        ("[pod]\nname = 'p'\npublish = [80]\nnetwork = 'a/b'\n", 4, "unknown value"),
         (f"{MEMBER}volumes = ['a:/b']\n", 5, "no option 'volumes'"),
         (f"{MEMBER}read_only = 'yes'\n", 5, "expected a bool"),
         (f"{MEMBER}detach = true\n", 5, "no option 'detach'"),

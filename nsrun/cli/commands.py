@@ -53,6 +53,12 @@ class Option:
             raise UsageError(f"{self.flags[-1]}: unknown value {value!r}", hint=f"one of: {', '.join(values)}")
         if not value and not self.empty:
             raise UsageError(f"{self.flags[-1]} is empty", hint="is a shell variable unset?")
+        if self.value.endswith("|NETWORK"):  # one of these words, or a name
+            from nsrun.schema import is_name
+
+            if not is_name(value.partition(",")[0]):
+                hint = f"one of: {self.value.replace('|', ', ')}; nsrun network ls"
+                raise UsageError(f"{self.flags[-1]}: unknown value {value!r}", hint=hint)
 
 
 class Operand:
