@@ -634,6 +634,43 @@ def test_a_stop_while_it_is_started(host, pod, busybox, delay):
         assert host.member("t")["status"] == "stopped"
 
 
+#: Stops the member t, and another process begins to start it after the stop has seen that it has ended.
+OVERTAKEN = """
+import os, signal, threading
+from nsrun.lifecycle import again
+from nsrun.lifecycle.stop import stop_member
+from nsrun.run import Run
+from nsrun.state import State
+class Slow(Run):
+    def execute(self):
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return super().execute()
+see = State.note_and_life
+def overtaken(self, kind, name):
+    State.note_and_life = see
+    seen = see(self, kind, name)
+    starter = os.fork()
+    if not starter:
+        again.join.__kwdefaults__["make"] = Slow
+        again.start_member(State(), State().member("t"))
+        os._exit(0)
+    assert os.WIFSTOPPED(os.waitpid(starter, os.WUNTRACED)[1])
+    threading.Timer(0.5, os.kill, (starter, signal.SIGCONT)).start()
+    return seen
+State.note_and_life = overtaken
+stop_member(State(), State().member("t"), 0)
+"""
+
+
+def test_a_stop_that_a_start_overtakes(host, pod, busybox):
+    host.start("t", busybox, "sleep", "1000")
+    host.run("stop", "-t", "0", "t")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", OVERTAKEN], env=host.env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr, host.member("t")["status"]) == (0, "", "stopped")
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.05, 0.08, 0.12])
 def test_a_rename_while_it_is_started(host, pod, busybox, delay):
     host.start("t", busybox, "sleep", "1000")

@@ -61,6 +61,14 @@ def _may_end(pidfd: int, what: str, note: Note, pod: Note | None = None) -> None
 def settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
     """Wait until an nsrun has made a pod or member, started it again, or failed; return its note.
 
+    Raise what _settled raises.
+    """
+    return _settled(state, kind, note, seconds)[0]
+
+
+def _settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> tuple[Note, life.Life]:
+    """Do the same, and return what the kernel said of it then, too: whoever takes it up afterwards is another.
+
     Raise UnknownError when that failed, or another has the name by now, and BadInput when it takes too long.  What runs, or
     has ended, is not waited for long: its maker may be stopped, or `cp` may use what the member wrote.
     """
@@ -72,10 +80,10 @@ def settled(state: State, kind: str, note: Note, seconds: float = 10.0) -> Note:
         if now is None or now["id"] != note["id"]:
             raise UnknownError(f"{kind[:-1]} {note['name']!r} has gone: what made it failed, or it was removed")
         if not _is_being_made(kind, now, found):
-            return now
+            return now, found
         waited = monotonic() - begun
         if waited >= 2 and (found.kept or (kind == "members" and state.exit_of(note["name"]))):
-            return now
+            return now, found
         if waited >= seconds:
             who = f"nsrun (process {found.maker})" if found.maker else "an nsrun that is not visible from here"
             raise BadInput(
@@ -154,10 +162,9 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
     """Do the same under the name that the note says; return None when the member has it no more."""
     killed, dead = False, True
     try:
-        note = settled(state, "members", note)
+        note, seen = _settled(state, "members", note)
     except UnknownError:
         return None
-    maker = state.life("members", note["name"]).maker  # who is left, `cp` for example, does not start it
     fd, _ = state.process(note)
     try:
         if fd >= 0:
@@ -181,7 +188,8 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
         else:
             _end_wait(state, note)
             now, found = state.note_and_life("members", note["name"])
-            again = _is_being_made("members", note, found) and found.maker != maker
+            # who was there already, `cp` for example, does not start it
+            again = _is_being_made("members", note, found) and found.maker != seen.maker
             if now and now["id"] == note["id"] and (again or now.get("process") != note.get("process")):
                 return _stop_member(state, now, seconds, signal)  # somebody has just started it again
     finally:
