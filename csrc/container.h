@@ -14,6 +14,7 @@
 #include <asm/siginfo.h>
 #include <linux/signalfd.h>
 
+static const char *ident;             /* of the command line */
 static char container_path[PATH_MAX]; /* ROOT/ID */
 static int container = -1;            /* a descriptor of it, locked but for `state` */
 static long to_send = 15;             /* the signal of `kill` */
@@ -21,11 +22,12 @@ static int forced;     /* whether --force was given */
 static int told = -1;                 /* in a `start` that has let the process go: its FIFO, by which we hear how that went */
 static int done;       /* whether the command is carried out */
 
-/* What the options of `exec` say. */
+/* What the options of `exec` and `create` say. */
 static struct {
 	const char *process, *pid_file; /* NULL: not given */
 	int detach;
-	struct strings args, env; /* of the file of --process */
+	const char *bundle;       /* of `create`; NULL: the working directory */
+	struct strings args, env; /* of the file of --process, or of config.json */
 	const char *home;         /* what its env gets */
 	int unlike;               /* the plan is for another file of --process, or another /etc/passwd */
 	int written;              /* whether --pid-file is */
@@ -36,6 +38,13 @@ static struct {
 	const char *status, *freezer;
 	int v1;
 } first;
+
+/* Whether nobody else may change what is in a directory: nsrun/oci/state.py, _check_owner(). */
+static int is_ours(const struct statx *st)
+{
+	return (st->stx_mode & S_IFMT) == S_IFDIR && st->stx_uid == 0 && !(st->stx_mode & 022);
+}
+#define KNOWN (STATX_TYPE | STATX_MODE | STATX_UID | STATX_INO)
 
 static long op_container(struct arg *a)
 {
@@ -272,18 +281,23 @@ static long op_end(struct arg *a)
 }
 
 /* Who was killed may be in its cgroup for a moment still; whoever stays there is ended by Python. */
-static long op_remove_cgroup(struct arg *a)
+static long remove_cgroup(const char *path, int most)
 {
 	const struct timespec pause = {.tv_nsec = 1000000};
 	long r = 0;
 
-	for (int tries = 0; tries < 5; tries++) {
-		r = SYS3(unlinkat, AT_FDCWD, a[0].s, AT_REMOVEDIR);
+	for (int tries = 0; tries < most; tries++) {
+		r = SYS3(unlinkat, AT_FDCWD, path, AT_REMOVEDIR);
 		if (r != -EBUSY)
 			break;
 		SYS2(nanosleep, &pause, NULL);
 	}
 	return r == -ENOENT || r == -ENODEV ? 0 : r;
+}
+
+static long op_remove_cgroup(struct arg *a)
+{
+	return remove_cgroup(a[0].s, 5);
 }
 
 struct entry { /* struct linux_dirent64 */
@@ -294,7 +308,7 @@ struct entry { /* struct linux_dirent64 */
 	char name[];
 };
 
-/* The state goes last, so that whoever is killed here can be repeated. */
+/* Remove what is written of the container.  The state goes last, so that whoever is killed here can be repeated. */
 static long op_remove(struct arg *a)
 {
 	char entries[4096] __attribute__((aligned(8)));
@@ -314,9 +328,10 @@ static long op_remove(struct arg *a)
 				return r;
 		}
 	}
-	MUST(SYS3(unlinkat, container, "state", 0));
-	r = SYS3(unlinkat, AT_FDCWD, container_path, AT_REMOVEDIR);
-	return r;
+	r = SYS3(unlinkat, container, "state", 0);
+	if (r < 0 && r != -ENOENT) /* there is none of a container that was not finished */
+		return r;
+	return SYS3(unlinkat, AT_FDCWD, container_path, AT_REMOVEDIR);
 }
 
 /* ---- exec ------------------------------------------------------------------------------------------ */
@@ -378,11 +393,48 @@ static int has_home(const struct strings *env)
 
 static long op_home(struct arg *a)
 {
+	char root[64];
+	struct arg file[7] = {{.s = root}, {.s = "/etc/passwd"}};
+
 	if (!asked.process || has_home(&asked.env))
 		return 0;
-	asked.unlike = op_same_inside(a + 1) < 0;
+	*put_str(put_num(put_str(root, "/proc/"), (unsigned long)first.pid, 1), "/root") = 0;
+	for (int i = 0; i < 5; i++)
+		file[2 + i] = a[1 + i];
+	asked.unlike = !*a[0].s || op_same_inside(file) < 0; /* "": Python looks it up */
 	asked.home = asked.unlike ? NULL : a[0].s;
 	return same(!asked.unlike);
+}
+
+static const char *const namespaces[] = {"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"};
+#define N_NAMESPACES (sizeof namespaces / sizeof *namespaces)
+
+/* The inode of a namespace of a process, 0 of which stands for us; -errno, or 0, when there is none. */
+static long namespace_of(long pid, const char *name)
+{
+	char path[64], *p = put_str(path, "/proc/");
+	struct statx st;
+
+	p = pid ? put_num(p, (unsigned long)pid, 1) : put_str(p, "self");
+	*put_str(put_str(p, "/ns/"), name) = 0;
+	MUST(SYS5(statx, AT_FDCWD, path, 0, STATX_INO, &st));
+	return (long)st.stx_ino;
+}
+
+static long op_same_namespaces(struct arg *a)
+{
+	uint64_t inode;
+
+	for (unsigned i = 0; i < 2; i++) {
+		if (a[i].len != N_NAMESPACES * sizeof inode)
+			return -EBADMSG;
+		for (unsigned n = 0; n < N_NAMESPACES; n++) {
+			memcpy(&inode, a[i].s + n * sizeof inode, sizeof inode);
+			if (namespace_of(i ? first.pid : 0, namespaces[n]) != (long)inode)
+				return -ESTALE;
+		}
+	}
+	return 0;
 }
 
 static long op_unlock(struct arg *a)
@@ -445,10 +497,8 @@ static long op_arguments(struct arg *a)
 	size_t size;
 	long r;
 
-	if (asked.process)
+	if (asked.process || asked.env.s)
 		env = asked.env;
-	if (asked.process && !asked.home && !has_home(&env))
-		return -ESTALE; /* Python looks it up */
 	n_env = env.len + n_home;
 	size = (size_t)a[0].len + 2 * sizeof n_env + asked.args.len + n_env + a[2].len;
 	p = whole = map_memory(size);

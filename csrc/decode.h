@@ -12,6 +12,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Strings, one after the other, each with its NUL. */
+struct strings {
+	const char *s; /* NULL: they are missing */
+	uint32_t len, count;
+};
+
 struct arg {
 	const char *s;
 	long i;

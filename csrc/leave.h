@@ -145,9 +145,24 @@ static char *put_json(char *p, const char *s)
 	return p;
 }
 
+static char *put_list(char *p, const struct strings *list)
+{
+	for (const char *s = list->s; s && s < list->s + list->len; s += str_len(s) + 1)
+		p = put_json(s > list->s ? put_str(p, ", ") : p, s);
+	return p;
+}
+
 static char *put_hole(char *p, char kind)
 {
 	switch (kind) {
+	case HOLE_ARGS:
+		return put_list(p, &noted[0]);
+	case HOLE_ENV:
+		return put_list(p, &noted[1]);
+	case HOLE_PID:
+		return put_num(p, (unsigned long)member.pid, 1);
+	case HOLE_START:
+		return put_num(p, (unsigned long)start_of(member.pid), 1);
 	case HOLE_COMMAND:
 		for (char **word = argv_ + 1 + n_words; *word; word++) {
 			if (word != argv_ + 1 + n_words)
@@ -185,7 +200,7 @@ static long op_note(struct arg *a)
 	static const char head[] = "{\"crc\": \"00000000\", ";
 	const size_t n_head = sizeof head - 1;
 	char path[PATH_MAX], *text, *p;
-	size_t size = n_head + a[1].len + 64, command = 0, all;
+	size_t size = n_head + a[1].len + 64, command = 6 * (noted[0].len + noted[1].len) + 4 * (noted[0].count + noted[1].count), all;
 	uint32_t crc;
 	long r;
 
@@ -195,8 +210,8 @@ static long op_note(struct arg *a)
 		command += 6 * str_len(*word) + 4;
 	for (const char *c = a[1].s; *c; c++)
 		if (*c == HOLE)
-			size += c[1] == HOLE_COMMAND ? command : c[1] == HOLE_NAMESPACES ? 256
-			                                                                 : 48;
+			size += c[1] == HOLE_COMMAND || c[1] == HOLE_ARGS || c[1] == HOLE_ENV ? command : c[1] == HOLE_NAMESPACES ? 256
+			                                                                                                          : 48;
 	if (!(text = map_memory(size)))
 		return -ENOMEM;
 	p = (char *)memcpy(text, head, n_head) + n_head;

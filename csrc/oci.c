@@ -4,7 +4,8 @@
  * program that finds its interpreter by itself, and not a script, and it imports no site, which would cost 2 ms of every call.
  *
  * `create` leaves a compiled plan in the directory of the container, as nsrun does for its pods (front.c), with what start, state,
- * kill, delete and exec do: here it is carried out without Python.  What is anything but usual makes a step fail, or is in no plan
+ * kill, delete and exec do: here it is carried out without Python.  And it leaves one of itself, for the next container whose
+ * config.json differs in names alone (create.h).  What is anything but usual makes a step fail, or is in no plan
  * (hooks, a state of another boot, an option that we don't know, a cgroup in which somebody stays): then Python begins the very
  * same command, and decides.  Nothing that was done until then is in its way.  Only where `start` has let the process go, Python
  * gets the descriptor by which the process tells how that went (NSRUN_OCI_TOLD), since that can be heard only once.
@@ -18,6 +19,8 @@
 #include "steps.h"
 #include "witnesses.h"
 
+#include "create.h"
+
 static const struct op ops[] = {
 #define ENTRY(name, args) {args, op_##name},
 	/* clang-format off: a table */
@@ -29,7 +32,7 @@ static const struct op ops[] = {
 
 /* ---- the command line ------------------------------------------------------------------------------ */
 
-static const char *verb, *root = "/run/nsrun-oci", *ident, *wanted;
+static const char *verb, *root = "/run/nsrun-oci", *wanted;
 
 /* Whether a word is an option with a value that we know; `i` is then at its last word. */
 static int is_value(int *i)
@@ -40,15 +43,20 @@ static int is_value(int *i)
 	} values[] = {
 		{"--root", &root},
 		{"--log", &ignored},
-		{"--log-format", &format}, /* those from here on are exec's */
-		{"--process", &asked.process},
+		{"--log-format", &format}, /* those from here on are of some commands alone */
 		{"--pid-file", &asked.pid_file},
+		{"--bundle", &asked.bundle},
+		{"-b", &asked.bundle},
+		{"--process", &asked.process},
 		{"--preserve-fds", &preserved},
 	};
-	unsigned count = verb && str_eq(verb, "exec") ? 6 : 3;
+	const unsigned count = sizeof values / sizeof *values;
+	const int makes = verb && str_eq(verb, "create"), executes = verb && str_eq(verb, "exec");
 
 	for (unsigned n = 0; n < count; n++) {
 		const char *value = str_after(argv_[*i], values[n].name);
+		if ((n == 3 && !makes && !executes) || ((n == 4 || n == 5) && !makes) || (n > 5 && !executes))
+			continue;
 		if (!value || (*value && *value != '='))
 			continue;
 		if (*value)
@@ -84,10 +92,16 @@ static int is_plain_path(const char *path)
 	return 1;
 }
 
-/* Whether an exec is one that a plan can be for: a file of --process, or a command. */
+/* Whether what makes a process is asked for such that a plan can be for it. */
+static int is_usual_launch(void)
+{
+	return is_id(ident) && !variable("LISTEN_FDS") && (!asked.pid_file || is_plain_path(asked.pid_file));
+}
+
+/* The same of an exec: a file of --process, or a command. */
 static int is_usual_exec(void)
 {
-	if (!is_id(ident) || variable("LISTEN_FDS") || (asked.pid_file && !is_plain_path(asked.pid_file)))
+	if (!is_usual_launch())
 		return 0;
 	if (asked.process)
 		return *asked.process && !str_eq(asked.process, "-") && n_words + 1 == argc_;
@@ -112,12 +126,17 @@ static long signal_of(const char *s)
 /* Read the words as nsrun/oci/commands.py does, if they are of the usual kind. */
 static int is_usual(void)
 {
-	static const char *const verbs[] = {"state", "start", "kill", "delete", "exec"};
+	int systemd = 0;
+	static const char *const verbs[] = {"create", "state", "start", "kill", "delete", "exec"};
 
 	for (int i = 1; i < argc_; i++) {
 		const char *word = argv_[i];
-		if (is_value(&i) || str_eq(word, "--systemd-cgroup"))
+		if (is_value(&i))
 			continue;
+		if (str_eq(word, "--systemd-cgroup")) {
+			systemd = 1;
+			continue;
+		}
 		if (verb && str_eq(verb, "delete") && (str_eq(word, "--force") || str_eq(word, "-f"))) {
 			forced = 1;
 		} else if (verb && str_eq(verb, "exec") && (str_eq(word, "--detach") || str_eq(word, "-d"))) {
@@ -144,15 +163,24 @@ static int is_usual(void)
 	}
 	if (wanted)
 		to_send = signal_of(wanted);
+	if (verb && ident && str_eq(verb, "create")) {
+		n_words = argc_ - 1;
+		return !systemd && is_usual_launch();
+	}
 	return ident && is_id(ident) && to_send;
 }
 
 /* ---- the plan of a container ----------------------------------------------------------------------- */
 
-/* Whether nobody else may change what is in a directory: nsrun/oci/state.py, _check_owner(). */
-static int is_ours(const struct statx *st)
+/* Whether nobody else may change which containers there are: nsrun/oci/state.py, check_root(). */
+static int is_root_ours(void)
 {
-	return (st->stx_mode & S_IFMT) == S_IFDIR && st->stx_uid == 0 && !(st->stx_mode & 022);
+	struct statx above;
+
+	if (*root != '/' || str_len(root) + str_len(ident) + 32 > PATH_MAX || SYS5(statx, AT_FDCWD, root, 0, KNOWN, &above) < 0)
+		return 0;
+	*put_str(put_str(put_str(container_path, root), "/"), ident) = 0;
+	return is_ours(&above);
 }
 
 static int is_same(const struct statx *a, const struct statx *b)
@@ -163,17 +191,15 @@ static int is_same(const struct statx *a, const struct statx *b)
 /* Open the directory of the container, and lock it, unless it is only looked at; Python waits for whoever holds it. */
 static int open_container(void)
 {
-	const unsigned known = STATX_TYPE | STATX_MODE | STATX_UID | STATX_INO;
-	struct statx above, here, there;
+	struct statx here, there;
 
-	if (*root != '/' || str_len(root) + str_len(ident) + 16 > PATH_MAX || SYS5(statx, AT_FDCWD, root, 0, known, &above) < 0 || !is_ours(&above))
+	if (!is_root_ours())
 		return 0;
-	*put_str(put_str(put_str(container_path, root), "/"), ident) = 0;
 	container = (int)SYS3(openat, AT_FDCWD, container_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (container < 0 || (!str_eq(verb, "state") && SYS2(flock, container, LOCK_EX | LOCK_NB) < 0))
 		return 0;
-	return SYS5(statx, container, "", AT_EMPTY_PATH, known, &here) == 0 && is_ours(&here) &&
-	       SYS5(statx, AT_FDCWD, container_path, AT_SYMLINK_NOFOLLOW, known, &there) == 0 && is_same(&here, &there);
+	return SYS5(statx, container, "", AT_EMPTY_PATH, KNOWN, &here) == 0 && is_ours(&here) &&
+	       SYS5(statx, AT_FDCWD, container_path, AT_SYMLINK_NOFOLLOW, KNOWN, &there) == 0 && is_same(&here, &there);
 }
 
 /* Carry out the steps of our command: what is before the first verb, and after ours. */
@@ -203,12 +229,12 @@ static void run_plan(char *begin, char *end)
 	done |= found;
 }
 
-/* Carry out the plan of a file in the directory of the container. */
-static void run_file(const char *name)
+/* Carry out the plan of a file in a directory. */
+static void run_file(long directory, const char *name)
 {
 	char *text;
 	size_t size;
-	long fd = SYS3(openat, container, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	long fd = SYS3(openat, directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 
 	if (fd < 0)
 		return;
@@ -218,19 +244,44 @@ static void run_file(const char *name)
 		run_plan(text, text + size);
 }
 
+/* Carry out the plan of a container with such a config.json, of which there may be several. */
+static void run_create(void)
+{
+	char path[PATH_MAX], name[16];
+	uint32_t members;
+	long directory;
+
+	if (!is_root_ours() || read_config(&members) < 0)
+		return;
+	*put_str(put_str(path, root), "/" PLANS) = 0;
+	directory = SYS3(openat, AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	for (int i = 0; i < CREATE_PLANS && directory >= 0 && !done && !begun.directory; i++) {
+		*put_num(put_str(put_hex(name, members), "."), (unsigned long)i, 1) = 0;
+		memset(drawn, 0, sizeof drawn);
+		run_file(directory, name); /* one that is stale, or for another, has made nothing */
+	}
+	SYS1(close, directory);
+}
+
 static void replay(void)
 {
 	if (!HAS_BUILD || SYS0(geteuid) != 0 || SYS0(getuid) != 0 || !is_usual())
 		return;
 	to_ours();
-	if (!are_free() || !open_container())
+	if (!are_free())
 		return;
-	run_file("plan");
+	if (str_eq(verb, "create")) {
+		run_create();
+		return;
+	}
+	if (!open_container())
+		return;
+	run_file(container, "plan");
 	if (asked.unlike) /* then nothing was done */
-		run_file("exec");
+		run_file(container, "exec");
 }
 
-/* What was begun of an exec ends; and Python hears what a process says that we have let go. */
+/* What was begun of a new process ends; and Python hears what a process says that we have let go. */
 static void undo(void)
 {
 	static char variable_told[32];
@@ -244,6 +295,7 @@ static void undo(void)
 		SYS4(pidfd_send_signal, child, SIGKILL, NULL, 0);
 		SYS5(waitid, P_PIDFD, child, NULL, WEXITED, NULL);
 	}
+	take_back_container();
 	if (told >= 0) {
 		while (envp_[n])
 			n++;

@@ -10,11 +10,6 @@
 
 #include "decode.h"
 
-/* Strings, one after the other, each with its NUL. */
-struct strings {
-	const char *s; /* NULL: they are missing */
-	uint32_t len, count;
-};
 #define MOST_STRINGS 10000 /* nsrun/schema.py takes more, but there are never so many */
 
 static int hex_digit(char c)
@@ -41,13 +36,20 @@ static char unescape(const char **p)
 	return (char)(hex_digit(at[3]) << 4 | hex_digit(at[4]));
 }
 
-/* Read a list of JSON strings, without blanks, into `to`, which has as many bytes as the text; returns what follows, or NULL. */
+static const char *after_blanks(const char *p)
+{
+	while (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r')
+		p++;
+	return p;
+}
+
+/* Read a list of JSON strings into `to`, which has as many bytes as the text; returns what follows, or NULL. */
 static const char *take_strings(const char *p, char **to, struct strings *found)
 {
-	found->s = *to;
+	*found = (struct strings){.s = *to};
 	if (*p++ != '[')
 		return NULL;
-	while (*p != ']' || found->count) {
+	for (p = after_blanks(p); *p != ']' || found->count; p = after_blanks(p)) {
 		if (*p++ != '"' || found->count++ == MOST_STRINGS)
 			return NULL;
 		for (; *p != '"'; p++) {
@@ -61,7 +63,8 @@ static const char *take_strings(const char *p, char **to, struct strings *found)
 			*(*to)++ = c;
 		}
 		*(*to)++ = 0;
-		if (*++p == ']')
+		p = after_blanks(p + 1);
+		if (*p == ']')
 			break;
 		if (*p++ != ',')
 			return NULL;

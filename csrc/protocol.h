@@ -221,7 +221,8 @@ struct replay_header {
  *     remove_cgroup PATH            no process is in it
  *     remove                        what is written of the container
  *     frame MEMBERS                 the file of --process, if it was given, says this beside args and env: a list of "key":value
- *     home WORD ROOT PATH DEV INODE SIZE MTIME CTIME    its env gets that, if it has no HOME; as same_inside has it
+ *     home WORD DEV INODE SIZE MTIME CTIME    its env gets that, if it has no HOME, and this is the container's /etc/passwd
+ *     same_namespaces OURS THEIRS   inodes, uint64_t[], of the seven that a container may have of its own
  *     unlock                        others may work on the container
  *     give_stdio UID                the pipes and terminals of our standard streams belong to that user
  *     open_cgroup PATH HANDLE       by which a process of one thread enters a cgroup of v1
@@ -229,6 +230,28 @@ struct replay_header {
  *     arguments HEAD ENV TAIL HANDLE       nsrun-init's plan: HEAD, the list of arguments, ENV or what --process says, TAIL
  *     write_pid                     of the new process, where --pid-file says
  *     stay                          until it has ended, unless it is detached
+ *
+ * Those of `create`, whose plans lie beside the containers (nsrun/oci/anew.py):
+ *
+ *     config FIRST SECOND THIRD TURNED NAMES MOUNTS ORDER    config.json says this, with the list of args and that of env between; 1:
+ *                                   the other way round.  NAMES: int32_t[], where in it a name stands that may be another: offset,
+ *                                   length, number.  MOUNTS: where each begins and ends; ORDER: which comes before which
+ *     own_name NUMBER LENGTH        the id of the new container
+ *     names PLACES                  int32_t[], where such a name stands in this plan: number (-1: the time), distance from the end
+ *     new_container PATH BUNDLE     it is what the command line asks for
+ *     same_hierarchies TEXT         the lines of mountinfo that are about cgroups
+ *     plain_path PATH               a directory, and no link on the way
+ *     home_of_image WORD ROOT TEXT  env gets that, if it has no HOME, and the /etc/passwd there says TEXT
+ *     make_container                its directory, which we hold locked
+ *     fifo NAME HANDLE              in it
+ *     namespace PATH TYPE HANDLE    TYPE: CLONE_NEW…
+ *     open_tree PATH RECURSIVE PROPAGATION DEEP SET CLEAR BELOW_SET BELOW_CLEAR HANDLE    DEEP: the propagation of all of it
+ *     make_cgroup PATH LENGTH KIND HANDLE  LENGTH: of the mount point; KIND: of enum cgroup_kind
+ *     write PATH TEXT               to a file of the kernel's
+ *     device_filter CGROUP PROGRAM  eBPF
+ *     joins NAMESPACES              the new process is born in these: int32_t[]
+ *     leave FIRST SECOND NUMBERS    the plan of the container, with the list of env between, if there is a SECOND; NUMBERS: int32_t[],
+ *                                   where there is a number of this container: which half, offset, of enum container_number
  */
 #define CONTAINER(DO) \
 	DO(container, "s") \
@@ -242,14 +265,50 @@ struct replay_header {
 	DO(remove_cgroup, "s") \
 	DO(remove, "") \
 	DO(frame, "l") \
-	DO(home, "sssiiiii") \
+	DO(home, "siiiii") \
+	DO(same_namespaces, "bb") \
 	DO(unlock, "") \
 	DO(give_stdio, "i") \
 	DO(open_cgroup, "si") \
 	DO(oom_score, "i") \
 	DO(arguments, "bbbi") \
 	DO(write_pid, "") \
-	DO(stay, "")
+	DO(stay, "") \
+	DO(own_name, "ii") \
+	DO(config, "bbbibbb") \
+	DO(names, "b") \
+	DO(new_container, "ss") \
+	DO(same_hierarchies, "s") \
+	DO(plain_path, "s") \
+	DO(home_of_image, "ssb") \
+	DO(make_container, "") \
+	DO(fifo, "si") \
+	DO(namespace, "sii") \
+	DO(open_tree, "siiiiiiii") \
+	DO(make_cgroup, "siii") \
+	DO(write, "ss") \
+	DO(device_filter, "ib") \
+	DO(joins, "b") \
+	DO(leave, "bbb")
+
+enum cgroup_kind {
+	CGROUP_PLAIN = 0,
+	CGROUP_CPUSET = 1, /* it has the processors of the one above, or no process may be in it */
+	CGROUP_UNIFIED = 2,
+};
+
+/* What the plan of a container says of it, and is known only when that is made.  Of a file: device, inode, size and two times. */
+enum container_number {
+	OF_PID = 0,
+	OF_START = 1,
+	OF_CGROUP = 2,  /* the inode of that of v2 */
+	OF_STATE = 3,
+	OF_CONFIG = 8,
+	OF_PASSWD = 13,
+	OF_OURS = 18,   /* inodes of our namespaces */
+	OF_THEIRS = 25, /* and of its first process */
+	CONTAINER_NUMBERS = 32,
+};
 
 /* What is known only at the time stands in the template of a note as HOLE, a byte that is in no note, and one of the others. */
 enum replay_hole {
@@ -260,6 +319,10 @@ enum replay_hole {
 	HOLE_SINCE = 's',   /* and when that was made, in nanoseconds */
 	HOLE_CGROUP = 'g',  /* inode of its cgroup */
 	HOLE_NAMESPACES = 'n', /* of the process: an object, with the inode of each */
+	HOLE_PID = 'i',     /* of a container's first process */
+	HOLE_START = 't',   /* and when that began */
+	HOLE_ARGS = 'a',    /* its arguments, as JSON strings with commas between */
+	HOLE_ENV = 'e',     /* and its environment */
 };
 
 enum replay_limits {
@@ -267,6 +330,8 @@ enum replay_limits {
 	REPLAY_WORDS = 32,      /* of a command line, before the command */
 	REPLAY_FIRST = 20,      /* handles are numbers from this one on, above those that a shell leaves open, */
 	REPLAY_HANDLES = 40,    /* so many of them: below 63, the first of bash's <(…), and in a table of 64 */
+	CREATE_NAMES = 64,      /* names of one container that may be others in the next */
+	CREATE_PLANS = 4,       /* plans of `create` for config.json with the same members */
 };
 
 /* ---- nsrun → nsrun-monitor → nsrun-init: the plan of a health check --------------------------------- */

@@ -28,6 +28,8 @@ static int released;
 static const char go_on = GO;
 static const char *unwritten; /* the name, when all is done, and only that could not be printed */
 
+static struct strings noted[2]; /* what stands for HOLE_ARGS and HOLE_ENV in a note */
+
 /* What the note of a new member, or of a new pod, says, and only the kernel knows. */
 static struct {
 	long pid;         /* of its process */
@@ -135,7 +137,7 @@ static char *put_bytes(char *p, const void *bytes, size_t n)
 	return (char *)memcpy(p, bytes, n) + n;
 }
 
-#define MOST 32 /* numbers, or words */
+#define MOST REPLAY_HANDLES /* numbers, or words */
 
 /* Numbers of a plan, at most `most` of them; returns how many, or -EBADMSG. */
 static long numbers(const struct arg *a, int *out, size_t most)

@@ -303,12 +303,14 @@ static long op_listen(struct arg *a)
 #define PLAIN 0
 #endif
 
+static int joins[MOST], n_joins; /* namespaces that the next process is born in (op_joins) */
+
 static long op_launch(struct arg *a)
 {
 	char text[2][24];
 	const char *words[] = {"nsrun-init", text[0], text[1], NULL}, *monitor_words[MOST + 1];
 	int keep[MOST], monitor_keep[MOST], locks[MOST], two[2];
-	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .clone_flags = (int)a[13].i, .cgroup = (int)a[2].i, .program = (int)a[3].i, .argv = words, .keep = keep, .monitor = (int)a[9].i, .monitor_argv = monitor_words, .monitor_envp = (const char **)(uintptr_t)envp_, .monitor_keep = monitor_keep, .pidfd_slot = (int)a[6].i, .locks = locks, .lock_byte = KEEPER, .plain = PLAIN};
+	struct launch l = {.user_fd = -1, .join_fd = (int)a[0].i, .join_flags = (int)a[1].i, .clone_flags = (int)a[13].i, .cgroup = (int)a[2].i, .program = (int)a[3].i, .argv = words, .keep = keep, .monitor = (int)a[9].i, .monitor_argv = monitor_words, .monitor_envp = (const char **)(uintptr_t)envp_, .monitor_keep = monitor_keep, .pidfd_slot = (int)a[6].i, .locks = locks, .lock_byte = KEEPER, .joins = joins, .n_joins = n_joins, .one_way = n_joins > 0, .plain = PLAIN};
 	long r;
 
 	*put_num(text[0], (unsigned long)a[4].i, 1) = 0;

@@ -53,10 +53,10 @@ def config(rootfs: object, *args: str, **process: Any) -> dict[str, Any]:
 
 
 def replaying(base: pathlib.Path) -> pathlib.Path:
-    """A program to be called in place of nsrun-oci, which lets no `exec` be Python's as long as BASE/replay is there."""
+    """A program to be called in place of nsrun-oci, which lets no command be Python's that is named by a file BASE/replay-COMMAND."""
     script = base / "nsrun-oci"
     script.write_text(
-        f'#!/bin/sh\ncase " $* " in *" exec "*) [ -e {base}/replay ] && export NSRUN_REPLAY=must;; esac\nexec {OCI} "$@"\n'
+        f'#!/bin/sh\nfor word; do [ -e "{base}/replay-${{word##*/}}" ] && export NSRUN_REPLAY=must; done\nexec {OCI} "$@"\n'
     )
     script.chmod(0o755)
     return script

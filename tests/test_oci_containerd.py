@@ -51,11 +51,23 @@ def test_ctr_runs_execs_pauses_and_kills(containerd):
     wait_for(lambda: "one" not in containerd.ctr("tasks", "ls").stdout)
 
 
+def test_a_container_like_the_last_needs_no_python(containerd):
+    """Its id is another, and its command; its HOME is the one of its image."""
+    containerd.runtime = str(replaying(containerd.base))
+    look = "id; pwd; env | sort; grep -E 'Cap|Sec|NoNew' /proc/self/status; cut -d' ' -f5- /proc/self/mountinfo; cat /proc/self/cgroup; sleep 2"
+    name, name2 = ("container-like-the-last", "container-like-no-other")
+    first = run(containerd, name, "sh", "-c", look).stdout
+    (containerd.base / "replay-create").touch()
+    done = run(containerd, name2, "sh", "-c", f"{look}; exit 3", check=False)
+    assert done.returncode == 3 and "HOME=/root" in first, (first, done)
+    assert first.replace(name, "NAME") == done.stdout.replace(name2, "NAME")
+
+
 def test_an_exec_of_containerds_needs_no_python(containerd):
     """What its shim writes for --process is like config.json, or like what it wrote before."""
     containerd.runtime = str(replaying(containerd.base))
     containerd.container("one")
-    flag = containerd.base / "replay"
+    flag = containerd.base / "replay-exec"
 
     def execute(ident: str, *options: str):
         return containerd.ctr("tasks", "exec", f"--exec-id={ident}", *options, "one", "sh", "-c", "id -u; pwd; echo $HOME; exit 4", check=False)  # fmt: skip

@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -72,11 +73,45 @@ def test_podman_execs_stops_and_kills(podman):
     podman.podman("rm", "one")
 
 
+def replayed(podman, *words: str) -> str:
+    """What a `podman run` prints that no Python makes; podman notes the time with as many digits as it has, so not each is like the last."""
+    flag = podman.base / "replay-create"
+    for _ in range(20):
+        flag.touch()
+        done = podman.call(*words, check=False)
+        flag.unlink()
+        if "nothing to replay" not in done.stderr:
+            return f"{done.stdout}{done.stderr}{done.returncode}"
+        podman.call(*words, check=False)
+    raise AssertionError("each one was Python's")
+
+
+def test_a_container_like_the_last_needs_no_python(podman):
+    """Its id, layer and paths are others, and so are its command and its environment; what it is of podman's is the same."""
+    podman.runtime = str(replaying(podman.base))
+    look = "hostname; id; pwd; env | sort; grep -E 'Cap|Sec|NoNew' /proc/self/status; cut -d' ' -f5- /proc/self/mountinfo | sort; cat /proc/self/cgroup"
+    command = ("run", "--rm", *OPTIONS, "busybox", "sh", "-c")
+    first = podman.podman(*command, look)
+    second = replayed(podman, *command, f"{look}; echo end").removesuffix("\nend\n0")
+    names = [text.partition("\n")[0] for text in (first, second)]
+    assert names[0] != names[1] and len(names[0]) == 12
+    plain, plain2 = (
+        re.sub(r"[0-9a-f]{64}|(?<=overlay/l/)\w{26}", "ID", text).replace(name, "NAME")
+        for text, name in zip((first, second), names, strict=True)
+    )
+    assert plain.split("\n") == plain2.split("\n")
+    variables = ("run", "--rm", "--env", "A=b c", *OPTIONS, "busybox", "sh", "-c", "echo $A; exit 5")
+    assert replayed(podman, *variables) == "b c\n5"
+    missing = podman.call(*command[:-2], "nosuch", check=False)
+    assert missing.returncode == 127 and "executable file not found" in missing.stderr, missing
+    assert podman.podman("ps", "--all", "--quiet") == ""
+
+
 def test_an_exec_of_podmans_needs_no_python(podman):
     """What it writes for --process is like what it wrote before, once Python has seen that: this one has no umask."""
     podman.runtime = str(replaying(podman.base))
     podman.podman("run", "--detach", "--name=one", *OPTIONS, "busybox", "sleep", "1000")
-    flag = podman.base / "replay"
+    flag = podman.base / "replay-exec"
     command = ("one", "sh", "-c", "id; pwd; echo $A; cat /proc/self/status | grep -E 'Cap|Umask'; exit 4")
     for options in ((), ("--user=1000", "--workdir=/tmp"), ("--privileged",)):
         flag.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from struct import calcsize, pack, unpack_from
+from time import time_ns
 
 from nsrun import kernel
 from nsrun._protocol import (
@@ -39,7 +40,7 @@ from nsrun.state import codec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from nsrun.oci.run import ContainerRun
@@ -50,17 +51,57 @@ if TYPE_CHECKING:
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
-class ExecCompiler(Compiler):
-    """Compile the plan of an exec that nobody runs now."""
+class Seen:
+    """What a plan says of a container in numbers, as the kernel shows it."""
 
-    def __init__(self, plan: Plan, run: ContainerRun, pid: int, start: int) -> None:
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        note = container.note()
+        self.pid, self.start = note["pid"], note["start"]
+
+    def file(self, name: str) -> list[int]:
+        """Return the device, inode, size and times of a file of the container's directory, as same_file has them."""
+        return list(same_file("", os.lstat(f"{self.container.path}/{name}"))[2:])
+
+    def cgroup(self, path: str) -> int:
+        """Return the inode of its cgroup of v2."""
+        return os.stat(path).st_ino
+
+    def namespaces(self) -> list[list[int]]:
+        """Return the inodes of our namespaces, and of those of its first process."""
+        return [[os.stat(f"/proc/{who}/ns/{name}").st_ino for name in _NAMESPACES] for who in ("self", self.pid)]
+
+    def home(self, uid: int) -> tuple[str, list[int]]:
+        """Return the variable HOME of a user, and which /etc/passwd that is from; "" when it can't be known whether it stays so."""
+        root, when = f"/proc/{self.pid}/root", time_ns()
+        seen: list[os.stat_result] = []
+        try:
+            with kernel.Fd(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+                word = home_of(fd, uid, seen)
+            return word, list(same_inside(root, "/etc/passwd", seen[0] if seen else None, when)[3:])
+        except (CannotReplay, NsrunError, OSError):
+            return "", [0] * 5
+
+
+class ContainerCompiler(Compiler):
+    """Compile the plan of a process that nobody runs now, or of one of a container that is made later."""
+
+    def __init__(self, plan: Plan, run: ContainerRun, seen: Seen) -> None:
         super().__init__(plan, run, ())
-        self._process = pid, start
-        self.values = {"member:ns:pid": pid}
+        self.seen = seen
+        self.is_given = False  # whether the environment is given anew each time
+        self.values = {"member:ns:pid": seen.pid}
         self.stdio = ("ours", "ours", "ours")  # handles that there are not: the caller's own
 
+    @property
+    def path(self) -> str:
+        return self.seen.container.path
+
+    def inode_of(self, cgroup: str) -> int:
+        return self.seen.cgroup(cgroup)
+
     def process(self, name: str) -> tuple[int, int]:
-        return self._process
+        return self.seen.pid, self.seen.start
 
     def document(self) -> tuple[Replayed, list[int]]:
         *steps, last = [step for step in self.plan.steps if isinstance(step, InitStep)]
@@ -69,8 +110,8 @@ class ExecCompiler(Compiler):
         bare = pack(PLAN_HEADER, PLAN_MAGIC, 0)
         head = pack(PLAN_HEADER, PLAN_MAGIC, len(steps) + 1) + encode(steps, self)[len(bare) :]
         program, _, environment, *numbers = last.args(self)  # type: ignore[arg-type]
-        if self.plan is self.run.plan:
-            environment = []  # the file of --process says it each time
+        if self.is_given:
+            environment = []
         head += pack("=I", OP_OF_STEP["ExecuteContainer"]) + argument("s", program)
         tail = b"".join(argument("i", number) for number in numbers)
         return ("arguments", head, argument("l", environment)[4:], tail), sorted(self._asked - {-1})
@@ -78,20 +119,23 @@ class ExecCompiler(Compiler):
 
 def leave(run: ContainerRun, config: dict[str, Any]) -> None:
     """Leave the plan of a container that has just been made, if there can be one."""
+    assert run.container
     container = run.container
-    assert container
-    called = config.get("hooks") or {}
+    _leave(container, "plan", lambda: plan_of(run, Seen(container), config))
 
-    def verbs() -> dict[str, Sequence[Replayed] | None]:
-        return {
-            "state": _state(container),
-            "start": None if called.get("startContainer") or called.get("poststart") else [*_look(container), _only("created"), ("let_go",)],
-            "kill": [*_look(container), ("send",)],
-            "delete": None if called.get("poststop") or container.note().get("unit") else _delete(container),
-            "exec": _own_exec(run, container, config),
-        }  # fmt: skip
 
-    _leave(container, "plan", verbs)
+def plan_of(run: ContainerRun, seen: Seen, config: dict[str, Any], flags: int = -1) -> list[Replayed]:
+    """Return the steps of a container's plan; `flags` are its namespaces that are not ours (-1: those of its process)."""
+    container, called = seen.container, config.get("hooks") or {}
+    flags = hooks.foreign(seen.pid) if flags < 0 else flags
+    verbs: dict[str, Sequence[Replayed] | None] = {
+        "state": _state(seen),
+        "start": None if called.get("startContainer") or called.get("poststart") else [*_look(seen), _only("created"), ("let_go",)],
+        "kill": [*_look(seen), ("send",)],
+        "delete": None if called.get("poststop") or container.note().get("unit") else _delete(seen),
+        "exec": _own_exec(run, seen, config, flags),
+    }  # fmt: skip
+    return _whole(seen, verbs)
 
 
 def leave_exec(run: ContainerRun, container: Container, process: dict[str, Any], frame: Sequence[str]) -> None:
@@ -101,26 +145,27 @@ def leave_exec(run: ContainerRun, container: Container, process: dict[str, Any],
     """
     if process.get("terminal") or os.environ.get("LISTEN_FDS"):
         return
-    _leave(container, "exec", lambda: {"exec": _exec(run, container, run.plan, process, frame)})
+    seen = Seen(container)
+    flags = hooks.foreign(seen.pid)
+    _leave(
+        container, "exec", lambda: _whole(seen, {"exec": _exec(run, seen, run.plan, process, frame, flags, given=True)})
+    )
 
 
-def _leave(container: Container, name: str, verbs: Callable[[], dict[str, Sequence[Replayed] | None]]) -> None:
+def _whole(seen: Seen, verbs: Mapping[str, Sequence[Replayed] | None]) -> list[Replayed]:
+    steps = _witnesses(seen)
+    for verb, some in verbs.items():
+        if some is not None:
+            steps += [("verb", verb), *some]
+    return steps
+
+
+def _leave(container: Container, name: str, steps: Callable[[], list[Replayed]]) -> None:
     """Write a compiled plan into the directory of a container, unless there can be none."""
     try:
         if os.geteuid() or kernel.in_userns():
             raise CannotReplay("it is not of the host's own root")
-        steps = _witnesses(container)
-        for verb, some in verbs().items():
-            if some is not None:
-                steps += [("verb", verb), *some]
-        body = b"".join(encoded(*step) for step in steps)
-        data = pack(REPLAY_HEADER, REPLAY_MAGIC, BUILD, kernel.checksum(body), len(steps)) + body
-        if len(data) > REPLAY_BYTES:
-            raise CannotReplay("it is too large")
-        path = f"{container.path}/{name}"
-        with open(open_regular(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), "wb") as file:
-            file.write(data)
-        os.rename(f"{path}.tmp", path)
+        write(f"{container.path}/{name}", whole(steps()))
     except CannotReplay:
         pass
     except Exception:  # the container is there, and every command finds all that it needs without a plan
@@ -128,42 +173,64 @@ def _leave(container: Container, name: str, verbs: Callable[[], dict[str, Sequen
             raise
 
 
+def whole(steps: Sequence[Replayed]) -> bytes:
+    """Return a compiled plan.  Raise CannotReplay."""
+    body = b"".join(encoded(*step) for step in steps)
+    data = pack(REPLAY_HEADER, REPLAY_MAGIC, BUILD, kernel.checksum(body), len(steps)) + body
+    if len(data) > REPLAY_BYTES:
+        raise CannotReplay("it is too large")
+    return data
+
+
+def write(path: str, data: bytes) -> None:
+    """Write a compiled plan whole, or not at all."""
+    with open(open_regular(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), "wb") as file:
+        file.write(data)
+    os.rename(f"{path}.tmp", path)
+
+
 def _same_link(path: str) -> Replayed:
     return "same_link", path, os.readlink(path)
 
 
-def _witnesses(container: Container) -> list[Replayed]:
-    """Return what every command takes for granted: that pids, start times, the boot and what is written are the same."""
+def here(boot: str) -> list[Replayed]:
+    """Return what every command takes for granted: that pids, start times and the boot are the same."""
     clock = "/proc/self/ns/time"  # of which some kernels have none
-    found: list[Replayed] = [("container", container.path), _same_link("/proc/self/ns/pid"), _same_link("/proc/self/ns/user")]  # fmt: skip
+    found: list[Replayed] = [_same_link("/proc/self/ns/pid"), _same_link("/proc/self/ns/user")]
     found.append(_same_link(clock) if os.path.lexists(clock) else ("absent", clock))
-    found.append(("same_text", BOOT_ID, f"{container.note()['boot']}\n"))
-    return found + [same_file(path, os.lstat(path)) for path in (f"{container.path}/state", f"{container.path}/config")]
+    return [*found, ("same_text", BOOT_ID, f"{boot}\n")]
 
 
-def _look(container: Container) -> list[Replayed]:
-    note = container.note()
-    v1 = cgroups.path_with(note["cgroups"], "freezer")
-    return [("look", note["pid"], note["start"], v1 or cgroups.v2_of(note["cgroups"]), int(bool(v1)))]
+def _witnesses(seen: Seen) -> list[Replayed]:
+    """Return what every command of a container takes for granted, what is written of it, too."""
+    container = seen.container
+    files = [("same_file", f"{container.path}/{name}", *seen.file(name)) for name in ("state", "config")]
+    return [("container", container.path), *here(container.note()["boot"]), *files]
+
+
+def _look(seen: Seen) -> list[Replayed]:
+    paths = seen.container.note()["cgroups"]
+    v1 = cgroups.path_with(paths, "freezer")
+    return [("look", seen.pid, seen.start, v1 or cgroups.v2_of(paths), int(bool(v1)))]
 
 
 def _only(*statuses: str) -> Replayed:
     return "only", statuses
 
 
-def _state(container: Container) -> list[Replayed]:
+def _state(seen: Seen) -> list[Replayed]:
     from nsrun.oci import say
 
     hole = '"pid": 0,\n  "status": ""'  # a text of anybody's has its quotes escaped
-    before, found, after = say.document(container.describe("", 0)).partition(hole)
+    before, found, after = say.document(seen.container.describe("", 0)).partition(hole)
     if not found:
         raise CannotReplay("the state has another form")
-    return [*_look(container), ("answer", f'{before}"pid": ', ',\n  "status": "', f'"{after}')]
+    return [*_look(seen), ("answer", f'{before}"pid": ', ',\n  "status": "', f'"{after}')]
 
 
-def _delete(container: Container) -> list[Replayed]:
-    paths = container.note()["cgroups"].values()
-    return [*_look(container), _only("stopped", "created"), ("end",), *(("remove_cgroup", path) for path in paths), ("remove",)]  # fmt: skip
+def _delete(seen: Seen) -> list[Replayed]:
+    paths = seen.container.note()["cgroups"].values()
+    return [*_look(seen), _only("stopped", "created"), ("end",), *(("remove_cgroup", path) for path in paths), ("remove",)]  # fmt: skip
 
 
 def members(process: dict[str, Any]) -> list[str]:
@@ -171,7 +238,7 @@ def members(process: dict[str, Any]) -> list[str]:
     return [codec.compact({key: value})[1:-1] for key, value in process.items() if key not in ("args", "env")]
 
 
-def _own_exec(run: ContainerRun, container: Container, config: dict[str, Any]) -> list[Replayed] | None:
+def _own_exec(run: ContainerRun, seen: Seen, config: dict[str, Any], flags: int) -> list[Replayed] | None:
     """Return the steps of an exec like the container's own process; None when Python has to do it."""
     from nsrun.oci.plan import Facts, exec_plan
 
@@ -179,22 +246,30 @@ def _own_exec(run: ContainerRun, container: Container, config: dict[str, Any]) -
     process = {**own, "terminal": False, "consoleSize": None}
     if process.get("selinuxLabel"):
         return None
-    note = container.note()
+    container = seen.container
     facts = Facts(root=container.root, ident=container.id)
-    plan = exec_plan(process, (config.get("linux") or {}).get("seccomp"), note, hooks.foreign(note["pid"]), facts)
-    return _exec(run, container, plan, process, () if own.get("terminal") else members(own))
+    note = {**container.note(), "pid": seen.pid, "start": seen.start}
+    plan = exec_plan(process, (config.get("linux") or {}).get("seccomp"), note, flags, facts)
+    return _exec(run, seen, plan, process, () if own.get("terminal") else members(own), flags)
 
 
 def _exec(
-    run: ContainerRun, container: Container, plan: Plan, process: dict[str, Any], frame: Sequence[str]
+    run: ContainerRun,
+    seen: Seen,
+    plan: Plan,
+    process: dict[str, Any],
+    frame: Sequence[str],
+    flags: int,
+    given: bool = False,
 ) -> list[Replayed] | None:
-    """Return the steps of an exec; None when Python has to do it."""
-    note = container.note()
-    pid, start = note["pid"], note["start"]
-    if hooks.foreign(pid) & (kernel.CLONE_NEWUSER | kernel.CLONE_NEWTIME) or process.get("selinuxLabel"):
+    """Return the steps of an exec; None when Python has to do it.
+
+    flags: the container's namespaces that are not ours; given: the environment is what --process says each time.
+    """
+    if flags & (kernel.CLONE_NEWUSER | kernel.CLONE_NEWTIME) or process.get("selinuxLabel"):
         return None
-    witnesses = [_same_link(f"/proc/{who}/ns/{name}") for name in _NAMESPACES for who in ("self", pid)]
-    compiler = ExecCompiler(plan, run, pid, start)
+    compiler = ContainerCompiler(plan, run, seen)
+    compiler.is_given = given
     found: list[Replayed] = []
     for step in plan.steps:
         if step.phase == INIT or isinstance(step, WritePidFile):
@@ -203,23 +278,10 @@ def _exec(
         if form is None:
             return None
         found += [("write_pid",), *form] if isinstance(step, Release) else form
-    home = _home(pid, (process.get("user") or {}).get("uid") or 0)
-    return [("frame", frame), *home, *_look(container), _only("created", "running"), *witnesses, ("unlock",), *found, ("stay",)]  # fmt: skip
-
-
-def _home(pid: int, uid: int) -> list[Replayed]:
-    """Return the step that gives a process a HOME; none when it can't be known whether that will be the same."""
-    from time import time_ns
-
-    root, when = f"/proc/{pid}/root", time_ns()
-    seen: list[os.stat_result] = []
-    try:
-        with kernel.Fd(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            word = home_of(fd, uid, seen)
-        _, *witness = same_inside(root, "/etc/passwd", seen[0] if seen else None, when)
-    except (CannotReplay, NsrunError, OSError):
-        return []
-    return [("home", word, *witness)]
+    word, passwd = seen.home((process.get("user") or {}).get("uid") or 0)
+    both = [pack(f"={len(inodes)}Q", *inodes) for inodes in seen.namespaces()]
+    before = [*_look(seen), _only("created", "running"), ("home", word, *passwd), ("same_namespaces", *both)]
+    return [("frame", frame), *before, ("unlock",), *found, ("stay",)]
 
 
 def recorded(path: str) -> tuple[int, int, list[str]]:

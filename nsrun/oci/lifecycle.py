@@ -37,8 +37,8 @@ def _absolute(path: str) -> str:
     return os.path.realpath(path)
 
 
-def _bundle(words: Words) -> tuple[str, Config]:
-    """Return the directory of the bundle, and its config.json."""
+def _bundle(words: Words) -> tuple[str, bytes, Config]:
+    """Return the directory of the bundle, its config.json, and what that says."""
     from nsrun.oci import config
 
     given = words.value("bundle", ".")
@@ -46,21 +46,28 @@ def _bundle(words: Words) -> tuple[str, Config]:
         raise UsageError("--bundle is empty")
     bundle = _absolute(given)
     path = words.value("config") or f"{bundle}/config.json"
-    return bundle, config.load(_document(path), path)
+    data = _read(path)
+    return bundle, data, config.load(_parsed(data, path), path)
 
 
 def _document(path: str) -> Any:
     """Return the JSON document in a file ("-": standard input).  Raise BadInput."""
-    from nsrun.state import codec
+    return _parsed(_read(path), path)
 
+
+def _read(path: str) -> bytes:
     try:
         if path == "-":
             with open(0, "rb", closefd=False) as file:
-                data = file.read(_MOST)
-        else:
-            data = read_document(path, _MOST)
+                return file.read(_MOST)
+        return read_document(path, _MOST)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
+
+
+def _parsed(data: bytes, path: str) -> Any:
+    from nsrun.state import codec
+
     try:
         return codec.loads(data.decode())
     except UnicodeDecodeError:
@@ -259,7 +266,7 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
     from nsrun.oci.run import ContainerRun
 
     ident = container_id(words)
-    bundle, document = _bundle(words)
+    bundle, data, document = _bundle(words)
     _check_console(document["process"], words.value("console-socket"), detach)
     facts = _facts(words, root, ident, bundle, document, detach)
     run = ContainerRun(create_plan(document, facts))
@@ -272,9 +279,10 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
         if "tty:master" in run.handles:
             master.append(os.dup(run.fd("tty:master")))
         if detach and os.environ.get("NSRUN_REPLAY") != "0":
-            from nsrun.oci.leave import leave
+            from nsrun.oci import anew, leave
 
-            leave(run, document)
+            leave.leave(run, document)
+            anew.leave(run, data, document, facts, set(words.options))
 
     run.before_release = before_release
     run.patience = 0.1 if detach else 5

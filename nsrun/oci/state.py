@@ -53,7 +53,12 @@ def default_root() -> str:
 
 def home_of(root: int, uid: int, seen: list[os.stat_result] | None = None) -> str:
     """Return "HOME=…" of a user in the /etc/passwd of a root directory; `seen` gets what was read.  Raise NsrunError or OSError."""
-    for line in kernel.read_in_root_at(root, "/etc/passwd", seen).split("\n"):
+    return home_in_passwd(kernel.read_in_root_at(root, "/etc/passwd", seen), uid)
+
+
+def home_in_passwd(text: str, uid: int) -> str:
+    """Return "HOME=…" of a user, as a text of passwd(5) has it."""
+    for line in text.split("\n"):
         fields = line.split(":")
         if len(fields) > 5 and fields[2] == str(uid) and fields[5].startswith("/"):
             return f"HOME={fields[5]}"
@@ -128,6 +133,10 @@ class Container:
         os.rename(temporary, f"{self.path}/{name}")
         if name == "state":
             self._note = note
+
+    def assume(self, note: Note) -> None:
+        """Take this for what is written down of a container that there is not."""
+        self._note = note
 
     def has(self, name: str) -> bool:
         return os.path.lexists(f"{self.path}/{name}")

@@ -16,17 +16,32 @@ from nsrun.plan.process import PTMX, Launch, open_ptmx, sealed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, Protocol
 
     from nsrun.oci.resources import Setting
     from nsrun.oci.run import ContainerRun
     from nsrun.oci.systemd import Scope
     from nsrun.plan import Compiling, Context, Replayed
 
+    class Making(Compiling, Protocol):
+        """What a step may use of the compiler of a container's plan, or of one of `create`: nsrun.oci.leave, nsrun.oci.anew."""
+
+        @property
+        def path(self) -> str: ...  # the container's directory
+        def inode_of(self, cgroup: str) -> int: ...
+        def config(self, document: Mapping[str, Any]) -> str: ...
+        def written(self, with_process: bool) -> str: ...
+        def cgroups(self, paths: Mapping[str, str]) -> list[Replayed]: ...
+
 
 def _own(run: Context) -> ContainerRun:
     """Only ContainerRun runs these."""
     return run  # type: ignore[return-value]
+
+
+def _making(compiler: Compiling) -> Making:
+    """Only nsrun-oci compiles these."""
+    return compiler  # type: ignore[return-value]
 
 
 # ---- 1 Open -------------------------------------------------------------------------------------------------------
@@ -46,6 +61,10 @@ class ClaimContainer(Step):
 
     def brief(self) -> str:
         return f'mkdir("{self.root}/{self.ident}", 0700)'
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        own = _making(compiler)
+        return [("make_container",), ("note", f"{own.path}/config", own.config(self.config))]
 
     def do(self, run: Context) -> None:
         own = _own(run)
@@ -68,6 +87,9 @@ class MakeFifos(Step):
 
     def makes(self) -> tuple[str, ...]:
         return ("start:fd", "told:fd")
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("fifo", name, compiler.make(f"{name}:fd")) for name in ("start", "told")]
 
     def do(self, run: Context) -> None:
         container = _own(run).container
@@ -114,6 +136,14 @@ class OpenTree(Step):
 
     def check(self) -> str:
         return "cat /proc/PID/mountinfo"
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.maps or type(self) is OpenDevice:
+            return None
+        propagation = self.propagation & ~0x4000
+        deep = self.recursive and (self.propagation != propagation or self.propagation == kernel.MS_PRIVATE)
+        attrs = (self.set, self.clear, *self.below)
+        return [("open_tree", self.source, int(self.recursive), propagation, int(deep), *attrs, compiler.make(self.handle))]  # fmt: skip
 
     def do(self, run: Context) -> None:
         fd = run.hold(self.handle, kernel.open_tree(self.source, self.recursive))
@@ -238,6 +268,9 @@ class OpenNamespace(Step):
 
     def makes(self) -> tuple[str, ...]:
         return (self.handle,)
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        return [("namespace", self.path, NAMESPACE_FLAGS[self.kind], compiler.make(self.handle))]
 
     def do(self, run: Context) -> None:
         from fcntl import ioctl
@@ -450,6 +483,16 @@ class MakeCgroups(Step):
     def makes(self) -> tuple[str, ...]:
         return ("cgroup:dir?", *(f"{handle}?" for handle in cgroups.entered(self.paths)))
 
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if type(self) is not MakeCgroups:
+            return None
+        paths = dict(self.paths)
+        found = _making(compiler).cgroups(paths)
+        for one in self.settings:
+            directory = cgroups.v2_of(paths) if self.unified else cgroups.path_with(paths, one.controller)
+            found.append(("write", f"{directory}/{one.file}", one.text))
+        return [*found, ("device_filter", compiler.fd("cgroup:dir"), self.devices)] if self.devices else found
+
     def do(self, run: Context) -> None:
         cgroups.check_empty(dict(self.paths))
         own = _own(run)
@@ -546,7 +589,8 @@ class OpenCgroups(Step):
     def replayed(self, compiler: Compiling) -> list[Replayed]:
         path = cgroups.v2_of(dict(self.paths))
         found: list[Replayed] = [("open_cgroup", path, compiler.make(handle)) for handle, path in cgroups.entered(self.paths).items()]  # fmt: skip
-        return [*([("cgroup", path, os.stat(path).st_ino, compiler.make("cgroup:dir"))] if path else []), *found]
+        inode = _making(compiler).inode_of
+        return [*([("cgroup", path, inode(path), compiler.make("cgroup:dir"))] if path else []), *found]
 
     def do(self, run: Context) -> None:
         own = _own(run)
@@ -685,6 +729,13 @@ class LaunchContainer(Launch):
 
     def needs(self) -> tuple[str, ...]:
         return (*super().needs(), *self.joins)
+
+    def replayed(self, compiler: Compiling) -> list[Replayed] | None:
+        if self.join:
+            return super().replayed(compiler)
+        if self.user or self.keep_keys or self.preserve:
+            return None
+        return [("joins", [compiler.fd(name) for name in self.joins]), *self.launched(compiler)]
 
 
 # ---- 4 Init -------------------------------------------------------------------------------------------------------
@@ -1155,6 +1206,10 @@ class WriteState(Step):
 
     def made(self) -> list[str | Part]:
         return ['open("state.tmp")', 'rename("state.tmp", "state")']
+
+    def replayed(self, compiler: Compiling) -> list[Replayed]:
+        own = _making(compiler)
+        return [("note", f"{own.path}/state", own.written(with_process=True))]
 
     def do(self, run: Context) -> None:
         own = _own(run)

@@ -489,6 +489,10 @@ class Launch(Step):
     def replayed(self, compiler: Compiling) -> list[Replayed] | None:
         if self.one_way or self.door or (self.clone_flags and compiler.stdio[0]):  # a member with namespaces of its own
             return None
+        return self.launched(compiler)
+
+    def launched(self, compiler: Compiling) -> list[Replayed]:
+        """Return the same for whoever has looked whether it can be replayed."""
         document, keep = compiler.document()
         pidfd = "pidfd:slot" if self.detach else "member:pidfd"
         plan, channel, slot = (compiler.make(name) for name in ("plan:fd", "channel:init", pidfd))

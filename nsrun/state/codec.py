@@ -35,13 +35,18 @@ try:
     _scan = make_scanner(_Context())  # type: ignore[arg-type]
     _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
 
+    def scan(text: str, at: int) -> tuple[Any, int]:
+        """Return the JSON value that begins there, and where it ends.  Raise ValueError when there is none."""
+        try:
+            return _scan(text, at)
+        except (StopIteration, SystemError, RecursionError):
+            # SystemError: the scanner wants to raise an exception of json.decoder, which is not imported
+            raise ValueError("not JSON") from None
+
     def loads(text: str) -> Any:
         """Return the value of a JSON document.  Raise ValueError when it is not one, or is nested too deeply."""
         text = text.strip()
-        try:
-            value, end = _scan(text, 0)
-        except (StopIteration, SystemError, RecursionError):
-            end = -1  # SystemError: the scanner wants to raise an exception of json.decoder, which is not imported
+        value, end = scan(text, 0)
         if end != len(text):
             raise ValueError("not JSON")
         return value
@@ -62,6 +67,12 @@ except ImportError:  # this interpreter lacks the C accelerator
 
     def compact(value: object) -> str:
         return json.dumps(value, separators=(",", ":"))
+
+    def scan(text: str, at: int) -> tuple[Any, int]:
+        try:
+            return json.JSONDecoder().raw_decode(text, at)
+        except RecursionError:
+            raise ValueError("not JSON") from None
 
     def loads(text: str) -> Any:
         try:

@@ -175,6 +175,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static char *words[] = {"nsrun", "exec", "m", "sh", "-c", "echo \"\\\t\x01", NULL};
 	static char *variables[] = {"NSRUN_ROOT=/a", "TERM=x", NULL};
+#ifdef OCI
+	static const char text[] = "{\"a\":\"c1\",\"process\":{\"args\":[\"x\"],\"env\":[\"A=b\"]},\"mounts\":[{\"a\":1}, {\"b\":2}]}";
+#endif
 	size_t n_answers = size ? 4 * (size_t)data[0] : 0, n_steps;
 	char *steps;
 	const char *p, *end;
@@ -190,7 +193,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	argc_ = 6, argv_ = words, envp_ = variables, n_words = 2, budget = 20000;
 	plan_begin = steps, plan_end = steps + n_steps;
 #ifdef OCI
-	asked.process = n_steps % 2 ? "process" : NULL, asked.pid_file = "/run/x/pid";
+	asked.process = n_steps % 2 ? "process" : NULL, asked.pid_file = "/run/x/pid", asked.bundle = "/a/b";
+	ident = "c1", config_size = sizeof text - 1;
+	config = malloc(sizeof text), listed = malloc(2 * sizeof text);
+	if (!config || !listed)
+		abort();
+	memcpy(config, text, sizeof text);
 #endif
 	p = steps, end = steps + n_steps;
 	if (!_setjmp(over)) {
@@ -204,7 +212,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	free(steps);
 	channel = child = monitor = go[0] = go[1] = -1, lost = released = 0;
 #ifdef OCI
-	container = told = -1, done = forced = 0;
+	container = told = -1, done = forced = n_joins = 0;
+	free(config), free(listed);
+	memset(drawn, 0, sizeof drawn);
+	memset(&begun, 0, sizeof begun);
+	memset(noted, 0, sizeof noted);
+	memset(&passwd, 0, sizeof passwd);
 	memset(&asked, 0, sizeof asked);
 	memset(&first, 0, sizeof first);
 #endif
