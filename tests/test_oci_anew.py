@@ -85,7 +85,8 @@ FEATURES: dict[str, Callable[[dict[str, Any]], object]] = {
     "cgroups of the host": mounts(mount("/sys", "sysfs", "sysfs", "ro"), mount("/sys/fs/cgroup", "cgroup", "cgroup", "ro", "nosuid")),
     "no cgroup is named": lambda document: document["linux"].pop("cgroupsPath"),
     "a relative cgroup": linux(cgroupsPath=f"inner/{FIRST}"),
-    "limits": linux(resources={"memory": {"limit": 64 << 20, "swap": 64 << 20, "reservation": 32 << 20}, "pids": {"limit": 77}, "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0"}}),
+    "limits": linux(resources={"memory": {"limit": 64 << 20, "swap": 64 << 20, "reservation": 32 << 20}, "pids": {"limit": 77}, "cpu": {"shares": 512, "quota": 50000, "period": 100000}}),
+    "processors": linux(resources={"cpu": {"cpus": "0", "mems": "0"}}),
     "devices": linux(
         devices=[{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o640, "uid": 5, "gid": 6}, {"path": "/dev/p", "type": "p"}],
         resources={"devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"}]},
@@ -187,7 +188,7 @@ def picture(r: Runtime, ident: str) -> dict[str, str]:
     texts["mountinfo"] = "\n".join(sorted(re.sub(r"^\d+ \d+ \d+:\d+ |(master|shared|propagate_from):\d+ ?", "", line) for line in texts["mountinfo"].split("\n")))  # fmt: skip
     texts["status"] = re.sub(r"(NS\w+:\t\d+).*", r"\1", texts["status"])  # in the namespace of others it is another
     texts["status"] = "\n".join(line for line in texts["status"].split("\n") if not re.match(r"Vm|Rss|SigQ|.*ctxt|Hugetlb|Mems|Cpus|FDSize|Speculation", line))  # fmt: skip
-    for name in ("ipc", "net", "pid", "uts", "cgroup", "user", "time", "mnt"):
+    for name in os.listdir("/proc/self/ns"):
         texts[f"{name} is ours"] = str(os.stat(f"/proc/{pid}/ns/{name}").st_ino == os.stat(f"/proc/self/ns/{name}").st_ino)  # fmt: skip
     texts["descriptors"] = "\n".join(sorted(re.sub(r"\[\d+\]", "[]", os.readlink(f"/proc/{pid}/fd/{fd}")) for fd in os.listdir(f"/proc/{pid}/fd")))  # fmt: skip
     stat = read(f"/proc/{pid}/stat").rpartition(")")[2].split()

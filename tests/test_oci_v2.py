@@ -22,8 +22,9 @@ pure = pytest.mark.skipif(not PURE, reason="this machine has cgroup v1, too; to 
 def test_in_a_machine_of_its_own():
     need(os.geteuid() == 0, "the machine's root is a view of ours", "sudo make test")
     need(shutil.which("linux.uml") and shutil.which("insmod"), "user-mode Linux is missing", "apt-get install user-mode-linux kmod")  # fmt: skip
-    files = f"{HERE}/test_oci_v2.py {HERE}/test_oci_config.py"
-    chosen = "v2 or seccomp or hooks_of or exec_in_a_user or masked"
+    files = f"{HERE}/test_oci_v2.py {HERE}/test_oci_config.py {HERE}/test_oci_anew.py"
+    anew = "same_container and (limits or devices or its)"
+    chosen = f"v2 or seccomp or hooks_of or exec_in_a_user or masked or ({anew})"
     command = f"cd {HERE.parent} && exec {os.path.dirname(sys.executable)}/pytest -p no:cacheprovider -rs --timeout 200 {files} -k '{chosen}'"
     done = sh(HERE / "machine", command, timeout=480, check=False, env={**os.environ, "SECONDS_": "460"})
     need(done.returncode != 125, "user-mode Linux does not come up here", "tests/machine id says no more; another machine")  # fmt: skip
@@ -82,6 +83,26 @@ def test_device_rules_of_v2(r):
     (r.base / "rules").write_text(json.dumps({"devices": [{"allow": True}]}))
     done = r.call("update", "--resources", r.base / "rules", "d")
     assert done.returncode == 1 and "linux.resources.devices" in done.stderr
+
+
+@pure
+@pytest.mark.live
+def test_a_container_like_the_last_of_v2(r):
+    """It is made without Python, with its limits and with a filter of its own for devices."""
+    caps = {name: ["CAP_MKNOD", "CAP_SYS_RAWIO"] for name in ("bounding", "effective", "permitted")}
+    document = r.config(*SLEEP, capabilities=caps)
+    document["linux"] |= {"cgroupsPath": f"/{GROUP}/like/NAME", "resources": {"devices": [{"allow": False, "access": "rwm"}], "pids": {"limit": 33}}}  # fmt: skip
+    for name, replay in (("first-1", "1"), ("other-2", "must"), ("third-3", "must")):
+        text = json.dumps(document).replace("NAME", name)
+        r.create(name, json.loads(text), env={**r.env, "NSRUN_REPLAY": replay})
+        r.ok("start", name, env={**r.env, "NSRUN_REPLAY": "must"})
+        place = V2 / "like" / name
+        assert [(place / file).read_text().strip() for file in ("pids.max", "cgroup.max.depth")] == ["33", "100"]
+        command = "mknod /dev/mem c 1 1; head -c 1 /dev/mem 2>/dev/null | wc -c; head -c 2 /dev/zero | wc -c"
+        assert r.ok("exec", name, "sh", "-c", command, env={**r.env, "NSRUN_REPLAY": "must"}).split() == ["0", "2"]
+    for name in ("first-1", "other-2", "third-3"):
+        r.ok("delete", "--force", name)
+        assert not (V2 / "like" / name).exists()
 
 
 @pure
