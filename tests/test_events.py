@@ -48,6 +48,10 @@ ENDED = {"finished": "T2", "exit_code": 3}
         (member("running"), None, "die remove"),
         (member("stopped", **ENDED), None, "remove"),
         (member("created"), None, "remove"),
+        (None, member("created", health="starting"), "create"),
+        (member("created", health="starting"), member("running", health="starting"), "start health"),
+        (member("running", health="starting"), member("running", health="healthy"), "health"),
+        (member("running", health="healthy"), member("running", health="starting", started="T5"), "die start health"),
     ],
 )
 def test_what_is_told_between_two_looks(before, now, told):

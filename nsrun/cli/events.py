@@ -87,7 +87,7 @@ def _changed(key: tuple[str, str], was: Row | None, row: Row) -> Iterator[Row]:
         yield _event(key, row, "start", begun, **({"pid": row["pid"]} if row["pid"] else {}))
         lived, was = True, None
     health = row.get("health", "none")
-    if health != "none" and health != (was or {}).get("health", "none"):
+    if begun and health != "none" and health != (was or {}).get("health", "none"):
         yield _event(key, row, "health", timestamp(), health=health)
     paused, now_paused = bool(was and was["status"] == "paused"), row["status"] == "paused"
     if paused != now_paused and (lives or now_paused):
