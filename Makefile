@@ -93,8 +93,9 @@ test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 .venv-coverage/.built: .venv/.deps .venv/.tools $(COMPILED)
 	@$(call install_into,.venv-coverage,-e)
 	@$(call tools_into,.venv-coverage)
-	@cd .venv-coverage/bin; for program in docker-registry containerd ctr containerd-shim-runc-v2; do \
+	@cd .venv-coverage/bin; for program in docker-registry containerd ctr containerd-shim-runc-v2 dockerd docker-proxy docker; do \
 	    [ ! -e ../../.venv/bin/$$program ] || ln -sf ../../.venv/bin/$$program .; done
+	@[ ! -d .venv/slurm ] || ln -sfn ../.venv/slurm .venv-coverage/slurm
 	@touch $@
 
 coverage: .venv-coverage/.built   ## all tests, with lines and branches counted; fails below the floor (tests/coverage)

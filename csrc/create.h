@@ -86,15 +86,33 @@ static long read_config(uint32_t *members)
 	return 0;
 }
 
-/* Whether the name at p is one that may stand in the place of another, and the same wherever that stood. */
-static int is_name(const char *p, uint32_t len, struct strings *name)
+static int is_hex(char c)
 {
-	for (uint32_t i = 0; i < len; i++)
-		if (!((p[i] >= 'a' && p[i] <= 'z') || (p[i] >= 'A' && p[i] <= 'Z') || (p[i] >= '0' && p[i] <= '9') || p[i] == '_' || p[i] == '+' || p[i] == '-' || p[i] == '.' || p[i] == ':'))
+	return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+}
+
+/*
+ * Whether the name at p may stand in the place of the old one, and is the same wherever that stood: a digit in the place of a digit,
+ * and all others as they were, but for the id, which we know.
+ */
+static int is_name(const char *p, const char *old, uint32_t len, struct strings *name)
+{
+	for (uint32_t i = 0; i < len && !name->s; i++)
+		if (p[i] != old[i] && !(is_hex(p[i]) && is_hex(old[i])))
 			return 0;
 	if (!name->s)
 		*name = (struct strings){.s = p, .len = len};
 	return name->len == len && memcmp(name->s, p, len) == 0;
+}
+
+/* Whether no two names are one, which were two: what follows from that may be another thing. */
+static int are_different(void)
+{
+	for (int i = 0; i < CREATE_NAMES; i++)
+		for (int j = 0; j < i; j++)
+			if (drawn[i].s && drawn[j].s && drawn[i].len == drawn[j].len && memcmp(drawn[i].s, drawn[j].s, drawn[i].len) == 0)
+				return 0;
+	return 1;
 }
 
 /* Whether the bytes at p are those of a part of the plan's config.json that begins at `at`, but for names. */
@@ -112,7 +130,7 @@ static int is_like(const char *p, const char *text, int32_t size, int32_t at, co
 				break;
 		}
 		if (region + sizeof next <= regions->len && next.offset == at + i) {
-			if (next.len <= 0 || next.len > size - i || next.name < 0 || next.name >= CREATE_NAMES || !is_name(p + i, (uint32_t)next.len, &drawn[next.name]))
+			if (next.len <= 0 || next.len > size - i || next.name < 0 || next.name >= CREATE_NAMES || !is_name(p + i, text + i, (uint32_t)next.len, &drawn[next.name]))
 				return 0;
 			i += next.len;
 		} else if (text[i] != p[i]) {
@@ -234,7 +252,7 @@ static int is_config(struct arg *a)
 		if (part < 2 && !(p = take_strings(p, &to, (part != 0) != (a[3].i != 0) ? &asked.env : &asked.args)))
 			return 0;
 	}
-	return p == end && asked.args.count;
+	return p == end && asked.args.count && are_different();
 }
 
 static long op_own_name(struct arg *a)

@@ -321,6 +321,19 @@ def test_names_that_an_engine_draws(r):
     other = json.loads(text)
     other["annotations"]["layer"] = HEX  # where the other layer was named, too
     assert told(r, "must", "create", "--bundle", bundle(r, SECOND, other), SECOND)[0] == 125
+    for spoiled in (
+        HEX2.replace("0", "X", 1),
+        HEX2.replace("0", "/", 1),
+        HEX2.replace("0", ".", 1),
+        HEX2.replace("0", ":", 1),
+    ):
+        assert told(r, "must", "create", "--bundle", bundle(r, SECOND, json.loads(text.replace(HEX2, spoiled))), SECOND)[0] == 125  # fmt: skip
+    document["mounts"][-1]["source"] = f"{r.base}/volumes/{HEX[::-1]}"  # two layers, which are one in the next
+    (r.base / "volumes" / HEX[::-1]).mkdir()
+    assert make(r, "1", FIRST, document)[0] == 0
+    nothing_left(r, FIRST)
+    one = json.dumps(document).replace(HEX[::-1], HEX2).replace(HEX, HEX2).replace(HEX[:12], HEX2[:12])
+    assert told(r, "must", "create", "--bundle", bundle(r, SECOND, json.loads(one)), SECOND)[0] == 125
 
 
 @pytest.mark.live
@@ -374,7 +387,7 @@ def test_which_names_are_drawn(text, ident, names):
 
 
 def test_another_name_has_the_same_form():
-    for name in ("deadbeef1", UUID, "12345", "2026-11-30T15:50:12.996436998Z", "a" * 64):
+    for name in ("deadbeef1", UUID, "12345", "2026-11-30T15:50:12.996436998Z", "a" * 64, *"123456789" * 9):
         other = anew._another(name)
         assert len(other) == len(name) and other != name
         assert re.sub(r"[0-9a-f]", "x", other) == re.sub(r"[0-9a-f]", "x", name)
@@ -394,7 +407,20 @@ def test_what_differs_in_more_than_names():
 @pytest.mark.live
 @not_editable
 @pytest.mark.parametrize(
-    "ident", ["SYS_CHROOT", "memory", "nosuid", "mountpoint", "network", "c1", "a", "tmpfs.1", "cgroup"]
+    "ident",
+    [
+        "SYS_CHROOT",
+        "memory",
+        "nosuid",
+        "mountpoint",
+        "destination",
+        "namespaces",
+        "c1",
+        "a",
+        "tmpfs.12",
+        "strictatime",
+        "limit_in_bytes",
+    ],
 )
 def test_an_id_that_means_something(r, ident):
     """Of what a name is in, the plan may say another thing: then there is a plan for this id alone, or none."""
@@ -416,7 +442,8 @@ def test_an_id_that_means_something(r, ident):
 @pytest.mark.live
 @not_editable
 @pytest.mark.parametrize(
-    "why", ["hooks", "terminal", "user", "asked", "copied", "console", "preserve", "no-pivot", "manager", "config"]
+    "why",
+    ["hooks", "terminal", "user", "time", "asked", "copied", "console", "preserve", "no-pivot", "manager", "config"],
 )
 def test_what_has_no_plan(r, why, tmp_path):
     document = document_of(r, "plain")
@@ -428,6 +455,8 @@ def test_what_has_no_plan(r, why, tmp_path):
         document["linux"] |= {
             f"{kind}Mappings": [{"containerID": 0, "hostID": 0, "size": 1000}] for kind in ("uid", "gid")
         }
+    elif why == "time":
+        document["linux"]["namespaces"].append({"type": "time", "path": "/proc/self/ns/time"})
     elif why == "copied":
         document["mounts"].append(mount("/etc", "tmpfs", "tmpfs", "tmpcopyup"))
     elif why == "asked":

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 import pytest
-from conftest import Host, wait_for
+from conftest import Host, not_editable, wait_for
 from engines import GROUP, Containerd, engine
 from oci import OCI, replaying
 
@@ -51,6 +51,7 @@ def test_ctr_runs_execs_pauses_and_kills(containerd):
     wait_for(lambda: "one" not in containerd.ctr("tasks", "ls").stdout)
 
 
+@not_editable
 def test_a_container_like_the_last_needs_no_python(containerd):
     """Its id is another, and its command; its HOME is the one of its image."""
     containerd.runtime = str(replaying(containerd.base))
@@ -63,6 +64,7 @@ def test_a_container_like_the_last_needs_no_python(containerd):
     assert first.replace(name, "NAME") == done.stdout.replace(name2, "NAME")
 
 
+@not_editable
 def test_an_exec_of_containerds_needs_no_python(containerd):
     """What its shim writes for --process is like config.json, or like what it wrote before."""
     containerd.runtime = str(replaying(containerd.base))

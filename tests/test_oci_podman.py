@@ -8,7 +8,7 @@ import re
 import shutil
 
 import pytest
-from conftest import NSRUN, Host, need, wait_for
+from conftest import NSRUN, Host, need, not_editable, wait_for
 from engines import GROUP, PATH, Podman, engine
 from oci import replaying
 
@@ -86,6 +86,7 @@ def replayed(podman, *words: str) -> str:
     raise AssertionError("each one was Python's")
 
 
+@not_editable
 def test_a_container_like_the_last_needs_no_python(podman):
     """Its id, layer and paths are others, and so are its command and its environment; what it is of podman's is the same."""
     podman.runtime = str(replaying(podman.base))
@@ -107,6 +108,7 @@ def test_a_container_like_the_last_needs_no_python(podman):
     assert podman.podman("ps", "--all", "--quiet") == ""
 
 
+@not_editable
 def test_an_exec_of_podmans_needs_no_python(podman):
     """What it writes for --process is like what it wrote before, once Python has seen that: this one has no umask."""
     podman.runtime = str(replaying(podman.base))

@@ -66,7 +66,7 @@ KEPT = 16
 #: Options of the command line that change nothing of a plan.
 _FREE = {"root", "log", "log-format", "bundle", "pid-file"}
 _MOST_PASSWD = 64 << 10  # bytes of an image's /etc/passwd
-_SHORTEST = 6  # letters of an id that is sought in config.json
+_SHORTEST = 8  # letters of an id that may be another: no word of ours with which one is compared has so many
 _MOST_MOUNTS = 128
 OTHER_TIME = "1970-01-01T00:00:00.000000000Z"
 
@@ -233,11 +233,15 @@ def _is_time(word: str) -> bool:
 
 
 def _another(name: str) -> str:
-    """Return a name of the same length and form."""
-    if name.isdecimal() or _is_time(name):
-        return "".join("123456789"[byte % 9] if old.isdecimal() else old for old, byte in zip(name, os.urandom(len(name)), strict=True))  # fmt: skip
-    digits = zip(name, os.urandom(len(name)), strict=True)
-    return "".join("0123456789abcdef"[byte % 16] if old != "-" else "-" for old, byte in digits)
+    """Return another name of the same length and form."""
+    while True:
+        drawn = zip(name, os.urandom(len(name)), strict=True)
+        if name.isdecimal() or _is_time(name):
+            found = "".join("123456789"[byte % 9] if old.isdecimal() else old for old, byte in drawn)
+        else:
+            found = "".join("0123456789abcdef"[byte % 16] if old != "-" else "-" for old, byte in drawn)
+        if found != name:
+            return found
 
 
 # ---- one plan -------------------------------------------------------------------------------------------------------
@@ -429,6 +433,11 @@ def _check(facts: Facts, document: Config) -> None:
     """Raise CannotReplay for what csrc/oci.c does not do, and what differs from one container to the next."""
     if facts.scope or facts.console or facts.preserve or facts.foreground or facts.rootless:
         raise CannotReplay("it is not made in the usual way")
+    linux, called = document.get("linux") or {}, document.get("hooks") or {}
+    if any(called.get(kind) for kind in ("prestart", "createRuntime", "createContainer")):
+        raise CannotReplay("it has hooks")
+    if any(entry["type"] == "time" for entry in linux.get("namespaces") or []):
+        raise CannotReplay("what an exec has to join depends on whose clock it has")
     if document["process"].get("terminal") or facts.selinux or os.environ.get("LISTEN_FDS"):
         raise CannotReplay("it has a terminal, a label, or descriptors of others")
     if facts.rootfs != _rootfs(document, facts.bundle):
