@@ -8,7 +8,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import HERE, need, sh, wait_for
+from conftest import HERE, need, not_editable, sh, wait_for
 from oci import GROUP, SLEEP, runtime
 
 PURE = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
@@ -87,6 +87,7 @@ def test_device_rules_of_v2(r):
 
 @pure
 @pytest.mark.live
+@not_editable
 def test_a_container_like_the_last_of_v2(r):
     """It is made without Python, with its limits and with a filter of its own for devices."""
     caps = {name: ["CAP_MKNOD", "CAP_SYS_RAWIO"] for name in ("bounding", "effective", "permitted")}
