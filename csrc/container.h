@@ -336,7 +336,7 @@ static long op_remove(struct arg *a)
 
 /* ---- exec ------------------------------------------------------------------------------------------ */
 
-/* Read the file of --process; returns its size, and its text with a NUL. */
+/* Read the file of --process, or config.json; returns its size, and its text with a NUL. */
 static long read_whole(const char *path, char **text)
 {
 	struct statx st;

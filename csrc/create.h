@@ -24,6 +24,7 @@
 static struct strings drawn[CREATE_NAMES];
 static char *config, *listed; /* config.json, and where its arguments and environment are written as strings */
 static size_t config_size;
+static int turned; /* whether its mounts have another order than those of the plan */
 
 /* What is to be taken back. */
 static struct {
@@ -193,6 +194,7 @@ static const char *take_mounts(const char *p, const char *text, int32_t at, stru
 		if (i == count)
 			return NULL;
 		placed[i] = number;
+		turned |= i != number;
 		p = end;
 		if (number + 1 < count) {
 			p = after_blanks(p);
@@ -269,6 +271,7 @@ static long op_config(struct arg *a)
 {
 	if (!config)
 		return -EBADMSG;
+	turned = 0;
 	return same(is_config(a));
 }
 
@@ -366,6 +369,23 @@ static long is_text_inside(const char *top, const char *path, const struct arg *
 	return r;
 }
 
+static long op_plain_targets(struct arg *a)
+{
+	const struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS};
+	long root, r = 0;
+
+	if (!turned)
+		return 0;
+	MUST(root = SYS3(openat, AT_FDCWD, a[0].s, O_PATH | O_DIRECTORY | O_CLOEXEC));
+	for (const char *path = a[1].s; path < a[1].s + a[1].len && r != -ELOOP; path += str_len(path) + 1) {
+		r = open_how((int)root, path, &how);
+		if (r >= 0)
+			SYS1(close, r);
+	}
+	SYS1(close, root);
+	return same(r != -ELOOP);
+}
+
 static struct arg passwd; /* what the image's says, which the home is from */
 
 static long op_home_of_image(struct arg *a)
@@ -387,8 +407,13 @@ static long op_make_container(struct arg *a)
 	/* from here on a signal waits until all is done, or taken back */
 	MUST(hold_signals());
 	MUST(SYS3(mkdirat, AT_FDCWD, container_path, 0700));
+	container = (int)SYS3(openat, AT_FDCWD, container_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (container < 0) {
+		SYS3(unlinkat, AT_FDCWD, container_path, AT_REMOVEDIR);
+		return container;
+	}
+	MUST(SYS2(flock, container, LOCK_EX | LOCK_NB)); /* otherwise `delete --force` has found it, and removes it */
 	begun.directory = 1;
-	MUST(container = (int)SYS3(openat, AT_FDCWD, container_path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
 	noted[0] = asked.args, noted[1] = asked.env;
 	if (asked.home && !has_home(&asked.env)) {
 		const uint32_t len = (uint32_t)str_len(asked.home) + 1;
@@ -401,7 +426,7 @@ static long op_make_container(struct arg *a)
 		noted[1] = asked.env;
 	}
 	asked.home = NULL;
-	return SYS2(flock, container, LOCK_EX | LOCK_NB);
+	return 0;
 }
 
 static long op_fifo(struct arg *a)
@@ -510,6 +535,7 @@ static void offer(char *path, char *end)
 static long op_make_cgroup(struct arg *a)
 {
 	static const char *const limits[][2] = {{"/cgroup.max.depth", "100"}, {"/cgroup.max.descendants", "10000"}};
+	const uint32_t magic = a[2].i == CGROUP_UNIFIED ? CGROUP2_SUPER_MAGIC : CGROUP_SUPER_MAGIC;
 	char path[PATH_MAX], *end = path;
 	const char *rest;
 	struct statfs fs;
@@ -520,6 +546,9 @@ static long op_make_cgroup(struct arg *a)
 	rest = a[0].s + a[1].i;
 	end = put_bytes(path, a[0].s, (size_t)a[1].i);
 	*end = 0;
+	MUST(SYS2(statfs, path, &fs));
+	if ((uint32_t)fs.f_type != magic) /* something else lies over it */
+		return -ENODEV;
 	while (*rest) {
 		const int was = *rest == '/';
 		if (was && a[2].i == CGROUP_UNIFIED)
@@ -599,7 +628,7 @@ static void number_file(int64_t *to, const struct statx *st)
 }
 
 /* What is known now: enum container_number. */
-static long number_container(int64_t *to)
+static long number_container(int64_t *to, long theirs)
 {
 	struct statx st;
 	struct timespec now;
@@ -623,8 +652,8 @@ static long number_container(int64_t *to)
 	for (unsigned i = 0; i < N_NAMESPACES; i++) {
 		to[OF_OURS + i] = namespace_of(0, namespaces[i]);
 		to[OF_THEIRS + i] = namespace_of(member.pid, namespaces[i]);
-		if (to[OF_OURS + i] < 0 || to[OF_THEIRS + i] < 0)
-			return -ENOENT;
+		if (to[OF_OURS + i] < 0 || to[OF_THEIRS + i] < 0 || (to[OF_OURS + i] != to[OF_THEIRS + i]) != (theirs >> i & 1))
+			return -ESTALE; /* an exec joins others than the plan says */
 	}
 	return 0;
 }
@@ -639,7 +668,7 @@ static long op_leave(struct arg *a)
 	const size_t size = (size_t)a[0].len + sizeof asked.env.len + asked.env.len + a[1].len, n_head = sizeof(struct replay_header);
 	uint32_t crc;
 
-	MUST(number_container(found));
+	MUST(number_container(found, a[3].i));
 	if (a[0].len < n_head || a[2].len % sizeof place || size > REPLAY_BYTES || !(text = map_memory(size)))
 		return -EBADMSG;
 	halves[0] = text;
@@ -674,8 +703,6 @@ static void take_back_container(void)
 		left |= remove_cgroup(begun.cgroups[--begun.n_cgroups], 200) < 0;
 	if (begun.directory && container >= 0 && !left) /* otherwise what is written stays, for `delete --force` */
 		op_remove(NULL);
-	else if (begun.directory && !left)
-		SYS3(unlinkat, AT_FDCWD, container_path, AT_REMOVEDIR);
 	begun.directory = 0;
 }
 

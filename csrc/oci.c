@@ -259,6 +259,8 @@ static void run_create(void)
 		*put_num(put_str(put_hex(name, members), "."), (unsigned long)i, 1) = 0;
 		memset(drawn, 0, sizeof drawn);
 		run_file(directory, name); /* one that is stale, or for another, has made nothing */
+		if (done)
+			SYS4(utimensat, directory, name, NULL, 0); /* those that are used are kept */
 	}
 	SYS1(close, directory);
 }

@@ -241,6 +241,7 @@ struct replay_header {
  *     new_container PATH BUNDLE     it is what the command line asks for
  *     same_hierarchies TEXT         the lines of mountinfo that are about cgroups
  *     plain_path PATH               a directory, and no link on the way
+ *     plain_targets ROOT PATHS      no link is on the way to a mount, if the mounts have another order than in the plan
  *     home_of_image WORD ROOT TEXT  env gets that, if it has no HOME, and the /etc/passwd there says TEXT
  *     make_container                its directory, which we hold locked
  *     fifo NAME HANDLE              in it
@@ -250,8 +251,9 @@ struct replay_header {
  *     write PATH TEXT               to a file of the kernel's
  *     device_filter CGROUP PROGRAM  eBPF
  *     joins NAMESPACES              the new process is born in these: int32_t[]
- *     leave FIRST SECOND NUMBERS    the plan of the container, with the list of env between, if there is a SECOND; NUMBERS: int32_t[],
- *                                   where there is a number of this container: which half, offset, of enum container_number
+ *     leave FIRST SECOND NUMBERS THEIRS    the plan of the container, with the list of env between, if there is a SECOND; NUMBERS:
+ *                                   int32_t[], where there is a number of this container: which half, offset, of enum
+ *                                   container_number; THEIRS: a bit mask of its namespaces that are not ours (container.h, namespaces)
  */
 #define CONTAINER(DO) \
 	DO(container, "s") \
@@ -280,6 +282,7 @@ struct replay_header {
 	DO(new_container, "ss") \
 	DO(same_hierarchies, "s") \
 	DO(plain_path, "s") \
+	DO(plain_targets, "sl") \
 	DO(home_of_image, "ssb") \
 	DO(make_container, "") \
 	DO(fifo, "si") \
@@ -289,7 +292,7 @@ struct replay_header {
 	DO(write, "ss") \
 	DO(device_filter, "ib") \
 	DO(joins, "b") \
-	DO(leave, "bbb")
+	DO(leave, "bbbi")
 
 enum cgroup_kind {
 	CGROUP_PLAIN = 0,

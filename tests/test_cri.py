@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import CACHE, HERE, Host, need, sh, wait_for
+from conftest import CACHE, EDITABLE, HERE, Host, need, sh, wait_for
 from engines import GROUP, PATH, Machine, engine
-from oci import OCI
+from oci import replaying
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 PAUSE, BUSYBOX = "localhost/nsrun-pause:cri", "localhost/busybox:latest"
@@ -82,7 +82,9 @@ class Kubelet(Machine):
         layers = f"lowerdir=/var/lib,upperdir={self.base}/lib,workdir={self.base}/work"
         self.run("mount", "-t", "overlay", "-o", layers, "overlay", "/var/lib")
         (self.base / "cni/10-pods.conflist").write_text(json.dumps(NETWORK))
-        (self.base / "config.toml").write_text(CONFIG.format(base=self.base, pause=PAUSE, cni=CNI, oci=OCI))
+        (self.base / "config.toml").write_text(
+            CONFIG.format(base=self.base, pause=PAUSE, cni=CNI, oci=replaying(self.base))
+        )
         with open(self.base / "log", "wb") as log:
             self.daemon = subprocess.Popen(self.words("containerd", "--config", self.base / "config.toml"), env=self.env, stdout=log, stderr=log)  # fmt: skip
         wait_for(lambda: self.ctr("version", check=False).returncode == 0, what="containerd")
@@ -369,9 +371,30 @@ def limits_probes_and_what_does_not_end(kubelet):
     nothing_is_left(kubelet)
 
 
+def a_pod_like_the_last(kubelet):
+    """A pod that is made anew, and a container that is started once more, need no Python: what differs are ids."""
+    said = []
+    for again in (False, True):
+        if again and not EDITABLE:
+            (kubelet.base / "replay-create").touch()
+        pod = kubelet.sandbox("like")
+        for number in range(2):
+            container = pod.run("app", "sh", "-c", f"echo {number}; id; hostname; grep Cap /proc/self/status; exit 3")
+            assert pod.ended(container)["exit_code"] == 3
+            said.append(pod.log("app"))
+            kubelet.call("RemoveContainer", container_id=container)
+            (pod.logs / "app.log").unlink()
+        kubelet.call("StopPodSandbox", pod_sandbox_id=pod.id)
+        kubelet.call("RemovePodSandbox", pod_sandbox_id=pod.id)
+    (kubelet.base / "replay-create").unlink(missing_ok=True)
+    assert said[:2] == said[2:] and said[0][1:] == said[1][1:] and said[0][0] == ("stdout", "0"), said
+    nothing_is_left(kubelet)
+
+
 @pytest.mark.timeout(300)
 def test_what_a_kubelet_asks(kubelet):
     """One containerd tells three stories, since its start is most of the time."""
     a_pod_from_its_sandbox_to_its_end(kubelet)
     one_pid_namespace_and_streams(kubelet)
     limits_probes_and_what_does_not_end(kubelet)
+    a_pod_like_the_last(kubelet)

@@ -23,7 +23,7 @@ from oci import Runtime, config, runtime
 from test_oci_faults import gone, nothing_left
 from test_oci_replay import must, need_strace, pythons, told
 
-from nsrun.oci import anew
+from nsrun.oci import anew, likeness
 from nsrun.run.replay import CannotReplay
 
 
@@ -187,7 +187,7 @@ def picture(r: Runtime, ident: str) -> dict[str, str]:
     texts |= {f"{path} mode": f"{os.stat(path).st_mode:o} {sorted(os.listdir(path))}" for path in r.cgroups(ident)}
     texts["mountinfo"] = "\n".join(sorted(re.sub(r"^\d+ \d+ \d+:\d+ |(master|shared|propagate_from):\d+ ?", "", line) for line in texts["mountinfo"].split("\n")))  # fmt: skip
     texts["status"] = re.sub(r"(NS\w+:\t\d+).*", r"\1", texts["status"])  # in the namespace of others it is another
-    texts["status"] = "\n".join(line for line in texts["status"].split("\n") if not re.match(r"Vm|Rss|SigQ|.*ctxt|Hugetlb|Mems|Cpus|FDSize|Speculation", line))  # fmt: skip
+    texts["status"] = "\n".join(line for line in texts["status"].split("\n") if not re.match(r"State|Vm|Rss|SigQ|.*ctxt|Hugetlb|Mems|Cpus|FDSize|Speculation", line))  # fmt: skip
     for name in os.listdir("/proc/self/ns"):
         texts[f"{name} is ours"] = str(os.stat(f"/proc/{pid}/ns/{name}").st_ino == os.stat(f"/proc/self/ns/{name}").st_ino)  # fmt: skip
     texts["descriptors"] = "\n".join(sorted(re.sub(r"\[\d+\]", "[]", os.readlink(f"/proc/{pid}/fd/{fd}")) for fd in os.listdir(f"/proc/{pid}/fd")))  # fmt: skip
@@ -338,6 +338,55 @@ def test_names_that_an_engine_draws(r):
 
 @pytest.mark.live
 @not_editable
+def test_a_namespace_of_another_that_is_ours(r):
+    """Whose namespace a path leads to is looked at each time: an exec joins what is not ours."""
+    document = document_of(r, "plain")
+    document.pop("hostname")
+    paths = {"network": "net", "ipc": "ipc", "uts": "uts"}
+    pid = r.running("sandbox")
+    with subprocess.Popen(["sleep", "1000"]) as sleeper:  # in our namespaces, with a pid of as many digits
+        try:
+            ours, theirs = (
+                {kind: f"/proc/{who}/ns/{name}" for kind, name in paths.items()} for who in (sleeper.pid, pid)
+            )
+            for first, second in ((ours, theirs), (theirs, ours)):
+                joins_whose(r, document, first, second)
+        finally:
+            sleeper.kill()
+
+
+def joins_whose(r: Runtime, document: dict[str, Any], first: dict[str, str], second: dict[str, str]) -> None:
+    """Make a container with the namespaces at these paths, and then one with those, and see what an exec joins."""
+    for ident, places, replay in ((FIRST, first, ""), (SECOND, second, "1")):
+        one = copy.deepcopy(document)
+        for entry in one["linux"]["namespaces"]:
+            if entry["type"] in places:
+                entry["path"] = places[entry["type"]]
+        assert make(r, replay, ident, one)[0] == 0
+        look = "for n in net ipc uts; do readlink /proc/self/ns/$n; done"
+        assert told(r, "1", "exec", ident, "sh", "-c", look)[1].split() == [os.readlink(path) for path in places.values()]  # fmt: skip
+        r.ok("delete", "--force", ident)
+    for plan in (r.state / ".plans").iterdir():
+        plan.unlink()
+
+
+@pytest.mark.live
+@not_editable
+def test_a_member_that_is_there_twice_by_an_escape(r):
+    """The last one counts for Python, and which that is cannot be seen by how it is written."""
+    document = document_of(r, "plain", "echo one")
+    for member, twin in (('"process"', '"pro\\u0063ess"'), ('"args"', '"ar\\u0067s"')):
+        place = bundle(r, FIRST, document)
+        text = (place / "config.json").read_text()
+        other = json.dumps({**document["process"], "args": ["sh", "-c", "echo two"]} if "proc" in member else ["sh", "-c", "echo two"])  # fmt: skip
+        (place / "config.json").write_text(text.replace(f"{member}: ", f"{twin}: {other}, {member}: ", 1))
+        assert told(r, "", "create", "--bundle", place, FIRST)[0] == 0
+        nothing_left(r, FIRST)
+        assert not (r.state / ".plans").exists()
+
+
+@pytest.mark.live
+@not_editable
 def test_mounts_in_another_order(r):
     """podman names some in any order.  Those that lie in each other have to follow each other as they did."""
     for name in ("a", "b", "c"):
@@ -357,6 +406,16 @@ def test_mounts_in_another_order(r):
         if replayed:
             assert told(r, "must", "exec", SECOND, "cat", "/data/it", "/data/b/it", "/etc/it")[1] == "abc"
             nothing_left(r, SECOND)
+    (r.rootfs / "var/run").symlink_to("/data")  # another image, in which one may lie in another after all
+    linked = copy.deepcopy(document)
+    linked["mounts"] += [mount("/data", "bind", f"{r.base}/volumes/a", "bind"), mount("/var/run/b", "bind", f"{r.base}/volumes/b", "bind")]  # fmt: skip
+    turned = copy.deepcopy(linked)
+    turned["mounts"][-2:] = linked["mounts"][:-3:-1]
+    assert make(r, "1", FIRST, linked)[0] == 0
+    nothing_left(r, FIRST)
+    assert make(r, "must", SECOND, turned)[0] == 125
+    assert make(r, "must", SECOND, linked)[0] == 0
+    nothing_left(r, SECOND)
     twice = copy.deepcopy(document)
     twice["mounts"] += [inner[0], inner[0], inner[2]]
     assert make(r, "must", SECOND, twice)[0] == 125
@@ -381,27 +440,27 @@ def test_mounts_in_another_order(r):
 )  # fmt: skip
 def test_which_names_are_drawn(text, ident, names):
     raw = text.encode().decode("latin-1")
-    found = anew.names_in(raw, ident)
+    found = likeness.names_in(raw, ident)
     assert [name for _, name in found] == names
     assert all(raw[at : at + len(name)] == name for at, name in found)
 
 
 def test_another_name_has_the_same_form():
     for name in ("deadbeef1", UUID, "12345", "2026-11-30T15:50:12.996436998Z", "a" * 64, *"123456789" * 9):
-        other = anew._another(name)
+        other = likeness.another(name)
         assert len(other) == len(name) and other != name
         assert re.sub(r"[0-9a-f]", "x", other) == re.sub(r"[0-9a-f]", "x", name)
 
 
 def test_what_differs_in_more_than_names():
     names = [("aaaa1111", "bbbb2222", 0)]
-    assert anew._differing(b"x aaaa1111 y aaaa1111", b"x bbbb2222 y bbbb2222", names) == [0, 19, 0, 8]
-    assert anew._differing(b"x aaaa1111 y", b"x aaaa1111 y", names) == []  # a constant of ours
+    assert likeness.differing(b"x aaaa1111 y aaaa1111", b"x bbbb2222 y bbbb2222", names) == [0, 19, 0, 8]
+    assert likeness.differing(b"x aaaa1111 y", b"x aaaa1111 y", names) == []  # a constant of ours
     for other in (b"x bbbb2222 z", b"x bbbb22222 y", b"x bbbb1111 y", b"x bbb"):
         with pytest.raises(CannotReplay):
-            anew._differing(b"x aaaa1111 y", other, names)
+            likeness.differing(b"x aaaa1111 y", other, names)
     # the short one is not sought in the long one
-    assert anew._differing(b"1234567890/1", b"9876543210/9", [("1", "9", 0), ("1234567890", "9876543210", 1)]) == [1, 12, 0, 1]  # fmt: skip
+    assert likeness.differing(b"1234567890/1", b"9876543210/9", [("1", "9", 0), ("1234567890", "9876543210", 1)]) == [1, 12, 0, 1]  # fmt: skip
 
 
 @pytest.mark.live

@@ -13,7 +13,6 @@ anything else, a name means something, and there is no plan.
 from __future__ import annotations
 
 import os
-from errno import ELOOP
 from struct import calcsize, pack, unpack_from
 
 from nsrun import kernel
@@ -39,12 +38,13 @@ from nsrun._protocol import (
     OF_THEIRS,
     REPLAY_HEADER,
 )
-from nsrun.errors import BadInput, KernelError
+from nsrun.errors import BadInput
 from nsrun.oci import cgroups, config, hooks, resources
-from nsrun.oci.leave import ContainerCompiler, Seen, here, plan_of, whole, write
+from nsrun.oci.leave import NAMESPACES, ContainerCompiler, Seen, here, plan_of, whole, write
+from nsrun.oci.likeness import Meaning, Text, all_places, another, differing, members_of, order_of
 from nsrun.oci.plan import Facts, create_plan
 from nsrun.oci.state import Container, home_in_passwd
-from nsrun.oci.steps import WritePidFile
+from nsrun.oci.steps import NAMESPACE_FLAGS, WritePidFile
 from nsrun.plan import INIT
 from nsrun.plan.process import Release
 from nsrun.run.replay import CannotReplay, encoded
@@ -52,7 +52,7 @@ from nsrun.state import codec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from nsrun.oci.run import ContainerRun
@@ -68,180 +68,16 @@ _FREE = {"root", "log", "log-format", "bundle", "pid-file"}
 _MOST_PASSWD = 64 << 10  # bytes of an image's /etc/passwd
 _SHORTEST = 8  # letters of an id that may be another: no word of ours with which one is compared has so many
 _MOST_MOUNTS = 128
-OTHER_TIME = "1970-01-01T00:00:00.000000000Z"
-
-
-# ---- config.json as a text ------------------------------------------------------------------------------------------
-
-
-def members_of(text: str) -> bytes:
-    """Return the names of all members of a JSON document, in their order and as they are written, each with a NUL.
-
-    csrc/create.h, members_of().
-    """
-    found: list[str] = []
-
-    def walk(at: int) -> None:
-        if text[at] == "{":
-            for key, begin, _ in _members(text, at):
-                found.append(f"{key}\0")
-                walk(begin)
-        elif text[at] == "[":
-            for begin, _ in _elements(text, at):
-                walk(begin)
-
-    walk(_after_blanks(text, 0))
-    return "".join(found).encode("latin-1")
-
-
-def _members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
-    """Yield the members of the JSON object that begins there: the name as it is written, and where its value begins and ends."""
-    while True:
-        at = _after_blanks(text, at + 1)
-        if text[at] == "}":
-            return
-        _, after = codec.scan(text, at)
-        begin = _after_blanks(text, _after_blanks(text, after) + 1)
-        _, end = codec.scan(text, begin)
-        yield text[at + 1 : after - 1], begin, end
-        at = _after_blanks(text, end)
-        if text[at] == "}":
-            return
-
-
-def _elements(text: str, at: int) -> Iterator[tuple[int, int]]:
-    """Yield where each element of the JSON array that begins there begins and ends."""
-    at = _after_blanks(text, at + 1)
-    while text[at] != "]":
-        _, end = codec.scan(text, at)
-        yield at, end
-        at = _after_blanks(text, end)
-        at = _after_blanks(text, at + 1) if text[at] == "," else at
-
-
-def _after_blanks(text: str, at: int) -> int:
-    while text[at] in " \n\t\r":
-        at += 1
-    return at
-
-
-def _lists(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return where the lists of the arguments and of the environment stand.  Raise CannotReplay."""
-    try:
-        found = [(begin, end) for key, begin, end in _members(text, _after_blanks(text, 0)) if key == "process"]
-        inner = [(key, begin, end) for key, begin, end in _members(text, found[0][0])]
-        places = {key: (begin, end) for key, begin, end in inner}
-        if len(found) != 1 or len(places) != len(inner) or text[places["env"][0]] != "[":
-            raise CannotReplay("config.json has a member twice, or no environment")
-        return places["args"], places["env"]
-    except (KeyError, IndexError, ValueError, StopIteration):
-        raise CannotReplay("config.json has another form") from None
-
-
-def _mounts(text: str) -> list[tuple[int, int]]:
-    """Return where each mount stands."""
-    places = [begin for key, begin, _ in _members(text, _after_blanks(text, 0)) if key == "mounts"]
-    return list(_elements(text, places[0])) if len(places) == 1 and text[places[0]] == "[" else []
-
-
-def _order(targets: Sequence[str], rootfs: str) -> list[int]:
-    """Return which mount comes before which others: those that it may lie in, and all of them where a link is on the way."""
-    pairs: list[int] = []
-    paths = [os.path.normpath(f"/{target}") for target in targets]
-    with kernel.Fd(os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-        links = any(_has_link(root, path) for path in paths)
-    for number, path in enumerate(paths):
-        for other in range(number):
-            one, two = f"{paths[other]}/", f"{path}/"
-            if links or one.startswith(two) or two.startswith(one):
-                pairs += [other, number]
-    return pairs
-
-
-def _has_link(root: int, path: str) -> bool:
-    """Return whether a link is on the way to a path inside a root directory."""
-    try:
-        os.close(kernel.open_in_root(root, path, os.O_PATH, kernel.RESOLVE_NO_SYMLINKS))
-    except KernelError as error:
-        return error.errno == ELOOP
-    return False
-
-
-_HEX = frozenset("0123456789abcdef")
-_LETTERS = frozenset("abcdef")
-#: What parts of a text are: digits, other letters, a dash, anything else.
 _KINDS = {
-    byte: letter if letter in _HEX or letter == "-" else "Z" if letter.isascii() and letter.isalnum() else " "
-    for byte, letter in enumerate(map(chr, range(256)))
+    "cgroup": "cgroup",
+    "ipc": "ipc",
+    "mnt": "mount",
+    "net": "network",
+    "pid": "pid",
+    "user": "user",
+    "uts": "uts",
 }
-_UUID = [8, 4, 4, 4, 12]
-
-
-def names_in(text: str, ident: str) -> list[tuple[int, str]]:
-    """Return the names that a text has and that were made at random, with their places.  Pure.
-
-    They are the container's id, hexadecimal numbers of eight digits and more, with a letter among them, UUIDs, the pids in paths of
-    namespaces, and the time, as engines have it in annotations.
-    """
-    found: list[tuple[int, str]] = []
-    at = 0
-    for word in text.split('"'):
-        if word[4:5] == "-" and word[10:11] == "T" and _is_time(word):
-            found.append((at, word))
-        at += len(word) + 1
-    if ident:
-        at = text.find(ident)
-        while at >= 0:
-            found.append((at, ident))
-            at = text.find(ident, at + len(ident))
-        text = text.replace(ident, "~" * len(ident))
-    at = text.find('"/proc/')
-    while at >= 0:
-        begin = at + len('"/proc/')
-        pid, _, rest = text[begin : begin + 32].partition("/")
-        if pid.isdecimal() and rest.startswith("ns/"):
-            found.append((begin, pid))
-        at = text.find('"/proc/', begin)
-    kinds, at = text.translate(_KINDS), 0
-    for word in kinds.split():
-        if len(word) < 8:
-            continue
-        at = kinds.index(word, at)
-        parts, where = word.split("-"), at
-        while parts:
-            taken = 0
-            if [len(part) for part in parts[:5]] == _UUID and _HEX.issuperset("".join(parts[:5])):
-                taken = 5
-            elif len(parts[0]) >= 8 and _HEX.issuperset(parts[0]) and _LETTERS & set(parts[0]):
-                taken = 1
-            size = len("-".join(parts[: taken or 1]))
-            if taken:
-                found.append((where, text[where : where + size]))
-            where += size + 1
-            del parts[: taken or 1]
-        at += len(word)
-    return sorted(found)
-
-
-_DIGITS = {ord(digit): "9" for digit in "012345678"}
-
-
-def _is_time(word: str) -> bool:
-    """Return whether a word is a time of RFC 3339, with a fraction or without."""
-    whole, _, fraction = word.translate(_DIGITS).partition(".")
-    return whole.rstrip("Z") == "9999-99-99T99:99:99" and not fraction.rstrip("Z").strip("9")
-
-
-def _another(name: str) -> str:
-    """Return another name of the same length and form."""
-    while True:
-        drawn = zip(name, os.urandom(len(name)), strict=True)
-        if name.isdecimal() or _is_time(name):
-            found = "".join("123456789"[byte % 9] if old.isdecimal() else old for old, byte in drawn)
-        else:
-            found = "".join("0123456789abcdef"[byte % 16] if old != "-" else "-" for old, byte in drawn)
-        if found != name:
-            return found
+OTHER_TIME = "1970-01-01T00:00:00.000000000Z"
 
 
 # ---- one plan -------------------------------------------------------------------------------------------------------
@@ -294,9 +130,9 @@ class CreateCompiler(ContainerCompiler):
         process = {**document["process"], "args": [self.hole("a")], "env": [self.hole("e")]}
         return self.note_of({**document, "process": process})
 
-    def written(self, with_process: bool) -> str:
-        """Return the state, before there is a process and after."""
-        note = {**self.facts.note, "cgroups": dict(self.facts.cgroups)}
+    def written(self, with_cgroups: bool, with_process: bool) -> str:
+        """Return the state, as it is when the container has so much."""
+        note = {**self.facts.note, "cgroups": dict(self.facts.cgroups) if with_cgroups else {}}
         if with_process:
             note |= {"pid": self.hole("i"), "start": self.hole("t")}
         return self.note_of(note)
@@ -304,7 +140,7 @@ class CreateCompiler(ContainerCompiler):
     def cgroups(self, paths: Mapping[str, str]) -> list[Replayed]:
         """Return the steps that make the container's cgroups."""
         found: list[Replayed] = [("absent", path) for path in paths.values()]
-        found.append(("note", f"{self.path}/state", self.written(with_process=False)))
+        found.append(("note", f"{self.path}/state", self.written(with_cgroups=True, with_process=False)))
         for key, path in paths.items():
             mount = next(one.mount for one in cgroups.Machine().hierarchies if one.key == key)
             v2 = key == "0"
@@ -314,33 +150,29 @@ class CreateCompiler(ContainerCompiler):
         return found
 
 
-class Case:
-    """One of the two containers for which the plan is built: its config.json, and what was asked of the machine."""
-
-    def __init__(self, document: Config, facts: Facts) -> None:
-        self.document, self.facts = document, facts
+#: One of the two containers for which the plan is built: its config.json, and what was asked of the machine.
+if TYPE_CHECKING:
+    Case = tuple[Config, Facts]
 
 
-def _other_case(case: Case, text: str, ident: str, swap: Callable[[str], str]) -> Case:
-    """Return that of a container with other names, and with this config.json.  Raise CannotReplay when a name means something."""
+def _other_case(old: Facts, text: str, ident: str, bundle: str) -> Case:
+    """Return that of a container with other names, and with this config.json.  Raise Meaning."""
     try:
         document = config.load(codec.loads(text.encode("latin-1").decode()), "config.json")
     except (ValueError, BadInput):
-        raise CannotReplay("a name of it is none that could be another") from None
-    old = case.facts
+        raise Meaning("a name of it is none that could be another") from None
     machine = cgroups.Machine()
     linux = document.get("linux") or {}
     asked = linux.get("resources") or {}
-    bundle = swap(old.bundle)
     rootfs = _rootfs(document, bundle)
     known = {"id": ident, "bundle": bundle, "rootfs": rootfs, "annotations": document.get("annotations") or {}}
     new = Facts(**vars(old))
     new.note = {**old.note, **known, "created": OTHER_TIME}
-    new.ident, new.rootfs, new.bundle, new.properties = ident, rootfs, bundle, asked
+    new.ident, new.rootfs, new.bundle = ident, rootfs, bundle
     new.cgroups = machine.paths(linux.get("cgroupsPath") or "", ident)
     new.settings = resources.settings(asked, machine.unified)
     new.devices = resources.DeviceRules(asked["devices"]).program() if machine.unified and asked.get("devices") else b""
-    return Case(document, new)
+    return document, new
 
 
 def _rootfs(document: Config, bundle: str) -> str:
@@ -349,7 +181,7 @@ def _rootfs(document: Config, bundle: str) -> str:
 
 def _body(run: ContainerRun, case: Case, drawn: Sequence[int], passwd: str, flags: int, witnesses: Sequence[Replayed]) -> list[Replayed]:  # fmt: skip
     """Return the steps of a plan of `create` for one case, after those about config.json.  Raise CannotReplay."""
-    facts, document = case.facts, case.document
+    document, facts = case
     container = Container(facts.root, facts.ident, -1)
     container.assume({**facts.note, "cgroups": dict(facts.cgroups)})
     seen = Numbers(container, drawn)
@@ -360,6 +192,7 @@ def _body(run: ContainerRun, case: Case, drawn: Sequence[int], passwd: str, flag
     compiler = CreateCompiler(plan, run, seen, facts)
     uid = (process.get("user") or {}).get("uid") or 0
     found: list[Replayed] = [("new_container", container.path, facts.bundle), *witnesses, ("plain_path", facts.bundle), ("plain_path", facts.rootfs)]  # fmt: skip
+    found.append(("plain_targets", facts.rootfs, [mount["destination"] for mount in document.get("mounts") or []]))
     found.append(("home_of_image", home_in_passwd(passwd, uid), facts.rootfs, os.fsencode(passwd)))
     for step in plan.steps:
         if step.phase == INIT or isinstance(step, WritePidFile):
@@ -368,12 +201,12 @@ def _body(run: ContainerRun, case: Case, drawn: Sequence[int], passwd: str, flag
         if form is None:
             raise CannotReplay(f"csrc/oci.c has no {type(step).__name__}")
         if isinstance(step, Release):
-            found += [("write_pid",), _left(whole(plan_of(run, seen, document, flags)), drawn)]
+            found += [("write_pid",), _left(whole(plan_of(run, seen, document, flags)), drawn, flags)]
         found += form
     return found
 
 
-def _left(plan: bytes, drawn: Sequence[int]) -> Replayed:
+def _left(plan: bytes, drawn: Sequence[int], flags: int) -> Replayed:
     """Return the step that leaves the container's plan."""
     word = f"env-{drawn[-1]:x}\0".encode()
     magic, build, _, count = unpack_from(REPLAY_HEADER, plan)
@@ -384,18 +217,10 @@ def _left(plan: bytes, drawn: Sequence[int]) -> Replayed:
     places: list[int] = []
     for half, text in enumerate((first, second)):
         for number, value in enumerate(drawn[:CONTAINER_NUMBERS]):
-            for at in _all(text, pack("=Q", value)):
+            for at in all_places(text, pack("=Q", value)):
                 places += [half, at, number]
-    return "leave", first, second, places
-
-
-def _all(text: Any, part: Any) -> list[int]:
-    """Return where a part stands in a text."""
-    found, at = [], text.find(part)
-    while at >= 0:
-        found.append(at)
-        at = text.find(part, at + 1)
-    return found
+    theirs = sum(1 << number for number, name in enumerate(NAMESPACES) if flags & NAMESPACE_FLAGS[_KINDS[name]])
+    return "leave", first, second, places, theirs
 
 
 # ---- leave it -------------------------------------------------------------------------------------------------------
@@ -413,14 +238,10 @@ def leave(run: ContainerRun, data: bytes, document: Config, facts: Facts, option
             raise CannotReplay("it has options that a plan is not for")
         _check(facts, document)
         text = data.decode("latin-1")
-        names = [facts.ident, ""] if len(facts.ident) >= _SHORTEST else [""]
-        for number, ident in enumerate(names):
-            try:
-                plan = _compiled(run, text, document, facts, ident)
-                break
-            except CannotReplay:
-                if number == len(names) - 1:
-                    raise
+        try:
+            plan = _compiled(run, text, document, facts, facts.ident if len(facts.ident) >= _SHORTEST else "")
+        except Meaning:
+            plan = _compiled(run, text, document, facts, "")  # for this id alone
         _store(f"{facts.root}/{PLANS}", f"{kernel.checksum(members_of(text)):08x}", plan)
     except CannotReplay:
         pass
@@ -436,6 +257,10 @@ def _check(facts: Facts, document: Config) -> None:
     linux, called = document.get("linux") or {}, document.get("hooks") or {}
     if any(called.get(kind) for kind in ("prestart", "createRuntime", "createContainer")):
         raise CannotReplay("it has hooks")
+    if any(entry["type"] == "user" for entry in linux.get("namespaces") or []):
+        raise CannotReplay("it has a user namespace")
+    if any("tmpcopyup" in (mount.get("options") or []) for mount in document.get("mounts") or []):
+        raise CannotReplay("a tmpfs of it is filled")
     if any(entry["type"] == "time" for entry in linux.get("namespaces") or []):
         raise CannotReplay("what an exec has to join depends on whose clock it has")
     if document["process"].get("terminal") or facts.selinux or os.environ.get("LISTEN_FDS"):
@@ -454,84 +279,40 @@ def _witnesses(facts: Facts, document: Config) -> list[Replayed]:
     if not ((document.get("linux") or {}).get("cgroupsPath") or "").startswith("/"):
         with open("/proc/self/cgroup", errors="surrogateescape", newline="\n") as file:
             found.append(("same_text", "/proc/self/cgroup", file.read()))
+    if len(cgroups.parse_mounts("".join(lines))) != len(facts.hierarchies):
+        raise CannotReplay("something is mounted over a hierarchy of cgroups")
     return [*found, ("absent", "/sys/fs/selinux/enforce")]
 
 
 def _compiled(run: ContainerRun, text: str, document: Config, facts: Facts, ident: str) -> bytes:
     """Return the plan of `create`; `ident`: the id, where another may stand in its place.  Raise CannotReplay."""
-    args, env = _lists(text)
-    turned = env < args
-    (begin, end), (begin2, end2) = sorted((args, env))
-    parts = [text[:begin], text[end:begin2], text[end2:]]
-    places = names_in("".join(parts), ident)
-    edges = [0, len(parts[0]), len(parts[0]) + len(parts[1]), sum(map(len, parts))]
-    if any(at < edge < at + len(name) for at, name in places for edge in edges):
-        raise CannotReplay("a name stands where a list does")
-    own = [ident] if ident else []
-    numbers = {name: number for number, name in enumerate(dict.fromkeys([*own, *(name for _, name in places)]))}
-    if len(numbers) > CREATE_NAMES:
-        raise CannotReplay(f"it has more than {CREATE_NAMES} names")
-    others = {name: _another(name) for name in numbers}
-
-    def swap(path: str) -> str:
-        for name in sorted(others, key=len, reverse=True):
-            path = path.replace(name, others[name]) if len(name) >= _SHORTEST else path
-        return path
-
-    pieces = list("".join(parts))
-    for at, name in places:
-        pieces[at : at + len(name)] = others[name]
-    joined = "".join(pieces)
-    first, second, third = (joined[edges[n] : edges[n + 1]] for n in range(3))
-    case = Case(document, facts)
-    other = _other_case(case, f'{first}["list"]{second}["list"]{third}', others.get(ident, facts.ident), swap)
-    if codec.dumps((document.get("linux") or {}).get("seccomp")) != codec.dumps((other.document.get("linux") or {}).get("seccomp")):  # fmt: skip
-        raise CannotReplay("a name stands in the filter")
+    made = Text(text, ident)
+    mounts, targets = made.mounts(), [mount["destination"] for mount in document.get("mounts") or []]
+    if len(made.numbers) > CREATE_NAMES or len(targets) > _MOST_MOUNTS or len(mounts) != 2 * len(targets):
+        raise CannotReplay("it has too many names or mounts")
+    others = {name: another(name) for name in made.numbers}
+    bundle = facts.bundle
+    for name in sorted(others, key=len, reverse=True):
+        bundle = bundle.replace(name, others[name]) if len(name) >= _SHORTEST else bundle
+    case: Case = (document, facts)
+    other = _other_case(facts, made.other(others), others.get(ident, facts.ident), bundle)
+    filters = [codec.dumps((one.get("linux") or {}).get("seccomp")) for one, _ in (case, other)]
+    if filters[0] != filters[1]:
+        raise Meaning("a name stands in the filter")
     drawn = [1 << 61 | int.from_bytes(os.urandom(7), "little") for _ in range(CONTAINER_NUMBERS + 1)]
     with kernel.Fd(os.open(facts.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
         passwd = kernel.read_in_root_at(root, "/etc/passwd")
     if len(passwd) > _MOST_PASSWD:
         raise CannotReplay("its /etc/passwd is too large")
-    flags = hooks.foreign(run.pid)
-    witnesses = _witnesses(facts, document)
+    flags, witnesses = hooks.foreign(run.pid), _witnesses(facts, document)
     steps, other_steps = (_body(run, one, drawn, passwd, flags, witnesses) for one in (case, other))
     body, other_body = (b"".join(encoded(*step) for step in some) for some in (steps, other_steps))
-    pairs = [(name, others[name], number) for name, number in numbers.items()]
-    found = _differing(body, other_body, [*pairs, (facts.note["created"], OTHER_TIME, -1)])
-    regions = [number for at, name in places for number in (at, len(name), numbers[name])]
-    raw = [part.encode("latin-1") for part in parts]
-    targets = [mount["destination"] for mount in document.get("mounts") or []]
-    taken = [(begin, end - begin), (begin2, end2 - begin2)]  # which is in none of the parts
-    mounts = [at - sum(size for where, size in taken if where < at) for place in _mounts(text) for at in place]
-    if len(mounts) != 2 * len(targets) or len(targets) > _MOST_MOUNTS:
-        raise CannotReplay("it has too many mounts")
-    order = _order(targets, facts.rootfs)
-    head = [
-        ("verb", "create"),
-        *(("own_name", 0, len(name)) for name in own),
-        ("config", *raw, int(turned), regions, mounts, order),
-        ("names", found),
-    ]
-    return whole([*head, *steps])
-
-
-def _differing(body: bytes, other: bytes, names: Sequence[tuple[str, str, int]]) -> list[int]:
-    """Return the places at which one plan has a name where the other has another: its number, and the distance from the end.
-
-    Raise CannotReplay when the plans differ in anything else.
-    """
-    found: list[int] = []
-    made, taken = bytearray(body), bytearray(len(body))
-    if len(body) == len(other):
-        for name, its_other, number in sorted(names, key=lambda one: len(one[0]), reverse=True):
-            old, new, size = name.encode(), its_other.encode(), len(name)
-            for at in _all(body, old):
-                if other[at : at + size] == new and not any(taken[at : at + size]):
-                    made[at : at + size], taken[at : at + size] = new, b"\1" * size
-                    found += [number, len(body) - at]
-    if made != other:
-        raise CannotReplay("a name means something")
-    return found
+    pairs = [(name, others[name], number) for name, number in made.numbers.items()]
+    found = differing(body, other_body, [*pairs, (facts.note["created"], OTHER_TIME, -1)])
+    parts = [part.encode("latin-1") for part in made.parts]
+    head: list[Replayed] = [("verb", "create"), ("own_name", 0, len(ident))] if ident else [("verb", "create")]
+    head.append(("config", *parts, int(made.turned), made.regions(), mounts, order_of(targets)))
+    return whole([*head, ("names", found), *steps])
 
 
 def _store(directory: str, name: str, plan: bytes) -> None:
@@ -545,6 +326,10 @@ def _store(directory: str, name: str, plan: bytes) -> None:
             continue
     places = [f"{name}.{number}" for number in range(CREATE_PLANS)]
     taken = min(places, key=lambda place: ages.get(place, 0))
-    for old in sorted(set(ages) - {taken}, key=lambda kept: ages[kept])[: max(0, len(ages) - KEPT + 1)]:
-        os.unlink(f"{directory}/{old}")
-    write(f"{directory}/{taken}", plan)
+    others = sorted(set(ages) - {taken}, key=lambda kept: ages[kept])
+    for old in others[: max(0, len(others) + 1 - KEPT)]:
+        try:
+            os.unlink(f"{directory}/{old}")
+        except FileNotFoundError:
+            continue  # another create has removed it
+    write(f"{directory}/{taken}", plan, f".{os.getpid()}")

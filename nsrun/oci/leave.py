@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from nsrun.plan import Plan, Replayed
 
 #: What of a container an exec joins; its own have to be the same as they were.
-_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
 class Seen:
@@ -69,7 +69,7 @@ class Seen:
 
     def namespaces(self) -> list[list[int]]:
         """Return the inodes of our namespaces, and of those of its first process."""
-        return [[os.stat(f"/proc/{who}/ns/{name}").st_ino for name in _NAMESPACES] for who in ("self", self.pid)]
+        return [[os.stat(f"/proc/{who}/ns/{name}").st_ino for name in NAMESPACES] for who in ("self", self.pid)]
 
     def home(self, uid: int) -> tuple[str, list[int]]:
         """Return the variable HOME of a user, and which /etc/passwd that is from; "" when it can't be known whether it stays so."""
@@ -182,11 +182,19 @@ def whole(steps: Sequence[Replayed]) -> bytes:
     return data
 
 
-def write(path: str, data: bytes) -> None:
-    """Write a compiled plan whole, or not at all."""
-    with open(open_regular(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), "wb") as file:
-        file.write(data)
-    os.rename(f"{path}.tmp", path)
+def write(path: str, data: bytes, mark: str = "") -> None:
+    """Write a compiled plan whole, or not at all; `mark`: the ending of a name that no other process writes to."""
+    temporary = f"{path}{mark}.tmp"
+    try:
+        with open(open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), "wb") as file:
+            file.write(data)
+        os.rename(temporary, path)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+        raise
 
 
 def _same_link(path: str) -> Replayed:

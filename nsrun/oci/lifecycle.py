@@ -279,10 +279,7 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
         if "tty:master" in run.handles:
             master.append(os.dup(run.fd("tty:master")))
         if detach and os.environ.get("NSRUN_REPLAY") != "0":
-            from nsrun.oci import anew, leave
-
-            leave.leave(run, document)
-            anew.leave(run, data, document, facts, set(words.options))
+            _leave_plans(run, data, document, facts, set(words.options))
 
     run.before_release = before_release
     run.patience = 0.1 if detach else 5
@@ -298,6 +295,16 @@ def create(words: Words, root: str, log: Log, detach: bool = True) -> ContainerR
             run.restore_signals()
     run.values["master"] = master[0] if master else -1
     return run
+
+
+def _leave_plans(run: ContainerRun, data: bytes, document: Config, facts: Facts, options: set[str]) -> None:
+    """Leave compiled plans for what follows, and for the next container like this one."""
+    try:
+        from nsrun.oci import anew, leave
+    except (ImportError, OSError):
+        return  # there are no descriptors left, say
+    leave.leave(run, document)
+    anew.leave(run, data, document, facts, options)
 
 
 def _poststop(run: ContainerRun, document: Config, log: Log) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         def path(self) -> str: ...  # the container's directory
         def inode_of(self, cgroup: str) -> int: ...
         def config(self, document: Mapping[str, Any]) -> str: ...
-        def written(self, with_process: bool) -> str: ...
+        def written(self, with_cgroups: bool, with_process: bool) -> str: ...
         def cgroups(self, paths: Mapping[str, str]) -> list[Replayed]: ...
 
 
@@ -64,7 +64,8 @@ class ClaimContainer(Step):
 
     def replayed(self, compiler: Compiling) -> list[Replayed]:
         own = _making(compiler)
-        return [("make_container",), ("note", f"{own.path}/config", own.config(self.config))]
+        state = own.written(with_cgroups=False, with_process=False)
+        return [("make_container",), ("note", f"{own.path}/config", own.config(self.config)), ("note", f"{own.path}/state", state)]  # fmt: skip
 
     def do(self, run: Context) -> None:
         own = _own(run)
@@ -1209,7 +1210,7 @@ class WriteState(Step):
 
     def replayed(self, compiler: Compiling) -> list[Replayed]:
         own = _making(compiler)
-        return [("note", f"{own.path}/state", own.written(with_process=True))]
+        return [("note", f"{own.path}/state", own.written(with_cgroups=True, with_process=True))]
 
     def do(self, run: Context) -> None:
         own = _own(run)
