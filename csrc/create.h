@@ -251,7 +251,9 @@ static int is_config(struct arg *a)
 		if (end - p < size - done_to || !is_like(p, text + done_to, size - done_to, at + done_to, &a[4]))
 			return 0;
 		p += size - done_to, at += size;
-		if (part < 2 && !(p = take_strings(p, &to, (part != 0) != (a[3].i != 0) ? &asked.env : &asked.args)))
+		if (part == 1 && a[3].i == ARGS_ALONE)
+			asked.env = (struct strings){.s = to};
+		else if (part < 2 && !(p = take_strings(p, &to, (part != 0) != (a[3].i == ENV_FIRST) ? &asked.env : &asked.args)))
 			return 0;
 	}
 	return p == end && asked.args.count && are_different();
@@ -335,6 +337,18 @@ static long op_same_hierarchies(struct arg *a)
 				return -ESTALE;
 	}
 	return same(line && !*left);
+}
+
+/* Whether a path leads to a hierarchy of that kind. */
+static int is_hierarchy(const char *path, long kind)
+{
+	struct statfs fs;
+	return SYS2(statfs, path, &fs) == 0 && (uint32_t)fs.f_type == (kind == CGROUP_UNIFIED ? CGROUP2_SUPER_MAGIC : CGROUP_SUPER_MAGIC);
+}
+
+static long op_hidden(struct arg *a)
+{
+	return same(!is_hierarchy(a[0].s, a[1].i));
 }
 
 static long op_plain_path(struct arg *a)
@@ -535,7 +549,6 @@ static void offer(char *path, char *end)
 static long op_make_cgroup(struct arg *a)
 {
 	static const char *const limits[][2] = {{"/cgroup.max.depth", "100"}, {"/cgroup.max.descendants", "10000"}};
-	const uint32_t magic = a[2].i == CGROUP_UNIFIED ? CGROUP2_SUPER_MAGIC : CGROUP_SUPER_MAGIC;
 	char path[PATH_MAX], *end = path;
 	const char *rest;
 	struct statfs fs;
@@ -546,8 +559,7 @@ static long op_make_cgroup(struct arg *a)
 	rest = a[0].s + a[1].i;
 	end = put_bytes(path, a[0].s, (size_t)a[1].i);
 	*end = 0;
-	MUST(SYS2(statfs, path, &fs));
-	if ((uint32_t)fs.f_type != magic) /* something else lies over it */
+	if (!is_hierarchy(path, a[2].i)) /* something else lies over it */
 		return -ENODEV;
 	while (*rest) {
 		const int was = *rest == '/';

@@ -233,13 +233,14 @@ struct replay_header {
  *
  * Those of `create`, whose plans lie beside the containers (nsrun/oci/anew.py):
  *
- *     config FIRST SECOND THIRD TURNED NAMES MOUNTS ORDER    config.json says this, with the list of args and that of env between; 1:
- *                                   the other way round.  NAMES: int32_t[], where in it a name stands that may be another: offset,
- *                                   length, number.  MOUNTS: where each begins and ends; ORDER: which comes before which
+ *     config FIRST SECOND THIRD LISTS NAMES MOUNTS ORDER    config.json says this, with the list of args and that of env between;
+ *                                   LISTS: of enum list_order.  NAMES: int32_t[], where in it a name stands that may be another:
+ *                                   offset, length, number.  MOUNTS: where each begins and ends; ORDER: which comes before which
  *     own_name NUMBER LENGTH        the id of the new container
  *     names PLACES                  int32_t[], where such a name stands in this plan: number (-1: the time), distance from the end
  *     new_container PATH BUNDLE     it is what the command line asks for
  *     same_hierarchies TEXT         the lines of mountinfo that are about cgroups
+ *     hidden PATH KIND              something lies over such a mount; KIND: of enum cgroup_kind
  *     plain_path PATH               a directory, and no link on the way
  *     plain_targets ROOT PATHS      no link is on the way to a mount, if the mounts have another order than in the plan
  *     home_of_image WORD ROOT TEXT  env gets that, if it has no HOME, and the /etc/passwd there says TEXT
@@ -281,6 +282,7 @@ struct replay_header {
 	DO(names, "b") \
 	DO(new_container, "ss") \
 	DO(same_hierarchies, "s") \
+	DO(hidden, "si") \
 	DO(plain_path, "s") \
 	DO(plain_targets, "sl") \
 	DO(home_of_image, "ssb") \
@@ -293,6 +295,12 @@ struct replay_header {
 	DO(device_filter, "ib") \
 	DO(joins, "b") \
 	DO(leave, "bbbi")
+
+enum list_order {
+	ARGS_FIRST = 0,
+	ENV_FIRST = 1,
+	ARGS_ALONE = 2, /* there is no env */
+};
 
 enum cgroup_kind {
 	CGROUP_PLAIN = 0,

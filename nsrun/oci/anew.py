@@ -279,8 +279,10 @@ def _witnesses(facts: Facts, document: Config) -> list[Replayed]:
     if not ((document.get("linux") or {}).get("cgroupsPath") or "").startswith("/"):
         with open("/proc/self/cgroup", errors="surrogateescape", newline="\n") as file:
             found.append(("same_text", "/proc/self/cgroup", file.read()))
-    if len(cgroups.parse_mounts("".join(lines))) != len(facts.hierarchies):
-        raise CannotReplay("something is mounted over a hierarchy of cgroups")
+    seen = {mount for _, mount, _ in facts.hierarchies}
+    for one in cgroups.parse_mounts("".join(lines)):
+        if one.mount not in seen:
+            found.append(("hidden", one.mount, CGROUP_UNIFIED if one.unified else CGROUP_PLAIN))
     return [*found, ("absent", "/sys/fs/selinux/enforce")]
 
 
@@ -311,7 +313,7 @@ def _compiled(run: ContainerRun, text: str, document: Config, facts: Facts, iden
     found = differing(body, other_body, [*pairs, (facts.note["created"], OTHER_TIME, -1)])
     parts = [part.encode("latin-1") for part in made.parts]
     head: list[Replayed] = [("verb", "create"), ("own_name", 0, len(ident))] if ident else [("verb", "create")]
-    head.append(("config", *parts, int(made.turned), made.regions(), mounts, order_of(targets)))
+    head.append(("config", *parts, made.lists, made.regions(), mounts, order_of(targets)))
     return whole([*head, ("names", found), *steps])
 
 

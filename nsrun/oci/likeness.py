@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from nsrun._protocol import ARGS_ALONE, ARGS_FIRST, ENV_FIRST
 from nsrun.run.replay import CannotReplay
 from nsrun.state import codec
 
@@ -26,8 +27,8 @@ class Text:
 
     def __init__(self, text: str, ident: str) -> None:
         args, env = _lists(text)
-        self.turned = env < args
-        (begin, end), (begin2, end2) = sorted((args, env))
+        self.lists = ARGS_ALONE if env is None else ENV_FIRST if env < args else ARGS_FIRST
+        (begin, end), (begin2, end2) = sorted((args, env or (len(text), len(text))))
         self.parts = [text[:begin], text[end:begin2], text[end2:]]
         self._taken = [(begin, end - begin), (begin2, end2 - begin2)]  # which is in none of the parts
         self._whole = text
@@ -45,7 +46,7 @@ class Text:
             letters[at : at + len(name)] = others[name]
         joined = "".join(letters)
         first, second, third = (joined[self._edges[n] : self._edges[n + 1]] for n in range(3))
-        return f'{first}["list"]{second}["list"]{third}'
+        return f'{first}["list"]{second}' + (f'["list"]{third}' if self.lists != ARGS_ALONE else "")
 
     def regions(self) -> list[int]:
         """Return where in the parts a name stands: offset, length and number."""
@@ -108,8 +109,8 @@ def _after_blanks(text: str, at: int) -> int:
     return at
 
 
-def _lists(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return where the lists of the arguments and of the environment stand.  Raise CannotReplay."""
+def _lists(text: str) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Return where the lists of the arguments and of the environment stand; None: there is none.  Raise CannotReplay."""
     try:
         top = [(key, begin, end) for key, begin, end in _members(text, _after_blanks(text, 0))]
         if any("\\" in key for key, _, _ in top):
@@ -119,9 +120,10 @@ def _lists(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
         places = {key: (begin, end) for key, begin, end in inner}
         if any("\\" in key for key in places):
             raise CannotReplay("a member's name is written with an escape, and could be one that is there twice")
-        if len(found) != 1 or len(places) != len(inner) or text[places["env"][0]] != "[":
-            raise CannotReplay("config.json has a member twice, or no environment")
-        return places["args"], places["env"]
+        if len(found) != 1 or len(places) != len(inner):
+            raise CannotReplay("config.json has a member twice")
+        env = places.get("env")
+        return places["args"], env if env and text[env[0]] == "[" else None
     except (KeyError, IndexError, ValueError, StopIteration):
         raise CannotReplay("config.json has another form") from None
 
