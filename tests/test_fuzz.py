@@ -129,7 +129,7 @@ def test_what_the_front_does(which, tmp_path):
         steps["config"] = replay.encoded("own_name", 0, 2) + replay.encoded("config", first, second, third, 0, regions, mounts, [0, 1])  # fmt: skip
         steps["names"] = replay.encoded("names", [0, 60, -1, 100]) + replay.encoded("file", "/a", bytes(100))
         steps["make_cgroup"] = replay.encoded("make_cgroup", "/sys/fs/cgroup/a/b/c", 14, 1, 20) + replay.encoded("make_cgroup", "/c/d", 2, 2, 21)  # fmt: skip
-        steps["leave"] = replay.encoded("leave", bytes(100), bytes(20), [0, 80, 0, 1, 8, 5, 0, 92, 31])
+        steps["leave"] = replay.encoded("leave", bytes(100), bytes(20), [0, 80, 0, 1, 8, 5, 0, 92, 31], 0)
         steps["made"] = steps["config"] + replay.encoded("home_of_image", "HOME=/", "/r", b"") + replay.encoded("make_container") + replay.encoded("note", "/a/config", '"a": [\1a], "b": [\1e], "p": \1i, "s": \1t}') + steps["leave"]  # fmt: skip
     steps["note"] = replay.encoded("note", "/a/note", '"a": [\1c], "b": \1p, "c": [\1h, \1s, \1g]}')
     steps["fresh"] += replay.encoded("memory", "name", bytes(200), 20)
