@@ -22,6 +22,7 @@
 #define MAKES_MOST 32       /* cgroups of one container */
 
 static struct strings drawn[CREATE_NAMES];
+static char was_same[CREATE_NAMES]; /* whether it is the name that the plan has */
 static char *config, *listed; /* config.json, and where its arguments and environment are written as strings */
 static size_t config_size;
 static int turned; /* whether its mounts have another order than those of the plan */
@@ -103,12 +104,30 @@ static int is_name(const char *p, const char *old, uint32_t len, struct strings 
 			return 0;
 	if (!name->s)
 		*name = (struct strings){.s = p, .len = len};
+	if (memcmp(p, old, len) == 0)
+		was_same[name - drawn] = 1;
 	return name->len == len && memcmp(name->s, p, len) == 0;
 }
 
-/* Whether no two names are one, which were two: what follows from that may be another thing. */
-static int are_different(void)
+/* Whether a text has a name in it. */
+static int has_name(const struct arg *text, const struct strings *name)
 {
+	for (uint32_t i = 0; i + name->len <= text->len; i++)
+		if (text->s[i] == *name->s && memcmp(text->s + i, name->s, name->len) == 0)
+			return 1;
+	return 0;
+}
+
+/*
+ * Whether no two names are one, which were two, and none is what the plan's config.json has anywhere: what follows from that may be
+ * another thing.  A pid is part of a path, which nothing is compared with.
+ */
+static int are_different(const struct arg *parts)
+{
+	for (int i = 0; i < CREATE_NAMES; i++)
+		for (int part = 0; part < 3 && drawn[i].s; part++)
+			if (drawn[i].len >= 8 && !was_same[i] && has_name(&parts[part], &drawn[i]))
+				return 0;
 	for (int i = 0; i < CREATE_NAMES; i++)
 		for (int j = 0; j < i; j++)
 			if (drawn[i].s && drawn[j].s && drawn[i].len == drawn[j].len && memcmp(drawn[i].s, drawn[j].s, drawn[i].len) == 0)
@@ -256,7 +275,7 @@ static int is_config(struct arg *a)
 		else if (part < 2 && !(p = take_strings(p, &to, (part != 0) != (a[3].i == ENV_FIRST) ? &asked.env : &asked.args)))
 			return 0;
 	}
-	return p == end && asked.args.count && are_different();
+	return p == end && asked.args.count && are_different(a);
 }
 
 static long op_own_name(struct arg *a)

@@ -258,6 +258,7 @@ static void run_create(void)
 	for (int i = 0; i < CREATE_PLANS && directory >= 0 && !done && !begun.directory; i++) {
 		*put_num(put_str(put_hex(name, members), "."), (unsigned long)i, 1) = 0;
 		memset(drawn, 0, sizeof drawn);
+		memset(was_same, 0, sizeof was_same);
 		run_file(directory, name); /* one that is stale, or for another, has made nothing */
 		if (done)
 			SYS4(utimensat, directory, name, NULL, 0); /* those that are used are kept */

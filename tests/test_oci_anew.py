@@ -344,7 +344,7 @@ def test_a_namespace_of_another_that_is_ours(r):
     """Whose namespace a path leads to is looked at each time: an exec joins what is not ours."""
     document = document_of(r, "plain")
     document.pop("hostname")
-    paths = {"network": "net", "ipc": "ipc", "uts": "uts"}
+    paths = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
     pid = r.running("sandbox")
     with subprocess.Popen(["sleep", "1000"]) as sleeper:  # in our namespaces, with a pid of as many digits
         try:
@@ -365,7 +365,7 @@ def joins_whose(r: Runtime, document: dict[str, Any], first: dict[str, str], sec
             if entry["type"] in places:
                 entry["path"] = places[entry["type"]]
         assert make(r, replay, ident, one)[0] == 0
-        look = "for n in net ipc uts; do readlink /proc/self/ns/$n; done"
+        look = "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done"
         assert told(r, "1", "exec", ident, "sh", "-c", look)[1].split() == [os.readlink(path) for path in places.values()]  # fmt: skip
         r.ok("delete", "--force", ident)
     for plan in (r.state / ".plans").iterdir():
@@ -391,22 +391,28 @@ def test_a_member_that_is_there_twice_by_an_escape(r):
 @not_editable
 def test_mounts_in_another_order(r):
     """podman names some in any order.  Those that lie in each other have to follow each other as they did."""
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         (r.base / "volumes" / name).mkdir(parents=True)
         (r.base / "volumes" / name / "it").write_text(name)
     document = document_of(r, "plain")
-    targets = {"a": "/data", "b": "/data/b", "c": "/etc"}
+    targets = {"a": "/data", "b": "/data/b", "c": "/etc", "d": "/opt"}
     inner = [mount(target, "bind", f"{r.base}/volumes/{name}", "bind", "rprivate") for name, target in targets.items()]
     first = copy.deepcopy(document)
     first["mounts"] += inner
     assert make(r, "", FIRST, first)[0] == 0
     nothing_left(r, FIRST)
-    for order, replayed in (((0, 1, 2), True), ((2, 0, 1), True), ((0, 2, 1), True), ((1, 0, 2), False)):
+    for order, replayed in (
+        ((0, 1, 2, 3), True),
+        ((0, 1, 3, 2), True),
+        ((0, 2, 1, 3), False),
+        ((2, 0, 1, 3), False),
+        ((1, 0, 2, 3), False),
+    ):
         other = copy.deepcopy(document)
         other["mounts"] += [inner[number] for number in order]
         assert make(r, "must", SECOND, other)[0] == (0 if replayed else 125), order
         if replayed:
-            assert told(r, "must", "exec", SECOND, "cat", "/data/it", "/data/b/it", "/etc/it")[1] == "abc"
+            assert told(r, "must", "exec", SECOND, "cat", "/data/it", "/data/b/it", "/etc/it", "/opt/it")[1] == "abcd"
             nothing_left(r, SECOND)
     (r.rootfs / "var/run").symlink_to("/data")  # another image, in which one may lie in another after all
     linked = copy.deepcopy(document)
@@ -418,9 +424,48 @@ def test_mounts_in_another_order(r):
     assert make(r, "must", SECOND, turned)[0] == 125
     assert make(r, "must", SECOND, linked)[0] == 0
     nothing_left(r, SECOND)
+    (r.base / "volumes/a/link").symlink_to("/data2")  # a volume leads what lies in it anywhere
+    led = copy.deepcopy(document)
+    led["mounts"] += [mount(target, "bind", f"{r.base}/volumes/{name}", "bind") for name, target in (("b", "/data2/t"), ("a", "/v"), ("c", "/v/link/t"))]  # fmt: skip
+    turned = copy.deepcopy(led)
+    turned["mounts"].append(turned["mounts"].pop(-3))
+    assert make(r, "1", FIRST, led)[0] == 0
+    nothing_left(r, FIRST)
+    assert make(r, "must", SECOND, turned)[0] == 125
+    assert make(r, "must", SECOND, led)[0] == 0
+    nothing_left(r, SECOND)
+    literal = copy.deepcopy(document)  # a name that becomes what is written elsewhere
+    literal["mounts"] += [mount("/m/deadbeef/x", "bind", f"{r.base}/volumes/a", "bind"), mount("/m/12345678", "bind", f"{r.base}/volumes/c", "bind")]  # fmt: skip
+    same = json.loads(json.dumps(literal).replace("deadbeef", "12345678"))
+    assert make(r, "1", FIRST, literal)[0] == 0
+    nothing_left(r, FIRST)
+    assert make(r, "must", SECOND, same)[0] == 125
+    same["mounts"].append(same["mounts"].pop(-2))
+    assert make(r, "must", SECOND, same)[0] == 125
+    assert make(r, "must", SECOND, json.loads(json.dumps(literal).replace("deadbeef", "deadbee1")))[0] == 0
+    nothing_left(r, SECOND)
     twice = copy.deepcopy(document)
-    twice["mounts"] += [inner[0], inner[0], inner[2]]
+    twice["mounts"] += [inner[0], inner[0], inner[2], inner[3]]
     assert make(r, "must", SECOND, twice)[0] == 125
+
+
+@pytest.mark.parametrize(
+    "targets, bound, pairs",
+    [
+        (["/a", "/b"], [True, True], []),
+        (["/a", "/a/b", "/c"], [False, True, True], [0, 1]),
+        (["/a", "/a/b", "/c"], [True, True, True], [0, 1, 1, 2]),
+        (["/a/b", "/a"], [True, True], [0, 1]),
+        (["/a", "/a"], [True, True], [0, 1]),
+        (["//run", "/run/x"], [False, False], [0, 1]),
+        (["/ab", "/a"], [True, True], []),
+        (["/", "/a"], [False, False], [0, 1]),
+        (["a/../b", "/b/c"], [False, False], [0, 1]),
+    ],
+)
+def test_which_mounts_keep_their_order(targets, bound, pairs):
+    found = likeness.order_of(targets, bound)
+    assert sorted(zip(found[::2], found[1::2], strict=True)) == sorted(zip(pairs[::2], pairs[1::2], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,9 @@ def _witnesses(facts: Facts, document: Config) -> list[Replayed]:
 def _compiled(run: ContainerRun, text: str, document: Config, facts: Facts, ident: str) -> bytes:
     """Return the plan of `create`; `ident`: the id, where another may stand in its place.  Raise CannotReplay."""
     made = Text(text, ident)
-    mounts, targets = made.mounts(), [mount["destination"] for mount in document.get("mounts") or []]
+    mounts, found_mounts = made.mounts(), document.get("mounts") or []
+    targets = [mount["destination"] for mount in found_mounts]
+    bound = [mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or [])) for mount in found_mounts]  # fmt: skip
     if len(made.numbers) > CREATE_NAMES or len(targets) > _MOST_MOUNTS or len(mounts) != 2 * len(targets):
         raise CannotReplay("it has too many names or mounts")
     others = {name: another(name) for name in made.numbers}
@@ -313,7 +315,7 @@ def _compiled(run: ContainerRun, text: str, document: Config, facts: Facts, iden
     found = differing(body, other_body, [*pairs, (facts.note["created"], OTHER_TIME, -1)])
     parts = [part.encode("latin-1") for part in made.parts]
     head: list[Replayed] = [("verb", "create"), ("own_name", 0, len(ident))] if ident else [("verb", "create")]
-    head.append(("config", *parts, made.lists, made.regions(), mounts, order_of(targets)))
+    head.append(("config", *parts, made.lists, made.regions(), mounts, order_of(targets, bound)))
     return whole([*head, ("names", found), *steps])
 
 

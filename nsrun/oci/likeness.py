@@ -134,14 +134,18 @@ def _mounts(text: str) -> list[tuple[int, int]]:
     return list(_elements(text, places[0])) if len(places) == 1 and text[places[0]] == "[" else []
 
 
-def order_of(targets: Sequence[str]) -> list[int]:
-    """Return which mount comes before which others: those that it may lie in, if no link is on the way.  Pure."""
+def order_of(targets: Sequence[str], bound: Sequence[bool]) -> list[int]:
+    """Return which mount comes before which others: those that it may lie in, if no link of the root is on the way.  Pure.
+
+    bound: which are bind mounts.  What lies in one may be led anywhere by a link in that, so it keeps its place among all.
+    """
     pairs: list[int] = []
-    paths = [os.path.normpath(f"/{target.lstrip('/')}") for target in targets]
+    paths = [f"{os.path.normpath('/' + target.lstrip('/')).rstrip('/')}/" for target in targets]
+    led = [any(one and path.startswith(other) and path != other for other, one in zip(paths, bound, strict=True)) for path in paths]  # fmt: skip
     for number, path in enumerate(paths):
         for other in range(number):
-            one, two = f"{paths[other].rstrip('/')}/", f"{path.rstrip('/')}/"
-            if one.startswith(two) or two.startswith(one):
+            nested = path.startswith(paths[other]) or paths[other].startswith(path)
+            if nested or led[number] or led[other]:
                 pairs += [other, number]
     return pairs
 

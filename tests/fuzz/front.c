@@ -215,6 +215,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	container = told = -1, done = forced = n_joins = 0;
 	free(config), free(listed);
 	memset(drawn, 0, sizeof drawn);
+	memset(was_same, 0, sizeof was_same);
 	memset(&begun, 0, sizeof begun);
 	memset(noted, 0, sizeof noted);
 	memset(&passwd, 0, sizeof passwd);
