@@ -7,6 +7,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 PYTHON ?= python3
 PREFIX ?= /usr/local
+OCI = $(firstword $(wildcard $(PREFIX)/lib/nsrun/bin/nsrun-oci) .venv/bin/nsrun-oci)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SOURCES := $(shell find nsrun csrc -name '*.py' -o -name '*.c' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' | grep -v -e _templates -e _protocol) setup.py pyproject.toml nsrun/cli/nsrun-python nsrun/oci/nsrun-oci-python $(wildcard docs/labs/*.md)
 
@@ -95,7 +96,7 @@ test: .venv/.tested   ## all tests; the live ones run as root in throwaway hosts
 	@$(call tools_into,.venv-coverage)
 	@cd .venv-coverage/bin; for program in docker-registry containerd ctr containerd-shim-runc-v2 dockerd docker-proxy docker; do \
 	    [ ! -e ../../.venv/bin/$$program ] || ln -sf ../../.venv/bin/$$program .; done
-	@[ ! -d .venv/slurm ] || ln -sfn ../.venv/slurm .venv-coverage/slurm
+	@for tree in slurm cni; do [ ! -d .venv/$$tree ] || ln -sfn ../.venv/$$tree .venv-coverage/; done
 	@touch $@
 
 coverage: .venv-coverage/.built   ## all tests, with lines and branches counted; fails below the floor (tests/coverage)
@@ -150,6 +151,12 @@ demo-down:      ## remove the demo's pod
 demo-kube: build   ## the same pod from the YAML of Kubernetes (rootfs/demo.yaml); ENGINE=podman: by podman kube play on nsrun-oci
 	@rootfs/demo kube
 
+deploy-podman deploy-containerd deploy-docker: build   ## tell an engine of the runtime "nsrun" (docs/engines.md)
+	@$(SUDO) $(OCI) install $(@:deploy-%=%)
+
+undeploy-podman undeploy-containerd undeploy-docker: build   ## and take that away
+	@$(SUDO) $(OCI) install --remove $(@:undeploy-%=%)
+
 demo-tiny: build   ## the same with a busybox, in seconds
 	@rootfs/demo tiny
 
@@ -164,5 +171,6 @@ bench: build    ## nsrun beside its peers: ratios of medians (installs the peers
 clean:          ## what was built here
 	rm -rf .venv .venv-coverage build dist *.egg-info nsrun/libexec nsrun/_kernel.*.so nsrun/host/_templates.py nsrun/_protocol.py
 
+.PHONY: deploy-podman deploy-containerd deploy-docker undeploy-podman undeploy-containerd undeploy-docker
 .PHONY: help deps build dev install uninstall deb test coverage unit scenario soak fresh-test fresh-deb check format docs site demo demo-down demo-kube demo-tiny bench clean
 .DEFAULT_GOAL := help

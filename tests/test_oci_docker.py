@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from conftest import Host, need, wait_for
+from conftest import Host, need, sh, wait_for
 from engines import GROUP, PATH, Machine, engine
 from oci import OCI
 from person import Terminal
@@ -34,12 +34,12 @@ class Docker(Machine):
         self.daemon: subprocess.Popen | None = None
         super().__init__(host, rootfs)
         self.env["DOCKER_HOST"] = f"unix://{self.base}/socket"
-        places = {"data-root": "data", "exec-root": "exec", "pidfile": "pid", "config-file": "none.json"}
-        (self.base / "none.json").write_text("{}")
+        places = {"data-root": "data", "exec-root": "exec", "pidfile": "pid", "config-file": "etc/docker/daemon.json"}
+        sh(OCI, "install", "docker", "--etc", self.base / "etc")
         options = [
             *(f"--{option}={self.base / name}" for option, name in places.items()),
             f"--host={self.env['DOCKER_HOST']}", "--storage-driver=vfs", "--bip=10.98.0.1/24", "--iptables=false", "--ip6tables=false",
-            f"--add-runtime=nsrun={OCI}", "--default-runtime=nsrun", f"--cgroup-parent=/{GROUP}",
+            "--default-runtime=nsrun", f"--cgroup-parent=/{GROUP}",
         ]  # fmt: skip
         # the namespace of pids ends with its first process, and all that docker has started with it
         boxed = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", DOCKERD, *options]

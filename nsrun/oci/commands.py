@@ -79,6 +79,7 @@ COMMANDS: dict[str, Mapping[str, str]] = {
     "events": {"stats": FLAG, "interval": VALUE},
     "features": {},
     "spec": {"bundle": VALUE, "rootless": FLAG},
+    "install": {"remove": FLAG, "etc": VALUE},
 }
 
 #: Single letters, by command: the first that knows the name is meant.

@@ -47,6 +47,7 @@ ABOUT = {
     "events": "print what a container uses",
     "features": "print what config.json may ask for, as JSON",
     "spec": "write a config.json to begin with",
+    "install": "tell podman, containerd or docker of the runtime nsrun (--etc DIRECTORY in place of /etc), or take that away (--remove)",
 }
 
 
@@ -58,7 +59,8 @@ def option_words(options: Mapping[str, str]) -> list[str]:
 def usage(command: str = "") -> str:
     """Return the commands, or the options of one."""
     if command:
-        lines = [f"Usage: nsrun-oci [OPTION...] {command} [OPTION...] ID", "", f"{ABOUT[command].capitalize()}."]
+        what = "ENGINE" if command == "install" else "ID"
+        lines = [f"Usage: nsrun-oci [OPTION...] {command} [OPTION...] {what}", "", f"{ABOUT[command].capitalize()}."]
     else:
         lines = ["Usage: nsrun-oci [OPTION...] COMMAND [OPTION...] ID", "", "Commands:"]
         lines += [f"  {name:<9} {about}" for name, about in ABOUT.items()]

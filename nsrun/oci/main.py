@@ -65,6 +65,8 @@ def command(words: Words, log: say.Log) -> int:
 
         write_spec(words.value("bundle", "."), words.flag("rootless"))
         return 0
+    if words.command == "install":
+        return _install(words)
     if words.value("cgroup-manager", "cgroupfs") not in ("cgroupfs", "systemd", "disabled"):
         raise UsageError(
             f"--cgroup-manager: {words.value('cgroup-manager')!r} is none of cgroupfs, systemd and disabled"
@@ -75,6 +77,17 @@ def command(words: Words, log: say.Log) -> int:
 
     root = os.path.abspath(words.value("root")) if words.value("root") else state.default_root()
     return _on_containers(words, root, log)
+
+
+def _install(words: Words) -> int:
+    from nsrun.oci import install
+
+    if len(words.arguments) != 1:
+        raise UsageError(f"install: which engine? one of {', '.join(install.ENGINES)}")
+    etc = os.path.abspath(words.value("etc", "/etc"))
+    for line in install.install(words.arguments[0], etc, install.program(), words.flag("remove")):
+        say.out(f"{line}\n")
+    return 0
 
 
 def _check_systemd(words: Words) -> None:
