@@ -10,6 +10,7 @@ import os
 
 from nsrun._protocol import ARGS_ALONE, ARGS_FIRST, ENV_FIRST
 from nsrun.run.replay import CannotReplay
+from nsrun.schema import is_number
 from nsrun.state import codec
 
 TYPE_CHECKING = False
@@ -182,7 +183,7 @@ def names_in(text: str, ident: str) -> list[tuple[int, str]]:
     while at >= 0:
         begin = at + len('"/proc/')
         pid, _, rest = text[begin : begin + 32].partition("/")
-        if pid.isdecimal() and rest.startswith("ns/"):
+        if is_number(pid) and rest.startswith("ns/"):
             found.append((begin, pid))
         at = text.find('"/proc/', begin)
     kinds, at = text.translate(_KINDS), 0
@@ -219,8 +220,8 @@ def another(name: str) -> str:
     """Return another name of the same length and form."""
     while True:
         drawn = zip(name, os.urandom(len(name)), strict=True)
-        if name.isdecimal() or _is_time(name):
-            found = "".join("123456789"[byte % 9] if old.isdecimal() else old for old, byte in drawn)
+        if is_number(name) or _is_time(name):
+            found = "".join("123456789"[byte % 9] if is_number(old) else old for old, byte in drawn)
         else:
             found = "".join("0123456789abcdef"[byte % 16] if old != "-" else "-" for old, byte in drawn)
         if found != name:
