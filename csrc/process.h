@@ -82,7 +82,7 @@ static int read_process(const char *text, size_t size, const char *frame, size_t
 	const char *p = text, *end = text + size, *rest, *frame_end = frame + n_frame;
 
 	*args = *env = (struct strings){0};
-	while (end > text && end[-1] == '\n') /* as Go's encoder writes it */
+	while (end > text && after_blanks(end - 1) > end - 1) /* Go's encoder ends it with a newline */
 		end--;
 	if (*p != '{')
 		return 0;

@@ -178,6 +178,7 @@ def test_what_a_file_of_exec_says(tmp_path):
     seed = random.randrange(1 << 30)
     made = _process_files(random.Random(seed))
     files = [next(made) for _ in range(4000)]
+    files += [("{" + ",".join(_PROCESS[:3]) + "}").encode() + end for end in (b" ", b"\t\n", b"\r\n", b"\n\n ")]
     (tmp_path / "seeds").mkdir()
     for number, data in enumerate(files[:200]):
         (tmp_path / f"seeds/{number}").write_bytes(data)
