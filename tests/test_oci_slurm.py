@@ -46,7 +46,7 @@ SchedulerType=sched/builtin
 SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
-KillWait=2
+KillWait=30
 UnkillableStepTimeout=20
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=2
