@@ -46,7 +46,7 @@ SchedulerType=sched/builtin
 SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
-KillWait=30
+KillWait=8
 UnkillableStepTimeout=20
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=2
@@ -129,6 +129,8 @@ class Slurm(Machine):
                 daemon.wait(timeout=20)
             daemon.kill()
             daemon.wait()
+        for place in (self.base / "oci").glob("[!.]*"):  # of a test that failed
+            self.run(OCI, f"--root={place.parent}", "delete", "--force", place.name, check=False)
         super().close()
 
 

@@ -93,7 +93,7 @@ def test_a_container_like_the_last_of_v2(r):
     caps = {name: ["CAP_MKNOD", "CAP_SYS_RAWIO"] for name in ("bounding", "effective", "permitted")}
     document = r.config(*SLEEP, capabilities=caps)
     document["linux"] |= {"cgroupsPath": f"/{GROUP}/like/NAME", "resources": {"devices": [{"allow": False, "access": "rwm"}], "pids": {"limit": 33}}}  # fmt: skip
-    for name, replay in (("first-1", "1"), ("other-2", "must"), ("third-3", "must")):
+    for name, replay in (("container-1", "1"), ("container-2", "must"), ("container-3", "must")):
         text = json.dumps(document).replace("NAME", name)
         r.create(name, json.loads(text), env={**r.env, "NSRUN_REPLAY": replay})
         r.ok("start", name, env={**r.env, "NSRUN_REPLAY": "must"})
@@ -101,7 +101,7 @@ def test_a_container_like_the_last_of_v2(r):
         assert [(place / file).read_text().strip() for file in ("pids.max", "cgroup.max.depth")] == ["33", "100"]
         command = "mknod /dev/mem c 1 1; head -c 1 /dev/mem 2>/dev/null | wc -c; head -c 2 /dev/zero | wc -c"
         assert r.ok("exec", name, "sh", "-c", command, env={**r.env, "NSRUN_REPLAY": "must"}).split() == ["0", "2"]
-    for name in ("first-1", "other-2", "third-3"):
+    for name in ("container-1", "container-2", "container-3"):
         r.ok("delete", "--force", name)
         assert not (V2 / "like" / name).exists()
 
