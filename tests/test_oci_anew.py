@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from conftest import not_editable, wait_for
-from nsrun._protocol import CREATE_PLANS, REPLAY, REPLAY_HEADER
 from oci import Runtime, config, runtime
 from test_oci_faults import gone, nothing_left
 from test_oci_replay import must, need_strace, pythons, told
 
+from nsrun import _protocol
 from nsrun.oci import anew, likeness
 from nsrun.run.replay import CannotReplay
 
@@ -147,9 +147,9 @@ def document_of(r: Runtime, feature: str, command: str = "sleep 1000") -> dict[s
 
 def steps_of(data: bytes) -> list[tuple[str, list[bytes]]]:
     """The steps of a compiled plan."""
-    names = {number: (name, kinds) for name, (number, kinds) in REPLAY.items()}
-    at, found = calcsize(REPLAY_HEADER), []
-    for _ in range(unpack_from(REPLAY_HEADER, data)[3]):
+    names = {number: (name, kinds) for name, (number, kinds) in _protocol.REPLAY.items()}
+    at, found = calcsize(_protocol.REPLAY_HEADER), []
+    for _ in range(unpack_from(_protocol.REPLAY_HEADER, data)[3]):
         name, kinds = names[unpack_from("=I", data, at)[0]]
         at, values = at + 4, []
         for _ in kinds:
@@ -821,4 +821,4 @@ def test_how_many_plans_are_kept(r):
     kept = [path.name for path in (r.state / ".plans").iterdir()]
     assert len(kept) <= anew.KEPT and not any(name.endswith(".tmp") for name in kept)
     heads = [name.partition(".")[0] for name in kept]
-    assert max(map(heads.count, heads)) == CREATE_PLANS
+    assert max(map(heads.count, heads)) == _protocol.CREATE_PLANS
