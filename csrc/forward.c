@@ -20,15 +20,16 @@
  *
  *   - A connection that is idle has two sockets and 40 bytes.  What the kernel keeps of one that is not read is bounded by
  *     the buffers of its sockets; we do not read what we can't pass on, so the sender sees a window that closes.
- *   - What was taken and could not be passed on stays in a pipe (64 KiB) that belongs to its direction until then.  When
- *     MAX_PIPES are in use, the other connections are copied by way of one buffer, without taking more than goes out.  So
- *     those that do not read hold up nobody else.
+ *   - What was taken and could not be passed on stays in a pipe that belongs to its direction until then: 1 MiB for the
+ *     first MAX_LARGE with much data, and 64 KiB for others.  When MAX_PIPES are in use, the other connections are copied by
+ *     way of one buffer, without taking more than goes out.  So those that do not read hold up nobody else.
  *   - When there are MAX_CONNS connections, or as many as RLIMIT_NOFILE allows, the one that was idle longest is reset.
  *   - UDP has MAX_CLIENTS clients (addresses); the one that was idle longest is dropped for a new one, and each after
  *     UDP_SECONDS without a datagram.
  *
- * How an end is passed on: FIN as FIN, in each direction by itself; RST as RST.  We can't wait with accepting a connection
- * until the pod has, so one that the pod refuses is accepted and reset at once.  Nobody learns that a datagram was refused.
+ * FIN is passed on as FIN, in each direction by itself, RST as RST, and urgent data as urgent data.  We can't wait with
+ * accepting a connection until the pod has, so one that the pod refuses is accepted and reset at once.  Nobody learns that a
+ * datagram was refused.
  */
 #include "sys.h"
 
@@ -44,20 +45,23 @@
 #define MAX_CONNS   16384
 #define MAX_CLIENTS 1024
 #define MAX_PIPES   256
-#define SPARE_PIPES 8  /* empty ones that are kept */
+#define SPARE_PIPES 2         /* empty ones that are kept */
+#define MAX_LARGE   32        /* of pipes; all together have less than a user's pipe-user-pages-soft: pipe(7) */
+#define LARGE       (1 << 20) /* pipe-max-size: with the usual 64 KiB, much data flows half as fast */
 #ifndef UDP_SECONDS
 #define UDP_SECONDS 120
 #endif
-#define ROUNDS   8  /* of one connection, before others have their turn */
+#define ROUNDS   8  /* of one connection, before others have their turn; each 128 KiB are one more */
 #define EVENTS   64 /* of one round */
 #define ACCEPTS  32 /* of one listener, likewise */
 #define BATCH    16 /* datagrams */
 #define DATAGRAM 65536
-#define CHUNK    (1 << 20) /* as much as a pipe takes */
+#define SMALL    2048 /* what is copied, since that costs less than two splices and the one that says EAGAIN */
 #define NONE     (~0U)
 
 #define SOCK_NONBLOCK   O_NONBLOCK
 #define SHUT_WR         1
+#define MSG_OOB         1
 #define MSG_PEEK        2
 #define MSG_TRUNC       0x20
 #define SOL_IP          0
@@ -145,8 +149,10 @@ static long connect_to(int type, uint16_t port)
 	long r, fd = SYS3(socket, AF_INET, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	MUST(fd);
-	if (type == SOCK_STREAM)
+	if (type == SOCK_STREAM) {
 		SYS5(setsockopt, fd, SOL_TCP, TCP_NODELAY, &on, sizeof on);
+		SYS5(setsockopt, fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
+	}
 	r = SYS3(connect, fd, &there, sizeof there);
 	if (r == 0 || r == -EINPROGRESS)
 		return fd;
@@ -164,6 +170,9 @@ static long connect_to(int type, uint16_t port)
 #define CONNECTED      256U
 #define QUEUED         512U
 #define LIVE           1024U
+#define ENDING(side)   (2048U << (side)) /* epoll(7) has told of its FIN, so a short read does not mean that there is no more */
+#define BULK(side)     (8192U << (side)) /* it has sent more than SMALL at once */
+#define URGENT(side)   (32768U << (side)) /* it has sent urgent data, at which splice(2) would stop for ever */
 
 struct conn {
 	struct link link;
@@ -184,6 +193,8 @@ static uint32_t first_queued, last_queued; /* 1 + index */
 static uint32_t n_pipes, n_spare, n_closed;
 static uint16_t spare[SPARE_PIPES]; /* 1 + index: the empty ones, which are open */
 static int (*pipes)[2];
+static uint8_t *large;           /* which ones are */
+static uint32_t n_large;
 static uint16_t *closed;         /* likewise: those that were closed again */
 static char (*data)[DATAGRAM];   /* BATCH of them */
 
@@ -206,17 +217,28 @@ static uint16_t take_pipe(void)
 	return 0;
 }
 
-static void give_pipe(uint16_t at, uint32_t held)
+static void close_pipe(uint16_t at)
 {
-	if (!at)
-		return;
-	if (!held && n_spare < SPARE_PIPES) {
-		spare[n_spare++] = at;
-		return;
-	}
 	SYS1(close, pipes[at - 1][0]);
 	SYS1(close, pipes[at - 1][1]);
+	n_large -= large[at - 1], large[at - 1] = 0;
 	closed[n_closed++] = at;
+}
+
+static void give_pipe(uint16_t at, uint32_t held)
+{
+	if (at && !held && n_spare < SPARE_PIPES)
+		spare[n_spare++] = at;
+	else if (at)
+		close_pipe(at);
+}
+
+/* Make it large, if there is one that may be. */
+static void enlarge(uint16_t at)
+{
+	if (large[at - 1] || n_large >= MAX_LARGE || SYS3(fcntl, pipes[at - 1][0], F_SETPIPE_SZ, LARGE) < 0)
+		return;
+	large[at - 1] = 1, n_large++;
 }
 
 static void drop_pipe(struct conn *c, int side)
@@ -260,10 +282,14 @@ static void end_conn(uint32_t at, int reset)
 		c->next = free_conn, free_conn = at + 1;
 }
 
-/* After a round, when nobody waits and no event is left: give back the memory of many connections that have gone. */
+/* After a round, when nobody waits and no event is left: give back large pipes, and the memory of many connections that have gone. */
 static void tidy(void)
 {
-	if (n_conns || first_queued || fresh_conns < 256)
+	if (n_conns || first_queued)
+		return;
+	while (n_large)
+		close_pipe(spare[--n_spare]); /* without a connection, all that are open are spare */
+	if (fresh_conns < 256)
 		return;
 	SYS3(madvise, conns, ROOM * sizeof *conns, MADV_DONTNEED);
 	free_conn = fresh_conns = 0;
@@ -289,6 +315,48 @@ static long copy(int from, int into)
 	return sent ? sent : -EIO;
 }
 
+/* The next byte of this socket, which has SO_OOBINLINE, is the urgent one.  -errno, such as EAGAIN: there is none.  tcp(7) */
+static long at_mark(int fd)
+{
+	char byte;
+	int at = 0;
+	const long n = SYS(recvfrom, fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT, NULL, NULL); /* it must be there, or the answer is of none */
+
+	if (n > 0)
+		SYS3(ioctl, fd, SIOCATMARK, &at);
+	return n < 0 ? n : at;
+}
+
+/* The same by way of a buffer, for little, and for what is urgent: what does not go out is put into the pipe, which is empty. */
+static long pass_small(struct conn *c, int side)
+{
+	char buffer[SMALL];
+	const int from = c->fd[side], into = c->fd[!side];
+	const long urgent = c->flags & URGENT(side) ? at_mark(from) : 0;
+	long sent, n;
+
+	MUST(urgent);
+	n = SYS(recvfrom, from, buffer, urgent ? 1 : sizeof buffer, MSG_DONTWAIT, NULL, NULL);
+	if (n <= 0)
+		return n;
+	if (n == sizeof buffer)
+		c->flags |= BULK(side);
+	else if (!(c->flags & (ENDING(side) | URGENT(side))))
+		c->flags &= ~READABLE(side);
+	sent = SYS(sendto, into, buffer, n, MSG_DONTWAIT | MSG_NOSIGNAL | (urgent ? MSG_OOB : 0), NULL, 0);
+	if (sent == -EAGAIN)
+		sent = 0;
+	if (sent < 0)
+		return sent;
+	if (sent < n) {
+		c->flags &= ~WRITABLE(!side);
+		if (SYS3(write, pipes[c->pipe[side] - 1][1], buffer + sent, n - sent) != n - sent)
+			return -EIO;
+		c->held[side] = (uint32_t)(n - sent);
+	}
+	return n;
+}
+
 /* Take from `side` what can be passed on.  Returns the number of bytes that are in its pipe or have gone out, 0: none, -errno. */
 static long take_from(struct conn *c, int side)
 {
@@ -299,9 +367,18 @@ static long take_from(struct conn *c, int side)
 		return 0;
 	if (!c->pipe[side])
 		c->pipe[side] = take_pipe();
-	n = c->pipe[side] ? splice(from, pipes[c->pipe[side] - 1][1], CHUNK) : copy(from, into);
-	if (n > 0 && c->pipe[side])
-		c->held[side] = (uint32_t)n;
+	if (!c->pipe[side]) {
+		n = copy(from, into);
+	} else if (c->flags & URGENT(side) || !(c->flags & BULK(side))) {
+		n = pass_small(c, side);
+	} else {
+		enlarge(c->pipe[side]);
+		n = splice(from, pipes[c->pipe[side] - 1][1], LARGE);
+		if (n > 0)
+			c->held[side] = (uint32_t)n;
+		if (n < SMALL)
+			c->flags &= ~BULK(side);
+	}
 	if (n == -EAGAIN)
 		c->flags &= ~READABLE(side);
 	else if (n == -ENOSPC)
@@ -319,7 +396,7 @@ static long pass_on(struct conn *c, int side)
 	const int into = c->fd[!side];
 	long n;
 
-	for (int round = 0; round < ROUNDS; round++) {
+	for (long round = 0; round < ROUNDS; round++) {
 		if (!c->held[side]) {
 			n = c->flags & ENDED(side) ? 0 : take_from(c, side);
 			if (n <= 0)
@@ -344,7 +421,7 @@ static long pass_on(struct conn *c, int side)
 			}
 			if (n <= 0)
 				return n ? n : -EIO;
-			c->held[side] -= (uint32_t)n;
+			c->held[side] -= (uint32_t)n, round += n >> 17;
 		}
 	}
 	if (!c->held[side])
@@ -387,7 +464,11 @@ static void on_conn(uint32_t at, int side, uint32_t events)
 		end_conn(at, 1);
 		return;
 	}
-	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP))
+	if (events & (EPOLLRDHUP | EPOLLHUP))
+		c->flags |= ENDING(side);
+	if (events & EPOLLPRI)
+		c->flags |= URGENT(side);
+	if (events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP))
 		c->flags |= READABLE(side);
 	if (events & (EPOLLOUT | EPOLLHUP)) {
 		c->flags |= WRITABLE(side);
@@ -400,7 +481,7 @@ static void on_conn(uint32_t at, int side, uint32_t events)
 /* Take a connection in; 0: there was none, or it could not be had. */
 static int admit(const struct published *p)
 {
-	const uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+	const uint32_t events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;
 	long pod, client = SYS4(accept4, p->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	struct conn *c;
 	uint32_t at;
@@ -711,28 +792,42 @@ static __attribute__((noreturn)) void loop(void)
 #define ARCH AUDIT_ARCH_AARCH64
 #endif
 
-/* From here on only the calls of the loop can be made, and of sockets only IPv4's.  seccomp(2) */
+/* From here on only the calls of the loop can be made, and some of them only with one value of an argument.  seccomp(2) */
 static long confine(void)
 {
 	static const uint16_t calls[] = {
 		__NR_accept4, __NR_clock_gettime, __NR_close, __NR_connect, __NR_epoll_ctl, __NR_epoll_pwait, __NR_exit_group,
 		__NR_madvise, __NR_pipe2, __NR_ppoll, __NR_recvfrom, __NR_recvmmsg, __NR_restart_syscall, __NR_sendmmsg, __NR_sendto,
 		__NR_setsockopt, __NR_shutdown, __NR_splice, __NR_write};
-	enum { N = sizeof calls / sizeof *calls };
-	struct sock_filter code[N + 8] = {
+	static const struct {
+		uint16_t call, argument;
+		uint32_t value;
+	} one[] = {{__NR_socket, 0, AF_INET}, {__NR_ioctl, 1, SIOCATMARK}, {__NR_fcntl, 1, F_SETPIPE_SZ}};
+	enum { N = sizeof calls / sizeof *calls,
+		   M = sizeof one / sizeof *one,
+		   KILL = 3 + N + 3 * M,
+		   ALLOW,
+		   LENGTH };
+#define TEST(at, value, yes, no) \
+	(struct sock_filter) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, (uint8_t)((yes) - (at) - 1), (uint8_t)((no) - (at) - 1))
+	struct sock_filter code[LENGTH] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCH, 0, N + 4),
+		TEST(1, ARCH, 2, KILL),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		[KILL] = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
-	struct sock_fprog program = {N + 8, code};
+	struct sock_fprog program = {LENGTH, code};
+	int at = 3;
 
-	for (int i = 0; i < N; i++)
-		code[3 + i] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i], (uint8_t)(N + 3 - i), 0);
-	code[N + 3] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_socket, 0, 2);
-	code[N + 4] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args));
-	code[N + 5] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_INET, 1, 0);
-	code[N + 6] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
-	code[N + 7] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	for (int i = 0; i < N; i++, at++)
+		code[at] = TEST(at, calls[i], ALLOW, at + 1);
+	for (int i = 0; i < M; i++, at += 3) {
+		const uint32_t argument = offsetof(struct seccomp_data, args) + one[i].argument * 8U;
+		code[at] = TEST(at, one[i].call, at + 1, i < M - 1 ? at + 3 : KILL);
+		code[at + 1] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument);
+		code[at + 2] = TEST(at + 2, one[i].value, ALLOW, KILL);
+	}
 	MUST(SYS5(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 	return SYS3(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
@@ -794,6 +889,7 @@ static long make_tables(void)
 		uint32_t buckets[MAX_CLIENTS];
 		int pipes[MAX_PIPES][2];
 		uint16_t closed[MAX_PIPES];
+		uint8_t large[MAX_PIPES];
 		struct datagram batch[BATCH];
 		struct iov pieces[BATCH];
 		union address senders[BATCH];
@@ -803,7 +899,7 @@ static long make_tables(void)
 	conns = map_memory(ROOM * sizeof *conns);
 	if (!t || !conns)
 		return -ENOMEM;
-	data = t->data, clients = t->clients, buckets = t->buckets, pipes = t->pipes, closed = t->closed;
+	data = t->data, clients = t->clients, buckets = t->buckets, pipes = t->pipes, closed = t->closed, large = t->large;
 	batch = t->batch, pieces = t->pieces, senders = t->senders, heres = t->heres;
 	return 0;
 }
@@ -882,6 +978,7 @@ static long begin(void)
 			SYS5(setsockopt, fd, SOL_IP, IP_PKTINFO, &on, sizeof on); /* of IPv6, there is only one address: ::1 */
 		} else { /* accepted sockets inherit these */
 			SYS5(setsockopt, fd, SOL_TCP, TCP_NODELAY, &on, sizeof on);
+			SYS5(setsockopt, fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
 			SYS5(setsockopt, fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on); /* a client that has vanished */
 		}
 		MUST(watch(fd, EPOLLIN, tag(ports[i].udp ? UDP : TCP, 0, i, 0)));
