@@ -284,7 +284,8 @@ class Host:
         return subprocess.Popen([NSRUN, *map(str, arguments(*words))], env=self.env, **kwargs)
 
     def snapshot(self) -> dict[str, object]:
-        """What the kernel knows and a leak would change."""
+        """What the kernel knows and a leak would change, when nothing of a command goes on."""
+        settled()
         links = sorted(link["ifname"] for link in json.loads(sh("ip", "-j", "link").stdout))
         mounts = pathlib.Path("/proc/thread-self/mountinfo").read_text()
         kinds: tuple[str, ...] = ("run/pods", "run/members", "run/tmp", "lib/upper")
@@ -349,6 +350,26 @@ class UserHost(Host):
 
 def _lives(pid: str) -> bool:
     return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+def in_background() -> list[int]:
+    """The processes of this throwaway host to which commands have left something (nsrun/cli/later.py)."""
+
+    def is_later(pid: str) -> bool:
+        try:
+            if pathlib.Path(f"/proc/{pid}/comm").read_text(errors="replace") != "nsrun-later\n":
+                return False
+            return _lives(pid) and os.stat(f"/proc/{pid}/ns/net").st_ino == mine
+        except OSError:
+            return False
+
+    mine = os.stat("/proc/thread-self/ns/net").st_ino
+    return [int(pid) for pid in filter(str.isdigit, os.listdir("/proc")) if is_later(pid)]
+
+
+def settled() -> None:
+    """Wait until there are none of them."""
+    wait_for(lambda: not in_background(), what="nothing goes on in the background")
 
 
 def processes() -> list[str]:

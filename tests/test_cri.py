@@ -291,7 +291,7 @@ def a_pod_from_its_sandbox_to_its_end(kubelet):
     wait_for(lambda: pod.log("client") == [("stdout", "up")])
     fetched = wait_for(lambda: found if (found := pod.exec(client, "wget", "-qO-", "127.0.0.1/page"))[0] == 0 else None)
     assert fetched == (0, "web\n", ""), "they share their network"
-    assert kubelet.run("wget", "-qO-", f"http://{status['network']['ip']}/page").stdout == "web\n", "CNI's bridge"
+    assert kubelet.run("curl", "-sSf", f"http://{status['network']['ip']}/page").stdout == "web\n", "CNI's bridge"
     assert pod.exec(client, "sh", "-c", "pwd; echo $A; exit 4") == (4, "/tmp\nb\n", "")
     assert pod.exec(client, "sh", "-c", "grep -c . /proc/1/cmdline; readlink /proc/self/ns/pid")[1].split()[1] == os.readlink(f"/proc/{pod.pid(client)}/ns/pid")  # fmt: skip
     assert "Seccomp:\t2" in pod.exec(client, "grep", "Seccomp:", "/proc/self/status")[1]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import HERE, NSRUN, kill, need, not_editable, private, sh, wait_for
+from conftest import HERE, NSRUN, kill, need, not_editable, private, settled, sh, wait_for
 from images import Layout, directory, entry, tar
 from test_plan import PLANS
 
@@ -60,6 +60,7 @@ def traced(host, words, tmp_path, code=0, env=None):
         ended = wait_for(
             lambda: re.search(rf"^{first} +\+\+\+ exited with (\d+)", file.read_text(), re.M), 30, "nsrun ends"
         )
+        settled()
     finally:
         strace.kill()
         strace.wait(timeout=100)

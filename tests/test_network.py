@@ -9,7 +9,7 @@ import socket
 import subprocess
 
 import pytest
-from conftest import NSRUN, kill, sh, tables, wait_for
+from conftest import NSRUN, kill, settled, sh, tables, wait_for
 
 
 @pytest.fixture
@@ -173,6 +173,7 @@ def test_the_table_has_an_owner(host, web):
     kill(info["pid"])
     wait_for(lambda: name not in sh("nft", "list", "tables").stdout)
     host.run("pod", "ls")
+    settled()
     assert "nsr" not in sh("ip", "-br", "link").stdout
 
 
@@ -287,4 +288,5 @@ def test_the_common_table_comes_back_and_goes_with_the_bridge(host):
     assert sh("nft", "list", "table", "ip", "nsrun-all-pods").stdout.count("drop") == 4
     assert sh("nft", "list", "table", "ip6", "nsrun-all-pods").stdout.count("drop") == 1
     host.run("pod", "rm", "-f", "a", "b")
+    settled()
     assert "nsrun" not in sh("nft", "list", "tables").stdout + sh("ip", "-br", "link").stdout

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import HERE, NSRUN, not_editable, sh, tables, wait_for
+from conftest import HERE, NSRUN, not_editable, settled, sh, tables, wait_for
 from test_explain import Expected, foretold, handles_are_declared, traced
 
 from nsrun.errors import BadInput, BrokenNote
@@ -381,6 +381,7 @@ def test_the_shell_form(host, tmp_path, monkeypatch):
     assert (found["subnet"], found["mtu"]) == ("10.99.7.0/24", 1300) and len(found["id"]) == 12
     host.run("pod", "create", "--network", "back", "one")
     host.run("pod", "rm", "-f", "one")
+    settled()
     script.write_text(host.run("explain", "--format", "shell", "network", "rm", "back").stdout)
     sh("sh", "-e", script)
     assert networks.names(State()) == []

@@ -129,7 +129,7 @@ def in_the_background(docker: Docker) -> None:
     ident = docker.docker("run", "-d", "--name=one", "--hostname=box", *limits, "busybox", "sh", "-c", script)
     assert docker.inspect("one", ".HostConfig.Runtime") == "nsrun"
     wait_for(lambda: docker.docker("logs", "one") == "up")
-    assert docker.run("wget", "-qO-", "http://127.0.0.1:18081/page").stdout == "box\n"
+    assert docker.run("curl", "-sSf", "http://127.0.0.1:18081/page").stdout == "box\n"
     memory, quota = ("memory.limit_in_bytes", "memory.max"), ("cpu.cfs_quota_us", "cpu.max")
     assert (cgroup(ident, *memory), cgroup(ident, *quota).split()[0]) == (str(64 << 20), "50000")
     assert cgroup(ident, "pids.max") == "50"

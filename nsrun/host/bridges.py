@@ -448,7 +448,7 @@ def remove_idle_bridge(
     """
     ours = bridge or Bridge()
     name = ours.name
-    if name not in link_names() or not in_our_power():
+    if not in_our_power():
         return True
     if known is None and not patience and not ours.network and kernel.has_carrier(name):
         return False  # a pod is on it
@@ -494,7 +494,13 @@ def _only(known: set[str], bridge: str) -> bool:
 def take_down(bridge: Bridge) -> bool:
     """Remove a bridge unless a pod is on it; return whether none is.  The caller holds the lock on the network.  Raise NoAnswer."""
     name, links = bridge.name, interfaces()
-    if name not in links:
+    if name not in links:  # an administrator has removed it; where pods are left, their table stays
+        try:
+            if _leases(name) == {common_table(name)}:
+                _remove_common_table(name)
+                _remove_common_table(name, V6)
+        except NoAnswer:
+            pass
         return True
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         if bridge.network and link_identity(sock, links[name]) != (name, bridge.alias):

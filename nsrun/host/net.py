@@ -757,10 +757,13 @@ def remove_veth(note: Mapping[str, Any]) -> None:
     network = note.get("network") or {}
     if network.get("veth") and network.get("netns") == netns_cookie():
         delete_link(network["veth"], network.get("veth_index", 0), alias_of(note["id"]))
-        if note.get("user") and not network.get(
-            "closed"
-        ):  # nsrun-hold, and with it the lease, ends a moment after pause
-            wait(lambda: table_name(network["ip"]) not in leases(), 1.0)
+
+
+def await_holder(note: Mapping[str, Any]) -> None:
+    """Wait until the lease of an owned pod has gone: nsrun-hold, which has it, ends a moment after pause."""
+    network = note.get("network") or {}
+    if network.get("veth") and network.get("netns") == netns_cookie() and not network.get("closed"):
+        wait(lambda: table_name(network["ip"]) not in leases(), 1.0)
 
 
 def wait(condition: Callable[[], bool], seconds: float) -> bool:

@@ -584,6 +584,8 @@ def unpack(fd: int, place: Place, path: str, names: Names) -> list[str]:
     try:
         with tarfile.open(mode="r:", fileobj=stream, errors="surrogateescape") as tar:
             remembered = tar
+            if remembered.firstmember is None and not stream.ended:  # it would be passed over, and the next one read
+                raise BadInput("the tar begins with a header that means nothing")
             while (entry := tar.next()) is not None:
                 remembered.members = []  # each of them
                 walk.count += 1

@@ -383,16 +383,13 @@ class RemovePod(Deed):
     )
     name: str
     cgroup: str
-    veth: str
+    veth: str  # of root's; what becomes of it, LeaveLinks says
     members: tuple[tuple[str, str], ...]  # name, and what it wrote
-    last: bool  # on the bridge
     network: str = ""
     bridge: str = "nsrun0"
 
     def made(self) -> list[str | Part]:
         found: list[str | Part] = ['flock("names.lock", LOCK_EX)']
-        if self.veth:
-            found.append(Part([netlink(f"ip link del {self.veth}")], when="the kernel has not removed it yet"))
         if self.network:
             write = ["holder = pidfd_open(HOLDER, 0)", "FD = pidfd_getfd(holder, …)"]
             write += ["pwrite64(FD, names, 0)", "ftruncate(FD)"]
@@ -402,10 +399,7 @@ class RemovePod(Deed):
         for member, upper in self.members:
             found += [f'fcntl("{upper}/held", F_SETLK, F_WRLCK)', f"# rm -r {upper}"] if upper else []
             found += _removed("members", member)
-        found += _removed("pods", self.name)
-        if self.last:
-            found.append(Part(_bridge(self.bridge), when="no pod is left on the bridge", each="try, for half a second"))
-        return found
+        return found + _removed("pods", self.name)
 
     def brief(self) -> str:
         return f"remove the pod {self.name}"
@@ -448,6 +442,30 @@ class Sweep(Deed):
 
     def check(self) -> str:
         return "nsrun doctor"
+
+
+class LeaveLinks(Deed):
+    man = "fork(2), setsid(2), veth(4)"
+    native = "cli/later.py leave"
+    why = (
+        "The kernel waits for grace periods before it lets go of a link. So a process that nobody waits for removes what is left,"
+        " and sweeps; a pod that is made meanwhile takes another address, or waits for its own."
+    )
+    veths: tuple[str, ...]
+    bridges: tuple[str, ...]
+
+    def made(self) -> list[str | Part]:
+        child: list[str | Part] = ["setsid()"]
+        for veth in self.veths:
+            child.append(Part([netlink(f"ip link del {veth}")], when="the kernel has not removed it yet"))
+        child += [Part(_bridge(bridge), when=f"no pod is left on {bridge}") for bridge in self.bridges]
+        return ["fork()", Part([*child, *Sweep().made()], by="a copy of it")]
+
+    def brief(self) -> str:
+        return f"leave {', '.join(self.veths)}, and the sweep, to a process in the background"
+
+    def check(self) -> str:
+        return "ip -br link"
 
 
 class EndOrphans(Deed):
@@ -612,7 +630,7 @@ def plan_pod_stop(state: State, names: list[str], seconds: float | None) -> Plan
             steps.append(SendSignal(f"pod {note['name']}", pid, 0, "lifecycle/stop.py _may_end"))
         steps += [_stop(state, member, 0, seconds, thread=True) for member in state.members_of(note)]
         steps += _end(state, note, SIGTERM)
-    return Plan(f"pod stop {' '.join(names)}", [*steps, Sweep()])
+    return Plan(f"pod stop {' '.join(names)}", _with_rest(steps))
 
 
 def plan_pod_kill(state: State, names: list[str], signal: int) -> Plan:
@@ -624,7 +642,7 @@ def plan_pod_kill(state: State, names: list[str], signal: int) -> Plan:
         else:
             pid = _pause_of(state, note)
             steps.append(SendSignal(f"pod {note['name']}", pid, signal, "lifecycle/stop.py kill_pod"))
-    return Plan(f"pod kill {' '.join(names)}", [*steps, Sweep()])
+    return Plan(f"pod kill {' '.join(names)}", _with_rest(steps))
 
 
 def plan_pod_rm(state: State, names: list[str], force: bool) -> Plan:
@@ -638,7 +656,7 @@ def plan_pod_rm(state: State, names: list[str], force: bool) -> Plan:
         if pod_status(state, note) in ("running", "created", "removing") and not force:
             raise BadInput(f"pod {name!r} is running", hint=f"nsrun pod stop {name}, or: nsrun pod rm -f {name}")
         steps += _end(state, note, SIGKILL) if state.pod_life(note).kept else [_remove_pod(state, note)]
-    return Plan(f"pod rm {' '.join(names)}", [*steps, Sweep()])
+    return Plan(f"pod rm {' '.join(names)}", _with_rest(steps))
 
 
 def plan_prune(state: State, everything: bool = False) -> Plan:
@@ -660,7 +678,7 @@ def plan_prune(state: State, everything: bool = False) -> Plan:
     steps.append(EndOrphans())
     if everything:
         steps += [RemoveData(data.path) for data in orphans.data(state) if data.free]
-    return Plan("pod prune", [*steps, Sweep()])
+    return Plan("pod prune", _with_rest(steps))
 
 
 def _pid_of(state: State, note: Note) -> int:
@@ -712,4 +730,11 @@ def _remove_pod(state: State, note: Note) -> Step:
     network = note["network"]
     veth = network.get("veth", "") if not state.uid else ""
     where = (network.get("name", ""), network.get("bridge", "")) if veth else ()
-    return RemovePod(note["name"], note["cgroup"], veth, members, bool(veth), *where)
+    return RemovePod(note["name"], note["cgroup"], veth, members, *where)
+
+
+def _with_rest(steps: list[Step]) -> list[Step]:
+    """Return the steps, and what follows when they are done: what is left of the pods that they remove, and the sweep."""
+    pods = [step for step in steps if isinstance(step, RemovePod) and step.veth]
+    veths, bridges = tuple(pod.veth for pod in pods), tuple({pod.bridge: None for pod in pods})
+    return [*steps, LeaveLinks(veths, bridges) if pods else Sweep()]

@@ -411,7 +411,8 @@ def end_pod(state: State, note: Note, signal: int) -> None:
         from nsrun.host.bridges import remove_idle_bridge
         from nsrun.state.networks import bridge_in
 
-        remove_idle_bridge(lambda: state.lock("net"), bridge_in(note["network"]))
+        bridge = bridge_in(note["network"])
+        state.after(lambda: remove_idle_bridge(lambda: state.lock("net"), bridge))
 
 
 def end_pod_of(state: State, note: Note) -> None:

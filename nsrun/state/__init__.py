@@ -189,6 +189,15 @@ class State:
         self._decoded: dict[str, tuple[tuple[int, ...] | None, Note]] = {}
         self._boot = ""
         self.patience = LOCK_SECONDS
+        #: what may be done after the command has returned (cli/later.py); None: nothing may
+        self.later: list[Callable[[], object]] | None = None
+
+    def after(self, task: Callable[[], object]) -> None:
+        """Do it when the command has returned, or now."""
+        if self.later is None:
+            task()
+        else:
+            self.later.append(task)
 
     @property
     def boot(self) -> str:

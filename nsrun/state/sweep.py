@@ -160,7 +160,15 @@ class Sweeper:
             if note := self.state.try_read("pods", pod):
                 known.add(note["network"].get("veth", ""))
         bridge = networks.bridge_of(record) if record else bridges.Bridge()
-        bridges.remove_idle_bridge(lambda: self.state.lock(networks.LOCK), bridge, known, 0.5 if buried else 0.0)
+        patience = 0.5 if buried else 0.0
+
+        def remove() -> None:
+            try:
+                bridges.remove_idle_bridge(lambda: self.state.lock(networks.LOCK, QUICKLY), bridge, known, patience)
+            except Busy:
+                pass  # another process is at it, and the next command looks again
+
+        self.state.after(remove)
 
     # ---- pods ------------------------------------------------------------------------------------------
 
@@ -210,7 +218,9 @@ class Sweeper:
         if note["network"].get("veth"):
             from nsrun.host import net
 
-            net.remove_veth(note)
+            if note.get("user"):
+                net.await_holder(note)
+            state.after(lambda: net.remove_veth(note))
         if note["network"].get("name"):
             from nsrun.state import names
 

@@ -47,21 +47,29 @@ static int take_one(const uint8_t *data, size_t size, char **to)
 }
 
 #ifdef PRINT
+/* Whether there is as much; a pipe may give less at once. */
+static int read_all(void *to, size_t size)
+{
+	for (size_t at = 0; at < size;) {
+		long n = read(0, (char *)to + at, size - at);
+		if (n <= 0)
+			return 0;
+		at += (size_t)n;
+	}
+	return 1;
+}
+
 int main(int argc, char **argv, char **envp)
 {
 	uint32_t size;
 
 	(void)argc, (void)argv, (void)envp;
-	while (read(0, &size, sizeof size) == sizeof size) {
+	while (read_all(&size, sizeof size)) {
 		uint8_t *data = malloc(size + 1);
 		char *to;
 		uint32_t is = 0;
-		for (size_t at = 0; at < size;) {
-			long n = read(0, data + at, size - at);
-			if (n <= 0)
-				abort();
-			at += (size_t)n;
-		}
+		if (!data || !read_all(data, size))
+			abort();
 		is = (uint32_t)take_one(data, size, &to);
 		write(1, &is, sizeof is);
 		for (struct strings *one = &args; is && one; one = one == &args ? &env : NULL) {
