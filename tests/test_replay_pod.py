@@ -187,7 +187,11 @@ def calls_of(host: Host, directory: pathlib.Path, words: list[str], replay: str)
     found = []
     for path in sorted(directory.iterdir(), key=lambda path: int(path.suffix[1:])):
         lines = [re.sub(r"\b[0-9a-f]{12}\b|0x[0-9a-f]+|\d+", "N", re.sub(r"\s+", " ", line)) for line in path.read_text().splitlines()]  # fmt: skip
-        lines = [line.replace("mkdirat(AT_FDCWD, ", "mkdir(").replace("nl_pad=N, ", "") for line in lines if not line.startswith(("---", "+++"))]
+        lines = [
+            line.replace("mkdirat(AT_FDCWD, ", "mkdir(").replace("nl_pad=N, ", "")
+            for line in lines
+            if not line.startswith(("---", "+++"))
+        ]
         starts = [number for number, line in enumerate(lines) if line.startswith("mkdir(") and "run/tmp" in line]
         found.append(lines[starts[0] :] if starts else lines)
     return found
