@@ -102,3 +102,14 @@ def test_a_program_is_not_forked(host, monkeypatch):
     monkeypatch.setenv("NSRUN_ROOT", str(host.root))
     library.Pod.create("x", publish=["127.0.0.1:20930:80"]).kill()
     assert links() == [] and not in_background()
+
+
+def test_a_network_is_removed_after_its_pods(host):
+    """Again and again, at once."""
+    for _ in range(5):
+        host.run("network", "create", "back")
+        host.run("pod", "create", "--network", "back", "x")
+        assert "used by pod x" in host.fails(125, "network", "rm", "back")
+        host.run("pod", "kill", "x")
+        host.run("network", "rm", "back")
+        assert links() == []

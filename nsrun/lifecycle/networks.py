@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 #: The name of the default one, as --network has it.
 DEFAULT = "bridge"
-#: Seconds to wait for the veth of a pod that has just ended.
-PATIENCE = 1.0
+#: Seconds to wait for the veth of a pod that has just ended, which goes in the background (cli/later.py), on a busy machine.
+PATIENCE = 5.0
 
 
 def need_root(state: State) -> None:
@@ -98,6 +98,8 @@ def remove(state: State, name: str, force: bool = False) -> bool:
             raise
         _remove_broken(state, name)
         return True
+    if pods_of(state, name):
+        raise in_use(state, name)
     bridge = networks.bridge_of(record)
     if bridges.remove_idle_bridge(lambda: state.lock(networks.LOCK), bridge, patience=PATIENCE):
         with kernel.Fd(state.lock(networks.LOCK)):
