@@ -11,7 +11,7 @@ import re
 import sys
 
 import pytest
-from conftest import NSRUN, sh
+from conftest import NSRUN, settled, sh
 from test_sweep import MEMBER, POD, holder
 
 from nsrun.errors import BadInput
@@ -105,6 +105,7 @@ def test_a_bridge_in_use_is_asked_and_nothing_else(host):
         sh("strace", "-qq", "-e", "trace=socket", "-o", out, NSRUN, *words, env=host.env)
         assert ("AF_NETLINK" in out.read_text()) == dumps, words
     host.run("pod", "kill", "a", "b")
+    settled()
     assert "nsrun" not in sh("ip", "-br", "link").stdout
 
 
