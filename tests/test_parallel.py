@@ -192,3 +192,20 @@ def test_a_killed_monitor_is_named_only_when_it_was_killed(host, pod, busybox):
     assert "processes of member" in host.fails(125, "rm", "m") or "is running" in host.fails(125, "rm", "m")
     host.run("rm", "-f", "m")
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def test_of_many_restarts_at_once_each_succeeds(host, pod, busybox):
+    """What one has started again, the stop of another does not mark: a member with that mark is not restarted (--restart)."""
+    host.start("m", busybox, "sleep", "1000")
+    for _ in range(6):
+        before = host.member("m")["pid"]
+        for _, code, said in run_all(host, [["restart", "m"]] * 4):
+            assert code == 0, said
+        after = host.member("m")
+        assert after["status"] == "running" and after["pid"] != before
+    for words, code, said in run_all(host, [["pod", "restart", "pause"]] * 3):
+        assert code == 0, (words, said)
+    assert host.member("m")["status"] == "running"
+    host.run("stop", "-t", "0", "m")
+    done = run_all(host, [["start", "m"]] * 3)
+    assert sorted(code for _, code, _ in done) == [0, 125, 125], done

@@ -13,7 +13,7 @@ import os
 from nsrun import kernel
 from nsrun.errors import BadInput, NsrunError, UnknownError, told
 from nsrun.lifecycle.join import Former, join, plan_join
-from nsrun.lifecycle.stop import is_used, lock_of, stop_member, stop_members
+from nsrun.lifecycle.stop import is_used, lock_of, settled, stop_member, stop_members
 from nsrun.plan.member import Request
 from nsrun.schema import is_there
 from nsrun.state import ALIVE, PAUSED, life, timestamp
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 def check(state: State, note: Note, may_run: bool) -> None:
     """Raise NsrunError for a member that can't be started once more, before anything is done.  `may_run`: it is stopped first."""
     name, status = note["name"], state.member_status(note)[0]
+    if status == "created" and not may_run:
+        raise BadInput(f"another process starts member {name!r} just now", hint="nsrun ls -a")
     if status in ALIVE and not may_run:
         raise BadInput(f"member {name!r} is {status}", hint=f"nsrun restart {name}")
     if status not in ALIVE and not state.began(note):
@@ -198,8 +200,29 @@ def restart_member(state: State, note: Note, seconds: float | None) -> bool:
     check(state, note, True)
     options_of(state, note)
     killed = state.member_status(note)[0] in ALIVE and stop_member(state, note, seconds)
-    start_one_of(state, _as_it_is(state, note))
+    _start_after_stop(state, note)
     return killed
+
+
+def _start_after_stop(state: State, note: Note) -> None:
+    """Start a member that we have stopped.  Of several that restart it at once, one starts it, and then it is started for all.
+
+    `note`: as it was before the stop.
+    """
+    for left in range(20, -1, -1):
+        try:
+            start_one_of(state, _as_it_is(state, note))
+            return
+        except (OSError, NsrunError):
+            try:
+                now = settled(state, "members", _as_it_is(state, note))
+            except NsrunError:
+                now = note
+            if now.get("process") == note.get("process") or not left:
+                raise  # nobody else has started it
+            if state.member_status(now)[0] in ALIVE:
+                return
+            note = now  # another has stopped it again, perhaps to restart it
 
 
 def _as_it_is(state: State, note: Note) -> Note:
@@ -236,7 +259,7 @@ def restart_pod(state: State, name: str, seconds: float | None) -> list[str]:
     for note in notes:
         try:
             if isinstance(results.get(note["id"], True), bool):
-                start_one_of(state, _as_it_is(state, note))
+                _start_after_stop(state, note)
         except (OSError, NsrunError) as error:
             troubles.append(error)
     if troubles:

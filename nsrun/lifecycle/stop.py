@@ -165,6 +165,7 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
         note, seen = _settled(state, "members", note)
     except UnknownError:
         return None
+    lived = note.get("process")
     fd, _ = state.process(note)
     try:
         if fd >= 0:
@@ -177,6 +178,15 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
             state.mark("members", note["name"], "stop")
         except FileNotFoundError:
             return None
+        if fd < 0:
+            _end_wait(state, note)
+        now, found = state.note_and_life("members", note["name"])
+        # who was there already, `cp` for example, does not start it
+        again = _is_being_made("members", note, found) and found.maker != seen.maker
+        if now and now["id"] == note["id"] and (again or now.get("process") != lived):
+            return _stop_member(
+                state, now, seconds, signal
+            )  # somebody has just started it again: the mark is on that life
         if fd >= 0:
             signal = signal or note["stop_signal"]
             if signal != SIGKILL:
@@ -185,17 +195,10 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
             if signal == SIGKILL or not wait_dead(fd, patience(note, seconds)):
                 kill_member(note, fd)
                 killed, dead = signal != SIGKILL, wait_dead(fd, 10)
-        else:
-            _end_wait(state, note)
-            now, found = state.note_and_life("members", note["name"])
-            # who was there already, `cp` for example, does not start it
-            again = _is_being_made("members", note, found) and found.maker != seen.maker
-            if now and now["id"] == note["id"] and (again or now.get("process") != note.get("process")):
-                return _stop_member(state, now, seconds, signal)  # somebody has just started it again
     finally:
         if fd >= 0:
             os.close(fd)
-    if not dead or not end_monitor(state, note):
+    if not dead or not end_monitor(state, note, found.keeper):
         raise NsrunError(
             f"member {note['name']!r} does not end",
             hint=f"{'the member' if not dead else 'its monitor (nsrun-monitor)'} is frozen, or in disk sleep: ps -eo pid,ppid,stat,wchan,args",
@@ -216,13 +219,13 @@ def thaw(state: State, note: Note) -> bool:
     return was
 
 
-def _monitor(state: State, note: Note) -> int:
-    """Return a pidfd of a member's keeper; -1 when there is none, or it is this very process.
+def _monitor(state: State, note: Note, keeper: int | None = None) -> int:
+    """Return a pidfd of a member's keeper; -1 when there is none, or it is this very process, or not `keeper`, if that is known.
 
     Raise BadInput when it is not visible from here.
     """
     found = state.life("members", note["name"])
-    if found.keeper is None or found.keeper == os.getpid():
+    if found.keeper is None or found.keeper == os.getpid() or keeper not in (None, found.keeper):
         return -1
     if not found.keeper:
         raise BadInput(
@@ -251,14 +254,17 @@ def kill_member(note: Note, fd: int) -> None:
     send(fd, SIGKILL)
 
 
-def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
-    """Wait until the monitor has written the exit status and has ended; return False when that takes longer."""
+def wait_monitor(state: State, note: Note, seconds: float | None = 10, keeper: int | None = None) -> bool:
+    """Wait until the monitor has written the exit status and has ended; return False when that takes longer.
+
+    `keeper`: its pid, if that is known: another one keeps a member that was started again meanwhile, and is not waited for.
+    """
     name = note["name"]
     if (now := state.read("members", name)) is None or now["id"] != note["id"]:
         return True
     if (kept := life.children.get(note["id"], -1)) >= 0:
         return wait_dead(kept, seconds)
-    fd = _monitor(state, note)
+    fd = _monitor(state, note, keeper)
     try:
         return fd < 0 or wait_dead(fd, seconds)
     finally:
@@ -267,16 +273,16 @@ def wait_monitor(state: State, note: Note, seconds: float | None = 10) -> bool:
         kernel.reap()
 
 
-def end_monitor(state: State, note: Note) -> bool:
-    """Wait for the monitor of a member that has ended; return False when it does not end.
+def end_monitor(state: State, note: Note, keeper: int | None = None) -> bool:
+    """Wait for the monitor of a member that has ended; return False when it does not end.  `keeper`: as for wait_monitor.
 
     A monitor that is stopped (Ctrl-Z, SIGSTOP) is continued, one whose reader takes nothing is told to drop what is
     unread, and one that does not react even to that is killed.
     """
-    if wait_monitor(state, note, 2):
+    if wait_monitor(state, note, 2, keeper):
         return True
     for signals, seconds in (((SIGCONT, SIGTERM), 5), ((SIGKILL,), 5)):
-        fd = _monitor(state, note)
+        fd = _monitor(state, note, keeper)
         try:
             for signal in signals:
                 if fd >= 0:
@@ -284,7 +290,7 @@ def end_monitor(state: State, note: Note) -> bool:
         finally:
             if fd >= 0:
                 os.close(fd)
-        if wait_monitor(state, note, seconds):
+        if wait_monitor(state, note, seconds, keeper):
             return True
     return False
 
