@@ -191,8 +191,29 @@ def test_what_others_have_made_stays(host, up, busybox, tmp_path):
     up()
     host.run("rm", "-f", "second")
     host.run("join", "p", "-d", "--name", "second", "--rootfs", busybox, "sleep", "1000")
-    done = up(check=False)
-    assert done.returncode == 125 and "not made by nsrun up" in done.stderr and "unchanged" in done.stdout
+    for words in ([], ["-n"]):
+        done = up(check=False, words=words)
+        assert done.returncode == 125 and "not made by nsrun up" in done.stderr and done.stdout == "", done
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_name_that_a_member_of_another_pod_has(host, up, pod, busybox, ended):
+    """It is found before a pod is made, and before one is made anew; a dry run finds it, too."""
+    host.start("second", busybox, "sleep", "1000")
+    if ended:
+        host.run("stop", "-t", "0", "second")
+    for words in ([], ["-n"]):
+        done = up(check=False, words=words)
+        assert done.returncode == 125 and "'second' is taken, in pod 'pause'" in done.stderr, done
+        assert re.search(r"pod\.toml:1[0-9]: ", done.stderr) and done.stdout == "", done
+        assert [p["name"] for p in host.json("pod", "ls")] == ["pause"]
+    host.run("rm", "-f", "second")
+    up()
+    host.run("rename", "second", "third")
+    host.start("second", busybox, "sleep", "1000")
+    before = host.pod("p")
+    assert "is taken" in up(pod='hostname = "h"', check=False).stderr and host.pod("p") == before
 
 
 @pytest.mark.live

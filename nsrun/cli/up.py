@@ -142,6 +142,7 @@ def _check(call: Call, wanted: PodFile, pod: Note | None) -> None:
     from nsrun.plan.member import Request
 
     state = call.state
+    _check_names(state, wanted)
     if pod is None:
         try:
             plan_pod(state, {**wanted.options, "name": wanted.name}, ident=NO_ID)
@@ -162,6 +163,39 @@ def _check(call: Call, wanted: PodFile, pod: Note | None) -> None:
             plan_join(state, place, options, Request(detach=True), ident=NO_ID)
         except NsrunError as error:
             raise wanted.locate(("members", member.name), error) from None
+
+
+def _check_names(state: State, wanted: PodFile) -> None:
+    """Raise NsrunError, with the line, when others have a name that the file wants."""
+    pod, stays = _living(state, wanted.name), _unchanged(state, wanted) is not None
+    table: tuple[str, ...] = ("pod",)
+    try:
+        if pod is not None:
+            _check_ours(pod, "pod")
+        for member in wanted.members:
+            table = ("members", member.name)
+            note = state.read("members", member.name)
+            if note is None:
+                continue
+            if pod is not None and note["pod_id"] == pod["id"]:
+                if stays:  # else it ends with the pod
+                    _found(state, pod, member.name, "")
+            elif _keeps_its_name(state, note, wanted.name):
+                raise BadInput(
+                    f"member name {member.name!r} is taken, in pod {note['pod']!r}",
+                    hint=f"nsrun rm -f {member.name}, or another name in the file",
+                )
+    except NsrunError as error:
+        raise wanted.locate(table, error) from None
+
+
+def _keeps_its_name(state: State, note: Note, pod: str) -> bool:
+    """Return whether a member of another pod has its name still when there is a new pod called `pod`."""
+    from nsrun.state.sweep import Sweeper
+
+    if state.member_status(note)[0] in ALIVE:
+        return True
+    return state.began(note) and note["pod"] != pod and not Sweeper(state).is_superseded(note)
 
 
 def plans(call: Call) -> list[tuple[list[str], Plan]]:

@@ -290,14 +290,14 @@ class Sweeper:
             try:
                 if note and kind == "pods":
                     self._remove_pod(name, note)
-                elif note and (not self.state.began(note) or self._superseded(note)):
+                elif note and (not self.state.began(note) or self.is_superseded(note)):
                     self._remove_ended(note)
             except NsrunError:
                 self.set_aside(kind, name)  # part of it can't be removed: doctor shows that, and the name is free
 
     # ---- members ---------------------------------------------------------------------------------------
 
-    def _superseded(self, note: Note) -> bool:
+    def is_superseded(self, note: Note) -> bool:
         """Return whether another pod has the name of the one in which the member ended."""
         pod, now = self.state.note_and_life("pods", note["pod"])
         return (
@@ -316,7 +316,7 @@ class Sweeper:
         if now.alive or now.file is None or note is None:
             return False
         ended = note["rm"] and state.member_status(note)[0] == "stopped"
-        if self.state.began(note) and not ended and not self._superseded(note):
+        if self.state.began(note) and not ended and not self.is_superseded(note):
             return False
         with self._quickly():
             again, now = state.note_and_life("members", name)
