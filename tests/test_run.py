@@ -108,6 +108,35 @@ def test_what_can_not_begin_leaves_nothing(host, busybox, words, code, said):
     assert host.snapshot() == before
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["no-such-image", "sh"], 125),
+        (["", "sh"], 2),
+        (["--rootfs", "/no/such", "true"], 125),
+        (["--rootfs", "{box}", "--cidfile", "/etc/passwd", "true"], 125),
+        (["--rootfs", "{box}", "-w", "relative", "true"], 2),
+        (["--rootfs", "{box}", "-u", "no-such-user", "true"], 125),
+        (["--rootfs", "{box}", "-i", "-t", "true"], 2),
+    ],
+)
+def test_what_can_not_be_made_has_no_pod(host, busybox, words, code):
+    """Its ports are not published for a moment either: this is told first, and is not in what is said."""
+    said = host.fails(code, "run", "-p", ":80", *(word.format(box=busybox) for word in words), stdin=subprocess.DEVNULL)
+    assert "published" not in said
+
+
+def test_of_a_removed_member_the_pod_stays_and_this_is_told(host, busybox):
+    words = ["run", "-d", "--name", "web", "--network", "none", "--rootfs", busybox, "sleep", "1000"]
+    host.run(*words)
+    assert "pod 'web' stays" in host.run("rm", "-f", "web").stderr and host.pod("web")
+    assert "nsrun pod rm -f web" in host.fails(125, *words)
+    host.run("pod", "rm", "-f", "web")
+    host.run(*words)
+    host.run("join", "web", "-d", "--name", "other", "--rootfs", busybox, "sleep", "1000")
+    assert host.run("rm", "-f", "web").stderr == "" == host.run("rm", "-f", "other").stderr
+
+
 def test_a_pod_that_others_have_joined_stays(host, busybox):
     first = host.background("run", "--network", "none", "--name", "first", "--rootfs", busybox, "sleep", "1000")
     wait_for(lambda: host.json("ls") and host.member("first")["status"] == "running")

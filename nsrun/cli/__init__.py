@@ -392,10 +392,10 @@ def start(call: Call, pod: str, options: dict[str, Any], leave: Any = None, begu
     from nsrun.lifecycle.join import join
 
     detach = bool(call.options.get("detach"))
-    _check_terminal(call, detach)
+    check_terminal(call, detach)
     trace = trace_of(call)
 
-    cidfile = _new_file(call.options["cidfile"]) if "cidfile" in call.options else -1
+    cidfile = new_file(call.options["cidfile"]) if "cidfile" in call.options else -1
 
     def observe(run: Run) -> None:
         warn_of_plan(run)
@@ -425,7 +425,7 @@ def start(call: Call, pod: str, options: dict[str, Any], leave: Any = None, begu
     return 0
 
 
-def _new_file(path: str) -> int:
+def new_file(path: str) -> int:
     """Make the file of --cidfile, which must not exist.  Raise BadInput."""
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -450,7 +450,7 @@ def warn_of_plan(run: Run) -> None:
 def execute(call: Call) -> int:
     from nsrun.lifecycle.execute import execute
 
-    _check_terminal(call, bool(call.options.get("detach")))
+    check_terminal(call, bool(call.options.get("detach")))
     options = {**call.options, "command": call.rest}
     execute(call.state, call.operands[0], options, observe=trace_of(call), leave=_leave(call, _EXEC_REPLAYED))
     return 0
@@ -515,6 +515,7 @@ def _from_anywhere(options: Mapping[str, Any], run: Run) -> bool:
     )
 
 
-def _check_terminal(call: Call, detach: bool) -> None:
+def check_terminal(call: Call, detach: bool) -> None:
+    """Raise UsageError for -it without a terminal."""
     if call.options.get("terminal") and call.options.get("interactive") and not detach and not os.isatty(0):
         raise UsageError("-it: standard input is not a terminal", hint="leave out -t")

@@ -246,8 +246,17 @@ def kill(call: Call) -> int:
 
 def rm(call: Call) -> int:
     from nsrun.lifecycle.remove import remove_named
+    from nsrun.schema import is_name
 
-    return each(call.operands, lambda name: remove_named(call.state, name, bool(call.options.get("force"))))
+    state = call.state
+    of_run = [name for name in call.operands if is_name(name) and state.has_pod(name) and state.has_member(name)]
+    of_run = [name for name in of_run if (note := state.try_read("members", name)) and note["pod"] == name]
+    code = each(call.operands, lambda name: remove_named(state, name, bool(call.options.get("force"))))
+    for name in of_run:  # a pod and its only member, of one name
+        pod = state.try_read("pods", name)
+        if pod and state.note_and_life("pods", name)[1].kept and not state.members_of(pod):
+            err(f"pod {name!r} stays, without a member, and keeps its name and its ports; nsrun pod rm -f {name}")
+    return code
 
 
 def attach(call: Call) -> int:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from nsrun.cli import create, start, tell_of_pod
+import os
+
+from nsrun.cli import check_terminal, create, new_file, start, tell_of_pod
 from nsrun.cli.commands import OF_POD
 from nsrun.errors import UsageError
 from nsrun.schema import check_name
@@ -25,8 +27,10 @@ def run(call: Call) -> int:
 
     pod, member = options_of(call, new_id()[:6])
     ident = new_id()
+    name = check_name(pod["name"], "pod")
+    _check(call, name, member)
     call.state.prepare()
-    runs.begin(call.state, ident, check_name(pod["name"], "pod"))  # should we be killed, the next command ends the pod
+    runs.begin(call.state, ident, name)  # should we be killed, the next command ends the pod
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
     try:
         note = create(call, pod, ident=ident)  # signals wait until we can remove it
@@ -41,6 +45,22 @@ def run(call: Call) -> int:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP})  # once is enough
         _remove(call, note["name"], note["id"])
         raise
+
+
+def _check(call: Call, pod: str, member: dict[str, Any]) -> None:
+    """Raise NsrunError for a member that can't be made, before there is a pod for it, whose ports others reach."""
+    from nsrun.lifecycle import NO_ID
+    from nsrun.lifecycle.create import pod_for
+    from nsrun.lifecycle.join import plan_join
+    from nsrun.plan.member import Request
+
+    detach = bool(member.get("detach"))
+    check_terminal(call, detach)
+    if path := member.get("cidfile"):
+        os.close(new_file(path))
+        os.unlink(path)
+    request = Request(detach=detach, interactive=bool(member.get("interactive")))
+    plan_join(call.state, pod_for(call.state, pod), member, request, ident=NO_ID)
 
 
 def options_of(call: Call, ending: str) -> tuple[dict[str, Any], dict[str, Any]]:

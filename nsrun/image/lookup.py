@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import BadInput, NsrunError, UnknownError, errno_text
+from nsrun.errors import BadInput, NsrunError, UnknownError, UsageError, errno_text
 from nsrun.image import shapes
 from nsrun.image.references import meanings
 from nsrun.schema import is_directory, open_regular, open_text, read_document
@@ -107,6 +107,8 @@ def find(state: State, word: str) -> Record:
 
     Raise UnknownError, which lists the images, when there is none.
     """
+    if not word:
+        raise UsageError("the name of the image is empty", hint="is a shell variable unset?")
     whole_id = word.removeprefix("sha256:")
     if len(whole_id) == 64 and _HEX.issuperset(whole_id) and (found := record(state, whole_id)):
         return found  # the whole id finds it even if the names were lost
