@@ -109,6 +109,8 @@ class _Filter:
                 raise UsageError(
                     f"--filter {text!r}: unknown", hint=f"KEY=VALUE, where KEY is one of: {', '.join(KEYS)}"
                 )
+            if not value:
+                raise UsageError(f"--filter {key}= has no value", hint="is a shell variable unset?")
             known = {"type": ("pod", "member"), "event": ACTIONS}.get(key, (value,))
             if value not in known:
                 raise UsageError(f"--filter {text!r}: unknown {key}", hint=f"one of: {', '.join(known)}")

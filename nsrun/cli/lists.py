@@ -49,8 +49,23 @@ def with_health(status: str, row: Row) -> str:
     return status if health == "none" else f"{status} ({health})"
 
 
+class _Named:
+    """A filter by a name: a part of it, in which ^ is the beginning and $ the end.  Docker's own names begin with /."""
+
+    def __init__(self, value: str) -> None:
+        self.begins, self.ends = value.startswith(("^", "/")), value.endswith("$")
+        self.text = value.removeprefix("^").removeprefix("/").removesuffix("$")
+
+    def fits(self, name: str) -> bool:
+        if self.begins and self.ends:
+            return name == self.text
+        if self.begins or self.ends:
+            return name.startswith(self.text) if self.begins else name.endswith(self.text)
+        return self.text in name
+
+
 _SHARED: Filters = {
-    "name": lambda row, value: value in row["name"],
+    "name": lambda row, value: _Named(value).fits(row["name"]),
     "id": lambda row, value: bool(value) and row["id"].startswith(value),
     "status": lambda row, value: row["status"] == value,
     "label": has_label,
@@ -65,7 +80,7 @@ MEMBER_FILTERS: Filters = {
 POD_FILTERS: Filters = {
     **_SHARED,
     "network": lambda row, value: value == (row["network"].get("name") or row["network"]["mode"]),
-    "ctr-names": lambda row, value: any(value in name for name in row["members"]),
+    "ctr-names": lambda row, value: any(map(_Named(value).fits, row["members"])),
 }
 _SHARED_FIELDS: Fields = {
     "ID": _get("id"),
@@ -101,6 +116,8 @@ POD_FIELDS: Fields = {
 }  # fmt: skip
 
 
+#: The filters by names.
+_NAMED = ("name", "ctr-names")
 #: The statuses of members and pods, which a filter may ask for.
 _STATUSES = ("created", "running", "paused", "restarting", "stopping", "stopped", "lost", "removing", "damaged")
 _HEALTH = ("starting", "healthy", "unhealthy", "none")
@@ -110,8 +127,15 @@ _ALIASES = {("status", "exited"): "stopped"}
 
 def _value(key: str, value: str) -> str:
     """Return the value of a filter as the rows have it.  Raise UsageError for one that no row can have."""
-    from nsrun.schema import is_name, is_number
+    from nsrun.schema import NAME_CHARS, is_name, is_number
 
+    if not value:
+        raise UsageError(f"--filter {key}= has no value", hint="is a shell variable unset?")
+    if key in _NAMED and not (_Named(value).text and NAME_CHARS.issuperset(_Named(value).text)):
+        raise UsageError(
+            f"--filter {key}={value}: no name is like that",
+            hint="a part of a name; ^ stands for its beginning, $ for its end, and nothing else of a regular expression is known",
+        )
     value = _ALIASES.get((key, value), value)
     known = {"status": _STATUSES, "health": _HEALTH}.get(key)
     if key == "network" and not is_name(value):
