@@ -53,6 +53,27 @@ def test_zones(text, path):
     assert words.parse_zone(text) == path
 
 
+@pytest.mark.parametrize("value", ["size=64m", "size=50%", "size=1", "mode=0700", "mode=1777", "uid=5", "nr_inodes=1k"])
+def test_values_of_a_tmpfs(value):
+    assert value in words.parse_tmpfs(f"/t:{value}")["options"]
+    key = value.partition("=")[0]
+    if key in ("size", "mode"):
+        assert value in words.parse_mount(f"type=tmpfs,dst=/t,tmpfs-{value}")["options"]
+
+
+@pytest.mark.parametrize("value", ["size=x", "size=", "size=64mb", "size=-1", "mode=999", "mode=17777", "mode=rwx", "uid=root", "size=m"])  # fmt: skip
+def test_values_of_a_tmpfs_refused(value):
+    with pytest.raises(UsageError):
+        words.parse_tmpfs(f"/t:{value}")
+
+
+@pytest.mark.parametrize("word", ["rel/x:/x", "~:/x", "~/x:/x"])
+def test_a_path_that_is_none_is_no_name_either(word):
+    with pytest.raises(UsageError) as caught:
+        words.parse_volume(word)
+    assert "./" in caught.value.hint
+
+
 @pytest.mark.parametrize("text", ["", "/etc/passwd", "../x", "a/../b", "a//b", "a b", "a:b", "Europe/", ".x"])
 def test_zones_refused(text):
     with pytest.raises(UsageError):
@@ -135,7 +156,7 @@ def test_a_time_zone(host, pod, busybox):
         "join", pod, "--rm", "--tz", "Asia/Tokyo", "--rootfs", busybox, "cat", "/etc/localtime", errors="replace"
     )
     assert shown.stdout.strip().endswith("JST-9")
-    assert "does not exist" in host.fails(125, "join", pod, "--tz", "Nowhere/Town", "--rootfs", busybox, "true")
+    assert "no time zone" in host.fails(125, "join", pod, "--tz", "Nowhere/Town", "--rootfs", busybox, "true")
 
 
 @live

@@ -205,14 +205,18 @@ def test_orphans_are_reaped_by_pause(host, pod, busybox):
 
 def test_hostname_hosts_and_limits_of_shm(host, busybox):
     host.run(
-        "pod create --network none --hostname hosty --add-host db:192.0.2.7 --dns 192.0.2.53 --shm-size 1m --label a=b"
+        "pod create --network none --hostname hosty --add-host db:192.0.2.7 --dns 192.0.2.53 --dns 2001:db8::53 --shm-size 1m --label a=b"
     )
     out = host.run(
         "join pause --rootfs {} sh -c 'hostname; cat /etc/hosts /etc/hostname /etc/resolv.conf; df -k /dev/shm | tail -1; id -u'",
         busybox,
     ).stdout
     assert out.splitlines()[0] == "hosty"
-    assert "192.0.2.7\tdb" in out and "nameserver 192.0.2.53\n" in out and re.search(r"\s1024\s", out)
+    assert (
+        "192.0.2.7\tdb" in out
+        and "nameserver 192.0.2.53\nnameserver 2001:db8::53\n" in out
+        and re.search(r"\s1024\s", out)
+    )
     assert host.pod()["labels"] == {"a": "b"}
 
 

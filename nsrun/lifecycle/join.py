@@ -35,7 +35,7 @@ from nsrun.spec.member import (
     refused_capabilities,
     security_options,
 )
-from nsrun.spec.options import parse_count, parse_labels
+from nsrun.spec.options import ZONES, parse_count, parse_labels
 from nsrun.state import State, new_id, timestamp
 
 TYPE_CHECKING = False
@@ -362,6 +362,11 @@ def _arrange(mounts: list[Mount], roots: Sequence[str], moved: dict[str, str]) -
     """
     for mount in mounts:
         if mount["type"] == "bind" and not exists(mount["source"], "volume source"):
+            if mount["source"].startswith(ZONES):
+                zone = mount["source"].removeprefix(ZONES)
+                raise BadInput(
+                    f"this host has no time zone {zone!r}: {mount['source']} does not exist", hint=f"ls {ZONES}"
+                )
             raise BadInput(
                 f"volume source {mount['source']!r} does not exist",
                 hint="create it first; nsrun does not guess whether you mean a file or a directory",

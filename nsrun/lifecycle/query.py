@@ -301,7 +301,7 @@ def ports_of(state: State, name: str, wanted: str = "") -> list[Port]:
         number, slash, protocol = wanted.partition("/")
         if slash and protocol not in ("tcp", "udp"):
             raise UsageError(f"{wanted!r} is not a port", hint="80, or 80/tcp")
-        port = parse_count(number, wanted, "a port", 1, 65535)
+        port = parse_count(number, "PORT", "a port", 1, 65535)
         ports = [p for p in ports if p["pod_port"] == port and p["protocol"] == (protocol or "tcp")]
         if not ports:
             raise UnknownError(

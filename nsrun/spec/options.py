@@ -313,6 +313,10 @@ def parse_processors(text: str) -> str:
     return text
 
 
+#: Where the files of time zones are: tzfile(5).
+ZONES = "/usr/share/zoneinfo/"
+
+
 def parse_zone(text: str) -> str:
     """Return the file of a time zone: that of this host for "local", else below /usr/share/zoneinfo."""
     if text == "local":
@@ -320,7 +324,7 @@ def parse_zone(text: str) -> str:
     parts = text.split("/")
     if not all(part and part.isascii() and part[0].isalnum() and all(c.isalnum() or c in "+-_" for c in part) for part in parts):  # fmt: skip
         raise UsageError(f"--tz {text!r}", hint="for example Europe/Berlin, UTC, or local; ls /usr/share/zoneinfo")
-    return f"/usr/share/zoneinfo/{text}"
+    return f"{ZONES}{text}"
 
 
 def parse_groups(words: Sequence[str], group: str) -> list[int]:
@@ -441,6 +445,11 @@ def _volume(source: str, target: str, options: list[str], word: str) -> Mount:
     if kind == "volume" and source:
         from nsrun.schema import check_name
 
+        if "/" in source or source.startswith("~"):
+            raise UsageError(
+                f"{word}: {source!r} is neither a path nor a name of a volume",
+                hint="a path of this host begins with / or with ./; only a shell knows ~",
+            )
         check_name(source, "volume")
     return {
         "destination": parse_target(target, word),
@@ -478,6 +487,8 @@ def parse_mount(word: str) -> Mount:
     values: dict[str, str] = {}
     for part in word.split(","):
         key, equals, value = part.partition("=")
+        if not key:
+            raise UsageError(f"--mount {word}: there is nothing between two commas, or at an end")
         key = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}.get(key, key)
         if key in values:
             raise UsageError(f"--mount {word}: {key} is there twice")
@@ -549,6 +560,18 @@ def parse_device(word: str) -> Mount:
     return {"destination": parse_target(target, f"--device {word}"), "type": "device", "source": source, "options": []}
 
 
+#: The options of a tmpfs that have a value: tmpfs(5).
+_OF_TMPFS = {"size": "64m, or 50%", "mode": "1777", "uid": "0", "gid": "0", "nr_inodes": "1000, or 1k"}
+
+
+def _check_of_tmpfs(key: str, value: str, word: str) -> None:
+    """Raise UsageError for a value that the kernel would not understand."""
+    units = {"size": "kKmMgGtTpPeE%", "nr_inodes": "kKmMgG"}.get(key, "")
+    number = value[:-1] if value[-1:] and value[-1] in units else value
+    if not is_number(number) or (key == "mode" and (set(number) & set("89") or len(number.lstrip("0")) > 4)):
+        raise UsageError(f"{word}: {key}={value!r} is not understood", hint=f"for example {key}={_OF_TMPFS[key]}")
+
+
 def parse_tmpfs(word: str) -> Mount:
     """Return the mount of --tmpfs DST[:size=64m,mode=1777,ro,exec]; noexec, nosuid and nodev by default, as in Docker."""
     target, _, text = word.partition(":")
@@ -562,7 +585,8 @@ def parse_tmpfs(word: str) -> Mount:
             options.discard(f"no{option}")
         elif option in ("ro", "rw", "noexec", "nosuid", "nodev"):
             options.add(option)
-        elif key in ("size", "mode", "uid", "gid", "nr_inodes"):
+        elif key in _OF_TMPFS:
+            _check_of_tmpfs(key, option[len(key) + 1 :], f"--tmpfs {word}")
             data.append(option)
         else:
             raise UsageError(f"--tmpfs {word}: unknown option {option!r}")

@@ -46,6 +46,15 @@ def is_address(text: str) -> bool:
     return False
 
 
+def _name_server(text: str) -> str:
+    """Return an address for /etc/resolv.conf, of IPv4 or IPv6: resolv.conf(5).  Raise BadInput."""
+    if ":" not in text:
+        return parse_ipv4(text, "--dns")
+    if not is_address(text):
+        raise BadInput(f"--dns: {text!r} is not an IPv6 address")
+    return text
+
+
 def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     """Return what a pod is.  Raise UsageError or BadInput for options that can't be had, or contradict each other."""
     name = options.get("name") or "pause"
@@ -107,7 +116,7 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
         hosts.append(f"{'{pod:gateway}' if address == 'host-gateway' else address}\t{host}")
     resolv = facts["resolv_conf"]
     if options.get("dns"):
-        resolv = "".join(f"nameserver {parse_ipv4(a, '--dns')}\n" for a in options["dns"])
+        resolv = "".join(f"nameserver {_name_server(a)}\n" for a in options["dns"])
     labels = parse_labels(options.get("label") or [])
     network: Network = {"mode": mode}
     if mode == "bridge":
