@@ -46,9 +46,22 @@ def test_what_a_hint_names_exists(hint):
         ("kill -9 m", "-s 9"),
         ("logs -n 5 m", "--tail"),
         ("stop --timeout 3 m", "--time"),
+        ("kill -KILL m", "-s KILL"),
+        ("top m -ef", "nsrun exec"),
+        ("events --since 1m", "--all"),
+        ("run --rm=true x", "--rm by itself"),
+        ("run -d=true x", "-d by itself"),
     ],
 )
 def test_they_are_hinted_at(line, says):
     with pytest.raises(UsageError) as caught:
         parse(line.split())
     assert says in caught.value.hint
+
+
+def test_two_dashes_stand_before_all_that_is_no_option():
+    call = parse(["exec", "-i", "--", "m", "ls", "--", "-l"])
+    assert (call.operands, call.rest) == (["m"], ["ls", "--", "-l"])
+    call = parse(["exec", "m", "--", "ls", "-l"])
+    assert (call.operands, call.rest) == (["m"], ["ls", "-l"])
+    assert parse(["join", "p", "--", "ls", "-l"]).rest == ["ls", "-l"]

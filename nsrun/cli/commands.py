@@ -713,7 +713,7 @@ def _take(left: list[str], options: tuple[Option, ...], into: dict[str, Any], na
             raise UsageError(f"unknown option {flag}", hint=hint)
         if not option.value:
             if equals:
-                raise UsageError(f"{flag} takes no value", hint=see)
+                raise UsageError(f"{flag} takes no value", hint=f"{flag} by itself, or nothing; {see}")
             into[option.key] = True
         else:
             _store(option, value if equals else _value(left, flag, see), into)
@@ -721,6 +721,8 @@ def _take(left: list[str], options: tuple[Option, ...], into: dict[str, Any], na
     for at in range(1, len(first)):
         flag = f"-{first[at]}"
         option = known.get(flag)
+        if option is None and flag == "-=" and at > 1:
+            raise UsageError(f"{first[:at]} takes no value", hint=f"{first[:at]} by itself, or nothing; {see}")
         if option is None:
             raise UsageError(f"unknown option {flag}", hint=_instead(name, flag) or see)
         if option.value:
@@ -781,7 +783,9 @@ def parse(arguments: list[str]) -> Call:
     while left:
         if left[0] == "--":
             left.pop(0)
-            (call.rest if command.rest else call.operands).extend(left)
+            missing = len(command.operands) - len(call.operands) if command.rest else len(left)
+            call.operands.extend(left[:missing])
+            call.rest.extend(left[missing:])
             break
         if left[0] in ("-h", "--help"):
             call.general["help"] = name
