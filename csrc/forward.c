@@ -173,6 +173,8 @@ static long connect_to(int type, uint16_t port)
 #define ENDING(side)   (2048U << (side)) /* epoll(7) has told of its FIN, so a short read does not mean that there is no more */
 #define BULK(side)     (8192U << (side)) /* it has sent more than SMALL at once */
 #define URGENT(side)   (32768U << (side)) /* it has sent urgent data, at which splice(2) would stop for ever */
+#define FRESH(side)    (131072U << (side)) /* its next byte was there when epoll(7) told of no urgent one */
+#define TAKEN(side)    (524288U << (side)) /* something was taken from it since, by an event of the other side */
 
 struct conn {
 	struct link link;
@@ -300,21 +302,6 @@ static long splice(int from, int into, size_t size)
 	return SYS(splice, from, NULL, into, NULL, size, SPLICE_MOVE | SPLICE_NONBLOCK);
 }
 
-/* Pass on as much as the other side takes, and take no more than that: for when there is no pipe. */
-static long copy(int from, int into)
-{
-	long sent, n = SYS(recvfrom, from, data[0], DATAGRAM, MSG_PEEK | MSG_DONTWAIT, NULL, NULL);
-
-	if (n <= 0)
-		return n;
-	sent = SYS(sendto, into, data[0], n, MSG_DONTWAIT | MSG_NOSIGNAL, NULL, 0);
-	if (sent == -EAGAIN)
-		return -ENOSPC;
-	if (sent > 0)
-		SYS(recvfrom, from, data[0], sent, MSG_TRUNC | MSG_DONTWAIT, NULL, NULL); /* of TCP: discard */
-	return sent ? sent : -EIO;
-}
-
 /* The next byte of this socket, which has SO_OOBINLINE, is the urgent one.  -errno, such as EAGAIN: there is none.  tcp(7) */
 static long at_mark(int fd)
 {
@@ -327,23 +314,45 @@ static long at_mark(int fd)
 	return n < 0 ? n : at;
 }
 
-/* The same by way of a buffer, for little, and for what is urgent: what does not go out is put into the pipe, which is empty. */
+/* Pass on as much as the other side takes, and take no more than that: for when there is no pipe, and where there is urgent
+ * data, of which a pipe would not keep the mark. */
+static long copy(int from, int into)
+{
+	const long urgent = at_mark(from);
+	long sent, n;
+
+	MUST(urgent);
+	n = SYS(recvfrom, from, data[0], urgent ? 1 : DATAGRAM, MSG_PEEK | MSG_DONTWAIT, NULL, NULL);
+	if (n <= 0)
+		return n;
+	sent = SYS(sendto, into, data[0], n, MSG_DONTWAIT | MSG_NOSIGNAL | (urgent ? MSG_OOB : 0), NULL, 0);
+	if (sent == -EAGAIN)
+		return -ENOSPC;
+	if (sent > 0)
+		SYS(recvfrom, from, data[0], sent, MSG_TRUNC | MSG_DONTWAIT, NULL, NULL); /* of TCP: discard */
+	return sent ? sent : -EIO;
+}
+
+/* Pass on little, which is not looked at before it is taken: what does not go out is put into the pipe, which is empty. */
 static long pass_small(struct conn *c, int side)
 {
 	char buffer[SMALL];
 	const int from = c->fd[side], into = c->fd[!side];
-	const long urgent = c->flags & URGENT(side) ? at_mark(from) : 0;
-	long sent, n;
+	long sent, n = c->flags & FRESH(side) ? 0 : at_mark(from);
 
-	MUST(urgent);
-	n = SYS(recvfrom, from, buffer, urgent ? 1 : sizeof buffer, MSG_DONTWAIT, NULL, NULL);
+	MUST(n);
+	if (n > 0) {
+		c->flags |= URGENT(side);
+		return copy(from, into);
+	}
+	n = SYS(recvfrom, from, buffer, sizeof buffer, MSG_DONTWAIT, NULL, NULL);
 	if (n <= 0)
 		return n;
 	if (n == sizeof buffer)
 		c->flags |= BULK(side);
-	else if (!(c->flags & (ENDING(side) | URGENT(side))))
+	else if (!(c->flags & ENDING(side)))
 		c->flags &= ~READABLE(side);
-	sent = SYS(sendto, into, buffer, n, MSG_DONTWAIT | MSG_NOSIGNAL | (urgent ? MSG_OOB : 0), NULL, 0);
+	sent = SYS(sendto, into, buffer, n, MSG_DONTWAIT | MSG_NOSIGNAL, NULL, 0);
 	if (sent == -EAGAIN)
 		sent = 0;
 	if (sent < 0)
@@ -360,25 +369,28 @@ static long pass_small(struct conn *c, int side)
 /* Take from `side` what can be passed on.  Returns the number of bytes that are in its pipe or have gone out, 0: none, -errno. */
 static long take_from(struct conn *c, int side)
 {
-	const int from = c->fd[side], into = c->fd[!side];
 	long n;
 
 	if (!(c->flags & READABLE(side)) || !(c->flags & WRITABLE(!side)))
 		return 0;
-	if (!c->pipe[side])
+	if (!c->pipe[side] && !(c->flags & URGENT(side)))
 		c->pipe[side] = take_pipe();
-	if (!c->pipe[side]) {
-		n = copy(from, into);
-	} else if (c->flags & URGENT(side) || !(c->flags & BULK(side))) {
+	if (!c->pipe[side] || c->flags & URGENT(side)) {
+		n = copy(c->fd[side], c->fd[!side]);
+	} else if (!(c->flags & BULK(side))) {
 		n = pass_small(c, side);
 	} else {
 		enlarge(c->pipe[side]);
-		n = splice(from, pipes[c->pipe[side] - 1][1], LARGE);
+		n = splice(c->fd[side], pipes[c->pipe[side] - 1][1], LARGE);
 		if (n > 0)
 			c->held[side] = (uint32_t)n;
 		if (n < SMALL)
 			c->flags &= ~BULK(side);
+		if (n == 0) /* the end, or urgent data before it */
+			n = pass_small(c, side);
 	}
+	if (n > 0)
+		c->flags = (c->flags & ~FRESH(side)) | TAKEN(side);
 	if (n == -EAGAIN)
 		c->flags &= ~READABLE(side);
 	else if (n == -ENOSPC)
@@ -475,7 +487,10 @@ static void on_conn(uint32_t at, int side, uint32_t events)
 		if (side == 1 && events & EPOLLOUT)
 			c->flags |= CONNECTED;
 	}
+	if (events & EPOLLIN && !(events & EPOLLPRI) && !(c->flags & TAKEN(side)))
+		c->flags |= FRESH(side);
 	serve(at);
+	c->flags &= ~TAKEN(side); /* no other event of this side is left */
 }
 
 /* Take a connection in; 0: there was none, or it could not be had. */

@@ -351,13 +351,10 @@ def sockets_of(pid: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["nat", "forward"])
-def test_urgent_data_stays_urgent(served, mode):
-    """splice(2) stops at it for ever.  Pieces come back as they were sent, the last byte of an urgent one urgent (TCP can point
-    at it from 64 KiB before it)."""
-    served(publish=["8017:17"], mode=mode)
+def marked(port: int) -> None:
+    """Pieces come back as they were sent, the last byte of an urgent one urgent (TCP can point at it from 64 KiB before it)."""
     pieces = [(b"a", 0), (b"b", 1), (b"c" * 20_000 + b"d", 1), (b"e" * 300_000, 0), (b"f" * 3000, 1), (b"g", 0)]
-    with connect(8017) as sock:
+    with connect(port) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         for piece, urgent in pieces:
             sock.sendall(piece, socket.MSG_OOB if urgent else 0)
@@ -370,6 +367,27 @@ def test_urgent_data_stays_urgent(served, mode):
             assert got == piece and urgent_at == [len(piece) - 1] * urgent
         sock.shutdown(socket.SHUT_WR)
         assert everything(sock) == b""
+
+
+@pytest.mark.parametrize("mode", ["nat", "forward"])
+def test_urgent_data_stays_urgent(served, mode):
+    """splice(2) stops at it for ever."""
+    served(publish=["8017:17"], mode=mode)
+    marked(8017)
+
+
+@pytest.mark.parametrize("mode", ["nat", "forward"])
+def test_urgent_data_is_no_end(served, mode):
+    """splice(2) says of it what it says of an end, when that has come as well; what follows it would be lost."""
+    served(publish=["8008:8"], mode=mode)
+    for before in (100, 3000, 300_000, 2_000_000) * 10:
+        with connect(8000 + DIGEST) as sock:
+            sock.sendall(b"x" * before)
+            sock.send(b"!", socket.MSG_OOB)  # this server does not read it
+            sock.sendall(b"y" * 5000)
+            sock.shutdown(socket.SHUT_WR)
+            wanted = hashlib.sha256(b"x" * before + b"y" * 5000).hexdigest()
+            assert everything(sock).decode() == wanted, before
 
 
 def test_a_reset_stays_a_reset(served):
@@ -407,7 +425,7 @@ def test_a_refused_connection_is_reset(served):
 
 def test_who_never_reads_holds_nobody_up(served):
     """More of them than there are pipes, in both directions; the memory is bounded, and what they left is let go."""
-    served()
+    served(publish=["8007-8017:7-17"])
     (pid,) = forwarders()
     late = connect(8000 + SOURCE)
     stuck = [deaf(8000 + SOURCE) for _ in range(300)]
@@ -429,6 +447,7 @@ def test_who_never_reads_holds_nobody_up(served):
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
         assert everything(sock).decode() == hashlib.sha256(data).hexdigest()
+    marked(8017)
     assert time.monotonic() - began < 60
     assert int(status(pid, "VmRSS").split()[0]) < 400
     # who reads after all gets every byte
