@@ -40,6 +40,7 @@
 #include <linux/filter.h>
 #include <linux/in.h>
 #include <linux/in6.h>
+#include <linux/ipv6.h>
 #include <linux/seccomp.h>
 
 #define MAX_CONNS   16384
@@ -66,6 +67,7 @@
 #define MSG_TRUNC       0x20
 #define SOL_IP          0
 #define SOL_TCP         6
+#define SOL_IPV6        41
 #define TCP_NODELAY     1
 #define SPLICE_MOVE     1
 #define SPLICE_NONBLOCK 2
@@ -559,9 +561,10 @@ struct client {
 	struct link link;
 	int fd;      /* -1: free, and `chain` the next free one */
 	uint32_t chain, bucket;  /* the next with the same hash */
-	uint32_t port, here;     /* index of what it sends to; the address there (IPv4) */
+	uint32_t port;           /* index of what it sends to */
 	uint32_t used, generation;
 	union address from;
+	struct in6_addr here;    /* the address there, of IPv4 in the first 4 bytes; zeros: it is not known */
 };
 
 /* What recvmmsg(2) and sendmmsg(2) take; the address on the host is in `control`. */
@@ -571,7 +574,10 @@ struct datagram { /* struct mmsghdr */
 };
 struct on_address {
 	struct control head;
-	struct in_pktinfo info;
+	union {
+		struct in_pktinfo v4;
+		struct in6_pktinfo v6;
+	};
 	int padding;
 };
 
@@ -615,9 +621,9 @@ static int expire(void)
 }
 
 /* Return the index of the client with this address, which is made if there is none; NONE: it could not be had. */
-static uint32_t client_of(uint32_t port, const union address *from, unsigned size, uint32_t here)
+static uint32_t client_of(uint32_t port, const union address *from, unsigned size, const struct in6_addr *here)
 {
-	uint32_t hash = port * 31 + here, at;
+	uint32_t hash = port * 31, at;
 	union address key = {0};
 	struct client *c;
 	long fd;
@@ -629,10 +635,12 @@ static uint32_t client_of(uint32_t port, const union address *from, unsigned siz
 		key.v6.sin6_flowinfo = 0;
 	for (unsigned i = 0; i < sizeof key; i++)
 		hash = (hash ^ ((const uint8_t *)&key)[i]) * 16777619U;
+	for (unsigned i = 0; i < sizeof *here; i++)
+		hash = (hash ^ here->s6_addr[i]) * 16777619U;
 	hash = (hash ^ hash >> 15) % MAX_CLIENTS;
 	for (at = buckets[hash]; at; at = clients[at - 1].chain) {
 		c = clients + at - 1;
-		if (c->port == port && c->here == here && memcmp(&c->from, &key, sizeof key) == 0) {
+		if (c->port == port && memcmp(&c->here, here, sizeof *here) == 0 && memcmp(&c->from, &key, sizeof key) == 0) {
 			touch(&by_datagram, clients, sizeof *clients, at - 1);
 			c->used = now;
 			return at - 1;
@@ -651,7 +659,7 @@ static uint32_t client_of(uint32_t port, const union address *from, unsigned siz
 	}
 	c = clients + at;
 	n_clients++;
-	c->fd = (int)fd, c->bucket = hash, c->port = port, c->here = here, c->used = now, c->from = key;
+	c->fd = (int)fd, c->bucket = hash, c->port = port, c->here = *here, c->used = now, c->from = key;
 	c->chain = buckets[hash];
 	buckets[hash] = at + 1;
 	enter(&by_datagram, clients, sizeof *clients, at);
@@ -694,6 +702,35 @@ static long receive(int fd, int names)
 	return SYS5(recvmmsg, fd, batch, BATCH, MSG_DONTWAIT, NULL);
 }
 
+/* Return the address of the host to which a datagram was sent; zeros: nobody said so, or it is a group's.  ip(7), ipv6(7) */
+static struct in6_addr told_address(const struct message *m, const struct on_address *at)
+{
+	struct in6_addr here = {0};
+
+	if (m->control_len >= sizeof at->head + sizeof at->v4 && at->head.level == SOL_IP && at->head.type == IP_PKTINFO)
+		memcpy(&here, &at->v4.ipi_spec_dst, sizeof at->v4.ipi_spec_dst);
+	else if (m->control_len >= sizeof at->head + sizeof at->v6 && at->head.level == SOL_IPV6 && at->head.type == IPV6_PKTINFO && at->v6.ipi6_addr.s6_addr[0] != 0xff)
+		here = at->v6.ipi6_addr;
+	return here;
+}
+
+/* Write to `at` from which address a datagram is to be sent.  Returns the length for a message; 0: the kernel may choose. */
+static unsigned tell_address(struct on_address *at, const struct client *c)
+{
+	static const struct in6_addr any = {0};
+	const int six = c->from.v4.sin_family != AF_INET;
+
+	if (memcmp(&c->here, &any, sizeof any) == 0)
+		return 0;
+	memset(at, 0, sizeof *at);
+	at->head = (struct control){sizeof at->head + (six ? sizeof at->v6 : sizeof at->v4), six ? SOL_IPV6 : SOL_IP, six ? IPV6_PKTINFO : IP_PKTINFO};
+	if (six)
+		at->v6.ipi6_addr = c->here;
+	else
+		memcpy(&at->v4.ipi_spec_dst, &c->here, sizeof at->v4.ipi_spec_dst);
+	return sizeof *at;
+}
+
 /* From clients on the host, to the pod. */
 static void on_udp(uint32_t port)
 {
@@ -703,9 +740,8 @@ static void on_udp(uint32_t port)
 	set_now();
 	for (int i = 0; i < n; i++) {
 		const struct message *m = &batch[i].head;
-		const struct on_address *here = heres + i;
-		const int told = m->control_len >= sizeof here->head + sizeof here->info && here->head.level == SOL_IP && here->head.type == IP_PKTINFO;
-		whose[i] = client_of(port, senders + i, m->name_len, told ? here->info.ipi_spec_dst.s_addr : 0);
+		const struct in6_addr here = told_address(m, heres + i);
+		whose[i] = client_of(port, senders + i, m->name_len, &here);
 		pieces[i].len = batch[i].size;
 		batch[i].head = (struct message){.iov = pieces + i, .n_iov = 1};
 	}
@@ -721,19 +757,19 @@ static void on_udp(uint32_t port)
 static void on_client(uint32_t at)
 {
 	struct client *c = clients + at;
-	struct on_address here = {{sizeof here.head + sizeof here.info, SOL_IP, IP_PKTINFO}, {0}, 0};
+	struct on_address here;
+	const unsigned size = tell_address(&here, c);
 	long n = receive(c->fd, 0);
 
 	set_now();
 	touch(&by_datagram, clients, sizeof *clients, at);
 	c->used = now;
-	here.info.ipi_spec_dst.s_addr = c->here;
 	for (int i = 0; i < n; i++) {
 		pieces[i].len = batch[i].size;
 		batch[i].head.name = &c->from;
 		batch[i].head.name_len = c->from.v4.sin_family == AF_INET ? sizeof c->from.v4 : sizeof c->from.v6;
-		if (c->here)
-			batch[i].head.control = &here, batch[i].head.control_len = sizeof here;
+		if (size)
+			batch[i].head.control = &here, batch[i].head.control_len = size;
 	}
 	if (n > 0 && ports[c->port].fd >= 0)
 		send_all(ports[c->port].fd, batch, (int)n);
@@ -990,7 +1026,8 @@ static long begin(void)
 		const int fd = ports[i].fd;
 		MUST(SYS3(fcntl, fd, F_SETFL, SYS2(fcntl, fd, F_GETFL) | O_NONBLOCK));
 		if (ports[i].udp) {
-			SYS5(setsockopt, fd, SOL_IP, IP_PKTINFO, &on, sizeof on); /* of IPv6, there is only one address: ::1 */
+			SYS5(setsockopt, fd, SOL_IP, IP_PKTINFO, &on, sizeof on); /* one of the two is refused */
+			SYS5(setsockopt, fd, SOL_IPV6, IPV6_RECVPKTINFO, &on, sizeof on);
 		} else { /* accepted sockets inherit these */
 			SYS5(setsockopt, fd, SOL_TCP, TCP_NODELAY, &on, sizeof on);
 			SYS5(setsockopt, fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);

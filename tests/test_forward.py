@@ -26,6 +26,9 @@ import pytest
 from conftest import HERE, NSRUN, need, not_editable, sh, wait_for
 from conftest import kill as kill_pid
 from test_explain import Expected, traced
+from test_ipv6 import HERE as HERE6
+from test_ipv6 import outside  # noqa: F401
+from test_udp import inside
 
 #: A member that is every kind of server.  What its port 14 met is told by port 15.
 SERVER = r"""
@@ -625,6 +628,36 @@ def test_datagrams(host, served):
                 sock.recv(100)
 
 
+def test_datagrams_of_ipv6(host, outside, served):  # noqa: F811
+    """Answers come from the address to which a client has sent, whichever the host has; ::1 is one of them."""
+    pod = served(publish=["[::]:8053:53/udp"])
+    sh("ip", "-6", "address", "add", f"{HERE6}:a/64", "dev", "up0", "nodad")
+    gateway = pod["network"]["ip6"].rpartition(":")[0] + ":1"
+    script = """
+import socket, sys
+socks = []
+for address in sys.argv[1:]:  # from one port, so that only the address of the host tells them apart
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("::", socks[0].getsockname()[1] if socks else 0))
+    sock.connect((address, 8053))
+    socks.append(sock)
+for sock in socks * 2:
+    sock.send(address := sock.getpeername()[0].encode())
+    assert sock.recv(100) == address.upper(), address
+"""
+    try:
+        for prefix, addresses in (
+            ((), ("::1", HERE6, f"{HERE6}:a", gateway)),
+            (outside, (HERE6, f"{HERE6}:a")),
+            (inside(pod["pid"]), (HERE6, f"{HERE6}:a", gateway)),
+        ):
+            sh(*prefix, sys.executable, "-IS", "-c", script, *addresses, cwd="/")
+    finally:
+        sh("ip", "-6", "address", "del", f"{HERE6}:a/64", "dev", "up0")
+
+
 def test_more_clients_than_are_kept(served):
     """The one that was silent longest is forgotten: its next datagram makes it new."""
     served()
@@ -970,8 +1003,8 @@ def test_what_strace_shows(host, tmp_path):
         "[::1]:20902:80",
     ]
     expected = Expected(host, words)
-    outside, others, _ = traced(host, words, tmp_path)
-    expected.check(outside, others)
+    by_nsrun, others, _ = traced(host, words, tmp_path)
+    expected.check(by_nsrun, others)
 
 
 def test_the_shell_form(host, served, tmp_path):
