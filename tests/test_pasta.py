@@ -203,6 +203,24 @@ def test_more_ports_later(host, make):
     assert ask("127.0.0.1", 20926) == "" and "pasta has these ports" in host.fails(125, "port", "rm", "web", "20920")
 
 
+@pytest.mark.parametrize("who", WHO)
+def test_more_ports_later_in_both_families(host, alice, away, six, make, who):
+    """As those of `pod create`: the pod has IPv6, if not by a bridge."""
+    make(who)
+    maker = alice if who == "alice" else host
+    maker.run("port", "add", "web", "20926:80", "20927:20921/udp", "[2001:db8::1]:20928:80")
+    assert ask("127.0.0.1", 20926) == ask("2001:db8::1", 20926, where=away) == ask("::1", 20926) == "web"
+    assert ask("192.0.2.1", 20927, "udp", away) == ask("2001:db8::1", 20927, "udp", away) == "WHO"
+    assert ask("2001:db8::1", 20928) == "web" and ask("::1", 20928) == ""
+
+
+def test_more_ports_later_of_a_pod_without_ipv6(host, make):
+    make("root")
+    host.run("port", "add", "web", "20926:80")
+    assert [p["host_ip"] for p in host.json("port", "ls", "web")] == ["0.0.0.0"]
+    assert "no default route of IPv6" in host.fails(2, "port", "add", "web", "[::]:20927:80")
+
+
 def test_a_free_port_of_both_families(six, make):
     pod = make("root", "-p", ":80")
     numbers = {port["host_port"] for port in pod["ports"]}

@@ -187,7 +187,7 @@ def test_a_pod_of_a_users(host, alice, web):
         (["rm", "web", "8080:81"], 125, "not published"),
         (["rm", "web", "127.0.0.1:8080"], 125, "not published"),
         (["rm", "web", "8080-8081"], 125, "not published"),
-        (["rm", "web", "x"], 2, "not a port"),
+        (["rm", "web", "x"], 2, "nsrun: x: 'x' is not a port"),
         (["rm", "web", "8080/"], 2, "no protocol"),
         (["rm", "web", "1:2:3"], 2, "not a published port"),
         (["rm", "web", "0"], 2, "range"),

@@ -59,7 +59,7 @@ def plan_add(state: State, name: str, specs: list[str], mode: str = "auto", iden
     pod = _pod(state, name, mode)
     if mode not in PUBLISH_MODES:
         raise UsageError(f"--publish-mode {mode!r}", hint=", ".join(PUBLISH_MODES))
-    ports = parse_ports(specs, "" if pod["network"].get("ip6") else f"pod {name!r} has no IPv6 address")
+    ports = parse_ports(specs, _without_ipv6(pod))
     network, rootless = pod["network"]["mode"], bool(state.uid)
     no_nat = why_not_nat(state, name) if mode == "auto" else pod["network"].get("closed", "")
     if rootless:
@@ -75,6 +75,15 @@ def plan_add(state: State, name: str, specs: list[str], mode: str = "auto", iden
     elif group:
         group = f"{group}/pause"
     return add_plan(pod, ident or new_id(), choose_mode(ports, mode, network, no_nat), group, rootless)
+
+
+def _without_ipv6(pod: PodNote) -> str:
+    """Return why ports of this pod are not published in IPv6; "" when they are.  What pasta gives a pod, no note tells."""
+    if pod["network"]["mode"] == "pasta":
+        from nsrun.host import pasta
+
+        return pasta.without_ipv6()
+    return "" if pod["network"].get("ip6") else f"pod {pod['name']!r} has no IPv6 address"
 
 
 def why_not_nat(state: State, name: str) -> str:
@@ -205,8 +214,8 @@ def _match(have: list[Port], spec: str) -> list[Port]:
 
 def _numbers(text: str, spec: str) -> range:
     first, dash, last = text.partition("-")
-    low = parse_count(first, spec, "a port", 1, 65535)
-    high = parse_count(last, spec, "a port", low, 65535) if dash else low
+    low = parse_count(first, f"{spec[:80]}:", "a port", 1, 65535)
+    high = parse_count(last, f"{spec[:80]}:", "a port", low, 65535) if dash else low
     return range(low, high + 1)
 
 
