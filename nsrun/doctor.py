@@ -357,6 +357,24 @@ def _firewall() -> Finding:
     )
 
 
+def _connections() -> Finding:
+    """Tell whether this host can track more connections, by nat and by the forwarder; nf_conntrack-sysctl.rst."""
+    from nsrun.host.conntrack import room
+
+    count, most = room()
+    if not most:
+        return _finding("connections", "ok", "there is no limit of those that are tracked")
+    text = f"{count} of {most} connections are tracked"
+    if count < most * 19 // 20:
+        return _finding("connections", "ok", text)
+    return _finding(
+        "connections",
+        "limited",
+        f"{text}: when all are, new ones are dropped, those to and from pods too",
+        f"sysctl net.netfilter.nf_conntrack_max={2 * most}",
+    )
+
+
 def _images() -> Finding:
     import shutil
 
@@ -490,7 +508,7 @@ def examine(state: State) -> list[Finding]:
     found.append(_apparmor())
     found += [_replay(state)] if not state.uid else []
     found += _left(state, lost)
-    found += [_ipv6(), _firewall()] if not state.uid else []
+    found += [_ipv6(), _firewall(), _connections()] if not state.uid else []
     return found
 
 

@@ -7,6 +7,7 @@ import pathlib
 import re
 import socket
 import subprocess
+import sys
 
 import pytest
 from conftest import NSRUN, kill, settled, sh, tables, wait_for
@@ -290,3 +291,66 @@ def test_the_common_table_comes_back_and_goes_with_the_bridge(host):
     host.run("pod", "rm", "-f", "a", "b")
     settled()
     assert "nsrun" not in sh("nft", "list", "tables").stdout + sh("ip", "-br", "link").stdout
+
+
+#: Fills the table of tracked connections with such as have been answered, since the kernel drops others for new ones; or empties it.
+FILL = r"""
+import socket, struct, sys
+def attribute(kind, data, nested=0):
+    return struct.pack("=HH", 4 + len(data), kind | nested << 15) + data + bytes(-len(data) % 4)
+def flow(kind, one, other, port, other_port):
+    ports = attribute(1, b"\x11") + attribute(2, struct.pack(">H", port)) + attribute(3, struct.pack(">H", other_port))
+    return attribute(kind, attribute(1, attribute(1, one) + attribute(2, other), 1) + attribute(2, ports, 1), 1)
+sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
+sock.bind((0, 0))
+if sys.argv[1] == "0":
+    sock.send(struct.pack("=LHHLLBBH", 20, 0x102, 5, 1, 0, 0, 0, 0))  # IPCTNL_MSG_CT_DELETE, of all
+    sock.recv(65536)
+    sys.exit()
+batch, client = b"", socket.inet_aton("203.0.113.7")
+for number in range(int(sys.argv[1])):
+    server = socket.inet_aton(f"198.51.100.{number >> 16}")
+    port = number & 0xffff
+    body = struct.pack("=BBH", socket.AF_INET, 0, 0) + flow(1, client, server, port, 53) + flow(2, server, client, 53, port)
+    body += attribute(3, struct.pack(">I", 14)) + attribute(7, struct.pack(">I", 600))  # CTA_STATUS: answered, assured; CTA_TIMEOUT
+    batch += struct.pack("=LHHLL", 16 + len(body), 0x100, 0x601, number, 0) + body  # IPCTNL_MSG_CT_NEW
+    if len(batch) > 60000:
+        sock.send(batch)
+        batch = b""
+sock.send(batch)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_table_of_connections(host, web):
+    """What is there goes on, nothing new comes in by nat or by the forwarder; pods and ports come and go, and doctor names it."""
+    most = int(pathlib.Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+    if most > 1 << 19:
+        pytest.skip(
+            f"{most} connections are too many for a test; to enable: sysctl net.netfilter.nf_conntrack_max=262144"
+        )
+
+    def doctor() -> dict[str, str]:
+        found = json.loads(host.run("doctor", "--json", check=False).stdout)
+        return next(finding for finding in found if finding["what"] == "connections")
+
+    info = web("pause", "-p", "8080:80")
+    host.run("port", "add", "--publish-mode", "forward", "pause", "0.0.0.0:8081:80")
+    assert get("127.0.0.1", 8080) == get("127.0.0.1", 8081) == "pause" and doctor()["status"] == "ok"
+    fill = [sys.executable, "-IS", "-c", FILL]
+    with socket.create_connection(("127.0.0.1", 8080), 5) as early:
+        sh(*fill, most + 1000, cwd="/", timeout=120)
+        try:
+            assert get("127.0.0.1", 8080) == get("192.0.2.1", 8081) == get(info["network"]["ip"], 80) == "curl 28"
+            early.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b" 200 " in early.recv(100)
+            host.run("pod", "create", "-p", "8082:80", "-p", "8082:80/udp", "other")
+            host.run("port", "add", "other", "8083:80/udp")
+            host.run("port", "rm", "other", "8083/udp")
+            host.run("pod", "rm", "-f", "other")
+            found = doctor()
+            assert found["status"] == "limited" and f"of {most} connections" in found["detail"]
+            assert "nf_conntrack_max" in found["fix"]
+        finally:
+            sh(*fill, 0, cwd="/")
+    assert get("127.0.0.1", 8080) == get("127.0.0.1", 8081) == "pause" and doctor()["status"] == "ok"

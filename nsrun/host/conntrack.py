@@ -18,6 +18,7 @@ from errno import EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT
 
 from nsrun.errors import KernelError
 from nsrun.host import wire
+from nsrun.schema import is_number, read_setting
 from nsrun.spec.options import ip_number
 
 TYPE_CHECKING = False
@@ -80,6 +81,15 @@ def _count() -> int:
             return int(file.read())
     except (OSError, ValueError):
         return FEW + 1
+
+
+def room() -> tuple[int, int]:
+    """Return how many connections this network namespace tracks, and how many it may; 0: there is no limit.
+
+    When all are in use, the kernel drops the first packet of each new one.
+    """
+    count, most = (read_setting(f"/proc/sys/net/netfilter/nf_conntrack_{which}") for which in ("count", "max"))
+    return (int(count), int(most)) if is_number(count) and is_number(most) else (0, 0)
 
 
 def forget_ports(ports: Iterable[Port], gateway: str, pod_ip6: str) -> None:
