@@ -135,7 +135,7 @@ struct published {
 };
 
 static struct published *ports;
-static uint32_t n_ports;
+static uint32_t n_ports, n_open; /* of them, those that were not withdrawn */
 static uint32_t to; /* in network order, as what follows */
 
 static uint16_t swap16(uint16_t v)
@@ -777,11 +777,16 @@ static void on_client(uint32_t at)
 
 /* ---- the loop ---------------------------------------------------------------------------------------- */
 
-/* `port rm` has shut the socket down (shutdown(2), by way of pidfd_getfd(2)): we let the port go.  Connections stay. */
+/*
+ * `port rm` has shut the socket down (shutdown(2), by way of pidfd_getfd(2)): we let the port go.  Connections stay; without
+ * any, we end with the last port.
+ */
 static void withdraw(uint32_t port)
 {
 	struct epoll_event none = {0};
 
+	if (!--n_open && !n_conns)
+		sys_exit(0);
 	for (uint32_t at = 0; at < fresh_clients; at++)
 		if (clients[at].fd >= 0 && clients[at].port == port)
 			end_client(at);
@@ -832,6 +837,8 @@ static __attribute__((noreturn)) void loop(void)
 			on_event(events + i);
 		serve_queue();
 		tidy();
+		if (!n_open && !n_conns)
+			sys_exit(0);
 	}
 }
 
@@ -987,6 +994,7 @@ static int take_port(const char *s, int udp)
 	port = str_num(s, -1);
 	if (port < 1 || port > 65535)
 		return 0;
+	n_open++;
 	ports[n_ports++] = (struct published){(int)fd, swap16((uint16_t)port), (uint16_t)udp};
 	return 1;
 }

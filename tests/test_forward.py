@@ -341,12 +341,21 @@ def test_each_direction_ends_by_itself(served):
     wait_for(lambda: not sockets_of(forwarders()[0]), what="no connection is left")
 
 
+def links_of(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    links = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it is closed by now
+            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return links
+
+
 def sockets_of(pid: int) -> list[str]:
     """The connections of a forwarder, on both sides."""
     states = ("01", "04", "05", "08", "09", "0B")
     found = []
     for view in ("/proc/thread-self/net/tcp", f"/proc/{pid}/net/tcp"):
-        mine = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        mine = links_of(pid)
         for line in pathlib.Path(view).read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] in states and f"socket:[{fields[9]}]" in mine:
@@ -475,11 +484,7 @@ def deaf(port: int) -> socket.socket:
 
 
 def count_pipes(pid: int) -> int:
-    links = []
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # it is closed by now
-            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
-    return sum(link.startswith("pipe:") for link in links)
+    return sum(link.startswith("pipe:") for link in links_of(pid))
 
 
 def bounded(*command: str) -> list[str]:
@@ -786,6 +791,39 @@ def reusing(port: int, address: str = "0.0.0.0", kind: int = socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((address, port))
     return sock
+
+
+def test_connections_outlive_the_last_port(host, served):
+    """Their forwarder ends when they have; without any, with the port, as it does with the pod."""
+    before = host.snapshot()
+    served(publish=["8015:15"])
+    first = forwarders()
+    add = ["port", "add", "--publish-mode", "forward", "web", "0.0.0.0:8007:7", "0.0.0.0:8053:53/udp"]
+    host.run(*add)
+    with client() as datagrams, connect(8007) as sock:
+        datagrams.send(b"a")
+        assert datagrams.recv(10) == b"A"
+        host.run("port", "rm", "web", "8007", "8053/udp")
+        assert shown(host) == {"15/tcp -> 0.0.0.0:8015 (forward)"}
+        with pytest.raises(ConnectionRefusedError):
+            connect(8007)
+        sock.sendall(b"still")
+        assert sock.recv(10) == b"still" and len(forwarders()) == 2
+        host.run(*add)  # beside the one that is about to end
+        with connect(8007) as other:
+            other.sendall(b"new")
+            assert other.recv(10) == b"new" and len(forwarders()) == 3
+        host.run("port", "rm", "web", "8007")
+        host.run("port", "rm", "web", "8053/udp")
+        assert len(forwarders()) == 2, "the second one had no connection left"
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(10) == b""
+    wait_for(lambda: forwarders() == first)
+    host.run(*add)
+    with connect(8007):
+        host.run("port", "rm", "web", "8007", "8053/udp")
+        host.run("pod", "rm", "-f", "web")
+        assert forwarders() == [] and host.snapshot() == before
 
 
 def test_from_forward_to_nat_at_once(host, served):

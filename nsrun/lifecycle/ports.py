@@ -7,8 +7,8 @@ either all of the set is there or nothing is.
 
 To remove a port, we borrow the sockets of the process that has it (pidfd_getfd(2)): by the netlink socket it is taken out of
 the table, which only that socket may change, and the socket that holds the port is told to let others have it, since nobody
-can make its process close it.  Sockets of nsrun-forward are shut down, upon which it closes them.  A set of which nothing is
-left ends with its process.
+can make its process close it.  A set of which nothing is left ends with its process.  Sockets of nsrun-forward are shut down,
+upon which it closes them; when that was the last one, it ends, at once or with its last connection.
 """
 
 from __future__ import annotations
@@ -136,11 +136,13 @@ def remove(state: State, name: str, specs: list[str]) -> list[Port]:
             )
         for path, note, holder in state.more_ports(pod):
             gone = [port for port in note["ports"] if port in wanted]
-            if gone and len(gone) == len(note["ports"]):
+            if gone and is_forwarded(gone[0]):
+                if _shut_down(_open(holder, f"{path}.{HELD}", KEEPER), holder, gone):
+                    _end(path, holder)
+                else:
+                    state.save("pods", pod["name"], _without(note, gone, released=False), os.path.basename(path))
+            elif gone and len(gone) == len(note["ports"]):
                 _end(path, holder)
-            elif gone and is_forwarded(gone[0]):
-                _shut_down(_open(holder, f"{path}.{HELD}", KEEPER), holder, gone)
-                state.save("pods", pod["name"], _without(note, gone, released=False), os.path.basename(path))
             elif gone:
                 _withdraw(_open(holder, f"{path}.{HELD}", KEEPER), holder, gone, f"nsadd-{note['id'][:8]}")
                 state.save("pods", pod["name"], _without(note, gone), os.path.basename(path))
@@ -311,8 +313,8 @@ def _withdraw(pidfd: int, pid: int, ports: list[Port], table: str) -> None:
         os.close(pidfd)
 
 
-def _shut_down(pidfd: int, pid: int, ports: list[Port]) -> None:
-    """Shut sockets of a forwarder down, and wait until it has closed them: then the ports are free.
+def _shut_down(pidfd: int, pid: int, ports: list[Port]) -> bool:
+    """Shut sockets of a forwarder down, and wait until it has closed them: then the ports are free.  Return whether it ends with them.
 
     shutdown(2) also ends a socket that listens, or that is not connected, for whoever waits for it (poll(2), POLLHUP).
     """
@@ -339,6 +341,7 @@ def _shut_down(pidfd: int, pid: int, ports: list[Port]) -> None:
 
         if not wait(lambda: not ended & _links(pid), PATIENCE):
             raise NsrunError(f"process {pid} keeps ports that it was told to close", hint=f"is it stopped? ps -p {pid}")
+        return not _links(pid)
     finally:
         os.close(pidfd)
 
@@ -369,11 +372,11 @@ def _links(pid: int) -> set[str]:
 
 
 def _borrow(pidfd: int, number: int) -> _socket.socket | None:
-    """Return a socket of another process, or None when this descriptor of it is none."""
+    """Return a socket of another process, or None when this descriptor of it is none, or the process has ended."""
     try:
         fd = kernel.pidfd_getfd(pidfd, number)
     except KernelError as error:
-        if error.errno in (EBADF, ENOENT):
+        if error.errno in (EBADF, ENOENT, ESRCH):
             return None
         raise
     try:
