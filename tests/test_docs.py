@@ -205,7 +205,7 @@ def test_rules_that_comments_refer_to():
 def test_completion():
     assert "pod" in completion.candidates(["p"]) and "create" in completion.candidates(["pod", ""])
     assert completion.candidates(["pod", "create", "--netw"]) == ["--network"]
-    assert completion.candidates(["pod", "create", "--network", ""]) == ["bridge", "none", "host"]
+    assert completion.candidates(["pod", "create", "--network", ""]) == ["bridge", "pasta", "none", "host"]
     assert completion.candidates(["join", "--roo"]) == ["--rootfs"]
     assert completion.candidates(["join", "pod", "cmd", ""]) == []
     assert completion.candidates(["explain", "pod", "cr"]) == ["create"]

@@ -61,7 +61,7 @@ def test_what_there_is(host):
     assert "10.99.5.0/24" in host.run("network", "ls").stdout
     assert host.run("_complete", "network", "rm", "f").stdout == "front\n"
     assert host.run("_complete", "pod", "create", "--network", "").stdout.split() == [
-        *("bridge", "none", "host", "back", "front")
+        *("bridge", "pasta", "none", "host", "back", "front")
     ]
     assert host.run("network", "rm", "back", "front").stdout == "back\nfront\n"
     assert host.run("network", "ls", "-q").stdout == "bridge\n"

@@ -71,6 +71,15 @@ def test_they_come_and_go(host, web):
     assert host.snapshot() == before
 
 
+def test_completion_offers_what_is_published(host):
+    host.run("pod", "create", "-p", "8080:80", "-p", "8080:53/udp", "web")
+    host.run("port", "add", "web", "127.0.0.1:8081-8082:81-82")
+    assert host.run("_complete", "port", "rm", "w").stdout.split() == ["web"]
+    assert set(host.run("_complete", "port", "rm", "web", "").stdout.split()) == {"8080", "8080/udp", "8081", "8082"}
+    assert host.run("_complete", "port", "rm", "web", "8081", "808").stdout.split() == ["8080", "8080/udp", "8082"]
+    assert host.run("_complete", "port", "rm", "no-such", "").stdout == ""
+
+
 def test_connections_go_on(host, web):
     """Those of other ports are not touched, nor are those that are there."""
     pod = web("web", "-p", "8080:7")

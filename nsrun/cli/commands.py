@@ -64,7 +64,7 @@ class Option:
 class Operand:
     """An argument that is not an option, by its place.
 
-    `kind` says what it names: a "pod" or "member" that exists, an "end" of a copy (MEMBER:PATH or a file), a "process" (a pid, or the name of a member or pod), an
+    `kind` says what it names: a "pod" or "member" that exists, an "end" of a copy (MEMBER:PATH or a file), a "process" (a pid, or the name of a member or pod), a "port" that is published, an
     "image" of the store, a "volume", a "network", a "lab", a "line" (a command line of nsrun itself), a "command" (the program that a member
     executes), or "" for anything else.
     """
@@ -238,9 +238,9 @@ OF_POD = (
     PUBLISH_MODE,
     O(
         "--network",
-        "bridge|none|host|NETWORK",
+        "bridge|pasta|none|host|NETWORK",
         "bridge: an address of its own on nsrun0, of IPv6 too unless this host has none, or with bridge,ipv6=off; with bridge,isolated no other pod reaches it, nor it them, but by published ports; NETWORK: the same on a network of network create, whose pods no other reaches; none: only the loopback interface; host: this host's network; pasta: what pasta(1) copies from this host's network, in place of the bridge, as always without root",
-        also=("pasta", "bridge,ipv6=on", "bridge,isolated", "bridge,isolated,ipv6=on", "NETWORK,isolated"),
+        also=("bridge,ipv6=on", "bridge,isolated", "bridge,isolated,ipv6=on", "NETWORK,isolated"),
     ),
     O("--ip", "ADDR", "the pod's address in the bridge's network"),
     O("--subnet", "ADDR/24", "the default bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),
@@ -484,7 +484,7 @@ COMMANDS = (
         plan="planning.port_add",
     ),
     Command(
-        "port rm", (POD, Operand("[IP:]HOST[/tcp|/udp]", many=True)), "ports.rm", "stop publishing ports of a pod that lives", "sudo nsrun port rm web 8443 53/udp",
+        "port rm", (POD, Operand("[IP:]HOST[/tcp|/udp]", "port", many=True)), "ports.rm", "stop publishing ports of a pod that lives", "sudo nsrun port rm web 8443 53/udp",
         about="HOST may be a range. Connections that are there go on. Other pods can have the port at once; other programs, too, if they set SO_REUSEADDR, as servers do: the pod's own process has ports of pod create, and its socket stays.",
     ),
     Command("inspect", (MEMBERS,), "members.inspect", "print everything about members as JSON", "nsrun inspect mysql", (JSON,)),

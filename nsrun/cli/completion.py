@@ -59,6 +59,18 @@ def _images(state: State) -> list[str]:
         return []
 
 
+def _ports(state: State, pod: str) -> list[str]:
+    """Return the published ports of a pod as `port rm` takes them, each once, whichever its addresses are."""
+    from nsrun.lifecycle.query import ports_of
+
+    try:
+        ports = ports_of(state, pod)
+    except NsrunError:
+        return []
+    udp = {"tcp": "", "udp": "/udp"}
+    return list(dict.fromkeys(f"{port['host_port']}{udp[port['protocol']]}" for port in ports))
+
+
 def _names(state: State, kind: str) -> list[str]:
     """Return the pods, members, images or labs that exist."""
     if kind == "image":
@@ -69,8 +81,6 @@ def _names(state: State, kind: str) -> list[str]:
         from nsrun.teach import labs
 
         return [lab.name for lab in labs.every()]
-    if kind == "process":
-        return sorted({*state.names("pods"), *state.names("members")})
     if kind == "volume":
         from nsrun.lifecycle import volumes
 
@@ -141,5 +151,6 @@ def candidates(arguments: list[str], offered: Sequence[Command] = COMMANDS) -> l
     here = command.operands[len(given) :] or [operand for operand in command.operands if operand.many]
     if not here:
         return []
-    names = _names(state, here[0].kind) or closed_set(here[0].name)
+    names = _ports(state, given[0]) if here[0].kind == "port" else _names(state, here[0].kind)
+    names = names or closed_set(here[0].name)
     return [n for n in names if n.startswith(current) and n not in given]
