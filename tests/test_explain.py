@@ -14,7 +14,7 @@ from conftest import HERE, NSRUN, kill, need, not_editable, private, settled, sh
 from images import Layout, directory, entry, tar
 from test_plan import PLANS
 
-from nsrun.lifecycle import foretell, foretell_image, foretell_network
+from nsrun.lifecycle import foretell, foretell_image, foretell_network, foretell_ports
 from nsrun.plan import INIT, Part, name_of
 from nsrun.plan.health import PrepareChecks
 
@@ -313,7 +313,8 @@ def test_the_shell_form_of_an_end(host, pod, busybox, tmp_path):
 
 def test_what_stands_for_a_function_names_it():
     """The steps of commands that run no plan."""
-    texts = [pathlib.Path(module.__file__).read_text() for module in (foretell, foretell_image, foretell_network)]
+    modules = (foretell, foretell_image, foretell_network, foretell_ports)
+    texts = [pathlib.Path(module.__file__).read_text() for module in modules]
     names = re.findall(r'(?:native = |, )"(\w+/\w+\.py) (\w+)"', "".join(texts))
     assert len(names) > 20
     for file, name in names:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from conftest import NSRUN, forwarded, kill, sh, wait_for
-from test_explain import Expected, not_editable, traced
+from test_explain import Expected, foretold, not_editable, traced
 
 
 @pytest.fixture
@@ -257,6 +257,32 @@ def test_port_add_is_what_strace_shows(host, tmp_path):
     expected = Expected(host, words)
     outside, others, _ = traced(host, words, tmp_path)
     expected.check(outside, others)
+
+
+@not_editable
+def test_port_rm_is_what_strace_shows(host, alice, tmp_path):
+    for owner in ("root", "alice"):
+        host.run("pod", "create", "--owner", owner, "-p", "20900-20901:80-81", "-p", "20902:53/udp", owner)
+        host.run("port", "add", owner, "20910-20911:80-81")
+        host.run("port", "add", "--publish-mode", "forward", owner, "20920-20921:80-81", "20922:53/udp")
+        for words in (["20900", "20902/udp"], ["20910"], ["20911", "20901"], ["20920", "20922/udp"], ["20921"]):
+            foretold(host, tmp_path, "port", "rm", owner, *words)
+        assert shown(host, owner) == set()
+        host.run("pod", "rm", "-f", owner)
+
+
+def test_the_shell_form_of_port_rm(host, web, tmp_path):
+    """Of a set of its own, which is what a shell can end; explain says of the others that none can."""
+    web("web", "-p", "8080:80")
+    host.run("port", "add", "web", "8085:80", "8085:53/udp")
+    asked = ("port", "rm", "web", "8085", "8085/udp")
+    (tmp_path / "rm.sh").write_text(host.run("explain", "--format", "shell", *asked).stdout)
+    sh("sh", "-e", tmp_path / "rm.sh")
+    assert get("127.0.0.1", 8085).startswith("curl") and get("127.0.0.1", 8080) == "web"
+    assert shown(host) == of_both(80, 8080) and not list(host.root.glob("run/pods/web/port-*"))
+    assert "not published" in host.fails(125, "explain", "port", "rm", "web", "8085")
+    text = host.run("explain", "--format", "shell", "port", "rm", "web", "8080").stdout
+    assert [line for line in text.splitlines() if line and not line.startswith("#")] == ["set -eu"]
 
 
 def test_the_shell_form(host, web, tmp_path):

@@ -486,6 +486,7 @@ COMMANDS = (
     Command(
         "port rm", (POD, Operand("[IP:]HOST[/tcp|/udp]", "port", many=True)), "ports.rm", "stop publishing ports of a pod that lives", "sudo nsrun port rm web 8443 53/udp",
         about="HOST may be a range. Connections that are there go on. Other pods can have the port at once; other programs, too, if they set SO_REUSEADDR, as servers do: the pod's own process has ports of pod create, and its socket stays.",
+        plan="planning.port_rm",
     ),
     Command("inspect", (MEMBERS,), "members.inspect", "print everything about members as JSON", "nsrun inspect mysql", (JSON,)),
     Command(

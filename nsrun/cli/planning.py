@@ -58,6 +58,12 @@ def port_add(call: Call) -> Plan:
     return plan_add(call.state, call.operands[0], call.operands[1:], mode, ident=NO_ID)
 
 
+def port_rm(call: Call) -> Plan:
+    from nsrun.lifecycle.foretell_ports import plan_rm
+
+    return plan_rm(call.state, call.operands[0], call.operands[1:])
+
+
 def join(call: Call) -> Plan:
     from nsrun.lifecycle import NO_ID
     from nsrun.lifecycle.create import pod_for

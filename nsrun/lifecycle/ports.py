@@ -118,22 +118,31 @@ def add(
         return run.ports
 
 
+def chosen(state: State, name: str, specs: list[str]) -> tuple[PodNote, list[Port]]:
+    """Return a living pod, and the published ports that `port rm` is to remove; foretell_ports.py tells how.
+
+    Raise UnknownError when one is not published, and BadInput for a pod whose ports can't be removed.
+    """
+    pod = _pod(state, name, FORWARD)
+    have = state.ports(pod)
+    wanted: list[Port] = []
+    for spec in specs:
+        wanted += [port for port in _match(have, spec) if port not in wanted]
+    if pod["network"]["mode"] == "pasta" and any(port in pod.get("ports", []) for port in wanted):
+        raise BadInput(
+            f"pasta has these ports of pod {name!r}, and can't change them while it runs",
+            hint="nsrun pod create, anew; with --publish-mode forward its ports can be removed",
+        )
+    return pod, wanted
+
+
 def remove(state: State, name: str, specs: list[str]) -> list[Port]:
     """Stop publishing ports of a pod; return them.  Connections that are there go on.
 
     Raise UnknownError, with nothing done, when one is not published.
     """
     with kernel.Fd(state.lock("ports")):
-        pod = _pod(state, name, FORWARD)
-        have = state.ports(pod)
-        wanted: list[Port] = []
-        for spec in specs:
-            wanted += [port for port in _match(have, spec) if port not in wanted]
-        if pod["network"]["mode"] == "pasta" and any(port in pod.get("ports", []) for port in wanted):
-            raise BadInput(
-                f"pasta has these ports of pod {name!r}, and can't change them while it runs",
-                hint="nsrun pod create, anew; with --publish-mode forward its ports can be removed",
-            )
+        pod, wanted = chosen(state, name, specs)
         for path, note, holder in state.more_ports(pod):
             gone = [port for port in note["ports"] if port in wanted]
             if gone and is_forwarded(gone[0]):

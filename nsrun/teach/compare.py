@@ -69,6 +69,11 @@ COMMANDS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("", "", "Ports are published when a pod is made: podman pod create --publish."),
         ("", "", "kubectl port-forward forwards while it runs; a Service can be changed at any time: kubectl expose."),
     ),
+    "port rm": (
+        ("", "", "Ports go with their container: docker rm."),
+        ("", "", "Ports go with their pod: podman pod rm."),
+        ("", "", "kubectl port-forward ends with Ctrl-C; a Service can be changed at any time: kubectl edit service."),
+    ),
     "exec": (
         ("docker exec", "{0} {command}", ""),
         ("podman exec", "{0} {command}", ""),
