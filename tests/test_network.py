@@ -272,6 +272,25 @@ def test_two_roots_do_not_see_each_other(host):
         host.run("--root", other, "pod", "rm", "-f", "a")
 
 
+PING = """
+import os, socket, sys
+os.setgid(1000); os.setuid(1000)
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+sock.settimeout(5)
+sock.sendto(b"\\x08" + bytes(7) + b"hello", ("127.0.0.1", 0))
+print(sock.recv(100)[8:].decode())
+"""
+
+
+def test_who_may_ping(host):
+    """Everybody in the pod, without a capability, unless --sysctl says otherwise.  icmp(7), ping_group_range"""
+    for options, may in (((), True), (("net.ipv4.ping_group_range=1001 2000",), False)):
+        host.run("pod", "create", "--network", "none", *(f"--sysctl={option}" for option in options), "p")
+        done = host.run("join", "p", "--rm", "--", sys.executable, "-IS", "-c", PING, check=False)
+        assert done.stdout == ("hello\n" if may else "") and ("PermissionError" in done.stderr) == (not may), done
+        host.run("pod", "rm", "-f", "p")
+
+
 def test_what_cannot_be_told_is_not_taken_for_good(host):
     """Without CAP_NET_ADMIN no table is seen: doctor says so instead of "no other table"."""
     words = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin", NSRUN, "doctor", "--json"]

@@ -695,7 +695,8 @@ class State:
         for note in self.all("pods"):
             same = [p["host_ip"] for p in self.ports(note) if (p["host_port"], p["protocol"]) == (port, protocol)]
             if any(overlap(ip, host_ip) for ip in same) and self.pod_life(note).alive:
-                return f"by pod {note['name']!r}: nsrun pod rm -f {note['name']}, or another port"
+                spec = f"{port}/udp" if protocol == "udp" else str(port)
+                return f"by pod {note['name']!r}: nsrun port rm {note['name']} {spec}, or another port"
         return ""
 
     def more_ports(self, pod: Note) -> list[tuple[str, Note, int]]:
