@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published ports that come and go while a pod lives: port ls, add, rm."""
 
+import json
 import re
 import socket
 import subprocess
@@ -69,6 +70,17 @@ def test_they_come_and_go(host, web):
     assert not [line for line in host.snapshot()["processes"] if "hold" in line or "door" in line], "no holder is left"
     host.run("pod", "rm", "-f", "web")
     assert host.snapshot() == before
+
+
+def test_as_json(host, alice):
+    """All three say the same of a port; also for the owner of a pod."""
+    host.run("pod", "create", "--network", "none", "--publish-mode", "forward", "p", env={"SUDO_UID": str(alice.uid)})
+    add = ["127.0.0.1:8081:81", "--publish-mode", "forward"]
+    for who, verb, specs in ((host, "add", add), (alice, "ls", []), (host, "rm", ["8081"])):
+        found = json.loads(who.run("port", verb, "p", *specs, "--json").stdout)
+        wanted = {"host_ip": "127.0.0.1", "host_port": 8081, "pod_port": 81, "protocol": "tcp", "mode": "forward"}
+        assert found == [wanted], verb
+    assert json.loads(host.run("port", "ls", "p", "--json").stdout) == []
 
 
 def test_completion_offers_what_is_published(host):

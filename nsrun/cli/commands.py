@@ -479,12 +479,12 @@ COMMANDS = (
     Command("port ls", (Operand("POD|MEMBER", "process"),), "ports.ls", "list the published ports of a pod", "nsrun port ls web", (JSON,)),
     Command(
         "port add", (POD, Operand("[IP:][HOST]:POD[/tcp|/udp]", many=True)), "ports.add", "publish more ports of a pod that lives", "sudo nsrun port add web 8443:443 53:53/udp",
-        (PUBLISH_MODE,),
+        (PUBLISH_MODE, JSON),
         "As -p of pod create, and gone with the pod in the same way. A process of their own holds these ports, with 8 to 12 KiB, or passes them on, with 28. The user who made a pod without root adds ports from 1024 on, which are passed on.",
         plan="planning.port_add",
     ),
     Command(
-        "port rm", (POD, Operand("[IP:]HOST[/tcp|/udp]", "port", many=True)), "ports.rm", "stop publishing ports of a pod that lives", "sudo nsrun port rm web 8443 53/udp",
+        "port rm", (POD, Operand("[IP:]HOST[/tcp|/udp]", "port", many=True)), "ports.rm", "stop publishing ports of a pod that lives", "sudo nsrun port rm web 8443 53/udp", (JSON,),
         about="HOST may be a range. Connections that are there go on. Other pods can have the port at once; other programs, too, if they set SO_REUSEADDR, as servers do: the pod's own process has ports of pod create, and its socket stays.",
         plan="planning.port_rm",
     ),

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 
 def ls(call: Call) -> int:
-    from nsrun.cli import text
     from nsrun.lifecycle.query import ports_of
 
     name, *wanted = call.operands
@@ -22,11 +21,11 @@ def ls(call: Call) -> int:
 
         become(call, name)
     ports = ports_of(call.state, name, *wanted)
-    if call.options.get("json"):
-        return text.json(ports)
-    for p in ports:
-        out(_address(p) if wanted else _line(p))
-    return 0
+    if wanted and not call.options.get("json"):
+        for port in ports:
+            out(_address(port))
+        return 0
+    return _say(call, ports)
 
 
 def add(call: Call) -> int:
@@ -35,8 +34,7 @@ def add(call: Call) -> int:
 
     mode = call.options.get("publish_mode") or "auto"
     ports = add(call.state, call.operands[0], call.operands[1:], mode, trace_of(call))
-    for port in ports:
-        out(_line(port))
+    _say(call, ports)
     if any("mode" in port for port in ports):
         tell_of_forwarder(ports, call.options, why_not_nat(call.state, call.operands[0]))
     return 0
@@ -45,7 +43,16 @@ def add(call: Call) -> int:
 def rm(call: Call) -> int:
     from nsrun.lifecycle.ports import remove
 
-    for port in remove(call.state, call.operands[0], call.operands[1:]):
+    return _say(call, remove(call.state, call.operands[0], call.operands[1:]))
+
+
+def _say(call: Call, ports: list[Port]) -> int:
+    """Print ports, a line for each, or as JSON."""
+    if call.options.get("json"):
+        from nsrun.cli import text
+
+        return text.json(ports)
+    for port in ports:
         out(_line(port))
     return 0
 
