@@ -217,10 +217,16 @@ _PUBLISH_MODE = (
     "none: rootless networks have forwarders of their own",
     "none: kube-proxy leads to a pod, by nat",
 )
+_NO_CHANGE_OF_PORTS = (
+    "none: the ports of a container are decided when it is made",
+    "none: the ports of a pod are decided when it is made",
+    "none: a Service is a document, and its ports are what that says",
+)
 
 #: By command and option.
 OPTIONS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
-    "port add": {"publish_mode": _PUBLISH_MODE},
+    "port add": {"publish_mode": _PUBLISH_MODE, "json": _NO_CHANGE_OF_PORTS},
+    "port rm": {"json": _NO_CHANGE_OF_PORTS},
     "pod create": {
         "publish_mode": _PUBLISH_MODE,
         "publish": ("--publish {}", "--publish {}", "none: a Service, or the field hostPort; kubectl port-forward while it runs"),
