@@ -191,7 +191,7 @@ def _owner_table() -> str:
     from nsrun.lifecycle.create import without_ipv6
     from nsrun.spec.options import ANY
 
-    if why := without_tables():
+    if why := without_tables(thoroughly=True):
         raise NsrunError(f"by nsrun-forward only, and pods on the bridge are closed in: {why}")
     with kernel.Fd(kernel.new_netns()) as netns:
         with kernel.inside_netns(netns), wire.open_socket(wire.NETLINK_ROUTE) as sock:
@@ -216,7 +216,7 @@ def _ipv6() -> Finding:
     from nsrun.host import bridges
     from nsrun.lifecycle.create import without_ipv6
 
-    if why := bridges.without_tables():
+    if why := bridges.without_tables(thoroughly=True):
         return _finding("IPv6", "limited", f"pods on the bridge have none: {why}", "modprobe nf_tables")
     if why := without_ipv6():
         return _finding(
@@ -331,7 +331,7 @@ def _firewall() -> Finding:
     from nsrun.host.bridges import BRIDGE, without_tables
 
     try:
-        if why := without_tables():
+        if why := without_tables(thoroughly=True):
             return _finding("forwarding", "limited", f"nothing is, to and from pods: {why}", "modprobe nf_tables")
         chains = net.foreign_drops(True)
     except OSError as error:

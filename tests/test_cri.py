@@ -137,7 +137,7 @@ class Kubelet(Machine):
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
-                words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
             if "shim" in words[0] and f"{self.base}/socket" in words:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from nsrun.errors import BadInput, UnknownError
+from nsrun.errors import BadInput, StepError, UnknownError
 from nsrun.lifecycle import NO_ID, OF_CREATE, need_powers
 from nsrun.run import Run
 from nsrun.schema import check_name, is_name
@@ -55,8 +55,11 @@ def without_ipv6(bridge: str = "nsrun0") -> str:
     return ""
 
 
-def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts:
-    """Return the facts that the spec of a pod is made from: its owner, cgroup and ids, and the host's name servers."""
+def gather(state: State, name: str, options: PodOptions, ident: str, thoroughly: bool = False) -> PodFacts:
+    """Return the facts that the spec of a pod is made from: its owner, cgroup and ids, and the host's name servers.
+
+    `thoroughly`: find out whether this kernel has every rule that a pod on the bridge needs.
+    """
     from nsrun.host import cgroup, userns
 
     owner = userns.owner_of(options.get("owner"), dict(os.environ)) if not state.uid else userns.User(str(state.uid))
@@ -83,7 +86,7 @@ def gather(state: State, name: str, options: PodOptions, ident: str) -> PodFacts
         from nsrun.host.bridges import without_tables
 
         facts["mtu"] = uplink.mtu()
-        closed = facts["no_tables"] = facts["no_nat"] = without_tables()
+        closed = facts["no_tables"] = facts["no_nat"] = without_tables(thoroughly or ident == NO_ID)
         facts["without_ipv6"] = without_ipv6((facts.get("named") or {}).get("bridge", "nsrun0")) or closed
         if not closed and options.get("publish") and (options.get("publish_mode") or "auto") == "auto":
             facts["no_nat"] = why_no_nat(not facts["without_ipv6"])
@@ -112,13 +115,13 @@ def why_no_nat(ipv6: bool) -> str:
     return f"the firewall chain {chains[0]!r} drops what nat would forward" if chains else ""
 
 
-def plan_pod(state: State, options: Options, ident: str = "") -> Plan:
-    """Return the plan of `pod create`; nothing is done."""
+def plan_pod(state: State, options: Options, ident: str = "", thoroughly: bool = False) -> Plan:
+    """Return the plan of `pod create`; nothing is done.  `thoroughly`: as for gather()."""
     from nsrun.plan.pod import pod_plan
 
     name, ident = _name_of(options), ident or new_id()
     asked: Any = {**options, "name": name}
-    spec = pod_spec(asked, gather(state, name, asked, ident))
+    spec = pod_spec(asked, gather(state, name, asked, ident, thoroughly))
     if not state.uid and ident != NO_ID:
         _check_powers(spec)
     if spec["network"]["mode"] == "pasta" and spec.get("by_root"):  # a process of the owner's has the sockets
@@ -183,18 +186,33 @@ def create_pod(
     """
     if state.uid:
         _check_rootless(state, options)
-    plan = plan_pod(state, options, ident)
-    run = make(plan, state)
-    if leave:
-        run.before_release = lambda: leave(run)
+
+    def carry_out(plan: Plan) -> Mapping[str, Any]:
+        run = make(plan, state)
+        if leave:
+            run.before_release = lambda: leave(run)
+        try:
+            run.execute()
+        finally:
+            if observe:
+                observe(run)
+            if not (last and run.note):
+                run.restore_signals()
+        return run.note
+
     try:
-        run.execute()
-    finally:
-        if observe:
-            observe(run)
-        if not (last and run.note):
-            run.restore_signals()
-    return run.note
+        return carry_out(plan_pod(state, options, ident))
+    except StepError as error:
+        if not _lacks_rules(error):
+            raise
+    return carry_out(plan_pod(state, options, ident, thoroughly=True))
+
+
+def _lacks_rules(error: StepError) -> bool:
+    """Return whether a step failed because this kernel has nf_tables, but not all of it: only an attempt shows that."""
+    from nsrun.host.bridges import without_tables
+
+    return error.step.startswith("nft ") and bool(without_tables(thoroughly=True))
 
 
 def pod_for(state: State, name: str) -> PodNote:

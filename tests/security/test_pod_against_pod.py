@@ -18,7 +18,7 @@ import sys
 import time
 
 import pytest
-from conftest import CACHE, NSRUN, kill, sh, wait_for
+from conftest import CACHE, NSRUN, kill, settled, sh, wait_for
 
 pytestmark = pytest.mark.live
 
@@ -514,6 +514,7 @@ def test_the_bridge_stays_as_long_as_an_address_is_leased(host, owner):
     host.run("pod", "rm", "-f", "x")
     assert "nsrun0" in sh("ip", "-br", "link").stdout
     host.run("pod", "rm", "-f", "evil")
+    settled()
     assert "nsrun0" not in sh("ip", "-br", "link").stdout
 
 
@@ -653,7 +654,7 @@ def test_a_sweep_in_another_network_namespace_takes_no_living_pods_veth(host):
         sh(*there, NSRUN, "pod", "ls", env=host.env)  # sweeps
         assert show(there)["ifalias"].startswith("nsrun:")
         sh(*there, NSRUN, "pod", "rm", "-f", "living", env=two)
-        assert "nsr" not in sh(*there, "ip", "-br", "link").stdout
+        wait_for(lambda: "nsr" not in sh(*there, "ip", "-br", "link").stdout)
 
 
 def test_a_pod_that_ends_elsewhere_leaves_other_links_alone(host):
