@@ -464,7 +464,7 @@ static long write_number(const char *path, long number)
 	long r, fd = SYS3(openat, AT_FDCWD, path, O_WRONLY | O_CLOEXEC);
 
 	MUST(fd);
-	*put_num(put_str(text, number < 0 ? "-" : ""), (unsigned long)(number < 0 ? -number : number), 1) = 0;
+	*put_num(put_str(text, number < 0 ? "-" : ""), number < 0 ? -(unsigned long)number : (unsigned long)number, 1) = 0;
 	r = SYS3(write, fd, text, str_len(text));
 	SYS1(close, fd);
 	return r;

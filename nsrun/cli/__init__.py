@@ -163,16 +163,18 @@ def _run(call: Call) -> int:
 
         userns.enter(call.state.uid)
     call.state.later = []
-    code: int = function(command.handler)(call)
-    if command.sweeps and call.state.later:
-        call.state.after(lambda: _sweep(call.state))
-    elif command.sweeps:
-        _sweep(call.state)  # which may leave something, too
-    tasks, call.state.later = call.state.later, None
-    if tasks:
-        from nsrun.cli import later
+    try:
+        code: int = function(command.handler)(call)
+        if command.sweeps and call.state.later:
+            call.state.after(lambda: _sweep(call.state))
+        elif command.sweeps:
+            _sweep(call.state)  # which may leave something, too
+    finally:
+        tasks, call.state.later = call.state.later, None
+        if tasks:
+            from nsrun.cli import later
 
-        later.leave(tasks)
+            later.leave(tasks)
     return code
 
 
