@@ -142,18 +142,18 @@ def slurm(host: Host, busybox: str) -> Iterator[Slurm]:
 
 @pytest.mark.timeout(300)
 def test_what_slurm_asks(slurm):
-    bundle = slurm.bundle("bundle")
-    done = slurm.srun(bundle, "-N1", "sh", "-c", "cat /proc/1/comm; hostname; echo err >&2; exit 7", check=False)
+    bundle = slurm.bundle("bundle")  # newer srun looks for programs on the host, and finds /usr/bin/sh
+    done = slurm.srun(bundle, "-N1", "/bin/sh", "-c", "cat /proc/1/comm; hostname; echo err >&2; exit 7", check=False)
     assert (done.returncode, done.stdout) == (7, "sh\nbox\n") and "err\n" in done.stderr, done
     # a task on each node
     done = slurm.srun(
-        bundle, "-N2", "-n2", "--label", "sh", "-c", "echo $SLURM_NTASKS $PPID; readlink /proc/self/ns/pid"
+        bundle, "-N2", "-n2", "--label", "/bin/sh", "-c", "echo $SLURM_NTASKS $PPID; readlink /proc/self/ns/pid"
     )
     rows = sorted(line.split() for line in done.stdout.splitlines())
     assert [row for row in rows if len(row) == 3] == [["0:", "2", "0"], ["1:", "2", "0"]], rows
     assert os.readlink("/proc/self/ns/pid") not in done.stdout
-    assert slurm.srun(bundle, "-N1", "cat", input="through\n").stdout == "through\n"
-    done = slurm.srun(bundle, "-N2", "-n2", "sh", "-c", "kill -KILL $$; exit 3", check=False)
+    assert slurm.srun(bundle, "-N1", "/bin/cat", input="through\n").stdout == "through\n"
+    done = slurm.srun(bundle, "-N2", "-n2", "/bin/sh", "-c", "kill -KILL $$; exit 3", check=False)
     assert done.returncode == 3, "PID 1 can't end itself; the highest of the tasks' is srun's"
     missing = slurm.srun(bundle, "-N1", "nosuch", check=False)
     assert missing.returncode == 1 and "executable file not found in $PATH" in missing.stderr, missing
@@ -164,7 +164,7 @@ def test_what_slurm_asks(slurm):
         f"--container={bundle}",
         "-N2",
         "-n2",
-        "sh",
+        "/bin/sh",
         "-c",
         "trap 'echo ended; exit 5' TERM; echo up; while :; do sleep 0.1; done",
     ]
