@@ -492,6 +492,7 @@ def by_hand(host, busybox, scratch, tmp_path):
         member.wait(timeout=100)
         log.close()
         wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+        settled()
         for family, table in re.findall(r"table (ip6?) (\S+)", sh("nft", "list", "tables").stdout):
             sh("nft", "delete", "table", family, table)
         for link in json.loads(sh("ip", "-j", "link").stdout):

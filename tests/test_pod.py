@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import NSRUN, kill, need, open_files, sh, tables, wait_for
+from conftest import NSRUN, kill, need, open_files, settled, sh, tables, wait_for
 
 from nsrun import kernel
 
@@ -286,4 +286,5 @@ def test_interrupt_leaves_nothing(host):
             pods = host.json("pod", "ls")
             assert len(pods) == (process.returncode == 0), (number, delay, process.returncode)
             host.run("pod", "rm", "-f", "i")
+            settled()
             assert tables() == []

@@ -10,7 +10,7 @@ import pathlib
 import signal
 from collections.abc import Iterator
 
-from conftest import Host, ThrowawayHost, sh
+from conftest import Host, ThrowawayHost, settled, sh
 
 #: What nsrun starts, by the name of the process.
 PROGRAMS = (
@@ -90,7 +90,8 @@ def tokens(prefix: str, pids: set[int]) -> Iterator[tuple[int, str, str]]:
 
 
 def left(host: Host) -> dict[str, list[str]]:
-    """What a pod or a command leaves in the kernel unless it is taken away again."""
+    """What a pod or a command leaves in the kernel unless it is taken away again, when nothing of a command goes on."""
+    settled()
     tables = sh("nft", "list", "tables").stdout.splitlines()  # nft -j says half of it while a table goes
     links = json.loads(sh("ip", "-j", "link").stdout)
     sockets = pathlib.Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines()[1:]
