@@ -695,6 +695,7 @@ def test_a_bridge_of_that_name_which_is_not_ours_stays(host):
         host.run("pod", "create", "a")
         assert host.pod("a")["network"]["ip"] == "10.77.0.2"
         host.run("pod", "rm", "-f", "a")
+        settled()
         assert "nsrun0" in sh("ip", "-br", "link").stdout
         assert pathlib.Path("/proc/sys/net/ipv4/conf/nsrun0/route_localnet").read_text() == "0\n"
     finally:
