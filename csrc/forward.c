@@ -47,7 +47,7 @@
 #define MAX_CLIENTS 1024
 #define MAX_PIPES   256
 #define SPARE_PIPES 2         /* empty ones that are kept */
-#define MAX_LARGE   32        /* of pipes; all together have less than a user's pipe-user-pages-soft: pipe(7) */
+#define MAX_LARGE   32        /* of pipes; all of one process have less than a user's pipe-user-pages-soft: pipe(7) */
 #define LARGE       (1 << 20) /* pipe-max-size: with the usual 64 KiB, much data flows half as fast */
 #ifndef UDP_SECONDS
 #define UDP_SECONDS 120
@@ -427,7 +427,7 @@ static long pass_on(struct conn *c, int side)
 		}
 		if (c->held[side]) {
 			if (!(c->flags & WRITABLE(!side)))
-				return 0; /* the only case in which a pipe is kept */
+				return 0; /* it keeps the pipe */
 			n = splice(pipes[c->pipe[side] - 1][0], into, c->held[side]);
 			if (n == -EAGAIN) {
 				c->flags &= ~WRITABLE(!side);

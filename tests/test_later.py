@@ -32,7 +32,7 @@ def held_up(host):
         reading, writing = os.pipe()
         words = words or ("pod", "kill", "x")
         try:
-            sh(NSRUN, *words, env=host.env, pass_fds=[writing])
+            sh(NSRUN, *words, env=host.env, pass_fds=[writing], cwd=host.root)
         finally:
             os.close(writing)
         wait_for(lambda: links() == ["nsrun0"])
@@ -55,7 +55,7 @@ def test_who_waits_does_not_wait_for_links(host, held_up, words):
     with socket.create_server(("127.0.0.1", 20930)):
         pass
     assert host.run("pod", "ls", "-aq").stdout == ""
-    assert os.getsid(pid) == pid
+    assert os.getsid(pid) == pid and os.readlink(f"/proc/{pid}/cwd") == "/"
     names = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
     assert {names.pop(fd) for fd in ("0", "1", "2")} == {"/dev/null"}
     assert set(names.values()) <= {str(host.root / "run/net.lock")}
@@ -93,6 +93,22 @@ def test_the_next_pod_has_the_bridge(host):
         host.run("pod", "create", "--ip", "10.88.0.7", "-p", "127.0.0.1:20930:80", "x")
         assert host.pod("x")["network"]["ip"] == "10.88.0.7" and "nsrun0" in links()
         host.run("pod", "kill", "x")
+    settled()
+    assert links() == []
+
+
+def test_an_address_that_an_orphan_has_is_had_at_once(host, busybox):
+    """What is left of the pod before is removed first: its veth stays as long as somebody is in its network namespace."""
+    words = ["pod", "create", "--ip", "10.88.0.7", "web"]
+    host.run(*words)
+    host.run("join", "web", "-d", "--name", "m", "--pid", "own", "--rootfs", busybox, "sleep", "1000")
+    pause = host.pod("web")["pid"]
+    kill(pause)
+    wait_for(lambda: not os.path.exists(f"/proc/{pause}"))
+    host.run(*words)  # no other command, which would sweep, is between
+    assert host.pod("web")["network"]["ip"] == "10.88.0.7"
+    host.run("rm", "-f", "m", check=False)
+    host.run("pod", "rm", "-f", "web")
     settled()
     assert links() == []
 

@@ -20,8 +20,9 @@ nsrun explain pod create -p 8080:80 x | grep -q nsrun-forward
 nsrun pod create -p 8080:80 x
 nsrun join x -d --name s --rootfs ROOTFS -- sh -c 'echo hello >/tmp/index.html; exec httpd -f -h /tmp -p 80'
 for i in 1 2 3 4 5 6 7 8 9 10; do curl -sf 127.0.0.1:8080/ && break; sleep 1; done
+nsrun pod create -p 8081:80 y
 nsrun doctor --json | grep -c 'lacks a part of nf_tables'
-nsrun pod rm -f x
+nsrun pod rm -f x y
 for i in 1 2 3 4 5 6 7 8 9 10; do ip -br link | grep nsr || break; sleep 1; done
 ! ip -br link | grep nsr
 """

@@ -51,6 +51,7 @@ def _keep_quiet() -> None:
     import _signal
 
     os.setsid()
+    os.chdir("/")  # somebody may want to unmount where we are
     for number in (
         _signal.SIGINT,
         _signal.SIGTERM,

@@ -186,6 +186,8 @@ def create_pod(
     """
     if state.uid:
         _check_rootless(state, options)
+    if options.get("ip"):
+        state.catch_up()  # a pod that had the address, and has just ended
 
     def carry_out(plan: Plan) -> Mapping[str, Any]:
         run = make(plan, state)
@@ -212,7 +214,10 @@ def _lacks_rules(error: StepError) -> bool:
     """Return whether a step failed because this kernel has nf_tables, but not all of it: only an attempt shows that."""
     from nsrun.host.bridges import without_tables
 
-    return error.step.startswith("nft ") and bool(without_tables(thoroughly=True))
+    try:
+        return error.step.startswith("nft ") and bool(without_tables(thoroughly=True))
+    except OSError:
+        return False  # the first error says more
 
 
 def pod_for(state: State, name: str) -> PodNote:

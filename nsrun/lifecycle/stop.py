@@ -198,7 +198,7 @@ def _stop_member(state: State, note: Note, seconds: float | None, signal: int) -
     finally:
         if fd >= 0:
             os.close(fd)
-    if not dead or not end_monitor(state, note, found.keeper):
+    if not dead or (found.keeper is not None and not end_monitor(state, note, found.keeper)):
         raise NsrunError(
             f"member {note['name']!r} does not end",
             hint=f"{'the member' if not dead else 'its monitor (nsrun-monitor)'} is frozen, or in disk sleep: ps -eo pid,ppid,stat,wchan,args",

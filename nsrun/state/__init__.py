@@ -199,6 +199,11 @@ class State:
         else:
             self.later.append(task)
 
+    def catch_up(self) -> None:
+        """Do now what was to be done later."""
+        while self.later:
+            self.later.pop(0)()
+
     @property
     def boot(self) -> str:
         if not self._boot:

@@ -290,6 +290,7 @@ class Sweeper:
             try:
                 if note and kind == "pods":
                     self._remove_pod(name, note)
+                    state.catch_up()  # the new one may want its address
                 elif note and (not self.state.began(note) or self.is_superseded(note)):
                     self._remove_ended(note)
             except NsrunError:
