@@ -455,7 +455,7 @@ class LeaveLinks(Deed):
     bridges: tuple[str, ...]
 
     def made(self) -> list[str | Part]:
-        child: list[str | Part] = ["setsid()"]
+        child: list[str | Part] = ["setsid()", 'chdir("/")']
         for veth in self.veths:
             child.append(Part([netlink(f"ip link del {veth}")], when="the kernel has not removed it yet"))
         child += [Part(_bridge(bridge), when=f"no pod is left on {bridge}") for bridge in self.bridges]
