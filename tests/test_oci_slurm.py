@@ -58,7 +58,7 @@ OCI_CONF = """
 RunTimeQuery="{oci} --root={base}/oci state %n.%u.%j.%s.%t"
 RunTimeKill="{oci} --root={base}/oci kill -a %n.%u.%j.%s.%t"
 RunTimeDelete="{oci} --root={base}/oci delete --force %n.%u.%j.%s.%t"
-RunTimeRun="{oci} --root={base}/oci run %n.%u.%j.%s.%t -b %b"
+RunTimeRun="exec {oci} --root={base}/oci run %n.%u.%j.%s.%t -b %b"
 """
 
 
@@ -178,7 +178,8 @@ def test_what_slurm_asks(slurm):
         finally:
             job.kill()
             job.wait()
-    assert (slurm.base / "out").read_text().count("ended\n") == 2
+    said = (slurm.base / "out").read_text()
+    assert said.count("ended\n") == said.count("Exited with exit code 5\n") == 2, said
     with contextlib.suppress(AssertionError):
         wait_for(lambda: slurm.left() == [])
     assert slurm.left() == []
