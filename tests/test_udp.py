@@ -182,14 +182,18 @@ def test_the_next_pod_of_an_address_gets_nothing_of_the_last_ones(host, names):
         assert [client.ask() for _ in range(3)] == ["silent"] * 3
 
 
-def test_only_what_leads_to_a_pod_or_to_this_host_is_removed(host, names):
+@pytest.mark.parametrize("more", [(), ("-p", "6000-6099:6000-6099/udp")], ids=["asked_by_port", "asked_for_all"])
+def test_only_what_leads_to_a_pod_or_to_this_host_is_removed(host, names, more):
     """A pod that has begun to talk to another host, by the same port, goes on with the same entry."""
     from nsrun.host import conntrack, wire
 
     def idents(port: int) -> set[bytes]:
         with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
             flows = conntrack._flows(sock, wire.encode("udp_flows"))
-        return {flow.raw[conntrack.IDENT] for flow in flows if flow.port == port}
+            found = {flow.raw[conntrack.IDENT] for flow in flows if flow.port == port}
+            selected = conntrack._flows(sock, wire.encode("udp_flows_to", port=port))
+        assert {flow.raw[conntrack.IDENT] for flow in selected} == found and len(flows) > len(found)
+        return found
 
     pod = names("other", "192.0.2.3", "-p", "5400:53/udp")
     with Client("127.0.0.1", 5400) as client, Client("192.0.2.9", 5361, inside(pod["pid"])) as passing:
@@ -198,7 +202,7 @@ def test_only_what_leads_to_a_pod_or_to_this_host_is_removed(host, names):
         assert through and local
         with Client("127.0.0.1", 5361) as stale:
             assert stale.ask() == "silent" and len(idents(5361)) == len(through) + 1
-            names("dns", "192.0.2.4", "-p", "5361:53/udp")
+            names("dns", "192.0.2.4", "-p", "5361:53/udp", *more)
             assert idents(5361) == through and idents(5400) == local
             assert stale.learns("192.0.2.4") and client.ask() == "192.0.2.3"
 

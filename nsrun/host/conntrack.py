@@ -55,8 +55,10 @@ def _family(address: bytes) -> int:
     return _socket.AF_INET if len(address) == 4 else _socket.AF_INET6
 
 
-#: Up to so many entries, all of them are asked for at once: the kernel looks at its whole table for each question.
+#: The kernel looks at its whole table for each question.  So up to so many entries, all of them are asked for at once …
 FEW = 1000
+#: … and for up to so many ports, the entries of each: to read what it answers takes us a hundred times as long as its looking.
+FEW_PORTS = 32
 ALL = struct.pack("=LHHLLL", 20, 1 << 8 | 1, 0x301, 0, 0, 0)  # IPCTNL_MSG_CT_GET; NLM_F_REQUEST | NLM_F_DUMP
 
 
@@ -120,8 +122,16 @@ def forget_ports(ports: Iterable[Port], gateway: str, pod_ip6: str) -> None:
         return local[flow.to]
 
     with wire.open_socket(wire.NETLINK_NETFILTER) as sock:
-        for version in sorted({"6" if ":" in ip else "" for ip, _ in asked}):
-            _delete(sock, (flow for flow in _flows(sock, wire.encode(f"udp_flows{version}")) if leads_nowhere(flow)))
+        for request in _questions(asked):
+            _delete(sock, (flow for flow in _flows(sock, request) if leads_nowhere(flow)))
+
+
+def _questions(asked: set[tuple[str, int]]) -> list[bytes]:
+    """Return the requests whose answers have all entries of UDP to these addresses and ports, and maybe others."""
+    ports = sorted({("6" if ":" in ip else "", port) for ip, port in asked})
+    if len(ports) <= FEW_PORTS:
+        return [wire.encode(f"udp_flows_to{version}", port=port) for version, port in ports]
+    return [wire.encode(f"udp_flows{version}") for version in sorted({version for version, _ in ports})]
 
 
 def _flows(sock: wire.Socket, request: bytes) -> list[Flow]:

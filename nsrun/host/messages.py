@@ -385,11 +385,20 @@ def get_chains() -> bytes:
 
 def udp_flows(family: int = V4) -> bytes:
     """Dump the entries of the connection tracking of UDP over IPv4 or IPv6; the kernel selects them (Linux 5.8)."""
+    return _udp_flows([], 0, family)
+
+
+def udp_flows_to(port: int, family: int = V4) -> bytes:
+    """Dump those of them whose first datagram went to a port."""
+    return _udp_flows([("CTA_PROTO_DST_PORT", port)], 1 << 5, family)  # CTA_PROTO_DST_PORT
+
+
+def _udp_flows(more: list[tuple[str, int]], flags: int, family: int) -> bytes:
     msg = nfct_msg()
     msg["nfgen_family"] = family
     msg["attrs"] = [
-        ("CTA_TUPLE_ORIG", {"attrs": [("CTA_TUPLE_PROTO", {"attrs": [("CTA_PROTO_NUM", 17)]})]}),
-        ("CTA_FILTER", {"attrs": [("CTA_FILTER_ORIG_FLAGS", 1 << 3)]}),  # CTA_PROTO_NUM
+        ("CTA_TUPLE_ORIG", {"attrs": [("CTA_TUPLE_PROTO", {"attrs": [("CTA_PROTO_NUM", 17), *more]})]}),
+        ("CTA_FILTER", {"attrs": [("CTA_FILTER_ORIG_FLAGS", 1 << 3 | flags)]}),  # CTA_PROTO_NUM
     ]
     return _finish(msg, 1 << 8 | 1, 0x300)  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET; NLM_F_DUMP
 
@@ -828,6 +837,7 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "get_tables": (get_tables, ()),
     "get_chains": (get_chains, ()),
     "udp_flows": (udp_flows, ()),
+    "udp_flows_to": (udp_flows_to, ("port",)),
     "flows_to": (flows_to, ("pod_ip",)),
     "batch_begin": (batch, (True,)),
     "batch_end": (batch, (False,)),
@@ -872,7 +882,7 @@ MESSAGES["masquerade_hairpin6"] = (rule_masquerade_hairpin6, ("table", "bridge",
 MESSAGES |= {
     f"{name}6": _ip6(name)
     for name in [
-        "get_tables", "udp_flows", "flows_to", "new_table", "new_common_table", "del_table",
+        "get_tables", "udp_flows", "udp_flows_to", "flows_to", "new_table", "new_common_table", "del_table",
         *(f"{part}_{name}" for part in ("map", "elements", "no_elements") for name in MAPS),
         *(f"publish_{name}_{chain}" for name in MAPS for chain in ("prerouting", "output")),
         "masquerade_out", "label_out", "label_in", "forward_began", "forward_reached", "forward_related", "forward_closed",
