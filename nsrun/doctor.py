@@ -187,8 +187,7 @@ def _openat2() -> str:
 def _owner_table() -> str:
     """Make all of a pod's network except the pod, in a network namespace that ends at once."""
     from nsrun.host import net, wire
-    from nsrun.host.bridges import BRIDGE, without_tables
-    from nsrun.lifecycle.create import without_ipv6
+    from nsrun.host.bridges import BRIDGE, without_ipv6, without_tables
     from nsrun.spec.options import ANY
 
     if why := without_tables(thoroughly=True):
@@ -214,17 +213,16 @@ def _owner_table() -> str:
 def _ipv6() -> Finding:
     """Tell whether pods on the bridge have IPv6, and whether this host still learns from routers while it forwards."""
     from nsrun.host import bridges
-    from nsrun.lifecycle.create import without_ipv6
 
-    if why := bridges.without_tables(thoroughly=True):
-        return _finding("IPv6", "limited", f"pods on the bridge have none: {why}", "modprobe nf_tables")
-    if why := without_ipv6():
+    if why := bridges.without_ipv6():
         return _finding(
             "IPv6",
             "limited",
             f"pods on the bridge have none: {why}",
             "sysctl net.ipv6.conf.all.disable_ipv6=0; without ipv6.disable=1",
         )
+    if why := bridges.without_tables(thoroughly=True):
+        return _finding("IPv6", "limited", f"pods on the bridge have none: {why}", "modprobe nf_tables")
     text = "pods on the bridge have an address"
     if read_setting("/proc/sys/net/ipv6/conf/all/forwarding") != "1":
         text += "; forwarding is off, pod create enables it, with accept_ra=2 where it is 1"

@@ -40,7 +40,7 @@ from nsrun.host.net import (
     write,
 )
 from nsrun.schema import read_setting
-from nsrun.spec.options import ip_number, ip_text, parse_subnet, parse_subnet6
+from nsrun.spec.options import NO_IPV6, ip_number, ip_text, parse_subnet, parse_subnet6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,6 +145,19 @@ def pick_subnet(wanted: str, taken: Iterable[str] = (), what: str = "--subnet") 
 
 def current_gateway(bridge: str = BRIDGE) -> str:
     return wire.address_of(bridge)
+
+
+def without_ipv6(bridge: str = BRIDGE) -> str:
+    """Return why this host gives pods on a bridge no IPv6 address; "" when it does.  ip-sysctl.rst"""
+    for where in ("all", "default", bridge):
+        try:
+            with open(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6", "rb") as file:
+                if file.read(1) != b"0":
+                    return f"net.ipv6.conf.{where}.disable_ipv6 of this host is set"
+        except FileNotFoundError:
+            if where != bridge:
+                return NO_IPV6
+    return ""
 
 
 def _prefix_in_use(prefix: bytes) -> bool:

@@ -31,13 +31,13 @@ from __future__ import annotations
 import _socket
 import os
 import sys
-from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
+from errno import EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
 from nsrun.host import portfilter, wire
 from nsrun.schema import is_number
-from nsrun.spec.options import ANY, PROTOCOLS, at, ip_number, ip_text, published
+from nsrun.spec.options import ANY, NO_IPV6, PROTOCOLS, at, ip_number, ip_text, published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -458,7 +458,14 @@ def hold_port(
     do not count, and of UDP there is room for what comes.
     """
     kind = _socket.SOCK_DGRAM if protocol == "udp" else _socket.SOCK_STREAM
-    sock = _socket.socket(_socket.AF_INET6 if ":" in host_ip else _socket.AF_INET, kind | _socket.SOCK_CLOEXEC)
+    try:
+        sock = _socket.socket(_socket.AF_INET6 if ":" in host_ip else _socket.AF_INET, kind | _socket.SOCK_CLOEXEC)
+    except OSError as error:
+        if error.errno != EAFNOSUPPORT:
+            raise
+        raise BadInput(
+            f"{at(host_ip, port)} can't be published: {NO_IPV6}", hint="write 127.0.0.1", errno=EAFNOSUPPORT
+        ) from None
     try:
         if ":" in host_ip:
             sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)

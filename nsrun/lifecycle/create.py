@@ -42,19 +42,6 @@ def host_resolv_conf(seen: dict[str, str | None]) -> str:
     return text.replace("\0", "")
 
 
-def without_ipv6(bridge: str = "nsrun0") -> str:
-    """Return why this host gives pods on a bridge no IPv6 address; "" when it does.  ip-sysctl.rst"""
-    for where in ("all", "default", bridge):
-        try:
-            with open(f"/proc/sys/net/ipv6/conf/{where}/disable_ipv6", "rb") as file:
-                if file.read(1) != b"0":
-                    return f"net.ipv6.conf.{where}.disable_ipv6 of this host is set"
-        except FileNotFoundError:
-            if where != bridge:
-                return "this host has no IPv6: its kernel has none, or was booted with ipv6.disable=1"
-    return ""
-
-
 def gather(state: State, name: str, options: PodOptions, ident: str, thoroughly: bool = False) -> PodFacts:
     """Return the facts that the spec of a pod is made from: its owner, cgroup and ids, and the host's name servers.
 
@@ -83,7 +70,7 @@ def gather(state: State, name: str, options: PodOptions, ident: str, thoroughly:
         facts["networks"] = "" if facts["named"] else networks.known(state)
     if not state.uid and mode == "bridge":
         from nsrun.host import uplink
-        from nsrun.host.bridges import without_tables
+        from nsrun.host.bridges import without_ipv6, without_tables
 
         facts["mtu"] = uplink.mtu()
         closed = facts["no_tables"] = facts["no_nat"] = without_tables(thoroughly or ident == NO_ID)

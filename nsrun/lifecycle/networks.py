@@ -46,6 +46,8 @@ def new_record(state: State, name: str, options: Mapping[str, Any], ident: str =
     )  # that is the default bridge's
     subnet6 = parse_subnet6(options["subnet6"]) if options.get("subnet6") else ""
     if subnet6:
+        if why := bridges.without_ipv6():
+            raise BadInput(f"--subnet6 {subnet6}/64: {why}", hint="leave --subnet6 out; nsrun doctor tells of IPv6")
         if subnet6 in [record["subnet6"] for record in others]:
             raise BadInput(f"--subnet6 {subnet6}/64 belongs to another network", hint="nsrun network ls shows them")
         bridges.pick_subnet6(subnet6, "")

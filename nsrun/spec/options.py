@@ -27,6 +27,8 @@ DEFAULT_CAPABILITIES = (
 PROTOCOLS = ("tcp", "udp")
 #: The address of which the kernel forwards nothing: nsrun-forward does.
 LOOPBACK6 = "::1"
+#: Why there is nothing of IPv6.
+NO_IPV6 = "this host has no IPv6: its kernel has none, or was booted with ipv6.disable=1"
 #: How ports are published; and what the note of a port says when nsrun-forward does it.
 PUBLISH_MODES, FORWARD = ("auto", "nat", "forward"), "forward"
 
