@@ -114,7 +114,7 @@ static __attribute__((noreturn)) void connect_check(long until)
 	*(p ? p : line + got) = 0;
 	status = str_after(line, "HTTP/1.");
 	if (!status || !is_status(status))
-		end_connect("nsrun: the answer is not HTTP", r < 0 ? r : 0, 1);
+		end_connect(got ? "nsrun: the answer is not HTTP" : "nsrun: the connection ended without an answer", r < 0 ? r : 0, 1);
 	end_connect(line, 0, status[2] == '2' || status[2] == '3' ? 0 : 1);
 }
 
