@@ -13,6 +13,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import CACHE, NSRUN, kill, need, sh, sparse_file, wait_for
@@ -589,12 +590,33 @@ def test_data_that_can_not_be_removed(host, pod, busybox):
     precious = next(iter(host.root.glob("lib/upper/*/upper/precious")))
     sh("mount", "--bind", precious, precious)
     try:
-        assert "can't remove what member" in host.fails(125, "rm", "m")
+        said = host.fails(125, "rm", "m")
+        assert "can't remove what member 'm' wrote" in said and "'precious': Device or resource busy" in said
         assert host.member("m")["status"] == "stopped"
     finally:
         sh("umount", precious)
     host.run("rm", "m")
     assert not list(host.root.glob("lib/upper/*"))
+
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+)
+
+
+def test_data_whose_lock_is_released_last(host, pod, busybox):
+    """Who dies, and who sweeps, releases one lock after the other: whoever sees that of the note free waits a moment for that of the data."""
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "true")
+    (held,) = host.root.glob("lib/upper/*/held")
+    words = [sys.executable, "-IS", "-c", HOLD, held]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        assert "may still run" in host.fails(125, "rm", "m")
+        removal = host.background("rm", "m")
+        time.sleep(0.3)
+        holder.communicate()
+        assert removal.wait(timeout=30) == 0
+    assert host.json("ls", "-a") == [] and not list(host.root.glob("lib/upper/*"))
 
 
 def test_directories_in_the_place_of_files(host, pod, busybox):

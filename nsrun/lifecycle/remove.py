@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nsrun.state import Note, State
 
 
+MOMENT = 1.0  # seconds
+
+
 def remove_member(state: State, note: Note, force: bool) -> None:
     """Remove a member that has ended, with everything it wrote.
 
@@ -53,6 +56,8 @@ def remove_member(state: State, note: Note, force: bool) -> None:
         os.close(kept)
         for path in (state.held("members", note["name"]), f"{state.upper(note['id'])}/{life.HELD}"):
             life.let_go_of(path)
+    # who dies, and who removes it, holds its data for a moment longer than its note
+    life.wait(f"{state.upper(note['id'])}/{life.HELD}", -1, MOMENT)
     now = state.read("members", note["name"])
     if now is None or now["id"] != note["id"]:
         return  # making it failed, or another process has removed it

@@ -80,14 +80,14 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e9):09d}Z"
 
 
-def remove_tree(path: str) -> None:
-    """Remove a tree of ours, whatever members put into it (host/trees.py).
+def remove_tree(path: str) -> list[str]:
+    """Remove a tree of ours, whatever members put into it; return what could not be removed, as texts (host/trees.py).
 
-    What can't be removed stays for the next sweep.
+    That stays for the next sweep.
     """
     from nsrun.host.trees import remove
 
-    remove(path)
+    return remove(path)
 
 
 def allow(path: str, uid: int) -> None:
@@ -992,8 +992,12 @@ class State:
             return False
         return True
 
-    def remove_directory(self, path: str) -> bool:
-        """Remove a directory with a `held`, and everything in it, if nobody holds it; return whether it is gone."""
+    def remove_directory(self, path: str, why: list[str] | None = None) -> bool:
+        """Remove a directory with a `held`, and everything in it, if nobody holds it; return whether it is gone.
+
+        `why` gets the reasons why it is not; there is none when somebody holds it.
+        """
+        why = [] if why is None else why
         with life.Removal(f"{path}/{life.HELD}") as ours:
             if not ours:
                 return False
@@ -1011,25 +1015,25 @@ class State:
             except OSError:
                 return not is_there(path)
             for entry in written:
-                self.remove_written(f"{path}/{entry}")
+                why += self.remove_written(f"{path}/{entry}")
             # these go last, since they say whose the data is and that nobody uses it; should we be killed, `held` still
             # proves that
             if not any(is_there(f"{path}/{entry}") for entry in written):
-                for entry in ("about", "committed", life.HELD):
-                    self.remove_written(f"{path}/{entry}")
-                self.remove_written(path)
+                for entry in ("about", "committed", life.HELD, ""):
+                    why += self.remove_written(f"{path}/{entry}".rstrip("/"))
             return not is_there(path)
 
-    def remove_written(self, path: str) -> None:
-        """Remove a tree that members wrote.
+    def remove_written(self, path: str) -> list[str]:
+        """Remove a tree that members wrote; return what could not be removed, as texts.
 
         An ordinary user's tree holds files of subordinate ids, over which the user has power only in a user namespace.
         """
-        remove_tree(path)
+        left = remove_tree(path)
         if self.uid and os.geteuid() and is_there(path):
             from nsrun.host import userns
 
             userns.call(self.root, "_remove", path)
+        return left if is_there(path) else []
 
     def make_owned(self, uid: int) -> None:
         """As root, make the directory in which a user finds what root made for them; only they can read it."""

@@ -533,9 +533,12 @@ def _remove_member(state: State, note: Note, its_cgroup: bool) -> bool:
 
         cgroup.remove_member(note["cgroup"], note.get("cgroup_id", 0))
     upper = state.upper(note["id"])
-    if is_there(upper) and not state.remove_directory(upper):
+    why: list[str] = []
+    if is_there(upper) and not state.remove_directory(upper, why):
+        if not why:
+            raise BadInput(f"another process uses what member {note['name']!r} wrote", hint=f"fuser -v {upper}/*")
         raise BadInput(
-            f"can't remove what member {note['name']!r} wrote: {upper}",
+            f"can't remove what member {note['name']!r} wrote: {'; '.join(why)}",
             hint="is something mounted in it, or is a file immutable? findmnt -R; lsattr -R; then try again",
         )
     drop_plans(state, "members", note["name"])
