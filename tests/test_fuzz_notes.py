@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fuzzing the state directory: whatever a note says, or is, a command works or says why not.
 
-NSRUN_FUZZ=SECONDS chooses how long (a minute in CI, some seconds elsewhere), NSRUN_FUZZ_SEED repeats a run.
+NSRUN_FUZZ=SECONDS chooses how long (twelve seconds in CI, some elsewhere), NSRUN_FUZZ_SEED repeats a run.
 """
 
 from __future__ import annotations

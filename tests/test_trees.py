@@ -268,7 +268,7 @@ def test_random_layers_as_umoci(host, tmp_path):
     seed = 7 if IN_CI else random.randrange(1 << 30)
     rng, end, alike = (
         random.Random(seed),
-        time.monotonic() + (30 if IN_CI else float(os.environ.get("NSRUN_FUZZ") or 4)),
+        time.monotonic() + (12 if IN_CI else float(os.environ.get("NSRUN_FUZZ") or 4)),
         0,
     )
     number = 0
