@@ -115,6 +115,7 @@ def line(command, flags: list[str], operand: str | None = None) -> list[str]:
 def every_line(busybox: str) -> list[list[str]]:
     """Every command with every option and every operand odd."""
     found = []
+    parts = {option.key for command in COMMANDS if command.name in ("pod create", "join") for option in command.options}
     for command in COMMANDS:
         if command.name in ("attach", "logs", "doctor") and not command.operands:
             continue
@@ -131,6 +132,8 @@ def every_line(busybox: str) -> list[list[str]]:
                 values = [v for v in values if "=" not in v or "NAME" in option.value or v == values[1]]
                 values = [v for v in values if "on-failure" not in v or option.key == "restart"]
                 values = [v for v in values if "RTMIN" not in v or "SIGNAL" in option.value]
+            if command.name == "run" and option.key in parts:  # the two that it is made of are given all of them
+                values = values[:1]
             root = ["--rm", "--rootfs", busybox] if command.name == "join" and option.key not in ("image", "bundle", "rootfs", "restart") else []  # fmt: skip
             found += [line(command, [*root, f"{option.flags[-1]}={value}"]) for value in values]
     return found
