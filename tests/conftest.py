@@ -18,6 +18,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -241,6 +242,10 @@ def arguments(*words: object) -> list[object]:
     return [*line, *rest]
 
 
+#: Where the notes and the data of pods and members are, in a state directory.
+KINDS = ("run/pods", "run/members", "run/tmp", "lib/upper")
+
+
 class Host:
     """One test's view: `nsrun` with a state directory of its own."""
 
@@ -286,10 +291,9 @@ class Host:
     def snapshot(self) -> dict[str, object]:
         """What the kernel knows and a leak would change, when nothing of a command goes on."""
         settled()
-        links = sorted(link["ifname"] for link in json.loads(sh("ip", "-j", "link").stdout))
+        links = sorted(name for _, name in socket.if_nameindex())
         mounts = pathlib.Path("/proc/thread-self/mountinfo").read_text()
-        kinds: tuple[str, ...] = ("run/pods", "run/members", "run/tmp", "lib/upper")
-        kinds += ("owned/*", *(f"users/*/{kind}" for kind in kinds))
+        kinds = (*KINDS, "owned/*", *(f"users/*/{kind}" for kind in KINDS))
         notes = sorted(str(p.relative_to(self.root)) for kind in kinds for p in self.root.glob(f"{kind}/*"))
         return {
             "links": links,
@@ -340,12 +344,20 @@ class UserHost(Host):
         return subprocess.Popen(self.words(NSRUN, *arguments(*words)), env=self.env, cwd="/", **kwargs)
 
     def close(self) -> None:
+        """Remove what she has; what is only root's, root removes."""
+        if not there(self.root / f"users/{self.uid}"):
+            return
         names = [pod["name"] for pod in self.json("pod", "ls")]
         if names:
             self.run("pod", "rm", "-f", *names)
         for member in self.json("ls", "-a"):
             self.run("rm", "-f", member["name"])
         self.run("pod", "prune", "--all")
+
+
+def there(base: pathlib.Path, *kinds: str) -> bool:
+    """Whether there is anything of these kinds, or of any, in a state directory."""
+    return any(any(base.glob(f"{kind}/*")) for kind in kinds or KINDS)
 
 
 def _lives(pid: str) -> bool:
@@ -404,19 +416,20 @@ def host(throwaway_host: ThrowawayHost, request: pytest.FixtureRequest):
     host = Host(throwaway_host, root)
     before = host.snapshot()
     yield host
-    names = [pod["name"] for pod in json.loads(host.run("pod", "ls", "--json").stdout)]
-    if names:
-        host.run("pod", "rm", "-f", *names)
-    for member in json.loads(host.run("ls", "-a", "--json").stdout):
-        host.run("rm", "-f", member["name"])
-    host.run("pod", "prune", "--all")
+    if there(root, "run/pods"):
+        names = [pod["name"] for pod in json.loads(host.run("pod", "ls", "--json").stdout)]
+        if names:
+            host.run("pod", "rm", "-f", *names)
+    if there(root, "run/members"):
+        for member in json.loads(host.run("ls", "-a", "--json").stdout):
+            host.run("rm", "-f", member["name"])
     after = host.snapshot()
     # A veth takes a moment to die, seconds under load; the next command removes the bridge that it was on.  A member whose
     # monitor was killed is this machine's PID 1 to reap, and until then pause is not dead, and its nsrun-door waits for it.
-    for _ in range(20):
+    for attempt in range(21):
         if after == before:
             break
-        time.sleep(1)
+        time.sleep(min(attempt, 1))
         host.run("pod", "prune", "--all")
         after = host.snapshot()
     for key, value in before.items():
