@@ -188,25 +188,25 @@ def _owner_table() -> str:
     """Make all of a pod's network except the pod, in a network namespace that ends at once."""
     from nsrun.host import net, wire
     from nsrun.host.bridges import BRIDGE, without_ipv6, without_tables
-    from nsrun.spec.options import ANY
+    from nsrun.spec.options import ANY, Subnet
 
     if why := without_tables(thoroughly=True):
         raise NsrunError(f"by nsrun-forward only, and pods on the bridge are closed in: {why}")
     with kernel.Fd(kernel.new_netns()) as netns:
         with kernel.inside_netns(netns), wire.open_socket(wire.NETLINK_ROUTE) as sock:
-            gateway = "10.88.0.1"
-            requests = [("bridge", wire.encode("new_bridge", bridge=BRIDGE, mac=net.mac_of(gateway)))]
+            subnet = Subnet("10.88.0.1", 24)
+            requests = [("bridge", wire.encode("new_bridge", bridge=BRIDGE, mac=net.mac_of(subnet.gateway)))]
             wire.talk(sock, requests)
             index = net.interfaces()[BRIDGE]
             gateway6 = "" if without_ipv6() else "fd00::1"
-            ip, _, table = net.connect(sock, netns, BRIDGE, gateway, index, "", "d0c70e000000", 1500, gateway6)
+            ip, _, table = net.connect(sock, netns, BRIDGE, subnet, index, "", "d0c70e000000", 1500, gateway6)
             ip6 = net.address6(gateway6, ip) if gateway6 else ""
             with kernel.Fd(table.detach()) as fd:
                 ports: list[Port] = [
                     {"host_ip": every, "host_port": 1, "pod_port": 1, "protocol": "tcp"}
                     for every in (ANY if ip6 else ANY[:1])
                 ]
-                net.publish(fd, "d0c70e000000", BRIDGE, ip, gateway, ports, pod_ip6=ip6)
+                net.publish(fd, "d0c70e000000", BRIDGE, ip, subnet, ports, pod_ip6=ip6)
     return "nf_tables nat, fib, masquerade, tables with an owner; bridge, veth, ingress filters"
 
 

@@ -141,6 +141,7 @@ class Network(TypedDict):
     ip: NotRequired[str]
     ip6: NotRequired[str]
     gateway: NotRequired[str]
+    prefix: NotRequired[int]  # the length of its network's; none: 24
     veth: NotRequired[str]
     veth_index: NotRequired[int]
     netns: NotRequired[int]

@@ -14,6 +14,7 @@ from conftest import HERE, NSRUN, kill, need, not_editable, private, settled, sh
 from images import Layout, directory, entry, tar
 from test_plan import PLANS
 
+from nsrun.host import net
 from nsrun.lifecycle import foretell, foretell_image, foretell_network, foretell_ports
 from nsrun.plan import INIT, Part, name_of
 from nsrun.plan.health import PrepareChecks
@@ -434,11 +435,16 @@ def scratch(host):
         sh("umount", "/var/tmp/nsrun-shell")
 
 
+@pytest.fixture(params=[(), ("--subnet", "10.97.0.16/28"), ("--subnet", "10.97.0.0/16", "--ip", "10.97.7.200")], ids=lambda words: "-".join(words[1::2]) or "default")  # fmt: skip
+def subnet(request):
+    return request.param
+
+
 @pytest.fixture
-def by_hand(host, busybox, scratch, tmp_path):
+def by_hand(host, busybox, scratch, tmp_path, subnet):
     """A pod and a member built by the scripts that explain prints."""
     (tmp_path / "pod.sh").write_text(
-        host.run("explain", "--format", "shell", "pod", "create", "-p", "20800:80", "byhand").stdout
+        host.run("explain", "--format", "shell", "pod", "create", *subnet, "-p", "20800:80", "byhand").stdout
     )
     with open(tmp_path / "errors", "w") as errors:
         done = subprocess.run(
@@ -514,25 +520,26 @@ def checks(pid: int, port: int) -> dict[str, object]:
     found["uid"] = re.search(r"Uid:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)
     found["caps"] = re.search(r"CapBnd:\s+(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)
     found["pid 1"] = re.search(r"NSpid:.*\s(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text()).group(1)
-    net = ["nsenter", "-t", str(pid), "-n", "-u"]
-    found["hostname"] = sh(*net, "hostname").stdout.strip()
-    found["ports"] = sh(*net, "sysctl", "-n", "net.ipv4.ip_unprivileged_port_start").stdout.strip()
+    inside = ["nsenter", "-t", str(pid), "-n", "-u"]
+    found["hostname"] = sh(*inside, "hostname").stdout.strip()
+    found["ports"] = sh(*inside, "sysctl", "-n", "net.ipv4.ip_unprivileged_port_start").stdout.strip()
     found["address"] = [
-        a["local"]
+        f"{a['local']}/{a['prefixlen']}"
         for family in ("-4", "-6")
-        for i in json.loads(sh(*net, "ip", "-j", family, "address").stdout)
+        for i in json.loads(sh(*inside, "ip", "-j", family, "address").stdout)
         for a in i["addr_info"]
     ]
     found["routes"] = [
-        sorted(r["dst"] for r in json.loads(sh(*net, "ip", "-j", family, "route").stdout)) for family in ("-4", "-6")
+        sorted(r["dst"] for r in json.loads(sh(*inside, "ip", "-j", family, "route").stdout)) for family in ("-4", "-6")
     ]
+    found["itself"] = sh(*inside, "curl", "-sS", "-m", "3", f"http://192.0.2.1:{port}/", check=False).stdout.strip()
     bridge = sh("ip", "-6", "-o", "address", "show", "nsrun0", "scope", "global", check=False).stdout.split()[3:4]
     for address in ("127.0.0.1", "192.0.2.1", *(f"[{six.partition('/')[0]}]" for six in bridge), "[::1]"):
         found[address] = sh("curl", "-sS", "-m", "3", f"http://{address}:{port}/", check=False).stdout.strip()
     return found
 
 
-def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
+def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand, subnet):
     hand = checks(by_hand[0], 20800)
     member = next(int(p) for p in os.listdir("/proc") if p.isdigit() and _is_httpd(p, by_hand[0]))
     status = pathlib.Path(f"/proc/{member}/status").read_text()
@@ -541,7 +548,9 @@ def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
         sorted(os.listdir(f"/proc/{member}/root/dev")),
         pathlib.Path(f"/proc/{member}/environ").read_bytes().split(b"\0"),
     )
-    host.run("pod", "create", "-p", "20801:80", "--hostname", "byhand", "--ip", "10.88.0.9", "real")
+    its = {(): "10.88.0.2", ("10.97.0.16/28",): "10.97.0.18"}.get(subnet[1::2], "10.97.7.200")
+    ip = its.rpartition(".")[0] + ".25"
+    host.run("pod", "create", *subnet[:2], "-p", "20801:80", "--hostname", "byhand", "--ip", ip, "real")
     host.run(
         "join real -d --name m --rootfs {} -e A=b -- sh -c 'mkdir -p /w; echo by-hand >/w/index.html; exec httpd -f -p 80 -h /w'",
         busybox,
@@ -555,8 +564,10 @@ def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand):
     )
     real = checks(pid, 20801)
     for known in (real["address"], real["routes"][1]):
-        known[:] = [a.replace("10.88.0.9", "10.88.0.2").replace("::a58:9", "::a58:2") for a in known]
-    assert hand == real and list(hand.values())[-4:] == ["by-hand"] * 3 + [""]
+        known[:] = [
+            a.replace(ip, its).replace(net.address6("fd00::", ip)[4:], net.address6("fd00::", its)[4:]) for a in known
+        ]
+    assert hand == real and list(hand.values())[-4:] == ["by-hand"] * 3 + [""] and hand["itself"] == "by-hand"
     member = host.member("m")["pid"]
     status = pathlib.Path(f"/proc/{member}/status").read_text()
     real_member = (

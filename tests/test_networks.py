@@ -15,6 +15,7 @@ from conftest import HERE, NSRUN, not_editable, settled, sh, tables, wait_for
 from test_explain import Expected, foretold, handles_are_declared, traced
 
 from nsrun.errors import BadInput, BrokenNote
+from nsrun.host.net import table_name, veth_name
 from nsrun.lifecycle import networks as made
 from nsrun.lifecycle.create import plan_pod
 from nsrun.run import Run
@@ -78,7 +79,8 @@ def test_what_is_refused(host):
     assert "taken" in host.fails(125, "network", "create", "back")
     assert "another network" in host.fails(125, "network", "create", "x", "--subnet", "10.99.5.128/24")
     assert "in use on this machine" in host.fails(125, "network", "create", "x", "--subnet", "192.0.2.0/24")
-    assert "/24" in host.fails(125, "network", "create", "x", "--subnet", "10.98.0.0/16")
+    for subnet in ("10.98.0.0/31", "10.0.0.0/7", "10.98.0.0/", "10.98.0.0/x"):
+        assert "from /8 to /30" in host.fails(125, "network", "create", "x", "--subnet", subnet)
     for subnet in ("0.0.0.0/24", "127.0.0.0/24", "127.5.5.0", "224.0.0.0/24", "240.0.0.0/24", "255.255.255.0/24"):
         assert "no pod can have" in host.fails(125, "network", "create", "x", "--subnet", subnet)
         assert "no pod can have" in host.fails(125, "pod", "create", "--subnet", subnet, "x")
@@ -553,20 +555,24 @@ def test_the_handles_of_a_pod_with_names(host, alice):
     handles_are_declared(host, "pod", "create", "--network", "back", "two")
 
 
-def test_a_pod_of_a_network_by_hand(host, busybox, tmp_path):
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_pod_of_a_network_by_hand(host, busybox, tmp_path, isolated):
     """The shell form, run as root: it gets the next address of the network, and is told the names that there are."""
-    host.run("network", "create", "back")
-    one = Web(host, busybox, "one", "--network", "back")
-    script = tmp_path / "pod.sh"
-    script.write_text(host.run("explain", "--format", "shell", "pod", "create", "--network", "back", "hand").stdout)
+    host.run("network", "create", "back", "--subnet", "10.99.0.0/16" if isolated else "10.88.1.0/24")
+    one = Web(host, busybox, "one", "--network", "back", "-p", "20818:80")
+    script, address = tmp_path / "pod.sh", "10.99.7.200" if isolated else "10.88.1.3"
+    words = ("--network", "back,isolated", "--ip", address) if isolated else ("--network", "back")
+    script.write_text(host.run("explain", "--format", "shell", "pod", "create", *words, "hand").stdout)
     with open(tmp_path / "errors", "w") as errors:
         done = subprocess.run(["sh", script], env={**host.env, "PATH": f"{os.path.dirname(NSRUN)}:{os.environ['PATH']}"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=100, check=False)  # fmt: skip
     assert done.returncode == 0, (tmp_path / "errors").read_text()
     pid = int(done.stdout.split()[-1])
     try:
-        address = one.network["ip"].rpartition(".")[0] + ".3"
-        words = ("nsenter", "-t", pid, "-n", "curl", "-sS", "-m", "3", f"http://{one.network['ip']}/")
-        assert sh(*words).stdout == "one\n"
+        for url, expected in ((f"{one.network['ip']}:80", "" if isolated else "one\n"), ("192.0.2.1:20818", "one\n")):
+            assert (
+                sh("nsenter", "-t", pid, "-n", "curl", "-sS", "-m", "3", f"http://{url}/", check=False).stdout
+                == expected
+            )
         assert address in sh("nsenter", "-t", pid, "-n", "ip", "-4", "address", "show", "eth0").stdout
         text = pathlib.Path(f"/proc/{pid}/root/run/nsrun-shell/root-hand/names/hosts").read_text()
         assert f"{one.network['ip']}\tone\n" in text and f"{address}\thand\n" in text
@@ -575,9 +581,10 @@ def test_a_pod_of_a_network_by_hand(host, busybox, tmp_path):
         sh("kill", "-9", pid)
         wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
         sh("umount", "-l", "/run/nsrun-shell/names-hand", check=False)
-        wait_for(lambda: f"nsr0a5801{3:02x}" not in links() or not sh("ip", "link", "del", "nsr0a580103", check=False))
+        veth = veth_name(address)
+        wait_for(lambda: veth not in links() or not sh("ip", "link", "del", veth, check=False))
         for family, table in tables():
-            if table.endswith("03"):
+            if table == table_name(address):
                 sh("nft", "delete", "table", family, table)
         for path in sorted(host.cgroups(), key=len, reverse=True):
             if "hand" in path:

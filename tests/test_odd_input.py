@@ -124,7 +124,7 @@ def every_line(busybox: str) -> list[list[str]]:
         for option in command.options:
             if not option.value:
                 continue
-            numeric = option.value in ("N", "SIZE", "SECONDS", "SIGNAL", "NAME=SOFT[:HARD]", "ADDR", "ADDR/24", "no|on-failure[:N]|always", "[IP:][HOST]:POD[/tcp]", "USER[:GROUP]")  # fmt: skip
+            numeric = option.value in ("N", "SIZE", "SECONDS", "SIGNAL", "NAME=SOFT[:HARD]", "ADDR", "ADDR/BITS", "no|on-failure[:N]|always", "[IP:][HOST]:POD[/tcp]", "USER[:GROUP]")  # fmt: skip
             values = [WORD, f"{WORD}={WORD}", f"/{WORD}:/{WORD}"]
             if numeric:
                 values += [*NUMBERS, *(f"{NUMBERS[2]}{u}" for u in "mg"), *(f"{x}:{x}" for x in NUMBERS[:5])]

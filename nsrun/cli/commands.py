@@ -243,7 +243,7 @@ OF_POD = (
         also=("bridge,ipv6=on", "bridge,isolated", "bridge,isolated,ipv6=on", "NETWORK,isolated"),
     ),
     O("--ip", "ADDR", "the pod's address in the bridge's network"),
-    O("--subnet", "ADDR/24", "the default bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),
+    O("--subnet", "ADDR/BITS", "the default bridge's network, if the bridge does not exist yet (NSRUN_SUBNET)"),
     O("--subnet6", "ADDR/64", "the default bridge's IPv6 network, if it does not have one yet (NSRUN_SUBNET6)"),
     O(
         "--mtu",
@@ -585,8 +585,8 @@ COMMANDS = (
     Command(
         "network create", (Operand("NAME"),), "networks.create", "make a network: pods that are on it with --network NAME reach each other, and no pod of another", "sudo nsrun network create backend",
         (
-            O("--subnet", "ADDR/24", "its addresses (default: the first of some /24 that nobody uses)"),
-            O("--subnet6", "ADDR/64", "its IPv6 addresses (default: a ULA that follows from the machine and the /24)"),
+            O("--subnet", "ADDR/BITS", "its addresses, /8 to /30 (default: the first of some /24 that nobody uses)"),
+            O("--subnet6", "ADDR/64", "its IPv6 addresses (default: a ULA that follows from the machine and the subnet)"),
             O("--mtu", "BYTES", "the largest packet of its pods (default: that of the interface of the default route when a pod is made)"),
         ),
         "Only root has networks; a pod that root makes for a user can be on one. A network stays until network rm, over a reboot, too. Its bridge is made with its first pod, and goes with the last.", plan="planning.network_create",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bridges that pods are on: how one is made when the first pod needs it, and removed when the last has gone.
 
-There is the default one, nsrun0, and one for each network that an administrator has made (state/networks.py).  Each has a /24, a
+There is the default one, nsrun0, and one for each network that an administrator has made (state/networks.py).  Each has a subnet, a
 /64 and a table of nf_tables without an owner, whose rules hold for the whole bridge; that table is removed with the bridge.  What
 is on a bridge is told by addresses: a pod's veth and its lease are named after its address (net.py), and networks do not overlap.
 """
@@ -19,10 +19,11 @@ from nsrun.host.net import (
     ADVICE,
     LEASE,
     NO_TABLES,
-    PREFIX,
     V6,
     VETH,
     address6,
+    address_message,
+    addresses,
     alias_of,
     ask_tables,
     delete_link,
@@ -36,11 +37,12 @@ from nsrun.host.net import (
     rules,
     tables,
     text6,
+    veth_name,
     wait,
     write,
 )
 from nsrun.schema import read_setting
-from nsrun.spec.options import NO_IPV6, ip_number, ip_text, parse_subnet, parse_subnet6
+from nsrun.spec.options import NO_IPV6, Subnet, ip_number, ip_text, parse_subnet, parse_subnet6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class Bridge:
         ident: str = "",
         subnet: str = "",
         subnet6: str = "",
-        taken: Iterable[str] = (),
+        taken: Iterable[Subnet] = (),
     ) -> None:
         self.name, self.network, self.ident = name, network, ident
         self.subnet, self.subnet6, self.taken = subnet, subnet6, tuple(taken)
@@ -116,35 +118,40 @@ def _routes() -> list[tuple[int, int]]:
     return found
 
 
-def subnet_in_use(subnet: str) -> bool:
-    net, mask = ip_number(subnet), 0xFFFFFF00
-    return any(net & m == to & m & mask or to & mask == net for to, m in _routes())
+def _addresses() -> list[tuple[int, int]]:
+    """Return (address, mask of 32 bits) of every address of this host: one with such a prefix has no route that _routes() shows."""
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        bodies = wire.ask(sock, "ip address show", wire.encode("get_addresses"))
+    return [(int.from_bytes(wire.attributes(body[8:]).get(2, b""), "big"), 0xFFFFFFFF) for body in bodies]
 
 
-def pick_subnet(wanted: str, taken: Iterable[str] = (), what: str = "--subnet") -> str:
-    """Return the first address of a /24 that is free and not among the `taken` ones, which are those of networks.
+def pick_subnet(wanted: str, taken: Iterable[Subnet] = (), what: str = "--subnet") -> Subnet:
+    """Return a subnet that is free and overlaps with none of the `taken` ones, which are those of networks.
 
     Raise BadInput, about `what`, when the wanted one is in use, or all are.
     """
-    if wanted:
-        net = parse_subnet(wanted)
-        if net in taken:
+    used = [*_routes(), *_addresses()]
+    for subnet in map(parse_subnet, [wanted] if wanted else SUBNETS):
+        others = [str(other) for other in taken if subnet.overlaps(other.first, other.mask)]
+        if not others and not any(subnet.overlaps(*one) for one in used):
+            return subnet
+        if wanted and others:
             raise BadInput(
-                f"{what} {net}/{PREFIX} belongs to another network", hint="nsrun network ls shows them; choose another"
+                f"{what} {subnet} overlaps with {others[0]}, which belongs to another network",
+                hint="nsrun network ls shows them; choose another",
             )
-        if subnet_in_use(net):
+        if wanted:
             raise BadInput(
-                f"{what} {net}/{PREFIX} is in use on this machine", hint="ip route shows what uses it; choose another"
+                f"{what} {subnet} is in use on this machine",
+                hint="ip route and ip address show what uses it; choose another",
             )
-        return net
-    for net in SUBNETS:
-        if net not in taken and not subnet_in_use(net):
-            return net
-    raise BadInput("no free /24 for the bridge", hint="name one with --subnet or NSRUN_SUBNET")
+    raise BadInput("no free /24 for the bridge", hint="name a network with --subnet or NSRUN_SUBNET")
 
 
-def current_gateway(bridge: str = BRIDGE) -> str:
-    return wire.address_of(bridge)
+def current_subnet(bridge: str = BRIDGE) -> Subnet | None:
+    """Return a bridge's network, as the kernel has it; None when the bridge has no address, or does not exist."""
+    gateway, bits = wire.address_of(bridge)
+    return Subnet(gateway, bits) if gateway else None
 
 
 def without_ipv6(bridge: str = BRIDGE) -> str:
@@ -172,11 +179,12 @@ def _prefix_in_use(prefix: bytes) -> bool:
     return False
 
 
-def pick_subnet6(wanted: str, gateway: str, what: str = "--subnet6") -> str:
+def pick_subnet6(wanted: str, subnet: Subnet, what: str = "--subnet6") -> str:
     """Return a free /64.  Raise BadInput, about `what`, when the wanted one is in use.
 
     Else it is a ULA (RFC 4193), the same whenever the bridge has this IPv4 address: fd, 40 bits of b2sum(1) of machine-id(5),
-    and two bytes of the IPv4 subnet.
+    and two bytes of the IPv4 address.  Networks that have these in common differ in the last byte of their first address; as
+    many line feeds follow the id.
     """
     if wanted:
         network = parse_subnet6(wanted)
@@ -194,8 +202,8 @@ def pick_subnet6(wanted: str, gateway: str, what: str = "--subnet6") -> str:
     except OSError:
         machine = b""  # behind NAT it need not be unique
     for attempt in range(16):
-        digest = blake2b(machine + b"\n" * attempt).digest()
-        prefix = b"\xfd" + digest[:5] + ip_number(gateway).to_bytes(4, "big")[1:3]
+        digest = blake2b(machine + b"\n" * ((subnet.first & 255) + attempt)).digest()
+        prefix = b"\xfd" + digest[:5] + ip_number(subnet.gateway).to_bytes(4, "big")[1:3]
         if not _prefix_in_use(prefix):
             return text6(prefix + bytes(8))
     raise BadInput("no free /64 for the bridge", hint="name one with --subnet6 or NSRUN_SUBNET6")
@@ -214,23 +222,24 @@ def current_gateway6(bridge: str = BRIDGE) -> str:
     return ""
 
 
-def ensure_bridge(sock: wire.Socket, bridge: Bridge, closed: bool = False) -> tuple[str, int]:
-    """Return (gateway, index) of the bridge, which is made if there is none.  `closed`: nothing is forwarded to and from the pod.
+def ensure_bridge(sock: wire.Socket, bridge: Bridge, closed: bool = False) -> tuple[Subnet, int]:
+    """Return (network, index) of the bridge, which is made if there is none.  `closed`: nothing is forwarded to and from the pod.
 
     The caller holds the lock on the network.  Raise BadInput when its subnet is in use, or its name is another's.
     """
     name = bridge.name
-    gateway = current_gateway(name)
-    if gateway and bridge.subnet and _net_of(gateway) != _net_of(bridge.subnet.partition("/")[0]):
+    subnet = current_subnet(name)
+    if subnet and bridge.subnet and str(subnet) != str(parse_subnet(bridge.subnet)):
         if bridge.network:
             raise _anothers(bridge)
         raise BadInput(
-            f"the bridge {name} is {gateway}/{PREFIX}: pods are on it",
+            f"the bridge {name} is {subnet.gateway}/{subnet.bits}: pods are on it",
             hint="all pods of the default bridge share one network; leave --subnet out, or: nsrun network create",
         )
-    if not gateway:
+    if not subnet:
         what = f"network {bridge.network!r}:" if bridge.network else "--subnet"
-        gateway = ip_text(ip_number(pick_subnet(bridge.subnet, bridge.taken, what)) + 1)
+        subnet = pick_subnet(bridge.subnet, bridge.taken, what)
+        gateway, bits = subnet.gateway, subnet.bits
         # one datagram, which the kernel carries out whatever signal comes: a bridge without the alias is nobody's to remove
         requests = [
             (f"ip link add {name} type bridge", wire.encode("new_bridge", bridge=name, mac=mac_of(gateway))),
@@ -247,8 +256,7 @@ def ensure_bridge(sock: wire.Socket, bridge: Bridge, closed: bool = False) -> tu
             if error.errno != EEXIST:
                 raise
         index = _socket.if_nametoindex(name)
-        message = wire.encode("new_address", index=index, pod_ip=gateway)
-        wire.talk(sock, [(f"ip address add {gateway}/{PREFIX} dev {name}", message)])
+        wire.talk(sock, [(f"ip address add {gateway}/{bits} dev {name}", address_message(index, gateway, bits))])
         for setting in ADVICE:
             try:  # a pod must not tell this host where to send its packets (CVE-2020-13401)
                 write("/proc/sys/net/" + setting.format(name), "0")
@@ -257,7 +265,7 @@ def ensure_bridge(sock: wire.Socket, bridge: Bridge, closed: bool = False) -> tu
     else:
         _check_owner(sock, bridge)
     if closed:
-        return gateway, _socket.if_nametoindex(name)
+        return subnet, _socket.if_nametoindex(name)
     with open("/proc/sys/net/ipv4/ip_forward", errors="surrogateescape") as file:
         forwards = file.read().strip() == "1"
     if not forwards:
@@ -266,11 +274,7 @@ def ensure_bridge(sock: wire.Socket, bridge: Bridge, closed: bool = False) -> tu
     # Only this link: 127.0.0.1 may be routed to a pod.  What comes back that way is dropped on the pod's veth, by the
     # bridge's table, and, should an administrator flush that, by every pod's own (rule_guard_loopback).
     write(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
-    return gateway, _socket.if_nametoindex(name)
-
-
-def _net_of(ip: str) -> int:
-    return ip_number(ip) & 0xFFFFFF00
+    return subnet, _socket.if_nametoindex(name)
 
 
 def _check_owner(sock: wire.Socket, bridge: Bridge) -> None:
@@ -307,7 +311,7 @@ def free_name(taken: Iterable[str]) -> str:
     raise BadInput("there are 255 networks: no bridge can be called otherwise", hint="nsrun network rm")
 
 
-def ensure_bridge6(sock: wire.Socket, bridge: Bridge, gateway: str, index: int) -> str:
+def ensure_bridge6(sock: wire.Socket, bridge: Bridge, subnet: Subnet, index: int) -> str:
     """Return the bridge's IPv6 address, which it gets if it has none.
 
     The caller holds the lock on the network, and has made the bridge.
@@ -321,7 +325,7 @@ def ensure_bridge6(sock: wire.Socket, bridge: Bridge, gateway: str, index: int) 
         )
     if not gateway6:
         what = f"network {bridge.network!r}:" if bridge.network else "--subnet6"
-        gateway6 = address6(pick_subnet6(wanted, gateway, what), gateway)
+        gateway6 = address6(pick_subnet6(wanted, subnet, what), subnet.gateway)
         # without a link-local address of its own it sends no redirects: what pods send to each other passes by this host
         write(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode", "1")
         message = wire.encode("bridge_address6", index=index, gateway6=gateway6)
@@ -466,7 +470,7 @@ def _is_veth(name: str) -> bool:
 def _try_tables() -> None:
     """Make a table with all rules of a pod, and remove it, in one batch, so that it never takes effect.  Raise KernelError."""
     port: Port = {"host_ip": "0.0.0.0", "host_port": 1, "pod_port": 1, "protocol": "tcp"}
-    begin, *content, end = rules("nsrun-trytable", "0" * 12, BRIDGE, "10.88.0.2", "10.88.0.1", [port])
+    begin, *content, end = rules("nsrun-trytable", "0" * 12, BRIDGE, "10.88.0.2", Subnet("10.88.0.1", 24), [port])
     batch = [
         begin,
         ("nft add table ip nsrun-trytable", wire.encode("new_table", table="nsrun-trytable")),
@@ -481,14 +485,12 @@ def _try_tables() -> None:
 def pods_on(bridge: str, links: Iterable[str], leases: Iterable[str]) -> set[str]:
     """Return the veths of the pods on a bridge, also of those that are nothing any more but a lease or a veth.
 
-    Their names have the address, and addresses of a bridge are of its /24 (decision 48).
+    Their names have the address, and addresses of a bridge are of its network (decision 48).
     """
-    gateway = current_gateway(bridge)
-    if not gateway:
+    subnet = current_subnet(bridge)
+    if not subnet:
         return set()
-    start = f"{_net_of(gateway) >> 8:06x}"
-    found = {name for name in links if name.startswith(VETH + start) and len(name) == len(VETH) + 8}
-    return found | {f"{VETH}{name[len(LEASE) :]}" for name in leases if name.startswith(LEASE + start)}
+    return {veth_name(ip_text(n)) for n in (*addresses(links, VETH), *addresses(leases, LEASE)) if n in subnet}
 
 
 def remove_idle_bridge(

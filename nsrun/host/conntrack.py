@@ -19,12 +19,12 @@ from errno import EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT
 from nsrun.errors import KernelError
 from nsrun.host import wire
 from nsrun.schema import is_number, read_setting
-from nsrun.spec.options import ip_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from nsrun.spec.options import Subnet
     from nsrun.types import Port
 
 DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
@@ -94,17 +94,15 @@ def room() -> tuple[int, int]:
     return (int(count), int(most)) if is_number(count) and is_number(most) else (0, 0)
 
 
-def forget_ports(ports: Iterable[Port], gateway: str, pod_ip6: str) -> None:
+def forget_ports(ports: Iterable[Port], subnet: Subnet, pod_ip6: str) -> None:
     """Delete what is tracked of UDP to published ports, and leads to a pod or to this host.
 
-    `pod_ip6`: an address of the bridge's IPv6 network; "": it has none.
+    `subnet`: the bridge's; `pod_ip6`: an address of its IPv6 network; "": it has none.
 
     What goes through this host to another one, and has the same port, is left alone.
     """
     asked = {(port["host_ip"], port["host_port"]) for port in ports if port["protocol"] == "udp"}
-    networks = [ip_number(gateway).to_bytes(4, "big")[:3]]
-    if pod_ip6:
-        networks.append(_socket.inet_pton(_socket.AF_INET6, pod_ip6)[:8])
+    net6 = _socket.inet_pton(_socket.AF_INET6, pod_ip6)[:8] if pod_ip6 else b""
     local: dict[bytes, bool] = {}
 
     def leads_nowhere(flow: Flow) -> bool:
@@ -114,9 +112,9 @@ def forget_ports(ports: Iterable[Port], gateway: str, pod_ip6: str) -> None:
         if not {(wildcard, flow.port), (_socket.inet_ntop(flow.family, flow.to), flow.port)} & asked:
             return False
         if flow.answers != flow.to:
-            return any(
-                flow.answers.startswith(network) for network in networks if (len(network) == 3) == (len(flow.to) == 4)
-            )
+            if flow.family == _socket.AF_INET:
+                return int.from_bytes(flow.answers, "big") in subnet
+            return bool(net6) and flow.answers.startswith(net6)
         if flow.to not in local:
             local[flow.to] = _is_local(flow.to)
         return local[flow.to]

@@ -25,6 +25,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 )
 from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
+    RTM_GETADDR,
     RTM_GETLINK,
     RTM_NEWADDR,
     RTM_NEWLINK,
@@ -240,24 +241,24 @@ def arrival_filter(index: int, *words: int) -> bytes:
     return _filter(index, CLSACT_EGRESS, portfilter.arrivals(*_apart(words)))
 
 
-def closed_filter(index: int, ip_word: int, net_word: int) -> bytes:
+def closed_filter(index: int, ip_word: int, *net: int) -> bytes:
     """Add the filter for what a pod that is closed in may send."""
-    return _filter(index, CLSACT_INGRESS, portfilter.program(ip_word, net=net_word))
+    return _filter(index, CLSACT_INGRESS, portfilter.program(ip_word, net=net))
 
 
 def closed_isolating_filter(index: int, ip_word: int, *words: int) -> bytes:
     """Add the filter for what an isolated pod that is closed in may send."""
-    return _filter(index, CLSACT_INGRESS, portfilter.program(ip_word, (), words, words[3]))
+    return _filter(index, CLSACT_INGRESS, portfilter.program(ip_word, (), words, words[3:]))
 
 
 def closed_arrival_filter(index: int, *words: Any) -> bytes:
     """Add the filter for what comes to a pod that is closed in; `words`: the bridge's, and whether the pod is isolated."""
-    return _filter(index, CLSACT_EGRESS, portfilter.closed_arrivals(words[:4], words[4]))
+    return _filter(index, CLSACT_EGRESS, portfilter.closed_arrivals(words[:5], words[5]))
 
 
 def _apart(words: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the words of IPv6's prefix, and those of the bridge, which are four without IPv6."""
-    return (words[:2], words[2:]) if len(words) == 8 else ((), words)
+    """Return the words of IPv6's prefix, and those of the bridge, which are five without IPv6."""
+    return (words[:2], words[2:]) if len(words) == 9 else ((), words)
 
 
 def _filter(index: int, parent: int, code: Sequence[portfilter.Instruction]) -> bytes:
@@ -285,11 +286,20 @@ def del_link(index: int) -> bytes:
     return _finish(msg, RTM_DELLINK, NLM_F_ACK)
 
 
-def new_address(index: int, ip: str, prefix: int) -> bytes:
+def new_address(index: int, ip: str, prefix: bytes) -> bytes:
+    """Add an IPv4 address; `prefix`: AF_INET and the length of the prefix, with which struct ifaddrmsg begins."""
     msg = ifaddrmsg()
-    msg["family"], msg["prefixlen"], msg["index"] = socket.AF_INET, prefix, index
+    msg["family"], msg["prefixlen"] = prefix
+    msg["index"] = index
     msg["attrs"] = [("IFA_LOCAL", ip), ("IFA_ADDRESS", ip)]
     return _finish(msg, RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+
+def get_addresses() -> bytes:
+    """Ask for all IPv4 addresses of this network namespace; rtnetlink(7)."""
+    msg = ifaddrmsg()
+    msg["family"] = socket.AF_INET
+    return _finish(msg, RTM_GETADDR, 0x300)  # NLM_F_DUMP
 
 
 def new_address6(index: int, ip: str, prefix: int) -> bytes:
@@ -676,12 +686,12 @@ def rule_masquerade_loopback(table: str, bridge: str, pod_ip: str) -> bytes:
     )
 
 
-def rule_masquerade_hairpin(table: str, bridge: str, pod_ip: str, gateway: str) -> bytes:
-    """Make a pod of this /24 that came through a published port get its answers through the host (hairpin)."""
+def rule_masquerade_hairpin(table: str, bridge: str, pod_ip: str, subnet: str, netmask: str) -> bytes:
+    """Make a pod of this network that came through a published port get its answers through the host (hairpin)."""
     return _rule(
         table,
         "postrouting",
-        _addr(SADDR, gateway, 24),
+        [_payload(1, SADDR, 4), _masked(socket.inet_aton(netmask)), _cmp(socket.inet_aton(subnet))],
         _addr(DADDR, pod_ip),
         _dnatted(),
         _ifname(OIFNAME, bridge),
@@ -785,7 +795,9 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
     "pod_ip": ("237.238.239.241", bytes((237, 238, 239, 241))),
     "host_ip": ("227.228.229.231", bytes((227, 228, 229, 231))),
     "gateway": ("217.218.219.221", bytes((217, 218, 219, 221))),
-    "subnet": ("217.218.219.0", bytes((217, 218, 219, 0))),
+    "subnet": ("207.208.209.211", bytes((207, 208, 209, 211))),
+    "netmask": ("197.198.199.201", bytes((197, 198, 199, 201))),
+    "prefix": (bytes((socket.AF_INET, 0xA5)), bytes((socket.AF_INET, 0xA5))),
     "pod_ip6": ("fdd1:d2d3:d4d5:d6d7:d8d9:dadb:dcdd:dedf", bytes.fromhex("fdd1d2d3d4d5d6d7d8d9dadbdcdddedf")),
     "host_ip6": ("fde1:e2e3:e4e5:e6e7:e8e9:eaeb:eced:eeef", bytes.fromhex("fde1e2e3e4e5e6e7e8e9eaebecedeeef")),
     "gateway6": ("fd91:9293:9495:9697:9899:9a9b:9c9d:9e9f", bytes.fromhex("fd9192939495969798999a9b9c9d9e9f")),
@@ -796,13 +808,15 @@ SAMPLES: dict[str, tuple[object, bytes]] = {
     "mac_low": (0x5A5B5C5E, struct.pack("=I", 0x5A5B5C5E)),
     "gateway_word": (0x6A6B6C6E, struct.pack("=I", 0x6A6B6C6E)),
     "net_word": (0x7A7B7C7E, struct.pack("=I", 0x7A7B7C7E)),
+    "mask_word": (0xAAABACAE, struct.pack("=I", 0xAAABACAE)),
     "third6": (0x8A8B8C8E, struct.pack("=I", 0x8A8B8C8E)),
     "fourth6": (0x9A9B9C9E, struct.pack("=I", 0x9A9B9C9E)),
     "port": (0xB1B2, bytes.fromhex("b1b2")),
     "pod_port": (0xC1C2, bytes.fromhex("c1c2")),
 }
 
-BRIDGE_WORDS = ("mac_high", "mac_low", "gateway_word", "net_word")
+NET_WORDS = ("net_word", "mask_word")
+BRIDGE_WORDS = ("mac_high", "mac_low", "gateway_word", *NET_WORDS)
 
 #: name → (function, its parameters as names of SAMPLES or constants)
 MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
@@ -822,14 +836,15 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "isolating_filter6": (isolating_filter, ("index", "ip_word", "high6", "low6", *BRIDGE_WORDS, "third6", "fourth6")),
     "arrival_filter": (arrival_filter, ("index", *BRIDGE_WORDS)),
     "arrival_filter6": (arrival_filter, ("index", "high6", "low6", *BRIDGE_WORDS, "third6", "fourth6")),
-    "closed_filter": (closed_filter, ("index", "ip_word", "net_word")),
+    "closed_filter": (closed_filter, ("index", "ip_word", *NET_WORDS)),
     "closed_isolating_filter": (closed_isolating_filter, ("index", "ip_word", *BRIDGE_WORDS)),
     "closed_arrival_filter": (closed_arrival_filter, ("index", *BRIDGE_WORDS, False)),
     "closed_isolating_arrival_filter": (closed_arrival_filter, ("index", *BRIDGE_WORDS, True)),
     "neighbour_gateway": (neighbour, ("index", "gateway", "mac")),
     "link_up": (link_up, ("index",)),
     "del_link": (del_link, ("index",)),
-    "new_address": (new_address, ("index", "pod_ip", 24)),
+    "new_address": (new_address, ("index", "pod_ip", "prefix")),
+    "get_addresses": (get_addresses, ()),
     "default_route": (default_route, ("gateway",)),
     "bridge_address6": (new_address6, ("index", "gateway6", 64)),
     "pod_address6": (new_address6, ("index", "pod_ip6", 128)),
@@ -857,7 +872,7 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     },
     "masquerade_out": (rule_masquerade_out, ("table", "bridge", "pod_ip")),
     "masquerade_loopback": (rule_masquerade_loopback, ("table", "bridge", "pod_ip")),
-    "masquerade_hairpin": (rule_masquerade_hairpin, ("table", "bridge", "pod_ip", "gateway")),
+    "masquerade_hairpin": (rule_masquerade_hairpin, ("table", "bridge", "pod_ip", "subnet", "netmask")),
     "guard_loopback": (rule_guard_loopback, ("table", "bridge")),
     "label_out": (rule_label_out, ("table", "bridge", "pod_ip", "began")),
     "label_in": (rule_label_in, ("table", "bridge", "pod_ip", "reached")),

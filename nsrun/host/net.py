@@ -31,7 +31,18 @@ from __future__ import annotations
 import _socket
 import os
 import sys
-from errno import EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
+from errno import (
+    EADDRINUSE,
+    EADDRNOTAVAIL,
+    EAFNOSUPPORT,
+    EEXIST,
+    EINVAL,
+    ENODEV,
+    EOPNOTSUPP,
+    EPERM,
+    EPROTONOSUPPORT,
+    EXFULL,
+)
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError
@@ -41,14 +52,13 @@ from nsrun.spec.options import ANY, NO_IPV6, PROTOCOLS, at, ip_number, ip_text, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
-    from nsrun.spec.options import Published
+    from nsrun.spec.options import Published, Subnet
     from nsrun.types import Port
 
 
-PREFIX = 24
 #: What the names of a pod's veth and of its lease begin with; eight hexadecimal digits follow, which are the address.
 VETH, LEASE = "nsr", "nsrun-"
 
@@ -89,6 +99,14 @@ def veth_name(ip: str) -> str:
 def table_name(ip: str) -> str:
     """Return the name of the pod's table, which is its lease on the address."""
     return f"{LEASE}{ip_number(ip):08x}"
+
+
+def addresses(names: Iterable[str], start: str) -> Iterator[int]:
+    """Return the addresses that the names of veths (`start` is VETH) or of leases (LEASE) have, as numbers; other names have none."""
+    for name in names:
+        digits = name[len(start) :]
+        if name.startswith(start) and len(digits) == 8 and set("0123456789abcdef").issuperset(digits):
+            yield int(digits, 16)
 
 
 def alias_of(ident: str) -> str:
@@ -151,7 +169,7 @@ def connect(
     sock: wire.Socket,
     netns: int,
     bridge: str,
-    gateway: str,
+    subnet: Subnet,
     bridge_index: int,
     wanted_ip: str,
     ident: str,
@@ -165,19 +183,18 @@ def connect(
     Both ends have this `mtu`, in bytes.
 
     The lease is a socket: the address is the pod's as long as it is open.  An address is free when its table and its
-    veth are gone.  Raise BadInput when the wanted one is taken, or all are.
+    veth are gone.  Raise BadInput when the wanted one is taken, or all are, or the bridge has no port left.
     """
     from nsrun.host.conntrack import forget_addresses
 
-    net = ip_number(gateway) & 0xFFFFFF00
+    candidates: Iterable[int]
     if wanted_ip:
         number = ip_number(wanted_ip)
-        if number & 0xFFFFFF00 != net or number in (net, net + 255, ip_number(gateway)):
-            raise BadInput(f"--ip {wanted_ip} is not a free address of {ip_text(net)}/{PREFIX}")
+        if number not in subnet or number in (subnet.first, subnet.last, ip_number(subnet.gateway)):
+            raise BadInput(f"--ip {wanted_ip} is not a free address of {subnet}")
         candidates = [number]
     else:
-        taken = {name[3:] for name in link_names()} | {name[6:] for name in (() if closed else leases())}
-        candidates = [n for n in range(net + 2, net + 255) if f"{n:08x}" not in taken]
+        candidates = free_addresses(subnet, {*addresses(link_names(), VETH), *(() if closed else leases())})
     for number in candidates:
         ip = ip_text(number)
         table = bound_lease(ip) if closed else lease(ip)
@@ -187,7 +204,7 @@ def connect(
             ip6 = address6(gateway6, ip) if gateway6 else ""
             if not closed:
                 forget_addresses(ip, *([ip6] if ip6 else []))
-            limits = ((gateway, gateway6) if isolated else None, gateway if closed else "")
+            limits = ((subnet, gateway6) if isolated else None, subnet if closed else None)
             port = (sock, netns, bridge, bridge_index, ip, ident, mtu, ip6, *limits)
             index = _make_port(*port)
             if not index and wanted_ip:  # we have the lease, so its pod has ended: the kernel takes the veth away
@@ -206,7 +223,13 @@ def connect(
             )
     if wanted_ip:
         raise BadInput(f"--ip {wanted_ip} is taken by another pod", hint="nsrun pod ls shows the addresses")
-    raise BadInput(f"all addresses of {ip_text(net)}/{PREFIX} are in use", hint="remove a pod: nsrun pod ls")
+    raise BadInput(f"all addresses of {subnet} are in use", hint="remove a pod: nsrun pod ls")
+
+
+def free_addresses(subnet: Subnet, taken: set[int]) -> Iterator[int]:
+    """Return the addresses that pods may have of a bridge's network and that are not taken, one by one: there may be millions."""
+    gateway = ip_number(subnet.gateway)
+    return (number for number in range(subnet.first + 2, subnet.last) if number not in taken and number != gateway)
 
 
 def lease(ip: str) -> wire.Socket | None:
@@ -281,9 +304,9 @@ def tables(version: str = "") -> set[str]:
     return {name for name in names if name.startswith(LEASE) and len(name) == len(LEASE) + 8}
 
 
-def leases() -> set[str]:
-    """Return the names of the pods' tables."""
-    return {name for name in tables() if set("0123456789abcdef").issuperset(name[len(LEASE) :])}
+def leases() -> set[int]:
+    """Return the addresses that the pods' tables lease."""
+    return set(addresses(tables(), LEASE))
 
 
 def _make_port(
@@ -295,8 +318,8 @@ def _make_port(
     ident: str,
     mtu: int,
     ip6: str,
-    alone: tuple[str, str] | None,
-    closed: str,
+    alone: tuple[Subnet, str] | None,
+    closed: Subnet | None,
 ) -> int:
     """Make the pair, and bring this end up when the filter is on it; return its index, or 0 when the name is taken."""
     name, mac = veth_name(ip), mac_of(ip)
@@ -307,6 +330,11 @@ def _make_port(
     except KernelError as error:
         if error.errno == EEXIST:
             return 0
+        if error.errno == EXFULL:
+            raise BadInput(
+                f"no pod can be added to the bridge {bridge}: it has 1023 ports, and Linux allows no more",
+                hint="remove a pod: nsrun pod ls; or make another bridge: nsrun network create",
+            ) from None
         raise
     index = _socket.if_nametoindex(name)
     try:
@@ -326,13 +354,13 @@ def secure_port(
     ip: str,
     ident: str,
     ip6: str = "",
-    alone: tuple[str, str] | None = None,
-    closed: str = "",
+    alone: tuple[Subnet, str] | None = None,
+    closed: Subnet | None = None,
 ) -> None:
     """Configure who is behind a port of the bridge and what may come from it; then bring it up.
 
-    `alone`: the bridge's addresses, when the pod is isolated; then nothing may come from or go to another pod.  `closed`: the
-    bridge's IPv4 address, when the pod is closed in; then nothing may come from or go to where the bridge does not lead.
+    `alone`: the bridge's IPv4 network and its IPv6 address, when the pod is isolated; then nothing may come from or go to another
+    pod.  `closed`: the former, when the pod is closed in; then nothing may come from or go to where the bridge does not lead.
     """
     mac, device = mac_of(ip), f"dev {name}"
     mac_text = ":".join(f"{byte:02x}" for byte in mac)
@@ -340,10 +368,10 @@ def secure_port(
     words: dict[str, object] = {"index": index}
     if ip6:
         words |= zip(("high6", "low6"), _words(net6_of(ip6)), strict=True)
-    if alone or closed:
-        own, gateway_word = wire.mac_of_link(bridge), ip_number(alone[0] if alone else closed)
+    if subnet := alone[0] if alone else closed:
+        own = wire.mac_of_link(bridge)
         words |= {"mac_high": int.from_bytes(own[:4], "big"), "mac_low": int.from_bytes(own[4:], "big")}
-        words |= {"gateway_word": gateway_word, "net_word": gateway_word & 0xFFFFFF00}
+        words |= {"gateway_word": ip_number(subnet.gateway), "net_word": subnet.first, "mask_word": subnet.mask}
         if ip6 and alone:
             words |= zip(("third6", "fourth6"), _words(_socket.inet_pton(_socket.AF_INET6, alone[1])[8:]), strict=True)
         kind = ("closed_" if closed else "") + ("isolating_" if alone else "")
@@ -376,18 +404,24 @@ def _words(half: bytes) -> tuple[int, int]:
     return int.from_bytes(half[:4], "big"), int.from_bytes(half[4:], "big")
 
 
+def address_message(index: int, ip: str, bits: int) -> bytes:
+    """Return the message that gives an interface an IPv4 address and the length of its prefix."""
+    return wire.encode("new_address", index=index, pod_ip=ip, prefix=bytes((_socket.AF_INET, bits)))
+
+
 def configure_pod(
-    ip: str, gateway: str, ip6: str = "", gateway6: str = "", mac: bytes = b"", isolated: bool = False
+    ip: str, subnet: Subnet, ip6: str = "", gateway6: str = "", mac: bytes = b"", isolated: bool = False
 ) -> None:
     """In the pod's network namespace, bring up lo and eth0, and set the addresses and the default routes.
 
     `mac`: the bridge's, which need not be asked for by neighbour discovery then, and in a pod that is `isolated` by ARP neither.
     """
+    gateway = subnet.gateway
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         index = _socket.if_nametoindex("eth0")
         requests = [
             ("ip link set lo up", wire.encode("link_up", index=_socket.if_nametoindex("lo"))),
-            (f"ip address add {ip}/{PREFIX} dev eth0", wire.encode("new_address", index=index, pod_ip=ip)),
+            (f"ip address add {ip}/{subnet.bits} dev eth0", address_message(index, ip, subnet.bits)),
         ]
         if ip6:
             text = f"ip -6 address add {ip6}/128 dev eth0 nodad"
@@ -587,7 +621,7 @@ def ports_by_map(ports: Iterable[Published], version: str = "") -> list[tuple[st
 
 
 def rules(
-    table: str, ident: str, bridge: str, pod_ip: str, gateway: str, ports: list[Port], pod_ip6: str = ""
+    table: str, ident: str, bridge: str, pod_ip: str, subnet: Subnet, ports: list[Port], pod_ip6: str = ""
 ) -> list[tuple[str, bytes]]:
     """Return the content of the pod's own nf_tables tables as (nft command, message) …
 
@@ -598,14 +632,12 @@ def rules(
         requests.append((f"nft add chain ip {table} {chain}", wire.encode(f"chain_{chain}", table=table)))
     began, reached = labels = labels_of(ident)
     on_bridge = {"table": table, "bridge": bridge, "pod_ip": pod_ip}
+    neighbours = {"subnet": ip_text(subnet.first), "netmask": ip_text(subnet.mask)}
     for text, data in (
         ("guard", wire.encode("guard_loopback", table=table, bridge=bridge)),
         ("postrouting", wire.encode("masquerade_out", **on_bridge)),
         ("postrouting", wire.encode("masquerade_loopback", **on_bridge)),
-        (
-            "postrouting",
-            wire.encode("masquerade_hairpin", **on_bridge, subnet=ip_text(ip_number(gateway) & 0xFFFFFF00)),
-        ),
+        ("postrouting", wire.encode("masquerade_hairpin", **on_bridge, **neighbours)),
         ("forward", wire.encode("label_out", **on_bridge, began=began)),
         ("forward", wire.encode("label_in", **on_bridge, reached=reached)),
         ("forward", wire.encode("forward_began", **on_bridge, began=began)),
@@ -737,7 +769,14 @@ def _who_has(host_ip: str, port: int, protocol: str) -> str:
 
 
 def publish(
-    table: int, ident: str, bridge: str, pod_ip: str, gateway: str, ports: list[Port], more: str = "", pod_ip6: str = ""
+    table: int,
+    ident: str,
+    bridge: str,
+    pod_ip: str,
+    subnet: Subnet,
+    ports: list[Port],
+    more: str = "",
+    pod_ip6: str = "",
 ) -> None:
     """Fill the pod's tables; `table` is a descriptor of the lease, since only its owner can change the table.
 
@@ -748,12 +787,12 @@ def publish(
         if more:
             requests = only_forwarding(more, pod_ip, ports, pod_ip6)
         else:
-            requests = rules(table_name(pod_ip), ident, bridge, pod_ip, gateway, ports, pod_ip6)
+            requests = rules(table_name(pod_ip), ident, bridge, pod_ip, subnet, ports, pod_ip6)
         wire.talk(sock, requests)
     if any(port["protocol"] == "udp" for port in ports):
         from nsrun.host.conntrack import forget_ports
 
-        forget_ports(ports, gateway, pod_ip6)  # whoever has sent before, and still sends, reaches the pod from now on
+        forget_ports(ports, subnet, pod_ip6)  # whoever has sent before, and still sends, reaches the pod from now on
 
 
 def remove_veth(note: Mapping[str, Any]) -> None:
@@ -770,7 +809,7 @@ def await_holder(note: Mapping[str, Any]) -> None:
     """Wait until the lease of an owned pod has gone: nsrun-hold, which has it, ends a moment after pause."""
     network = note.get("network") or {}
     if network.get("veth") and network.get("netns") == netns_cookie() and not network.get("closed"):
-        wait(lambda: table_name(network["ip"]) not in leases(), 1.0)
+        wait(lambda: ip_number(network["ip"]) not in leases(), 1.0)
 
 
 def wait(condition: Callable[[], bool], seconds: float) -> bool:

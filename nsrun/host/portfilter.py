@@ -46,7 +46,7 @@ Line = tuple[int, int, str, str]
 Instruction = tuple[int, int, int, int]
 
 
-def _lines(ip: int, prefix6: Sequence[int], bridge: Sequence[int], net: int) -> list[str | Line]:
+def _lines(ip: int, prefix6: Sequence[int], bridge: Sequence[int], net: Sequence[int]) -> list[str | Line]:
     """Return labels and (opcode, operand, target if true, target if false); offsets count from the Ethernet header.
 
     A load beyond the end of the frame would end the program with 0, PASS; so it checks lengths first.
@@ -63,12 +63,12 @@ def _lines(ip: int, prefix6: Sequence[int], bridge: Sequence[int], net: int) -> 
         in_network = [
             (LD, 30, NEXT, NEXT),
             (JEQ, bridge[2], "allowed", NEXT),
-            (AND, 0xFFFFFF00, NEXT, NEXT),
+            (AND, bridge[4], NEXT, NEXT),
             (JEQ, bridge[3], "drop", NEXT),
             "allowed",
         ]
     if net:
-        in_network = [(LD, 30, NEXT, NEXT), (AND, 0xFFFFFF00, NEXT, NEXT), (JEQ, net, NEXT, "drop"), *in_network]
+        in_network = [(LD, 30, NEXT, NEXT), (AND, net[1], NEXT, NEXT), (JEQ, net[0], NEXT, "drop"), *in_network]
     return [
         (LEN, 0, NEXT, NEXT),
         (JGE, 34, NEXT, "drop"),  # Ethernet and the shortest IPv4 header
@@ -123,7 +123,7 @@ def _ip6(ip: int, prefix6: Sequence[int], bridge: Sequence[int]) -> list[str | L
     for offset, word in zip((22, 26, 30, 34), (*prefix6, 0, ip), strict=True):  # from
         own += [(LD, offset, NEXT, NEXT), (JEQ, word, NEXT, "drop6")]
     if bridge:
-        for offset, word, otherwise in zip((38, 42, 46, 50), (*prefix6, *bridge[4:6]), ("allowed6", "allowed6", "drop6", "drop6"), strict=True):  # fmt: skip
+        for offset, word, otherwise in zip((38, 42, 46, 50), (*prefix6, *bridge[5:7]), ("allowed6", "allowed6", "drop6", "drop6"), strict=True):  # fmt: skip
             own += [(LD, offset, NEXT, NEXT), (JEQ, word, NEXT, otherwise)]
         own.append("allowed6")
     return [
@@ -170,12 +170,14 @@ def _ip6(ip: int, prefix6: Sequence[int], bridge: Sequence[int]) -> list[str | L
     ]
 
 
-def program(ip: int, prefix6: Sequence[int] = (), bridge: Sequence[int] = (), net: int = 0) -> list[Instruction]:
+def program(
+    ip: int, prefix6: Sequence[int] = (), bridge: Sequence[int] = (), net: Sequence[int] = ()
+) -> list[Instruction]:
     """Return the program for this address as in struct sock_filter: (opcode, jump if true, jump if false, operand) ….
 
     `prefix6`: the two words before the pod's IPv6 address, which ends with the IPv4 one; none: the pod has none.  `bridge`, for
-    a pod that is isolated: the bridge's MAC in two words, its address and network, and the second half of its IPv6 address.
-    `net`, for one that is closed in: the bridge's network.
+    a pod that is isolated: the bridge's MAC in two words, its address, its network and the mask of that, and the second half of
+    its IPv6 address.  `net`, for one that is closed in: the bridge's network and the mask of that.
     """
     return _assembled(_lines(ip, prefix6, bridge, net))
 
@@ -195,9 +197,9 @@ def arrivals(prefix6: Sequence[int], bridge: Sequence[int]) -> list[Instruction]
     ]
     if prefix6:
         lines += [(LEN, 0, NEXT, NEXT), (JGE, 54, NEXT, "drop")]
-        for offset, word, otherwise in zip((22, 26, 30, 34), (*prefix6, *bridge[4:6]), ("pass", "pass", "drop", "drop"), strict=True):  # fmt: skip
+        for offset, word, otherwise in zip((22, 26, 30, 34), (*prefix6, *bridge[5:7]), ("pass", "pass", "drop", "drop"), strict=True):  # fmt: skip
             lines += [(LD, offset, NEXT, NEXT), (JEQ, word, NEXT, otherwise)]
-        lines.append((JEQ, bridge[5], "pass", "drop"))
+        lines.append((JEQ, bridge[6], "pass", "drop"))
     else:
         lines.append((JEQ, 0, "pass", "drop"))
     return _assembled(
@@ -209,7 +211,7 @@ def arrivals(prefix6: Sequence[int], bridge: Sequence[int]) -> list[Instruction]
             "ip",
             (LD, 26, NEXT, NEXT),
             (JEQ, bridge[2], "pass", NEXT),
-            (AND, 0xFFFFFF00, NEXT, NEXT),
+            (AND, bridge[4], NEXT, NEXT),
             (JEQ, bridge[3], "drop", NEXT),
             "pass",
             (RET, PASS, NEXT, NEXT),
@@ -222,8 +224,8 @@ def arrivals(prefix6: Sequence[int], bridge: Sequence[int]) -> list[Instruction]
 def closed_arrivals(bridge: Sequence[int], alone: bool) -> list[Instruction]:
     """Return the program for what comes to a pod that is closed in: from the bridge itself, and from other pods unless it is `alone`.
 
-    `bridge`: its MAC in two words, its address, and its network.  What this host forwards is not from the bridge: it has its
-    MAC, and another address.
+    `bridge`: its MAC in two words, its address, its network, and the mask of that.  What this host forwards is not from the
+    bridge: it has its MAC, and another address.
     """
     others = "drop" if alone else NEXT
     return _assembled(
@@ -235,7 +237,7 @@ def closed_arrivals(bridge: Sequence[int], alone: bool) -> list[Instruction]:
             (JEQ, 0x0806, NEXT, "drop"),
             (LD, 28, NEXT, NEXT),  # ARP: the sender's address
             (JEQ, bridge[2], "pass", others),
-            (AND, 0xFFFFFF00, NEXT, NEXT),
+            (AND, bridge[4], NEXT, NEXT),
             (JEQ, bridge[3], "pass", "drop"),
             "ip",
             (LD, 26, NEXT, NEXT),
@@ -246,7 +248,7 @@ def closed_arrivals(bridge: Sequence[int], alone: bool) -> list[Instruction]:
             (LDH, 6, NEXT, NEXT),
             (JEQ, MAC_PREFIX, NEXT, "drop"),
             (LD, 26, NEXT, NEXT),
-            (AND, 0xFFFFFF00, NEXT, NEXT),
+            (AND, bridge[4], NEXT, NEXT),
             (JEQ, bridge[3], "pass", "drop"),
             "bridge",
             (LD, 6, NEXT, NEXT),
@@ -277,7 +279,9 @@ def _assembled(lines: Sequence[str | Line]) -> list[Instruction]:
 
 
 #: What stands for the words of a pod in a program that a shell is to fill in.
-MARKERS = (0x3A3B3C3D, 0x7A7B7C7D, 0x8A8B8C8D, 0x4A4B4C4E, 0x5A5B5C5E, 0x6A6B6C6E, 0x7A7B7C7E, 0x8A8B8C8E, 0x9A9B9C9E)
+MARKERS = (
+    0x3A3B3C3D, 0x7A7B7C7D, 0x8A8B8C8D, 0x4A4B4C4E, 0x5A5B5C5E, 0x6A6B6C6E, 0x7A7B7C7E, 0xAAABACAE, 0x8A8B8C8E, 0x9A9B9C9E,
+)  # fmt: skip
 
 
 def tc_bytecode(code: Sequence[Instruction], words: Sequence[str]) -> str:

@@ -41,11 +41,12 @@ _NUMBERS = (
     "mac_low",
     "gateway_word",
     "net_word",
+    "mask_word",
     "third6",
     "fourth6",
 )
 _PORTS = ("port", "pod_port")
-_ADDRESSES = ("pod_ip", "host_ip", "gateway", "subnet")
+_ADDRESSES = ("pod_ip", "host_ip", "gateway", "subnet", "netmask")
 _ADDRESSES6 = ("pod_ip6", "host_ip6", "gateway6")
 
 
@@ -169,16 +170,22 @@ def ask(sock: Socket, text: str, request: bytes) -> list[bytes]:
     raise KernelError(EINTR, text)
 
 
-def address_of(interface: str) -> str:
-    """Return the first IPv4 address of an interface (netdevice(7), SIOCGIFADDR); "" when it has none."""
+def address_of(interface: str) -> tuple[str, int]:
+    """Return the first IPv4 address of an interface and the length of its prefix; "" when it has none.
+
+    netdevice(7), SIOCGIFADDR and SIOCGIFNETMASK.
+    """
     from fcntl import ioctl
 
     with Socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC) as sock:
         try:
-            answer = ioctl(sock.fileno(), 0x8915, struct.pack("16s24x", interface.encode()))
+            address, mask = (
+                ioctl(sock.fileno(), request, struct.pack("16s24x", interface.encode()))[20:24]
+                for request in (0x8915, 0x891B)
+            )
         except OSError:
-            return ""
-    return _socket.inet_ntoa(answer[20:24])
+            return "", 0
+    return _socket.inet_ntoa(address), int.from_bytes(mask, "big").bit_count()
 
 
 def mac_of_link(interface: str) -> bytes:

@@ -30,7 +30,7 @@ class WriteNetwork(Deed):
         return [
             'flock("net.lock", LOCK_EX)',
             Part(["mkdir(PART, 0700)"], when="it is missing", each="PART of the directory of networks"),
-            f'write("{self.path}.tmp", {{{self.record["bridge"]}, {self.record["subnet"]}/24, …}})',
+            f'write("{self.path}.tmp", {{{self.record["bridge"]}, {self.record["subnet"]}, …}})',
             f'rename("{self.path}.tmp", "{self.path}")',
         ]
 
@@ -116,7 +116,7 @@ def plan_rm(state: State, names: list[str], force: bool) -> Plan:
         if pods_of(state, name):
             raise in_use(state, name)
         bridge = networks.bridge_of(record)
-        there = bool(bridges.current_gateway(bridge.name))
+        there = bool(bridges.current_subnet(bridge.name))
         steps.append(RemoveNetwork(networks.path_of(state, name), bridge.name, bridge.table, there))
     if not steps:
         raise BadInput("there is nothing to remove", hint="nsrun network ls")

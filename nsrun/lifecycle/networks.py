@@ -7,7 +7,7 @@ from nsrun import kernel
 from nsrun.errors import BadInput, BrokenNote
 from nsrun.host import bridges, net
 from nsrun.schema import is_there
-from nsrun.spec.options import ip_number, ip_text, parse_mtu, parse_subnet6
+from nsrun.spec.options import parse_mtu, parse_subnet, parse_subnet6
 from nsrun.state import networks, new_id, timestamp
 
 TYPE_CHECKING = False
@@ -39,24 +39,24 @@ def new_record(state: State, name: str, options: Mapping[str, Any], ident: str =
     if is_there(networks.path_of(state, name)):
         raise BadInput(f"network name {name!r} is taken", hint="nsrun network ls")
     others = networks.every(state)
-    taken = [record["subnet"] for record in others]
+    taken = [parse_subnet(record["subnet"]) for record in others]
     wanted = options.get("subnet") or ""
-    subnet = bridges.pick_subnet(
-        wanted, taken if wanted else [*taken, bridges.SUBNETS[0]]
-    )  # that is the default bridge's
+    if not wanted:
+        taken.append(parse_subnet(bridges.SUBNETS[0]))  # that is the default bridge's
+    subnet = bridges.pick_subnet(wanted, taken)
     subnet6 = parse_subnet6(options["subnet6"]) if options.get("subnet6") else ""
     if subnet6:
         if why := bridges.without_ipv6():
             raise BadInput(f"--subnet6 {subnet6}/64: {why}", hint="leave --subnet6 out; nsrun doctor tells of IPv6")
         if subnet6 in [record["subnet6"] for record in others]:
             raise BadInput(f"--subnet6 {subnet6}/64 belongs to another network", hint="nsrun network ls shows them")
-        bridges.pick_subnet6(subnet6, "")
+        bridges.pick_subnet6(subnet6, subnet)
     return {
         "id": ident or new_id(),
         "name": name,
         "created": "" if ident else timestamp(),
         "bridge": bridges.free_name(record["bridge"] for record in others),
-        "subnet": subnet,
+        "subnet": str(subnet),
         "subnet6": subnet6,
         "mtu": parse_mtu(options["mtu"]) if options.get("mtu") else 0,
     }
@@ -181,17 +181,17 @@ def _describe(state: State, record: Record) -> dict[str, Any]:
 
 
 def _row(state: State, name: str, ident: str, bridge: bridges.Bridge, created: str, mtu: int) -> dict[str, Any]:
-    gateway, gateway6 = bridges.current_gateway(bridge.name), bridges.current_gateway6(bridge.name)
-    subnet = ip_text(ip_number(gateway) & 0xFFFFFF00) if gateway else bridge.subnet
+    current, gateway6 = bridges.current_subnet(bridge.name), bridges.current_gateway6(bridge.name)
+    subnet = current or (parse_subnet(bridge.subnet) if bridge.subnet else None)
     subnet6 = net.text6(net.net6_of(gateway6) + bytes(8)) if gateway6 else bridge.subnet6
     return {
         "name": name,
         "id": ident,
         "created": created,
         "bridge": bridge.name,
-        "up": bool(gateway),
-        "subnet": f"{subnet}/24" if subnet else "",
-        "gateway": ip_text(ip_number(subnet) + 1) if subnet else "",
+        "up": bool(current),
+        "subnet": str(subnet or ""),
+        "gateway": subnet.gateway if subnet else "",
         "subnet6": f"{subnet6}/64" if subnet6 else "",
         "mtu": mtu,
         "pods": pods_of(state, "" if name == DEFAULT else name),

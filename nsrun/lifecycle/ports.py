@@ -30,6 +30,7 @@ from nsrun.spec.options import (
     parse_ipv4,
     parse_ipv6,
     parse_ports,
+    subnet_of,
 )
 from nsrun.state import new_id, remove_tree
 from nsrun.state.life import HELD, KEEPER, open_pid, wait
@@ -108,7 +109,8 @@ def add(
         run = Run(plan, state)
         network: Any = pod["network"]
         if network["mode"] == "bridge":
-            run.values.update({"pod:ip": network["ip"], "pod:gateway": network["gateway"]})
+            subnet = subnet_of(network)
+            run.values.update({"pod:ip": network["ip"], "pod:gateway": subnet.gateway, "pod:prefix": subnet.bits})
         try:
             run.execute()
         finally:
@@ -245,7 +247,7 @@ def _forget(ports: list[Port], pod: PodNote) -> None:
     if any(port["protocol"] == "udp" and not is_forwarded(port) for port in ports):
         from nsrun.host.conntrack import forget_ports
 
-        forget_ports(ports, network["gateway"], network.get("ip6", ""))
+        forget_ports(ports, subnet_of(network), network.get("ip6", ""))
 
 
 def _open(holder: int, path: str, byte: int) -> int:

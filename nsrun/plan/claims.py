@@ -359,6 +359,7 @@ class WriteNote(Step):
                     **note["network"],
                     "ip": ip,
                     "gateway": run.values["pod:gateway"],
+                    "prefix": run.values["pod:prefix"],
                     "veth": veth_name(ip),
                     "veth_index": run.values["veth:index"],
                     "netns": run.values["host:netns"],

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 #: Where the file is in pause's root, and what it is called there: members have it as /etc/hosts.
 DIRECTORY, FILE = "/names", "hosts"
 TREE, HANDLE = "names:tree", "names:fd"
-#: Room for the names of 253 pods, in both families.
-SIZE = "256k"
+#: Room for the names of 1023 pods, as many as a bridge has ports, in both families.
+SIZE = "512k"
 
 
 class MakeNames(Step):

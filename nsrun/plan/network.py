@@ -8,7 +8,7 @@ from errno import EINVAL, EMFILE, ENOENT, EOPNOTSUPP, EPERM
 from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.plan import HOST, OWN_KEYRING, InitStep, Part, Step
-from nsrun.spec.options import PROTOCOLS, at, is_forwarded, port_ranges
+from nsrun.spec.options import PROTOCOLS, Subnet, at, is_forwarded, parse_subnet, port_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,6 +123,16 @@ FORWARD6 = """if [ "$(cat /proc/sys/net/ipv6/conf/all/forwarding)" = 0 ]; then
 fi"""
 
 
+def subnet_in(run: Context) -> Subnet:
+    """Return the network of the pod's bridge, which an earlier step has found."""
+    return Subnet(str(run.values["pod:gateway"]), int(run.values["pod:prefix"]))
+
+
+#: For a shell: four bytes of an IPv4 address, as printf(1) formats them.
+BYTES = "$(printf '{}' $(echo {} | tr . ' '))"
+HEX = "%02x%02x%02x%02x"
+
+
 class ConnectPod(Step):
     """The bridge, the lease, the pair."""
 
@@ -218,18 +228,18 @@ class ConnectPod(Step):
         return (self.handle, "pod:ip", *(("pod:ip6",) if self.ipv6 else ()))
 
     def shell(self) -> str:
-        from nsrun.host.bridges import Bridge
+        from nsrun.host.bridges import SUBNETS, Bridge
         from nsrun.host.net import ADVICE, alias_of
         from nsrun.host.portfilter import MAC_PREFIX
 
         name, alias = self.bridge, Bridge(self.bridge, self.network, self.network_id).alias
         prefix = f"{MAC_PREFIX >> 8:02x}:{MAC_PREFIX & 255:02x}"
         choose = f"IP={self.ip}" if self.ip else (
-            "IP=; n=2; while [ $n -lt 255 ]; do a=$(printf '%02x%02x%02x%02x' $(echo $NETWORK.$n | tr . ' '));"
-            " ip link show nsr$a >/dev/null 2>&1 || nft list table ip nsrun-$a >/dev/null 2>&1 || { IP=$NETWORK.$n; break; }; n=$((n+1)); done"
+            "IP=; n=$((FIRST + 2)); while [ $n -lt $((FIRST | ~MASK & 0xFFFFFFFF)) ]; do a=$(printf %08x $n);"
+            " ip link show nsr$a >/dev/null 2>&1 || nft list table ip nsrun-$a >/dev/null 2>&1 || { IP=$((n >> 24)).$((n >> 16 & 255)).$((n >> 8 & 255)).$((n & 255)); break; }; n=$((n+1)); done"
         )  # fmt: skip
-        default = self.subnet.rsplit(".", 1)[0] if self.subnet else "10.88.0"
-        mac = f"$(printf '{prefix}:%02x:%02x:%02x:%02x' $(echo {{}} | tr . ' '))"
+        default = parse_subnet(self.subnet or SUBNETS[0])
+        mac = BYTES.format(f"{prefix}:%02x:%02x:%02x:%02x", "{}")
         advice = " ".join("/proc/sys/net/" + setting.format(name) for setting in ADVICE)
         check = self._filters()
         bridge6 = [choose]
@@ -245,8 +255,9 @@ class ConnectPod(Step):
             ]
         return "\n".join(
             [
-                f'GATEWAY=$(ip -4 -o address show {name} 2>/dev/null | awk \'{{sub("/.*", "", $4); print $4}}\'); : ${{GATEWAY:={default}.1}}; NETWORK=${{GATEWAY%.*}}',
-                f"ip link show {name} >/dev/null 2>&1 || {{ ip link add {name} address {mac.format('$GATEWAY')} type bridge mcast_snooping 0; ip link set {name} alias '{alias}'; ip address add $GATEWAY/24 dev {name}; for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; ip link set {name} up; }}",
+                f'set -- $(ip -4 -o address show {name} 2>/dev/null | awk \'{{sub("/", " ", $4); print $4; exit}}\'); GATEWAY=${{1:-{default.gateway}}}; BITS=${{2:-{default.bits}}}',
+                f"MASK=$((0xFFFFFFFF << 32 - BITS & 0xFFFFFFFF)); FIRST=$((0x{BYTES.format(HEX, '$GATEWAY')} & MASK))",
+                f"ip link show {name} >/dev/null 2>&1 || {{ ip link add {name} address {mac.format('$GATEWAY')} type bridge mcast_snooping 0; ip link set {name} alias '{alias}'; ip address add $GATEWAY/$BITS dev {name}; for f in {advice}; do [ ! -e $f ] || echo 0 >$f; done; ip link set {name} up; }}",
                 *(
                     [
                         common_rules(name),
@@ -256,7 +267,7 @@ class ConnectPod(Step):
                     else []
                 ),
                 *bridge6,
-                f"HEX=$(printf '%02x%02x%02x%02x' $(echo $IP | tr . ' ')); VETH=nsr$HEX; MAC={mac.format('$IP')}",
+                f"HEX={BYTES.format(HEX, '$IP')}; VETH=nsr$HEX; MAC={mac.format('$IP')}",
                 *(
                     ["nft create table ip nsrun-$HEX", "conntrack -D -f ipv4 --reply-src $IP 2>/dev/null || :"]
                     if not self.closed
@@ -282,19 +293,20 @@ class ConnectPod(Step):
             return [
                 f'tc qdisc add dev $VETH ingress; {add.format("ingress")} "{tc_bytecode(program(MARKERS[0], prefix6), words)}"'
             ]
-        bridge = MARKERS[3:9] if self.ipv6 else MARKERS[3:7]
-        sent = program(MARKERS[0], prefix6, bridge if self.isolated else (), bridge[3] if self.closed else 0)
+        bridge = MARKERS[3:10] if self.ipv6 else MARKERS[3:8]
+        sent = program(MARKERS[0], prefix6, bridge if self.isolated else (), bridge[3:5] if self.closed else ())
         comes = closed_arrivals(bridge, self.isolated) if self.closed else arrivals(prefix6, bridge)
         words += [
             "$((0x$MAC_HIGH))",
             "$((0x$MAC_LOW))",
             "$((0x$GATEWAY_HEX))",
-            "$((0x$GATEWAY_HEX & 0xFFFFFF00))",
+            "$FIRST",
+            "$MASK",
             "0",
             "$((0x$GATEWAY_HEX))",
         ]
         return [
-            f"set -- $(ip -o link show {self.bridge} | sed 's/.*link.ether //; s/ .*//; y/:/ /'); MAC_HIGH=$1$2$3$4; MAC_LOW=$5$6; GATEWAY_HEX=$(printf '%02x%02x%02x%02x' $(echo $GATEWAY | tr . ' '))",
+            f"set -- $(ip -o link show {self.bridge} | sed 's/.*link.ether //; s/ .*//; y/:/ /'); MAC_HIGH=$1$2$3$4; MAC_LOW=$5$6; GATEWAY_HEX={BYTES.format(HEX, '$GATEWAY')}",
             f'tc qdisc add dev $VETH clsact; {add.format("ingress")} "{tc_bytecode(sent, words)}"',
             f'{add.format("egress")} "{tc_bytecode(comes, words)}"',
         ]
@@ -306,7 +318,8 @@ class ConnectPod(Step):
 
             prefix = net6_of(self.subnet6)
             return ":".join(prefix[at : at + 2].hex() for at in range(0, 8, 2))
-        machine = "$(cat /etc/machine-id 2>/dev/null | b2sum | sed 's/^\\(..\\)\\(....\\)\\(....\\).*/\\1:\\2:\\3/')"
+        more = "head -c $((FIRST & 255)) /dev/zero | tr '\\0' '\\n'"
+        machine = f"$({{ cat /etc/machine-id 2>/dev/null; {more}; }} | b2sum | sed 's/^\\(..\\)\\(....\\)\\(....\\).*/\\1:\\2:\\3/')"
         return f"fd{machine}:$(printf '%02x%02x' $(echo $GATEWAY | awk -F. '{{print $2, $3}}'))"
 
     @property
@@ -329,13 +342,13 @@ class ConnectPod(Step):
         with kernel.Fd(run.state.lock("net")):
             bridge = self._bridge(run)
             with wire.open_socket(wire.NETLINK_ROUTE) as sock:
-                gateway, index = bridges.ensure_bridge(sock, bridge, self.closed)
-                gateway6 = bridges.ensure_bridge6(sock, bridge, gateway, index) if self.ipv6 else ""
+                subnet, index = bridges.ensure_bridge(sock, bridge, self.closed)
+                gateway6 = bridges.ensure_bridge6(sock, bridge, subnet, index) if self.ipv6 else ""
                 ip, veth, table = net.connect(
                     sock,
                     run.fd("net:fd"),
                     self.bridge,
-                    gateway,
+                    subnet,
                     index,
                     self.ip,
                     self.ident,
@@ -350,13 +363,14 @@ class ConnectPod(Step):
             ip6 = net.address6(gateway6, ip)
             run.values.update({"pod:ip6": ip6, "pod:gateway6": gateway6})
         run.values["bridge:mac"] = mac.hex()
-        run.values.update({"pod:ip": ip, "pod:gateway": gateway, "veth:index": veth, "host:netns": net.netns_cookie()})
+        run.values.update({"pod:ip": ip, "pod:gateway": subnet.gateway, "pod:prefix": subnet.bits})
+        run.values.update({"veth:index": veth, "host:netns": net.netns_cookie()})
 
     def _bridge(self, run: Context) -> Bridge:
         """Return the bridge, under the lock on the network.  Raise BadInput when its network has been removed."""
         from nsrun.host import bridges
 
-        if not self.network and bridges.current_gateway(self.bridge):
+        if not self.network and bridges.current_subnet(self.bridge):
             return bridges.Bridge(self.bridge, subnet=self.subnet, subnet6=self.subnet6)
         from nsrun.state import networks
 
@@ -395,7 +409,7 @@ class ConfigurePod(Step):
     def made(self) -> list[str | Part]:
         quiet = ['write("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0")   /* and the like */'] if self.bridge else []
         eth0 = (
-            "; ip address add pod:ip/24 dev eth0; ip link set eth0 up; ip route add default via …"
+            "; ip address add pod:ip/pod:prefix dev eth0; ip link set eth0 up; ip route add default via …"
             if self.bridge
             else ""
         )
@@ -405,7 +419,7 @@ class ConfigurePod(Step):
         return ["setns(net:fd, CLONE_NEWNET)", *quiet, netlink(f"ip link set lo up{eth0}"), "setns(back, CLONE_NEWNET)"]
 
     def brief(self) -> str:
-        return "ip address add pod:ip/24 dev eth0" if self.bridge else "ip link set lo up"
+        return "ip address add pod:ip/pod:prefix dev eth0" if self.bridge else "ip link set lo up"
 
     def needs(self) -> tuple[str, ...]:
         return ("net:fd", "pod:ip", *(("pod:ip6",) if self.ipv6 else ())) if self.bridge else ("net:fd",)
@@ -424,7 +438,7 @@ class ConfigurePod(Step):
             six = f"\n{run} -6 address add $IP6/128 dev eth0 nodad; {run} -6 neighbour replace $GATEWAY6 lladdr $(ip -o link show {self.bridge} | sed 's/.*link.ether //; s/ .*//') dev eth0 nud permanent; {run} -6 route add default via $GATEWAY6 dev eth0 onlink"
         if self.isolated:
             six = f"; {run} neighbour replace $GATEWAY lladdr $(ip -o link show {self.bridge} | sed 's/.*link.ether //; s/ .*//') dev eth0 nud permanent{six}"
-        return f"nsenter --target $NET --net sh -c '{quiet}'; {run} link set lo up; {run} address add $IP/24 dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY{six}"
+        return f"nsenter --target $NET --net sh -c '{quiet}'; {run} link set lo up; {run} address add $IP/$BITS dev eth0; {run} link set eth0 up; {run} route add default via $GATEWAY{six}"
 
     def check(self) -> str:
         return "nsenter --target PID --net ip -br address"
@@ -442,10 +456,10 @@ class ConfigurePod(Step):
         with kernel.inside_netns(run.fd("net:fd")):
             if self.bridge:
                 net.trust_no_router(not self.ipv6)
-                ip, gateway = str(run.values["pod:ip"]), str(run.values["pod:gateway"])
+                ip, subnet = str(run.values["pod:ip"]), subnet_in(run)
                 mac = bytes.fromhex(str(run.values["bridge:mac"]))
                 ip6, gateway6 = (str(run.values.get(f"pod:{key}", "")) for key in ("ip6", "gateway6"))
-                net.configure_pod(ip, gateway, ip6, gateway6, mac, self.isolated)
+                net.configure_pod(ip, subnet, ip6, gateway6, mac, self.isolated)
             else:
                 net.loopback_up()
 
@@ -593,7 +607,7 @@ table ip nsrun-$HEX {{
 {self.chains()} chain postrouting {{ type nat hook postrouting priority 100;
   ip saddr $IP oifname != "{self.bridge}" masquerade
   ip saddr 127.0.0.0/8 ip daddr $IP oifname "{self.bridge}" masquerade
-  ip saddr $NETWORK.0/24 ip daddr $IP ct status dnat oifname "{self.bridge}" masquerade
+  ip saddr $GATEWAY/$BITS ip daddr $IP ct status dnat oifname "{self.bridge}" masquerade
  }}
  chain guard {{ type filter hook prerouting priority -300;
   iifname "{self.bridge}" ip daddr 127.0.0.0/8 drop
@@ -615,7 +629,7 @@ EOF"""
     def do(self, run: Context) -> None:
         from nsrun.host import net
 
-        ip, gateway = str(run.values["pod:ip"]), str(run.values["pod:gateway"])
+        ip, subnet = str(run.values["pod:ip"]), subnet_in(run)
         ports = [port for port in run.ports if not is_forwarded(port)]
         ip6 = str(run.values.get("pod:ip6", ""))
-        net.publish(run.fd(self.handle), self.ident, self.bridge, ip, gateway, ports, pod_ip6=ip6)
+        net.publish(run.fd(self.handle), self.ident, self.bridge, ip, subnet, ports, pod_ip6=ip6)

@@ -7,7 +7,7 @@ import os
 
 from nsrun.plan import COMMIT, HOST, OWN_KEYRING, Part, Plan, Step
 from nsrun.plan.forward import ListenPorts, StartForwarder, address_of
-from nsrun.plan.network import HoldPorts, PublishTable, netlink
+from nsrun.plan.network import HoldPorts, PublishTable, netlink, subnet_in
 from nsrun.plan.process import LoadProgram, OpenProcess
 from nsrun.spec.options import is_forwarded, published
 from nsrun.state.life import HELD, KEEPER
@@ -79,9 +79,8 @@ EOF"""
     def do(self, run: Context) -> None:
         from nsrun.host import net
 
-        gateway = str(run.values["pod:gateway"])
         ports = [port for port in run.ports if not is_forwarded(port)]
-        net.publish(run.fd(self.handle), self.ident, "", self.pod_ip, gateway, ports, self.table, self.pod_ip6)
+        net.publish(run.fd(self.handle), self.ident, "", self.pod_ip, subnet_in(run), ports, self.table, self.pod_ip6)
 
 
 class HoldMore(Step):

@@ -12,6 +12,7 @@ from nsrun.schema import is_number
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
     from nsrun.types import JoinOptions, Mount, PodOptions, Port, RLimit
 
@@ -693,6 +694,31 @@ def ip_text(number: int) -> str:
     return inet_ntoa(number.to_bytes(4, "big"))
 
 
+class Subnet:
+    """A network of IPv4 and this host's address in it, which is the gateway of the pods there.
+
+    `bits` is the length of its prefix.  `first` and `last`, which no pod has, and `mask` are numbers.
+    """
+
+    __slots__ = ("bits", "first", "gateway", "last", "mask")
+
+    def __init__(self, gateway: str, bits: int) -> None:
+        self.gateway, self.bits = gateway, bits
+        self.mask = (1 << 32) - (1 << (32 - bits))
+        self.first = ip_number(gateway) & self.mask
+        self.last = self.first | ~self.mask & 0xFFFFFFFF
+
+    def __str__(self) -> str:
+        return f"{ip_text(self.first)}/{self.bits}"
+
+    def __contains__(self, number: int) -> bool:
+        return number & self.mask == self.first
+
+    def overlaps(self, first: int, mask: int) -> bool:
+        """Return whether one of the two networks contains the other, or they are the same."""
+        return not (self.first ^ first) & self.mask & mask
+
+
 def parse_ipv4(text: str, what: str) -> str:
     """Return an IPv4 address.  Raise BadInput unless it is four decimal numbers without leading zeros."""
     parts = text.split(".")
@@ -701,15 +727,28 @@ def parse_ipv4(text: str, what: str) -> str:
     return ".".join(str(int(p)) for p in parts)
 
 
-def parse_subnet(text: str) -> str:
-    """Return the first address of a /24, named by any of its addresses.  Raise BadInput for another prefix."""
-    address, _, prefix = text.partition("/")
+#: The length of a prefix when none is named, the least (all addresses begin with the same byte) and the most (one is for a pod).
+USUAL_BITS, LEAST_BITS, MOST_BITS = 24, 8, 30
+
+
+def parse_subnet(text: str) -> Subnet:
+    """Return a network that is named by any of its addresses; the second one is the gateway.  Raise BadInput."""
+    address, slash, prefix = text.partition("/")
     address = parse_ipv4(address, "--subnet")
-    if prefix not in ("", "24"):
-        raise BadInput(f"--subnet {text}: the bridge's network is a /24")
+    if slash and prefix not in map(str, range(LEAST_BITS, MOST_BITS + 1)):
+        raise BadInput(
+            f"--subnet {text[:80]}: its prefix is not one from /{LEAST_BITS} to /{MOST_BITS}",
+            hint="10.99.0.0/16, for example; without a prefix it is a /24",
+        )
     if int(address.partition(".")[0]) in (0, 127, *range(224, 256)):  # RFC 6890
         raise BadInput(f"--subnet {text}: no pod can have an address of it", hint="10.99.7.0/24, for example")
-    return ip_text(ip_number(address) & 0xFFFFFF00)
+    bits = int(prefix) if slash else USUAL_BITS
+    return Subnet(ip_text(Subnet(address, bits).first + 1), bits)
+
+
+def subnet_of(network: Mapping[str, Any]) -> Subnet:
+    """Return the network of a pod on a bridge, as its note has it."""
+    return Subnet(network["gateway"], network.get("prefix", USUAL_BITS))
 
 
 def parse_ipv6(text: str, what: str) -> str:

@@ -89,7 +89,7 @@ _COUNT, _SIGNED = Number(), Number(-1)
 _NAME = Text("a name", 63, of="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _MAPS = {"uid": [[_COUNT]], "gid": [[_COUNT]]}
 _NETWORK = {
-    "mode": LINE, "name?": _NAME, "network_id?": HEX, "mtu?": _COUNT, "hosts?": STRING, "hosts_file?": [_COUNT], "ipv6?": LINE, "isolated?": FLAG, "closed?": LINE, "ip?": LINE, "ip6?": LINE, "gateway?": LINE, "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
+    "mode": LINE, "name?": _NAME, "network_id?": HEX, "mtu?": _COUNT, "hosts?": STRING, "hosts_file?": [_COUNT], "ipv6?": LINE, "isolated?": FLAG, "closed?": LINE, "ip?": LINE, "ip6?": LINE, "gateway?": LINE, "prefix?": Number(1, 32), "bridge?": LINE, "veth?": LINE, "veth_index?": _COUNT, "netns?": _COUNT,
 }  # fmt: skip
 _PORTS = [{"host_ip": LINE, "host_port": _COUNT, "pod_port": _COUNT, "protocol": LINE, "mode?": LINE}]
 #: The shape of each kind of note (schema.py).

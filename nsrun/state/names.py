@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOCK = "hosts"
 #: Bytes that the files may have (plan/names.py, SIZE).
-MOST = 256 << 10
+MOST = 512 << 10
 
 
 def tell(state: State, network: str, own: Mapping[str, int] | None = None, without: str = "") -> list[str]:

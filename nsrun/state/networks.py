@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nsrun.host.bridges import Bridge
+    from nsrun.spec.options import Subnet
     from nsrun.state import State
 
     Record = Mapping[str, Any]
@@ -58,7 +59,8 @@ def read(state: State, name: str) -> Record | None:
     try:
         fits = record["name"] == name and is_bridge(record["bridge"]) and record["bridge"] != BRIDGE
         fits = fits and len(record["id"]) == 12 and (not record["mtu"] or LEAST_MTU <= record["mtu"] <= MOST_MTU)
-        fits = fits and record["subnet"] == parse_subnet(record["subnet"])
+        subnet = str(parse_subnet(record["subnet"]))
+        fits = fits and record["subnet"] in (subnet, subnet.removesuffix("/24"))  # as it was before there were others
         fits = fits and (not record["subnet6"] or record["subnet6"] == parse_subnet6(record["subnet6"]))
     except BadInput:
         fits = False
@@ -105,9 +107,9 @@ def remove(state: State, name: str) -> None:
         remove_tree(path_of(state, name))
 
 
-def subnets(state: State, but: str = "") -> list[str]:
-    """Return the first addresses of the /24 of all networks but one."""
-    return [record["subnet"] for record in every(state) if record["name"] != but]
+def subnets(state: State, but: str = "") -> list[Subnet]:
+    """Return the subnets of all networks but one."""
+    return [parse_subnet(record["subnet"]) for record in every(state) if record["name"] != but]
 
 
 def bridge_of(record: Record) -> Bridge:
