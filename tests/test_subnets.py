@@ -131,7 +131,7 @@ def test_addresses_that_are_asked_for(host, wide):
 
 def test_isolated_in_a_large_network(host, busybox, wide):
     alone = Web(host, busybox, "alone", "--network", "wide,isolated", "--ip", "10.99.7.200", "-p", "20813:80")
-    other = Web(host, busybox, "other", "--network", "wide", "-p", "20814:80")
+    other = Web(host, busybox, "other", "--network", "wide", "--ip", "10.99.9.9", "-p", "20814:80")
     for one, two in ((alone, other), (other, alone)):
         assert one.sees(two.network["ip"], seconds=1) == one.sees(two.network["ip6"], seconds=1) == ""
     for pod in (alone, other):
