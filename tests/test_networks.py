@@ -15,7 +15,7 @@ from conftest import HERE, NSRUN, not_editable, settled, sh, tables, wait_for
 from test_explain import Expected, foretold, handles_are_declared, traced
 
 from nsrun.errors import BadInput, BrokenNote
-from nsrun.host.net import table_name, veth_name
+from nsrun.host.net import address6, table_name, veth_name
 from nsrun.lifecycle import networks as made
 from nsrun.lifecycle.create import plan_pod
 from nsrun.run import Run
@@ -558,7 +558,7 @@ def test_the_handles_of_a_pod_with_names(host, alice):
 @pytest.mark.parametrize("isolated", [False, True])
 def test_a_pod_of_a_network_by_hand(host, busybox, tmp_path, isolated):
     """The shell form, run as root: it gets the next address of the network, and is told the names that there are."""
-    host.run("network", "create", "back", "--subnet", "10.99.0.0/16" if isolated else "10.88.1.0/24")
+    host.run("network", "create", "back", "--subnet", "10.0.0.0/8" if isolated else "10.88.1.0/24")
     one = Web(host, busybox, "one", "--network", "back", "-p", "20818:80")
     script, address = tmp_path / "pod.sh", "10.99.7.200" if isolated else "10.88.1.3"
     words = ("--network", "back,isolated", "--ip", address) if isolated else ("--network", "back")
@@ -568,7 +568,8 @@ def test_a_pod_of_a_network_by_hand(host, busybox, tmp_path, isolated):
     assert done.returncode == 0, (tmp_path / "errors").read_text()
     pid = int(done.stdout.split()[-1])
     try:
-        for url, expected in ((f"{one.network['ip']}:80", "" if isolated else "one\n"), ("192.0.2.1:20818", "one\n")):
+        gateway6 = address6(one.network["ip6"], one.network["gateway"])
+        for url, expected in ((f"{one.network['ip']}:80", "" if isolated else "one\n"), ("192.0.2.1:20818", "one\n"), (f"[{gateway6}]:20818", "one\n")):  # fmt: skip
             assert (
                 sh("nsenter", "-t", pid, "-n", "curl", "-sS", "-m", "3", f"http://{url}/", check=False).stdout
                 == expected

@@ -148,7 +148,9 @@ def test_closed_in_in_a_large_network(host, bare, wide):  # noqa: F811
 
 def test_datagrams_that_led_to_a_pod_that_has_ended(host, names, wide):  # noqa: F811
     """What is tracked of them is forgotten, whichever address of the network it leads to."""
-    host.run("pod", "create", "--network", "wide", "stays")  # with the bridge, the kernel forgets what is masqueraded there
+    host.run(
+        "pod", "create", "--network", "wide", "stays"
+    )  # with the bridge, the kernel forgets what is masqueraded there
     names("far", "192.0.2.3", "--network", "wide", "--ip", "10.99.7.200", "-p", "5353:53/udp")
     with Client("127.0.0.1", 5353) as client:
         assert client.learns("192.0.2.3")

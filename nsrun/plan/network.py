@@ -251,7 +251,7 @@ class ConnectPod(Step):
                 common_rules6(name),
                 FORWARD6,
                 choose,
-                "IP6=$(six $IP); GATEWAY6=$(six $GATEWAY); set -- $(echo $PREFIX6 | tr : ' '); HIGH6=$(printf '%04x%04x' 0x$1 0x$2); LOW6=$(printf '%04x%04x' 0x$3 0x$4)",
+                "IP6=$(six $IP); GATEWAY6=$(six $GATEWAY); set -- $(echo $PREFIX6 | tr : ' '); HIGH6=$(printf '%04x%04x' 0x$1 0x${2:-0}); LOW6=$(printf '%04x%04x' 0x${3:-0} 0x${4:-0})",
             ]
         return "\n".join(
             [
