@@ -140,8 +140,8 @@ def is_held(address: str, port: int, protocol: str) -> bool:
     """Whether no other server can bind it: `ss -l` does not list what is bound and does not listen."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
-        if protocol == "tcp":  # as servers do, for which connections that have ended do not count
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # as servers do: then neither connections that have ended count, nor ports that were removed and whose socket stays
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((address, port))
         except OSError:
