@@ -2,6 +2,7 @@
 """`nsrun up` and `down`: one file for a pod, what it may say, and what a second time changes."""
 
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -380,6 +381,27 @@ def test_killed_before_a_member_began(host, up, busybox, tmp_path):
             break
         said += host.fails(125, ("start", "restart")[count % 2], "m")
     assert "was never started" in said
+
+
+@pytest.mark.live
+def test_a_member_whose_maker_was_killed_does_not_run(host, up, tmp_path):
+    """What that has begun ends a moment later, and until then it is not taken for what the file wants."""
+    up()
+    host.run("down", "-t", "0", tmp_path / "pod.toml")
+    renames = "rename,renameat,renameat2"  # a note is there, and what it is about is not let go yet
+    slow = ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={renames}", "-e", f"inject={renames}:delay_exit=1000000"]
+    env = {**host.env, "NSRUN_REPLAY": "0"}
+    with subprocess.Popen([*slow, NSRUN, "up", tmp_path / "pod.toml"], env=env, stdout=subprocess.DEVNULL) as tracer:
+        wait_for(lambda: [member["status"] for member in host.json("ls", "-a")] == ["running"])
+        waits = host.member("first")["pid"]
+        kill(waits, signal.SIGSTOP)
+        (maker,) = pathlib.Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children").read_text().split()
+        kill(int(maker))
+    again = host.background("up", tmp_path / "pod.toml", stdout=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    kill(waits, signal.SIGCONT)
+    assert "member first: started\n" in again.communicate(timeout=60)[0]
+    assert {name: pid > 0 for name, (_, pid) in ids(host).items()} == {"first": True, "second": True}
 
 
 @pytest.mark.live

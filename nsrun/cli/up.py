@@ -336,8 +336,11 @@ def _mark(state: State, wanted: Wanted) -> str:
 def _member(state: State, pod: Note, file: PodFile, wanted: Wanted) -> str:
     """Make a member as the file wants it; return what was done."""
     from nsrun.lifecycle.again import start_one_of
+    from nsrun.lifecycle.stop import await_begun
 
     mark, done = _mark(state, wanted), "started"
+    if note := state.read("members", wanted.name):
+        await_begun(state, note)
     note, is_there = _found(state, pod, wanted.name, mark)
     if is_there == "lives":
         return _finished(state, wanted.name) if wanted.finish else "unchanged"

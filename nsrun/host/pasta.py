@@ -145,10 +145,25 @@ def end_of(directory: str) -> None:
                 _kill(directory)
     finally:
         os.close(log)
-    raise NsrunError(f"pasta of {directory} does not end", hint="ps -eo pid,ppid,stat,wchan,args | grep pasta")
+    raise _stays(directory)
+
+
+def _stays(directory: str) -> NsrunError:
+    return NsrunError(f"pasta of {directory} does not end", hint="ps -eo pid,ppid,stat,wchan,args | grep pasta")
+
+
+def _await(pidfd: int, directory: str) -> None:
+    """Wait until a process that was killed has ended.  Raise NsrunError when it does not."""
+    from select import poll
+
+    poller = poll()
+    poller.register(pidfd, 1)
+    if not poller.poll(3000):
+        raise _stays(directory)
 
 
 def _kill(directory: str) -> None:
+    """Kill the pasta that has the directory in its command line, and wait for its end.  Raise NsrunError when it does not end."""
     tail, name = os.fsencode(f"\0--pid\0{directory}/forward.pid\0"), os.fsencode(f"{directory}/pasta\0")
     for pid in filter(is_number, os.listdir("/proc")):
         try:
@@ -161,6 +176,7 @@ def _kill(directory: str) -> None:
                 if command.startswith(name) or (command.startswith(b"pasta\0") and command.endswith(tail)):
                     # we had the pidfd before we read the command line, so the pid has not passed to another process
                     kernel.pidfd_send_signal(fd, 9)
+                    _await(fd, directory)
             finally:
                 os.close(fd)
         except OSError:

@@ -102,6 +102,24 @@ def _is_being_made(kind: str, note: Note, found: life.Life) -> bool:
     return found.maker not in (None, found.keeper, os.getpid())
 
 
+def await_begun(state: State, note: Note, seconds: float = 10.0) -> None:
+    """Wait as long as an nsrun makes a member, or was killed at that: then what it has made ends in a moment.
+
+    What runs on without a maker, which was killed just after it had let it go, runs.  Raise BadInput when it takes too long.
+    """
+    from time import monotonic, sleep
+
+    try:
+        settled(state, "members", note, seconds)
+    except UnknownError:
+        return  # it has gone
+    end = monotonic() + 2
+    while (now := state.read("members", note["name"])) and now["id"] == note["id"] and monotonic() < end:
+        if state.began(now) or state.member_status(now)[0] not in ALIVE:
+            return
+        sleep(0.01)
+
+
 def is_used(state: State, name: str) -> bool:
     """Return whether another nsrun has a member that has ended for itself: to copy its files, to start it or to remove it."""
     found = state.life("members", name)
