@@ -17,7 +17,7 @@ def test_they_are_not_ours():
     assert not set(foreign.COMMANDS) & set(BY_NAME)
     for command, flag, hint in FLAGS:
         assert not any(flag in option.flags for option in BY_NAME[command].options), (command, flag)
-        assert foreign.instead_of_option(command, flag) == hint, "given once"
+        assert foreign.instead_of_option(command, flag, BY_NAME) == hint, "given once"
 
 
 @pytest.mark.parametrize("hint", sorted(set(HINTS)))
@@ -48,6 +48,16 @@ def test_what_a_hint_names_exists(hint):
         ("stop --timeout 3 m", "--time"),
         ("kill -KILL m", "-s KILL"),
         ("top m -ef", "nsrun exec"),
+        ("pod ps", "nsrun pod ls"),
+        ("pod ps --format x", "nsrun pod ls"),
+        ("join p --mtu 9000 x", "nsrun pod create --mtu"),
+        ("join p -p 80:80 x", "nsrun pod create -p"),
+        ("pod create --device /dev/fuse", "nsrun join --device"),
+        ("pod create -v a:/b", "nsrun join -v"),
+        ("pod stop --latest", "nsrun pod ls"),
+        ("logs -l", "names are given: nsrun ls"),
+        ("explain --shell ls", "--format shell"),
+        ("--latest ls", "nsrun --help"),
         ("events --since 1m", "--all"),
         ("run --rm=true x", "--rm by itself"),
         ("run -d=true x", "-d by itself"),

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 from conftest import HERE
 
-from nsrun.cli.commands import BY_NAME, COMMANDS
+from nsrun.cli.commands import BY_NAME, COMMANDS, GROUPS
+from nsrun.cli.foreign import instead_of_command, instead_of_option
 
 PAGE = (HERE.parent / "docs/habits.md").read_text()
 
@@ -53,6 +54,27 @@ def test_what_a_row_names_is_there(title):
     assert len(rows()[title]) > 10
     for typed, answer in rows()[title]:
         assert typed and not wrong(answer), (typed, wrong(answer))
+
+
+def unanswered(typed: str, table: str) -> str:
+    """What of a first cell is neither ours nor answered with a hint; "" if nothing."""
+    words = ["docker", "run", typed] if table == "docker run" else typed.split()
+    flags, words = [w for w in words[1:] if w.startswith("-")], [w for w in words[1:] if not w.startswith("-")]
+    name = " ".join(words)
+    if name not in BY_NAME:
+        heads = (name,) if words[0] in GROUPS else (name, words[0])
+        return "" if name in GROUPS or any(instead_of_command(head, [], BY_NAME) for head in heads) else typed
+    ours = {"-h", "--help", *(flag for option in BY_NAME[name].options for flag in option.flags)}
+    return "" if all(flag in ours or instead_of_option(name, flag, BY_NAME) for flag in flags) else typed
+
+
+def test_each_row_is_answered_when_it_is_typed():
+    wanting = [
+        word for table, cells in rows().items() for typed, _ in cells for word in typed if unanswered(word, table)
+    ]
+    assert not wanting
+    assert unanswered("docker nix", "docker") and unanswered("--nix", "docker run")
+    assert unanswered("podman pod stop --nix", "The options of podman pod")
 
 
 def test_no_row_twice():

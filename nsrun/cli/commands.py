@@ -128,6 +128,9 @@ class Command:
         see = f"usage: nsrun {self.name} {self.usage}".rstrip()
         missing = [operand for operand in self.operands if not operand.optional][len(given) :]
         if missing:
+            from nsrun.cli.foreign import WITHOUT_OPERANDS
+
+            see = "; ".join(filter(None, (see, "" if given else WITHOUT_OPERANDS.get(self.name, ""))))
             raise UsageError(f"nsrun {self.name}: missing {' '.join(map(str, missing))}", hint=see)
         if len(given) > len(self.operands) and not any(operand.many for operand in self.operands):
             unexpected = " ".join(given[len(self.operands) :])
@@ -737,7 +740,7 @@ def _take(left: list[str], options: tuple[Option, ...], into: dict[str, Any], na
 def _instead(command: str, flag: str) -> str:
     from nsrun.cli.foreign import instead_of_option
 
-    return instead_of_option(command, flag)
+    return instead_of_option(command, flag, BY_NAME)
 
 
 def _value(left: list[str], flag: str, see: str) -> str:

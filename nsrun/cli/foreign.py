@@ -5,11 +5,20 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
+    from typing import Any
 
 _RUN = "nsrun pod create NAME makes a pod, nsrun join NAME --image REF -- COMMAND starts a member in it"
 _LIMITS = "use --memory, --cpus and --pids-limit of pod create and join; nsrun stats shows them"
 _POD = "an option of the pod: nsrun pod create {}"
+_MEMBER = "an option of each member: nsrun join {}"
+_BLOCK = "limits of block devices are not set; io.max and io.weight of the member's cgroup are yours to write"
+_SWARM = "it is for a swarm, and nsrun is about one machine"
+_NO_V1 = "cgroup v2 does not have it"
+_WINDOWS = "it is for Windows"
+_NAMES = "not needed: the names are printed where there are several members"
+_COLOUR = "not needed: on a terminal names have colours, unless NO_COLOR is set"
+_PODS = "give their names: nsrun pod ls"
 _HEALTH = "nsrun join --health-cmd; nsrun inspect shows the last checks, and nsrun wait --condition healthy waits"
 _NO_IMAGE = "an unpacked root filesystem needs no image: nsrun join POD --rootfs DIR"
 _BUILD = "build images with another tool (buildah, docker build), then nsrun image load"
@@ -37,6 +46,18 @@ COMMANDS = {
     "tag": "nsrun image tag",
     "history": "nsrun image history",
     "build": _BUILD,
+    "builder": _BUILD,
+    "buildx": _BUILD,
+    "checkpoint": "criu(8) does not know members of a pod",
+    "context": "there is no daemon to choose",
+    "manifest": "skopeo inspect --raw; nsrun image pull --platform chooses from an index",
+    "plugin": "there are no plugins",
+    "trust": "images are known by their digests",
+    "config": _SWARM,
+    "node": _SWARM,
+    "service": _SWARM,
+    "stack": _SWARM,
+    "swarm": _SWARM,
     "push": "skopeo copy",
     "save": "skopeo copy",
     "image save": "skopeo copy",
@@ -50,6 +71,7 @@ COMMANDS = {
     "pod pause": "nsrun pause MEMBER...",
     "pod unpause": "nsrun unpause MEMBER...",
     "pod start": "a pod that has ended is created again: nsrun pod create, then nsrun join for its members; nsrun start MEMBER in one that lives",
+    "pod clone": "nsrun pod inspect POD shows what to give to nsrun pod create",
     "pod exists": "nsrun pod inspect POD",
     "pod list": "nsrun pod ls",
     "pod exec": "nsrun exec MEMBER",
@@ -89,18 +111,27 @@ COMMANDS = {
     "healthcheck": _HEALTH,
 }
 
-#: By the command, and by the flags that have this hint.
+#: Of a pod and of a member.
+_BOTH = {
+    "--memory-swap, --memory-reservation, --cpu-shares, -c, --oom-kill-disable": _LIMITS,
+    "--blkio-weight, --blkio-weight-device": _BLOCK,
+    "--device-read-bps, --device-read-iops, --device-write-bps, --device-write-iops": _BLOCK,
+    "--cpuset-mems": "numactl(8) before the command chooses memory nodes",
+    "--cgroup-parent": "NSRUN_CGROUP names the cgroup of pods",
+    "--ip6": "it follows from nsrun pod create --ip, and --subnet6 of the network",
+    "--mac-address": "the pod's address and MAC are chosen by nsrun pod create --ip",
+    "--network-alias": "pods of a network of nsrun network create reach each other by their names; nsrun pod create --add-host",
+    "--label-file": "--label, once for each line",
+}
+
+#: By the command, and by the flags that have this hint.  What join and pod create have of each other needs no line.
 OPTIONS = {
     "join": {
-        "-p, --publish": _POD.format("-p"),
+        **_BOTH,
         "-P, --publish-all": "nsrun run -P, which makes a pod for the image; " + _POD.format("-p, with each port"),
         "--expose": "not needed: members of a pod reach all of its ports; -p of nsrun pod create publishes one",
         "--network": "--net pod|own|host|none; the pod's own network is chosen by nsrun pod create --network",
-        "--ip": _POD.format("--ip"),
-        "--add-host": _POD.format("--add-host"),
-        "--dns": _POD.format("--dns"),
         "--dns-search": "names are resolved as the pod's /etc/resolv.conf says",
-        "--shm-size": _POD.format("--shm-size"),
         "-l": "--label",
         "-h": "--hostname, with --uts own",
         "--annotation": "--label",
@@ -109,13 +140,19 @@ OPTIONS = {
         "--privileged": "--cap-add ALL --security-opt seccomp=unconfined, and what else is needed: --device, --net host",
         "--userns, --user-ns": "a pod created with --owner USER (or by sudo) has a user namespace of its own",
         "--cgroupns": "a member always has a cgroup namespace of its own",
-        "--cgroup-parent": "NSRUN_CGROUP names the cgroup of pods",
         "--gpus": "--device /dev/…, and -v for the driver's libraries",
         "--volumes-from": "-v with the same directory, or the same NAME, for both",
         "--log-driver, --log-opt": "output is logged, and nsrun logs shows it; in the foreground, redirect it",
         "--pidfile": "nsrun inspect shows the pid",
         "-m": "--memory",
-        "--memory-swap, --memory-reservation, --cpu-shares, -c, --blkio-weight, --oom-kill-disable": _LIMITS,
+        "--cpu-rt-period, --cpu-rt-runtime, --memory-swappiness": _NO_V1,
+        "--kernel-memory": "the kernel has no such limit any more",
+        "--cpu-count, --cpu-percent, --io-maxbandwidth, --io-maxiops": _WINDOWS,
+        "--device-cgroup-rule": "the mode of a device node decides; there is no device cgroup",
+        "--disable-content-trust": "images are known by their digests, and are not signed here",
+        "--link-local-ip": "the pod has one address, which nsrun pod create --ip chooses",
+        "--use-api-socket": "there is no daemon, and so no socket of one",
+        "--volume-driver": "a volume is a directory: mount what you like there, and name it with -v",
         "--cpu-quota, --cpu-period": "--cpus",
         "--sig-proxy": "signals are always passed on in the foreground",
         "--detach-keys": "Ctrl-P Ctrl-Q detaches from nsrun attach",
@@ -123,16 +160,12 @@ OPTIONS = {
         "--pull": "nsrun image pull, before",
         "--platform, --arch": "nsrun image pull --platform",
         "-q, --quiet": "not needed: nothing is printed but the name of a detached member",
-        "--network-alias": "pods of a network of nsrun network create reach each other by their names; nsrun pod create --add-host",
-        "--ip6": "it follows from nsrun pod create --ip, and --subnet6 of the network",
         "--domainname": _POD.format("--sysctl kernel.domainname=NAME"),
         "--storage-opt": "a layer has the limits of the file system that it is on",
-        "--label-file": "--label, once for each line",
         "--dns-option, --dns-opt": "names are resolved as the pod's /etc/resolv.conf says",
         "--replace": "nsrun rm -f NAME, before",
         "--runtime": "nsrun is the runtime",
         "--isolation": "--net, --ipc, --pid, --uts choose namespaces",
-        "--mac-address": "the pod's address and MAC are chosen by nsrun pod create --ip",
         "--read-only-tmpfs": "--tmpfs /tmp --tmpfs /run",
         "--systemd": "not supported: an init from the image needs a writable cgroup",
         "--timeout": "timeout(1) before the command",
@@ -147,21 +180,29 @@ OPTIONS = {
         "--pull": "nsrun image pull, before",
     },
     "pod create": {
-        "-v, --volume": "an option of each member: nsrun join -v",
+        **_BOTH,
+        "--gpus": _MEMBER.format("--device /dev/…, and -v for the driver's libraries"),
+        "--volumes-from": _MEMBER.format("-v with the same directory, or the same NAME, for all"),
+        "--uidmap, --gidmap, --subuidname, --subgidname": "--owner USER: the maps are those of /etc/subuid and /etc/subgid",
+        "--hosts-file, --no-hosts": "a file of your own over /etc/hosts: nsrun join -v",
+        "--no-hostname": "a file of your own over /etc/hostname: nsrun join -v",
+        "--pod-id-file": "nsrun pod inspect POD shows the id",
+        "--share-parent": "members are always in the cgroup of their pod",
+        "--shm-size-systemd": "nsrun join --tmpfs /run:size=…",
         "-n, --name": "the name is an argument: nsrun pod create NAME",
         "--net": "--network",
-        "--infra, --infra-command": "pause is in every pod",
+        "--infra, --infra-command, --infra-name, --infra-conmon-pidfile": "pause is in every pod, and has the pod's name",
         "--infra-image": "pause needs no image",
         "--share, --pid, --ipc, --uts": _CHOICE,
         "--userns": "--owner USER gives the pod a user namespace",
         "--exit-policy": "a pod lives until it is stopped or killed",
-        "--restart": "an option of each member: nsrun join --restart",
         "--replace": "nsrun pod rm -f NAME, before",
         "-m": "--memory",
         "-P, --publish-all": "a pod has no image whose ports these could be: nsrun run -P IMAGE, or -p :80 with each port",
         "-l": "--label",
-        "--dns-search": "names are resolved as the host's /etc/resolv.conf says; mount another file over it with nsrun join -v",
+        "--dns-search, --dns-option, --dns-opt": "names are resolved as the host's /etc/resolv.conf says; mount another file over it with nsrun join -v",
     },
+    "explain": {"--shell": "--format shell", "--json": "--format json"},
     "up": {
         "-d, --detach": "not needed: members start in the background",
         "-f, --file": "the file is the argument: nsrun up FILE",
@@ -177,9 +218,26 @@ OPTIONS = {
     },
     "pod ls": {"--no-trunc": "not needed: nothing is cut", "--ctr-names": "not needed: members are listed"},
     "pod inspect": {"-f, --format": "nsrun pod inspect POD | jq"},
-    "pod stop": {"-a, --all": "give their names: nsrun pod ls"},
-    "pod kill": {"-a, --all": "give their names: nsrun pod ls"},
-    "pod rm": {"-a, --all": f"{_ENDED}; give the names of others"},
+    "pod ps": {
+        "-f, --filter, --format, -q, --quiet, --sort, --noheading, --no-trunc, --ns, --ctr-ids, --ctr-names, --ctr-status": "nsrun pod ls lists pods; nsrun pod ps POD lists the processes of one",
+    },
+    "pod logs": {"--names": _NAMES, "--color": _COLOUR, "-c, --container": "nsrun logs MEMBER..."},
+    "pod stats": {
+        "-a, --all": _PODS,
+        "--format": "--json",
+        "--no-stream, --no-reset": "nsrun pod stats prints once; watch(1) repeats it",
+    },
+    "pod stop": {
+        "-a, --all": _PODS,
+        "-i, --ignore": "a pod that does not exist is an error; nsrun pod rm -f minds none",
+    },
+    "pod restart": {"-a, --all": _PODS},
+    "pod kill": {"-a, --all": _PODS},
+    "pod rm": {
+        "-a, --all": f"{_ENDED}; give the names of others",
+        "-t, --time": "nsrun pod stop -t SECONDS POD, before",
+        "-i, --ignore": "-f, --force",
+    },
     "pod prune": {"-f, --force": _NO_QUESTION},
     "exec": {
         "--privileged": "a command has no more capabilities than its member",
@@ -226,9 +284,8 @@ OPTIONS = {
     "logs": {
         "-n": "--tail",
         "--details": "nsrun inspect MEMBER",
-        "--names": "not needed: the names are printed where there are several members",
-        "--color": "not needed: on a terminal names have colours, unless NO_COLOR is set",
-        "-l, --latest": "names are given: nsrun ls",
+        "--names": _NAMES,
+        "--color": _COLOUR,
     },
     "inspect": {
         "-f, --format": "nsrun inspect MEMBER | jq",
@@ -275,6 +332,10 @@ OPTIONS = {
 }
 
 
+#: By the command: what is meant, perhaps, when it is given no operands.
+WITHOUT_OPERANDS = {"pod ps": "nsrun pod ls lists pods"}
+
+
 def instead_of_command(name: str, more: list[str], ours: Collection[str]) -> str:
     """Return what to use instead of a command, whose name may go on in `more`; "" if it is not one of theirs.
 
@@ -287,10 +348,19 @@ def instead_of_command(name: str, more: list[str], ours: Collection[str]) -> str
     return COMMANDS.get(name, "")
 
 
-def instead_of_option(command: str, flag: str) -> str:
-    """Return what to use instead of an option; "" if it is not one of theirs."""
+def instead_of_option(command: str, flag: str, ours: Mapping[str, Any]) -> str:
+    """Return what to use instead of an option; "" if it is not one of theirs.
+
+    `ours`: our commands, by their names.
+    """
     known = {**OPTIONS["join"], **OPTIONS["run"]} if command == "run" else OPTIONS.get(command, {})
     for flags, hint in known.items():
         if flag in flags.split(", "):
             return hint
+    for one, other, where in (("join", "pod create", _POD), ("pod create", "join", _MEMBER)):
+        if command == one and any(flag in option.flags for option in ours[other].options):
+            return where.format(flag)
+    of_pods, of_members = command.startswith("pod "), command in ours and ours[command].of_members
+    if flag in ("-l", "--latest", "--pod-id-file") and (of_pods or of_members):
+        return f"names are given: nsrun {'pod ls' if of_pods else 'ls'}"
     return ""
