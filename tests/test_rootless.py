@@ -195,6 +195,13 @@ def test_what_an_ordinary_user_can_not_have(host, alice, words, code, said):
     assert host.snapshot() == before
 
 
+def test_limits_in_a_pod_without_a_cgroup(alice, box):
+    """The one who joins is root of the pod's user namespace: what that root may do with cgroups is not the reason."""
+    alice.run("pod", "create", "--network", "none")
+    said = alice.fails(125, "join", "pause", "--memory", "64m", "--image", box, "true")
+    assert "the pod was made without one" in said and "this root" not in said
+
+
 def test_without_subordinate_ids(host):
     carol = UserHost(host, "carol")
     assert "usermod --add-subuids" in carol.fails(125, "pod", "create", "--network", "none")

@@ -276,7 +276,7 @@ def make(path: str, limits: dict[str, str], pod: int | None = None) -> int:
     """
     if not path:
         if limits:
-            _refuse_limits()
+            _refuse_limits(pod is not None)
         return -1
     mount, parts = _split(path)
     wanted = sorted({LIMITS[key][0] for key in limits})
@@ -310,13 +310,14 @@ def make(path: str, limits: dict[str, str], pod: int | None = None) -> int:
     return fd
 
 
-def _refuse_limits() -> None:
-    reason, fix = why_none(os.geteuid())
+def _refuse_limits(joining: bool) -> None:
+    inside = joining and not chosen_none() and kernel.in_userns()  # of the pod, maybe: its root's cgroups are no reason
+    reason, fix = ("", "") if inside else why_none(os.geteuid())
     raise BadInput(
         f"limits need a cgroup, and there is none: {reason}"
         if reason
         else "limits need a cgroup, and the pod was made without one",
-        hint=fix or "make the pod again: it gets one now",
+        hint=fix or "make the pod again: nsrun doctor tells whether it gets one now, and how",
     )
 
 
