@@ -260,6 +260,7 @@ def test_both_in_one_pod(host, served):
     """[::1] needs the forwarder, all else goes through nat, in one create and in one add."""
     pod = served(mode="auto", publish=["8609:9", "[::1]:8609:9"])
     assert pod["said"].count("nsrun-forward") == 1 and "::1" in pod["said"]
+    assert "published 0.0.0.0:8609" in pod["said"] and "published [::1]" not in pod["said"], "nobody else reaches that"
     assert ask(8609) == pod["network"]["gateway"] and ask(8609, "::1") == pod["network"]["ip"]
     host.run("port", "add", "web", "0.0.0.0:8709:9", "[::1]:8709:9")
     assert ask(8709) == pod["network"]["gateway"] and ask(8709, "::1") == pod["network"]["ip"]

@@ -47,6 +47,7 @@ def test_they_come_and_go(host, web):
     neighbour = ["nsenter", "-t", host.throwaway.neighbour.pid, "-n"]
     assert shown(host) == of_both(80, 8080) == set(host.run("port", "web").stdout.splitlines())
 
+    assert "nsrun port ls web" in host.fails(125, "port", "web", "81")
     done = host.run("port", "add", "web", "8081:81", "127.0.0.1:8082:80", "8090-8091:80-81", "5353:53/udp", ":80")
     free = int(done.stdout.rpartition(":")[2])
     assert set(done.stdout.splitlines()) | of_both(80, 8080) == shown(host)

@@ -63,6 +63,7 @@ MEMBER = '[pod]\nname = "p"\n[members.m]\nimage = "box"\n'
         ("[pods]\nname = 'p'\n", 1, "unknown table 'pods'"),
         ("[pod]\nname = 'p'\nname = 'q'\n", 3, "overwrite"),
         ("[pod]\nname = p\n", 2, "invalid"),
+        ("[pod]\nname = [", 0, "invalid value at the end of the file"),
         ("[pod]\nname = 'p'\npublish = '80:80'\n", 3, "expected a list"),
         ("[pod]\nname = 'p'\npublish = [80]\nnetwork = 'a/b'\n", 4, "unknown value"),
         (f"{MEMBER}volumes = ['a:/b']\n", 5, "no option 'volumes'"),

@@ -76,6 +76,21 @@ def test_ports_refused(word):
     assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("127.0.0.1:80", "127.0.0.1::80"),
+        ("localhost:80:80", "127.0.0.1"),
+        ("*:80:80", "none means all"),
+        ("8000-8003:80", "8000-8003:80-83"),
+    ],
+)
+def test_how_a_port_is_written_is_told(word, hint):
+    with pytest.raises(UsageError) as error:
+        words.parse_ports([word])
+    assert hint in error.value.hint
+
+
 def test_a_port_twice_is_refused():
     with pytest.raises(UsageError, match="published twice"):
         words.parse_ports(["8080:80", "8080:81"])
@@ -144,6 +159,14 @@ def test_ipv6_that_cannot_be_had(options, facts, error):
     facts = {"id": "a", "created": "", "owner": "root", "cgroup": "", "resolv_conf": "", **facts}
     with pytest.raises(error):
         pod_spec({"name": "p", **options}, facts)
+
+
+def test_what_is_wrong_with_a_network_is_told():
+    for text in ("bridge,foo", "pasta,isolated", "bridge,"):
+        with pytest.raises(UsageError, match=r"not bridge\|NETWORK\[,ipv6=on\|off\]\[,isolated\]"):
+            words.parse_network(text)
+    with pytest.raises(UsageError, match="--network bridge needs root"):
+        pod_spec({"name": "p", "network": "bridge"}, {"user": {"uid": 7}, "by_root": False})  # type: ignore[typeddict-item]
 
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nmysql:x:999:998:MySQL:/var/lib/mysql:/bin/false\nbad:x:4294967296:0::/:\nnohome:x:7:7::relative:/bin/sh\n"

@@ -342,7 +342,9 @@ def tell_of_pod(call: Call, options: Mapping[str, Any], note: Mapping[str, Any])
             f"warning: the pods of network {note['network']['name']} have no file in pod {name!r} that can be written: it does not know the new name"
         )
     asked = [p[:2] for p in published(parse_ports(options.get("publish") or []))]
-    for ip, host, pod in port_ranges(p for p in published(note["ports"]) if p[0] != "127.0.0.1" or p[:2] not in asked):
+    for ip, host, pod in port_ranges(
+        p for p in published(note["ports"]) if p[0] not in ("127.0.0.1", "::1") or p[:2] not in asked
+    ):
         err(f"published {ip}:{host} → {pod if '/' in pod else pod + '/tcp'}")
     if closed := note["network"].get("closed"):
         err(

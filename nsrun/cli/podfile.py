@@ -164,7 +164,7 @@ def parse(data: bytes, path: str) -> PodFile:
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"\(at line (\d+)", str(error))
         where = f"{path}:{found[1]}" if found else path
-        what = str(error).partition(" (at ")[0]
+        what = str(error).replace(" (at end of document)", " at the end of the file").partition(" (at ")[0]
         raise UsageError(f"{where}: {what[:1].lower()}{what[1:]}", hint="it has to be TOML: toml.io") from None
     except ValueError:  # a number of thousands of digits
         raise UsageError(f"{path}: a number is too long", hint="it has to be TOML: toml.io") from None

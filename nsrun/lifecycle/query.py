@@ -305,7 +305,8 @@ def ports_of(state: State, name: str, wanted: str = "") -> list[Port]:
         ports = [p for p in ports if p["pod_port"] == port and p["protocol"] == (protocol or "tcp")]
         if not ports:
             raise UnknownError(
-                f"port {port}/{protocol or 'tcp'} of pod {pod['name']!r} is not published", hint="nsrun pod ls"
+                f"port {port}/{protocol or 'tcp'} of pod {pod['name']!r} is not published",
+                hint=f"nsrun port ls {pod['name']}",
             )
     return ports
 

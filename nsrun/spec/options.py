@@ -84,6 +84,11 @@ def parse_ports(words: Sequence[str], without_ipv6: str = "") -> list[Port]:
         parts = [bracket, *rest[1:].split(":")] if bracket and rest[:1] == ":" else body.split(":")
         if len(parts) == 1:
             parts = ["", parts[0]]
+        if len(parts) == 2 and "." in parts[0]:
+            raise UsageError(
+                f"-p {word}: an address, and only one port",
+                hint=f"{parts[0]}:HOST:{parts[1]}, or {parts[0]}::{parts[1]} for a free port of this host",
+            )
         if len(parts) == 2:
             parts = [os.environ.get("NSRUN_PUBLISH_IP", "").removeprefix("[").removesuffix("]"), *parts]
         if len(parts) != 3 or "[" in "".join(parts):
@@ -93,7 +98,10 @@ def parse_ports(words: Sequence[str], without_ipv6: str = "") -> list[Port]:
         pod = _port_range(parts[2], word)
         host = _port_range(parts[1], word) if parts[1] else [0] * len(pod)
         if len(host) != len(pod):
-            raise UsageError(f"-p {word}: the two ranges differ in length")
+            raise UsageError(
+                f"-p {word}: the two ranges differ in length",
+                hint="each port of the host leads to one of the pod: 8000-8003:80-83",
+            )
         for host_ip in _addresses(parts[0], word, without_ipv6):
             for a, b in zip(host, pod, strict=True):
                 ports.append({"host_ip": host_ip, "host_port": a, "pod_port": b, "protocol": protocol or "tcp"})
@@ -117,7 +125,9 @@ def _addresses(text: str, word: str, without_ipv6: str) -> list[str]:
     try:
         ip = parse_ipv6(text, f"-p {word}") if ":" in text else parse_ipv4(text, f"-p {word}")
     except BadInput as error:
-        raise UsageError(error.message) from None
+        raise UsageError(
+            error.message, hint="for example 127.0.0.1 or [::1], for this host alone; none means all addresses"
+        ) from None
     if ":" not in ip:
         if ip == "255.255.255.255" or 224 <= int(ip.partition(".")[0]) < 240:
             raise UsageError(
@@ -789,7 +799,9 @@ def parse_network(text: str) -> tuple[str, str, bool | None, bool]:
     if words and (
         not name or mode != "bridge" or not set(words).issubset(known) or len({w[:4] for w in words}) < len(words)
     ):
-        raise UsageError(f"--network {text}", hint="bridge,ipv6=off, bridge,ipv6=on, bridge,isolated; none, host")
+        raise UsageError(
+            f"--network {text}: not bridge|NETWORK[,ipv6=on|off][,isolated]", hint="pasta, none and host stand alone"
+        )
     return mode, network, ("ipv6=on" in words) if set(words) & set(known[:2]) else None, "isolated" in words
 
 

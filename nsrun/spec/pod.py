@@ -64,8 +64,10 @@ def pod_spec(options: PodOptions, facts: PodFacts) -> PodSpec:
     known = ("pasta", "none", "host") if rootless else ("bridge", "pasta", "none", "host")
     if mode not in known:
         whose = "networks are root's" if network_name else "the bridge is root's"
-        why = f"{whose}: sudo nsrun pod create, or " if mode == "bridge" else ""
-        raise UsageError(f"--network {network_name or mode}", hint=f"{why}{', '.join(known)}")
+        raise UsageError(
+            f"--network {network_name or mode} needs root",
+            hint=f"{whose}: sudo nsrun pod create, or {', '.join(known)}",
+        )
     named = facts.get("named") if network_name else None
     if network_name and not named:
         told = facts.get("networks", "")
