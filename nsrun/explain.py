@@ -78,7 +78,7 @@ def text(plan: Plan, first: bool = True) -> str:
     known, made = {}, makers(plan)  # type: dict[str, int], list[dict[str, int]]
     in_phases = len({step.phase for step in plan}) > 1
     lines = [
-        f"{plan.title}: {len(plan)} steps{' in five phases' if in_phases else ''}",
+        f"{plan.title}: {len(plan)} step{'s' if len(plan) > 1 else ''}{' in five phases' if in_phases else ''}",
         "",
         *([*_wrap(HEAD), ""] if first else []),
     ]
@@ -233,6 +233,13 @@ def _first(words: list[str]) -> str:
     return printable(f"# nsrun explain --format shell {' '.join(map(sh_quote, words))}")
 
 
+#: Said, and checked, before the script of a join does anything: in a pod of nsrun's no program of a shell's is in view.
+BY_HAND = [
+    "# It joins a pod that the script of a pod create has made: POD=PID sh FILE, with the PID that this one printed.",
+    ': "${POD:?is to be the PID that the script of nsrun explain --format shell pod create has printed}"',
+]
+
+
 def shell(plan: Plan, words: list[str]) -> str:
     """A script that a person could type, as root, to get an equivalent pod, member or process.
 
@@ -250,6 +257,7 @@ def shell(plan: Plan, words: list[str]) -> str:
         _first(words),
         "# Run it as root. What the shell can only approximate is marked with ≈.",
         "set -eu",
+        *(BY_HAND if plan.title.split()[0] == "join" else []),
         "ROOT_BIND= ROOT_OPTIONS= CGROUP=",
         *_body([(n, s) for n, s in numbered if s.phase < 2]),
         *_comment(*launch),

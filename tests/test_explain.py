@@ -302,6 +302,11 @@ def test_a_step_that_failed_shows_its_plan(host, pod, busybox):
     assert "step by step" not in host.fails(125, "join", "nopod", "true")
 
 
+def test_one_step_is_one(host):
+    assert host.run("explain", "volume", "prune", "--all").stdout.startswith("volume prune: 1 step\n")
+    assert host.run("explain", "pod", "prune").stdout.startswith("pod prune: 2 steps\n")
+
+
 def test_the_shell_form_of_an_end(host, pod, busybox, tmp_path):
     host.start("a", busybox, "sleep", "1000")
     (tmp_path / "stop.sh").write_text(host.run("explain", "--format", "shell", "stop", "-t", "3", "a").stdout)
@@ -583,6 +588,17 @@ def test_the_shell_form_builds_an_equivalent_pod(host, busybox, by_hand, subnet)
         b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
     assert wanted <= set(real_member[2]) and wanted <= set(hand_member[2])
+
+
+def test_the_script_of_a_join_is_for_a_pod_made_by_hand(host, pod, busybox, tmp_path):
+    """In a pod of nsrun's no shell is in view; so it says what is missing, before it does anything."""
+    (tmp_path / "join.sh").write_text(
+        host.run("explain", "--format", "shell", "join", "pause", "--rootfs", busybox, "true").stdout
+    )
+    before = host.snapshot()
+    done = sh("sh", tmp_path / "join.sh", check=False)
+    assert done.returncode and "POD" in done.stderr and "pod create" in done.stderr
+    assert host.snapshot() == before and not os.path.exists("/run/nsrun-shell")
 
 
 def test_the_shell_form_of_an_owned_pod(host, alice, tmp_path):
