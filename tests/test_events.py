@@ -15,6 +15,7 @@ from conftest import wait_for
 
 from nsrun.cli.events import ACTIONS, _Filter, changes
 from nsrun.errors import UsageError
+from nsrun.state import State
 
 
 def member(status: str, **more) -> dict:
@@ -50,6 +51,8 @@ ENDED = {"finished": "T2", "exit_code": 3}
         (member("created"), None, "remove"),
         (None, member("created", health="starting"), "create"),
         (member("created", health="starting"), member("running", health="starting"), "start health"),
+        (member("running", started=None), member("running"), "start"),  # a note from before, and the kernel's word
+        (member("running", started=None), member("stopped", **ENDED), "start die"),
         (member("running", health="starting"), member("running", health="healthy"), "health"),
         (member("running", health="healthy"), member("running", health="starting", started="T5"), "die start health"),
     ],
@@ -117,6 +120,25 @@ def listen():
     yield start
     for one in made:
         one.close()
+
+
+@pytest.mark.live
+def test_a_member_that_ends_between_two_looks_at_it(host, pod, busybox):
+    """Its maker is there for a moment longer than its keeper, who has recorded how it ended: it is not a new one."""
+
+    class Late(State):
+        def note_and_life(self, kind, name):
+            os.rename(aside, record)
+            now, found = super().note_and_life(kind, name)
+            found.maker = os.getpid()
+            return now, found
+
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "sh", "-c", "exit 3", check=False)
+    state = Late(str(host.root))
+    record = state.path("members", "m", "exit")
+    aside = f"{record}.aside"
+    os.rename(record, aside)
+    assert state.member_status(state.member("m")) == ("stopped", 3)
 
 
 @pytest.mark.live

@@ -82,7 +82,7 @@ def _changed(key: tuple[str, str], was: Row | None, row: Row) -> Iterator[Row]:
         was.get("started") or (was["created"] if key[0] == "pod" and was["status"] != "created" else None)
     )
     if begun and begun != before:
-        if lived:
+        if lived and before:
             yield _event(key, row, "die", begun)  # and it has begun once more: its exit status was recorded in between
         yield _event(key, row, "start", begun, **({"pid": row["pid"]} if row["pid"] else {}))
         lived, was = True, None

@@ -787,11 +787,11 @@ class State:
                 # its keeper is about to write `exit`, or to start it again
                 return ("stopping" if stop or not is_to_restart(note, 0) else "restarting"), None
             return ("stopping" if stop else self._running(note)), None
+        code = self.exit_of(name)
+        if code:  # it has ended since, and its maker may be there for a moment longer
+            return "stopped", code[0]
         if found.alive:
             return "created", None
-        code = self.exit_of(name)
-        if code:
-            return "stopped", code[0]
         if note.get("process") and self._noted(note):  # its monitor was killed
             return ("stopping" if self.marked("members", name, "stop") else self._running(note)), None
         return "lost", None
