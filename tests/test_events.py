@@ -51,6 +51,9 @@ ENDED = {"finished": "T2", "exit_code": 3}
         (member("created"), None, "remove"),
         (None, member("created", health="starting"), "create"),
         (member("created", health="starting"), member("running", health="starting"), "start health"),
+        (None, member("created", started="T1"), "create"),  # its note is whole, and nobody keeps it yet
+        (member("created", started="T1"), member("running"), "start"),
+        (member("created", started="T1"), member("stopped", **ENDED), "start die"),
         (member("running", started=None), member("running"), "start"),  # a note from before, and the kernel's word
         (member("running", started=None), member("stopped", **ENDED), "start die"),
         (member("running", health="starting"), member("running", health="healthy"), "health"),

@@ -60,6 +60,11 @@ def _lives(row: Row) -> bool:
     return row["status"] in (*BEGUN, "removing")
 
 
+def _begun(row: Row) -> str | None:
+    """Return when it began; None for what is only created, which a member is until somebody keeps it."""
+    return None if row["status"] == "created" else row.get("started", row["created"])
+
+
 def _event(key: tuple[str, str], row: Row, action: str, when: str, **more: Any) -> Row:
     kind, ident = key
     found = {"time": when, "type": kind, "event": action, "id": ident, "name": row["name"]}
@@ -77,10 +82,7 @@ def _changed(key: tuple[str, str], was: Row | None, row: Row) -> Iterator[Row]:
     elif was["name"] != row["name"]:
         yield _event(key, row, "rename", timestamp(), old_name=was["name"])
     lived, lives = was is not None and _lives(was), _lives(row)
-    begun = row.get("started") or (row["created"] if key[0] == "pod" and row["status"] != "created" else None)
-    before = was and (
-        was.get("started") or (was["created"] if key[0] == "pod" and was["status"] != "created" else None)
-    )
+    begun, before = _begun(row), was and _begun(was)
     if begun and begun != before:
         if lived and before:
             yield _event(key, row, "die", begun)  # and it has begun once more: its exit status was recorded in between
