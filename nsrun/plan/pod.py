@@ -161,6 +161,15 @@ def pod_plan(spec: PodSpec) -> Plan:
     ]  # fmt: skip
     if own_net and not outside:
         steps.append(LoopbackUp())
+    if spec["network"]["mode"] == "pasta":
+        steps.append(
+            WriteProc(
+                "/proc/sys/net/ipv6/conf/default/accept_dad",
+                "0",
+                "An address of the tap device is of use at once: nobody else is on that link who could have it.",
+                optional=True,
+            )
+        )
     if own_net:
         steps.append(
             WriteProc(
