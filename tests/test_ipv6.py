@@ -254,9 +254,21 @@ def test_a_host_with_disable_ipv6(host, settings, serve, where):
     before = host.snapshot()
     assert "disable_ipv6" in host.fails(125, "pod", "create", "--network", "bridge,ipv6=on", "x")
     assert "disable_ipv6" in host.fails(2, "pod", "create", "-p", "[::]:80:80", "x")
+    assert "disable_ipv6" in host.fails(125, "network", "create", "--subnet6", "fd00:5::/64", "back")
     assert host.snapshot() == before
     found = {f["what"]: f for f in json.loads(host.run("doctor", "--json", check=False).stdout)}
     assert found["IPv6"]["status"] == "limited" and "disable_ipv6" in found["IPv6"]["detail"]
+
+
+def test_a_bridge_with_disable_ipv6(host, serve):
+    """It is off for the pods of this bridge, and no other."""
+    serve("web")
+    sh("sysctl", "-qw", "net.ipv6.conf.nsrun0.disable_ipv6=1")
+    host.run("network", "create", "--subnet6", "fd00:5::/64", "back")
+    host.run("pod", "create", "--network", "back", "there")
+    host.run("pod", "create", "here")
+    assert host.pod("there")["network"]["ip6"].startswith("fd00:5::")
+    assert "net.ipv6.conf.nsrun0.disable_ipv6" in host.pod("here")["network"]["ipv6"]
 
 
 def test_a_pod_that_switches_it_off(host, serve):

@@ -44,9 +44,10 @@ def new_record(state: State, name: str, options: Mapping[str, Any], ident: str =
     if not wanted:
         taken.append(parse_subnet(bridges.SUBNETS[0]))  # that is the default bridge's
     subnet = bridges.pick_subnet(wanted, taken)
+    bridge = bridges.free_name(record["bridge"] for record in others)
     subnet6 = parse_subnet6(options["subnet6"]) if options.get("subnet6") else ""
     if subnet6:
-        if why := bridges.without_ipv6():
+        if why := bridges.without_ipv6(bridge):
             raise BadInput(f"--subnet6 {subnet6}/64: {why}", hint="leave --subnet6 out; nsrun doctor tells of IPv6")
         if subnet6 in [record["subnet6"] for record in others]:
             raise BadInput(f"--subnet6 {subnet6}/64 belongs to another network", hint="nsrun network ls shows them")
@@ -55,7 +56,7 @@ def new_record(state: State, name: str, options: Mapping[str, Any], ident: str =
         "id": ident or new_id(),
         "name": name,
         "created": "" if ident else timestamp(),
-        "bridge": bridges.free_name(record["bridge"] for record in others),
+        "bridge": bridge,
         "subnet": str(subnet),
         "subnet6": subnet6,
         "mtu": parse_mtu(options["mtu"]) if options.get("mtu") else 0,
