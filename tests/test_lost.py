@@ -599,6 +599,19 @@ def test_data_that_can_not_be_removed(host, pod, busybox):
     assert not list(host.root.glob("lib/upper/*"))
 
 
+def test_a_file_in_place_of_data(host, pod, busybox):
+    """`rm` does not take it for data that somebody uses."""
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "true")
+    (data,) = host.root.glob("lib/upper/*")
+    data.rename(host.root / "away")
+    data.touch()
+    assert f"can't remove what member 'm' wrote: {data}: Not a directory" in host.fails(125, "rm", "m")
+    data.unlink()
+    (host.root / "away").rename(data)
+    host.run("rm", "m")
+    assert not list(host.root.glob("lib/upper/*"))
+
+
 HOLD = (
     "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
 )

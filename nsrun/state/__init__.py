@@ -1012,8 +1012,11 @@ class State:
                 return True
             try:
                 written = [entry for entry in os.listdir(path) if entry not in (life.HELD, "about", "committed")]
-            except OSError:
-                return not is_there(path)
+            except OSError as error:
+                if not is_there(path):
+                    return True
+                why.append(f"{path}: {os.strerror(error.errno or 0)}")
+                return False
             for entry in written:
                 why += self.remove_written(f"{path}/{entry}")
             # these go last, since they say whose the data is and that nobody uses it; should we be killed, `held` still
