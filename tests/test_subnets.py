@@ -293,6 +293,25 @@ def test_an_administrators_bridge(host, busybox):
         sh("ip", "link", "del", "nsrun0")
 
 
+@pytest.mark.parametrize("left", ["10.99.0.1/24", ""])
+def test_a_bridge_whose_address_an_administrator_changes(host, wide, left):
+    """Pods are on it also where their addresses are not of its network any more; it goes with the last of them."""
+    host.run("pod", "create", "--network", "wide", "near")
+    host.run("pod", "create", "--network", "wide", "--ip", "10.99.7.200", "far")
+    bridge, near = host.pod("near")["network"]["bridge"], host.pod("near")["network"]["veth"]
+    if left:
+        sh("ip", "address", "add", left, "dev", bridge)
+    sh("ip", "address", "del", "10.99.0.1/16", "dev", bridge)
+    host.run("pod", "rm", "-f", "near")
+    wait_for_link_to_go(near)
+    host.run("pod", "prune")
+    settled()
+    assert bridge in links()
+    assert f"nsrun-b-{bridge}" in sh("nft", "list", "tables", "ip").stdout
+    host.run("pod", "rm", "-f", "far")
+    wait_for_link_to_go(bridge)
+
+
 def test_a_record_and_a_pod_of_before(host, busybox, monkeypatch):
     """They do not name a prefix, and mean a /24."""
     monkeypatch.setenv("NSRUN_ROOT", str(host.root))

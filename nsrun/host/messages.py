@@ -164,6 +164,13 @@ def get_link(index: int) -> bytes:
     return _finish(msg, RTM_GETLINK, NLM_F_ACK)
 
 
+def get_ports(bridge_index: int) -> bytes:
+    """Ask for all links that are ports of a bridge; the kernel selects them."""
+    msg = ifinfmsg()
+    msg["attrs"] = [("IFLA_MASTER", bridge_index)]
+    return _finish(msg, RTM_GETLINK, 0x300)  # NLM_F_DUMP
+
+
 def _neighbour(family: int, index: int, state: int, flags: int, *attrs: object) -> bytes:
     msg = ndmsg()
     msg["family"], msg["ifindex"], msg["state"], msg["flags"] = family, index, state, flags
@@ -825,6 +832,7 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "port_up": (port_up, ("index", "alias")),
     "alias_bridge": (alias_bridge, ("bridge", "alias")),
     "get_link": (get_link, ("index",)),
+    "get_ports": (get_ports, ("bridge_index",)),
     "fdb_entry": (fdb_entry, ("index", "mac")),
     "neighbour": (neighbour, ("bridge_index", "pod_ip", "mac")),
     "neighbour6": (neighbour, ("index", "pod_ip6", "mac", V6)),
