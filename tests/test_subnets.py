@@ -255,6 +255,18 @@ def test_what_the_host_has_is_refused(host):
         sh("ip", "address", "del", "10.121.7.7/32", "dev", "lo")
 
 
+def test_what_the_host_has_since_a_network_was_made(host, wide):
+    sh("ip", "route", "add", "blackhole", "10.99.4.0/24")
+    try:
+        before = host.snapshot()
+        message = host.fails(125, "pod", "create", "--network", "wide", "x")
+        assert "network 'wide': 10.99.0.0/16 is in use on this machine" in message and "network rm wide" in message
+        assert host.snapshot() == before
+    finally:
+        sh("ip", "route", "del", "blackhole", "10.99.4.0/24")
+    host.run("pod", "create", "--network", "wide", "x")
+
+
 def test_the_choice_goes_around_networks_of_other_sizes(host):
     host.run("network", "create", "wide", "--subnet", "10.88.0.0/21")
     host.run("network", "create", "small", "--subnet", "10.88.8.192/26")

@@ -125,11 +125,19 @@ def _addresses() -> list[tuple[int, int]]:
     return [(int.from_bytes(wire.attributes(body[8:]).get(2, b""), "big"), 0xFFFFFFFF) for body in bodies]
 
 
-def pick_subnet(wanted: str, taken: Iterable[Subnet] = (), what: str = "--subnet") -> Subnet:
+def _blame(network: str, option: str) -> tuple[str, str]:
+    """Return what names a subnet that can't be had, an option or the record of a network, and what to do about it."""
+    if network:
+        return f"network {network!r}:", f"or: nsrun network rm {network}, and create it anew with another"
+    return option, "choose another"
+
+
+def pick_subnet(wanted: str, taken: Iterable[Subnet] = (), network: str = "") -> Subnet:
     """Return a subnet that is free and overlaps with none of the `taken` ones, which are those of networks.
 
-    Raise BadInput, about `what`, when the wanted one is in use, or all are.
+    `network`: the one whose record has the wanted one.  Raise BadInput when the wanted one is in use, or all are.
     """
+    what, instead = _blame(network, "--subnet")
     used = [*_routes(), *_addresses()]
     for subnet in map(parse_subnet, [wanted] if wanted else SUBNETS):
         others = [str(other) for other in taken if subnet.overlaps(other.first, other.mask)]
@@ -138,12 +146,12 @@ def pick_subnet(wanted: str, taken: Iterable[Subnet] = (), what: str = "--subnet
         if wanted and others:
             raise BadInput(
                 f"{what} {subnet} overlaps with {others[0]}, which belongs to another network",
-                hint="nsrun network ls shows them; choose another",
+                hint=f"nsrun network ls shows them; {instead}",
             )
         if wanted:
             raise BadInput(
                 f"{what} {subnet} is in use on this machine",
-                hint="ip route and ip address show what uses it; choose another",
+                hint=f"ip route and ip address show what uses it; {instead}",
             )
     raise BadInput("no free /24 for the bridge", hint="name a network with --subnet or NSRUN_SUBNET")
 
@@ -179,21 +187,22 @@ def _prefix_in_use(prefix: bytes) -> bool:
     return False
 
 
-def pick_subnet6(wanted: str, subnet: Subnet, what: str = "--subnet6") -> str:
-    """Return a free /64.  Raise BadInput, about `what`, when the wanted one is in use.
+def pick_subnet6(wanted: str, subnet: Subnet, network: str = "") -> str:
+    """Return a free /64.  Raise BadInput when the wanted one is in use; `network`: the one whose record has it.
 
     Else it is a ULA (RFC 4193), the same whenever the bridge has this IPv4 address: fd, 40 bits of b2sum(1) of machine-id(5),
     and two bytes of the IPv4 address.  Networks that have these in common differ in the last byte of their first address; as
     many line feeds follow the id.
     """
     if wanted:
-        network = parse_subnet6(wanted)
-        if _prefix_in_use(net6_of(network)):
+        first = parse_subnet6(wanted)
+        if _prefix_in_use(net6_of(first)):
+            what, instead = _blame(network, "--subnet6")
             raise BadInput(
-                f"{what} {network}/64 is in use on this machine",
-                hint="ip -6 route shows what uses it; choose another",
+                f"{what} {first}/64 is in use on this machine",
+                hint=f"ip -6 route shows what uses it; {instead}",
             )
-        return network
+        return first
     from _blake2 import blake2b
 
     try:
@@ -237,8 +246,7 @@ def ensure_bridge(sock: wire.Socket, bridge: Bridge, closed: bool = False) -> tu
             hint="all pods of the default bridge share one network; leave --subnet out, or: nsrun network create",
         )
     if not subnet:
-        what = f"network {bridge.network!r}:" if bridge.network else "--subnet"
-        subnet = pick_subnet(bridge.subnet, bridge.taken, what)
+        subnet = pick_subnet(bridge.subnet, bridge.taken, bridge.network)
         gateway, bits = subnet.gateway, subnet.bits
         # one datagram, which the kernel carries out whatever signal comes: a bridge without the alias is nobody's to remove
         requests = [
@@ -324,8 +332,7 @@ def ensure_bridge6(sock: wire.Socket, bridge: Bridge, subnet: Subnet, index: int
             hint="all pods of a bridge share one network; leave --subnet6 out",
         )
     if not gateway6:
-        what = f"network {bridge.network!r}:" if bridge.network else "--subnet6"
-        gateway6 = address6(pick_subnet6(wanted, subnet, what), subnet.gateway)
+        gateway6 = address6(pick_subnet6(wanted, subnet, bridge.network), subnet.gateway)
         # without a link-local address of its own it sends no redirects: what pods send to each other passes by this host
         write(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode", "1")
         message = wire.encode("bridge_address6", index=index, gateway6=gateway6)
