@@ -314,6 +314,9 @@ def test_a_bridge_whose_address_an_administrator_changes(host, wide, left):
     if left:
         sh("ip", "address", "add", left, "dev", bridge)
     sh("ip", "address", "del", "10.99.0.1/16", "dev", bridge)
+    if left:
+        message = host.fails(125, "pod", "create", "--network", "wide", "more")
+        assert f"the bridge {bridge} of network 'wide' is {left}, not of 10.99.0.0/16" in message
     host.run("pod", "rm", "-f", "near")
     wait_for_link_to_go(near)
     host.run("pod", "prune")

@@ -4,6 +4,7 @@
 There is the default one, nsrun0, and one for each network that an administrator has made (state/networks.py).  Each has a subnet, a
 /64 and a table of nf_tables without an owner, whose rules hold for the whole bridge; that table is removed with the bridge.  What
 is on a bridge is told by addresses: a pod's veth and its lease are named after its address (net.py), and networks do not overlap.
+A bridge whose address somebody has changed stays as long as it has ports of pods.
 """
 
 from __future__ import annotations
@@ -240,7 +241,11 @@ def ensure_bridge(sock: wire.Socket, bridge: Bridge, closed: bool = False) -> tu
     subnet = current_subnet(name)
     if subnet and bridge.subnet and str(subnet) != str(parse_subnet(bridge.subnet)):
         if bridge.network:
-            raise _anothers(bridge)
+            _check_owner(sock, bridge)
+            raise BadInput(
+                f"the bridge {name} of network {bridge.network!r} is {subnet.gateway}/{subnet.bits}, not of {bridge.subnet}: somebody has changed it",
+                hint=f"ip address show {name}; its pods are left alone; it is made anew when none is left",
+            )
         raise BadInput(
             f"the bridge {name} is {subnet.gateway}/{subnet.bits}: pods are on it",
             hint="all pods of the default bridge share one network; leave --subnet out, or: nsrun network create",
@@ -290,15 +295,12 @@ def _check_owner(sock: wire.Socket, bridge: Bridge) -> None:
 
     The default bridge may be an administrator's (docs/decisions/0034).
     """
-    if bridge.network and link_identity(sock, interfaces().get(bridge.name, 0)) != (bridge.name, bridge.alias):
-        raise _anothers(bridge)
-
-
-def _anothers(bridge: Bridge) -> BadInput:
-    return BadInput(
-        f"the link {bridge.name}, which is to be the bridge of network {bridge.network!r}, is another's",
-        hint=f"ip -d link show {bridge.name}; remove it, or: nsrun network rm {bridge.network}, and create it anew",
-    )
+    name, network = bridge.name, bridge.network
+    if network and link_identity(sock, interfaces().get(name, 0)) != (name, bridge.alias):
+        raise BadInput(
+            f"the link {name}, which is to be the bridge of network {network!r}, is another's",
+            hint=f"ip -d link show {name}; remove it, or: nsrun network rm {network}, and create it anew",
+        )
 
 
 def ident_of(name: str) -> str:
