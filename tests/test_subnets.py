@@ -244,13 +244,20 @@ def test_what_overlaps_is_refused(host):
 def test_what_the_host_has_is_refused(host):
     sh("ip", "route", "add", "blackhole", "10.120.5.0/24")
     sh("ip", "address", "add", "10.121.7.7/32", "dev", "lo")  # no route that /proc/net/route shows
+    sh(*"ip route add 198.51.100.0/24 via 10.122.0.1 dev up0 onlink".split())  # nor is there one to this gateway
     try:
-        for subnet in ("10.120.0.0/16", "10.120.5.16/28", "10.121.0.0/16", "10.121.7.0/29", "192.0.0.0/16", "192.0.2.64/26"):  # fmt: skip
+        for subnet in ("10.120.0.0/16", "10.120.5.16/28", "10.121.0.0/16", "10.121.7.0/29", "10.122.0.0/24", "192.0.0.0/16", "192.0.2.64/26"):  # fmt: skip
             assert "in use on this machine" in host.fails(125, "network", "create", "x", "--subnet", subnet)
             assert "in use on this machine" in host.fails(125, "pod", "create", "--subnet", subnet, "x")
-        for name, subnet in (("a", "10.120.4.0/24"), ("b", "10.121.7.8/29"), ("c", "10.120.6.0/23")):
+        for name, subnet in (
+            ("a", "10.120.4.0/24"),
+            ("b", "10.121.7.8/29"),
+            ("c", "10.120.6.0/23"),
+            ("d", "10.122.0.4/30"),
+        ):
             host.run("network", "create", name, "--subnet", subnet)
     finally:
+        sh("ip", "route", "del", "198.51.100.0/24")
         sh("ip", "route", "del", "blackhole", "10.120.5.0/24")
         sh("ip", "address", "del", "10.121.7.7/32", "dev", "lo")
 

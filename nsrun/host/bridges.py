@@ -108,14 +108,16 @@ def is_bridge(name: str) -> bool:
 
 
 def _routes() -> list[tuple[int, int]]:
-    """Return (destination, mask) of every route but the default; proc_net(5), route."""
+    """Return (destination, mask) of every route but the default, and the gateways of all; proc_net(5), route."""
     found = []
     with open("/proc/thread-self/net/route", "rb") as file:  # an interface's name may have any bytes but ASCII blanks
         for line in file.readlines()[1:]:
             fields = line.split()
-            to, mask = (int.from_bytes(bytes.fromhex(f.decode()), "little") for f in (fields[1], fields[7]))
+            to, gateway, mask = (int.from_bytes(bytes.fromhex(fields[at].decode()), "little") for at in (1, 2, 7))
             if mask:
                 found.append((to, mask))
+            if gateway:  # which no route need lead to: ip-route(8), onlink
+                found.append((gateway, 0xFFFFFFFF))
     return found
 
 
