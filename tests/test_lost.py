@@ -612,6 +612,18 @@ def test_a_file_in_place_of_data(host, pod, busybox):
     assert not list(host.root.glob("lib/upper/*"))
 
 
+def test_a_link_in_the_place_of_data(host, pod, busybox, tmp_path):
+    """It goes, and what it leads to stays."""
+    host.run("join", pod, "--name", "m", "--rootfs", busybox, "--", "true")
+    (data,) = host.root.glob("lib/upper/*")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").touch()
+    os.rename(data, host.root / "aside")
+    data.symlink_to(tmp_path / "precious")
+    host.run("rm", "-f", "m")
+    assert (tmp_path / "precious/file").exists() and not os.path.lexists(data)
+
+
 HOLD = (
     "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nsrun.state import Note, State
 
 
-MOMENT = 1.0  # seconds
+MOMENT = 2.0  # seconds
 
 
 def remove_member(state: State, note: Note, force: bool) -> None:

@@ -998,6 +998,9 @@ class State:
         `why` gets the reasons why it is not; there is none when somebody holds it.
         """
         why = [] if why is None else why
+        if os.path.islink(path):  # it is not ours to go where it leads
+            why += remove_tree(path)
+            return not is_there(path)
         with life.Removal(f"{path}/{life.HELD}") as ours:
             if not ours:
                 return False
