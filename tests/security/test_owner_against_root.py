@@ -25,6 +25,7 @@ from conftest import NSRUN, USERS, sh, wait_for
 
 from nsrun.errors import BadInput
 from nsrun.host import userns
+from nsrun.state import life
 
 pytestmark = pytest.mark.live
 ALICE = USERS["alice"]
@@ -649,6 +650,8 @@ def test_a_pod_whose_pause_was_killed_and_can_not_end(host, alice, box):
         for _ in range(2):
             holder.stdout.readline()
         assert alice.sh("kill", "-9", pause, check=False).returncode == 0
+        held = str(host.root / "run/pods/held/held")
+        wait_for(lambda: not life.ask(held).alive, what="nsrun-hold has seen it")
         host.run("pod", "create", "-p", "127.0.0.1:20841:80", "held", env={"SUDO_UID": str(ALICE)}, timeout=30)
         assert sh("curl", "-s", "-m", "3", "http://127.0.0.1:20841/", check=False).stdout == ""
         host.run("pod", "rm", "-f", "held", timeout=30)
