@@ -18,13 +18,14 @@ from conftest import NSRUN, kill, sh, wait_for
 from mapped import MACHINE, station
 from test_lab_commands import SOLUTION, do, marked, variables
 
+from nsrun import kernel
 from nsrun.errors import BadInput
 from nsrun.state import State
 from nsrun.teach import facts, follow, labs
 from nsrun.teach.events import IS_WRITTEN, LINKS, ROUTES, Events, Pace
 from nsrun.teach.lab import MARK
 from nsrun.teach.map import watch as map_watch
-from nsrun.teach.map.model import Map, Pod
+from nsrun.teach.map.model import Map, Pod, Station
 
 # ---- events ------------------------------------------------------------------------------------------------------
 
@@ -36,26 +37,45 @@ def events(throwaway_host):
 
 
 def quiet(events: Events) -> bool:
-    events.drain()
     return not events.wait(0.2)
 
 
+def started(pid: int) -> int:
+    process = facts.process(pid)
+    assert process
+    return process.start
+
+
 def told(events: Events, kind: str) -> None:
-    """It is told of, and read only once."""
+    """It is told of, and only once."""
     assert wait_for(lambda: events.wait(1), what=kind) == {kind}
     wait_for(lambda: quiet(events), what="silence")
 
 
 def test_a_process_that_ends(events):
     with subprocess.Popen(["sleep", "100"]) as process:
-        started = facts.process(process.pid)
-        assert started
-        events.processes([(process.pid, started.start)])
+        events.processes([(process.pid, started(process.pid))])
         assert quiet(events)
         process.kill()
         assert events.wait(10) == {"process"}
     wait_for(lambda: quiet(events))
     events.processes([])
+    assert not events.pidfds
+
+
+def test_a_process_that_ended_before_it_could_be_followed(events):
+    """Dead, or a zombie, or its pid is another's by now: whoever asks has seen it alive."""
+    with subprocess.Popen(["sleep", "100"]) as process:
+        start = started(process.pid)
+        events.processes([(process.pid, start + 1)])
+        told(events, "process")
+        process.kill()
+        wait_for(lambda: not kernel.process_start(process.pid))
+        events.processes([(process.pid, start)])
+        told(events, "process")
+        process.wait()
+        events.processes([(process.pid, start)])
+        told(events, "process")
     assert not events.pidfds
 
 
@@ -101,7 +121,6 @@ def test_a_hostname_in_another_namespace(events):
     events.names()
     sh("unshare", "--uts", "hostname", "another")
     assert "name" in events.wait(10)
-    events.drain()
 
 
 def test_the_network(events):
@@ -133,7 +152,7 @@ with Events() as events:
         while facts.namespaces_of(child.pid)["mnt"] == facts.namespaces_of(os.getpid())["mnt"]:
             pass
         events.mount_namespaces({1: child.pid})
-        events.processes([(child.pid, 1)])
+        events.processes([(child.pid, facts.process(child.pid).start)])
         child.kill()
     print(*sorted(events.kinds.values()), *("process" in events.wait(10) for _ in "x"))
 """
@@ -145,7 +164,9 @@ def test_the_map_follows_its_stations(host):
     with Events() as events:
         state = State(str(host.root))
         with subprocess.Popen(["sleep", "100"]) as process:
-            there = Map(MACHINE, [Pod("x", "process", [], [station(process.pid, "process", "sleep", "sleep", [])])])
+            sleep = station(process.pid, "process", "sleep", "sleep", [])
+            sleep = Station(**{**vars(sleep), "start": started(process.pid)})
+            there = Map(MACHINE, [Pod("x", "process", [], [sleep])])
             host.run("pod", "prune")  # which makes the directories
             (host.root / "run/pods").mkdir(parents=True, exist_ok=True)
             map_watch._follow(events, state, there)
@@ -157,6 +178,56 @@ def test_the_map_follows_its_stations(host):
         told(events, "process")
         map_watch._follow(events, state, Map(MACHINE, []))
         assert not events.pidfds
+
+
+class Meanwhile:
+    """A poller after whose first answer something happens: before what was told could be read."""
+
+    def __init__(self, events: Events, happens) -> None:
+        self.poller, self.happens = events.poller, happens
+        events.poller = self  # type: ignore[assignment]
+
+    def __getattr__(self, name: str):
+        return getattr(self.poller, name)
+
+    def poll(self, milliseconds: float):
+        found = self.poller.poll(milliseconds)
+        happens, self.happens = self.happens, lambda: None
+        happens()
+        return found
+
+
+@pytest.mark.parametrize("kind", ["process", "file", "program", "mount", "name", "network"])
+def test_what_comes_while_another_event_is_read_is_not_lost(events, tmp_path, kind):
+    """It is told the next time: nobody would look again for it."""
+    files, programs = tmp_path / "files", tmp_path / "programs"
+    files.mkdir()
+    programs.mkdir()
+    (programs / "program").touch()
+    with subprocess.Popen(["unshare", "--mount", "sleep", "100"]) as process:
+        wait_for(lambda: pathlib.Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+        events.processes([(process.pid, started(process.pid))])
+        events.directories([str(files)], IS_WRITTEN)
+        events.programs([str(programs)])
+        events.mount_namespaces({facts.namespaces_of(process.pid)["mnt"]: process.pid})
+        events.names()
+        events.network(LINKS)
+        happens = {
+            "process": process.kill,
+            "file": (files / "file").touch,
+            "program": (programs / "program").read_bytes,
+            "mount": lambda: sh("nsenter", "-t", process.pid, "-m", "mount", "-t", "tmpfs", "tmpfs", files),
+            "name": lambda: sh("unshare", "--uts", "hostname", "another"),
+            "network": lambda: sh("ip", "link", "add", "dummy-one", "type", "veth", "peer", "name", "dummy-two"),
+        }
+        wait_for(lambda: quiet(events), what="silence")
+        first = "file" if kind != "file" else "program"
+        Meanwhile(events, happens[kind])
+        happens[first]()
+        assert first in events.wait(10)
+        wait_for(lambda: kind in events.wait(1), what=kind)
+        process.kill()
+    sh("ip", "link", "del", "dummy-one", check=False)
 
 
 def test_pace():
@@ -256,6 +327,26 @@ def test_each_change_is_seen_by_an_event(host):
         lab.watch.events._drop(lab.watch.events.inotify.pop("program"))  # which others start all the time
         kill(pid)
         assert lab.until(lambda rows: not rows["own"])
+
+
+def test_a_process_that_ends_during_a_check_is_seen(host):
+    """When the rows are made, and before it is followed again."""
+    with followed(host) as lab:
+        do(host, "unshare --uts sleep 1000 &")
+        assert lab.until(lambda rows: rows["own"])
+        lab.settle()
+        pid, follow_it = sleeping(host), lab.watch._follow
+
+        def end(*arguments) -> None:
+            kill(pid)
+            wait_for(lambda: not facts.process(pid))
+            follow_it(*arguments)
+
+        lab.watch._follow = end
+        lab.look()
+        lab.watch._follow = follow_it
+        lab.watch.events._drop(lab.watch.events.inotify.pop("program"))  # which others start all the time
+        assert lab.rows["own"] and lab.until(lambda rows: not rows["own"])
 
 
 def test_what_the_mark_does_not_tell_is_seen(host):

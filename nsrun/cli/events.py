@@ -151,7 +151,7 @@ def show(call: Call) -> int:
             if "reader" in events.wait(LOOK_AGAIN):
                 raise BrokenPipeError
             time.sleep(TOGETHER)
-            events.drain()
+            events.wait(0)
 
 
 def _look_and_follow(state: State, events: Events) -> Seen:

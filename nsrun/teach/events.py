@@ -50,6 +50,8 @@ class Events:
         self.pidfds: dict[tuple[int, int], int] = {}
         self.mounts: dict[int, int] = {}  # mount namespace → descriptor
         self.inotify: dict[str, int] = {}  # kind → descriptor
+        self.muted: set[int] = set()
+        self.have_ended = False  # a process, before it could be followed
         self.libc = ctypes.CDLL(None, use_errno=True)
 
     def __enter__(self) -> Events:
@@ -118,12 +120,13 @@ class Events:
             self.libc.inotify_add_watch(self.inotify[kind], os.fsencode(path), mask | _IN_ONLYDIR)
 
     def mute(self, kind: str, muted: bool) -> None:
-        """Do not wake up for what is opened or written, or do so again: it is told of later."""
+        """Do not wake up for what is opened or written, and do not keep it; or do so again."""
         if (fd := self.inotify.get(kind, -1)) >= 0:
             self.poller.modify(fd, 0 if muted else select.POLLIN)
+            self.muted = self.muted | {fd} if muted else self.muted - {fd}
 
     def processes(self, wanted: Collection[tuple[int, int]]) -> None:
-        """Follow the end of these processes, (pid, start), and of no others."""
+        """Follow the end of these processes, (pid, start), and of no others; of one that has ended the next wait() tells."""
         for gone in self.pidfds.keys() - set(wanted):
             self._drop(self.pidfds.pop(gone))
         for one in wanted:
@@ -132,9 +135,13 @@ class Events:
                     fd = kernel.pidfd_of(one[0])
                 except OSError:
                     continue  # there are no descriptors left
-                if fd >= 0:
+                if fd >= 0 and kernel.process_start(one[0]) == one[1]:
                     self.pidfds[one] = fd
                     self._add(fd, "process")
+                    continue
+                self.have_ended = True
+                if fd >= 0:
+                    os.close(fd)  # the pid is another's now
 
     def mount_namespaces(self, wanted: dict[int, int]) -> None:
         """Follow what is mounted in these mount namespaces, and in no others: namespace → a process in it."""
@@ -152,21 +159,25 @@ class Events:
     # ---- what is told -------------------------------------------------------------------------------------------
 
     def wait(self, seconds: float) -> set[str]:
-        """Return the kinds of what was told within this time; drain() before the next time, or it is told again."""
-        return {self.kinds[fd] for fd, _ in self.poller.poll(max(0.0, seconds * 1000))}
+        """Return the kinds of what was told since the last time, or within this time: each is told once.
 
-    def drain(self) -> None:
-        """Read what was told: that is all that there is to know, as everything is asked again."""
-        for fd in (*(sock.fileno() for sock in self.sockets), *self.inotify.values()):
+        What was told is read, and not kept: that is all that there is to know, as everything is asked again.  What
+        comes while it is read is of a kind that is returned, or it is left for the next time.
+        """
+        # one poll() only: the hostname and the mounts tell of a change to the first who polls, and never again
+        told = {fd for fd, _ in self.poller.poll(0 if self.have_ended else max(0.0, seconds * 1000))}
+        for fd in {*told, *self.muted} & {*(sock.fileno() for sock in self.sockets), *self.inotify.values()}:
             try:
                 while os.read(fd, 1 << 16):
                     pass
             except OSError:
                 continue  # there is no more (EAGAIN), or more than the socket could hold (ENOBUFS)
-        told = {fd for fd, _ in self.poller.poll(0)}
+        kinds = {self.kinds[fd] for fd in told} | ({"process"} if self.have_ended else set())
+        self.have_ended = False
         for one, fd in [(one, fd) for one, fd in self.pidfds.items() if fd in told]:
             del self.pidfds[one]
             self._drop(fd)
+        return kinds
 
 
 class Pace:

@@ -66,7 +66,8 @@ class _Watch:
 
     def _follow(self, work: Work, seen: _Seen) -> None:
         lives = {pid: process for pid in seen.known if (process := facts.process(pid, command_line=False))}
-        self.events.processes([(pid, process.start) for pid, process in lives.items()])
+        # no process has begun at 0: one that has ended since it was seen is told of
+        self.events.processes([(pid, lives[pid].start if pid in lives else 0) for pid in seen.known])
         places = {process.namespaces.get("mnt", 0): pid for pid, process in lives.items()}
         self.events.mount_namespaces({work.home["mnt"]: os.getpid(), **{p: pid for p, pid in places.items() if p}})
         state = self.state
@@ -87,7 +88,6 @@ class _Watch:
             due += [self.glance.next] if look or again else []
             self.events.mute("program", look)  # on a busy machine there are hundreds a second, and one is enough
             told = self.events.wait(min(due) - time.monotonic())
-            self.events.drain()
             now = time.monotonic()
             ours |= bool(told & {"file", "mount"})
             machine |= bool(told & {"name", "network"})

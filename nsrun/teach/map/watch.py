@@ -49,8 +49,8 @@ def maps(state: State, names: list[str]) -> Iterator[Map]:
                 due = min([glance.next, whole.next, *deadlines.values()])
                 told = bool(events.wait(due - time.monotonic()))
                 if told:
-                    time.sleep(max(0.0, whole.last + LEAST - time.monotonic()))  # what comes together is drawn together
-                    events.drain()
+                    time.sleep(max(0.0, whole.last + LEAST - time.monotonic()))
+                    events.wait(0)  # what comes together is drawn together
                 elif time.monotonic() >= glance.next:
                     with glance:
                         before, seen = seen, _glance(now)
