@@ -12,6 +12,7 @@ from nsrun.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from nsrun.state import State
@@ -712,8 +713,7 @@ def _take(left: list[str], options: tuple[Option, ...], into: dict[str, Any], na
         flag, equals, value = first.partition("=")
         option = known.get(flag)
         if option is None:
-            near = [f for f in known if f.startswith(flag)]
-            hint = _instead(name, flag) or (f"did you mean {' or '.join(near)}?" if near else see)
+            hint = _instead(name, flag) or _meant(flag, known) or see
             raise UsageError(f"unknown option {flag}", hint=hint)
         if not option.value:
             if equals:
@@ -807,10 +807,17 @@ def parse(arguments: list[str]) -> Call:
 def _unknown(name: str, left: list[str]) -> UsageError:
     from nsrun.cli.foreign import instead_of_command
 
-    hint = instead_of_command(name, left, BY_NAME)
-    if near := [command for command in BY_NAME if command.startswith(name) or name in command.split()]:
-        hint = hint or f"did you mean {' or '.join(near)}?"
+    hint = instead_of_command(name, left, BY_NAME) or _meant(name, BY_NAME)
     return UsageError(f"nsrun has no command {name!r}", hint=hint or "see 'nsrun --help'")
+
+
+def _meant(word: str, among: Iterable[str]) -> str:
+    """Return a hint at the words of which this one is the beginning or a part, or else at those that are spelled alike."""
+    import difflib
+
+    near = [one for one in among if one.startswith(word) or word in one.split()]
+    near = near or difflib.get_close_matches(word, among, n=3, cutoff=0.75)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def checked(name: str, options: dict[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
