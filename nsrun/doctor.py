@@ -355,6 +355,24 @@ def _firewall() -> Finding:
     )
 
 
+def _routes() -> list[Finding]:
+    """Tell whether each bridge of pods gets this host's packets for them: a VPN may have come since it was made."""
+    from nsrun.host import bridges, net
+
+    found = []
+    for link in sorted(filter(bridges.is_bridge, net.interfaces())):
+        if route := bridges.route_instead(link):
+            text = f"packets for pods on {link} ({bridges.current_subnet(link)}) take the route to {route}"
+            anew = (
+                "its next first pod gets another subnet"
+                if link == bridges.BRIDGE
+                else "nsrun network rm, and create it with another subnet"
+            )
+            fix = f"ip route show table {route.table}; if that is to stay, remove the pods on {link}: {anew}"
+            found.append(_finding("routes", "limited", text, fix))
+    return found or [_finding("routes", "ok", "none leads around a bridge of pods")]
+
+
 def _connections() -> Finding:
     """Tell whether this host can track more connections, by nat and by the forwarder; nf_conntrack-sysctl.rst."""
     from nsrun.host.conntrack import room
@@ -506,7 +524,7 @@ def examine(state: State) -> list[Finding]:
     found.append(_apparmor())
     found += [_replay(state)] if not state.uid else []
     found += _left(state, lost)
-    found += [_ipv6(), _firewall(), _connections()] if not state.uid else []
+    found += [_ipv6(), _firewall(), *_routes(), _connections()] if not state.uid else []
     return found
 
 

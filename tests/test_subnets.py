@@ -262,6 +262,94 @@ def test_what_the_host_has_is_refused(host):
         sh("ip", "address", "del", "10.121.7.7/32", "dev", "lo")
 
 
+def test_routes_of_a_vpn_that_takes_everything(host):
+    """Two halves of a default route are nobody's network, and the bridge's own route is longer than they are."""
+    halves = ("0.0.0.0/1", "128.0.0.0/1")
+    for half in halves:
+        sh("ip", "route", "add", half, "via", "192.0.2.2")
+    try:
+        host.run("network", "create", "x", "--subnet", "10.99.0.0/16")
+        host.run("pod", "create", "--network", "x", "a")
+        host.run("pod", "create", "b")
+        assert host.pod("b")["network"]["ip"] == "10.88.0.2"
+        assert routes(host) == [("ok", "none leads around a bridge of pods")]
+    finally:
+        for half in halves:
+            sh("ip", "route", "del", half)
+
+
+def test_all_private_addresses_lead_elsewhere(host):
+    private = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+    for subnet in private:
+        sh("ip", "route", "add", subnet, "via", "192.0.2.2")
+    try:
+        assert "in use on this machine" in host.fails(125, "pod", "create", "--subnet", "10.88.0.0/24", "a")
+        host.run("pod", "create", "a")
+        host.run("network", "create", "x")
+        assert host.pod("a")["network"]["ip"] == "198.19.0.2"
+        assert host.json("network", "inspect", "x")[0]["subnet"] == "198.19.1.0/24"
+    finally:
+        for subnet in private:
+            sh("ip", "route", "del", subnet)
+
+
+@pytest.mark.parametrize("table", ["52", "5200"])
+def test_a_table_that_is_asked_before_main(host, table):
+    """As VPNs with rules of their own have them: the route to the bridge, in main, would never be found."""
+    sh("ip", "route", "add", "10.0.0.0/8", "via", "192.0.2.2", "table", table)
+    sh("ip", "rule", "add", "priority", "5270", "lookup", table)
+    try:
+        for command in (("network", "create", "x"), ("pod", "create", "x")):
+            message = host.fails(125, *command, "--subnet", "10.99.0.0/16")
+            assert "10.99.0.0/16 is in use on this machine: the route to 10.0.0.0/8 to up0 is of another" in message
+            assert f"ip route show table {table}" in message
+        host.run("pod", "create", "a")
+        assert host.pod("a")["network"]["ip"] == "172.28.0.2"
+    finally:
+        sh("ip", "rule", "del", "priority", "5270")
+        sh("ip", "route", "del", "10.0.0.0/8", "table", table)
+
+
+def routes(host) -> list[tuple[str, str]]:
+    found = json.loads(host.run("doctor", "--json", check=False).stdout)
+    return [(one["status"], one["detail"]) for one in found if one["what"] == "routes"]
+
+
+@pytest.mark.parametrize(
+    ("route", "rule"),
+    [
+        ("10.88.0.128/25", ""),
+        ("10.88.0.64/30", ""),
+        ("10.88.0.0/16", "52"),
+        ("10.88.0.254/32", "52"),
+        ("10.88.0.2/32", "5200"),
+    ],
+)
+def test_a_route_that_comes_later(host, route, rule):
+    """Whatever it takes of the pods' addresses, the first or the last or some in between, doctor tells of it."""
+    host.run("pod", "create", "a")
+    assert routes(host) == [("ok", "none leads around a bridge of pods")]
+    where = ("table", rule) if rule else ()
+    sh("ip", "route", "add", route, "via", "192.0.2.2", *where)
+    try:
+        assert not rule or routes(host) == [("ok", "none leads around a bridge of pods")]
+        if rule:
+            sh("ip", "rule", "add", "priority", "5270", "lookup", rule)
+        assert f"ip route show table {rule or 254}" in host.run("doctor", check=False).stdout
+        ((status, text),) = routes(host)
+        assert (status, text) == (
+            "limited",
+            f"packets for pods on nsrun0 (10.88.0.0/24) take the route to {route} to up0",
+        )
+        host.run("network", "create", "x", "--subnet", "10.99.0.0/16")
+        host.run("pod", "create", "--network", "x", "b")
+        assert len(routes(host)) == 1
+    finally:
+        if rule:
+            sh("ip", "rule", "del", "priority", "5270", check=False)
+        sh("ip", "route", "del", route, *where)
+
+
 def test_what_the_host_has_since_a_network_was_made(host, wide):
     sh("ip", "route", "add", "blackhole", "10.99.4.0/24")
     try:

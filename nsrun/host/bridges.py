@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import _socket
 import os
-from errno import EACCES, EAFNOSUPPORT, EEXIST, ENOENT, EPERM
+import sys
+from errno import EACCES, EAFNOSUPPORT, EEXIST, EHOSTUNREACH, EINVAL, ENETUNREACH, ENOENT, EPERM
 
 from nsrun import kernel
 from nsrun.errors import BadInput, KernelError, NsrunError
@@ -43,7 +44,7 @@ from nsrun.host.net import (
     write,
 )
 from nsrun.schema import read_setting
-from nsrun.spec.options import NO_IPV6, Subnet, ip_number, ip_text, parse_subnet, parse_subnet6
+from nsrun.spec.options import LEAST_BITS, NO_IPV6, Subnet, ip_number, ip_text, parse_subnet, parse_subnet6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,11 +59,14 @@ BRIDGE = "nsrun0"
 NAMED = "nsrb{:02x}"
 BRIDGE_ALIAS = "nsrun:all the pods"
 COMMON_TABLE = "nsrun-all-pods"
+_MAIN = 254  # RT_TABLE_MAIN
 #: The subnets that are tried in this order until one is free on this machine; NSRUN_SUBNET (or --subnet) names another.
+#: The last ones are for hosts where all private addresses lead elsewhere, into a VPN: nobody on the Internet has them (RFC 2544).
 SUBNETS = (
     [f"10.88.{n}.0" for n in range(16)]
     + [f"172.28.{n}.0" for n in range(16)]
     + [f"192.168.{n}.0" for n in range(200, 232)]
+    + [f"198.19.{n}.0" for n in range(16)]
 )
 
 
@@ -107,25 +111,84 @@ def is_bridge(name: str) -> bool:
     return name == BRIDGE or (len(name) == len(BRIDGE) and name.startswith("nsrb"))
 
 
-def _routes() -> list[tuple[int, int]]:
-    """Return (destination, mask) of every route but the default, and the gateways of all; proc_net(5), route."""
+class Route:
+    """A route of IPv4 of this host; `to` and `mask` are what it leads to, `link` is the interface's name, "" if it has none or several."""
+
+    __slots__ = ("link", "mask", "table", "to")
+
+    def __init__(self, to: int, mask: int, link: str, table: int = _MAIN) -> None:
+        self.to, self.mask, self.link, self.table = to, mask, link, table
+
+    def __str__(self) -> str:
+        return f"{ip_text(self.to)}/{self.mask.bit_count()}{f' to {self.link}' if self.link else ''}"
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is a default route, or a part of one: VPNs have two, to 0.0.0.0/1 and to 128.0.0.0/1.  No network is so large."""
+        return self.mask.bit_count() < LEAST_BITS
+
+
+def _routes() -> list[Route]:
+    """Return every route of the table main but the default, and one to the gateway of each; proc_net(5), route."""
     found = []
     with open("/proc/thread-self/net/route", "rb") as file:  # an interface's name may have any bytes but ASCII blanks
         for line in file.readlines()[1:]:
             fields = line.split()
             to, gateway, mask = (int.from_bytes(bytes.fromhex(fields[at].decode()), "little") for at in (1, 2, 7))
-            if mask:
-                found.append((to, mask))
+            link = os.fsdecode(fields[0])
+            if not (route := Route(to, mask, link)).is_default:
+                found.append(route)
             if gateway:  # which no route need lead to: ip-route(8), onlink
-                found.append((gateway, 0xFFFFFFFF))
+                found.append(Route(gateway, 0xFFFFFFFF, link))
     return found
 
 
-def _addresses() -> list[tuple[int, int]]:
-    """Return (address, mask of 32 bits) of every address of this host: one with such a prefix has no route that _routes() shows."""
+def _addresses(sock: wire.Socket) -> list[Route]:
+    """Return a route to each address of this host: one with a prefix of 32 bits has none that _routes() returns."""
+    bodies = wire.ask(sock, "ip address show", wire.encode("get_addresses"))
+    words = [wire.attributes(body[8:]).get(2, b"") for body in bodies]  # IFA_LOCAL
+    return [Route(int.from_bytes(word, "big"), 0xFFFFFFFF, "") for word in words]
+
+
+def _route_to(sock: wire.Socket, address: int) -> Route | None:
+    """Return the route that this host's packets to an address take, of whichever table its rules name first; ip-rule(8).
+
+    Return None when there is no route, or only a default one.
+    """
+    try:
+        (body,) = wire.ask(sock, "ip route get fibmatch", wire.encode("get_route", pod_ip=ip_text(address)))
+    except KernelError as error:
+        if error.errno not in (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL):  # none; or unreachable, prohibit, blackhole
+            raise
+        return None
+    found = wire.attributes(
+        body[12:]
+    )  # after a struct rtmsg, whose second byte is the length of the prefix; rtnetlink(7)
+    word, table, index = found.get(1, bytes(4)), found.get(15, b""), found.get(4, b"")  # RTA_DST, RTA_TABLE, RTA_OIF
+    try:
+        link = _socket.if_indextoname(int.from_bytes(index, sys.byteorder)) if index else ""
+    except OSError:
+        link = ""  # it has just gone
+    mask = (1 << 32) - (1 << (32 - body[1]))
+    route = Route(int.from_bytes(word, "big"), mask, link, int.from_bytes(table, sys.byteorder) or body[4])
+    return None if route.is_default else route
+
+
+def _leads_elsewhere(sock: wire.Socket, subnet: Subnet, bridge: str = "") -> Route | None:
+    """Return a route that leads packets for a pod's address, the first or the last one, somewhere else than to the bridge."""
+    for address in {subnet.first + 2, subnet.last - 1}:
+        if (route := _route_to(sock, address)) and (not bridge or route.link != bridge):
+            return route
+    return None
+
+
+def route_instead(bridge: str) -> Route | None:
+    """Return a route that leads packets for pods on a bridge, or for some of them, somewhere else; None when there is none."""
+    if not (subnet := current_subnet(bridge)):
+        return None
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
-        bodies = wire.ask(sock, "ip address show", wire.encode("get_addresses"))
-    return [(int.from_bytes(wire.attributes(body[8:]).get(2, b""), "big"), 0xFFFFFFFF) for body in bodies]
+        within = (one for one in _routes() if subnet.overlaps(one.to, one.mask) and one.mask > subnet.mask)
+        return next((one for one in within if one.link != bridge), None) or _leads_elsewhere(sock, subnet, bridge)
 
 
 def _blame(network: str, option: str) -> tuple[str, str]:
@@ -141,21 +204,20 @@ def pick_subnet(wanted: str, taken: Iterable[Subnet] = (), network: str = "") ->
     `network`: the one whose record has the wanted one.  Raise BadInput when the wanted one is in use, or all are.
     """
     what, instead = _blame(network, "--subnet")
-    used = [*_routes(), *_addresses()]
-    for subnet in map(parse_subnet, [wanted] if wanted else SUBNETS):
-        others = [str(other) for other in taken if subnet.overlaps(other.first, other.mask)]
-        if not others and not any(subnet.overlaps(*one) for one in used):
-            return subnet
-        if wanted and others:
-            raise BadInput(
-                f"{what} {subnet} overlaps with {others[0]}, which belongs to another network",
-                hint=f"nsrun network ls shows them; {instead}",
-            )
-        if wanted:
-            raise BadInput(
-                f"{what} {subnet} is in use on this machine",
-                hint=f"ip route and ip address show what uses it; {instead}",
-            )
+    with wire.open_socket(wire.NETLINK_ROUTE) as sock:
+        used = [*_routes(), *_addresses(sock)]
+        for subnet in map(parse_subnet, [wanted] if wanted else SUBNETS):
+            if others := [str(other) for other in taken if subnet.overlaps(other.first, other.mask)]:
+                why, how = f"overlaps with {others[0]}, which belongs to another network", "nsrun network ls shows them"
+            elif any(subnet.overlaps(one.to, one.mask) for one in used):
+                why, how = "is in use on this machine", "ip route and ip address show what uses it"
+            elif route := _leads_elsewhere(sock, subnet):
+                why = f"is in use on this machine: the route to {route} is of another table than main"
+                how = f"ip rule shows when it is asked, ip route show table {route.table} what is in it"
+            else:
+                return subnet
+            if wanted:
+                raise BadInput(f"{what} {subnet} {why}", hint=f"{how}; {instead}")
     raise BadInput("no free /24 for the bridge", hint="name a network with --subnet or NSRUN_SUBNET")
 
 

@@ -27,6 +27,7 @@ from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
     RTM_GETADDR,
     RTM_GETLINK,
+    RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
@@ -307,6 +308,17 @@ def get_addresses() -> bytes:
     msg = ifaddrmsg()
     msg["family"] = socket.AF_INET
     return _finish(msg, RTM_GETADDR, 0x300)  # NLM_F_DUMP
+
+
+def get_route(ip: str) -> bytes:
+    """Ask for the route that packets to an address take, as it stands in its table, and for the table.
+
+    RTM_F_FIB_MATCH, since Linux 4.13, and RTM_F_LOOKUP_TABLE.
+    """
+    msg = rtmsg()
+    msg["family"], msg["dst_len"], msg["flags"] = socket.AF_INET, 32, 0x3000
+    msg["attrs"] = [("RTA_DST", ip)]
+    return _finish(msg, RTM_GETROUTE, NLM_F_ACK)
 
 
 def new_address6(index: int, ip: str, prefix: int) -> bytes:
@@ -853,6 +865,7 @@ MESSAGES: dict[str, tuple[Callable[..., bytes], tuple[Any, ...]]] = {
     "del_link": (del_link, ("index",)),
     "new_address": (new_address, ("index", "pod_ip", "prefix")),
     "get_addresses": (get_addresses, ()),
+    "get_route": (get_route, ("pod_ip",)),
     "default_route": (default_route, ("gateway",)),
     "bridge_address6": (new_address6, ("index", "gateway6", 64)),
     "pod_address6": (new_address6, ("index", "pod_ip6", 128)),
