@@ -176,7 +176,7 @@ def _route_to(sock: wire.Socket, address: int) -> Route | None:
 
 def _leads_elsewhere(sock: wire.Socket, subnet: Subnet, bridge: str = "") -> Route | None:
     """Return a route that leads packets for a pod's address, the first or the last one, somewhere else than to the bridge."""
-    for address in {subnet.first + 2, subnet.last - 1}:
+    for address in (subnet.first + 2, subnet.last - 1):
         if (route := _route_to(sock, address)) and (not bridge or route.link != bridge):
             return route
     return None
