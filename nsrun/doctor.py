@@ -355,8 +355,8 @@ def _firewall() -> Finding:
     )
 
 
-def _routes() -> list[Finding]:
-    """Tell whether each bridge of pods gets this host's packets for them: a VPN may have come since it was made."""
+def _bridges() -> list[Finding]:
+    """Tell of pods that this host's packets do not reach: a VPN may have come, or a bridge have gone, since they were made."""
     from nsrun.host import bridges, net
 
     found = []
@@ -369,8 +369,11 @@ def _routes() -> list[Finding]:
                 else "nsrun network rm, and create it with another subnet"
             )
             fix = f"ip route show table {route.table}; if that is to stay, remove the pods on {link}: {anew}"
-            found.append(_finding("routes", "limited", text, fix))
-    return found or [_finding("routes", "ok", "none leads around a bridge of pods")]
+            found.append(_finding("bridges", "limited", text, fix))
+    if lost := bridges.on_no_bridge():
+        text = f"pods are on none: {', '.join(lost)}; it was removed, or they were taken from it"
+        found.append(_finding("bridges", "limited", text, "nsrun pod ls shows which they are; remove them, and create them anew"))  # fmt: skip
+    return found or [_finding("bridges", "ok", "each pod is on one, and no route leads around it")]
 
 
 def _connections() -> Finding:
@@ -524,7 +527,7 @@ def examine(state: State) -> list[Finding]:
     found.append(_apparmor())
     found += [_replay(state)] if not state.uid else []
     found += _left(state, lost)
-    found += [_ipv6(), _firewall(), *_routes(), _connections()] if not state.uid else []
+    found += [_ipv6(), _firewall(), *_bridges(), _connections()] if not state.uid else []
     return found
 
 

@@ -272,7 +272,7 @@ def test_routes_of_a_vpn_that_takes_everything(host):
         host.run("pod", "create", "--network", "x", "a")
         host.run("pod", "create", "b")
         assert host.pod("b")["network"]["ip"] == "10.88.0.2"
-        assert routes(host) == [("ok", "none leads around a bridge of pods")]
+        assert reached(host) == REACHED
     finally:
         for half in halves:
             sh("ip", "route", "del", half)
@@ -310,9 +310,13 @@ def test_a_table_that_is_asked_before_main(host, table):
         sh("ip", "route", "del", "10.0.0.0/8", "table", table)
 
 
-def routes(host) -> list[tuple[str, str]]:
+REACHED = [("ok", "each pod is on one, and no route leads around it")]
+
+
+def reached(host) -> list[tuple[str, str]]:
+    """What doctor says of the bridges."""
     found = json.loads(host.run("doctor", "--json", check=False).stdout)
-    return [(one["status"], one["detail"]) for one in found if one["what"] == "routes"]
+    return [(one["status"], one["detail"]) for one in found if one["what"] == "bridges"]
 
 
 @pytest.mark.parametrize(
@@ -328,26 +332,41 @@ def routes(host) -> list[tuple[str, str]]:
 def test_a_route_that_comes_later(host, route, rule):
     """Whatever it takes of the pods' addresses, the first or the last or some in between, doctor tells of it."""
     host.run("pod", "create", "a")
-    assert routes(host) == [("ok", "none leads around a bridge of pods")]
+    assert reached(host) == REACHED
     where = ("table", rule) if rule else ()
     sh("ip", "route", "add", route, "via", "192.0.2.2", *where)
     try:
-        assert not rule or routes(host) == [("ok", "none leads around a bridge of pods")]
+        assert not rule or reached(host) == REACHED
         if rule:
             sh("ip", "rule", "add", "priority", "5270", "lookup", rule)
         assert f"ip route show table {rule or 254}" in host.run("doctor", check=False).stdout
-        ((status, text),) = routes(host)
+        ((status, text),) = reached(host)
         assert (status, text) == (
             "limited",
             f"packets for pods on nsrun0 (10.88.0.0/24) take the route to {route} to up0",
         )
         host.run("network", "create", "x", "--subnet", "10.99.0.0/16")
         host.run("pod", "create", "--network", "x", "b")
-        assert len(routes(host)) == 1
+        assert len(reached(host)) == 1
     finally:
         if rule:
             sh("ip", "rule", "del", "priority", "5270", check=False)
         sh("ip", "route", "del", route, *where)
+
+
+def test_a_pod_that_is_on_no_bridge_any_more(host):
+    for name in ("a", "b", "c"):
+        host.run("pod", "create", name)
+    assert reached(host) == REACHED
+    sh("ip", "link", "set", "nsr0a580003", "nomaster")
+    assert [text.partition(";")[0] for _, text in reached(host)] == ["pods are on none: 10.88.0.3"]
+    sh("ip", "link", "del", "nsrun0")
+    host.run("pod", "create", "d")
+    assert [text.partition(";")[0] for _, text in reached(host)] == [
+        "pods are on none: 10.88.0.2, 10.88.0.3, 10.88.0.4"
+    ]
+    host.run("pod", "rm", "-f", "a", "b", "c")
+    wait_for(lambda: reached(host) == REACHED)
 
 
 def test_what_the_host_has_since_a_network_was_made(host, wide):

@@ -566,12 +566,20 @@ def pods_on(bridge: str, links: Iterable[str], leases: Iterable[str]) -> set[str
     return {veth_name(ip_text(n)) for n in (*addresses(links, VETH), *addresses(leases, LEASE)) if n in subnet}
 
 
-def _has_pod(bridge: str, index: int) -> bool:
-    """Return whether a pod's veth is a port of a bridge, whatever network that has: an administrator may have changed it."""
+def _veths(bridge: str, index: int) -> set[int]:
+    """Return the addresses of the pods whose veths are ports of a bridge, whatever network that has: an administrator may have changed it."""
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         bodies = wire.ask(sock, f"ip link show master {bridge}", wire.encode("get_ports", bridge_index=index))
     found = (wire.attributes(body[16:]).get(3, b"") for body in bodies)  # IFLA_IFNAME
-    return any(addresses((name.rstrip(b"\0").decode(errors="replace") for name in found), VETH))
+    return set(addresses((name.rstrip(b"\0").decode(errors="replace") for name in found), VETH))
+
+
+def on_no_bridge() -> list[str]:
+    """Return the addresses of the pods whose veth is a port of no bridge of nsrun's: somebody has removed that, or taken the port away."""
+    links = interfaces()
+    ports = [_veths(name, links[name]) for name in filter(is_bridge, links)]
+    there = set(addresses(links, VETH)) & set(addresses(interfaces(), VETH))  # and neither comes nor goes just now
+    return [ip_text(number) for number in sorted(there.difference(*ports))]
 
 
 def remove_idle_bridge(
@@ -642,7 +650,7 @@ def take_down(bridge: Bridge) -> bool:
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
         if bridge.network and link_identity(sock, links[name]) != (name, bridge.alias):
             return True  # of another --root, or an administrator's
-    if pods_on(name, links, ()) or pods_on(name, (), _leases(name)) or _has_pod(name, links[name]):
+    if pods_on(name, links, ()) or pods_on(name, (), _leases(name)) or _veths(name, links[name]):
         return False
     write(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "0")
     _remove_common_table(name)
