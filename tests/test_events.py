@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import json
 import os
 import select
@@ -11,11 +13,14 @@ import subprocess
 import time
 
 import pytest
-from conftest import wait_for
+from conftest import kill, wait_for
 
-from nsrun.cli.events import ACTIONS, _Filter, changes
+from nsrun.cli.events import ACTIONS, _Filter, _look_and_follow, changes, look
 from nsrun.errors import UsageError
 from nsrun.state import State
+from nsrun.teach.events import Events
+
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def member(status: str, **more) -> dict:
@@ -65,6 +70,38 @@ def test_what_is_told_between_two_looks(before, now, told):
     events = list(changes({key: before} if before else {}, {key: now} if now else {}))
     assert " ".join(event["event"] for event in events) == told
     assert all(event["id"] == "m1" and event["time"] and event["event"] in ACTIONS for event in events)
+
+
+AGAIN = member("stopped", **ENDED)
+WAITS = member("restarting", **ENDED)
+
+
+@pytest.mark.parametrize(
+    ("looks", "told"),
+    [
+        # it is started once more: its record is taken away, and its note is still that of the life before
+        ([member("running"), AGAIN, member("running"), member("running", started="T5")], "die=3 start"),
+        ([member("running"), AGAIN, member("created", started="T1"), member("running", started="T5")], "die=3 start"),
+        ([member("running"), member("created", started="T1"), member("running", started="T5")], "die start"),
+        ([member("running"), member("created", started="T1"), member("running"), AGAIN], "die=3"),
+        ([member("running"), member("created", started="T5"), member("running", started="T5")], "die start"),
+        # it can't be started: the record is restored
+        ([member("running"), AGAIN, member("created", started="T1"), AGAIN], "die=3"),
+        ([member("running"), AGAIN, member("running"), AGAIN, None], "die=3 remove"),
+        ([member("running"), member("created", started="T1"), None], "die remove"),
+        # its keeper is about to record how it ended, or to start it again
+        ([member("running"), member("restarting"), WAITS, member("running", started="T5")], "die=3 start"),
+        ([member("running"), member("restarting"), member("running", started="T5")], "die start"),
+        ([member("restarting"), WAITS, member("running", started="T5")], "start"),
+        ([member("paused"), member("restarting"), WAITS, member("paused", started="T5")], "die=3 start pause"),
+        ([WAITS, member("restarting"), WAITS], ""),
+    ],
+)
+def test_what_is_told_of_a_member_that_is_started_once_more(looks, told):
+    """Each life begins once and ends once, and its exit status is waited for while somebody is to record it."""
+    seen = [{("member", "m1"): dict(look)} if look else {} for look in looks]
+    events = [event for before, now in itertools.pairwise(seen) for event in changes(before, now)]
+    assert " ".join(e["event"] + (f"={e['exit_code']}" if "exit_code" in e else "") for e in events) == told
 
 
 @pytest.mark.parametrize("text", ["x", "nix=1", "type=x", "event=x", "=die"])
@@ -142,6 +179,72 @@ def test_a_member_that_ends_between_two_looks_at_it(host, pod, busybox):
     aside = f"{record}.aside"
     os.rename(record, aside)
     assert state.member_status(state.member("m")) == ("stopped", 3)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("turn", range(1, 5))
+def test_a_member_that_is_renamed_while_it_is_looked_at(host, pod, busybox, turn):
+    """Between the list of names, of which there are several, and its turn: it is not gone."""
+
+    class Renaming(State):
+        left = 0
+
+        def names(self, kind):
+            found = super().names(kind)
+            if kind == "members" and self.left:
+                self.left -= 1
+                if not self.left:
+                    host.run("rename", "m", "n")
+            return found
+
+    host.start("m", busybox, "sleep", "1000")
+    state = Renaming(str(host.root))
+    before = look(state, {})
+    state.left = turn
+    told = [event["event"] for event in changes(before, look(state, before))]
+    assert told == (["rename"] if not state.left and host.member("n") else [])
+    host.run("rm", "-f", "m" if state.left else "n")
+
+
+@pytest.mark.live
+def test_a_note_that_cannot_be_read_is_not_the_end(host, pod, busybox):
+    host.start("m", busybox, "sleep", "1000")
+    state = State(str(host.root))
+    before, notes = look(state, {}), [state.path("pods", pod, "note"), state.path("members", "m", "note")]
+    for note in notes:
+        os.rename(note, f"{note}.aside")
+        with open(note, "w") as file:
+            file.write("{")
+    damaged = look(state, before)
+    assert damaged.keys() == before.keys() and not list(changes(before, damaged))
+    for note in notes:
+        os.rename(f"{note}.aside", note)
+    assert not list(changes(damaged, look(state, damaged)))
+
+
+@pytest.mark.live
+def test_a_pause_that_ends_before_it_can_be_followed(host, monkeypatch):
+    """Its parent has not reaped it yet, and nothing else will tell of its end."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    assert not prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        host.run("pod", "create", "--network", "none", "p")
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+    pause = host.pod("p")["pid"]
+
+    def look_late(*arguments):
+        found = look(*arguments)
+        kill(pause)
+        assert os.waitid(os.P_PID, pause, os.WEXITED | os.WNOWAIT)
+        return found
+
+    monkeypatch.setattr("nsrun.cli.events.look", look_late)
+    with Events() as events:
+        (row,) = _look_and_follow(State(str(host.root)), events, {}).values()
+        assert row["status"] == "stopped" or "process" in events.wait(0)
+    os.waitpid(pause, 0)
+    host.run("pod", "rm", "p")
 
 
 @pytest.mark.live

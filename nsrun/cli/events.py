@@ -9,7 +9,6 @@ two looks is not told of at all, and a slow reader keeps nobody but this process
 
 from __future__ import annotations
 
-import os
 import time
 
 from nsrun import kernel
@@ -30,26 +29,48 @@ if TYPE_CHECKING:
     Seen = dict[tuple[str, str], Row]  # (pod or member, id) → what is known of it
 
 LOOK_AGAIN = 30.0  # seconds after which we look even if nothing was told: there may be more than can be followed
+LOOKS = 5  # so often we look again at most, when something seems to be gone while names come
 TOGETHER = 0.02  # seconds for which we wait for more, once something was told
 KEYS = ("type", "event", "pod", "member", "label")
 ACTIONS = ("create", "start", "health", "pause", "unpause", "rename", "oom", "die", "remove")
 
 
-def look(state: State) -> Seen:
-    """Return the pods and members that there are, by id."""
+def look(state: State, before: Seen) -> Seen:
+    """Return the pods and members that there are, by id.
+
+    What is not seen any more is returned as it was `before`, unless it is gone: its note may be damaged, or it has got
+    another name between the list of names and its turn.
+    """
+    found, damaged, come = _look(state)
+    for _ in range(LOOKS):
+        if not come or before.keys() <= found.keys():
+            break
+        found, damaged, come = _look(state)
+    kept = {key: row for key, row in before.items() if come or (key[0], row["name"]) in damaged}
+    return kept | found
+
+
+def _look(state: State) -> tuple[Seen, set[tuple[str, str]], set[str]]:
+    """Return what there is, what of it is damaged, and the names that have come meanwhile."""
     from nsrun.lifecycle import query
 
-    found: Seen = {}
-    for kind, rows in (("pod", query.pods(state, True, False)), ("member", query.members(state, True, False)[0])):
-        found |= {(kind, row["id"]): row for row in rows if row["id"]}
-    return found
+    names = _names(state)
+    state.broken.clear()
+    rows = [("pod", row) for row in query.pods(state, True, False)]
+    rows += [("member", row) for row in query.members(state, True, False)[0]]
+    found = {(kind, row["id"]): row for kind, row in rows if row["id"]}
+    return found, {(kind, row["name"]) for kind, row in rows if not row["id"]}, _names(state) - names
+
+
+def _names(state: State) -> set[str]:
+    return {f"{kind}/{name}" for kind in ("pods", "members") for name in state.names(kind)}
 
 
 def changes(before: Seen, now: Seen) -> Iterator[Row]:
     """Yield what has happened between two looks, each thing's events in their order."""
     for key in before.keys() - now.keys():
         was = before[key]
-        if _lives(was):
+        if _told(was)[1]:
             yield _event(key, was, "die", timestamp())
         yield _event(key, was, "remove", timestamp())
     for key, row in now.items():
@@ -60,9 +81,26 @@ def _lives(row: Row) -> bool:
     return row["status"] in (*BEGUN, "removing")
 
 
+def _is_known(row: Row) -> bool:
+    """Return whether a row says if something lives: while it is started once more, or its end is not recorded yet, none does."""
+    return row["status"] != "created" and (row["status"] != "restarting" or row["exit_code"] is not None)
+
+
+def _told(row: Row) -> tuple[str | None, bool]:
+    """Return when the last life of which was told began, and whether its end is still to be told.
+
+    Of what was seen first nothing was told, and it is as it was: what is only created has not begun.
+    """
+    known: tuple[str | None, bool] = row.get("told") or (
+        None if row["status"] == "created" else _begun(row),
+        _lives(row),
+    )
+    return known
+
+
 def _begun(row: Row) -> str | None:
-    """Return when it began; None for what is only created, which a member is until somebody keeps it."""
-    return None if row["status"] == "created" else row.get("started", row["created"])
+    """Return when the life of which a row tells began."""
+    return row.get("started", row["created"])
 
 
 def _event(key: tuple[str, str], row: Row, action: str, when: str, **more: Any) -> Row:
@@ -76,23 +114,28 @@ def _event(key: tuple[str, str], row: Row, action: str, when: str, **more: Any) 
 
 
 def _changed(key: tuple[str, str], was: Row | None, row: Row) -> Iterator[Row]:
-    """Yield what has happened to one pod or member, of which there may have been nothing before."""
+    """Yield what has happened to one pod or member, of which there may have been nothing before; note it in the row."""
     if was is None:
         yield _event(key, row, "create", row["created"])
     elif was["name"] != row["name"]:
         yield _event(key, row, "rename", timestamp(), old_name=was["name"])
-    lived, lives = was is not None and _lives(was), _lives(row)
-    begun, before = _begun(row), was and _begun(was)
+    before, lived = _told(was) if was else (None, False)
+    row["told"] = before, lived
+    if not _is_known(row):
+        return
+    begun = _begun(row)
     if begun and begun != before:
         if lived and before:
             yield _event(key, row, "die", begun)  # and it has begun once more: its exit status was recorded in between
         yield _event(key, row, "start", begun, **({"pid": row["pid"]} if row["pid"] else {}))
-        lived, was = True, None
+        before, lived, was = begun, True, None
+    lives = lived and _lives(row)
+    row["told"] = before, lives
     health = row.get("health", "none")
-    if begun and health != "none" and health != (was or {}).get("health", "none"):
+    if lived and begun and health != "none" and health != (was or {}).get("health", "none"):
         yield _event(key, row, "health", timestamp(), health=health)
     paused, now_paused = bool(was and was["status"] == "paused"), row["status"] == "paused"
-    if paused != now_paused and (lives or now_paused):
+    if paused != now_paused and lives:
         yield _event(key, row, "pause" if now_paused else "unpause", timestamp())
     if lived and not lives:
         if row.get("oom_killed"):
@@ -142,7 +185,7 @@ def show(call: Call) -> int:
         seen: Seen = {}
         first = not call.options.get("all")
         while True:
-            now = _look_and_follow(state, events)
+            now = _look_and_follow(state, events, seen)
             for event in changes(now if first else seen, now):
                 if wanted.takes(event):
                     say.out(json.dumps(event))
@@ -154,14 +197,12 @@ def show(call: Call) -> int:
             events.wait(0)
 
 
-def _look_and_follow(state: State, events: Events) -> Seen:
+def _look_and_follow(state: State, events: Events, before: Seen) -> Seen:
     """Look, after everything that will be there is followed: what comes in between is told of once more."""
     events.directories([f"{state.run}/pods", f"{state.run}/members", state.owned])
     for kind in ("pods", "members"):
         events.directories(state.path(kind, name) for name in state.names(kind))
-    now = look(state)
-    lives = [row["pid"] for row in now.values() if row["pid"]]
-    events.processes([(pid, start) for pid in lives if (start := kernel.process_start(pid))])
-    if any(row["pid"] and not os.path.exists(f"/proc/{row['pid']}") for row in now.values()):
-        return look(state)  # it has ended before we could follow it
-    return now
+    now = look(state, before)
+    lives = {pid: kernel.process_start(pid) for row in now.values() if (pid := row["pid"])}
+    events.processes([(pid, start) for pid, start in lives.items() if start])
+    return now if all(lives.values()) else look(state, before)  # one has ended before we could follow it
