@@ -10,6 +10,7 @@ import contextlib
 import os
 import pathlib
 import subprocess
+import sys
 import threading
 import time
 
@@ -230,6 +231,69 @@ def test_what_comes_while_another_event_is_read_is_not_lost(events, tmp_path, ki
     sh("ip", "link", "del", "dummy-one", check=False)
 
 
+def test_what_is_written_without_end_does_not_keep_the_reader(events, tmp_path, monkeypatch):
+    """Somebody opens the next file each time that something was read: all users may."""
+    events.programs([str(tmp_path)])
+    (tmp_path / "x").touch()
+    read, turns = os.read, iter(range(1000))
+
+    def flooded(fd: int, length: int) -> bytes:
+        found = read(fd, length)
+        (tmp_path / f"{next(turns)}").touch()
+        return found
+
+    monkeypatch.setattr("nsrun.teach.events.os.read", flooded)
+    assert events.wait(10) == {"program"}
+    monkeypatch.undo()
+    wait_for(lambda: quiet(events), what="what was left is read")
+
+
+def test_who_follows_many_can_still_look(throwaway_host):
+    """Descriptors are left, however few the process may have."""
+    script = """
+import os, resource, subprocess
+from nsrun import kernel
+from nsrun.teach.events import Events
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+children = [subprocess.Popen(["sleep", "100"]) for _ in range(40)]
+try:
+    with Events() as events:
+        events.processes([(child.pid, kernel.process_start(child.pid)) for child in children])
+        events.mount_namespaces({child.pid: child.pid for child in children})
+        os.close(os.open("/proc/self/stat", os.O_RDONLY))
+        children[0].kill()
+        print(events.wait(10))
+finally:
+    for child in children:
+        child.kill()
+        child.wait()
+"""
+    assert sh(os.path.join(os.path.dirname(NSRUN), "python"), "-c", script, cwd="/").stdout == "{'process'}\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "mount", "name", "network"])
+def test_what_is_muted_wakes_nobody(events, tmp_path, kind):
+    """Its descriptors are not asked at all: poll(2) would tell of POLLERR, as a hostname does."""
+    events.directories([str(tmp_path)], IS_WRITTEN)
+    events.mount_namespaces({facts.namespaces_of(os.getpid())["mnt"]: os.getpid()})
+    events.names()
+    events.network(LINKS)
+    happens = {
+        "file": (tmp_path / "file").touch,
+        "mount": lambda: sh("mount", "-t", "tmpfs", "tmpfs", tmp_path),
+        "name": lambda: sh("unshare", "--uts", "hostname", "another"),
+        "network": lambda: sh("ip", "link", "add", "dummy-one", "type", "veth", "peer", "name", "dummy-two"),
+    }
+    events.mute({kind})
+    happens[kind]()
+    assert kind not in events.wait(0.5)
+    events.mute(())
+    if kind in ("mount", "name"):
+        assert kind in events.wait(10)
+    sh("umount", tmp_path, check=False)
+    sh("ip", "link", "del", "dummy-one", check=False)
+
+
 def test_pace():
     """The more a look costs, the longer it is until the next one, within bounds; what its commands cost counts."""
     pace = Pace(0.1, 0.5, 30)
@@ -364,6 +428,36 @@ def test_what_the_mark_does_not_tell_is_seen(host):
 def unmarked(pids) -> list[int]:
     found = [(pid, process) for pid in pids if (process := facts.process(pid))]
     return [pid for pid, process in found if process.command[-1:] == ["1001"] and process.name == "sleep"]
+
+
+FLOOD = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.unshare(0x04000000)
+while True:
+    libc.sethostname(b"one", 3)
+    libc.sethostname(b"two", 3)
+"""
+
+
+def test_who_changes_hostnames_without_end_does_not_keep_a_watch_busy(host):
+    """Any user can, in a UTS namespace of their own.  It is a reason for one check, and until then it wakes nobody again."""
+    with followed(host) as lab:
+        lab.settle()
+        turns, wait = 0, lab.watch.events.wait
+
+        def counted(seconds: float) -> set[str]:
+            nonlocal turns
+            turns += 1
+            return wait(seconds)
+
+        lab.watch.events.wait = counted
+        with subprocess.Popen([sys.executable, "-c", FLOOD]) as flood:
+            assert wait_for(lambda: "name" in wait(1))
+            lab.watch.machine.next = time.monotonic() + 1
+            lab.watch.wait()
+            flood.kill()
+        assert turns < 100
 
 
 def test_the_end_of_the_lab_is_seen_by_an_event(host):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel tells of its own accord, for those who follow something: `nsrun map --watch` and `nsrun lab watch`.
+"""What the kernel tells of its own accord, for who follows something: `nsrun map --watch`, `lab watch` and `events`.
 
     process   a pidfd says that it has ended: pidfd_open(2)
     file      an entry of a directory has come, gone, or been written: inotify(7); the notes of nsrun, a cgroup
@@ -35,9 +35,12 @@ _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 LINKS, ROUTES = 1 | 0x10, 0x40  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE
 _NFNLGRP_NFTABLES = 7
 _CHANGED = select.POLLPRI | select.POLLERR
-#: So many processes, and so many mount namespaces, are followed at most: the descriptors of a process are limited.
+#: So many processes, and so many mount namespaces, are followed at most: the descriptors of a process are limited, and
+#: these are no more than a half and an eighth of them (RLIMIT_NOFILE), because whoever follows has to look as well.
 MOST = 512
 _MOST_MOUNTS = 64
+#: So often something is read at most when it has told: who writes without end is not to keep us.
+_READS = 16
 
 
 class Events:
@@ -46,11 +49,14 @@ class Events:
     def __init__(self) -> None:
         self.poller = select.poll()
         self.kinds: dict[int, str] = {}  # descriptor → kind of event
+        self.masks: dict[int, int] = {}  # descriptor → what poll(2) is asked for
         self.sockets: list[Any] = []
         self.pidfds: dict[tuple[int, int], int] = {}
         self.mounts: dict[int, int] = {}  # mount namespace → descriptor
         self.inotify: dict[str, int] = {}  # kind → descriptor
-        self.muted: set[int] = set()
+        self.muted: set[int] = set()  # descriptors
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.most, self.most_mounts = min(MOST, descriptors // 2), min(_MOST_MOUNTS, descriptors // 8)
         self.have_ended = False  # a process, before it could be followed
         self.libc = ctypes.CDLL(None, use_errno=True)
 
@@ -65,12 +71,15 @@ class Events:
             os.close(fd)
 
     def _add(self, fd: int, kind: str, mask: int = select.POLLIN) -> None:
-        self.kinds[fd] = kind
+        self.kinds[fd], self.masks[fd] = kind, mask
         self.poller.register(fd, mask)
 
     def _drop(self, fd: int) -> None:
-        del self.kinds[fd]
-        self.poller.unregister(fd)
+        del self.kinds[fd], self.masks[fd]
+        if fd in self.muted:
+            self.muted.remove(fd)
+        else:
+            self.poller.unregister(fd)
         os.close(fd)
 
     # ---- what to follow -----------------------------------------------------------------------------------------
@@ -119,18 +128,24 @@ class Events:
             # the same watch again, if there is one: inotify_add_watch(2)
             self.libc.inotify_add_watch(self.inotify[kind], os.fsencode(path), mask | _IN_ONLYDIR)
 
-    def mute(self, kind: str, muted: bool) -> None:
-        """Do not wake up for what is opened or written, and do not keep it; or do so again."""
-        if (fd := self.inotify.get(kind, -1)) >= 0:
-            self.poller.modify(fd, 0 if muted else select.POLLIN)
-            self.muted = self.muted | {fd} if muted else self.muted - {fd}
+    def mute(self, kinds: Collection[str]) -> None:
+        """Do not wake up for what is told of these kinds until the next time; wake up again for all others.
+
+        Of what a directory or the network tells meanwhile nothing is kept.
+        """
+        muted = {fd for fd, kind in self.kinds.items() if kind in kinds}
+        for fd in muted - self.muted:
+            self.poller.unregister(fd)  # for poll(2) tells of POLLERR without being asked, and so of names and mounts
+        for fd in self.muted - muted:
+            self.poller.register(fd, self.masks[fd])
+        self.muted = muted
 
     def processes(self, wanted: Collection[tuple[int, int]]) -> None:
         """Follow the end of these processes, (pid, start), and of no others; of one that has ended the next wait() tells."""
         for gone in self.pidfds.keys() - set(wanted):
             self._drop(self.pidfds.pop(gone))
         for one in wanted:
-            if one not in self.pidfds and len(self.pidfds) < MOST:
+            if one not in self.pidfds and len(self.pidfds) < self.most:
                 try:
                     fd = kernel.pidfd_of(one[0])
                 except OSError:
@@ -148,7 +163,7 @@ class Events:
         for gone in self.mounts.keys() - wanted.keys():
             self._drop(self.mounts.pop(gone))
         for place, pid in wanted.items():
-            if place not in self.mounts and len(self.mounts) < _MOST_MOUNTS:
+            if place not in self.mounts and len(self.mounts) < self.most_mounts:
                 try:
                     fd = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
                 except OSError:
@@ -168,8 +183,8 @@ class Events:
         told = {fd for fd, _ in self.poller.poll(0 if self.have_ended else max(0.0, seconds * 1000))}
         for fd in {*told, *self.muted} & {*(sock.fileno() for sock in self.sockets), *self.inotify.values()}:
             try:
-                while os.read(fd, 1 << 16):
-                    pass
+                for _ in range(_READS):
+                    os.read(fd, 1 << 16)
             except OSError:
                 continue  # there is no more (EAGAIN), or more than the socket could hold (ENOBUFS)
         kinds = {self.kinds[fd] for fd in told} | ({"process"} if self.have_ended else set())

@@ -86,7 +86,9 @@ class _Watch:
             due += [self.ours.next] if ours else []
             due += [self.machine.next] if machine else []
             due += [self.glance.next] if look or again else []
-            self.events.mute("program", look)  # on a busy machine there are hundreds a second, and one is enough
+            # one of a kind is enough: of programs there are hundreds a second, and any user can change a hostname
+            reasons = ((look, {"program"}), (machine, {"name", "network"}), (ours, {"file", "mount"}))
+            self.events.mute({kind for known, kinds in reasons if known for kind in kinds})
             told = self.events.wait(min(due) - time.monotonic())
             now = time.monotonic()
             ours |= bool(told & {"file", "mount"})
