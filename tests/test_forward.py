@@ -698,10 +698,14 @@ def test_silent_clients_end(host, served):
     pid = forwarders()[-1]
     idle = len(os.listdir(f"/proc/{pid}/fd"))
     some = [client() for _ in range(20)]
-    for sock in some:
-        sock.send(b"x")
-        assert sock.recv(10) == b"X"
-    assert len(os.listdir(f"/proc/{pid}/fd")) == idle + 20
+
+    def all_are_kept() -> bool:
+        for sock in some:
+            sock.send(b"x")
+            assert sock.recv(10) == b"X"
+        return len(os.listdir(f"/proc/{pid}/fd")) == idle + 20
+
+    wait_for(all_are_kept, what="one round of all within their second")
     wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) == idle, 10)
     some[0].send(b"y")
     assert some[0].recv(10) == b"Y"

@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import CACHE, open_files, sh, wait_for
+from conftest import CACHE, sh, wait_for
 from images import Layout
 from test_image import busybox_layer  # noqa: F401  # a fixture
 
@@ -160,8 +160,6 @@ def log(host, name: str = "m") -> list[dict]:
 @live
 def test_starting_healthy_unhealthy_and_back(host, pod, busybox):
     start(host, busybox, "echo seen; test -e /ok", "--health-retries", "3", "--health-interval", "300ms")
-    assert host.member("m")["health"] == "starting"
-    assert "running (starting)" in host.run("ls").stdout
     host.run("exec", "m", "touch", "/ok")
     assert host.run("wait", "--condition", "healthy", "m").stdout == "healthy\n"
     assert "running (healthy)" in host.run("ls").stdout and host.member("m")["status"] == "running"
@@ -189,6 +187,7 @@ def test_the_start_period(host, pod, busybox):
     wait_for(lambda: len(log(host)) == 5)
     found = host.member("m")
     assert found["health"] == "starting" and found["healthcheck"]["failing_streak"] == 0
+    assert "running (starting)" in host.run("ls").stdout
     host.run("exec", "m", "touch", "/ok")
     host.run("wait", "--condition", "healthy", "m")
     host.run("exec", "m", "rm", "/ok")
@@ -252,9 +251,9 @@ def test_explain_says_what_is_called(host, pod, busybox, tmp_path):
 @live
 def test_a_check_that_hangs_is_killed_with_all_it_started(host, pod, busybox):
     """Its output until then is kept; and neither the log, nor exec, nor signals wait for it."""
-    check = "echo begun; (setsid sleep 4321 &) ; setsid sleep 4321 & trap '' TERM; while :; do sleep 4321; done"
+    check = f"echo begun; (setsid {nap(0)} &) ; setsid {nap(0)} & trap '' TERM; while :; do {nap(0)}; done"
     start(host, busybox, check, "--health-timeout", "1s", "--health-retries", "1", command=("sh", "-c", "trap 'echo hup' HUP; while :; do sleep 0.1; done"))  # fmt: skip
-    wait_for(lambda: any("sleep 4321" in row["command"] for row in host.json("top", "m")))
+    wait_for(lambda: any(nap(0) in row["command"] for row in host.json("top", "m")))
     began = time.monotonic()
     host.run("kill", "-s", "HUP", "m")
     wait_for(lambda: host.run("logs", "m").stdout == "hup\n")
@@ -263,18 +262,26 @@ def test_a_check_that_hangs_is_killed_with_all_it_started(host, pod, busybox):
     first = log(host)[0]
     assert first["exit_code"] == -1 and first["output"].endswith("begun\n") and "longer than 1 s" in first["output"]
     host.run("pause", "m")  # so that no other check begins
-    assert len([row for row in host.json("top", "m") if row["command"] == "sleep 4321"]) <= 3  # of one check at most
+    wait_for(
+        lambda: len([row for row in host.json("top", "m") if row["command"] == nap(0)]) <= 3
+    )  # of one check at most
     host.run("unpause", "m")
     host.run("stop", "-t", "0", "m")
     assert host.member("m")["health"] == "none" and host.member("m")["status"] == "stopped"
-    assert not _processes_with("sleep\0004321")
+    assert not _napping(0)
 
 
-def _processes_with(words: str) -> list[str]:
+def nap(number: int) -> str:
+    """A command that ends when it is killed, and that no other test run on this machine has."""
+    return f"sleep {100 * os.getpid() + number}"
+
+
+def _napping(number: int) -> list[str]:
+    words = nap(number).replace(" ", "\0").encode() + b"\0"
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if words.encode() in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+            if pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() == words:
                 found.append(pid)
         except OSError:
             continue
@@ -284,30 +291,31 @@ def _processes_with(words: str) -> list[str]:
 @live
 def test_its_process_is_killed(host, pod, busybox):
     """Then the check ends with it, and the next one comes in its time."""
-    start(host, busybox, "test -e /ok || sleep 7654", "--health-retries", "1")
+    start(host, busybox, f"test -e /ok || {{ {nap(1)}; exit 1; }}", "--health-retries", "1")
     monitor = pathlib.Path(f"/proc/{host.member('m')['pid']}/stat").read_text().rpartition(")")[2].split()[1]
-    wait_for(lambda: _processes_with("sleep\0007654"))
+    (old,) = wait_for(lambda: _napping(1))
     children = pathlib.Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
     (process,) = (pid for pid in children if pathlib.Path(f"/proc/{pid}/comm").read_text() == "nsrun-health\n")
-    old = _processes_with("sleep\0007654")
-    host.run("exec", "m", "touch", "/ok")
     os.kill(int(process), signal.SIGKILL)
+    wait_for(lambda: log(host))
+    (new,) = wait_for(lambda: (now := _napping(1)) and old not in now and now, what="the next check")
+    assert [one["exit_code"] for one in log(host)] == [137]
+    host.run("exec", "m", "touch", "/ok")
+    os.kill(int(new), signal.SIGKILL)
     host.run("wait", "--condition", "healthy", "m")
-    assert log(host)[0]["exit_code"] == 137 and not {*old} & {*_processes_with("sleep\0007654")}
 
 
 @live
 def test_no_check_outlives_the_member(host, pod, busybox):
     """Whoever ends it: itself, stop, kill, or its pod."""
     for number, end in enumerate(("itself", "stop -t 0 m", "kill m", "pod kill pause")):
-        words = f"sleep 5432{number}"
-        start(host, busybox, words, command=("sh", "-c", "until test -e /end; do sleep 0.02; done"))
-        wait_for(lambda words=words: _processes_with(words.replace(" ", "\0")))
+        start(host, busybox, nap(10 + number), command=("sh", "-c", "until test -e /end; do sleep 0.02; done"))
+        wait_for(lambda number=number: _napping(10 + number))
         host.run(*(["exec", "m", "touch", "/end"] if end == "itself" else end.split()))
         if not end.startswith("pod"):
             wait_for(lambda: host.member("m")["status"] == "stopped")
             host.run("rm", "m")
-        wait_for(lambda words=words: not _processes_with(words.replace(" ", "\0")), 5)
+        wait_for(lambda number=number: not _napping(10 + number))
 
 
 @live
@@ -347,12 +355,12 @@ def test_a_restart_begins_anew(host, pod, busybox):
 
 @live
 def test_what_is_paused_is_not_checked(host, pod, busybox):
-    start(host, busybox, "sleep 0.3", "--health-timeout", "600ms", "--health-retries", "1")
+    start(host, busybox, "sleep 0.3", "--health-timeout", "3s", "--health-retries", "1")
     host.run("wait", "--condition", "healthy", "m")
     host.run("pause", "m")
     seen = host.member("m")
     assert seen["health"] == "healthy" and "paused (healthy)" in host.run("ls").stdout
-    time.sleep(1.5)  # more than the time of a check that was under way
+    time.sleep(4)  # more than the time of a check that was under way
     now = host.member("m")["healthcheck"]
     assert len(now["log"]) <= len(seen["healthcheck"]["log"]) + 1 and now["failing_streak"] == 0
     assert host.member("m")["health"] == "healthy"
@@ -367,11 +375,11 @@ def test_what_is_paused_is_not_checked(host, pod, busybox):
 @live
 def test_in_the_foreground(host, pod, busybox):
     """Its output stays the member's alone, and its end does not wait for a check."""
-    words = ["join", pod, "--name", "f", "--rm", "--rootfs", busybox, *OFTEN, "--health-cmd", "echo check; sleep 6543"]
+    words = ["join", pod, "--name", "f", "--rm", "--rootfs", busybox, *OFTEN, "--health-cmd", f"echo check; {nap(2)}"]
     began = time.monotonic()
     done = host.run(*words, "--", "sh", "-c", "sleep 1; echo out; exit 3", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "") and time.monotonic() - began < 30
-    assert not _processes_with("sleep\0006543")
+    assert not _napping(2)
 
 
 @live
@@ -397,16 +405,16 @@ def test_waiting_for_what_never_comes(host, pod, busybox):
 
 @live
 def test_events_tell(host, pod, busybox):
-    with host.background("events", "-f", "event=health", stdout=subprocess.PIPE) as listener:
+    with host.background("events", "--all", "-f", "event=health", stdout=subprocess.PIPE) as listener:
         try:
-            wait_for(lambda: "anon_inode:inotify" in open_files(listener.pid))
-            start(host, busybox, "test -e /ok", "--health-retries", "1", "--health-interval", "400ms")
-            host.run("wait", "--condition", "unhealthy", "m")
-            host.run("exec", "m", "touch", "/ok")
-            told = [json.loads(listener.stdout.readline()) for _ in range(3)]
+            start(host, busybox, "test -e /ok", "--health-retries", "1", "--health-start-period", "1000s", "--health-start-interval", "100ms")  # fmt: skip
+            told = [json.loads(listener.stdout.readline())]
+            for change in ("touch", "rm"):  # each is told before there is a reason for the next one
+                host.run("exec", "m", change, "/ok")
+                told.append(json.loads(listener.stdout.readline()))
         finally:
             listener.kill()
-    assert [one["health"] for one in told] == ["starting", "unhealthy", "healthy"]
+    assert [one["health"] for one in told] == ["starting", "healthy", "unhealthy"]
     assert all(one["event"] == "health" and one["name"] == "m" for one in told)
 
 
@@ -416,7 +424,7 @@ def test_an_owners_pod(host, alice, box, cgroup):
     """By the owner through the door, and by root, who enters the pod; with cgroups and without."""
     env = {} if cgroup is None else {"NSRUN_CGROUP": cgroup}
     host.run("pod", "create", "--network", "none", "q", env={"SUDO_UID": str(alice.uid), **env})
-    words = ["-d", "--health-cmd", "id -u; sleep 9876 & test -e /ok", *OFTEN, "--health-retries", "1"]
+    words = ["-d", "--health-cmd", f"id -u; {nap(3)} & test -e /ok", *OFTEN, "--health-retries", "1"]
     alice.run("join", "q", "--name", "a", *words, "--image", box, "--", "sleep", "1000", env=env)
     alice.run("wait", "--condition", "unhealthy", "a")
     assert alice.json("inspect", "a")[0]["healthcheck"]["log"][0]["output"] == "0\n"
@@ -432,7 +440,7 @@ def test_an_owners_pod(host, alice, box, cgroup):
     host.run("exec", "-u", "0", "r", "touch", "/ok", env=env)
     host.run("wait", "--condition", "healthy", "r")
     host.run("stop", "-t", "0", "r", env=env)
-    wait_for(lambda: not _processes_with("sleep\0009876"), 5)
+    wait_for(lambda: not _napping(3))
 
 
 @live
@@ -447,15 +455,15 @@ def test_without_a_cgroup(host, busybox):
     """What a check leaves is found by its mount namespace; nothing else is ended."""
     env = {"NSRUN_CGROUP": "none"}
     host.run("pod", "create", "--network", "none", "pause", env=env)
-    start(host, busybox, "(setsid sleep 8765 &); sleep 0.01", command=("sh", "-c", "sleep 8766 & exec sleep 8767"))
+    start(host, busybox, f"(setsid {nap(4)} &); sleep 0.01", command=("sh", "-c", f"{nap(5)} & exec {nap(6)}"))
     host.run("wait", "--condition", "healthy", "m")
     wait_for(lambda: len(log(host)) == 5)
-    assert len(_processes_with("sleep\0008765")) <= 1  # of the one that is under way
-    assert len(_processes_with("sleep\0008766")) == len(_processes_with("sleep\0008767")) == 1
-    host.start("n", busybox, "sleep", "1000", options=["--health-cmd", "setsid sleep 8764 & sleep 8764", *OFTEN, "--health-timeout", "300ms", "--health-retries", "1"])  # fmt: skip
+    wait_for(lambda: len(_napping(4)) <= 1)  # of the one that is under way
+    assert len(_napping(5)) == len(_napping(6)) == 1
+    host.start("n", busybox, "sleep", "1000", options=["--health-cmd", f"setsid {nap(7)} & {nap(7)}", *OFTEN, "--health-timeout", "300ms", "--health-retries", "1"])  # fmt: skip
     host.run("wait", "--condition", "unhealthy", "n")
     host.run("stop", "-t", "0", "n")
-    wait_for(lambda: not _processes_with("sleep\0008764"), 5)
+    wait_for(lambda: not _napping(7))
     assert host.member("m")["status"] == "running"
 
 

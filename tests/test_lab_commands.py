@@ -396,19 +396,22 @@ def test_a_checker_that_is_killed(host):
     host.run("lab reset 1")
 
 
-def test_watch(host):
+def test_watch(host, tmp_path):
     """It says what changed, and ends when all rows are fulfilled."""
     host.run("lab start 1")
-    watch = host.background("lab", "watch", stdout=subprocess.PIPE, text=True)
+    told = tmp_path / "told"
+    with told.open("w") as file:
+        watch = host.background("lab", "watch", stdout=file)
     try:
-        time.sleep(0.5)
+        wait_for(lambda: "NO  own" in told.read_text(), what="the first check")
         do(host, "unshare --uts sleep 1000 &")
-        time.sleep(1.2)
+        wait_for(lambda: "ok  own" in told.read_text(), what="the process")
         do(host, SOLUTION)
-        out, _ = watch.communicate(timeout=30)
+        assert watch.wait(timeout=30) == 0
     finally:
         watch.kill()
-    assert watch.returncode == 0 and "lab 1 is solved" in out
+    out = told.read_text()
+    assert "lab 1 is solved" in out
     assert [out.count(f"{word} own") for word in ("NO ", "ok ")] == [1, 2]
     assert {row["lab"]: row["status"] for row in json.loads(host.run("lab", "report", "--json").stdout)}[1] == "passed"
     watch = host.background("lab", "watch", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -469,7 +472,7 @@ def test_shell(host, terminal):
     shell.expect(r"\(lab 01\)")
     shell.type(SOLUTION + "\n")
     shell.expect(r"\(lab 01\)")
-    shell.type("sleep 0.3; nsrun lab check\n")
+    shell.type("until nsrun lab check; do sleep 0.1; done\n")
     shell.expect("lab 1 is solved")
     shell.type("nsrun lab reset; echo still $((40 + 2))\n")
     shell.expect("lab 1 is reset")

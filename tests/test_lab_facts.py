@@ -158,7 +158,7 @@ def test_root_executes_nothing_in_namespaces_of_others(host, alice, tmp_path):
     )
     inside = ["unshare", "-Urmnui", "--propagation", "private", "sh", "-c", f"{mounts} exec sleep 1000"]
     with running(*alice.words(*inside), env=alice.env) as pid:
-        wait_for(lambda: facts.process(pid).name == "sleep", 5, "her process")
+        wait_for(lambda: facts.process(pid).name == "sleep", what="her process")
         assert "--user" not in facts.enter(pid, "net", "uts", "mnt")
         assert facts.root_of_namespace(pid) == facts.root_of(pid)
         facts.hostname_of(pid), facts.segments(pid), facts.ip_addresses(pid), facts.tables(pid)
@@ -184,7 +184,7 @@ def test_who_asks_for_root_stays_out_of_the_user_namespace(host, alice, busybox)
     with running(
         *alice.words("unshare", "-Urn", "--pid", "--fork", "--kill-child", "sh", "-c", script), env=alice.env
     ) as pid:
-        wait_for(lambda: 80 in facts.listening(pid), 5, "her server")
+        wait_for(lambda: 80 in facts.listening(pid), what="her server")
         found: list[str] = []
 
         def meanwhile(port: int) -> None:

@@ -116,9 +116,9 @@ def test_connections_go_on(host, web):
 def _connects(port: int, socks: dict[int, socket.socket]) -> bool:
     try:
         sock = socket.create_connection(("127.0.0.1", port), 3)
+        if sock.recv(5) != b"hello":
+            return False
     except OSError:
-        return False
-    if sock.recv(5) != b"hello":
         return False
     socks[port] = sock
     return True
@@ -154,7 +154,7 @@ def test_they_go_with_the_pod(host, web, how):
         kill(pod["pid"])
     else:
         host.run("pod", "rm", "-f", "web")
-    wait_for(lambda: forwarded() == [] and _is_free(8081), 5)
+    wait_for(lambda: forwarded() == [] and _is_free(8081))
     host.run("pod", "prune")
     wait_for(lambda: host.snapshot() == before)
 
@@ -191,7 +191,7 @@ def test_a_pod_of_a_users(host, alice, web):
     assert shown(alice, "theirs") == of_both(80, 8081)
     assert len(forwarded()) == 2
     alice.run("pod", "stop", "theirs")
-    wait_for(lambda: forwarded() == [], 5)
+    wait_for(lambda: forwarded() == [])
 
 
 @pytest.mark.parametrize(
