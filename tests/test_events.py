@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import kill, wait_for
+from conftest import NSRUN, kill, wait_for
 
 from nsrun.cli.events import ACTIONS, _Filter, _look_and_follow, changes, look
 from nsrun.errors import UsageError
@@ -328,3 +328,23 @@ def test_a_reader_that_goes_ends_it_and_one_that_sleeps_keeps_nobody(host, pod, 
     wait_for(lambda: host.json("ls") == [])
     host.run("rm", "m0", "m1", "m2")
     assert slow.process.poll() is None
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("limit", "call"), [("instances", "inotify_init1"), ("watches", "inotify_add_watch")])
+def test_where_the_kernel_does_not_tell_it_is_looked_for(host, tmp_path, limit, call):
+    """In a user namespace, which has limits of its own: user.max_inotify_… of namespaces(7)."""
+    script = f"echo 0 >/proc/sys/user/max_inotify_{limit} && exec {NSRUN} events"
+    told, errors = tmp_path / "told", tmp_path / "errors"
+    with told.open("w") as out, errors.open("w") as err:
+        listener = subprocess.Popen(["unshare", "-Ur", "sh", "-c", script], env=host.env, stdout=out, stderr=err)
+    try:
+        wait_for(lambda: "hint" in errors.read_text())
+        host.run("pod", "create", "--network", "none", "p")
+        wait_for(lambda: told.read_text().count("\n") == 2, 15)
+    finally:
+        listener.kill()
+        listener.wait()
+    assert [json.loads(line)["event"] for line in told.read_text().splitlines()] == ["create", "start"]
+    first, *rest = errors.read_text().splitlines()
+    assert call in first and "once a second" in first and len(rest) == 1

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Seen = dict[tuple[str, str], Row]  # (pod or member, id) → what is known of it
 
 LOOK_AGAIN = 30.0  # seconds after which we look even if nothing was told: there may be more than can be followed
+LOOK_OFTEN = 1.0  # the same, where not all can be followed
 LOOKS = 5  # so often we look again at most, when something seems to be gone while names come
 TOGETHER = 0.02  # seconds for which we wait for more, once something was told
 KEYS = ("type", "event", "pod", "member", "label")
@@ -183,15 +184,21 @@ def show(call: Call) -> int:
     with Events() as events:
         events.reader(1)
         seen: Seen = {}
-        first = not call.options.get("all")
+        first, patience = not call.options.get("all"), LOOK_AGAIN
         while True:
             now = _look_and_follow(state, events, seen)
+            if events.lacks and patience != LOOK_OFTEN:
+                say.err(
+                    f"warning: the kernel does not tell of all that happens, so nsrun looks once a second: {events.lacks}"
+                )
+                say.err("hint: sysctl fs.inotify user.max_inotify_instances user.max_inotify_watches shows the limits")
+                patience = LOOK_OFTEN
             for event in changes(now if first else seen, now):
                 if wanted.takes(event):
                     say.out(json.dumps(event))
             say.flush()
             seen, first = now, False
-            if "reader" in events.wait(LOOK_AGAIN):
+            if "reader" in events.wait(patience):
                 raise BrokenPipeError
             time.sleep(TOGETHER)
             events.wait(0)

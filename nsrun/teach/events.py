@@ -20,6 +20,7 @@ import os
 import resource
 import select
 import time
+from errno import EACCES, ENOENT, ENOTDIR
 
 from nsrun import kernel
 
@@ -58,6 +59,7 @@ class Events:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.most, self.most_mounts = min(MOST, descriptors // 2), min(_MOST_MOUNTS, descriptors // 8)
         self.have_ended = False  # a process, before it could be followed
+        self.lacks = ""  # why some directory is not followed, in the kernel's words; inotify(7)
         self.libc = ctypes.CDLL(None, use_errno=True)
 
     def __enter__(self) -> Events:
@@ -124,9 +126,13 @@ class Events:
             self.inotify[kind] = self.libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
             if self.inotify[kind] >= 0:
                 self._add(self.inotify[kind], kind)
-        for path in paths:
+            else:
+                self.lacks = f"inotify_init1: {os.strerror(ctypes.get_errno())}"
+        for path in paths if self.inotify[kind] >= 0 else ():
             # the same watch again, if there is one: inotify_add_watch(2)
-            self.libc.inotify_add_watch(self.inotify[kind], os.fsencode(path), mask | _IN_ONLYDIR)
+            made = self.libc.inotify_add_watch(self.inotify[kind], os.fsencode(path), mask | _IN_ONLYDIR)
+            if made < 0 and (errno := ctypes.get_errno()) not in (ENOENT, ENOTDIR, EACCES):
+                self.lacks = f"inotify_add_watch: {os.strerror(errno)}"
 
     def mute(self, kinds: Collection[str]) -> None:
         """Do not wake up for what is told of these kinds until the next time; wake up again for all others.

@@ -29,7 +29,8 @@ _LATER = (0.3, 1.2)
 #: Seconds for which a process may still become what it was started for: execve(2) gives it the mark, unshare(2) a namespace.
 _YOUNG = 1.0
 #: Of a processor: for checks after an event about the lab, and about the machine; without event; and for the glances,
-#: at what is new, and at everybody.  Whatever others do here, a watch of a lab in which nothing happens takes less than 1 %.
+#: at what is new, and at everybody.  A watch of a lab in which nothing happens takes less than 1 %; 2 % while others open
+#: programs without end.
 _LAB, _MACHINE, _ANYWAY, _GLANCE, _WHOLE = 0.25, 0.002, 0.0015, 0.0015, 0.001
 
 
