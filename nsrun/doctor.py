@@ -361,14 +361,15 @@ def _bridges() -> list[Finding]:
 
     found = []
     for link in sorted(filter(bridges.is_bridge, net.interfaces())):
-        if route := bridges.route_instead(link):
-            text = f"packets for pods on {link} ({bridges.current_subnet(link)}) take the route to {route}"
+        if fate := bridges.astray(link):
+            what, how = fate
             anew = (
                 "its next first pod gets another subnet"
                 if link == bridges.BRIDGE
                 else "nsrun network rm, and create it with another subnet"
             )
-            fix = f"ip route show table {route.table}; if that is to stay, remove the pods on {link}: {anew}"
+            fix = f"{how} show why; if that is to stay, remove the pods on {link}: {anew}"
+            text = f"packets for pods on {link} ({bridges.current_subnet(link)}) {what}"
             found.append(_finding("bridges", "limited", text, fix))
     if lost := bridges.on_no_bridge():
         text = f"pods are on none: {', '.join(lost)}; it was removed, or they were taken from it"

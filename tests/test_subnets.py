@@ -339,7 +339,9 @@ def test_a_route_that_comes_later(host, route, rule):
         assert not rule or reached(host) == REACHED
         if rule:
             sh("ip", "rule", "add", "priority", "5270", "lookup", rule)
-        assert f"ip route show table {rule or 254}" in host.run("doctor", check=False).stdout
+        assert (f"ip route show table {rule} show why" if rule else "ip route show why") in host.run(
+            "doctor", check=False
+        ).stdout
         ((status, text),) = reached(host)
         assert (status, text) == (
             "limited",
@@ -352,6 +354,33 @@ def test_a_route_that_comes_later(host, route, rule):
         if rule:
             sh("ip", "rule", "del", "priority", "5270", check=False)
         sh("ip", "route", "del", route, *where)
+
+
+@pytest.mark.parametrize("kind", ["unreachable", "prohibit", "blackhole"])
+def test_a_table_that_refuses(host, kind):
+    host.run("pod", "create", "a")
+    sh("ip", "route", "add", kind, "default", "table", "52")
+    sh("ip", "rule", "add", "priority", "5270", "lookup", "52")
+    try:
+        ((status, text),) = reached(host)
+        assert status == "limited" and text.startswith("packets for pods on nsrun0 (10.88.0.0/24) are refused (")
+        host.run("network", "create", "x", "--subnet", "10.99.0.0/16")
+    finally:
+        sh("ip", "rule", "del", "priority", "5270")
+        sh("ip", "route", "del", kind, "default", "table", "52")
+    assert reached(host) == REACHED
+
+
+def test_a_bridge_whose_route_was_deleted(host):
+    default = sh("ip", "route", "show", "default").stdout.split()
+    host.run("pod", "create", "a")
+    sh(*"ip route del 10.88.0.0/24 dev nsrun0".split())
+    assert "take the route to 0.0.0.0/0 to up0" in reached(host)[0][1]
+    sh("ip", "route", "del", *default)
+    try:
+        assert "(10.88.0.0/24) have no route" in reached(host)[0][1]
+    finally:
+        sh("ip", "route", "add", *default)
 
 
 def test_a_pod_that_is_on_no_bridge_any_more(host):

@@ -153,12 +153,13 @@ def _addresses(sock: wire.Socket) -> list[Route]:
 def _route_to(sock: wire.Socket, address: int) -> Route | None:
     """Return the route that this host's packets to an address take, of whichever table its rules name first; ip-rule(8).
 
-    Return None when there is no route, or only a default one.
+    Return None when there is none.  Raise KernelError when they are refused: EHOSTUNREACH (unreachable), EACCES (prohibit) or
+    EINVAL (blackhole); ip-route(8).
     """
     try:
         (body,) = wire.ask(sock, "ip route get fibmatch", wire.encode("get_route", pod_ip=ip_text(address)))
     except KernelError as error:
-        if error.errno not in (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL):  # none; or unreachable, prohibit, blackhole
+        if error.errno != ENETUNREACH:
             raise
         return None
     found = wire.attributes(
@@ -170,25 +171,44 @@ def _route_to(sock: wire.Socket, address: int) -> Route | None:
     except OSError:
         link = ""  # it has just gone
     mask = (1 << 32) - (1 << (32 - body[1]))
-    route = Route(int.from_bytes(word, "big"), mask, link, int.from_bytes(table, sys.byteorder) or body[4])
-    return None if route.is_default else route
+    return Route(int.from_bytes(word, "big"), mask, link, int.from_bytes(table, sys.byteorder) or body[4])
 
 
-def _leads_elsewhere(sock: wire.Socket, subnet: Subnet, bridge: str = "") -> Route | None:
-    """Return a route that leads packets for a pod's address, the first or the last one, somewhere else than to the bridge."""
+def _led_elsewhere(sock: wire.Socket, subnet: Subnet) -> Route | None:
+    """Return a route that packets for a pod's address, the first or the last one, take already; None when there is only a default one.
+
+    Where they are refused the bridge's own route may be the longer one: `unreachable default` is usual.
+    """
     for address in (subnet.first + 2, subnet.last - 1):
-        if (route := _route_to(sock, address)) and (not bridge or route.link != bridge):
+        try:
+            route = _route_to(sock, address)
+        except KernelError as error:
+            if error.errno not in (EHOSTUNREACH, EACCES, EINVAL):
+                raise
+            continue
+        if route and not route.is_default:
             return route
     return None
 
 
-def route_instead(bridge: str) -> Route | None:
-    """Return a route that leads packets for pods on a bridge, or for some of them, somewhere else; None when there is none."""
+def astray(bridge: str) -> tuple[str, str] | None:
+    """Return what happens to this host's packets for pods on a bridge, or for some of them, and how to see why; None when they reach it."""
     if not (subnet := current_subnet(bridge)):
         return None
+    for route in _routes():
+        if subnet.overlaps(route.to, route.mask) and route.mask > subnet.mask and route.link != bridge:
+            return f"take the route to {route}", "ip route"
     with wire.open_socket(wire.NETLINK_ROUTE) as sock:
-        within = (one for one in _routes() if subnet.overlaps(one.to, one.mask) and one.mask > subnet.mask)
-        return next((one for one in within if one.link != bridge), None) or _leads_elsewhere(sock, subnet, bridge)
+        for address in (subnet.first + 2, subnet.last - 1):
+            try:
+                taken = _route_to(sock, address)
+            except KernelError as error:
+                return f"are refused ({os.strerror(error.errno or 0)})", "ip rule and ip route show table all"
+            if not taken:
+                return "have no route", "ip route"
+            if taken.link != bridge:
+                return f"take the route to {taken}", f"ip rule and ip route show table {taken.table}"
+    return None
 
 
 def _blame(network: str, option: str) -> tuple[str, str]:
@@ -211,7 +231,7 @@ def pick_subnet(wanted: str, taken: Iterable[Subnet] = (), network: str = "") ->
                 why, how = f"overlaps with {others[0]}, which belongs to another network", "nsrun network ls shows them"
             elif any(subnet.overlaps(one.to, one.mask) for one in used):
                 why, how = "is in use on this machine", "ip route and ip address show what uses it"
-            elif route := _leads_elsewhere(sock, subnet):
+            elif route := _led_elsewhere(sock, subnet):
                 why = f"is in use on this machine: the route to {route} is of another table than main"
                 how = f"ip rule shows when it is asked, ip route show table {route.table} what is in it"
             else:
