@@ -62,7 +62,7 @@ def test_those_who_are_slow_delay_nobody(monkeypatch):
 
 
 def test_who_is_overdue_is_killed_with_all_helpers(monkeypatch):
-    monkeypatch.setattr(looks, "PATIENCE", 1.0)
+    monkeypatch.setattr(looks, "PATIENCE", 3.0)
     monkeypatch.setattr(looks, "QUICK", 0.3)
 
     def look(name: str) -> str:
@@ -71,12 +71,12 @@ def test_who_is_overdue_is_killed_with_all_helpers(monkeypatch):
 
     with looks.Looks() as ours:
         begin = time.monotonic()
-        assert ours.round(["a"], look, wait=False) == {} and time.monotonic() - begin < 0.9
+        assert ours.round(["a"], look, wait=False) == {} and time.monotonic() - begin < 2.5
         group = ours.going["a"].pid
         wait_for(lambda: len(of_group(group)) == 4, what="the helpers")
         told = ours.round(["a"], look)
         assert isinstance(told["a"], TimeoutError) and looks.HIDES in str(told["a"])
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20
         wait_for(lambda: not of_group(group), what="their end")
         assert ours.slow == {"a"}
         assert ours.round(["a"], lambda name: "quick") == {"a": "quick"} and not ours.slow

@@ -842,7 +842,7 @@ def test_serve_who_does_not_know_the_token_keeps_nobody_out(host, pod):
                 with contextlib.suppress(OSError):
                     sock.sendall(b"G")
             asked = time.monotonic()
-            assert answers(url) and time.monotonic() - asked < 2
+            assert answers(url) and time.monotonic() - asked < 10  # of the 20 seconds that each of them is borne
             time.sleep(0.5)
         assert len(os.listdir(f"/proc/{process.pid}/task")) < 10
 
