@@ -262,9 +262,8 @@ def test_a_check_that_hangs_is_killed_with_all_it_started(host, pod, busybox):
     first = log(host)[0]
     assert first["exit_code"] == -1 and first["output"].endswith("begun\n") and "longer than 1 s" in first["output"]
     host.run("pause", "m")  # so that no other check begins
-    wait_for(
-        lambda: len([row for row in host.json("top", "m") if row["command"] == nap(0)]) <= 3
-    )  # of one check at most
+    # of one check at most
+    wait_for(lambda: len([row for row in host.json("top", "m") if row["command"] == nap(0)]) <= 3)
     host.run("unpause", "m")
     host.run("stop", "-t", "0", "m")
     assert host.member("m")["health"] == "none" and host.member("m")["status"] == "stopped"

@@ -162,9 +162,8 @@ def _route_to(sock: wire.Socket, address: int) -> Route | None:
         if error.errno != ENETUNREACH:
             raise
         return None
-    found = wire.attributes(
-        body[12:]
-    )  # after a struct rtmsg, whose second byte is the length of the prefix; rtnetlink(7)
+    # what follows a struct rtmsg, whose second byte is the length of the prefix; rtnetlink(7)
+    found = wire.attributes(body[12:])
     word, table, index = found.get(1, bytes(4)), found.get(15, b""), found.get(4, b"")  # RTA_DST, RTA_TABLE, RTA_OIF
     try:
         link = _socket.if_indextoname(int.from_bytes(index, sys.byteorder)) if index else ""
