@@ -4,6 +4,7 @@
 import datetime
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -178,3 +179,31 @@ def test_names_have_colours_on_a_terminal_only(host, pod, busybox, terminal):
     at.expect(r"\x1b\[32mb \| \x1b\[0m\\x1b\[31mb")
     piped = host.run("pod", "logs", pod).stdout
     assert piped == "a | \x1b[31ma\nb | \x1b[31mb\n"
+
+
+def test_those_that_are_followed_take_turns():
+    """One that writes without end keeps nobody waiting, and one that has ended is asked no more."""
+    endless = (("1", "stdout", "x\n") for _ in iter(int, 1))
+    sources = {"a": endless, "b": iter([None, ("2", "stdout", "half"), None, ("3", "stdout", " and half\n")])}
+    found = (name for name, _ in logs.together(sources, True) if name == "b")
+    assert next(found) == "b"
+    last = logs.together({"c": iter([]), "d": iter([("4", "stderr", "end")])}, True)
+    assert list(last) == [("d", ("4", "stderr", "end\n"))]
+
+
+def test_a_second_signal_before_the_first_one_is_told():
+    """timeout(1) sends two: to its child, and to the process group."""
+    script = """
+import os, signal, sys
+from nsrun import cli
+def twice(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except cli.Interrupted:
+        os.kill(os.getpid(), signal.SIGTERM)
+cli._take_signals()
+cli._main = twice
+sys.exit(cli.main([]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (143, "nsrun: interrupted\n")

@@ -41,8 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
-    except (KeyboardInterrupt, Interrupted) as error:  # while an error was being reported, or a first signal
-        return _status_of(error)
+    except (
+        KeyboardInterrupt,
+        Interrupted,
+    ) as error:  # while an error was being reported, or a second one: timeout(1) sends two
+        return _interrupted(error)
+
+
+def _interrupted(signal: BaseException) -> int:
+    """Say that a signal has ended the command, and return its exit status."""
+    import _signal
+
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP})  # once is enough
+    from nsrun.cli import say
+
+    say.interrupted()
+    return _status_of(signal)
 
 
 def _status_of(signal: BaseException) -> int:
@@ -51,8 +65,6 @@ def _status_of(signal: BaseException) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    import _signal
-
     debug = "--debug" in arguments[:4]
     status_fd = -1
     try:
@@ -64,11 +76,7 @@ def _main(arguments: list[str]) -> int:
         _flush()
         return code
     except (KeyboardInterrupt, Interrupted) as error:
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP})  # once is enough
-        from nsrun.cli import say
-
-        say.interrupted()
-        return _status_of(error)
+        return _interrupted(error)
     except BrokenPipeError:
         from nsrun.cli.say import give_up
 

@@ -118,14 +118,14 @@ def logs(call: Call) -> int:
     since, until = (module.moment(options[key], f"--{key}") if key in options else "" for key in ("since", "until"))
     follow, stamps, raw = (bool(options.get(key)) for key in ("follow", "timestamps", "raw"))
     names = list(dict.fromkeys(state.member(name)["name"] for name in call.operands))
-    sources = {name: module.logs(state, name, tail, follow, since, until) for name in names}
-    if len(sources) == 1:
+    if len(names) == 1:
         lines = module.Lines()
-        for time, stream, text in sources[names[0]]:
+        for time, stream, text in module.logs(state, names[0], tail, follow, since, until):
             begins = lines.begins(stream, text)
             say.member_output(2 if stream == "stderr" else 1, (f"{time} {text}" if stamps and begins else text), raw)
         return 0
     width = max(map(len, names), default=0)
+    sources = {name: module.pieces(state, name, tail, follow, since, until) for name in names}
     for name, (time, stream, text) in module.together(sources, follow):
         line = (f"{time} " if stamps else "") + text
         say.member_output(2 if stream == "stderr" else 1, line, raw, f"{name:{width}} | ", names.index(name))

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     Piece = tuple[str, str, str]  # time, stdout or stderr, text (with its newline at the end of a line)
 
 
+#: Seconds between two looks at a log that is followed, and how many lines of one are yielded before it is another's turn.
+PAUSE, _TURN = 0.1, 1000
+
+
 class _Log:
     """An open log, of which at most the last MOST bytes are read.
 
@@ -81,6 +85,17 @@ def logs(
     """
     import time
 
+    for piece in pieces(state, name, tail, follow, since, until):
+        if piece:
+            yield piece
+        else:
+            time.sleep(PAUSE)
+
+
+def pieces(
+    state: State, name: str, tail: int | None = None, follow: bool = False, since: str = "", until: str = ""
+) -> Iterator[Piece | None]:
+    """Yield what logs() yields, and None when there is nothing just now: ask again after PAUSE."""
     wanted = _Wanted(since, until)
     note: Note = state.member(name)
     path = state.path("members", note["name"], "log")
@@ -113,7 +128,7 @@ def logs(
                     if wanted.takes(piece):
                         yield piece
                 if log is None and not ended:
-                    time.sleep(0.1)
+                    yield None
                 elif log is None:
                     return
             elif ended:
@@ -121,7 +136,7 @@ def logs(
                 yield from filter(wanted.takes, unfinished.close())
                 return
             else:
-                time.sleep(0.1)
+                yield None
                 note = state.try_read("members", note["name"]) or note
     finally:
         if log:
@@ -211,10 +226,14 @@ def last_lines(pieces: list[Piece], count: int) -> list[Piece]:
     return [piece for piece, line in zip(pieces, numbers, strict=True) if line > number - count]
 
 
-def whole_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Put the pieces of each line together, with the time of the first; yield lines without an end last."""
+def whole_lines(pieces: Iterable[Piece | None]) -> Iterator[Piece | None]:
+    """Put the pieces of each line together, with the time of the first; yield lines without an end last, and None for None."""
     open_lines: dict[str, tuple[str, str]] = {}
-    for time, stream, text in pieces:
+    for piece in pieces:
+        if not piece:
+            yield None
+            continue
+        time, stream, text = piece
         begun, before = open_lines.pop(stream, (time, ""))
         if text.endswith("\n") or len(before) > 1 << 20:
             yield begun, stream, before + text
@@ -224,41 +243,42 @@ def whole_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
         yield begun, stream, before + "\n"
 
 
-def together(sources: dict[str, Iterator[Piece]], follow: bool) -> Iterator[tuple[str, Piece]]:
-    """Yield (name, whole line) … of several members, ordered by time; with `follow`, as they come."""
+def together(sources: dict[str, Iterator[Piece | None]], follow: bool) -> Iterator[tuple[str, Piece]]:
+    """Yield (name, whole line) … of several members, whose pieces() these are, ordered by time; with `follow`, as they come."""
     if not follow:
         from heapq import merge
 
         def named(name: str) -> Iterator[tuple[str, str, str, str]]:
-            return ((time, name, stream, text) for time, stream, text in whole_lines(sources[name]))
+            return ((line[0], name, *line[1:]) for line in whole_lines(sources[name]) if line)
 
         for time, name, stream, text in merge(*map(named, sources), key=lambda line: line[0]):
             yield name, (time, stream, text)
         return
-    from queue import Queue
-    from threading import Thread
+    yield from _as_they_come({name: whole_lines(source) for name, source in sources.items()})
 
-    lines: Queue[tuple[str, Piece | Exception | None]] = Queue(1000)
 
-    def read(name: str) -> None:
-        try:
-            for line in whole_lines(sources[name]):
-                lines.put((name, line))
-            lines.put((name, None))
-        except Exception as error:
-            lines.put((name, error))
+def _as_they_come(sources: dict[str, Iterator[Piece | None]]) -> Iterator[tuple[str, Piece]]:
+    """Yield what each has now, then wait.
 
-    for name in sources:
-        Thread(target=read, args=(name,), daemon=True).start()
-    left = len(sources)
-    while left:
-        name, line = lines.get()
-        if isinstance(line, Exception):
-            raise line
-        if line is None:
-            left -= 1
-        else:
-            yield name, line
+    By turns, and by no threads: a signal that is raised as an exception while a thread is waited for can leave its lock undone.
+    """
+    from itertools import islice
+    from time import sleep
+
+    while sources:
+        idle = True
+        for name, lines in list(sources.items()):
+            ended = True
+            for line in islice(lines, _TURN):  # whoever writes without end keeps no other one waiting
+                ended = False
+                if not line:
+                    break
+                idle = False
+                yield name, line
+            if ended:
+                del sources[name]
+        if idle and sources:
+            sleep(PAUSE)
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
