@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nsrun-oci makes of words and documents, without a machine: the command line, config.json, resources, plans."""
 
+import _socket
 import copy
 import json
 import os
 import pathlib
 import re
+import socket
 import struct
 import subprocess
 from typing import Any
@@ -16,7 +18,7 @@ from oci import config as some_config
 from nsrun import _protocol
 from nsrun.errors import BadInput, NsrunError, UsageError
 from nsrun.kernel import LIBEXEC
-from nsrun.oci import cgroups, config, describe, resources, systemd
+from nsrun.oci import cgroups, config, describe, resources, steps, systemd
 from nsrun.oci.commands import COMMANDS, GLOBAL, check_id, container_id, read
 from nsrun.oci.lifecycle import signal_number
 from nsrun.oci.plan import Facts, create_plan, exec_plan, hook_plan
@@ -557,3 +559,23 @@ def test_features_are_what_the_table_says():
     for option in found["mountOptions"]:
         assert not config.MountOptions([option], "/x").data, option
     assert config.load(describe.default_spec(False), "c") and config.load(describe.default_spec(True), "c")
+
+
+def test_who_takes_a_terminal_may_close_the_socket_at_once(tmp_path, monkeypatch):
+    """As conmon does: all that there was to say has been said."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(tmp_path / "console"))
+    listener.listen(1)
+    told = []
+
+    class Sender(_socket.socket):
+        def sendmsg(self, *words):
+            sent = super().sendmsg(*words)
+            with listener.accept()[0] as taker:
+                told.append(taker.recvmsg(100, 100)[0])
+            return sent
+
+    monkeypatch.setattr(_socket, "socket", Sender)
+    steps._send(str(tmp_path / "console"), b"/dev/pts/7", 0)
+    assert told == [b"/dev/pts/7"]
+    listener.close()

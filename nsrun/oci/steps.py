@@ -1132,7 +1132,8 @@ def _send(path: str, data: bytes, fd: int) -> None:
         with kernel.Fd(os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as place:
             sock.connect(f"/proc/self/fd/{place}/{name}")  # a path of any length: sun_path holds 108 bytes
         sent = sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", fd))])
-        sock.sendall(data[sent:])
+        if sent < len(data):  # of nothing, sendall() would tell that whoever has it all has closed the socket: EPIPE
+            sock.sendall(data[sent:])
     finally:
         sock.close()
 
